@@ -1,0 +1,110 @@
+//! Which rule a packet falls under: tuple-space search.
+//!
+//! Rules with the same combination of significant fields share a [`TupleMask`]; a packet is looked
+//! up once per mask in one hash table, whatever the number of rules. Of the rules found, the first
+//! in the user's order wins.
+
+use crate::packet::{Direction, Family, Packet};
+
+/// Words of a [`TupleKey`] that describe the packet; the last word tells which mask.
+pub const TUPLE_WORDS: usize = 6;
+
+/// Bit positions of the fields packed into word 5 of a tuple.
+pub mod field {
+    /// IP protocol number, 8 bits.
+    pub const PROTOCOL_SHIFT: u32 = 0;
+    /// TCP flags (FIN is bit 0), 8 bits.
+    pub const TCP_FLAGS_SHIFT: u32 = 8;
+    /// Address family: 0 for IPv4, 1 for IPv6.
+    pub const FAMILY: u32 = 1 << 16;
+    /// Direction: 0 for egress, 1 for ingress.
+    pub const DIRECTION: u32 = 1 << 17;
+    /// The packet is a TCP segment that carries payload.
+    pub const HAS_DATA: u32 = 1 << 18;
+    /// The ports are known (absent for ICMP and for all but the first fragment).
+    pub const HAS_PORTS: u32 = 1 << 19;
+}
+
+/// A packet's matchable fields, or the part of them that a mask keeps.
+///
+/// Words 0 to 3: remote address as in [`Packet::remote`]. Word 4: local port class in the high half,
+/// remote port class in the low half. Word 5: see [`field`].
+pub type Tuple = [u32; TUPLE_WORDS];
+
+/// Key of the `ENTRIES` hash map: a masked tuple, then `mask index << 1 | bank`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TupleKey {
+    /// The masked tuple.
+    pub tuple: Tuple,
+    /// Which mask, and which bank of rules.
+    pub space: u32,
+}
+
+impl TupleKey {
+    /// The key under mask number `mask` of bank `bank`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn space(mask: u32, bank: u32) -> u32 {
+        mask << 1 | bank
+    }
+}
+
+/// Which bits of a tuple matter to a group of rules.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TupleMask {
+    /// The bits that matter.
+    pub tuple: Tuple,
+    /// Number of the first rule that uses this mask. Masks are sorted by it, so that the search can
+    /// stop once it has found an earlier rule than any that remain.
+    pub first_rule: u32,
+}
+
+impl TupleMask {
+    /// An unused slot.
+    pub const EMPTY: Self = Self { tuple: [0; TUPLE_WORDS], first_rule: u32::MAX };
+}
+
+/// The packet's tuple, given the classes of its ports (0 where ports do not matter).
+#[inline(always)]
+#[must_use]
+pub fn tuple(packet: &Packet, direction: Direction, local_class: u16, remote_class: u16) -> Tuple {
+    let mut fields = u32::from(packet.protocol) << field::PROTOCOL_SHIFT
+        | u32::from(packet.tcp_flags) << field::TCP_FLAGS_SHIFT;
+    if packet.family == Family::V6 {
+        fields |= field::FAMILY;
+    }
+    if direction == Direction::Ingress {
+        fields |= field::DIRECTION;
+    }
+    if packet.has_data {
+        fields |= field::HAS_DATA;
+    }
+    if packet.has_ports {
+        fields |= field::HAS_PORTS;
+    }
+    let remote = packet.remote(direction);
+    [
+        remote[0],
+        remote[1],
+        remote[2],
+        remote[3],
+        u32::from(local_class) << 16 | u32::from(remote_class),
+        fields,
+    ]
+}
+
+/// `tuple` under `mask`.
+#[inline(always)]
+#[must_use]
+pub fn masked(tuple: &Tuple, mask: &Tuple) -> Tuple {
+    [
+        tuple[0] & mask[0],
+        tuple[1] & mask[1],
+        tuple[2] & mask[2],
+        tuple[3] & mask[3],
+        tuple[4] & mask[4],
+        tuple[5] & mask[5],
+    ]
+}

@@ -1,0 +1,76 @@
+//! A chance per packet, optionally depending on the packet before.
+
+/// A probability in units of 2^-32; [`Probability::ALWAYS`] is exactly 1.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Probability(pub u32);
+
+impl Probability {
+    /// Never.
+    pub const NEVER: Self = Self(0);
+    /// Every time, not just nearly.
+    pub const ALWAYS: Self = Self(u32::MAX);
+
+    /// From a fraction; what lies outside 0 to 1 is clamped.
+    #[must_use]
+    pub fn from_fraction(fraction: f64) -> Self {
+        // `as` saturates: NaN becomes 0.
+        Self((fraction * 4_294_967_296.0) as u32)
+    }
+
+    /// The probability as a fraction from 0 to 1.
+    #[must_use]
+    pub fn fraction(self) -> f64 {
+        if self == Self::ALWAYS { 1.0 } else { f64::from(self.0) / 4_294_967_296.0 }
+    }
+
+    /// Whether a uniformly distributed `random` hits.
+    #[inline(always)]
+    #[must_use]
+    pub const fn hit(self, random: u32) -> bool {
+        self.0 == u32::MAX || random < self.0
+    }
+}
+
+/// Hits with a probability that depends on whether the packet before was hit.
+///
+/// With probability P and correlation C: P + C·(1-P) after a hit and P·(1-C) after a miss. That keeps
+/// the long-run rate at exactly P and makes the lag-1 autocorrelation exactly C. netem's own
+/// correlation (averaging with the last random number) keeps neither, which is why its man page warns
+/// of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chance {
+    /// Probability after a packet that was not hit.
+    pub after_miss: Probability,
+    /// Probability after a packet that was hit.
+    pub after_hit: Probability,
+}
+
+impl Chance {
+    /// Hits nothing.
+    pub const NEVER: Self =
+        Self { after_miss: Probability::NEVER, after_hit: Probability::NEVER };
+
+    /// With `probability` and `correlation` as fractions from 0 to 1.
+    #[must_use]
+    pub fn new(probability: f64, correlation: f64) -> Self {
+        Self {
+            after_miss: Probability::from_fraction(probability * (1.0 - correlation)),
+            after_hit: Probability::from_fraction(probability + correlation * (1.0 - probability)),
+        }
+    }
+
+    /// Whether this packet is hit.
+    #[inline(always)]
+    #[must_use]
+    pub const fn hit(&self, hit_before: bool, random: u32) -> bool {
+        if hit_before { self.after_hit.hit(random) } else { self.after_miss.hit(random) }
+    }
+
+    /// Whether the outcome depends on the packet before.
+    #[must_use]
+    pub fn is_correlated(&self) -> bool {
+        self.after_miss != self.after_hit
+    }
+}

@@ -1,0 +1,142 @@
+//! Which packets are lost. Terms and transitions are those of netem (tc-netem(8), net/sched/sch_netem.c).
+
+use super::chance::{Chance, Probability};
+
+/// No packet is lost.
+pub const NONE: u32 = 0;
+/// Random, optionally correlated: parameters are `after_miss`, `after_hit`.
+pub const RANDOM: u32 = 1;
+/// Every N-th packet: the parameter is N.
+pub const EVERY: u32 = 2;
+/// 4-state Markov: parameters are p13, p31, p32, p23, p14.
+pub const STATE: u32 = 3;
+/// Gilbert-Elliott: parameters are p, r, 1-h, 1-k.
+pub const GEMODEL: u32 = 4;
+
+/// Memory of [`STATE`], netem's states 1 to 4: received in a gap.
+const IN_GAP: u32 = 0;
+/// Received in a burst of losses.
+const IN_BURST: u32 = 1;
+/// Lost in a burst.
+const LOST_IN_BURST: u32 = 2;
+/// Lost alone, in a gap.
+const LOST_IN_GAP: u32 = 3;
+
+/// Memory of [`GEMODEL`]: the good state.
+const GOOD: u32 = 0;
+/// The bad state.
+const BAD: u32 = 1;
+
+/// A loss model with its parameters.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// Which model: [`NONE`], [`RANDOM`], [`EVERY`], [`STATE`] or [`GEMODEL`].
+    pub kind: u32,
+    /// The model's parameters, see the kinds.
+    pub parameters: [u32; 5],
+}
+
+impl Loss {
+    /// Whether a packet is lost, and the model's memory after it.
+    ///
+    /// `memory` is 0 at the start and otherwise what the step before returned; `index` counts the packets
+    /// before this one; of `random` both halves are used, independently.
+    #[inline(always)]
+    #[must_use]
+    pub const fn step(&self, memory: u32, index: u64, random: u64) -> (bool, u32) {
+        let [a, b, c, d, e] = self.parameters;
+        let (high, low) = ((random >> 32) as u32, random as u32);
+        match self.kind {
+            RANDOM => {
+                let chance = Chance { after_miss: Probability(a), after_hit: Probability(b) };
+                let lost = chance.hit(memory != 0, high);
+                (lost, lost as u32)
+            }
+            EVERY => (a != 0 && (index + 1) % a as u64 == 0, 0),
+            STATE => match memory {
+                // a = p13, e = p14.
+                IN_GAP => {
+                    if Probability(e).hit(high) {
+                        (true, LOST_IN_GAP)
+                    } else if Probability(a).hit(high.wrapping_sub(e)) {
+                        (true, LOST_IN_BURST)
+                    } else {
+                        (false, IN_GAP)
+                    }
+                }
+                // d = p23.
+                IN_BURST => {
+                    if Probability(d).hit(high) { (true, LOST_IN_BURST) } else { (false, IN_BURST) }
+                }
+                // b = p31, c = p32.
+                LOST_IN_BURST => {
+                    if Probability(c).hit(high) {
+                        (false, IN_BURST)
+                    } else if Probability(b).hit(high.wrapping_sub(c)) {
+                        (false, IN_GAP)
+                    } else {
+                        (true, LOST_IN_BURST)
+                    }
+                }
+                _ => (false, IN_GAP),
+            },
+            // a = p, b = r, c = 1-h, d = 1-k. The loss is drawn in the state that the packet finds.
+            GEMODEL => {
+                if memory == GOOD {
+                    (Probability(d).hit(low), if Probability(a).hit(high) { BAD } else { GOOD })
+                } else {
+                    (Probability(c).hit(low), if Probability(b).hit(high) { GOOD } else { BAD })
+                }
+            }
+            _ => (false, 0),
+        }
+    }
+
+    /// Whether a step depends on the memory that the one before left.
+    #[must_use]
+    pub const fn has_memory(&self) -> bool {
+        match self.kind {
+            RANDOM => self.parameters[0] != self.parameters[1],
+            STATE | GEMODEL => true,
+            _ => false,
+        }
+    }
+
+    /// Random loss.
+    #[must_use]
+    pub fn random(chance: Chance) -> Self {
+        Self { kind: RANDOM, parameters: [chance.after_miss.0, chance.after_hit.0, 0, 0, 0] }
+    }
+
+    /// Loss of every `n`-th packet; `n` is at least 1.
+    #[must_use]
+    pub fn every(n: u32) -> Self {
+        Self { kind: EVERY, parameters: [n, 0, 0, 0, 0] }
+    }
+
+    /// The 4-state Markov model: 1 received in a gap, 2 received in a burst, 3 lost in a burst, 4 lost
+    /// alone in a gap.
+    #[must_use]
+    pub fn state(
+        p13: Probability,
+        p31: Probability,
+        p32: Probability,
+        p23: Probability,
+        p14: Probability,
+    ) -> Self {
+        Self { kind: STATE, parameters: [p13.0, p31.0, p32.0, p23.0, p14.0] }
+    }
+
+    /// The Gilbert-Elliott model: `p` good to bad, `r` bad to good, loss of `loss_in_bad` (1-h) and
+    /// `loss_in_good` (1-k).
+    #[must_use]
+    pub fn gemodel(
+        p: Probability,
+        r: Probability,
+        loss_in_bad: Probability,
+        loss_in_good: Probability,
+    ) -> Self {
+        Self { kind: GEMODEL, parameters: [p.0, r.0, loss_in_bad.0, loss_in_good.0, 0] }
+    }
+}

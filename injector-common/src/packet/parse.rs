@@ -1,0 +1,353 @@
+//! From bytes to a [`Packet`].
+//!
+//! Works on bare addresses, each access checked against the end, because that is what the eBPF
+//! verifier understands; the host's tests feed it slices through [`parse_slice`].
+
+use super::{Family, Packet, protocol};
+
+/// Why a frame could not be parsed. Such frames are never faulted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unparsed {
+    /// Not IP, for instance ARP.
+    NotIp,
+    /// A header lies (partly) behind the end of the readable bytes.
+    Truncated,
+    /// A header contradicts itself, or there are more extension headers than are followed.
+    Malformed,
+}
+
+/// What precedes the IP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// An Ethernet header, with up to two VLAN tags (IEEE 802.1Q, 802.1ad).
+    Ethernet,
+    /// Nothing: tun, WireGuard, tunnels.
+    None,
+}
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_QINQ: u16 = 0x88a8;
+
+/// IPv6 extension headers that are followed before a packet counts as malformed.
+const MAX_EXTENSIONS: usize = 6;
+
+/// Extension headers (RFC 8200, RFC 4302, RFC 6275, RFC 7401, RFC 5533).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+const MOBILITY: u8 = 135;
+const HIP: u8 = 139;
+const SHIM6: u8 = 140;
+
+/// Reads a `T` at `offset`, if it lies within `start..end`.
+///
+/// # Safety
+///
+/// `start..end` must be readable, and any bit pattern must be a valid `T`.
+#[inline(always)]
+unsafe fn load<T: Copy>(start: usize, end: usize, offset: usize) -> Result<T, Unparsed> {
+    let at = start + offset;
+    if at + size_of::<T>() > end {
+        return Err(Unparsed::Truncated);
+    }
+    let pointer = at as *const T;
+    // SAFETY: within bounds by the check above. The kernel allows unaligned packet access where the
+    // machine does (x86-64, arm64); `read_unaligned` would make the eBPF side load byte by byte.
+    #[cfg(target_arch = "bpf")]
+    let value = unsafe { pointer.read() };
+    // SAFETY: within bounds by the check above.
+    #[cfg(not(target_arch = "bpf"))]
+    let value = unsafe { pointer.read_unaligned() };
+    Ok(value)
+}
+
+/// Parses the frame whose first bytes are at `start..end`.
+///
+/// `length` is the length of the whole frame, of which only a part may be readable.
+///
+/// # Errors
+///
+/// [`Unparsed`] says why. [`Unparsed::Truncated`] may be cured by making more of the frame readable.
+///
+/// # Safety
+///
+/// `start..end` must be readable.
+#[inline(always)]
+pub unsafe fn parse(
+    start: usize,
+    end: usize,
+    length: u32,
+    link: Link,
+) -> Result<Packet, Unparsed> {
+    // SAFETY: as for this function.
+    let (l3, version) = unsafe { network_header(start, end, link)? };
+    match version {
+        // SAFETY: as for this function.
+        4 => unsafe { ipv4(start, end, length, l3) },
+        // SAFETY: as for this function.
+        6 => unsafe { ipv6(start, end, length, l3) },
+        _ => Err(Unparsed::NotIp),
+    }
+}
+
+/// Parses a whole frame; for tests and tools.
+///
+/// # Errors
+///
+/// As for [`parse`].
+pub fn parse_slice(frame: &[u8], link: Link) -> Result<Packet, Unparsed> {
+    let range = frame.as_ptr_range();
+    let length = u32::try_from(frame.len()).map_err(|_| Unparsed::Malformed)?;
+    // SAFETY: the slice is readable.
+    unsafe { parse(range.start as usize, range.end as usize, length, link) }
+}
+
+/// Where the IP header starts, and its version as the link layer has it.
+#[inline(always)]
+unsafe fn network_header(start: usize, end: usize, link: Link) -> Result<(usize, u8), Unparsed> {
+    if link == Link::None {
+        // SAFETY: as for the caller.
+        let version = unsafe { load::<u8>(start, end, 0)? } >> 4;
+        return Ok((0, version));
+    }
+    let mut l3 = 14;
+    // SAFETY: as for the caller.
+    let mut ethertype = u16::from_be(unsafe { load(start, end, 12)? });
+    if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
+        l3 = 18;
+        // SAFETY: as for the caller.
+        ethertype = u16::from_be(unsafe { load(start, end, 16)? });
+        if ethertype == ETHERTYPE_VLAN {
+            l3 = 22;
+            // SAFETY: as for the caller.
+            ethertype = u16::from_be(unsafe { load(start, end, 20)? });
+        }
+    }
+    match ethertype {
+        ETHERTYPE_IPV4 => Ok((l3, 4)),
+        ETHERTYPE_IPV6 => Ok((l3, 6)),
+        _ => Err(Unparsed::NotIp),
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ipv4Header {
+    version_ihl: u8,
+    tos: u8,
+    total_length: u16,
+    id: u16,
+    fragment: u16,
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    source: u32,
+    destination: u32,
+}
+
+#[inline(always)]
+unsafe fn ipv4(start: usize, end: usize, length: u32, l3: usize) -> Result<Packet, Unparsed> {
+    // SAFETY: as for the caller; any bytes make an Ipv4Header.
+    let header: Ipv4Header = unsafe { load(start, end, l3)? };
+    let header_length = usize::from(header.version_ihl & 0xf) * 4;
+    if header.version_ihl >> 4 != 4 || header_length < 20 {
+        return Err(Unparsed::Malformed);
+    }
+    let total_length = u32::from(u16::from_be(header.total_length));
+    // BIG TCP leaves 0 here and means the frame's own length.
+    let packet_end = if total_length == 0 { length } else { l3 as u32 + total_length };
+    let fragment = u16::from_be(header.fragment);
+    let packet = Packet {
+        source: [header.source, 0, 0, 0],
+        destination: [header.destination, 0, 0, 0],
+        family: Family::V4,
+        protocol: header.protocol,
+        tcp_flags: 0,
+        has_ports: false,
+        has_data: false,
+        later_fragment: fragment & 0x1fff != 0,
+        fragment: fragment & 0x3fff != 0,
+        fragment_id: u32::from(header.id),
+        source_port: 0,
+        destination_port: 0,
+        echo_id: 0,
+        l3: l3 as u16,
+        l4: (l3 + header_length) as u16,
+        payload: (l3 + header_length) as u16,
+        end: packet_end,
+    };
+    // SAFETY: as for the caller.
+    unsafe { upper_layer(start, end, length, packet) }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ipv6Header {
+    version_class_label: u32,
+    payload_length: u16,
+    next_header: u8,
+    hop_limit: u8,
+    source: [u32; 4],
+    destination: [u32; 4],
+}
+
+#[inline(always)]
+unsafe fn ipv6(start: usize, end: usize, length: u32, l3: usize) -> Result<Packet, Unparsed> {
+    // SAFETY: as for the caller; any bytes make an Ipv6Header.
+    let header: Ipv6Header = unsafe { load(start, end, l3)? };
+    if u32::from_be(header.version_class_label) >> 28 != 6 {
+        return Err(Unparsed::Malformed);
+    }
+    let payload_length = u32::from(u16::from_be(header.payload_length));
+    // Jumbograms and BIG TCP leave 0 here and mean the frame's own length.
+    let packet_end = if payload_length == 0 && header.next_header != 59 {
+        length
+    } else {
+        l3 as u32 + 40 + payload_length
+    };
+
+    let mut next = header.next_header;
+    let mut l4 = l3 + 40;
+    let mut fragment = false;
+    let mut fragment_id = 0;
+    let mut later_fragment = false;
+    let mut settled = false;
+    for _ in 0..MAX_EXTENSIONS {
+        if !is_extension(next) {
+            settled = true;
+            break;
+        }
+        // SAFETY: as for the caller.
+        let [following, units, offset_high, offset_low]: [u8; 4] =
+            unsafe { load(start, end, l4)? };
+        let units = usize::from(units);
+        if next == FRAGMENT {
+            let offset = u16::from_be_bytes([offset_high, offset_low]);
+            fragment |= offset & 0xfff9 != 0;
+            // SAFETY: as for the caller.
+            fragment_id = unsafe { load(start, end, l4 + 4)? };
+            later_fragment = offset & 0xfff8 != 0;
+            l4 += 8;
+            next = following;
+            if later_fragment {
+                // What follows belongs to the middle of the packet.
+                settled = true;
+                break;
+            }
+            continue;
+        }
+        l4 += if next == AUTHENTICATION { (units + 2) * 4 } else { (units + 1) * 8 };
+        next = following;
+    }
+    if !settled && is_extension(next) {
+        return Err(Unparsed::Malformed);
+    }
+    let packet = Packet {
+        source: header.source,
+        destination: header.destination,
+        family: Family::V6,
+        protocol: next,
+        tcp_flags: 0,
+        has_ports: false,
+        has_data: false,
+        later_fragment,
+        fragment,
+        fragment_id,
+        source_port: 0,
+        destination_port: 0,
+        echo_id: 0,
+        l3: l3 as u16,
+        l4: l4 as u16,
+        payload: l4 as u16,
+        end: packet_end,
+    };
+    // SAFETY: as for the caller.
+    unsafe { upper_layer(start, end, length, packet) }
+}
+
+#[inline(always)]
+const fn is_extension(next: u8) -> bool {
+    matches!(
+        next,
+        HOP_BY_HOP
+            | ROUTING
+            | FRAGMENT
+            | AUTHENTICATION
+            | DESTINATION_OPTIONS
+            | MOBILITY
+            | HIP
+            | SHIM6
+    )
+}
+
+/// Fills in what the upper-layer header tells.
+#[inline(always)]
+unsafe fn upper_layer(
+    start: usize,
+    end: usize,
+    length: u32,
+    mut packet: Packet,
+) -> Result<Packet, Unparsed> {
+    let l4 = usize::from(packet.l4);
+    if packet.end > length || packet.end < l4 as u32 {
+        return Err(Unparsed::Truncated);
+    }
+    if packet.later_fragment {
+        return Ok(packet);
+    }
+    let room = packet.end - l4 as u32;
+    match packet.protocol {
+        protocol::TCP => {
+            if room < 20 {
+                return Err(Unparsed::Malformed);
+            }
+            // SAFETY: as for the caller.
+            let [offset, flags]: [u8; 2] = unsafe { load(start, end, l4 + 12)? };
+            let header_length = u32::from(offset >> 4) * 4;
+            if header_length < 20 || header_length > room {
+                return Err(Unparsed::Malformed);
+            }
+            packet.tcp_flags = flags;
+            packet.payload = packet.l4 + header_length as u16;
+            packet.has_data = room > header_length;
+        }
+        protocol::UDP | protocol::UDPLITE => {
+            if room < 8 {
+                return Err(Unparsed::Malformed);
+            }
+            packet.payload = packet.l4 + 8;
+        }
+        protocol::SCTP | protocol::DCCP => {
+            if room < 12 {
+                return Err(Unparsed::Malformed);
+            }
+            packet.payload = packet.l4 + 12;
+        }
+        protocol::ICMP | protocol::ICMPV6 => {
+            // SAFETY: as for the caller.
+            let [kind, _, _, _, id_high, id_low]: [u8; 6] = unsafe { load(start, end, l4)? };
+            let is_echo = matches!(
+                (packet.protocol, kind),
+                (protocol::ICMP, 0 | 8) | (protocol::ICMPV6, 128 | 129)
+            );
+            if is_echo {
+                packet.echo_id = u16::from_be_bytes([id_high, id_low]);
+            }
+            if room >= 8 {
+                packet.payload = packet.l4 + 8;
+            }
+            return Ok(packet);
+        }
+        _ => return Ok(packet),
+    }
+    // SAFETY: as for the caller.
+    let ports: [u16; 2] = unsafe { load(start, end, l4)? };
+    packet.source_port = u16::from_be(ports[0]);
+    packet.destination_port = u16::from_be(ports[1]);
+    packet.has_ports = true;
+    Ok(packet)
+}

@@ -1,0 +1,26 @@
+//! Lets aya's typed maps carry the shared types.
+
+use crate::{
+    classify::TupleKey,
+    control::{Connection, Control, PortClasses, RuleSet},
+    counter::{RuleCounters, SeenCounters},
+    rule::Rule,
+};
+
+macro_rules! pod {
+    ($($type:ty),+ $(,)?) => {$(
+        // SAFETY: repr(C), Copy, 'static, without padding (checked below) and valid for any bit pattern.
+        unsafe impl aya::Pod for $type {}
+    )+};
+}
+
+pod!(TupleKey, Connection, Control, PortClasses, RuleSet, RuleCounters, SeenCounters, Rule);
+
+const _: () = {
+    assert!(size_of::<TupleKey>() == 28);
+    assert!(size_of::<Connection>() == 36);
+    assert!(size_of::<Control>() == 16);
+    assert!(size_of::<RuleCounters>() == 88);
+    assert!(size_of::<SeenCounters>() == 32);
+    assert!(size_of::<Rule>() == 64);
+};

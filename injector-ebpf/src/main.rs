@@ -1,0 +1,59 @@
+//! injector's kernel side. Entry points only; [`packet`] does the work.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+#![allow(missing_docs, reason = "aya's macros generate undocumented public functions")]
+
+mod atomic;
+mod maps;
+mod packet;
+
+use aya_ebpf::{
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use injector_common::packet::{
+    Direction::{Egress, Ingress},
+    parse::Link,
+};
+
+/// Sent packets of interfaces with an Ethernet header (loopback included).
+#[classifier]
+pub fn tc_egress(ctx: TcContext) -> i32 {
+    packet::tc(&ctx, Egress, Link::Ethernet)
+}
+
+/// Received packets of interfaces with an Ethernet header (loopback included).
+#[classifier]
+pub fn tc_ingress(ctx: TcContext) -> i32 {
+    packet::tc(&ctx, Ingress, Link::Ethernet)
+}
+
+/// Sent packets of interfaces without a link-layer header (tun, WireGuard, tunnels).
+#[classifier]
+pub fn tc_egress_raw(ctx: TcContext) -> i32 {
+    packet::tc(&ctx, Egress, Link::None)
+}
+
+/// Received packets of interfaces without a link-layer header (tun, WireGuard, tunnels).
+#[classifier]
+pub fn tc_ingress_raw(ctx: TcContext) -> i32 {
+    packet::tc(&ctx, Ingress, Link::None)
+}
+
+/// Received packets before the kernel makes an skb of them.
+#[xdp]
+pub fn xdp_ingress(ctx: XdpContext) -> u32 {
+    packet::xdp(&ctx)
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // Nothing here can panic; the verifier refuses a program in which this loop can be reached.
+    loop {}
+}
+
+/// The helpers for sockets and checksums are for programs under the GPL only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,87 @@
+//! The maps and load-time constants shared with userspace. Sizes are set at load time.
+
+use aya_ebpf::{
+    Global,
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+};
+use injector_common::{
+    classify::TupleKey,
+    control::{Connection, Control, Flow, FragmentKey, FragmentPorts, PortClasses, RuleSet},
+    counter::{RuleCounters, SeenCounters},
+    rule::Rule,
+};
+
+/// Id of the target cgroup, or 0 for every packet on the attached interfaces.
+#[unsafe(no_mangle)]
+pub static CGROUP_ID: Global<u64> = Global::new(0);
+
+/// Depth of the target cgroup below the hierarchy's root.
+#[unsafe(no_mangle)]
+pub static CGROUP_LEVEL: Global<u32> = Global::new(0);
+
+/// The bit of `skb->tc_index` that tells this instance's judged packets from others, so that none is
+/// judged twice (loopback, bridge, veth, its own duplicates).
+#[unsafe(no_mangle)]
+pub static JUDGED_BIT: Global<u32> = Global::new(0);
+
+/// Non-zero: leave TCP port 22 and the connections in [`PROTECTED`] alone.
+#[unsafe(no_mangle)]
+pub static PROTECT: Global<u32> = Global::new(0);
+
+/// Rules that one bank holds, so that bank 1 starts there in [`RULES`], [`STATES`] and [`COUNTERS`].
+#[unsafe(no_mangle)]
+pub static RULES_PER_BANK: Global<u32> = Global::new(1);
+
+/// Which bank is active, and until when.
+#[map]
+pub static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
+
+/// How to classify, per bank.
+#[map]
+pub static RULE_SETS: Array<RuleSet> = Array::with_max_entries(2, 0);
+
+/// Classes of local ports, per bank.
+#[map]
+pub static LOCAL_CLASSES: Array<PortClasses> = Array::with_max_entries(2, 0);
+
+/// Classes of remote ports, per bank.
+#[map]
+pub static REMOTE_CLASSES: Array<PortClasses> = Array::with_max_entries(2, 0);
+
+/// Masked tuple to rule number.
+#[map]
+pub static ENTRIES: HashMap<TupleKey, u32> = HashMap::with_max_entries(2, 0);
+
+/// The rules of both banks.
+#[map]
+pub static RULES: Array<Rule> = Array::with_max_entries(2, 0);
+
+/// The mutable word of each rule, see [`injector_common::model::State`].
+#[map]
+pub static STATES: Array<u64> = Array::with_max_entries(2, 0);
+
+/// What each rule did.
+#[map]
+pub static COUNTERS: PerCpuArray<RuleCounters> = PerCpuArray::with_max_entries(2, 0);
+
+/// What was seen on the attached interfaces.
+#[map]
+pub static SEEN: PerCpuArray<SeenCounters> = PerCpuArray::with_max_entries(1, 0);
+
+/// Connections that `--protect` leaves alone.
+#[map]
+pub static PROTECTED: HashMap<Connection, u8> = HashMap::with_max_entries(1024, 0);
+
+/// Connections that have been reset, and when by `CLOCK_MONOTONIC`.
+#[map]
+pub static RESET: LruHashMap<Connection, u64> = LruHashMap::with_max_entries(65_536, 0);
+
+/// Conversations that the target cgroup began and for which there is no socket look-up.
+#[map]
+pub static FLOWS: LruHashMap<Flow, u8> = LruHashMap::with_max_entries(16_384, 0);
+
+/// What first fragments told about later ones.
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> =
+    LruHashMap::with_max_entries(4096, 0);

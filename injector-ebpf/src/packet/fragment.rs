@@ -1,0 +1,42 @@
+//! Later fragments carry no ports; the first one's are remembered for them.
+
+use aya_ebpf::bindings::BPF_ANY;
+use injector_common::{
+    control::{FragmentKey, FragmentPorts},
+    packet::Packet,
+};
+
+use crate::maps;
+
+/// Remembers the ports of a first fragment, or fills them in for a later one if the first was seen.
+#[inline(always)]
+pub fn complete(packet: &mut Packet) {
+    if !packet.fragment {
+        return;
+    }
+    let key = FragmentKey {
+        source: packet.source,
+        destination: packet.destination,
+        id: packet.fragment_id,
+        protocol: u32::from(packet.protocol),
+    };
+    if packet.later_fragment {
+        // SAFETY: the value is copied at once; were its slot reused meanwhile, a fragment would be
+        // classified by another packet's ports, which the 4096 slots make a theoretical case.
+        if let Some(ports) = unsafe { maps::FRAGMENTS.get(&key) } {
+            packet.source_port = ports.source_port;
+            packet.destination_port = ports.destination_port;
+            packet.echo_id = ports.echo_id;
+            packet.has_ports = ports.has_ports != 0;
+        }
+        return;
+    }
+    let ports = FragmentPorts {
+        source_port: packet.source_port,
+        destination_port: packet.destination_port,
+        echo_id: packet.echo_id,
+        has_ports: u16::from(packet.has_ports),
+    };
+    // A full table forgets the oldest; nothing to do about an error.
+    let _ = maps::FRAGMENTS.insert(&key, &ports, u64::from(BPF_ANY));
+}

@@ -1,0 +1,78 @@
+//! The Internet checksum (RFC 1071) and the kernel's way of leaving it to the hardware.
+
+use aya_ebpf::{helpers::generated::bpf_csum_diff, programs::TcContext};
+use injector_common::packet::{Family, Packet, protocol};
+
+/// Where the checksum lies in the upper-layer header, if it is one of the Internet kind.
+#[inline(always)]
+pub fn offset(packet: &Packet) -> Option<u32> {
+    if packet.later_fragment {
+        return None;
+    }
+    match packet.protocol {
+        protocol::TCP => Some(u32::from(packet.l4) + 16),
+        protocol::UDP => Some(u32::from(packet.l4) + 6),
+        protocol::ICMP | protocol::ICMPV6 => Some(u32::from(packet.l4) + 2),
+        _ => None,
+    }
+}
+
+/// The one's complement sum, folded to 16 bits.
+#[inline(always)]
+pub fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32 & 0xffff) + (sum >> 48);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
+/// The sum over the pseudo-header for an upper layer of `length` bytes (RFC 9293, RFC 8200), folded,
+/// in memory order.
+#[inline(always)]
+pub fn pseudo_header(packet: &Packet, length: u32) -> u16 {
+    let mut sum = u64::from(length.to_be()) + u64::from(u32::from(packet.protocol).to_be());
+    for word in packet.source {
+        sum += u64::from(word);
+    }
+    for word in packet.destination {
+        sum += u64::from(word);
+    }
+    fold(sum)
+}
+
+/// Whether `field` is what the kernel leaves in a packet whose checksum the hardware is to complete
+/// (`CHECKSUM_PARTIAL`): the bare sum of the pseudo-header. Nobody verifies such a packet on loopback
+/// and veth.
+#[inline(always)]
+pub fn is_partial(packet: &Packet, field: u16) -> bool {
+    if packet.protocol != protocol::TCP && packet.protocol != protocol::UDP {
+        return false;
+    }
+    field == pseudo_header(packet, packet.end.wrapping_sub(u32::from(packet.l4)))
+}
+
+/// The checksum of a 20-byte TCP header without payload, in memory order.
+#[inline(always)]
+pub fn tcp_header(packet: &Packet, header: &mut [u32; 5]) -> u16 {
+    let pseudo = pseudo_header(packet, 20);
+    // SAFETY: the header lives on the stack.
+    let sum = unsafe {
+        bpf_csum_diff(core::ptr::null_mut(), 0, header.as_mut_ptr(), 20, u32::from(pseudo))
+    };
+    !fold(sum as u64)
+}
+
+/// Reads a 16-bit field in memory order.
+#[inline(always)]
+pub fn load(ctx: &TcContext, offset: u32) -> Option<u16> {
+    ctx.load(offset as usize).ok()
+}
+
+/// Where the IPv4 header keeps its checksum, which every receiver verifies; `None` for IPv6.
+#[inline(always)]
+pub fn ipv4_offset(packet: &Packet) -> Option<u32> {
+    match packet.family {
+        Family::V4 => Some(u32::from(packet.l3) + 10),
+        Family::V6 => None,
+    }
+}

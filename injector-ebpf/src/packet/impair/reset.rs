@@ -1,0 +1,171 @@
+//! A TCP RST to the local side of a connection, as its peer would send it (RFC 9293, 3.10.7).
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_F_RECOMPUTE_CSUM},
+    helpers::generated::bpf_ktime_get_ns,
+    programs::TcContext,
+};
+use injector_common::{
+    packet::{Direction, Family, Packet, protocol, tcp_flag},
+    rule::{RULE_RESET_SYN, Rule},
+};
+
+use super::checksum;
+use crate::{
+    maps,
+    packet::{Fate, protect::connection, skb},
+};
+
+/// A connection that goes on sending has not taken the RST (it was not the next expected segment);
+/// it gets another after this time, which is not counted again.
+const AGAIN_AFTER_NS: u64 = 20_000_000;
+
+/// What became of the packet, and whether its connection was reset for the first time.
+pub struct Reset {
+    pub fate: Fate,
+    pub first: bool,
+}
+
+/// Turns the packet into the RST for its local side; `None` if it is not to be, and goes on.
+#[inline(always)]
+pub fn reset(ctx: &TcContext, packet: &Packet, direction: Direction, rule: &Rule) -> Option<Reset> {
+    if packet.protocol != protocol::TCP || packet.fragment {
+        return None;
+    }
+    let flags = packet.tcp_flags;
+    if flags & tcp_flag::RST != 0 {
+        return None;
+    }
+    let connection = connection(packet, direction);
+    if flags & tcp_flag::SYN != 0 && rule.flags & RULE_RESET_SYN == 0 {
+        // A new connection; it may come to be, and is reset at its first segment. Its ports may have
+        // been used by one that was reset before.
+        let _ = maps::RESET.remove(&connection);
+        return None;
+    }
+    if direction == Direction::Ingress && !packet.has_data && flags & tcp_flag::SYN == 0 {
+        // A bare acknowledgment completes a handshake, perhaps; a reset in its place would hide the
+        // connection from the server that is to see it break.
+        return None;
+    }
+    // SAFETY: no pointers are passed.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: the value is copied at once; a stale one costs or saves one RST.
+    let earlier = unsafe { maps::RESET.get(&connection) }.copied();
+    if earlier.is_some_and(|at| now.wrapping_sub(at) < AGAIN_AFTER_NS) {
+        return None;
+    }
+    let fate = match direction {
+        Direction::Egress => answer(ctx, packet)?,
+        Direction::Ingress => replace(ctx, packet)?,
+    };
+    let _ = maps::RESET.insert(&connection, &now, u64::from(BPF_ANY));
+    Some(Reset { fate, first: earlier.is_none() })
+}
+
+/// Makes of a sent packet the RST that answers it, and turns it back.
+#[inline(always)]
+fn answer(ctx: &TcContext, packet: &Packet) -> Option<Fate> {
+    let (sequence, acknowledged) = numbers(ctx, packet)?;
+    let payload = packet.end.wrapping_sub(u32::from(packet.payload));
+    let control = u32::from(packet.tcp_flags & tcp_flag::SYN != 0)
+        + u32::from(packet.tcp_flags & tcp_flag::FIN != 0);
+    let segment = Segment {
+        source_port: packet.destination_port,
+        destination_port: packet.source_port,
+        // What the local side expects next, and what it has sent.
+        sequence: acknowledged,
+        acknowledgment: u32::from_be(sequence).wrapping_add(payload).wrapping_add(control).to_be(),
+    };
+    swap_addresses(ctx, packet)?;
+    segment.write(ctx, packet)?;
+    Some(Fate::TurnedBack)
+}
+
+/// Makes of a received packet an RST in its place.
+#[inline(always)]
+fn replace(ctx: &TcContext, packet: &Packet) -> Option<Fate> {
+    let (sequence, acknowledgment) = numbers(ctx, packet)?;
+    let segment = Segment {
+        source_port: packet.source_port,
+        destination_port: packet.destination_port,
+        sequence,
+        acknowledgment,
+    };
+    segment.write(ctx, packet)?;
+    Some(Fate::Pass)
+}
+
+/// Sequence and acknowledgment number of the packet, in network byte order.
+#[inline(always)]
+fn numbers(ctx: &TcContext, packet: &Packet) -> Option<(u32, u32)> {
+    let sequence = ctx.load(usize::from(packet.l4) + 4).ok()?;
+    let acknowledgment = ctx.load(usize::from(packet.l4) + 8).ok()?;
+    Some((sequence, acknowledgment))
+}
+
+/// An RST segment; sequence numbers in network byte order.
+struct Segment {
+    source_port: u16,
+    destination_port: u16,
+    sequence: u32,
+    acknowledgment: u32,
+}
+
+impl Segment {
+    /// Overwrites the packet's TCP header with this and cuts off what follows.
+    #[inline(always)]
+    fn write(&self, ctx: &TcContext, packet: &Packet) -> Option<()> {
+        const HEADER: u32 = 20;
+        const RST_ACK: u32 = (tcp_flag::RST | tcp_flag::ACK) as u32;
+
+        let mut header = [
+            (u32::from(self.source_port) << 16 | u32::from(self.destination_port)).to_be(),
+            self.sequence,
+            self.acknowledgment,
+            ((HEADER / 4) << 28 | RST_ACK << 16).to_be(),
+            0,
+        ];
+        // Swapped addresses sum up to the same.
+        header[4] = u32::from_ne_bytes({
+            let [a, b] = checksum::tcp_header(packet, &mut header).to_ne_bytes();
+            [a, b, 0, 0]
+        });
+        let recompute = u64::from(BPF_F_RECOMPUTE_CSUM);
+        skb::truncate(ctx, u32::from(packet.l4) + HEADER).ok()?;
+        ctx.store(usize::from(packet.l4), &header, recompute).ok()?;
+        match packet.family {
+            Family::V4 => {
+                let at = usize::from(packet.l3) + 2;
+                let before: u16 = ctx.load(at).ok()?;
+                let length = (packet.l4 - packet.l3 + HEADER as u16).to_be();
+                ctx.store(at, &length, recompute).ok()?;
+                let checksum = usize::from(packet.l3) + 10;
+                ctx.l3_csum_replace(checksum, u64::from(before), u64::from(length), 2).ok()
+            }
+            Family::V6 => {
+                let length = (packet.l4 - packet.l3 - 40 + HEADER as u16).to_be();
+                ctx.store(usize::from(packet.l3) + 4, &length, recompute).ok()
+            }
+        }
+    }
+}
+
+/// Swaps sender and receiver, on the link layer (where there is one) and in the IP header.
+#[inline(always)]
+fn swap_addresses(ctx: &TcContext, packet: &Packet) -> Option<()> {
+    let l3 = usize::from(packet.l3);
+    if l3 != 0 {
+        let macs: [[u8; 6]; 2] = ctx.load(0).ok()?;
+        ctx.store(0, &[macs[1], macs[0]], 0).ok()?;
+    }
+    let recompute = u64::from(BPF_F_RECOMPUTE_CSUM);
+    match packet.family {
+        Family::V4 => {
+            ctx.store(l3 + 12, &[packet.destination[0], packet.source[0]], recompute).ok()
+        }
+        Family::V6 => {
+            ctx.store(l3 + 8, &[packet.destination, packet.source], recompute).ok()
+        }
+    }
+}

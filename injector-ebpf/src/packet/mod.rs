@@ -1,0 +1,251 @@
+//! The way of a packet: whose is it, what is it, which rule, what to do.
+
+mod find;
+mod fragment;
+mod impair;
+mod protect;
+mod scope;
+mod skb;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    helpers::generated::{bpf_ktime_get_ns, bpf_redirect},
+    programs::{TcContext, XdpContext},
+};
+use aya_log_ebpf::debug;
+use injector_common::{
+    control::{Control, RuleSet},
+    counter::{RuleCounters, SeenCounters},
+    model::{Decision, State, decide},
+    packet::{
+        Direction, Packet,
+        parse::{Link, Unparsed, parse},
+    },
+    rule::{RULE_RESET, RULE_STATEFUL, Rule},
+};
+
+use crate::{atomic, maps};
+
+/// What becomes of a packet after its rule has been applied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Goes on its way, perhaps altered.
+    Pass,
+    /// Is gone, as if the wire had lost it.
+    Lost,
+    /// Goes into this host's receive path instead of out.
+    TurnedBack,
+}
+
+/// A packet and the rule that it falls under.
+struct Match<'a> {
+    rule: &'a Rule,
+    /// Index into [`maps::RULES`] and its siblings.
+    index: u32,
+    counters: &'a mut RuleCounters,
+}
+
+/// Judges a packet at a tc hook.
+#[inline(always)]
+pub fn tc(ctx: &TcContext, direction: Direction, link: Link) -> i32 {
+    match judge_skb(ctx, direction, link) {
+        None | Some(Fate::Pass) => TC_ACT_UNSPEC,
+        // tcx would report a drop to the sender as congestion (NET_XMIT_DROP), which a wire never does.
+        // A redirect to no interface frees the packet and reports success.
+        // SAFETY: no pointers are passed.
+        Some(Fate::Lost) if direction == Direction::Egress => unsafe { bpf_redirect(0, 0) as i32 },
+        Some(Fate::Lost) => TC_ACT_SHOT,
+        Some(Fate::TurnedBack) => skb::turn_back(ctx),
+    }
+}
+
+/// `None` if the packet is none of ours.
+#[inline(always)]
+fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> {
+    if skb::is_judged(ctx) {
+        return None;
+    }
+    let (control, set) = active()?;
+    if direction == Direction::Egress && !scope::sends(ctx) {
+        return None;
+    }
+    let seen = seen(direction)?;
+    let mut packet = match skb::parse(ctx, link) {
+        Ok(packet) => packet,
+        Err(reason) => {
+            count_unparsed(seen, reason);
+            return None;
+        }
+    };
+    fragment::complete(&mut packet);
+    scope::remember(&packet, direction);
+
+    let number = find::rule(&packet, direction, set, control.bank)?;
+    if direction == Direction::Ingress && !scope::receives(ctx, &packet) {
+        return None;
+    }
+    let matched = counted(number, &control, &packet, direction, ctx.len())?;
+    skb::set_judged(ctx);
+
+    if matched.rule.flags & RULE_RESET != 0 {
+        if let Some(fate) = impair::reset::reset(ctx, &packet, direction, matched.rule) {
+            if fate.first {
+                matched.counters.reset += 1;
+                debug!(ctx, "rule {}: connection reset", number);
+            }
+            return Some(fate.fate);
+        }
+    }
+    let decision = draw(&matched)?;
+    // netem's order: duplicate, lose, corrupt. A packet both doubled and lost arrives once.
+    if decision.duplicate {
+        if decision.lost {
+            matched.counters.duplicated += 1;
+            matched.counters.dropped += 1;
+        } else if impair::duplicate::duplicate(ctx, direction) {
+            matched.counters.duplicated += 1;
+        } else {
+            matched.counters.skipped += 1;
+        }
+    } else if decision.lost {
+        matched.counters.dropped += 1;
+        debug!(ctx, "rule {}: lost", number);
+        return Some(Fate::Lost);
+    }
+    if decision.corrupt {
+        if impair::corrupt::corrupt(ctx, &packet, matched.rule, decision.position) {
+            matched.counters.corrupted += 1;
+        } else {
+            matched.counters.skipped += 1;
+        }
+    }
+    Some(Fate::Pass)
+}
+
+/// Judges a packet at the XDP hook: host scope, ingress, loss and corruption only.
+#[inline(always)]
+pub fn xdp(ctx: &XdpContext) -> u32 {
+    match judge_frame(ctx) {
+        Some(Fate::Lost) => xdp_action::XDP_DROP,
+        _ => xdp_action::XDP_PASS,
+    }
+}
+
+#[inline(always)]
+fn judge_frame(ctx: &XdpContext) -> Option<Fate> {
+    let direction = Direction::Ingress;
+    let (control, set) = active()?;
+    let seen = seen(direction)?;
+    let (start, end) = (ctx.data(), ctx.data_end());
+    let length = (end - start) as u32;
+    // SAFETY: the kernel makes data..data_end readable; the verifier checks that we keep to it.
+    let mut packet = match unsafe { parse(start, end, length, Link::Ethernet) } {
+        Ok(packet) => packet,
+        Err(reason) => {
+            count_unparsed(seen, reason);
+            return None;
+        }
+    };
+    fragment::complete(&mut packet);
+    let number = find::rule(&packet, direction, set, control.bank)?;
+    let matched = counted(number, &control, &packet, direction, length)?;
+    let decision = draw(&matched)?;
+    if decision.lost {
+        matched.counters.dropped += 1;
+        return Some(Fate::Lost);
+    }
+    if decision.corrupt {
+        if impair::corrupt::corrupt_frame(ctx, &packet, matched.rule, decision.position) {
+            matched.counters.corrupted += 1;
+        } else {
+            matched.counters.skipped += 1;
+        }
+    }
+    Some(Fate::Pass)
+}
+
+/// The active rule set, unless it is empty. What controls it is copied, so that one packet sees one
+/// bank though userspace may flip it meanwhile.
+#[inline(always)]
+fn active() -> Option<(Control, &'static RuleSet)> {
+    let control = *maps::CONTROL.get(0)?;
+    let set = maps::RULE_SETS.get(control.bank)?;
+    if set.mask_count == 0 {
+        return None;
+    }
+    Some((control, set))
+}
+
+/// Counts the packet as seen.
+#[inline(always)]
+fn seen(direction: Direction) -> Option<&'static mut SeenCounters> {
+    // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
+    let seen = unsafe { &mut *maps::SEEN.get_ptr_mut(0)? };
+    seen.packets[direction as usize] += 1;
+    Some(seen)
+}
+
+#[inline(always)]
+fn count_unparsed(seen: &mut SeenCounters, reason: Unparsed) {
+    match reason {
+        Unparsed::NotIp => seen.not_ip += 1,
+        Unparsed::Truncated | Unparsed::Malformed => seen.unparsed += 1,
+    }
+}
+
+/// The rule and its counters, the packet counted as matched; `None` if the rule must leave it alone.
+#[inline(always)]
+fn counted(
+    number: u32,
+    control: &Control,
+    packet: &Packet,
+    direction: Direction,
+    length: u32,
+) -> Option<Match<'static>> {
+    let index = control.bank * maps::RULES_PER_BANK.load() + number;
+    let rule = maps::RULES.get(index)?;
+    // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
+    let counters = unsafe { &mut *maps::COUNTERS.get_ptr_mut(index)? };
+    if protect::protects(packet, direction) {
+        counters.protected += 1;
+        return None;
+    }
+    // SAFETY: no pointers are passed.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if now >= rule.deadline_ns || now >= control.lease_deadline_ns {
+        counters.expired += 1;
+        return None;
+    }
+    counters.packets[direction as usize] += 1;
+    counters.bytes[direction as usize] += u64::from(length);
+    Some(Match { rule, index, counters })
+}
+
+/// Advances the rule's state by one packet and decides about it.
+#[inline(always)]
+fn draw(matched: &Match) -> Option<Decision> {
+    /// Other CPUs can spoil an attempt; so many in a row are never seen.
+    const ATTEMPTS: usize = 16;
+
+    let word = maps::STATES.get_ptr_mut(matched.index)?;
+    if matched.rule.flags & RULE_STATEFUL == 0 {
+        // SAFETY: a map value, aligned to 8.
+        let before = unsafe { atomic::fetch_add(word, State::ONE_PACKET) };
+        return Some(decide(matched.rule, State(before)).0);
+    }
+    // SAFETY: a map value, aligned to 8; a torn or stale read is caught by the exchange.
+    let mut before = unsafe { word.read_volatile() };
+    let mut decision = None;
+    for _ in 0..ATTEMPTS {
+        let (attempt, next) = decide(matched.rule, State(before));
+        decision = Some(attempt);
+        // SAFETY: a map value, aligned to 8.
+        let found = unsafe { atomic::compare_exchange(word, before, next.0) };
+        if found == before {
+            break;
+        }
+        before = found;
+    }
+    decision
+}

@@ -1,0 +1,35 @@
+//! What `--protect` leaves alone: the ways by which the operator reaches this host.
+
+use injector_common::{
+    control::Connection,
+    packet::{Direction, Packet, protocol},
+};
+
+use crate::maps;
+
+const SSH: u16 = 22;
+
+/// Whether the packet belongs to SSH or to the operator's own connections.
+#[inline(always)]
+pub fn protects(packet: &Packet, direction: Direction) -> bool {
+    if maps::PROTECT.load() == 0 || packet.protocol != protocol::TCP {
+        return false;
+    }
+    if packet.source_port == SSH || packet.destination_port == SSH {
+        return true;
+    }
+    let connection = connection(packet, direction);
+    // SAFETY: only the presence matters.
+    unsafe { maps::PROTECTED.get(&connection) }.is_some()
+}
+
+/// The TCP connection that a packet belongs to.
+#[inline(always)]
+pub fn connection(packet: &Packet, direction: Direction) -> Connection {
+    Connection {
+        local: *packet.local(direction),
+        remote: *packet.remote(direction),
+        local_port: packet.local_port(direction),
+        remote_port: packet.remote_port(direction),
+    }
+}

@@ -1,0 +1,116 @@
+//! Whose packet: is it sent or received by the target cgroup, or one below it?
+
+use core::mem;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_ANY, bpf_sock_tuple},
+    helpers::generated::{
+        bpf_sk_ancestor_cgroup_id, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_ancestor_cgroup_id,
+        bpf_skc_lookup_tcp,
+    },
+    programs::TcContext,
+};
+use injector_common::{
+    control::Flow,
+    packet::{Direction, Family, Packet, protocol},
+};
+
+use crate::maps;
+
+/// Look sockets up in the network namespace of the interface.
+const CURRENT_NETNS: u64 = u64::MAX;
+
+/// Whether the target sends this packet.
+#[inline(always)]
+pub fn sends(ctx: &TcContext) -> bool {
+    let id = maps::CGROUP_ID.load();
+    if id == 0 {
+        return true;
+    }
+    // SAFETY: the context's own skb.
+    id == unsafe {
+        bpf_skb_ancestor_cgroup_id(ctx.skb.skb, maps::CGROUP_LEVEL.load() as i32)
+    }
+}
+
+/// Notes whom the target talks to, where [`receives`] will find no socket.
+#[inline(always)]
+pub fn remember(packet: &Packet, direction: Direction) {
+    if maps::CGROUP_ID.load() == 0 || direction == Direction::Ingress || has_socket_lookup(packet) {
+        return;
+    }
+    let flow = flow(packet, direction);
+    // SAFETY: only the presence matters.
+    if unsafe { maps::FLOWS.get(&flow) }.is_none() {
+        // A full table forgets the oldest; nothing to do about an error.
+        let _ = maps::FLOWS.insert(&flow, &1, u64::from(BPF_ANY));
+    }
+}
+
+/// Whether the target is to receive this packet.
+#[inline(always)]
+pub fn receives(ctx: &TcContext, packet: &Packet) -> bool {
+    let id = maps::CGROUP_ID.load();
+    if id == 0 {
+        return true;
+    }
+    if !has_socket_lookup(packet) {
+        // SAFETY: only the presence matters.
+        return unsafe { maps::FLOWS.get(&flow(packet, Direction::Ingress)) }.is_some();
+    }
+    // Of a fragment whose first one was not seen the receiver cannot be told.
+    packet.has_ports && receiver_is_in(ctx, packet, id)
+}
+
+#[inline(always)]
+fn has_socket_lookup(packet: &Packet) -> bool {
+    packet.protocol == protocol::TCP || packet.protocol == protocol::UDP
+}
+
+#[inline(always)]
+fn flow(packet: &Packet, direction: Direction) -> Flow {
+    Flow {
+        local: *packet.local(direction),
+        remote: *packet.remote(direction),
+        protocol: u16::from(packet.protocol),
+        echo_id: packet.echo_id,
+    }
+}
+
+#[inline(always)]
+fn receiver_is_in(ctx: &TcContext, packet: &Packet, id: u64) -> bool {
+    // SAFETY: a tuple is plain data, for which zeroes are valid.
+    let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
+    let size = match packet.family {
+        Family::V4 => {
+            tuple.__bindgen_anon_1.ipv4.saddr = packet.source[0];
+            tuple.__bindgen_anon_1.ipv4.daddr = packet.destination[0];
+            tuple.__bindgen_anon_1.ipv4.sport = packet.source_port.to_be();
+            tuple.__bindgen_anon_1.ipv4.dport = packet.destination_port.to_be();
+            12
+        }
+        Family::V6 => {
+            tuple.__bindgen_anon_1.ipv6.saddr = packet.source;
+            tuple.__bindgen_anon_1.ipv6.daddr = packet.destination;
+            tuple.__bindgen_anon_1.ipv6.sport = packet.source_port.to_be();
+            tuple.__bindgen_anon_1.ipv6.dport = packet.destination_port.to_be();
+            36
+        }
+    };
+    // SAFETY: the tuple lives on the stack with at least `size` bytes; what is found is released.
+    unsafe {
+        let socket = if packet.protocol == protocol::TCP {
+            bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0)
+        } else {
+            bpf_sk_lookup_udp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0)
+        };
+        if socket.is_null() {
+            return false;
+        }
+        let found =
+            bpf_sk_ancestor_cgroup_id(socket.cast(), maps::CGROUP_LEVEL.load() as i32);
+        bpf_sk_release(socket.cast());
+        found == id
+    }
+}

@@ -1,0 +1,85 @@
+//! Access to an skb: its headers, its mark of having been judged, its turning back.
+
+use aya_ebpf::{
+    bindings::{BPF_F_INGRESS, __sk_buff},
+    helpers::generated::{bpf_redirect, bpf_skb_change_tail},
+    programs::TcContext,
+};
+use injector_common::packet::{
+    Packet,
+    parse::{self, Link, Unparsed},
+};
+
+use crate::maps;
+
+/// Headers are looked for in so many bytes: Ethernet, two VLAN tags, IPv6, a few extension headers, TCP.
+const HEADERS: u32 = 256;
+
+#[inline(always)]
+fn raw(ctx: &TcContext) -> *mut __sk_buff {
+    ctx.skb.skb
+}
+
+/// Whether this instance has judged the packet before, at another hook.
+#[inline(always)]
+pub fn is_judged(ctx: &TcContext) -> bool {
+    // SAFETY: the context is readable.
+    unsafe { (*raw(ctx)).tc_index & maps::JUDGED_BIT.load() != 0 }
+}
+
+/// Marks the packet as judged. `tc_index` is used, and not the mark, because no routing or filtering
+/// depends on it.
+#[inline(always)]
+pub fn set_judged(ctx: &TcContext) {
+    // SAFETY: tc programs may write this field.
+    unsafe { (*raw(ctx)).tc_index |= maps::JUDGED_BIT.load() };
+}
+
+/// The interface that the packet is on.
+#[inline(always)]
+pub fn interface(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is readable.
+    unsafe { (*raw(ctx)).ifindex }
+}
+
+/// How many payload bytes each segment of a GSO packet carries; 0 if it is one wire packet.
+#[inline(always)]
+pub fn segment_size(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is readable.
+    unsafe { (*raw(ctx)).gso_size }
+}
+
+/// Parses the headers, made contiguous first if they are not.
+#[inline(always)]
+pub fn parse(ctx: &TcContext, link: Link) -> Result<Packet, Unparsed> {
+    let parsed = parse_linear(ctx, link);
+    let linear = (ctx.data_end() - ctx.data()) as u32;
+    if parsed != Err(Unparsed::Truncated) || linear >= ctx.len() || linear >= HEADERS {
+        return parsed;
+    }
+    let wanted = if ctx.len() < HEADERS { ctx.len() } else { HEADERS };
+    if ctx.pull_data(wanted).is_err() {
+        return parsed;
+    }
+    parse_linear(ctx, link)
+}
+
+#[inline(always)]
+fn parse_linear(ctx: &TcContext, link: Link) -> Result<Packet, Unparsed> {
+    // SAFETY: the kernel makes data..data_end readable; the verifier checks that we keep to it.
+    unsafe { parse::parse(ctx.data(), ctx.data_end(), ctx.len(), link) }
+}
+
+/// Sends the packet into the receive path of its own interface.
+#[inline(always)]
+pub fn turn_back(ctx: &TcContext) -> i32 {
+    // SAFETY: no pointers are passed.
+    unsafe { bpf_redirect(interface(ctx), u64::from(BPF_F_INGRESS)) as i32 }
+}
+
+/// Cuts the packet off after `length` bytes; a GSO packet becomes a plain one.
+#[inline(always)]
+pub fn truncate(ctx: &TcContext, length: u32) -> Result<(), ()> {
+    // SAFETY: the context's own skb.
+    if unsafe { bpf_skb_change_tail(raw(ctx), length, 0) } == 0 { Ok(()) } else { Err(()) }
+}

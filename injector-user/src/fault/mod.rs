@@ -1,0 +1,3 @@
+//! Faults: install, observe, remove.
+
+pub mod network;

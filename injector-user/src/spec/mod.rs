@@ -1,0 +1,1 @@
+//! What was asked: parsed and validated before anything is touched.

@@ -1,0 +1,3 @@
+//! `cargo xtask`: what cargo cannot do alone.
+
+fn main() {}
