@@ -42,7 +42,7 @@ pub const PORTS: usize = 1 << 16;
 /// Port → class, for one side (local or remote). Ports that no rule tells apart share a class, so
 /// that a range or an exclusion costs one table look-up instead of many masks.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct PortClasses {
     /// The class of each port, indexed by the port in host byte order.
     pub class: [u16; PORTS],

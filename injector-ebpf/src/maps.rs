@@ -9,6 +9,7 @@ use injector_common::{
     classify::TupleKey,
     control::{Connection, Control, Flow, FragmentKey, FragmentPorts, PortClasses, RuleSet},
     counter::{RuleCounters, SeenCounters},
+    packet::Packet,
     rule::Rule,
 };
 
@@ -19,6 +20,26 @@ pub static CGROUP_ID: Global<u64> = Global::new(0);
 /// Depth of the target cgroup below the hierarchy's root.
 #[unsafe(no_mangle)]
 pub static CGROUP_LEVEL: Global<u32> = Global::new(0);
+
+/// Offset of `sk_cgrp_data.cgroup` in the kernel's `struct sock`, in bytes, as the following ones.
+#[unsafe(no_mangle)]
+pub static SOCK_CGROUP: Global<u32> = Global::new(0);
+
+/// Offset of `level` in `struct cgroup`.
+#[unsafe(no_mangle)]
+pub static CGROUP_LEVEL_AT: Global<u32> = Global::new(0);
+
+/// Offset of `ancestors` in `struct cgroup`.
+#[unsafe(no_mangle)]
+pub static CGROUP_ANCESTORS_AT: Global<u32> = Global::new(0);
+
+/// Offset of `kn` in `struct cgroup`.
+#[unsafe(no_mangle)]
+pub static CGROUP_KN_AT: Global<u32> = Global::new(0);
+
+/// Offset of `id` in `struct kernfs_node`.
+#[unsafe(no_mangle)]
+pub static KERNFS_ID_AT: Global<u32> = Global::new(0);
 
 /// The bit of `skb->tc_index` that tells this instance's judged packets from others, so that none is
 /// judged twice (loopback, bridge, veth, its own duplicates).
@@ -32,6 +53,13 @@ pub static PROTECT: Global<u32> = Global::new(0);
 /// Rules that one bank holds, so that bank 1 starts there in [`RULES`], [`STATES`] and [`COUNTERS`].
 #[unsafe(no_mangle)]
 pub static RULES_PER_BANK: Global<u32> = Global::new(1);
+
+/// Where the packet at hand is kept, by direction, while it is judged.
+///
+/// In a map and not on the stack, so that the verifier forgets by which way the parser got there and
+/// need not follow each way through all that comes after.
+#[map]
+pub static PACKETS: PerCpuArray<Packet> = PerCpuArray::with_max_entries(2, 0);
 
 /// Which bank is active, and until when.
 #[map]

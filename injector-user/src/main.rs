@@ -1,3 +1,7 @@
 //! The `injector` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    injector_user::cli::main()
+}

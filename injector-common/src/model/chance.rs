@@ -49,12 +49,13 @@ pub struct Chance {
 
 impl Chance {
     /// Hits nothing.
-    pub const NEVER: Self =
-        Self { after_miss: Probability::NEVER, after_hit: Probability::NEVER };
+    pub const NEVER: Self = Self { after_miss: Probability::NEVER, after_hit: Probability::NEVER };
 
     /// With `probability` and `correlation` as fractions from 0 to 1.
     #[must_use]
     pub fn new(probability: f64, correlation: f64) -> Self {
+        // What is certain has no misses to depend on; a first packet counts as following one.
+        let correlation = if probability >= 1.0 { 0.0 } else { correlation };
         Self {
             after_miss: Probability::from_fraction(probability * (1.0 - correlation)),
             after_hit: Probability::from_fraction(probability + correlation * (1.0 - probability)),

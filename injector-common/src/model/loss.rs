@@ -67,7 +67,11 @@ impl Loss {
                 }
                 // d = p23.
                 IN_BURST => {
-                    if Probability(d).hit(high) { (true, LOST_IN_BURST) } else { (false, IN_BURST) }
+                    if Probability(d).hit(high) {
+                        (true, LOST_IN_BURST)
+                    } else {
+                        (false, IN_BURST)
+                    }
                 }
                 // b = p31, c = p32.
                 LOST_IN_BURST => {

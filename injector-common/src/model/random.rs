@@ -13,10 +13,10 @@ pub const fn draw(stream: u64, index: u64) -> u64 {
     mix(stream.wrapping_add(index.wrapping_add(1).wrapping_mul(GOLDEN)))
 }
 
-/// The stream of rule number `rule` under `seed`: streams of different rules are independent.
+/// The stream of rule number `rule` under `seed`: streams of different rules or seeds are independent.
 #[must_use]
 pub const fn stream(seed: u64, rule: u32) -> u64 {
-    mix(mix(seed) ^ mix(rule as u64 + 1))
+    draw(mix(seed), rule as u64)
 }
 
 #[inline(always)]

@@ -77,12 +77,7 @@ unsafe fn load<T: Copy>(start: usize, end: usize, offset: usize) -> Result<T, Un
 ///
 /// `start..end` must be readable.
 #[inline(always)]
-pub unsafe fn parse(
-    start: usize,
-    end: usize,
-    length: u32,
-    link: Link,
-) -> Result<Packet, Unparsed> {
+pub unsafe fn parse(start: usize, end: usize, length: u32, link: Link) -> Result<Packet, Unparsed> {
     // SAFETY: as for this function.
     let (l3, version) = unsafe { network_header(start, end, link)? };
     match version {
@@ -160,7 +155,8 @@ unsafe fn ipv4(start: usize, end: usize, length: u32, l3: usize) -> Result<Packe
     let total_length = u32::from(u16::from_be(header.total_length));
     // BIG TCP leaves 0 here and means the frame's own length.
     let packet_end = if total_length == 0 { length } else { l3 as u32 + total_length };
-    let fragment = u16::from_be(header.fragment);
+    let offset = u16::from_be(header.fragment);
+    let fragment = offset & 0x3fff != 0;
     let packet = Packet {
         source: [header.source, 0, 0, 0],
         destination: [header.destination, 0, 0, 0],
@@ -169,9 +165,9 @@ unsafe fn ipv4(start: usize, end: usize, length: u32, l3: usize) -> Result<Packe
         tcp_flags: 0,
         has_ports: false,
         has_data: false,
-        later_fragment: fragment & 0x1fff != 0,
-        fragment: fragment & 0x3fff != 0,
-        fragment_id: u32::from(header.id),
+        later_fragment: offset & 0x1fff != 0,
+        fragment,
+        fragment_id: if fragment { u32::from(header.id) } else { 0 },
         source_port: 0,
         destination_port: 0,
         echo_id: 0,
@@ -222,8 +218,7 @@ unsafe fn ipv6(start: usize, end: usize, length: u32, l3: usize) -> Result<Packe
             break;
         }
         // SAFETY: as for the caller.
-        let [following, units, offset_high, offset_low]: [u8; 4] =
-            unsafe { load(start, end, l4)? };
+        let [following, units, offset_high, offset_low]: [u8; 4] = unsafe { load(start, end, l4)? };
         let units = usize::from(units);
         if next == FRAGMENT {
             let offset = u16::from_be_bytes([offset_high, offset_low]);
@@ -256,7 +251,7 @@ unsafe fn ipv6(start: usize, end: usize, length: u32, l3: usize) -> Result<Packe
         has_data: false,
         later_fragment,
         fragment,
-        fragment_id,
+        fragment_id: if fragment { fragment_id } else { 0 },
         source_port: 0,
         destination_port: 0,
         echo_id: 0,
@@ -328,6 +323,9 @@ unsafe fn upper_layer(
             packet.payload = packet.l4 + 12;
         }
         protocol::ICMP | protocol::ICMPV6 => {
+            if room < 8 {
+                return Err(Unparsed::Malformed);
+            }
             // SAFETY: as for the caller.
             let [kind, _, _, _, id_high, id_low]: [u8; 6] = unsafe { load(start, end, l4)? };
             let is_echo = matches!(
@@ -337,9 +335,7 @@ unsafe fn upper_layer(
             if is_echo {
                 packet.echo_id = u16::from_be_bytes([id_high, id_low]);
             }
-            if room >= 8 {
-                packet.payload = packet.l4 + 8;
-            }
+            packet.payload = packet.l4 + 8;
             return Ok(packet);
         }
         _ => return Ok(packet),

@@ -1,7 +1,7 @@
 //! Which rule a packet falls under: the search of [`injector_common::classify`].
 
 use injector_common::{
-    classify::{TUPLE_WORDS, TupleKey, field, masked, tuple},
+    classify::{TupleKey, masked, tuple},
     control::{MAX_MASKS, PortClasses, RuleSet},
     packet::{Direction, Packet},
 };

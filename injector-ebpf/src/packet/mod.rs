@@ -8,7 +8,6 @@ mod scope;
 mod skb;
 
 use aya_ebpf::{
-    EbpfContext as _,
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     helpers::generated::{bpf_ktime_get_ns, bpf_redirect},
     programs::{TcContext, XdpContext},
@@ -71,25 +70,19 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
         return None;
     }
     let seen = seen(direction)?;
-    let mut packet = match skb::parse(ctx, link) {
-        Ok(packet) => packet,
-        Err(reason) => {
-            count_unparsed(seen, reason);
-            return None;
-        }
-    };
-    fragment::complete(&mut packet);
-    scope::remember(&packet, direction);
+    let packet = keep(skb::parse(ctx, link), seen, direction)?;
+    fragment::complete(packet);
+    scope::remember(packet, direction);
 
-    let number = find::rule(&packet, direction, set, control.bank)?;
-    if direction == Direction::Ingress && !scope::receives(ctx, &packet) {
+    let number = find::rule(packet, direction, set, control.bank)?;
+    if direction == Direction::Ingress && !scope::receives(ctx, packet) {
         return None;
     }
-    let matched = counted(number, &control, &packet, direction, ctx.len())?;
+    let matched = counted(number, &control, packet, direction, ctx.len())?;
     skb::set_judged(ctx);
 
     if matched.rule.flags & RULE_RESET != 0 {
-        if let Some(fate) = impair::reset::reset(ctx, &packet, direction, matched.rule) {
+        if let Some(fate) = impair::reset::reset(ctx, packet, direction, matched.rule) {
             if fate.first {
                 matched.counters.reset += 1;
                 debug!(ctx, "rule {}: connection reset", number);
@@ -114,7 +107,7 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
         return Some(Fate::Lost);
     }
     if decision.corrupt {
-        if impair::corrupt::corrupt(ctx, &packet, matched.rule, decision.position) {
+        if impair::corrupt::corrupt(ctx, packet, matched.rule.corrupt_mode, decision.position) {
             matched.counters.corrupted += 1;
         } else {
             matched.counters.skipped += 1;
@@ -140,23 +133,19 @@ fn judge_frame(ctx: &XdpContext) -> Option<Fate> {
     let (start, end) = (ctx.data(), ctx.data_end());
     let length = (end - start) as u32;
     // SAFETY: the kernel makes data..data_end readable; the verifier checks that we keep to it.
-    let mut packet = match unsafe { parse(start, end, length, Link::Ethernet) } {
-        Ok(packet) => packet,
-        Err(reason) => {
-            count_unparsed(seen, reason);
-            return None;
-        }
-    };
-    fragment::complete(&mut packet);
-    let number = find::rule(&packet, direction, set, control.bank)?;
-    let matched = counted(number, &control, &packet, direction, length)?;
+    let parsed = unsafe { parse(start, end, length, Link::Ethernet) };
+    let packet = keep(parsed, seen, direction)?;
+    fragment::complete(packet);
+    let number = find::rule(packet, direction, set, control.bank)?;
+    let matched = counted(number, &control, packet, direction, length)?;
     let decision = draw(&matched)?;
     if decision.lost {
         matched.counters.dropped += 1;
         return Some(Fate::Lost);
     }
     if decision.corrupt {
-        if impair::corrupt::corrupt_frame(ctx, &packet, matched.rule, decision.position) {
+        if impair::corrupt::corrupt_frame(ctx, packet, matched.rule.corrupt_mode, decision.position)
+        {
             matched.counters.corrupted += 1;
         } else {
             matched.counters.skipped += 1;
@@ -186,12 +175,32 @@ fn seen(direction: Direction) -> Option<&'static mut SeenCounters> {
     Some(seen)
 }
 
+/// Keeps the parsed packet in [`maps::PACKETS`], or counts why there is none.
 #[inline(always)]
-fn count_unparsed(seen: &mut SeenCounters, reason: Unparsed) {
-    match reason {
-        Unparsed::NotIp => seen.not_ip += 1,
-        Unparsed::Truncated | Unparsed::Malformed => seen.unparsed += 1,
+fn keep(
+    parsed: Result<Packet, Unparsed>,
+    seen: &mut SeenCounters,
+    direction: Direction,
+) -> Option<&'static mut Packet> {
+    let mut kept = maps::PACKETS.get_ptr_mut(direction as u32)?;
+    match parsed {
+        // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook; what they
+        // make the kernel send from within it is marked as judged and does not come here.
+        Ok(packet) => unsafe { kept.write(packet) },
+        Err(Unparsed::NotIp) => {
+            seen.not_ip += 1;
+            return None;
+        }
+        Err(Unparsed::Truncated | Unparsed::Malformed) => {
+            seen.unparsed += 1;
+            return None;
+        }
     }
+    // The compiler must not remember what it has just written either.
+    // SAFETY: a move to itself; with no instruction at all, the line information would be refused.
+    unsafe { core::arch::asm!("{kept} = {kept}", kept = inout(reg) kept) };
+    // SAFETY: as above.
+    Some(unsafe { &mut *kept })
 }
 
 /// The rule and its counters, the packet counted as matched; `None` if the rule must leave it alone.

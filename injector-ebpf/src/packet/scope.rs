@@ -6,8 +6,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_ANY, bpf_sock_tuple},
     helpers::generated::{
-        bpf_sk_ancestor_cgroup_id, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_ancestor_cgroup_id,
-        bpf_skc_lookup_tcp,
+        bpf_probe_read_kernel, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_skb_ancestor_cgroup_id,
     },
     programs::TcContext,
 };
@@ -29,9 +29,7 @@ pub fn sends(ctx: &TcContext) -> bool {
         return true;
     }
     // SAFETY: the context's own skb.
-    id == unsafe {
-        bpf_skb_ancestor_cgroup_id(ctx.skb.skb, maps::CGROUP_LEVEL.load() as i32)
-    }
+    id == unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, maps::CGROUP_LEVEL.load() as i32) }
 }
 
 /// Notes whom the target talks to, where [`receives`] will find no socket.
@@ -101,16 +99,50 @@ fn receiver_is_in(ctx: &TcContext, packet: &Packet, id: u64) -> bool {
     // SAFETY: the tuple lives on the stack with at least `size` bytes; what is found is released.
     unsafe {
         let socket = if packet.protocol == protocol::TCP {
-            bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0)
+            bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0)
         } else {
             bpf_sk_lookup_udp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0)
         };
         if socket.is_null() {
             return false;
         }
-        let found =
-            bpf_sk_ancestor_cgroup_id(socket.cast(), maps::CGROUP_LEVEL.load() as i32);
+        let found = cgroup_of(socket as usize);
         bpf_sk_release(socket.cast());
-        found == id
+        found == Some(id)
     }
+}
+
+/// Id of the socket's cgroup at the target's level.
+///
+/// `bpf_sk_ancestor_cgroup_id` would tell, but it is not for tc programs. So the kernel's own structures
+/// are read, by offsets that userspace took from the kernel's BTF.
+#[inline(always)]
+fn cgroup_of(socket: usize) -> Option<u64> {
+    let level = maps::CGROUP_LEVEL.load();
+    // The verifier keeps programs from calculating with a socket's address; read from the stack where
+    // it has been put, it is a number.
+    let address: u64 = read((&raw const socket) as u64)?;
+    let cgroup: u64 = read(address + u64::from(maps::SOCK_CGROUP.load()))?;
+    if read::<u32>(cgroup + u64::from(maps::CGROUP_LEVEL_AT.load()))? < level {
+        return None;
+    }
+    let ancestors = cgroup + u64::from(maps::CGROUP_ANCESTORS_AT.load());
+    let ancestor: u64 = read(ancestors + u64::from(level) * 8)?;
+    let node: u64 = read(ancestor + u64::from(maps::CGROUP_KN_AT.load()))?;
+    read(node + u64::from(maps::KERNFS_ID_AT.load()))
+}
+
+/// Reads kernel memory; `None` if there is none at this address.
+#[inline(always)]
+fn read<T: Copy + Default>(address: u64) -> Option<T> {
+    let mut value = T::default();
+    // SAFETY: the destination is as long as is said; the source need not be readable.
+    let result = unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut value).cast(),
+            mem::size_of::<T>() as u32,
+            address as *const _,
+        )
+    };
+    if result == 0 { Some(value) } else { None }
 }

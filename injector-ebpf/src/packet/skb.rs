@@ -1,7 +1,7 @@
 //! Access to an skb: its headers, its mark of having been judged, its turning back.
 
 use aya_ebpf::{
-    bindings::{BPF_F_INGRESS, __sk_buff},
+    bindings::{__sk_buff, BPF_F_INGRESS},
     helpers::generated::{bpf_redirect, bpf_skb_change_tail},
     programs::TcContext,
 };

@@ -1,1 +1,26 @@
 //! What was asked: parsed and validated before anything is touched.
+
+pub mod fault;
+pub mod file;
+pub mod rule;
+pub mod target;
+pub mod value;
+
+use thiserror::Error;
+
+/// What was asked makes no sense, whatever the machine. Exit code 2.
+#[derive(Debug, Error)]
+pub enum SpecError {
+    /// One rule contradicts itself.
+    #[error(transparent)]
+    Rule(#[from] rule::RuleError),
+    /// The target contradicts itself.
+    #[error(transparent)]
+    Target(#[from] target::TargetError),
+    /// A rule file and a rule on the command line.
+    #[error("--rules takes all faults and matches from the file; leave the other fault and match options out")]
+    RulesAndRule,
+    /// The rule file cannot be used.
+    #[error(transparent)]
+    File(#[from] file::FileError),
+}

@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use injector_common::{
     packet::{Packet, protocol},
-    rule::{CorruptMode, Rule},
+    rule::CorruptMode,
 };
 
 use super::checksum;
@@ -17,9 +17,12 @@ use crate::packet::skb;
 const REACH: u32 = 1024;
 
 /// Corrupts the packet; `false` if it cannot be (nothing there to corrupt), and it is unchanged.
-#[inline(always)]
-pub fn corrupt(ctx: &TcContext, packet: &Packet, rule: &Rule, position: u32) -> bool {
-    if rule.corrupt_mode == CorruptMode::Silent as u32 {
+///
+/// A function of its own for the verifier: inlined, the compiler moves parts of it to where the verifier
+/// does not see that they belong together.
+#[inline(never)]
+pub fn corrupt(ctx: &TcContext, packet: &Packet, mode: u32, position: u32) -> bool {
+    if mode == CorruptMode::Silent as u32 {
         silent(ctx, packet, position)
     } else {
         wire(ctx, packet, position)
@@ -40,18 +43,19 @@ fn target(packet: &Packet, position: u32) -> Option<(u32, u16)> {
     // In the half word at the end of an odd payload only the first byte exists.
     let byte = if word * 2 + 1 < length { position >> 4 & 1 } else { 0 };
     let bit = 1u16 << (position & 7);
-    let mask = if byte == 0 { u16::from_ne_bytes([bit as u8, 0]) } else { u16::from_ne_bytes([0, bit as u8]) };
+    let mask = if byte == 0 {
+        u16::from_ne_bytes([bit as u8, 0])
+    } else {
+        u16::from_ne_bytes([0, bit as u8])
+    };
     Some((payload + word * 2, mask))
 }
 
 /// Flips a payload bit and repairs the checksum.
 #[inline(always)]
 fn silent(ctx: &TcContext, packet: &Packet, position: u32) -> bool {
-    let (Some((at, mask)), Some(checksum)) =
-        (target(packet, position), checksum::offset(packet))
-    else {
-        return false;
-    };
+    let Some((at, mask)) = target(packet, position) else { return false };
+    let Some(checksum) = checksum::offset(packet) else { return false };
     let Some((from, to)) = flip(ctx, at, mask, packet.end, 0) else { return false };
     // Zero means "no checksum" in UDP and must stay so, nor may it come about by the repair.
     let flags = if packet.protocol == protocol::UDP { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
@@ -71,7 +75,8 @@ fn wire(ctx: &TcContext, packet: &Packet, position: u32) -> bool {
             return false;
         }
     }
-    let verified = checksum::offset(packet).and_then(|offset| checksum::load(ctx, offset).map(|field| (offset, field)));
+    let verified = checksum::offset(packet)
+        .and_then(|offset| checksum::load(ctx, offset).map(|field| (offset, field)));
     let Some((offset, field)) = verified else { return break_ip_header(ctx, packet, position) };
     let without = packet.protocol == protocol::UDP && field == 0;
     if without || checksum::is_partial(packet, field) {
@@ -116,8 +121,8 @@ fn flip(ctx: &TcContext, at: u32, mask: u16, end: u32, flags: u64) -> Option<(u1
 /// The hardware's verdict on the upper-layer checksum was reached before and would stand, so `wire`
 /// breaks the IP header, which the kernel verifies itself.
 #[inline(always)]
-pub fn corrupt_frame(ctx: &XdpContext, packet: &Packet, rule: &Rule, position: u32) -> bool {
-    if rule.corrupt_mode == CorruptMode::Wire as u32 {
+pub fn corrupt_frame(ctx: &XdpContext, packet: &Packet, mode: u32, position: u32) -> bool {
+    if mode == CorruptMode::Wire as u32 {
         return match checksum::ipv4_offset(packet) {
             Some(at) => {
                 let Some(word) = word(ctx, at) else { return false };
@@ -133,16 +138,15 @@ pub fn corrupt_frame(ctx: &XdpContext, packet: &Packet, rule: &Rule, position: u
             }
         };
     }
-    let (Some((at, mask)), Some(offset)) = (target(packet, position), checksum::offset(packet))
-    else {
-        return false;
-    };
+    let Some((at, mask)) = target(packet, position) else { return false };
+    let Some(offset) = checksum::offset(packet) else { return false };
     // The odd byte at the end has no word of its own; the one before it will do.
     let at = if at + 2 > packet.end { at.wrapping_sub(2) } else { at };
     if at < u32::from(packet.payload) {
         return false;
     }
-    let (Some(data), Some(field)) = (word(ctx, at), word(ctx, offset)) else { return false };
+    let Some(data) = word(ctx, at) else { return false };
+    let Some(field) = word(ctx, offset) else { return false };
     // SAFETY: within the frame, as checked by `word`.
     unsafe {
         let (from, stored) = (*data, *field);
@@ -153,7 +157,8 @@ pub fn corrupt_frame(ctx: &XdpContext, packet: &Packet, rule: &Rule, position: u
             // RFC 1624: HC' = ~(~HC + ~m + m').
             let sum = u64::from(!stored) + u64::from(!from) + u64::from(to);
             let repaired = !checksum::fold(sum);
-            *field = if packet.protocol == protocol::UDP && repaired == 0 { u16::MAX } else { repaired };
+            *field =
+                if packet.protocol == protocol::UDP && repaired == 0 { u16::MAX } else { repaired };
         }
     }
     true

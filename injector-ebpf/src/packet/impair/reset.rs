@@ -164,8 +164,6 @@ fn swap_addresses(ctx: &TcContext, packet: &Packet) -> Option<()> {
         Family::V4 => {
             ctx.store(l3 + 12, &[packet.destination[0], packet.source[0]], recompute).ok()
         }
-        Family::V6 => {
-            ctx.store(l3 + 8, &[packet.destination, packet.source], recompute).ok()
-        }
+        Family::V6 => ctx.store(l3 + 8, &[packet.destination, packet.source], recompute).ok(),
     }
 }

@@ -1,1 +1,294 @@
-//! Packet faults.
+//! Packet faults: install, observe, change, remove.
+
+pub mod compile;
+mod protect;
+
+use std::time::Duration;
+
+use injector_common::{
+    control::Control,
+    counter::{RuleCounters, SeenCounters},
+    packet::Direction,
+    rule::MAX_RULES,
+};
+use thiserror::Error;
+
+use crate::{
+    kernel::{
+        KernelError,
+        attach::{self, Attachment, Hook},
+        clock,
+        interface::Interface,
+        layout::Layout,
+        netns::Netns,
+        object::{Capacity, Constants, Object},
+    },
+    spec::rule::Rule,
+    target::{ResolveError, Target},
+};
+use compile::{CompileError, Compiled, compile};
+
+/// For how long the kernel side goes on without hearing from us. Covers a busy machine; a stopped or
+/// hung injector stops faulting after it.
+pub const LEASE: Duration = Duration::from_secs(5);
+
+/// How often to renew the lease and to look for new interfaces and namespaces.
+pub const RENEWAL: Duration = Duration::from_millis(250);
+
+/// Why packet faults cannot be installed or changed.
+#[derive(Debug, Error)]
+pub enum NetworkError {
+    /// The rules cannot be classified by.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The target cannot be found.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The kernel said no.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The change needs more room than was made at the start.
+    #[error(
+        "the new rules take {rules} rules and {entries} entries, but there is room for {} and {}: restart with them",
+        capacity.rules, capacity.entries
+    )]
+    NoRoom {
+        /// Rules that it takes.
+        rules: usize,
+        /// Entries that they take.
+        entries: usize,
+        /// Room made at the start.
+        capacity: Capacity,
+    },
+    /// There is no interface to attach to.
+    #[error("there is no interface to attach to: {0}")]
+    NoInterface(&'static str),
+}
+
+/// How to install.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// The bit that marks judged packets, different for each running injector.
+    pub judged_bit: u32,
+    /// Leave SSH and the operator's connections alone.
+    pub protect: bool,
+    /// Use XDP.
+    pub xdp: bool,
+    /// Start of all random streams.
+    pub seed: u64,
+    /// When all rules end, by `CLOCK_MONOTONIC`; `u64::MAX` for when they are removed.
+    pub deadline_ns: u64,
+    /// Level of the kernel side's log, see [`Object::load`].
+    pub log_level: u8,
+}
+
+/// Where faults are attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The network namespace.
+    pub netns: Netns,
+    /// The interface's name.
+    pub interface: String,
+    /// The hook.
+    pub hook: Hook,
+}
+
+impl From<&Attachment> for Attached {
+    fn from(attachment: &Attachment) -> Self {
+        Self {
+            netns: attachment.netns.clone(),
+            interface: attachment.interface.name.clone(),
+            hook: attachment.hook,
+        }
+    }
+}
+
+/// Installed packet faults. Dropping them removes them.
+#[derive(Debug)]
+pub struct Network {
+    // Dropped in this order: the programs are detached before their maps go.
+    attachments: Vec<Attachment>,
+    object: Object,
+    target: Target,
+    options: Options,
+    /// The rule sets of both banks; the one that is not active may be out of use.
+    banks: [Option<Compiled>; 2],
+    active: u32,
+}
+
+impl Network {
+    /// Loads, fills and attaches. Faults act from the moment that this returns.
+    pub fn install(target: Target, rules: &[Rule], options: Options) -> Result<Self, NetworkError> {
+        let now = clock::monotonic_ns();
+        let compiled = compile(rules, options.seed, now, options.deadline_ns)?;
+        let constants = Constants {
+            cgroup: target.cgroup.as_ref().map(|cgroup| (cgroup.id, cgroup.level)),
+            layout: match target.cgroup {
+                Some(_) if compiled.ingress => Layout::of_kernel().map_err(KernelError::from)?,
+                _ => Layout::default(),
+            },
+            judged_bit: options.judged_bit,
+            protect: options.protect,
+        };
+        let object = Object::load(constants, room_for(&compiled), options.log_level)?;
+        let mut network =
+            Self { attachments: Vec::new(), object, target, options, banks: [None, None], active: 0 };
+        if options.protect {
+            network.object.protect(&protect::operator_connections())?;
+        }
+        network.fill(0, compiled)?;
+        network.renew()?;
+        if network.attach()?.is_empty() {
+            return Err(NetworkError::NoInterface(
+                "all are loopback, which --protect leaves alone, or of a link layer that is not understood",
+            ));
+        }
+        Ok(network)
+    }
+
+    /// Replaces all rules at once: each packet meets either the old rules or the new ones. Counters
+    /// start again at 0.
+    pub fn replace(&mut self, rules: &[Rule]) -> Result<(), NetworkError> {
+        let now = clock::monotonic_ns();
+        let compiled = compile(rules, self.options.seed, now, self.options.deadline_ns)?;
+        let capacity = self.object.capacity();
+        let (rules, entries) = (compiled.rules.len(), compiled.entry_count());
+        if rules > capacity.rules as usize || entries > capacity.entries as usize {
+            return Err(NetworkError::NoRoom { rules, entries, capacity });
+        }
+        let other = 1 - self.active;
+        self.fill(other, compiled)?;
+        self.active = other;
+        self.renew()?;
+        // Once no program can be reading the old bank any more, its counters are final.
+        clock::wait_for_readers();
+        self.attach()?;
+        Ok(())
+    }
+
+    /// Renews the lease; to be called every [`RENEWAL`].
+    pub fn renew(&mut self) -> Result<(), NetworkError> {
+        let control = Control {
+            lease_deadline_ns: clock::deadline_ns(LEASE),
+            bank: self.active,
+            reserved: 0,
+        };
+        Ok(self.object.set_control(control)?)
+    }
+
+    /// Attaches to what is not attached yet: interfaces and namespaces come and go. Returns what is new.
+    pub fn attach(&mut self) -> Result<Vec<Attached>, NetworkError> {
+        let (egress, ingress) = self.directions();
+        let places = self.target.places()?;
+        self.attachments.retain(|attachment| {
+            places.iter().any(|place| {
+                place.netns == attachment.netns
+                    && place.interfaces.iter().any(|i| i.index == attachment.interface.index)
+            })
+        });
+        let mut new = Vec::new();
+        for place in places {
+            for interface in &place.interfaces {
+                for (wanted, direction) in [(egress, Direction::Egress), (ingress, Direction::Ingress)] {
+                    if wanted && !self.is_attached(&place.netns, interface, direction) {
+                        new.push(self.attach_to(&place.netns, interface, direction)?);
+                    }
+                }
+            }
+        }
+        Ok(new)
+    }
+
+    /// Where programs are attached.
+    #[must_use]
+    pub fn attached(&self) -> Vec<Attached> {
+        self.attachments.iter().map(Attached::from).collect()
+    }
+
+    /// Detaches everything; counters can still be read.
+    pub fn detach(&mut self) {
+        self.attachments.clear();
+    }
+
+    /// What each rule of the active set did, in order.
+    pub fn rule_counters(&mut self) -> Result<Vec<RuleCounters>, NetworkError> {
+        let count = self.active_rules() as u32;
+        Ok(self.object.rule_counters(self.active, count)?)
+    }
+
+    /// What each rule of the set before the last [`Self::replace`] did.
+    pub fn replaced_counters(&mut self) -> Result<Vec<RuleCounters>, NetworkError> {
+        let bank = 1 - self.active;
+        let count = self.banks[bank as usize].as_ref().map_or(0, |compiled| compiled.rules.len());
+        Ok(self.object.rule_counters(bank, count as u32)?)
+    }
+
+    /// What was seen on the attached interfaces.
+    pub fn seen_counters(&mut self) -> Result<SeenCounters, NetworkError> {
+        Ok(self.object.seen_counters()?)
+    }
+
+    /// The object, for what reads its log.
+    pub fn object(&mut self) -> &mut Object {
+        &mut self.object
+    }
+
+    fn active_rules(&self) -> usize {
+        self.banks[self.active as usize].as_ref().map_or(0, |compiled| compiled.rules.len())
+    }
+
+    /// Which hooks the active rules need.
+    fn directions(&self) -> (bool, bool) {
+        let Some(compiled) = &self.banks[self.active as usize] else { return (false, false) };
+        if self.options.xdp {
+            return (false, true);
+        }
+        // Whose an answer without a socket is, is told by what was sent.
+        (compiled.egress || self.target.cgroup.is_some(), compiled.ingress)
+    }
+
+    fn fill(&mut self, bank: u32, compiled: Compiled) -> Result<(), NetworkError> {
+        let before = self.banks[bank as usize].as_ref();
+        let before = before.map(|compiled| compiled.entries(bank)).unwrap_or_default();
+        self.object.replace_entries(&before, &compiled.entries(bank))?;
+        if let Some([local, remote]) = &compiled.classes {
+            self.object.set_port_classes(bank, local, remote)?;
+        }
+        self.object.set_rules(bank, &compiled.rules)?;
+        self.object.set_rule_set(bank, &compiled.set)?;
+        self.banks[bank as usize] = Some(compiled);
+        Ok(())
+    }
+
+    fn is_attached(&self, netns: &Netns, interface: &Interface, direction: Direction) -> bool {
+        self.attachments.iter().any(|attachment| {
+            attachment.interface.index == interface.index
+                && attachment.direction == direction
+                && attachment.netns == *netns
+        })
+    }
+
+    fn attach_to(
+        &mut self,
+        netns: &Netns,
+        interface: &Interface,
+        direction: Direction,
+    ) -> Result<Attached, NetworkError> {
+        let attachment = if self.options.xdp {
+            attach::xdp(&mut self.object, netns, interface)?
+        } else {
+            attach::tc(&mut self.object, netns, interface, direction)?
+        };
+        let attached = Attached::from(&attachment);
+        self.attachments.push(attachment);
+        Ok(attached)
+    }
+}
+
+/// Room for the rules, and for a change to twice as many.
+fn room_for(compiled: &Compiled) -> Capacity {
+    const LEAST: usize = 1024;
+    let rules = (2 * compiled.rules.len()).clamp(LEAST, MAX_RULES);
+    let entries = (2 * compiled.entry_count()).clamp(LEAST, compile::MAX_ENTRIES);
+    Capacity { rules: rules as u32, entries: entries as u32 }
+}

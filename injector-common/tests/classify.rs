@@ -1,0 +1,425 @@
+//! Tuples and masks: the part of the classification that does not need the kernel's maps.
+//!
+//! What a rule's condition means is written down here a second time, on the packet's own fields, and
+//! held against the bits of the tuple.
+
+use injector_common::{
+    classify::{Tuple, TupleKey, TupleMask, field, masked, tuple},
+    control::MAX_MASKS,
+    packet::{Direction, Family, Packet, protocol},
+};
+use proptest::{
+    prelude::*,
+    test_runner::{Config, RngSeed},
+};
+
+/// The same cases in each run, and no file that remembers failures.
+fn cases(cases: u32) -> Config {
+    Config { cases, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..Config::default() }
+}
+
+/// A packet as the rules see it: on its way in some direction, its ports replaced by classes.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    packet: Packet,
+    direction: Direction,
+    local_class: u16,
+    remote_class: u16,
+}
+
+impl Seen {
+    fn tuple(&self) -> Tuple {
+        tuple(&self.packet, self.direction, self.local_class, self.remote_class)
+    }
+
+    /// The peer's address byte by byte, found without the functions under test.
+    fn remote_bytes(&self) -> Vec<u8> {
+        let address = match self.direction {
+            Direction::Egress => self.packet.destination,
+            Direction::Ingress => self.packet.source,
+        };
+        address.into_iter().flat_map(u32::to_ne_bytes).collect()
+    }
+}
+
+/// Which fields a rule looks at.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each field is looked at or not, independently")]
+struct Fields {
+    /// How many leading bits of the peer's address.
+    prefix: usize,
+    local_class: bool,
+    remote_class: bool,
+    protocol: bool,
+    /// Which of the TCP flags.
+    tcp_flags: u8,
+    family: bool,
+    direction: bool,
+    has_data: bool,
+    has_ports: bool,
+}
+
+impl Fields {
+    fn mask(&self) -> Tuple {
+        let mut address = [0u8; 16];
+        for bit in 0..self.prefix {
+            address[bit / 8] |= 0x80 >> (bit % 8);
+        }
+        let all = |asked: bool, bits: u32| if asked { bits } else { 0 };
+        let word = |at: usize| {
+            u32::from_ne_bytes([address[at], address[at + 1], address[at + 2], address[at + 3]])
+        };
+        [
+            word(0),
+            word(4),
+            word(8),
+            word(12),
+            all(self.local_class, 0xffff_0000) | all(self.remote_class, 0x0000_ffff),
+            all(self.protocol, 0xff << field::PROTOCOL_SHIFT)
+                | u32::from(self.tcp_flags) << field::TCP_FLAGS_SHIFT
+                | all(self.family, field::FAMILY)
+                | all(self.direction, field::DIRECTION)
+                | all(self.has_data, field::HAS_DATA)
+                | all(self.has_ports, field::HAS_PORTS),
+        ]
+    }
+
+    /// Whether two packets are the same to a rule that looks at these fields.
+    fn agree(&self, one: &Seen, other: &Seen) -> bool {
+        let (a, b) = (&one.packet, &other.packet);
+        let (left, right) = (one.remote_bytes(), other.remote_bytes());
+        (0..self.prefix).all(|bit| (left[bit / 8] ^ right[bit / 8]) & (0x80 >> (bit % 8)) == 0)
+            && (!self.local_class || one.local_class == other.local_class)
+            && (!self.remote_class || one.remote_class == other.remote_class)
+            && (!self.protocol || a.protocol == b.protocol)
+            && (a.tcp_flags ^ b.tcp_flags) & self.tcp_flags == 0
+            && (!self.family || a.family == b.family)
+            && (!self.direction || one.direction == other.direction)
+            && (!self.has_data || a.has_data == b.has_data)
+            && (!self.has_ports || a.has_ports == b.has_ports)
+    }
+}
+
+fn direction() -> impl Strategy<Value = Direction> {
+    prop_oneof![Just(Direction::Egress), Just(Direction::Ingress)]
+}
+
+fn packet() -> impl Strategy<Value = Packet> {
+    let addresses = (any::<[u32; 4]>(), any::<[u32; 4]>(), any::<bool>());
+    let upper = (any::<u8>(), any::<u8>(), any::<bool>(), any::<bool>());
+    let rest = (any::<[bool; 2]>(), any::<[u16; 3]>(), any::<[u16; 3]>(), any::<[u32; 2]>());
+    (addresses, upper, rest).prop_map(
+        |(
+            (source, destination, v6),
+            (protocol, tcp_flags, has_ports, has_data),
+            ([later_fragment, fragment], ports, offsets, [fragment_id, end]),
+        )| Packet {
+            source,
+            destination,
+            family: if v6 { Family::V6 } else { Family::V4 },
+            protocol,
+            tcp_flags,
+            has_ports,
+            has_data,
+            later_fragment,
+            fragment,
+            fragment_id,
+            source_port: ports[0],
+            destination_port: ports[1],
+            echo_id: ports[2],
+            l3: offsets[0],
+            l4: offsets[1],
+            payload: offsets[2],
+            end,
+        },
+    )
+}
+
+fn seen() -> impl Strategy<Value = Seen> {
+    (packet(), direction(), any::<u16>(), any::<u16>()).prop_map(
+        |(packet, direction, local_class, remote_class)| Seen {
+            packet,
+            direction,
+            local_class,
+            remote_class,
+        },
+    )
+}
+
+/// Two packets that have some of their fields in common: two at random would agree on nothing.
+fn similar() -> impl Strategy<Value = (Seen, Seen)> {
+    (seen(), seen(), any::<[bool; 9]>(), 0..128usize, any::<bool>()).prop_map(
+        |(one, mut other, same, bit, flip)| {
+            let (a, b) = (&one.packet, &mut other.packet);
+            if same[0] {
+                (b.source, b.destination) = (a.source, a.destination);
+            }
+            if flip {
+                // Addresses that part at one bit, to find the prefix that tells them apart.
+                let mask = u32::from_ne_bytes((0x8000_0000u32 >> (bit % 32)).to_be_bytes());
+                b.source[bit / 32] ^= mask;
+                b.destination[bit / 32] ^= mask;
+            }
+            if same[1] {
+                b.family = a.family;
+            }
+            if same[2] {
+                b.protocol = a.protocol;
+            }
+            if same[3] {
+                b.tcp_flags = a.tcp_flags;
+            }
+            if same[4] {
+                b.has_ports = a.has_ports;
+            }
+            if same[5] {
+                b.has_data = a.has_data;
+            }
+            if same[6] {
+                other.direction = one.direction;
+            }
+            if same[7] {
+                other.local_class = one.local_class;
+            }
+            if same[8] {
+                other.remote_class = one.remote_class;
+            }
+            (one, other)
+        },
+    )
+}
+
+fn fields() -> impl Strategy<Value = Fields> {
+    let prefix = prop_oneof![2 => Just(0), 1 => 0..=128usize, 1 => Just(128), 1 => Just(32)];
+    let flags = prop_oneof![2 => Just(0), 1 => any::<u8>()];
+    (prefix, flags, any::<[bool; 7]>()).prop_map(|(prefix, tcp_flags, asked)| Fields {
+        prefix,
+        tcp_flags,
+        local_class: asked[0],
+        remote_class: asked[1],
+        protocol: asked[2],
+        family: asked[3],
+        direction: asked[4],
+        has_data: asked[5],
+        has_ports: asked[6],
+    })
+}
+
+/// A packet with nothing set, going out.
+fn blank() -> Seen {
+    let packet = Packet {
+        source: [0; 4],
+        destination: [0; 4],
+        family: Family::V4,
+        protocol: 0,
+        tcp_flags: 0,
+        has_ports: false,
+        has_data: false,
+        later_fragment: false,
+        fragment: false,
+        fragment_id: 0,
+        source_port: 0,
+        destination_port: 0,
+        echo_id: 0,
+        l3: 0,
+        l4: 0,
+        payload: 0,
+        end: 0,
+    };
+    Seen { packet, direction: Direction::Egress, local_class: 0, remote_class: 0 }
+}
+
+/// The packet of the answer: the same one as it goes the other way.
+fn turned(packet: Packet) -> Packet {
+    Packet {
+        source: packet.destination,
+        destination: packet.source,
+        source_port: packet.destination_port,
+        destination_port: packet.source_port,
+        ..packet
+    }
+}
+
+mod two_packets {
+    use super::*;
+
+    proptest! {
+        #![proptest_config(cases(3_000))]
+
+        #[test]
+        fn are_the_same_under_a_mask_if_and_only_if_its_fields_agree(
+            (one, other) in similar(),
+            fields in fields(),
+        ) {
+            let mask = fields.mask();
+            let same = masked(&one.tuple(), &mask) == masked(&other.tuple(), &mask);
+            prop_assert_eq!(same, fields.agree(&one, &other));
+        }
+
+        #[test]
+        fn that_differ_in_what_rules_cannot_see_have_the_same_tuple(
+            seen in seen(),
+            other in packet(),
+        ) {
+            // The ports are seen through their classes, the own address not at all.
+            let mut changed = Packet {
+                later_fragment: other.later_fragment,
+                fragment: other.fragment,
+                fragment_id: other.fragment_id,
+                source_port: other.source_port,
+                destination_port: other.destination_port,
+                echo_id: other.echo_id,
+                l3: other.l3,
+                l4: other.l4,
+                payload: other.payload,
+                end: other.end,
+                ..seen.packet
+            };
+            match seen.direction {
+                Direction::Egress => changed.source = other.source,
+                Direction::Ingress => changed.destination = other.destination,
+            }
+            prop_assert_eq!(Seen { packet: changed, ..seen }.tuple(), seen.tuple());
+        }
+    }
+}
+
+mod a_mask {
+    use super::*;
+
+    #[test]
+    fn of_no_fields_makes_all_packets_the_same() {
+        assert_eq!(Fields::default().mask(), TupleMask::EMPTY.tuple);
+    }
+
+    #[test]
+    fn of_a_24_bit_prefix_keeps_the_first_three_bytes_of_an_address() {
+        let mut seen = blank();
+        seen.packet.destination[0] = u32::from_ne_bytes([203, 0, 113, 77]);
+        let mask = Fields { prefix: 24, ..Fields::default() }.mask();
+        let network = u32::from_ne_bytes([203, 0, 113, 0]);
+        assert_eq!(masked(&seen.tuple(), &mask), [network, 0, 0, 0, 0, 0]);
+    }
+
+    proptest! {
+        #![proptest_config(cases(500))]
+
+        // The key of a rule is its own tuple under its mask, so masking must be a projection.
+        #[test]
+        fn applied_twice_changes_nothing_more(tuple in any::<Tuple>(), mask in any::<Tuple>()) {
+            let once = masked(&tuple, &mask);
+            prop_assert_eq!(masked(&once, &mask), once);
+        }
+
+        #[test]
+        fn keeps_exactly_the_bits_that_are_set_in_it(
+            tuple in any::<Tuple>(),
+            mask in any::<Tuple>(),
+        ) {
+            for (word, kept) in masked(&tuple, &mask).into_iter().enumerate() {
+                prop_assert_eq!(kept & !mask[word], 0);
+                prop_assert_eq!((kept ^ tuple[word]) & mask[word], 0);
+            }
+        }
+    }
+}
+
+mod a_tuple {
+    use super::*;
+
+    #[test]
+    fn of_a_blank_packet_is_zero() {
+        assert_eq!(blank().tuple(), [0; 6]);
+    }
+
+    #[test]
+    fn has_bits_of_its_own_for_each_field() {
+        let with = |change: fn(&mut Seen)| {
+            let mut seen = blank();
+            change(&mut seen);
+            seen.tuple()
+        };
+        let fields = [
+            with(|seen| seen.packet.destination = [u32::MAX; 4]),
+            with(|seen| seen.local_class = u16::MAX),
+            with(|seen| seen.remote_class = u16::MAX),
+            with(|seen| seen.packet.protocol = u8::MAX),
+            with(|seen| seen.packet.tcp_flags = u8::MAX),
+            with(|seen| seen.packet.family = Family::V6),
+            with(|seen| seen.packet.has_data = true),
+            with(|seen| seen.packet.has_ports = true),
+            with(|seen| seen.direction = Direction::Ingress),
+        ];
+        let mut taken = [0; 6];
+        for bits in fields {
+            assert_ne!(bits, [0; 6], "a field has no bits");
+            for word in 0..6 {
+                assert_eq!(taken[word] & bits[word], 0, "two fields share bits of word {word}");
+                taken[word] |= bits[word];
+            }
+        }
+    }
+
+    #[test]
+    fn of_a_tcp_answer_is_as_documented() {
+        let mut seen = blank();
+        seen.packet.source = [u32::from_ne_bytes([192, 0, 2, 1]), 0, 0, 0];
+        seen.packet.destination = [u32::from_ne_bytes([198, 51, 100, 7]), 0, 0, 0];
+        seen.packet.protocol = protocol::TCP;
+        seen.packet.tcp_flags = 0x12;
+        seen.packet.has_ports = true;
+        seen.direction = Direction::Ingress;
+        (seen.local_class, seen.remote_class) = (3, 9);
+        let fields = 6 | 0x12 << 8 | field::DIRECTION | field::HAS_PORTS;
+        let expected = [u32::from_ne_bytes([192, 0, 2, 1]), 0, 0, 0, 3 << 16 | 9, fields];
+        assert_eq!(seen.tuple(), expected);
+    }
+}
+
+mod direction_of {
+    use super::*;
+
+    proptest! {
+        #![proptest_config(cases(500))]
+
+        #[test]
+        fn a_packet_decides_which_of_its_ends_is_remote(packet in packet()) {
+            let (out, into) = (Direction::Egress, Direction::Ingress);
+            let addresses = (&packet.source, &packet.destination);
+            prop_assert_eq!((packet.local(out), packet.remote(out)), addresses);
+            prop_assert_eq!((packet.remote(into), packet.local(into)), addresses);
+            let ports = (packet.source_port, packet.destination_port);
+            prop_assert_eq!((packet.local_port(out), packet.remote_port(out)), ports);
+            prop_assert_eq!((packet.remote_port(into), packet.local_port(into)), ports);
+        }
+
+        // So one rule without a direction takes both ways of a conversation.
+        #[test]
+        fn a_packet_and_of_its_answer_is_all_that_tells_them_apart(seen in seen()) {
+            let other = match seen.direction {
+                Direction::Egress => Direction::Ingress,
+                Direction::Ingress => Direction::Egress,
+            };
+            let answer = Seen { packet: turned(seen.packet), direction: other, ..seen };
+            let ends = |Seen { packet, direction, .. }: &Seen| {
+                let local = (*packet.local(*direction), packet.local_port(*direction));
+                (local, *packet.remote(*direction), packet.remote_port(*direction))
+            };
+            prop_assert_eq!(ends(&answer), ends(&seen));
+
+            let mut expected = seen.tuple();
+            expected[5] ^= field::DIRECTION;
+            prop_assert_eq!(answer.tuple(), expected);
+        }
+    }
+}
+
+#[test]
+fn a_space_belongs_to_one_mask_of_one_bank() {
+    let mut spaces: Vec<u32> = (0..MAX_MASKS as u32)
+        .flat_map(|mask| (0..2).map(move |bank| TupleKey::space(mask, bank)))
+        .collect();
+    spaces.sort_unstable();
+    spaces.dedup();
+    assert_eq!(spaces.len(), MAX_MASKS * 2);
+}

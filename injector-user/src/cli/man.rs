@@ -1,0 +1,37 @@
+//! `injector man` and `injector completions`: made from the command line's definition.
+
+use std::{io, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use clap_complete::Shell;
+
+/// Print a completion script for a shell
+#[derive(Args, Debug)]
+pub struct CompletionsArgs {
+    /// Which shell
+    shell: Shell,
+}
+
+/// Print the man page, or write those of all commands to a folder
+#[derive(Args, Debug)]
+pub struct ManArgs {
+    /// The folder
+    folder: Option<PathBuf>,
+}
+
+/// Prints the script.
+pub fn completions(args: &CompletionsArgs, command: &mut clap::Command) -> Result<ExitCode> {
+    clap_complete::generate(args.shell, command, "injector", &mut io::stdout());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints or writes the pages.
+pub fn man(args: &ManArgs, command: clap::Command) -> Result<ExitCode> {
+    match &args.folder {
+        Some(folder) => clap_mangen::generate_to(command, folder)
+            .with_context(|| format!("cannot write to {}", folder.display()))?,
+        None => clap_mangen::Man::new(command).render(&mut io::stdout())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

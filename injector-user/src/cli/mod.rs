@@ -1,0 +1,90 @@
+//! The command line: parsing and printing, nothing else.
+
+mod args;
+mod cleanup;
+mod doctor;
+mod guardian;
+mod inject;
+mod list;
+mod man;
+mod privileges;
+mod report;
+mod run;
+mod session;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::{lifetime, spec::SpecError};
+
+/// Something failed.
+const FAILED: u8 = 1;
+/// What was asked makes no sense.
+const USAGE: u8 = 2;
+/// `--require-match`, and nothing matched.
+const NOTHING_MATCHED: u8 = 3;
+
+/// Fault injector for Linux: breaks packets of a command, a cgroup, a namespace or a host, precisely
+/// and safely
+#[derive(Parser)]
+#[command(name = "injector", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "\
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 nothing matched, with --require-match.
+`injector run` exits with its command's code, 128+n if signal n ended it, 126 if it cannot be executed
+and 127 if it is not found.")]
+struct Cli {
+    /// Say more on standard error; the eBPF programs too
+    #[arg(short, long, global = true)]
+    verbose: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::RunArgs),
+    Inject(inject::InjectArgs),
+    Doctor(doctor::DoctorArgs),
+    List(list::ListArgs),
+    Cleanup(cleanup::CleanupArgs),
+    Completions(man::CompletionsArgs),
+    Man(man::ManArgs),
+    #[command(hide = true, name = lifetime::guardian::SUBCOMMAND)]
+    Guardian(guardian::GuardianArgs),
+}
+
+/// Parses the command line and does what it says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(cli.verbose);
+    let result = match cli.command {
+        Command::Run(args) => run::run(&args, cli.verbose),
+        Command::Inject(args) => inject::run(&args, cli.verbose),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::List(args) => list::run(&args),
+        Command::Cleanup(args) => cleanup::run(&args),
+        Command::Completions(args) => man::completions(&args, &mut Cli::command()),
+        Command::Man(args) => man::man(&args, Cli::command()),
+        Command::Guardian(args) => guardian::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("injector: {error:#}");
+        ExitCode::from(if error.is::<SpecError>() { USAGE } else { FAILED })
+    })
+}
+
+/// Diagnostics go to standard error; `INJECTOR_LOG` takes `tracing-subscriber`'s filters.
+fn start_log(verbose: bool) {
+    let default = if verbose { "debug" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_env_var("INJECTOR_LOG")
+        .with_default_directive(default.parse().unwrap_or_default())
+        .from_env_lossy()
+        // The netlink crates say much that is of no interest here.
+        .add_directive("netlink_proto=warn".parse().unwrap_or_default());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+}

@@ -1,0 +1,22 @@
+//! What it takes to run.
+
+use anyhow::{Result, bail};
+use procfs::process::Process;
+
+/// The capabilities that injector uses (capabilities(7)) and their bits.
+const NEEDED: [(&str, u32); 4] =
+    [("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+
+/// Fails if a capability is missing, and says which.
+pub fn check() -> Result<()> {
+    let effective = Process::myself().and_then(|process| process.status())?.capeff;
+    let missing: Vec<&str> = NEEDED
+        .into_iter()
+        .filter(|(_, bit)| effective >> bit & 1 == 0)
+        .map(|(name, _)| name)
+        .collect();
+    if !missing.is_empty() {
+        bail!("injector must run as root: run it with sudo (missing capabilities: {})", missing.join(", "));
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! `injector run`: a new command under faults.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::unix::process::ExitStatusExt as _,
+    process::{ExitCode, ExitStatus},
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use tokio::process::{Child, Command};
+
+use super::{
+    args::{RulesArgs, SessionArgs},
+    report::{Reporter, Stream},
+    session::{self, Asked, End, Session},
+    signals::Signals,
+};
+use crate::{
+    lifetime::{action::Action, instance::Instance},
+    target::{
+        Target,
+        cgroup::{Cgroup, Hierarchy},
+    },
+};
+
+/// Exit codes of the shell for a command that is not there, or cannot be executed (POSIX, 2.8.2).
+const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
+
+/// Run a command under faults that touch it and its children alone, and end with it
+///
+/// The command runs in a cgroup of its own; its packets are faulted on every interface of its network
+/// namespace, loopback included. Reports go to standard error, or to --output-file.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example: injector run --loss 20% --remote 127.0.0.1/32 -- ping -c 20 127.0.0.1")]
+pub struct RunArgs {
+    #[command(flatten)]
+    rules: RulesArgs,
+
+    #[command(flatten)]
+    session: SessionArgs,
+
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// Runs the command; the exit code is its own.
+pub fn run(args: &RunArgs, verbose: bool) -> Result<ExitCode> {
+    let asked = Asked::read(&args.rules, &args.session)?;
+    let mut instance = session::start_instance()?;
+    let asked = asked.resolve()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let code = runtime.block_on(under_faults(args, asked, &mut instance, verbose))?;
+    instance.end()?;
+    Ok(code)
+}
+
+async fn under_faults(
+    args: &RunArgs,
+    asked: Asked,
+    instance: &mut Instance,
+    verbose: bool,
+) -> Result<ExitCode> {
+    let mut signals = Signals::take().context("cannot take signals")?;
+    let reporter = Reporter::new(&args.session, Stream::Stderr)?;
+    let cgroup = make_cgroup(instance)?;
+    let procs = fs::OpenOptions::new()
+        .write(true)
+        .open(cgroup.path.join("cgroup.procs"))
+        .with_context(|| format!("cannot use the cgroup {}", cgroup.path.display()))?;
+    let target = Target::of_command(cgroup)?;
+    let options = session::options(&args.session, instance, asked.seed, verbose);
+    let title = session::words(&args.command);
+    let mut session =
+        Session::start(&args.session, &args.rules, asked, target, &title, options, reporter)?;
+    let mut child = match spawn(&args.command, &procs) {
+        Ok(child) => child,
+        Err(error) => {
+            eprintln!("injector: cannot run {}: {error}", args.command[0].to_string_lossy());
+            let missing = error.kind() == io::ErrorKind::NotFound;
+            return Ok(ExitCode::from(if missing { NOT_FOUND } else { NOT_EXECUTABLE }));
+        }
+    };
+    let end = session.watch(&mut signals, Some(&mut child)).await?;
+    let own = session.end()?;
+    Ok(match end {
+        End::Command(status) if own == ExitCode::SUCCESS => ExitCode::from(code(status)),
+        _ => own,
+    })
+}
+
+/// Makes the command's cgroup inside our own, so that limits on us hold for it as well.
+fn make_cgroup(instance: &mut Instance) -> Result<Cgroup> {
+    let hierarchy = Hierarchy::find()?;
+    let home = hierarchy.path_of_process(std::process::id().cast_signed())?;
+    let path = home.join(format!("injector-{}", std::process::id()));
+    let action = Action::MakeCgroup { path: path.clone(), home };
+    instance.perform(&action, || fs::create_dir(&path))?;
+    Ok(hierarchy.open(&path)?)
+}
+
+/// Starts the command inside the cgroup that `procs` belongs to.
+fn spawn(command: &[OsString], procs: &fs::File) -> io::Result<Child> {
+    let procs = procs.try_clone()?;
+    let mut builder = Command::new(&command[0]);
+    builder.args(&command[1..]);
+    // SAFETY: writing to a file descriptor is async-signal-safe.
+    unsafe {
+        // "0" is the writing process, so no packet is sent from outside the cgroup.
+        builder.pre_exec(move || io::Write::write_all(&mut &procs, b"0"));
+    }
+    builder.spawn()
+}
+
+/// The exit code as shells have it.
+fn code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(super::FAILED)
+}

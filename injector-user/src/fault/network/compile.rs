@@ -1,0 +1,345 @@
+//! From rules to the tables that the kernel side classifies by.
+//!
+//! A rule becomes one entry for each combination of address family, prefix, protocol and port class
+//! that it matches; entries with the same significant bits share a mask. See
+//! [`injector_common::classify`].
+
+use std::collections::{BTreeSet, HashMap};
+
+use injector_common::{
+    classify::{TUPLE_WORDS, Tuple, TupleKey, TupleMask, field},
+    control::{MAX_MASKS, PORTS, PortClasses, RuleSet},
+    model::{chance::Chance, chance::Probability, loss, random},
+    rule::{self, RULE_ALTERS, RULE_RESET, RULE_RESET_SYN, RULE_STATEFUL},
+};
+use ipnet::IpNet;
+use thiserror::Error;
+
+use crate::spec::{
+    fault::Odds,
+    rule::{CorruptMode, Direction, Loss, Matching, Rule},
+    value::{Percent, PortSet, Remote},
+};
+
+/// Most entries of one rule set.
+pub const MAX_ENTRIES: usize = 1 << 20;
+
+/// Why a set of rules cannot be classified by.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum CompileError {
+    /// Too many mask combinations.
+    #[error(
+        "the rules use {0} different combinations of direction, prefix length, protocol, port and TCP-flag matches; \
+         the most is {MAX_MASKS}: write more of them alike"
+    )]
+    TooManyMasks(usize),
+    /// Too many entries.
+    #[error(
+        "the rules take more than {MAX_ENTRIES} table entries (remotes × protocols × port ranges that other rules \
+         cut in pieces): use fewer or wider matches"
+    )]
+    TooManyEntries,
+    /// A host name was left in.
+    #[error("the host name {0} has not been resolved")]
+    Unresolved(String),
+}
+
+/// A rule set, ready for either bank.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The masks.
+    pub set: Box<RuleSet>,
+    /// Local and remote port classes, if ports are matched.
+    pub classes: Option<[Box<PortClasses>; 2]>,
+    /// Masked tuple and mask number, and the rule that they lead to.
+    entries: Vec<((Tuple, u32), u32)>,
+    /// The rules.
+    pub rules: Vec<rule::Rule>,
+    /// Whether any rule is for sent packets.
+    pub egress: bool,
+    /// Whether any rule is for received packets.
+    pub ingress: bool,
+}
+
+impl Compiled {
+    /// The entries for bank `bank`.
+    #[must_use]
+    pub fn entries(&self, bank: u32) -> Vec<(TupleKey, u32)> {
+        let key = |tuple, mask| TupleKey { tuple, space: TupleKey::space(mask, bank) };
+        self.entries.iter().map(|&((tuple, mask), rule)| (key(tuple, mask), rule)).collect()
+    }
+
+    /// How many entries there are.
+    #[must_use]
+    pub fn entry_count(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+/// Compiles `rules`. `now_ns` is when they start to act, by `CLOCK_MONOTONIC`; all end at
+/// `deadline_ns` at the latest.
+pub fn compile(
+    rules: &[Rule],
+    seed: u64,
+    now_ns: u64,
+    deadline_ns: u64,
+) -> Result<Compiled, CompileError> {
+    let ports = [
+        Ports::of(rules.iter().filter_map(|rule| rule.matching.local_ports.as_ref())),
+        Ports::of(rules.iter().filter_map(|rule| rule.matching.remote_ports.as_ref())),
+    ];
+    let mut masks: Vec<TupleMask> = Vec::new();
+    let mut mask_numbers: HashMap<Tuple, u32> = HashMap::new();
+    let mut entries: HashMap<(Tuple, u32), u32> = HashMap::new();
+    for (number, rule) in (0u32..).zip(rules) {
+        for Entry { mask, tuple } in matches(&rule.matching, &ports)? {
+            let mask_number = *mask_numbers.entry(mask).or_insert_with(|| {
+                masks.push(TupleMask { tuple: mask, first_rule: number });
+                masks.len() as u32 - 1
+            });
+            // The first rule wins where several match the very same packets.
+            entries.entry((tuple, mask_number)).or_insert(number);
+            if entries.len() > MAX_ENTRIES {
+                return Err(CompileError::TooManyEntries);
+            }
+        }
+    }
+    if masks.len() > MAX_MASKS {
+        return Err(CompileError::TooManyMasks(masks.len()));
+    }
+    let uses_ports = rules.iter().any(|rule| {
+        rule.matching.local_ports.is_some() || rule.matching.remote_ports.is_some()
+    });
+    let mut set = Box::new(RuleSet {
+        mask_count: masks.len() as u32,
+        uses_ports: u32::from(uses_ports),
+        ..RuleSet::EMPTY
+    });
+    // Masks were numbered by the first rule that uses them, so they are in the order wanted.
+    set.masks[..masks.len()].copy_from_slice(&masks);
+    let acts = |other| rules.iter().any(|rule| rule.matching.direction != other);
+    Ok(Compiled {
+        set,
+        classes: uses_ports.then(|| [ports[0].classes(), ports[1].classes()]),
+        entries: entries.into_iter().collect(),
+        rules: (0..).zip(rules).map(|(n, rule)| decisions(rule, n, seed, now_ns, deadline_ns)).collect(),
+        egress: acts(Direction::Ingress),
+        ingress: acts(Direction::Egress),
+    })
+}
+
+/// What one combination of significant bits must look like.
+struct Entry {
+    mask: Tuple,
+    tuple: Tuple,
+}
+
+/// All combinations that `matching` stands for.
+fn matches(matching: &Matching, ports: &[Ports; 2]) -> Result<Vec<Entry>, CompileError> {
+    let mut base = Entry { mask: [0; TUPLE_WORDS], tuple: [0; TUPLE_WORDS] };
+    let fields = TUPLE_WORDS - 1;
+    if matching.direction != Direction::Both {
+        base.mask[fields] |= field::DIRECTION;
+    }
+    if matching.direction == Direction::Ingress {
+        base.tuple[fields] |= field::DIRECTION;
+    }
+    if let Some(flags) = matching.tcp_flags {
+        base.mask[fields] |= u32::from(flags.mask) << field::TCP_FLAGS_SHIFT;
+        base.tuple[fields] |= u32::from(flags.set) << field::TCP_FLAGS_SHIFT;
+    }
+    if matching.data_only {
+        base.mask[fields] |= field::HAS_DATA;
+        base.tuple[fields] |= field::HAS_DATA;
+    }
+    let port_sets = [&matching.local_ports, &matching.remote_ports];
+    if port_sets.iter().any(|set| set.is_some()) {
+        base.mask[fields] |= field::HAS_PORTS;
+        base.tuple[fields] |= field::HAS_PORTS;
+    }
+    let side = |number: usize| match port_sets[number] {
+        Some(set) => ports[number].classes_of(set).into_iter().map(Some).collect(),
+        None => vec![None],
+    };
+    let (local, remote) = (side(0), side(1));
+    let protocols: Vec<Option<u8>> = match matching.protocols.as_slice() {
+        [] => vec![None],
+        some => some.iter().map(|protocol| Some(protocol.0)).collect(),
+    };
+    let remotes: Vec<Option<IpNet>> = match matching.remotes.as_slice() {
+        [] => vec![None],
+        some => some.iter().map(net).collect::<Result<_, _>>()?,
+    };
+    let count = [local.len(), remote.len(), protocols.len(), remotes.len()];
+    let count = count.into_iter().fold(1usize, usize::saturating_mul);
+    if count > MAX_ENTRIES {
+        return Err(CompileError::TooManyEntries);
+    }
+    let mut entries = Vec::with_capacity(count);
+    for &net in &remotes {
+        for &protocol in &protocols {
+            for &local in &local {
+                for &remote in &remote {
+                    entries.push(base.with(net, protocol, local, remote));
+                }
+            }
+        }
+    }
+    Ok(entries)
+}
+
+fn net(remote: &Remote) -> Result<Option<IpNet>, CompileError> {
+    match remote {
+        Remote::Net(net) => Ok(Some(*net)),
+        Remote::Host(name) => Err(CompileError::Unresolved(name.clone())),
+    }
+}
+
+impl Entry {
+    fn with(
+        &self,
+        net: Option<IpNet>,
+        protocol: Option<u8>,
+        local: Option<u16>,
+        remote: Option<u16>,
+    ) -> Self {
+        let (mut mask, mut tuple) = (self.mask, self.tuple);
+        match net {
+            Some(IpNet::V4(net)) => {
+                mask[5] |= field::FAMILY;
+                mask[0] = u32::from_ne_bytes(net.netmask().octets());
+                tuple[0] = u32::from_ne_bytes(net.network().octets());
+            }
+            Some(IpNet::V6(net)) => {
+                mask[5] |= field::FAMILY;
+                tuple[5] |= field::FAMILY;
+                mask[..4].copy_from_slice(&words(net.netmask().octets()));
+                tuple[..4].copy_from_slice(&words(net.network().octets()));
+            }
+            None => {}
+        }
+        if let Some(protocol) = protocol {
+            mask[5] |= 0xff << field::PROTOCOL_SHIFT;
+            tuple[5] |= u32::from(protocol) << field::PROTOCOL_SHIFT;
+        }
+        if let Some(class) = local {
+            mask[4] |= 0xffff_0000;
+            tuple[4] |= u32::from(class) << 16;
+        }
+        if let Some(class) = remote {
+            mask[4] |= 0xffff;
+            tuple[4] |= u32::from(class);
+        }
+        Self { mask, tuple }
+    }
+}
+
+/// An IPv6 address as four words in memory order, as the packet parser has it.
+pub(super) fn words(octets: [u8; 16]) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+    [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes)
+}
+
+/// The ports of one side, cut where any rule's set begins or ends: the pieces are the classes.
+struct Ports {
+    /// First port of each piece, ascending, starting with 0.
+    starts: Vec<u32>,
+}
+
+impl Ports {
+    fn of<'a>(sets: impl Iterator<Item = &'a PortSet>) -> Self {
+        let mut starts = BTreeSet::from([0]);
+        for range in sets.flat_map(PortSet::ranges) {
+            starts.insert(u32::from(*range.start()));
+            starts.insert(u32::from(*range.end()) + 1);
+        }
+        starts.remove(&(PORTS as u32));
+        Self { starts: starts.into_iter().collect() }
+    }
+
+    /// The classes that make up `set`, which is one of those that this was made of.
+    fn classes_of(&self, set: &PortSet) -> Vec<u16> {
+        let piece = |port: u32| self.starts.partition_point(|&start| start < port);
+        set.ranges()
+            .flat_map(|range| piece(u32::from(*range.start()))..piece(u32::from(*range.end()) + 1))
+            .map(|class| class as u16)
+            .collect()
+    }
+
+    fn classes(&self) -> Box<PortClasses> {
+        let mut classes = Box::new(PortClasses { class: [0; PORTS] });
+        for (class, &start) in self.starts.iter().enumerate() {
+            classes.class[start as usize..].fill(class as u16);
+        }
+        classes
+    }
+}
+
+/// What a rule does, in the kernel side's terms.
+fn decisions(rule: &Rule, number: u32, seed: u64, now_ns: u64, deadline_ns: u64) -> rule::Rule {
+    let own_deadline = rule.lasts.map_or(u64::MAX, |span| {
+        now_ns.saturating_add(u64::try_from(span.0.as_nanos()).unwrap_or(u64::MAX))
+    });
+    let loss = rule.loss.map_or_else(loss::Loss::default, loss_model);
+    let corrupt = rule.corrupt.map_or(Chance::NEVER, chance);
+    let duplicate = rule.duplicate.map_or(Chance::NEVER, chance);
+    let mut flags = 0;
+    if rule.reset {
+        flags |= RULE_RESET;
+        if rule.matching.tcp_flags.is_some_and(|flags| {
+            flags.set & injector_common::packet::tcp_flag::SYN != 0
+        }) {
+            flags |= RULE_RESET_SYN;
+        }
+    }
+    if loss.has_memory() || corrupt.is_correlated() || duplicate.is_correlated() {
+        flags |= RULE_STATEFUL;
+    }
+    if corrupt != Chance::NEVER || duplicate != Chance::NEVER {
+        flags |= RULE_ALTERS;
+    }
+    let corrupt_mode = match rule.corrupt_mode {
+        CorruptMode::Wire => rule::CorruptMode::Wire,
+        CorruptMode::Silent => rule::CorruptMode::Silent,
+    };
+    rule::Rule {
+        deadline_ns: own_deadline.min(deadline_ns),
+        stream: random::stream(seed, number),
+        loss,
+        corrupt,
+        duplicate,
+        corrupt_mode: corrupt_mode as u32,
+        flags,
+    }
+}
+
+fn loss_model(model: Loss) -> loss::Loss {
+    match model {
+        Loss::Random(odds) => loss::Loss::random(chance(odds)),
+        Loss::Every(every) => loss::Loss::every(every.0),
+        Loss::State(s) => loss::Loss::state(
+            probability(s.p13),
+            probability(s.p31),
+            probability(s.p32),
+            probability(s.p23),
+            probability(s.p14),
+        ),
+        Loss::Gemodel(g) => loss::Loss::gemodel(
+            probability(g.p),
+            probability(g.r),
+            probability(g.loss_in_bad),
+            probability(g.loss_in_good),
+        ),
+    }
+}
+
+fn chance(odds: Odds) -> Chance {
+    Chance::new(odds.probability.fraction(), odds.correlation.fraction())
+}
+
+fn probability(percent: Percent) -> Probability {
+    Probability::from_fraction(percent.fraction())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+//! Network interfaces and their link layers.
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use injector_common::packet::parse::Link;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+
+use super::{KernelError, netns::Netns};
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its index in its namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Whether it is the loopback.
+    pub is_loopback: bool,
+    /// What precedes the IP header in its packets; `None` for link layers that are not understood.
+    pub link: Option<Link>,
+}
+
+/// All interfaces of a namespace.
+pub fn list(netns: &Netns) -> Result<Vec<Interface>, KernelError> {
+    netns.run(|| {
+        block_on(async |handle| {
+            let messages: Vec<LinkMessage> = handle
+                .link()
+                .get()
+                .execute()
+                .boxed()
+                .try_collect()
+                .await
+                .map_err(|source| KernelError::Request {
+                    what: "listing the interfaces".into(),
+                    source: source.into(),
+                })?;
+            Ok(messages.into_iter().filter_map(interface).collect())
+        })
+    })?
+}
+
+fn interface(message: LinkMessage) -> Option<Interface> {
+    let name = message.attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    })?;
+    let link = match message.header.link_layer_type {
+        LinkLayerType::Ether | LinkLayerType::Loopback => Some(Link::Ethernet),
+        LinkLayerType::None
+        | LinkLayerType::Rawip
+        | LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6
+        | LinkLayerType::Sit => Some(Link::None),
+        _ => None,
+    };
+    Some(Interface {
+        index: message.header.index,
+        name,
+        is_loopback: message.header.flags.contains(LinkFlags::Loopback),
+        link,
+    })
+}
+
+/// Talks rtnetlink in the calling thread's namespace.
+pub(super) fn block_on<T: Send>(
+    work: impl AsyncFnOnce(rtnetlink::Handle) -> Result<T, KernelError> + Send,
+) -> Result<T, KernelError> {
+    // The caller may be inside a runtime, which must not be entered twice: have a thread.
+    std::thread::scope(|scope| {
+        let talk = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_io()
+                .build()
+                .map_err(KernelError::Netlink)?;
+            runtime.block_on(async {
+                let (connection, handle, _) =
+                    rtnetlink::new_connection().map_err(KernelError::Netlink)?;
+                tokio::spawn(connection);
+                work(handle).await
+            })
+        };
+        let thread = std::thread::Builder::new().spawn_scoped(scope, talk).map_err(KernelError::Thread)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}

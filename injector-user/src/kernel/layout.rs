@@ -1,0 +1,221 @@
+//! Where the running kernel keeps what the eBPF side must read in its structures: taken from BTF.
+//!
+//! Six offsets are wanted, from 5 MB of type information, at each start. General BTF crates decode all
+//! of it first, which takes 100 ms and more (btfparse 1.3.9, measured on the host of this project);
+//! one pass over the type section takes 10. A test compares with btfparse.
+//!
+//! Format: <https://docs.kernel.org/bpf/btf.html>.
+
+use std::{fs, io};
+
+use thiserror::Error;
+
+const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// Offsets in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// Of `sk_cgrp_data.cgroup` in `struct sock`.
+    pub sock_cgroup: u32,
+    /// Of `level` in `struct cgroup`.
+    pub cgroup_level: u32,
+    /// Of `ancestors` in `struct cgroup` (Linux 6.1).
+    pub cgroup_ancestors: u32,
+    /// Of `kn` in `struct cgroup`.
+    pub cgroup_kn: u32,
+    /// Of `id` in `struct kernfs_node`.
+    pub kernfs_id: u32,
+}
+
+/// Why the layout cannot be told.
+#[derive(Debug, Error)]
+pub enum LayoutError {
+    /// The kernel has no BTF, or it cannot be read.
+    #[error("cannot read {VMLINUX}: {0}")]
+    Read(#[source] io::Error),
+    /// It is not what BTF looks like.
+    #[error("{VMLINUX} is malformed")]
+    Malformed,
+    /// A member is not there.
+    #[error("struct {0} has no member {1}")]
+    Missing(&'static str, &'static str),
+}
+
+impl Layout {
+    /// That of the running kernel.
+    pub fn of_kernel() -> Result<Self, LayoutError> {
+        let btf = fs::read(VMLINUX).map_err(LayoutError::Read)?;
+        let wanted = [
+            ("sock", "sk_cgrp_data"),
+            ("sock_cgroup_data", "cgroup"),
+            ("cgroup", "level"),
+            ("cgroup", "ancestors"),
+            ("cgroup", "kn"),
+            ("kernfs_node", "id"),
+        ];
+        let [data, in_data, cgroup_level, cgroup_ancestors, cgroup_kn, kernfs_id] =
+            offsets(&btf, wanted)?;
+        Ok(Self {
+            sock_cgroup: data + in_data,
+            cgroup_level,
+            cgroup_ancestors,
+            cgroup_kn,
+            kernfs_id,
+        })
+    }
+}
+
+/// Offsets of members in structures, in bytes.
+fn offsets<const N: usize>(
+    btf: &[u8],
+    wanted: [(&'static str, &'static str); N],
+) -> Result<[u32; N], LayoutError> {
+    let sections = Sections::of(btf).ok_or(LayoutError::Malformed)?;
+    let mut found = [None; N];
+    let mut at = 0;
+    while at < sections.types.len() {
+        let Type { name, members, next } = sections.read_type(at).ok_or(LayoutError::Malformed)?;
+        at = next;
+        // Only structures have members here.
+        if members.is_empty() {
+            continue;
+        }
+        for (&(structure, member), found) in wanted.iter().zip(&mut found) {
+            if found.is_none() && sections.is_named(name, structure) {
+                *found = sections.offset(members, member);
+            }
+        }
+    }
+    let mut offsets = [0; N];
+    for ((offset, found), (structure, member)) in offsets.iter_mut().zip(found).zip(wanted) {
+        *offset = found.ok_or(LayoutError::Missing(structure, member))?;
+    }
+    Ok(offsets)
+}
+
+struct Sections<'a> {
+    types: &'a [u8],
+    strings: &'a [u8],
+}
+
+/// A structure, or any other type without its members.
+struct Type<'a> {
+    name: u32,
+    /// 12 bytes each: name, type, offset in bits.
+    members: &'a [u8],
+    /// Where the next type is.
+    next: usize,
+}
+
+impl<'a> Sections<'a> {
+    fn of(btf: &'a [u8]) -> Option<Self> {
+        const MAGIC: [u8; 2] = 0xeb9f_u16.to_ne_bytes();
+
+        if btf.get(..2)? != MAGIC {
+            return None;
+        }
+        let field = |number: usize| word(btf, 4 + 4 * number).map(|word| word as usize);
+        let data = btf.get(field(0)?..)?;
+        let section = |start: usize, length: usize| data.get(start..start.checked_add(length)?);
+        Some(Self {
+            types: section(field(1)?, field(2)?)?,
+            strings: section(field(3)?, field(4)?)?,
+        })
+    }
+
+    fn read_type(&self, at: usize) -> Option<Type<'a>> {
+        const STRUCT: u32 = 4;
+
+        let name = word(self.types, at)?;
+        let info = word(self.types, at + 4)?;
+        let (count, kind) = ((info & 0xffff) as usize, info >> 24 & 0x1f);
+        let length = match kind {
+            // INT, VAR and DECL_TAG; ARRAY.
+            1 | 14 | 17 => 4,
+            3 => 12,
+            // STRUCT, UNION, DATASEC and ENUM64.
+            STRUCT | 5 | 15 | 19 => 12 * count,
+            // ENUM and FUNC_PROTO.
+            6 | 13 => 8 * count,
+            // PTR, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, FLOAT and TYPE_TAG.
+            2 | 7..=12 | 16 | 18 => 0,
+            _ => return None,
+        };
+        let start = at + 12;
+        let next = start + length;
+        let rest = self.types.get(start..next)?;
+        Some(Type { name, members: if kind == STRUCT { rest } else { &[] }, next })
+    }
+
+    fn is_named(&self, name: u32, expected: &str) -> bool {
+        let rest = self.strings.get(name as usize..).unwrap_or_default();
+        rest.strip_prefix(expected.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
+    }
+
+    fn offset(&self, members: &[u8], name: &str) -> Option<u32> {
+        // The upper 8 bits are the width of a bit field, none of which is wanted; 0 for others.
+        members
+            .chunks_exact(12)
+            .find(|member| word(member, 0).is_some_and(|number| self.is_named(number, name)))
+            .and_then(|member| word(member, 8))
+            .map(|bits| (bits & 0x00ff_ffff) / 8)
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..)?.first_chunk::<4>()?;
+    Some(u32::from_ne_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use btfparse::{Offset, Readable, TypeInformation};
+
+    use super::*;
+
+    struct Bytes(Vec<u8>);
+
+    impl Readable for Bytes {
+        fn read(&self, offset: u64, buffer: &mut [u8]) -> btfparse::Result<()> {
+            let start = offset as usize;
+            buffer.copy_from_slice(&self.0[start..start + buffer.len()]);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn offsets_are_those_that_a_full_parser_finds() {
+        let btf = Bytes(fs::read(VMLINUX).expect("this kernel has BTF"));
+        let types = TypeInformation::new(&btf).expect("valid");
+        let offset = |structure: &str, path: &str| {
+            let id = types.id_of(structure).expect("a structure");
+            match types.offset_of(id, path).expect("a member").1 {
+                Offset::ByteOffset(bytes) => bytes,
+                other => panic!("{other:?}"),
+            }
+        };
+        let expected = Layout {
+            sock_cgroup: offset("sock", "sk_cgrp_data.cgroup"),
+            cgroup_level: offset("cgroup", "level"),
+            cgroup_ancestors: offset("cgroup", "ancestors"),
+            cgroup_kn: offset("cgroup", "kn"),
+            kernfs_id: offset("kernfs_node", "id"),
+        };
+        assert_eq!(Layout::of_kernel().expect("readable"), expected);
+    }
+
+    #[test]
+    fn a_missing_member_is_named() {
+        let btf = fs::read(VMLINUX).expect("this kernel has BTF");
+        let missing = offsets(&btf, [("sock", "no_such_member")]).expect_err("not there");
+        assert_eq!(missing.to_string(), "struct sock has no member no_such_member");
+    }
+
+    #[test]
+    fn cut_off_anywhere_it_is_refused_and_nothing_panics() {
+        let btf = fs::read(VMLINUX).expect("this kernel has BTF");
+        for length in (0..100).chain((1..30).map(|n| n * 100_003)) {
+            assert!(offsets(&btf[..length.min(btf.len())], [("kernfs_node", "id")]).is_err());
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The only place that talks to the kernel's BPF and netlink interfaces (aya, rtnetlink).
+
+pub mod attach;
+pub mod clock;
+pub mod interface;
+pub mod layout;
+pub mod netns;
+pub mod object;
+pub mod probe;
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+/// The kernel refused something.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// A network namespace cannot be opened.
+    #[error("cannot open the network namespace {path}")]
+    OpenNetns {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A network namespace cannot be entered.
+    #[error("cannot enter the network namespace {netns}")]
+    EnterNetns {
+        /// Which.
+        netns: String,
+        /// Why.
+        source: nix::Error,
+    },
+    /// A thread cannot be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    /// A netlink socket cannot be opened.
+    #[error("cannot open a netlink socket")]
+    Netlink(#[source] io::Error),
+    /// A netlink request failed.
+    #[error("{what} failed")]
+    Request {
+        /// The request.
+        what: String,
+        /// Why.
+        source: Box<rtnetlink::Error>,
+    },
+    /// The kernel's type information cannot be used.
+    #[error(
+        "cannot tell the receiver of a packet by its cgroup on this kernel: {0}. It takes Linux 6.1 with          CONFIG_DEBUG_INFO_BTF; --direction egress works without"
+    )]
+    Layout(#[from] layout::LayoutError),
+    /// The eBPF object was refused.
+    #[error("the kernel refused the eBPF object (`injector doctor` says what works here)")]
+    Load(#[source] Box<aya::EbpfError>),
+    /// The verifier refused a program.
+    #[error("the kernel's verifier refused the eBPF program {program}: {reason}")]
+    Refused {
+        /// Its name.
+        program: &'static str,
+        /// What the verifier said last.
+        reason: String,
+        /// The error number.
+        source: io::Error,
+    },
+    /// A program was refused.
+    #[error("the kernel refused the eBPF program {program} (`injector doctor` says what works here)")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// Why.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A program cannot be attached.
+    #[error("cannot attach to {interface} at {hook} (`injector doctor` says what works here)")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// The hook.
+        hook: String,
+        /// Why.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A map operation failed.
+    #[error("cannot access the eBPF map {map}")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// Why.
+        source: Box<aya::maps::MapError>,
+    },
+    /// The object lacks what this program was built to find in it.
+    #[error("the eBPF object has no {0}; it does not belong to this build of injector")]
+    Missing(&'static str),
+    /// The log of the eBPF side cannot be read.
+    #[error("cannot read the log of the eBPF side")]
+    Log(#[source] Box<aya_log::Error>),
+}

@@ -1,0 +1,89 @@
+//! Network namespaces.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
+
+use nix::sched::{CloneFlags, setns};
+
+use super::KernelError;
+
+/// Where `ip netns` keeps its names.
+const NAMED: &str = "/run/netns";
+
+/// An open network namespace. Equal if it is the same namespace, by whatever path it was opened.
+#[derive(Clone, Debug)]
+pub struct Netns {
+    file: Arc<File>,
+    /// The inode, which tells namespaces apart.
+    inode: u64,
+    label: String,
+}
+
+impl PartialEq for Netns {
+    fn eq(&self, other: &Self) -> bool {
+        self.inode == other.inode
+    }
+}
+
+impl Eq for Netns {}
+
+impl Netns {
+    /// The namespace of the calling thread.
+    pub fn current() -> Result<Self, KernelError> {
+        Self::open(Path::new("/proc/thread-self/ns/net"), "current".into())
+    }
+
+    /// By name, as `ip netns` has it, or by path.
+    pub fn find(name: &Path) -> Result<Self, KernelError> {
+        let path = if name.components().count() > 1 { name.into() } else { Path::new(NAMED).join(name) };
+        Self::open(&path, name.display().to_string())
+    }
+
+    /// That of a process.
+    pub fn of_process(pid: i32) -> Result<Self, KernelError> {
+        Self::open(&PathBuf::from(format!("/proc/{pid}/ns/net")), format!("pid {pid}"))
+    }
+
+    fn open(path: &Path, label: String) -> Result<Self, KernelError> {
+        let fail = |source: io::Error| KernelError::OpenNetns { path: path.into(), source };
+        let file = File::open(path).map_err(fail)?;
+        let inode = file.metadata().map_err(fail)?.ino();
+        Ok(Self { file: Arc::new(file), inode, label })
+    }
+
+    /// What people call it.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The inode, as `ls -l /proc/self/ns/net` shows it.
+    #[must_use]
+    pub const fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Runs `work` inside the namespace.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, KernelError> {
+        if Self::current()? == *self {
+            return Ok(work());
+        }
+        // A thread of its own: the caller's must not stay in the namespace, whatever goes wrong.
+        thread::scope(|scope| {
+            let enter = || {
+                setns(&self.file, CloneFlags::CLONE_NEWNET)
+                    .map_err(|source| KernelError::EnterNetns { netns: self.label.clone(), source })?;
+                Ok(work())
+            };
+            let thread = thread::Builder::new().spawn_scoped(scope, enter).map_err(KernelError::Thread)?;
+            // The process aborts on panic, so there is none to join.
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}

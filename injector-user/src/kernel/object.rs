@@ -1,0 +1,253 @@
+//! The eBPF object: loading it, and typed access to its maps.
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    programs::{ProgramError, SchedClassifier, Xdp},
+    util::nr_cpus,
+};
+use aya_log::EbpfLogger;
+use injector_common::{
+    classify::TupleKey,
+    control::{Connection, Control, PortClasses, RuleSet},
+    counter::{RuleCounters, SeenCounters},
+    rule::Rule,
+};
+
+use super::{KernelError, layout::Layout};
+
+/// The object, as the build script made it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector"));
+
+/// What is fixed when the object is loaded, so that the verifier can drop what is not used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Constants {
+    /// Id and level of the target cgroup; `None` for every packet.
+    pub cgroup: Option<(u64, u32)>,
+    /// How to tell a receiving socket's cgroup.
+    pub layout: Layout,
+    /// The bit of `skb->tc_index` that marks judged packets.
+    pub judged_bit: u32,
+    /// Whether to leave SSH and the operator's connections alone.
+    pub protect: bool,
+}
+
+/// How much the maps hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Rules per bank.
+    pub rules: u32,
+    /// Classification entries per bank.
+    pub entries: u32,
+}
+
+/// The loaded object. Its maps and programs go when it is dropped, or when the process dies.
+#[derive(Debug)]
+pub struct Object {
+    ebpf: Ebpf,
+    capacity: Capacity,
+    /// Whether a bank's states and counters may be other than 0.
+    used: [bool; 2],
+}
+
+impl Object {
+    /// Creates the maps; programs are loaded when first asked for. `log_level` is an
+    /// [`aya_log::Level`] as a number, 0 for none, at which the log costs nothing.
+    pub fn load(constants: Constants, capacity: Capacity, log_level: u8) -> Result<Self, KernelError> {
+        let (id, level) = constants.cgroup.unwrap_or_default();
+        let layout = &constants.layout;
+        let protect = u32::from(constants.protect);
+        let banks = 2 * capacity.rules;
+        let ebpf = EbpfLoader::new()
+            // Nothing in the object is relocated by the kernel's types; reading them takes long.
+            .btf(None)
+            .override_global("CGROUP_ID", &id, true)
+            .override_global("CGROUP_LEVEL", &level, true)
+            .override_global("SOCK_CGROUP", &layout.sock_cgroup, true)
+            .override_global("CGROUP_LEVEL_AT", &layout.cgroup_level, true)
+            .override_global("CGROUP_ANCESTORS_AT", &layout.cgroup_ancestors, true)
+            .override_global("CGROUP_KN_AT", &layout.cgroup_kn, true)
+            .override_global("KERNFS_ID_AT", &layout.kernfs_id, true)
+            .override_global("JUDGED_BIT", &constants.judged_bit, true)
+            .override_global("PROTECT", &protect, true)
+            .override_global("RULES_PER_BANK", &capacity.rules, true)
+            .override_global(aya_log::LEVEL, &log_level, false)
+            .map_max_entries("RULES", banks)
+            .map_max_entries("STATES", banks)
+            .map_max_entries("COUNTERS", banks)
+            .map_max_entries("ENTRIES", 2 * capacity.entries)
+            .load(OBJECT)
+            .map_err(|error| KernelError::Load(error.into()))?;
+        Ok(Self { ebpf, capacity, used: [false; 2] })
+    }
+
+    /// How much the maps hold.
+    #[must_use]
+    pub const fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    /// A tc program, loaded.
+    pub fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, KernelError> {
+        let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+        let program: &mut SchedClassifier =
+            program.try_into().map_err(|_| KernelError::Missing(name))?;
+        loaded(name, program.fd().is_err(), || program.load())?;
+        Ok(program)
+    }
+
+    /// The XDP program, loaded.
+    pub fn xdp(&mut self, name: &'static str) -> Result<&mut Xdp, KernelError> {
+        let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+        let program: &mut Xdp = program.try_into().map_err(|_| KernelError::Missing(name))?;
+        loaded(name, program.fd().is_err(), || program.load())?;
+        Ok(program)
+    }
+
+    /// What reads the log of the eBPF side; its file descriptor is readable when there is something.
+    pub fn logger(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>, KernelError> {
+        EbpfLogger::init(&mut self.ebpf).map_err(|error| KernelError::Log(error.into()))
+    }
+
+    /// Makes `control` the active one.
+    pub fn set_control(&mut self, control: Control) -> Result<(), KernelError> {
+        self.array("CONTROL", |array| array.set(0, control, 0))
+    }
+
+    /// Sets how bank `bank` classifies.
+    pub fn set_rule_set(&mut self, bank: u32, set: &RuleSet) -> Result<(), KernelError> {
+        self.array("RULE_SETS", |array: &mut Array<_, RuleSet>| array.set(bank, set, 0))
+    }
+
+    /// Sets the port classes of bank `bank`.
+    pub fn set_port_classes(
+        &mut self,
+        bank: u32,
+        local: &PortClasses,
+        remote: &PortClasses,
+    ) -> Result<(), KernelError> {
+        self.array("LOCAL_CLASSES", |array: &mut Array<_, PortClasses>| array.set(bank, local, 0))?;
+        self.array("REMOTE_CLASSES", |array: &mut Array<_, PortClasses>| array.set(bank, remote, 0))
+    }
+
+    /// Replaces the rules of bank `bank`, from their start and with their counters at 0.
+    pub fn set_rules(&mut self, bank: u32, rules: &[Rule]) -> Result<(), KernelError> {
+        let first = bank * self.capacity.rules;
+        self.array("RULES", |array: &mut Array<_, Rule>| {
+            (first..).zip(rules).try_for_each(|(index, rule)| array.set(index, rule, 0))
+        })?;
+        let used = &mut self.used[bank as usize];
+        if !std::mem::replace(used, true) {
+            return Ok(());
+        }
+        self.array("STATES", |array: &mut Array<_, u64>| {
+            (first..).zip(rules).try_for_each(|(index, _)| array.set(index, 0u64, 0))
+        })?;
+        let fail = |source: MapError| KernelError::Map { map: "COUNTERS", source: source.into() };
+        let cpus = nr_cpus().map_err(|(_, error)| fail(error.into()))?;
+        let mut counters = self.counters()?;
+        for index in (first..).take(rules.len()) {
+            let zeroes = PerCpuValues::try_from(vec![RuleCounters::default(); cpus])
+                .map_err(|error| fail(error.into()))?;
+            counters.set(index, zeroes, 0).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    /// Replaces the entries `before` by `after`.
+    pub fn replace_entries(
+        &mut self,
+        before: &[(TupleKey, u32)],
+        after: &[(TupleKey, u32)],
+    ) -> Result<(), KernelError> {
+        let mut entries: HashMap<&mut MapData, TupleKey, u32> = map(&mut self.ebpf, "ENTRIES")?;
+        let fail = |source: MapError| KernelError::Map { map: "ENTRIES", source: source.into() };
+        for (key, _) in before {
+            entries.remove(key).map_err(fail)?;
+        }
+        for (key, number) in after {
+            entries.insert(key, number, 0).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    /// Adds to the connections that are left alone.
+    pub fn protect(&mut self, connections: &[Connection]) -> Result<(), KernelError> {
+        let mut protected: HashMap<&mut MapData, Connection, u8> = map(&mut self.ebpf, "PROTECTED")?;
+        for connection in connections {
+            protected
+                .insert(connection, 1, 0)
+                .map_err(|source| KernelError::Map { map: "PROTECTED", source: source.into() })?;
+        }
+        Ok(())
+    }
+
+    /// The counters of the first `count` rules of bank `bank`.
+    pub fn rule_counters(&mut self, bank: u32, count: u32) -> Result<Vec<RuleCounters>, KernelError> {
+        let first = bank * self.capacity.rules;
+        let counters = self.counters()?;
+        (first..first + count)
+            .map(|index| {
+                let values = counters
+                    .get(&index, 0)
+                    .map_err(|source| KernelError::Map { map: "COUNTERS", source: source.into() })?;
+                let mut sum = RuleCounters::default();
+                values.iter().for_each(|&value| sum += value);
+                Ok(sum)
+            })
+            .collect()
+    }
+
+    /// What was seen on the attached interfaces.
+    pub fn seen_counters(&mut self) -> Result<SeenCounters, KernelError> {
+        let seen: PerCpuArray<&mut MapData, SeenCounters> = map(&mut self.ebpf, "SEEN")?;
+        let values = seen
+            .get(&0, 0)
+            .map_err(|source| KernelError::Map { map: "SEEN", source: source.into() })?;
+        let mut sum = SeenCounters::default();
+        values.iter().for_each(|&value| sum += value);
+        Ok(sum)
+    }
+
+    fn counters(&mut self) -> Result<PerCpuArray<&mut MapData, RuleCounters>, KernelError> {
+        map(&mut self.ebpf, "COUNTERS")
+    }
+
+    fn array<T: Pod>(
+        &mut self,
+        name: &'static str,
+        work: impl FnOnce(&mut Array<&mut MapData, T>) -> Result<(), MapError>,
+    ) -> Result<(), KernelError> {
+        let mut array = map(&mut self.ebpf, name)?;
+        work(&mut array).map_err(|source| KernelError::Map { map: name, source: source.into() })
+    }
+}
+
+fn map<'a, T: TryFrom<&'a mut Map, Error = MapError>>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<T, KernelError> {
+    let map = ebpf.map_mut(name).ok_or(KernelError::Missing(name))?;
+    map.try_into().map_err(|source: MapError| KernelError::Map { map: name, source: source.into() })
+}
+
+fn loaded(
+    program: &'static str,
+    is_new: bool,
+    load: impl FnOnce() -> Result<(), ProgramError>,
+) -> Result<(), KernelError> {
+    if is_new {
+        load().map_err(|error| match error {
+            // The verifier's log is thousands of lines long; its last ones say what is wrong.
+            ProgramError::LoadError { io_error, verifier_log } => {
+                let log = verifier_log.to_string();
+                tracing::debug!(program, log, "refused");
+                let mut lines: Vec<&str> = log.lines().rev().take(5).collect();
+                lines.reverse();
+                KernelError::Refused { program, reason: lines.join("; "), source: io_error }
+            }
+            error => KernelError::Program { program, source: error.into() },
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! What this kernel can do, found out by trying it in a scratch network namespace.
+
+use std::thread;
+
+use injector_common::packet::Direction;
+use nix::sched::{CloneFlags, unshare};
+use rtnetlink::LinkVeth;
+use serde::Serialize;
+
+use super::{
+    KernelError,
+    attach::{self, Attachment, Hook},
+    interface::{self, Interface, block_on},
+    layout::Layout,
+    netns::Netns,
+    object::{Capacity, Constants, Object},
+};
+
+/// What was found about one thing.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// What was tried.
+    pub subject: &'static str,
+    /// The faults and options that it serves.
+    pub serves: &'static str,
+    /// What came of it.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+}
+
+/// Whether something works.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "verdict", rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It works.
+    Ok,
+    /// It does not.
+    Unavailable {
+        /// Why.
+        reason: String,
+        /// What would help.
+        remedy: &'static str,
+    },
+}
+
+impl Verdict {
+    /// Ok if the result is; else unavailable because of its error.
+    pub fn of<T, E: std::error::Error>(result: Result<T, E>, remedy: &'static str) -> Self {
+        match result {
+            Ok(_) => Self::Ok,
+            Err(error) => Self::Unavailable { reason: chain(&error), remedy },
+        }
+    }
+
+    /// Whether it works.
+    #[must_use]
+    pub const fn is_ok(&self) -> bool {
+        matches!(self, Self::Ok)
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Tries everything. Nothing outside a namespace that goes with this call is touched.
+pub fn hooks() -> Result<Vec<Finding>, KernelError> {
+    thread::scope(|scope| {
+        let scratch = || {
+            // Leaves the caller's namespace for one that ends with this thread.
+            unshare(CloneFlags::CLONE_NEWNET).map_err(|source| KernelError::EnterNetns {
+                netns: "scratch".into(),
+                source,
+            })?;
+            try_hooks(&Netns::current()?)
+        };
+        let thread = thread::Builder::new().spawn_scoped(scope, scratch).map_err(KernelError::Thread)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
+    const TC: &str = "loss, corrupt, duplicate, partition, reset";
+    const TCX: &str = "Linux 6.6 or later with CONFIG_NET_XGRESS";
+    const XDP: &str = "--xdp with loss, corrupt, partition of received packets";
+
+    let mut object = Object::load(
+        // Any cgroup will do to have the verifier see the code that tells whose packet it is.
+        Constants { cgroup: Some((1, 0)), judged_bit: 1, protect: true, ..Constants::default() },
+        Capacity { rules: 1, entries: 1 },
+        0,
+    )?;
+    let lo = find(netns, |interface| interface.is_loopback)?;
+    let tcx = |object: &mut Object, direction| attach::tc(object, netns, &lo, direction);
+    let egress = tcx(&mut object, Direction::Egress);
+    let ingress = tcx(&mut object, Direction::Ingress);
+    let generic = attach::xdp_in(&mut object, netns, &lo, Hook::XdpGeneric);
+    let native = native_xdp(&mut object, netns);
+    Ok(vec![
+        Finding { subject: "tcx egress", serves: TC, verdict: Verdict::of(egress, TCX) },
+        Finding { subject: "tcx ingress", serves: TC, verdict: Verdict::of(ingress, TCX) },
+        Finding {
+            subject: "kernel BTF",
+            serves: "received packets of a cgroup (run, --cgroup, --pid)",
+            verdict: Verdict::of(
+                Layout::of_kernel(),
+                "Linux 6.1 or later with CONFIG_DEBUG_INFO_BTF; --direction egress works without",
+            ),
+        },
+        Finding {
+            subject: "xdp-generic",
+            serves: XDP,
+            verdict: Verdict::of(generic, "Linux 5.9 or later with CONFIG_BPF_SYSCALL"),
+        },
+        Finding {
+            subject: "xdp-native (veth)",
+            serves: XDP,
+            verdict: Verdict::of(native, "a driver with native XDP; xdp-generic serves meanwhile"),
+        },
+    ])
+}
+
+/// Native XDP on a veth pair that goes with the namespace.
+fn native_xdp(object: &mut Object, netns: &Netns) -> Result<Attachment, KernelError> {
+    const NAME: &str = "injector0";
+    const PEER: &str = "injector1";
+
+    block_on(async |handle| {
+        let pair = LinkVeth::new(NAME, PEER).build();
+        handle.link().add(pair).execute().await.map_err(|source| KernelError::Request {
+            what: "making a veth pair".into(),
+            source: source.into(),
+        })
+    })?;
+    let veth = find(netns, |interface| interface.name == NAME)?;
+    attach::xdp_in(object, netns, &veth, Hook::XdpNative)
+}
+
+fn find(netns: &Netns, is_it: impl Fn(&Interface) -> bool) -> Result<Interface, KernelError> {
+    interface::list(netns)?.into_iter().find(|i| is_it(i)).ok_or(KernelError::Missing("interface"))
+}

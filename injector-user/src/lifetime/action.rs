@@ -1,0 +1,68 @@
+//! What the kernel does not undo by itself when we die.
+
+use std::{
+    fmt::{self, Display, Formatter},
+    fs, io,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::target::cgroup::{for_each_below, processes_below};
+
+/// Something done to the machine, with all that is needed to undo it. Undoing is idempotent, and right
+/// as well if the thing was not done yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Action {
+    /// A cgroup was made.
+    MakeCgroup {
+        /// Its directory.
+        path: PathBuf,
+        /// The cgroup that its processes came from, and to which they go back.
+        home: PathBuf,
+    },
+}
+
+/// Processes that exit keep their cgroup busy for a moment.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Action {
+    /// Undoes it.
+    pub fn undo(&self) -> io::Result<()> {
+        match self {
+            Self::MakeCgroup { path, home } => remove_cgroup(path, home),
+        }
+    }
+}
+
+impl Display for Action {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        match self {
+            Self::MakeCgroup { path, .. } => write!(f, "making the cgroup {}", path.display()),
+        }
+    }
+}
+
+/// Moves the processes of the cgroup back to where they came from, then removes it.
+fn remove_cgroup(path: &Path, home: &Path) -> io::Result<()> {
+    // Home may have been removed meanwhile; what it was in has not, or has a parent that has not.
+    let home = home.ancestors().find(|cgroup| cgroup.join("cgroup.procs").exists()).unwrap_or(home);
+    let end = Instant::now() + PATIENCE;
+    loop {
+        for pid in processes_below(path) {
+            // A process that is gone need not be moved; one that cannot be shows in the removal.
+            let _ = fs::write(home.join("cgroup.procs"), pid.to_string());
+        }
+        match for_each_below(path, &mut |cgroup| match fs::remove_dir(cgroup) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }) {
+            Err(error) if Instant::now() > end => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(5)),
+            Ok(()) => return Ok(()),
+        }
+    }
+}

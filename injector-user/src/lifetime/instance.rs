@@ -1,0 +1,102 @@
+//! A running injector: its slot, its journal, its guardian.
+
+use super::{
+    LifetimeError,
+    action::Action,
+    guardian::Guardian,
+    journal::{self, Journal, Owner, SLOTS},
+};
+
+/// This running injector. What it did through [`Self::perform`] is undone by [`Self::end`], and when
+/// it is dropped.
+#[derive(Debug)]
+pub struct Instance {
+    slot: u32,
+    journal: Option<Journal>,
+    guardian: Option<Guardian>,
+    next_id: u32,
+}
+
+impl Instance {
+    /// Takes a free slot.
+    pub fn start(owner: Owner) -> Result<Self, LifetimeError> {
+        for slot in 0..SLOTS {
+            let Some(mut journal) = Journal::lock(slot)? else { continue };
+            // What a dead owner left there and could not be undone keeps the slot from being used.
+            if !journal.read()?.actions.is_empty() {
+                continue;
+            }
+            journal.begin(owner)?;
+            return Ok(Self { slot, journal: Some(journal), guardian: None, next_id: 0 });
+        }
+        Err(LifetimeError::NoSlot)
+    }
+
+    /// The slot, from 0 to [`SLOTS`] - 1, which no other running injector has.
+    #[must_use]
+    pub const fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// Does something that must be undone at the end: journalled first, and under a guardian's eyes.
+    pub fn perform(
+        &mut self,
+        action: &Action,
+        work: impl FnOnce() -> std::io::Result<()>,
+    ) -> Result<(), LifetimeError> {
+        if self.guardian.is_none() {
+            self.guardian = Some(Guardian::start(self.slot)?);
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.announce(self.next_id, action)?;
+            self.next_id += 1;
+        }
+        work().map_err(|source| LifetimeError::Do { what: action.to_string(), source })
+    }
+
+    /// Undoes everything and gives the slot back.
+    pub fn end(mut self) -> Result<(), LifetimeError> {
+        self.settle()
+    }
+
+    fn settle(&mut self) -> Result<(), LifetimeError> {
+        let settled = self.journal.take().map_or(Ok(()), |journal| journal.settle().map(drop));
+        if let Some(guardian) = self.guardian.take() {
+            guardian.dismiss();
+        }
+        settled
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if let Err(error) = self.settle() {
+            tracing::error!(%error, "could not undo everything; `injector cleanup` tries again");
+        }
+    }
+}
+
+/// A running injector as others see it.
+#[derive(Debug, serde::Serialize)]
+pub struct Running {
+    /// Its slot.
+    pub slot: u32,
+    /// Who it is.
+    #[serde(flatten)]
+    pub owner: Owner,
+}
+
+/// The running injectors.
+pub fn running() -> Result<Vec<Running>, LifetimeError> {
+    let mut found = Vec::new();
+    for slot in 0..SLOTS {
+        // One that can be locked is nobody's; the lock is given back at once.
+        if !journal::path(slot).exists() || Journal::lock_existing(slot)?.is_some() {
+            continue;
+        }
+        if let Some(owner) = journal::peek(slot).and_then(|contents| contents.owner) {
+            found.push(Running { slot, owner });
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,232 @@
+//! Journals: one file for each running injector, locked by it for as long as it lives.
+//!
+//! A journal is a sequence of JSON lines. A line is written whole, and reaches the disk before what it
+//! announces is done; a last line that is cut off therefore announces nothing that has happened.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use super::{LifetimeError, action::Action};
+
+/// How many injectors may run at once: each has a bit of its own in `skb->tc_index`.
+pub const SLOTS: u32 = 16;
+
+/// Where the journals are.
+const FOLDER: &str = "/run/injector";
+
+/// Who keeps a journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The process.
+    pub pid: u32,
+    /// When it started, in RFC 3339.
+    pub started: String,
+    /// Its command line.
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Line {
+    Owner(Owner),
+    Do { id: u32, action: Action },
+    Undone { id: u32 },
+}
+
+/// What a journal says.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Who keeps it, unless it died before it could say.
+    pub owner: Option<Owner>,
+    /// What is done and not undone, in the order of doing.
+    pub actions: Vec<(u32, Action)>,
+}
+
+/// A journal that is locked by this process.
+#[derive(Debug)]
+pub struct Journal {
+    file: Flock<File>,
+    path: PathBuf,
+}
+
+/// The file of slot `slot`.
+#[must_use]
+pub fn path(slot: u32) -> PathBuf {
+    Path::new(FOLDER).join(format!("{slot}.journal"))
+}
+
+/// What the journal of a slot says, whoever keeps it; `None` if there is none.
+#[must_use]
+pub fn peek(slot: u32) -> Option<Contents> {
+    fs::read_to_string(path(slot)).ok().map(|text| parse(&text))
+}
+
+impl Journal {
+    /// Locks the journal of a slot, made if it is not there; `None` if a living process keeps it.
+    pub fn lock(slot: u32) -> Result<Option<Self>, LifetimeError> {
+        Self::open(slot, true, FlockArg::LockExclusiveNonblock)
+    }
+
+    /// Locks the journal of a slot; `None` if it is not there, or a living process keeps it.
+    pub fn lock_existing(slot: u32) -> Result<Option<Self>, LifetimeError> {
+        Self::open(slot, false, FlockArg::LockExclusiveNonblock)
+    }
+
+    /// As [`Self::lock_existing`], but waits for the process that keeps it to end.
+    pub fn inherit(slot: u32) -> Result<Option<Self>, LifetimeError> {
+        Self::open(slot, false, FlockArg::LockExclusive)
+    }
+
+    fn open(slot: u32, create: bool, lock: FlockArg) -> Result<Option<Self>, LifetimeError> {
+        let path = path(slot);
+        let fail = |source| LifetimeError::Journal { path: path.clone(), source };
+        loop {
+            if create {
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(FOLDER).map_err(fail)?;
+            }
+            let file = OpenOptions::new().read(true).write(true).create(create).mode(0o600).open(&path);
+            let file = match file {
+                Ok(file) => file,
+                // The folder was removed since, by one that ended.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && create => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(fail(error)),
+            };
+            let file = match Flock::lock(file, lock) {
+                Ok(file) => file,
+                Err((_, nix::Error::EWOULDBLOCK)) => return Ok(None),
+                Err((_, nix::Error::EINTR)) => continue,
+                Err((_, error)) => return Err(fail(error.into())),
+            };
+            // The file may have been removed between opening and locking; then this lock guards nothing.
+            let locked = file.metadata().map_err(fail)?;
+            match fs::metadata(&path) {
+                Ok(current) if (current.dev(), current.ino()) == (locked.dev(), locked.ino()) => {
+                    return Ok(Some(Self { file, path }));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// What it says.
+    pub fn read(&mut self) -> Result<Contents, LifetimeError> {
+        let mut text = String::new();
+        self.file
+            .rewind()
+            .and_then(|()| self.file.read_to_string(&mut text))
+            .map_err(|source| LifetimeError::Journal { path: self.path.clone(), source })?;
+        Ok(parse(&text))
+    }
+
+    /// Says who keeps it from now on; everything said before is forgotten.
+    pub fn begin(&mut self, owner: Owner) -> Result<(), LifetimeError> {
+        self.file
+            .rewind()
+            .and_then(|()| self.file.set_len(0))
+            .map_err(|source| LifetimeError::Journal { path: self.path.clone(), source })?;
+        self.write(&Line::Owner(owner))
+    }
+
+    /// Says what is about to be done.
+    pub fn announce(&mut self, id: u32, action: &Action) -> Result<(), LifetimeError> {
+        self.write(&Line::Do { id, action: action.clone() })
+    }
+
+    /// Says what has been undone.
+    pub fn undone(&mut self, id: u32) -> Result<(), LifetimeError> {
+        self.write(&Line::Undone { id })
+    }
+
+    /// Undoes what it says is done, the last first, and removes it. Returns what was undone. What
+    /// cannot be undone stays, and so does the journal.
+    pub fn settle(mut self) -> Result<Vec<Action>, LifetimeError> {
+        let mut settled = Vec::new();
+        let mut failure = None;
+        for (id, action) in self.read()?.actions.into_iter().rev() {
+            match action.undo() {
+                Ok(()) => {
+                    self.undone(id)?;
+                    settled.push(action);
+                }
+                Err(source) => failure = Some(LifetimeError::Undo { what: action.to_string(), source }),
+            }
+        }
+        match failure {
+            Some(failure) => Err(failure),
+            None => self.remove().map(|()| settled),
+        }
+    }
+
+    fn remove(self) -> Result<(), LifetimeError> {
+        // While it is still locked, so that nobody else's is removed.
+        fs::remove_file(&self.path)
+            .map_err(|source| LifetimeError::Journal { path: self.path.clone(), source })?;
+        // Goes with the last journal; until then it is not empty, which is no error.
+        let _ = fs::remove_dir(FOLDER);
+        Ok(())
+    }
+
+    fn write(&mut self, line: &Line) -> Result<(), LifetimeError> {
+        let fail = |source| LifetimeError::Journal { path: self.path.clone(), source };
+        let mut text = serde_json::to_vec(line).map_err(|error| fail(error.into()))?;
+        text.push(b'\n');
+        self.file.seek(io::SeekFrom::End(0)).map_err(fail)?;
+        self.file.write_all(&text).map_err(fail)?;
+        self.file.sync_data().map_err(fail)
+    }
+}
+
+fn parse(text: &str) -> Contents {
+    let mut contents = Contents::default();
+    for line in text.lines() {
+        // Only a line that was cut off by our death cannot be read.
+        match serde_json::from_str(line) {
+            Ok(Line::Owner(owner)) => contents.owner = Some(owner),
+            Ok(Line::Do { id, action }) => contents.actions.push((id, action)),
+            Ok(Line::Undone { id }) => contents.actions.retain(|(done, _)| *done != id),
+            Err(error) => tracing::debug!(%error, line, "skipping a line of the journal"),
+        }
+    }
+    contents
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(path: &str) -> Action {
+        Action::MakeCgroup { path: path.into(), home: "/".into() }
+    }
+
+    fn text(lines: &[Line]) -> String {
+        lines.iter().map(|line| serde_json::to_string(line).expect("plain data") + "\n").collect()
+    }
+
+    #[test]
+    fn what_was_undone_is_not_undone_again() {
+        let text = text(&[
+            Line::Do { id: 0, action: made("/a") },
+            Line::Do { id: 1, action: made("/b") },
+            Line::Undone { id: 0 },
+        ]);
+        assert_eq!(parse(&text).actions, [(1, made("/b"))]);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_anywhere_hides_no_other() {
+        let whole = text(&[Line::Do { id: 0, action: made("/a") }]);
+        let last = text(&[Line::Do { id: 1, action: made("/b") }]);
+        for cut in 0..last.len() - 1 {
+            let contents = parse(&format!("{whole}{}", &last[..cut]));
+            assert_eq!(contents.actions[0], (0, made("/a")), "{cut}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Rule files, in YAML (of which JSON is a subset).
+
+use std::{io, path::{Path, PathBuf}};
+
+use injector_common::rule::MAX_RULES;
+use serde::Deserialize;
+use thiserror::Error;
+
+use super::rule::{Rule, RuleError, RuleSpec};
+
+/// Why a rule file cannot be used.
+#[derive(Debug, Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("cannot read the rules in {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not what a rule file looks like.
+    #[error("{path} is not a rule file")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<serde_saphyr::Error>,
+    },
+    /// One of its rules, or their number, makes no sense.
+    #[error("{path}: {place}")]
+    Rule {
+        /// The file.
+        path: PathBuf,
+        /// Which rule.
+        place: String,
+        /// Why.
+        source: RuleError,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleFile {
+    seed: Option<u64>,
+    rules: Vec<RuleSpec>,
+}
+
+/// Reads and checks a rule file; returns its seed, if it has one, and its rules.
+pub fn read(path: &Path) -> Result<(Option<u64>, Vec<Rule>), FileError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| FileError::Read { path: path.into(), source })?;
+    parse(path, &text)
+}
+
+fn parse(path: &Path, text: &str) -> Result<(Option<u64>, Vec<Rule>), FileError> {
+    let mut options = serde_saphyr::Options::default();
+    // 65,536 rules exceed what the parser takes from a stranger; this file is the operator's.
+    options.budget = None;
+    let file: RuleFile = serde_saphyr::from_str_with_options(text, options)
+        .map_err(|source| FileError::Parse { path: path.into(), source: source.into() })?;
+    let refused = |place: String, source| FileError::Rule { path: path.into(), place, source };
+    let mut rules = Vec::with_capacity(file.rules.len());
+    for (number, spec) in file.rules.iter().enumerate() {
+        let checked = spec.check().map_err(|source| {
+            let name = spec.name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
+            refused(format!("rule {number}{name}"), source)
+        })?;
+        rules.extend(checked);
+    }
+    match rules.len() {
+        0 => Err(refused("rules".into(), RuleError::NoRules)),
+        n if n > MAX_RULES => Err(refused("rules".into(), RuleError::TooMany(n))),
+        _ => Ok((file.seed, rules)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{error::Error, fmt::Write as _};
+
+    use super::*;
+
+    fn parsed(text: &str) -> Result<(Option<u64>, Vec<Rule>), FileError> {
+        parse(Path::new("rules.yaml"), text)
+    }
+
+    #[test]
+    fn yaml_and_json_mean_the_same() {
+        let yaml = parsed("seed: 7\nrules:\n  - name: a\n    loss: 1%\n    remote: [10.0.0.0/8]\n");
+        let json = parsed(r#"{"seed": 7, "rules": [{"name": "a", "loss": "1%", "remote": ["10.0.0.0/8"]}]}"#);
+        let (yaml, json) = (yaml.expect("valid"), json.expect("valid"));
+        assert_eq!(yaml, json);
+        assert_eq!(yaml.0, Some(7));
+    }
+
+    #[test]
+    fn an_error_names_the_rule_and_the_value() {
+        let error = parsed("rules:\n  - loss: 1%\n  - name: second\n    remote: 10.0.0.1\n");
+        let error = error.expect_err("no fault");
+        assert!(error.to_string().contains("rule 1 (second)"), "{error}");
+        let error = parsed("rules:\n  - loss: 101%\n").expect_err("not a percentage");
+        let source = error.source().map(ToString::to_string).unwrap_or_default();
+        assert!(source.contains("101%"), "{source}");
+    }
+
+    #[test]
+    fn as_many_rules_as_promised_are_read_and_not_one_more() {
+        let mut text = String::from("rules:\n");
+        for _ in 0..MAX_RULES {
+            text.push_str("  - loss: 1%\n");
+        }
+        assert_eq!(parsed(&text).map(|(_, rules)| rules.len()).ok(), Some(MAX_RULES));
+        writeln!(text, "  - loss: 1%").expect("a string");
+        assert!(parsed(&text).is_err());
+    }
+
+    #[test]
+    fn empty_files_are_refused() {
+        for text in ["", "rules: []", "seed: 1", "rules: 5", "- loss: 1%"] {
+            assert!(parsed(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! A rule: which packets, and what is to happen to them.
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{
+    fault::{Every, LossGemodel, LossState, Odds},
+    value::{Percent, PortSet, Protocol, Remote, Span, TcpFlags},
+};
+
+/// Why a rule makes no sense.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum RuleError {
+    /// No fault.
+    #[error(
+        "no fault was asked for: give at least one of --loss, --loss-every, --loss-state, --loss-gemodel, \
+         --corrupt, --duplicate, --partition, --reset"
+    )]
+    NoFault,
+    /// Several loss models.
+    #[error("only one of loss, loss-every, loss-state and loss-gemodel can be used in one rule")]
+    SeveralLossModels,
+    /// A match that nothing uses.
+    #[error("--remote has no effect on --partition, which names its own addresses")]
+    RemoteWithPartition,
+    /// A TCP match with another protocol.
+    #[error("--{0} matches TCP only; leave --protocol out or make it tcp")]
+    TcpOnly(&'static str),
+    /// A port match with a protocol that has no ports.
+    #[error("--remote-port and --local-port do not go with --protocol {0}, which has no ports")]
+    NoPorts(Protocol),
+    /// A mode without corruption.
+    #[error("--corrupt-mode goes with --corrupt")]
+    ModeWithoutCorrupt,
+    /// No rules.
+    #[error("there is no rule in it")]
+    NoRules,
+    /// Too many rules.
+    #[error("there are {0} rules; the most is {max}", max = injector_common::rule::MAX_RULES)]
+    TooMany(usize),
+    /// A fault that XDP cannot do.
+    #[error("--xdp works on received packets of a whole host: {0} cannot be had with it")]
+    Xdp(&'static str),
+}
+
+/// Which way packets go, seen from the faulted host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Sent packets.
+    Egress,
+    /// Received packets.
+    Ingress,
+    /// Sent and received packets.
+    #[default]
+    Both,
+}
+
+/// How a corrupted packet meets its receiver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CorruptMode {
+    /// A checksum is wrong, so the receiving kernel drops it.
+    #[default]
+    Wire,
+    /// The checksum is right, so the receiving application reads wrong data.
+    Silent,
+}
+
+/// A rule as written: the options of the command line and the keys of a rule file are these fields.
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct RuleSpec {
+    /// What the rule is called in the output; files only.
+    #[arg(skip)]
+    pub name: Option<String>,
+
+    /// How long the rule acts, from the start of the run or from the change that brought it; files only.
+    #[arg(skip)]
+    pub r#for: Option<Span>,
+
+    /// Lose packets at random, P of them; C is the correlation of one loss with the next
+    #[arg(long, value_name = "P[,corr=C]", help_heading = "Faults", group = "loss-model")]
+    pub loss: Option<Odds>,
+
+    /// Lose every N-th packet
+    #[arg(long, value_name = "N", help_heading = "Faults", group = "loss-model")]
+    pub loss_every: Option<Every>,
+
+    /// Lose packets by netem's 4-state Markov model
+    #[arg(
+        long,
+        value_name = "p13[,p31[,p32[,p23[,p14]]]]",
+        help_heading = "Faults",
+        group = "loss-model"
+    )]
+    pub loss_state: Option<LossState>,
+
+    /// Lose packets by the Gilbert-Elliott model
+    #[arg(long, value_name = "p[,r[,1-h[,1-k]]]", help_heading = "Faults", group = "loss-model")]
+    pub loss_gemodel: Option<LossGemodel>,
+
+    /// Flip a bit in P of the packets
+    #[arg(long, value_name = "P[,corr=C]", help_heading = "Faults")]
+    pub corrupt: Option<Odds>,
+
+    /// Whether the receiver's kernel notices (wire: it drops the packet) or not (silent: the
+    /// application reads wrong data) [default: wire]
+    #[arg(long, value_name = "MODE", help_heading = "Faults")]
+    pub corrupt_mode: Option<CorruptMode>,
+
+    /// Send P of the packets twice
+    #[arg(long, value_name = "P[,corr=C]", help_heading = "Faults")]
+    pub duplicate: Option<Odds>,
+
+    /// Lose all packets to and from these addresses; with --direction, one way only
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Faults")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub partition: Vec<Remote>,
+
+    /// Reset matching TCP connections, each once, by an RST to the local side
+    #[arg(long, help_heading = "Faults")]
+    pub reset: bool,
+
+    /// Which way the packets go [default: both]
+    #[arg(long, value_name = "DIRECTION", help_heading = "Match")]
+    pub direction: Option<Direction>,
+
+    /// Only this protocol: tcp, udp, icmp, icmpv6, sctp, … or a number; repeatable
+    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', help_heading = "Match")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub protocol: Vec<Protocol>,
+
+    /// Only packets to or from these addresses, prefixes or host names (resolved once); repeatable
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Match")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub remote: Vec<Remote>,
+
+    /// Only these ports of the peer: lists (80,443), ranges (8000-8100), exclusions (!22)
+    #[arg(long, value_name = "PORTS", help_heading = "Match")]
+    pub remote_port: Option<PortSet>,
+
+    /// Only these ports of this host, written likewise
+    #[arg(long, value_name = "PORTS", help_heading = "Match")]
+    pub local_port: Option<PortSet>,
+
+    /// Only TCP segments with these flags set, and those behind ! not set, for instance syn,!ack
+    #[arg(long, value_name = "FLAGS", help_heading = "Match")]
+    pub tcp_flags: Option<TcpFlags>,
+
+    /// Only TCP segments with payload
+    #[arg(long, help_heading = "Match")]
+    pub data_only: bool,
+}
+
+/// A list, or one element standing for a list of it.
+fn one_or_many<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    T: std::str::FromStr<Err: std::fmt::Display> + Deserialize<'de>,
+    D: serde::Deserializer<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany<T> {
+        Many(Vec<T>),
+        One(T),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::Many(many) => many,
+        OneOrMany::One(one) => vec![one],
+    })
+}
+
+/// Which packets a rule is for. Empty and absent fields match everything.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Matching {
+    /// Which way they go.
+    pub direction: Direction,
+    /// Their protocols.
+    pub protocols: Vec<Protocol>,
+    /// Their peers.
+    pub remotes: Vec<Remote>,
+    /// Ports of the peer.
+    pub remote_ports: Option<PortSet>,
+    /// Ports of this host.
+    pub local_ports: Option<PortSet>,
+    /// TCP flags.
+    pub tcp_flags: Option<TcpFlags>,
+    /// Only TCP segments with payload.
+    pub data_only: bool,
+}
+
+/// Which packets are lost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Loss {
+    /// At random.
+    Random(Odds),
+    /// Every N-th.
+    Every(Every),
+    /// By the 4-state Markov model.
+    State(LossState),
+    /// By the Gilbert-Elliott model.
+    Gemodel(LossGemodel),
+}
+
+/// A rule that has been checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// What the output calls it.
+    pub name: String,
+    /// Which packets.
+    pub matching: Matching,
+    /// How long the rule acts; until the end of the run if absent.
+    pub lasts: Option<Span>,
+    /// Which packets are lost.
+    pub loss: Option<Loss>,
+    /// Which are corrupted.
+    pub corrupt: Option<Odds>,
+    /// How they are corrupted.
+    pub corrupt_mode: CorruptMode,
+    /// Which are doubled.
+    pub duplicate: Option<Odds>,
+    /// Whether connections are reset.
+    pub reset: bool,
+}
+
+impl RuleSpec {
+    /// Checks the rule. A partition becomes a rule of its own, ahead of the other faults.
+    pub fn check(&self) -> Result<Vec<Rule>, RuleError> {
+        let loss = self.loss_model()?;
+        if self.corrupt_mode.is_some() && self.corrupt.is_none() {
+            return Err(RuleError::ModeWithoutCorrupt);
+        }
+        let impairs =
+            loss.is_some() || self.corrupt.is_some() || self.duplicate.is_some() || self.reset;
+        if !impairs && self.partition.is_empty() {
+            return Err(RuleError::NoFault);
+        }
+        if !impairs && !self.remote.is_empty() {
+            return Err(RuleError::RemoteWithPartition);
+        }
+        let matching = self.matching()?;
+        let mut rules = Vec::new();
+        if !self.partition.is_empty() {
+            rules.push(Rule {
+                name: self.name.clone().unwrap_or_else(|| "partition".into()),
+                matching: Matching { remotes: self.partition.clone(), ..matching.clone() },
+                lasts: self.r#for,
+                loss: Some(Loss::Random(Odds { probability: Percent::ALL, ..Odds::default() })),
+                corrupt: None,
+                corrupt_mode: CorruptMode::default(),
+                duplicate: None,
+                reset: false,
+            });
+        }
+        if impairs {
+            rules.push(Rule {
+                name: self.name.clone().unwrap_or_else(|| self.title()),
+                matching,
+                lasts: self.r#for,
+                loss,
+                corrupt: self.corrupt,
+                corrupt_mode: self.corrupt_mode.unwrap_or_default(),
+                duplicate: self.duplicate,
+                reset: self.reset,
+            });
+        }
+        Ok(rules)
+    }
+
+    fn loss_model(&self) -> Result<Option<Loss>, RuleError> {
+        let models = [
+            self.loss.map(Loss::Random),
+            self.loss_every.map(Loss::Every),
+            self.loss_state.map(Loss::State),
+            self.loss_gemodel.map(Loss::Gemodel),
+        ];
+        let mut given = models.into_iter().flatten();
+        let loss = given.next();
+        if given.next().is_some() { Err(RuleError::SeveralLossModels) } else { Ok(loss) }
+    }
+
+    fn matching(&self) -> Result<Matching, RuleError> {
+        use injector_common::packet::protocol::{ICMP, ICMPV6, TCP};
+
+        let tcp = Protocol(TCP);
+        let only_tcp = self.protocol.iter().all(|&protocol| protocol == tcp);
+        let wants_tcp = [
+            (self.tcp_flags.is_some(), "tcp-flags"),
+            (self.data_only, "data-only"),
+            (self.reset, "reset"),
+        ];
+        if let Some((_, name)) = wants_tcp.into_iter().find(|(given, _)| *given && !only_tcp) {
+            return Err(RuleError::TcpOnly(name));
+        }
+        if (self.remote_port.is_some() || self.local_port.is_some())
+            && let Some(&protocol) = self.protocol.iter().find(|p| matches!(p.0, ICMP | ICMPV6))
+        {
+            return Err(RuleError::NoPorts(protocol));
+        }
+        let needs_tcp = self.tcp_flags.is_some() || self.data_only;
+        Ok(Matching {
+            direction: self.direction.unwrap_or_default(),
+            protocols: if needs_tcp { vec![tcp] } else { self.protocol.clone() },
+            remotes: self.remote.clone(),
+            remote_ports: self.remote_port.clone(),
+            local_ports: self.local_port.clone(),
+            tcp_flags: self.tcp_flags,
+            data_only: self.data_only,
+        })
+    }
+
+    /// The faults, for a rule without a name.
+    fn title(&self) -> String {
+        let mut parts = Vec::new();
+        if let Some(loss) = self.loss {
+            parts.push(format!("loss {loss}"));
+        }
+        if let Some(every) = self.loss_every {
+            parts.push(format!("loss-every {every}"));
+        }
+        if let Some(state) = self.loss_state {
+            parts.push(format!("loss-state {state}"));
+        }
+        if let Some(gemodel) = self.loss_gemodel {
+            parts.push(format!("loss-gemodel {gemodel}"));
+        }
+        if let Some(corrupt) = self.corrupt {
+            parts.push(format!("corrupt {corrupt}"));
+        }
+        if let Some(duplicate) = self.duplicate {
+            parts.push(format!("duplicate {duplicate}"));
+        }
+        if self.reset {
+            parts.push("reset".into());
+        }
+        parts.join(", ")
+    }
+}
+
+/// Refuses what XDP cannot do: it sees received packets only, and neither sockets nor copies.
+pub fn check_for_xdp(rules: &[Rule]) -> Result<(), RuleError> {
+    for rule in rules {
+        if rule.matching.direction == Direction::Egress {
+            return Err(RuleError::Xdp("--direction egress"));
+        }
+        if rule.duplicate.is_some() {
+            return Err(RuleError::Xdp("--duplicate"));
+        }
+        if rule.reset {
+            return Err(RuleError::Xdp("--reset"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(yaml: &str) -> RuleSpec {
+        serde_saphyr::from_str(yaml).expect("valid YAML")
+    }
+
+    #[test]
+    fn a_partition_comes_before_the_other_faults() {
+        let rules = spec("{partition: [10.0.0.0/8, fd00::/8], loss: 1, direction: egress}").check();
+        let rules = rules.expect("valid");
+        assert_eq!(rules.len(), 2);
+        assert_eq!(rules[0].name, "partition");
+        assert_eq!(rules[0].matching.remotes.len(), 2);
+        assert_eq!(rules[0].matching.direction, Direction::Egress);
+        assert_eq!(rules[1].name, "loss 1%");
+        assert!(rules[1].matching.remotes.is_empty());
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for (yaml, error) in [
+            ("{}", RuleError::NoFault),
+            ("{remote: 10.0.0.1}", RuleError::NoFault),
+            ("{loss: 1%, loss-every: 3}", RuleError::SeveralLossModels),
+            ("{partition: 10.0.0.1, remote: 10.0.0.2}", RuleError::RemoteWithPartition),
+            ("{reset: true, protocol: udp}", RuleError::TcpOnly("reset")),
+            ("{loss: 1%, data-only: true, protocol: [tcp, udp]}", RuleError::TcpOnly("data-only")),
+            ("{loss: 1%, protocol: icmp, local-port: 1}", RuleError::NoPorts(Protocol(1))),
+            ("{loss: 1%, corrupt-mode: wire}", RuleError::ModeWithoutCorrupt),
+        ] {
+            assert_eq!(spec(yaml).check(), Err(error), "{yaml}");
+        }
+    }
+
+    #[test]
+    fn a_fault_of_0_percent_is_a_fault() {
+        assert_eq!(spec("{loss: 0}").check().map(|rules| rules.len()), Ok(1));
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        assert!(serde_saphyr::from_str::<RuleSpec>("{los: 1%}").is_err());
+    }
+}

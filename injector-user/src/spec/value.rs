@@ -1,0 +1,514 @@
+//! The values that people write: percentages, durations, addresses, port sets, protocols, TCP flags.
+//!
+//! Each parses from the text that tc and Kubernetes users write, prints as such, and (de)serialises
+//! through the same text, so that the command line and the rule files understand the same words.
+
+use std::{
+    fmt::{self, Display, Formatter},
+    net::IpAddr,
+    ops::RangeInclusive,
+    str::FromStr,
+    time::Duration,
+};
+
+use injector_common::packet::{protocol, tcp_flag};
+use ipnet::IpNet;
+use thiserror::Error;
+
+/// Why a value could not be understood. The flag that it was given to is named by whoever parses.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ValueError {
+    /// Not a percentage.
+    #[error("`{0}` is not a percentage: write 0% to 100%, for instance 20% or 0.1%")]
+    Percent(String),
+    /// Not a duration.
+    #[error("`{0}` is not a duration: write a number and a unit (us, ms, s, m, h), for instance 50ms, 1.5s or 1m30s")]
+    Span(String),
+    /// Not an address, prefix or host name.
+    #[error(
+        "`{0}` is not an address: write an IP address, a CIDR prefix (10.0.0.0/8, prefix length 0 to 32; \
+         fd00::/64, prefix length 0 to 128) or a host name"
+    )]
+    Remote(String),
+    /// Not a set of ports.
+    #[error(
+        "`{0}` is not a set of ports: write ports from 0 to 65535, ranges (8000-8100), lists (80,443) and \
+         exclusions (!22)"
+    )]
+    Ports(String),
+    /// Excludes everything that it includes.
+    #[error("the set of ports `{0}` is empty: everything in it is excluded again")]
+    NoPorts(String),
+    /// Not an IP protocol.
+    #[error("`{0}` is not a protocol: write tcp, udp, icmp, icmpv6, sctp, dccp, udplite or a number from 0 to 255")]
+    Protocol(String),
+    /// Not a set of TCP flags.
+    #[error(
+        "`{0}` is not a set of TCP flags: write a list of fin, syn, rst, psh, ack, urg, ece, cwr, with ! before \
+         those that must not be set, for instance syn,!ack"
+    )]
+    TcpFlags(String),
+}
+
+/// Implements serde through `FromStr` and `Display`. Bare numbers, as YAML has them, are taken as text.
+macro_rules! serde_as_text {
+    ($($type:ty: $expecting:literal),+ $(,)?) => {$(
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $crate::spec::value::from_text(deserializer, $expecting)
+            }
+        }
+    )+};
+}
+pub(super) use serde_as_text;
+
+/// Deserialises what `FromStr` understands, from a string or a bare number.
+pub(super) fn from_text<'de, T, D>(deserializer: D, expecting: &'static str) -> Result<T, D::Error>
+where
+    T: FromStr<Err: Display>,
+    D: serde::Deserializer<'de>,
+{
+    struct Visitor<T>(&'static str, std::marker::PhantomData<T>);
+
+    impl<T: FromStr<Err: Display>> serde::de::Visitor<'_> for Visitor<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut Formatter) -> fmt::Result {
+            f.write_str(self.0)
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map_err(E::custom)
+        }
+
+        fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<T, E> {
+            self.visit_str(&number.to_string())
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<T, E> {
+            self.visit_str(&number.to_string())
+        }
+
+        fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<T, E> {
+            self.visit_str(&number.to_string())
+        }
+    }
+
+    deserializer.deserialize_any(Visitor(expecting, std::marker::PhantomData))
+}
+
+serde_as_text! {
+    Percent: "a percentage such as 20%",
+    Span: "a duration such as 50ms",
+    Remote: "an address, a CIDR prefix or a host name",
+    PortSet: "ports such as 80,8000-8100,!8080",
+    Protocol: "a protocol such as tcp",
+    TcpFlags: "TCP flags such as syn,!ack",
+}
+
+/// A percentage, kept as a fraction from 0 to 1. Like in tc, the % sign may be left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
+pub struct Percent(f64);
+
+impl Percent {
+    /// 100 %.
+    pub const ALL: Self = Self(1.0);
+
+    /// From a fraction; what lies outside 0 to 1 is clamped.
+    #[must_use]
+    pub const fn from_fraction(fraction: f64) -> Self {
+        Self(fraction.clamp(0.0, 1.0))
+    }
+
+    /// The fraction, from 0 to 1.
+    #[must_use]
+    pub const fn fraction(self) -> f64 {
+        self.0
+    }
+}
+
+impl FromStr for Percent {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let error = || ValueError::Percent(text.into());
+        let number = text.strip_suffix('%').unwrap_or(text).trim();
+        // `parse` would take "inf", "nan" and "1e1" as well.
+        if !number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+            return Err(error());
+        }
+        let percent: f64 = number.parse().map_err(|_| error())?;
+        if percent > 100.0 { Err(error()) } else { Ok(Self(percent / 100.0)) }
+    }
+}
+
+impl Display for Percent {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        // Undoes the rounding of the division, so that 0.1% prints as 0.1%.
+        let percent = (self.0 * 1e14).round() / 1e12;
+        write!(f, "{percent}%")
+    }
+}
+
+/// A duration, 0 or longer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let error = || ValueError::Span(text.into());
+        let span: jiff::SignedDuration = text.trim().parse().map_err(|_| error())?;
+        Duration::try_from(span).map(Self).map_err(|_| error())
+    }
+}
+
+impl Display for Span {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+/// Who is at the other end: a prefix, or a host name that is yet to be resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Remote {
+    /// An address or a prefix.
+    Net(IpNet),
+    /// A host name.
+    Host(String),
+}
+
+impl FromStr for Remote {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        if let Ok(net) = text.parse::<IpNet>() {
+            return Ok(Self::Net(net.trunc()));
+        }
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self::Net(address.to_canonical().into()));
+        }
+        let is_label = |label: &str| {
+            !label.is_empty()
+                && label.len() <= 63
+                && !label.starts_with('-')
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        };
+        let name = text.strip_suffix('.').unwrap_or(text);
+        let is_name = name.len() <= 253 && name.split('.').all(is_label);
+        // A mistyped address is not to be asked of the name server.
+        let is_number = name.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        if is_name && !is_number {
+            Ok(Self::Host(text.into()))
+        } else {
+            Err(ValueError::Remote(text.into()))
+        }
+    }
+}
+
+impl Display for Remote {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        match self {
+            Self::Net(net) => net.fmt(f),
+            Self::Host(name) => name.fmt(f),
+        }
+    }
+}
+
+/// A set of ports: included ranges (all ports, if only exclusions are given) less excluded ones.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PortSet {
+    text: String,
+    /// Ascending, disjoint, not adjacent.
+    ranges: Vec<(u16, u16)>,
+}
+
+impl PortSet {
+    /// The ports as ascending, disjoint ranges.
+    pub fn ranges(&self) -> impl Iterator<Item = RangeInclusive<u16>> {
+        self.ranges.iter().map(|&(first, last)| first..=last)
+    }
+}
+
+impl FromStr for PortSet {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let error = || ValueError::Ports(text.into());
+        let (mut included, mut excluded) = (Vec::new(), Vec::new());
+        for item in text.split(',').map(str::trim) {
+            let (ranges, item) = match item.strip_prefix('!') {
+                Some(rest) => (&mut excluded, rest),
+                None => (&mut included, item),
+            };
+            let port = |text: &str| {
+                // `parse` would take "+80".
+                let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+                digits.then(|| text.parse::<u16>().ok()).flatten().ok_or_else(error)
+            };
+            let (first, last) = match item.split_once('-') {
+                Some((first, last)) => (port(first)?, port(last)?),
+                None => (port(item)?, port(item)?),
+            };
+            if first > last {
+                return Err(error());
+            }
+            ranges.push((u32::from(first), u32::from(last)));
+        }
+        if included.is_empty() {
+            included.push((0, u32::from(u16::MAX)));
+        }
+        let ranges = subtract(merge(included), &merge(excluded));
+        if ranges.is_empty() {
+            return Err(ValueError::NoPorts(text.into()));
+        }
+        Ok(Self {
+            text: text.into(),
+            ranges: ranges.into_iter().map(|(first, last)| (first as u16, last as u16)).collect(),
+        })
+    }
+}
+
+/// Sorts ranges and joins those that overlap or touch.
+fn merge(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
+    ranges.sort_unstable();
+    let mut merged: Vec<(u32, u32)> = Vec::with_capacity(ranges.len());
+    for (first, last) in ranges {
+        match merged.last_mut() {
+            Some(before) if first <= before.1 + 1 => before.1 = before.1.max(last),
+            _ => merged.push((first, last)),
+        }
+    }
+    merged
+}
+
+/// Takes `excluded` out of `included`; both as [`merge`] leaves them.
+fn subtract(included: Vec<(u32, u32)>, excluded: &[(u32, u32)]) -> Vec<(u32, u32)> {
+    let mut left = Vec::new();
+    for (mut first, last) in included {
+        for &(from, to) in excluded {
+            if to < first || from > last {
+                continue;
+            }
+            if from > first {
+                left.push((first, from - 1));
+            }
+            first = to + 1;
+        }
+        if first <= last {
+            left.push((first, last));
+        }
+    }
+    left
+}
+
+impl Display for PortSet {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        self.text.fmt(f)
+    }
+}
+
+/// An IP protocol number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Protocol(pub u8);
+
+const PROTOCOLS: [(&str, u8); 8] = [
+    ("tcp", protocol::TCP),
+    ("udp", protocol::UDP),
+    ("icmp", protocol::ICMP),
+    ("icmpv6", protocol::ICMPV6),
+    ("ipv6-icmp", protocol::ICMPV6),
+    ("sctp", protocol::SCTP),
+    ("dccp", protocol::DCCP),
+    ("udplite", protocol::UDPLITE),
+];
+
+impl FromStr for Protocol {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let name = text.to_ascii_lowercase();
+        let named = PROTOCOLS.iter().find(|(known, _)| *known == name).map(|&(_, number)| number);
+        named.or_else(|| text.parse().ok()).map(Self).ok_or_else(|| ValueError::Protocol(text.into()))
+    }
+}
+
+impl Display for Protocol {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        match PROTOCOLS.iter().find(|&&(_, number)| number == self.0) {
+            Some((name, _)) => name.fmt(f),
+            None => self.0.fmt(f),
+        }
+    }
+}
+
+/// TCP flags that must be set, and others that must not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TcpFlags {
+    /// Flags that must be set, as in [`tcp_flag`].
+    pub set: u8,
+    /// Flags that are looked at; those of them that are not in `set` must be clear.
+    pub mask: u8,
+}
+
+const TCP_FLAGS: [(&str, u8); 8] = [
+    ("fin", tcp_flag::FIN),
+    ("syn", tcp_flag::SYN),
+    ("rst", tcp_flag::RST),
+    ("psh", tcp_flag::PSH),
+    ("ack", tcp_flag::ACK),
+    ("urg", tcp_flag::URG),
+    ("ece", tcp_flag::ECE),
+    ("cwr", tcp_flag::CWR),
+];
+
+impl FromStr for TcpFlags {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let error = || ValueError::TcpFlags(text.into());
+        let mut flags = Self::default();
+        for item in text.split(',').map(|item| item.trim().to_ascii_lowercase()) {
+            let (clear, name) = match item.strip_prefix('!') {
+                Some(name) => (true, name),
+                None => (false, item.as_str()),
+            };
+            let (_, bit) = TCP_FLAGS.iter().find(|(known, _)| *known == name).ok_or_else(error)?;
+            if flags.mask & bit != 0 {
+                return Err(error());
+            }
+            flags.mask |= bit;
+            if !clear {
+                flags.set |= bit;
+            }
+        }
+        Ok(flags)
+    }
+}
+
+impl Display for TcpFlags {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        let mut separator = "";
+        for (name, bit) in TCP_FLAGS.iter().filter(|(_, bit)| self.mask & bit != 0) {
+            let sign = if self.set & bit == 0 { "!" } else { "" };
+            write!(f, "{separator}{sign}{name}")?;
+            separator = ",";
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn percentages_parse_as_tc_users_write_them() {
+        for (text, fraction) in
+            [("0%", 0.0), ("0", 0.0), ("20%", 0.2), ("20", 0.2), ("0.1%", 0.001), (".5%", 0.005), ("100%", 1.0)]
+        {
+            assert_eq!(text.parse(), Ok(Percent(fraction)), "{text}");
+        }
+        for text in ["", "%", "101%", "-1%", "nan", "inf", "1e1", "20%%", "a%", "0x1", "1.2.3"] {
+            assert_eq!(text.parse::<Percent>(), Err(ValueError::Percent(text.into())), "{text}");
+        }
+    }
+
+    #[test]
+    fn percentages_print_as_they_were_written() {
+        for text in ["0%", "20%", "0.1%", "33.333%", "0.0001%", "100%"] {
+            let percent: Percent = text.parse().expect("valid");
+            assert_eq!(percent.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn durations_parse_as_kubernetes_users_write_them() {
+        for (text, milliseconds) in
+            [("50ms", 50), ("1.5s", 1500), ("1m30s", 90_000), ("2h", 7_200_000), ("0s", 0), ("1000us", 1)]
+        {
+            assert_eq!(text.parse(), Ok(Span(Duration::from_millis(milliseconds))), "{text}");
+        }
+        for text in ["", "5", "-5s", "5 parsecs", "ms"] {
+            assert!(text.parse::<Span>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_mistyped_address_is_not_taken_for_a_host_name() {
+        for text in ["10.0.0.999", "10.0.0.0/33", "fd00::/129", "1.2.3", "", "a b", "-", "a..b", "fd00::g"] {
+            assert_eq!(text.parse::<Remote>(), Err(ValueError::Remote(text.into())));
+        }
+    }
+
+    #[test]
+    fn remotes_keep_the_prefix_and_lose_the_host_bits() {
+        for (text, printed) in [
+            ("10.1.2.3/8", "10.0.0.0/8"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("10.1.2.3", "10.1.2.3/32"),
+            ("fd00::1", "fd00::1/128"),
+            ("fd00::1/64", "fd00::/64"),
+            ("::ffff:10.1.2.3", "10.1.2.3/32"),
+            ("db.example.com", "db.example.com"),
+        ] {
+            assert_eq!(text.parse::<Remote>().map(|remote| remote.to_string()), Ok(printed.into()));
+        }
+    }
+
+    #[test]
+    fn wrong_ports_are_refused() {
+        for text in ["", "65536", "-1", "80-", "90-80", "http", "80,,90", "+80", "!", "80 90"] {
+            assert_eq!(text.parse::<PortSet>(), Err(ValueError::Ports(text.into())), "{text}");
+        }
+        assert_eq!("80,!80".parse::<PortSet>(), Err(ValueError::NoPorts("80,!80".into())));
+    }
+
+    #[test]
+    fn tcp_flags_name_what_is_set_and_what_is_not() {
+        assert_eq!("syn,!ack".parse(), Ok(TcpFlags { set: 0x02, mask: 0x12 }));
+        for text in ["", "syn,syn", "syn,!syn", "foo"] {
+            assert!(text.parse::<TcpFlags>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_port_is_in_the_set_iff_it_is_included_and_not_excluded(
+            items in prop::collection::vec((any::<bool>(), 0u16..200, 0u16..40), 1..8),
+            probe in 0u16..260,
+        ) {
+            let text: Vec<String> = items
+                .iter()
+                .map(|(exclude, first, more)| {
+                    format!("{}{}-{}", if *exclude { "!" } else { "" }, first, first + more)
+                })
+                .collect();
+            let contains = |exclude| {
+                items.iter().any(|&(e, first, more)| e == exclude && (first..=first + more).contains(&probe))
+            };
+            let included = contains(false) || items.iter().all(|&(exclude, ..)| exclude);
+            let expected = included && !contains(true);
+            match text.join(",").parse::<PortSet>() {
+                Ok(set) => {
+                    prop_assert_eq!(set.ranges().any(|range| range.contains(&probe)), expected);
+                    let ranges: Vec<_> = set.ranges().collect();
+                    prop_assert!(ranges.windows(2).all(|w| u32::from(*w[0].end()) + 1 < u32::from(*w[1].start())));
+                }
+                Err(error) => {
+                    prop_assert!(matches!(error, ValueError::NoPorts(_)));
+                    prop_assert!(!expected);
+                }
+            }
+        }
+    }
+}
