@@ -4,7 +4,10 @@
 //! up once per mask in one hash table, whatever the number of rules. Of the rules found, the first
 //! in the user's order wins.
 
-use crate::packet::{Direction, Family, Packet};
+use crate::{
+    control::{MAX_MASKS, RuleSet},
+    packet::{Direction, Family, Packet},
+};
 
 /// Words of a [`TupleKey`] that describe the packet; the last word tells which mask.
 pub const TUPLE_WORDS: usize = 6;
@@ -107,4 +110,36 @@ pub fn masked(tuple: &Tuple, mask: &Tuple) -> Tuple {
         tuple[4] & mask[4],
         tuple[5] & mask[5],
     ]
+}
+
+/// The number of the first rule of `set`, in bank `bank`, that matches `tuple`; `look_up` searches the
+/// entries.
+#[inline(always)]
+#[must_use]
+pub fn first_rule(
+    tuple: &Tuple,
+    set: &RuleSet,
+    bank: u32,
+    look_up: impl Fn(&TupleKey) -> Option<u32>,
+) -> Option<u32> {
+    let mut first = u32::MAX;
+    for number in 0..MAX_MASKS {
+        if number as u32 >= set.mask_count {
+            break;
+        }
+        let mask = &set.masks[number];
+        if mask.first_rule >= first {
+            break;
+        }
+        let key = TupleKey {
+            tuple: masked(tuple, &mask.tuple),
+            space: TupleKey::space(number as u32, bank),
+        };
+        if let Some(found) = look_up(&key)
+            && found < first
+        {
+            first = found;
+        }
+    }
+    if first == u32::MAX { None } else { Some(first) }
 }

@@ -87,7 +87,7 @@ pub struct FragmentKey {
     pub destination: [u32; 4],
     /// The identification field.
     pub id: u32,
-    /// IP protocol number.
+    /// IP protocol number, 0 for IPv6.
     pub protocol: u32,
 }
 

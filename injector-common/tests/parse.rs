@@ -617,7 +617,7 @@ mod a_fragment {
     #[test]
     fn that_is_a_later_one_has_no_ports_whether_or_not_more_follow() {
         for more in [false, true] {
-            for offset in [1, 185, 0x1fff] {
+            for offset in [1, 185, 0x1000, 0x1fff] {
                 for recipe in both(Fragment { offset, more, id: 1 }) {
                     let packet = parsed(&recipe);
                     assert!(packet.fragment && packet.later_fragment && !packet.has_ports);
@@ -806,9 +806,12 @@ mod an_upper_layer_header {
             (Upper::Unreachable, 8),
         ] {
             for recipe in around(upper.clone()) {
+                let l4 = usize::from(recipe.build().packet.l4);
                 for room in 0..header {
-                    let found = ethernet(&cut(&recipe, room));
-                    assert_eq!(found, Err(Unparsed::Malformed), "{upper:?} in {room} bytes");
+                    let padded = cut(&recipe, room);
+                    let bare = &padded[..l4 + usize::from(room)];
+                    assert_eq!(ethernet(&padded), Err(Unparsed::Malformed), "{upper:?} in {room}");
+                    assert_eq!(ethernet(bare), Err(Unparsed::Malformed), "{upper:?} in {room}");
                 }
                 let packet = ethernet(&cut(&recipe, header)).expect("room for the header");
                 assert_eq!(u32::from(packet.payload), packet.end, "{upper:?}");

@@ -275,24 +275,46 @@ mod decisions {
         assert_eq!(runs.len(), 64);
     }
 
+    // Each decision has random bits of its own, not those of another one about this packet or the next.
     #[test]
-    fn to_lose_duplicate_and_corrupt_are_independent() {
-        const PACKETS: u64 = 100_000;
-        let decisions = run(&uncertain(3, 3), PACKETS);
-        let together = |both: fn(&Decision) -> bool| {
-            decisions.iter().filter(|decision| both(decision)).count() as u64
+    fn of_all_kinds_are_independent_of_each_other_and_of_those_about_the_next_packets() {
+        const PACKETS: usize = 50_000;
+        let random = uncertain(3, 3);
+        // Takes the other half of the number that random loss takes, and always chooses a position.
+        let always_corrupt = Rule {
+            loss: Loss::gemodel(
+                Probability::NEVER,
+                Probability::NEVER,
+                Probability::NEVER,
+                Probability::from_fraction(0.5),
+            ),
+            corrupt: Chance::new(1.0, 0.0),
+            ..random
         };
-        let agreeing = [
-            ("lost and duplicate", together(|decision| decision.lost == decision.duplicate)),
-            ("lost and corrupt", together(|decision| decision.lost == decision.corrupt)),
-            ("duplicate and corrupt", together(|decision| decision.duplicate == decision.corrupt)),
+        let signal = |rule, of: fn(&Decision) -> bool| -> Vec<bool> {
+            run(rule, PACKETS as u64 + 2).iter().map(of).collect()
+        };
+        let signals = [
+            ("random loss", signal(&random, |decision| decision.lost)),
+            ("loss in a state", signal(&always_corrupt, |decision| decision.lost)),
+            ("duplication", signal(&random, |decision| decision.duplicate)),
+            ("corruption", signal(&random, |decision| decision.corrupt)),
+            ("position", signal(&always_corrupt, |decision| decision.position >= 1 << 31)),
         ];
-        for (pair, count) in agreeing {
-            assert_fair(count, PACKETS, agreeing.len(), || pair.to_string());
+        for (a, (one, left)) in signals.iter().enumerate() {
+            for (b, (other, right)) in signals.iter().enumerate() {
+                for later in 0..=2 {
+                    if a == b && later == 0 {
+                        continue;
+                    }
+                    let pairs = left[..PACKETS].iter().zip(&right[later..]);
+                    let agreeing = pairs.filter(|(left, right)| left == right).count() as u64;
+                    assert_fair(agreeing, PACKETS as u64, 75, || {
+                        format!("{one} and {other} {later} packets later")
+                    });
+                }
+            }
         }
-        // Of the packet after, as well: each fault has numbers of its own.
-        let shifted = decisions.windows(2).filter(|pair| pair[0].corrupt == pair[1].lost).count();
-        assert_fair(shifted as u64, PACKETS - 1, 1, || "corrupt and next lost".to_string());
     }
 
     #[test]

@@ -11,11 +11,19 @@ impl Probability {
     /// Every time, not just nearly.
     pub const ALWAYS: Self = Self(u32::MAX);
 
-    /// From a fraction; what lies outside 0 to 1 is clamped.
+    /// From a fraction; what lies outside 0 to 1 is clamped. Only 0 becomes [`Self::NEVER`], and only 1
+    /// [`Self::ALWAYS`].
     #[must_use]
     pub fn from_fraction(fraction: f64) -> Self {
+        if fraction >= 1.0 {
+            return Self::ALWAYS;
+        }
         // `as` saturates: NaN becomes 0.
-        Self((fraction * 4_294_967_296.0) as u32)
+        match (fraction * 4_294_967_296.0) as u32 {
+            0 if fraction > 0.0 => Self(1),
+            u32::MAX => Self(u32::MAX - 1),
+            bits => Self(bits),
+        }
     }
 
     /// The probability as a fraction from 0 to 1.

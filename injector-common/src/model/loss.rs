@@ -1,4 +1,4 @@
-//! Which packets are lost. Terms and transitions are those of netem (tc-netem(8), net/sched/sch_netem.c).
+//! Which packets are lost. Terms and transitions are those of netem (tc-netem(8), `net/sched/sch_netem.c`).
 
 use super::chance::{Chance, Probability};
 
@@ -45,56 +45,79 @@ impl Loss {
     #[inline(always)]
     #[must_use]
     pub const fn step(&self, memory: u32, index: u64, random: u64) -> (bool, u32) {
-        let [a, b, c, d, e] = self.parameters;
         let (high, low) = ((random >> 32) as u32, random as u32);
         match self.kind {
             RANDOM => {
-                let chance = Chance { after_miss: Probability(a), after_hit: Probability(b) };
-                let lost = chance.hit(memory != 0, high);
+                let [after_miss, after_hit, ..] = self.probabilities();
+                let lost = Chance { after_miss, after_hit }.hit(memory != 0, high);
                 (lost, lost as u32)
             }
-            EVERY => (a != 0 && (index + 1) % a as u64 == 0, 0),
-            STATE => match memory {
-                // a = p13, e = p14.
-                IN_GAP => {
-                    if Probability(e).hit(high) {
-                        (true, LOST_IN_GAP)
-                    } else if Probability(a).hit(high.wrapping_sub(e)) {
-                        (true, LOST_IN_BURST)
-                    } else {
-                        (false, IN_GAP)
-                    }
-                }
-                // d = p23.
-                IN_BURST => {
-                    if Probability(d).hit(high) {
-                        (true, LOST_IN_BURST)
-                    } else {
-                        (false, IN_BURST)
-                    }
-                }
-                // b = p31, c = p32.
-                LOST_IN_BURST => {
-                    if Probability(c).hit(high) {
-                        (false, IN_BURST)
-                    } else if Probability(b).hit(high.wrapping_sub(c)) {
-                        (false, IN_GAP)
-                    } else {
-                        (true, LOST_IN_BURST)
-                    }
-                }
-                _ => (false, IN_GAP),
-            },
-            // a = p, b = r, c = 1-h, d = 1-k. The loss is drawn in the state that the packet finds.
-            GEMODEL => {
-                if memory == GOOD {
-                    (Probability(d).hit(low), if Probability(a).hit(high) { BAD } else { GOOD })
-                } else {
-                    (Probability(c).hit(low), if Probability(b).hit(high) { GOOD } else { BAD })
-                }
+            EVERY => {
+                let every = self.parameters[0];
+                (every != 0 && (index + 1).is_multiple_of(every as u64), 0)
             }
+            STATE => self.step_state(memory, high),
+            GEMODEL => self.step_gemodel(memory, high, low),
             _ => (false, 0),
         }
+    }
+
+    /// A step of the 4-state model.
+    #[inline(always)]
+    const fn step_state(&self, state: u32, random: u32) -> (bool, u32) {
+        let [p13, p31, p32, p23, p14] = self.probabilities();
+        match state {
+            IN_GAP => {
+                if p14.hit(random) {
+                    (true, LOST_IN_GAP)
+                } else if p13.hit(random.wrapping_sub(p14.0)) {
+                    (true, LOST_IN_BURST)
+                } else {
+                    (false, IN_GAP)
+                }
+            }
+            IN_BURST => {
+                if p23.hit(random) {
+                    (true, LOST_IN_BURST)
+                } else {
+                    (false, IN_BURST)
+                }
+            }
+            LOST_IN_BURST => {
+                if p32.hit(random) {
+                    (false, IN_BURST)
+                } else if p31.hit(random.wrapping_sub(p32.0)) {
+                    (false, IN_GAP)
+                } else {
+                    (true, LOST_IN_BURST)
+                }
+            }
+            _ => (false, IN_GAP),
+        }
+    }
+
+    /// A step of the Gilbert-Elliott model. The loss is drawn in the state that the packet finds.
+    #[inline(always)]
+    const fn step_gemodel(&self, state: u32, transition: u32, loss: u32) -> (bool, u32) {
+        let [p, r, loss_in_bad, loss_in_good, _] = self.probabilities();
+        if state == GOOD {
+            (loss_in_good.hit(loss), if p.hit(transition) { BAD } else { GOOD })
+        } else {
+            (loss_in_bad.hit(loss), if r.hit(transition) { GOOD } else { BAD })
+        }
+    }
+
+    /// The parameters of the models that have probabilities only.
+    #[inline(always)]
+    const fn probabilities(&self) -> [Probability; 5] {
+        let [first, second, third, fourth, fifth] = self.parameters;
+        [
+            Probability(first),
+            Probability(second),
+            Probability(third),
+            Probability(fourth),
+            Probability(fifth),
+        ]
     }
 
     /// Whether a step depends on the memory that the one before left.

@@ -21,7 +21,7 @@ pub enum Unparsed {
 pub enum Link {
     /// An Ethernet header, with up to two VLAN tags (IEEE 802.1Q, 802.1ad).
     Ethernet,
-    /// Nothing: tun, WireGuard, tunnels.
+    /// Nothing: tun, `WireGuard`, tunnels.
     None,
 }
 

@@ -1,8 +1,8 @@
 //! Which rule a packet falls under: the search of [`injector_common::classify`].
 
 use injector_common::{
-    classify::{TupleKey, masked, tuple},
-    control::{MAX_MASKS, PortClasses, RuleSet},
+    classify::{first_rule, tuple},
+    control::{PortClasses, RuleSet},
     packet::{Direction, Packet},
 };
 
@@ -20,27 +20,10 @@ pub fn rule(packet: &Packet, direction: Direction, set: &RuleSet, bank: u32) -> 
     }
     let tuple = tuple(packet, direction, local, remote);
 
-    let mut first = u32::MAX;
-    for number in 0..MAX_MASKS {
-        if number as u32 >= set.mask_count {
-            break;
-        }
-        let mask = &set.masks[number];
-        if mask.first_rule >= first {
-            break;
-        }
-        let key = TupleKey {
-            tuple: masked(&tuple, &mask.tuple),
-            space: TupleKey::space(number as u32, bank),
-        };
+    first_rule(&tuple, set, bank, |key| {
         // SAFETY: entries are replaced by userspace only in the bank that is not active.
-        if let Some(&found) = unsafe { maps::ENTRIES.get(&key) } {
-            if found < first {
-                first = found;
-            }
-        }
-    }
-    if first == u32::MAX { None } else { Some(first) }
+        unsafe { maps::ENTRIES.get(key) }.copied()
+    })
 }
 
 #[inline(always)]

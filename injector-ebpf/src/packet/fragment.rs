@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::BPF_ANY;
 use injector_common::{
     control::{FragmentKey, FragmentPorts},
-    packet::Packet,
+    packet::{Family, Packet},
 };
 
 use crate::maps;
@@ -18,7 +18,8 @@ pub fn complete(packet: &mut Packet) {
         source: packet.source,
         destination: packet.destination,
         id: packet.fragment_id,
-        protocol: u32::from(packet.protocol),
+        // Of IPv6 fragments only the first knows, where more extension headers follow.
+        protocol: if packet.family == Family::V4 { u32::from(packet.protocol) } else { 0 },
     };
     if packet.later_fragment {
         // SAFETY: the value is copied at once; were its slot reused meanwhile, a fragment would be

@@ -86,5 +86,9 @@ fn start_log(verbose: bool) {
         .from_env_lossy()
         // The netlink crates say much that is of no interest here.
         .add_directive("netlink_proto=warn".parse().unwrap_or_default());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
 }

@@ -16,7 +16,10 @@ pub fn check() -> Result<()> {
         .map(|(name, _)| name)
         .collect();
     if !missing.is_empty() {
-        bail!("injector must run as root: run it with sudo (missing capabilities: {})", missing.join(", "));
+        bail!(
+            "injector must run as root: run it with sudo (missing capabilities: {})",
+            missing.join(", ")
+        );
     }
     Ok(())
 }

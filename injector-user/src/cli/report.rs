@@ -173,7 +173,8 @@ pub struct RuleReport<'a> {
 /// Each rule's counters.
 #[must_use]
 pub fn each<'a>(names: &[&'a str], counters: &[RuleCounters]) -> Vec<RuleReport<'a>> {
-    let report = |(rule, (&name, &counters))| RuleReport { rule, name, totals: Totals::from(counters) };
+    let report =
+        |(rule, (&name, &counters))| RuleReport { rule, name, totals: Totals::from(counters) };
     names.iter().zip(counters).enumerate().map(report).collect()
 }
 
@@ -219,7 +220,8 @@ impl Reporter {
     pub fn new(args: &SessionArgs, default: Stream) -> Result<Self> {
         let sink: Box<dyn Write> = match (&args.output_file, default) {
             (Some(path), _) => Box::new(
-                File::create(path).with_context(|| format!("cannot write to {}", path.display()))?,
+                File::create(path)
+                    .with_context(|| format!("cannot write to {}", path.display()))?,
             ),
             (None, Stream::Stdout) => Box::new(io::stdout()),
             (None, Stream::Stderr) => Box::new(io::stderr()),
@@ -232,7 +234,10 @@ impl Reporter {
             && io::stderr().is_terminal();
         let live = live.then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            bar.set_style(ProgressStyle::with_template("{elapsed} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar.set_style(
+                ProgressStyle::with_template("{elapsed} {msg}")
+                    .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+            );
             bar
         });
         Ok(Self { output: args.output, sink, live })
@@ -247,7 +252,9 @@ impl Reporter {
     /// Prints an event.
     pub fn say(&mut self, event: &Event) -> Result<()> {
         let text = match self.output {
-            Output::Json => serde_json::to_string(&Line { time: Timestamp::now().to_string(), event })? + "\n",
+            Output::Json => {
+                serde_json::to_string(&Line { time: Timestamp::now().to_string(), event })? + "\n"
+            }
             Output::Human => human(event),
         };
         if let Some(live) = &self.live {
@@ -291,8 +298,10 @@ fn human(event: &Event) -> String {
             started(&mut text, target, *seed, *for_ms, attached, rules, resolved)
         }
         Event::Attached { attached } => writeln!(text, "injector: also on {}", places(attached)),
-        Event::Changed { rules, replaced } => writeln!(text, "injector: {} rules replaced the rules before, which did:", rules.len())
-            .and_then(|()| replaced.iter().try_for_each(|rule| rule_line(&mut text, rule))),
+        Event::Changed { rules, replaced } => {
+            writeln!(text, "injector: {} rules replaced the rules before, which did:", rules.len())
+                .and_then(|()| replaced.iter().try_for_each(|rule| rule_line(&mut text, rule)))
+        }
         Event::Progress { total, .. } => writeln!(text, "{}", counts(total)),
         Event::Warning { message } => writeln!(text, "injector: warning: {message}"),
         Event::Summary { elapsed_ms, total, rules, seen, .. } => {
@@ -366,7 +375,10 @@ fn summary(
     }
     if seen.unparsed > 0 {
         let unparsed = seen.unparsed;
-        writeln!(text, "injector: {unparsed} packets had broken or too many headers and passed unchanged")?;
+        writeln!(
+            text,
+            "injector: {unparsed} packets had broken or too many headers and passed unchanged"
+        )?;
     }
     Ok(())
 }
@@ -376,7 +388,11 @@ fn rule_line(text: &mut String, rule: &RuleReport) -> std::fmt::Result {
     writeln!(text, "injector:   rule {rule} ({name}): {}", counts(totals))?;
     for (way, traffic) in [("egress", totals.egress), ("ingress", totals.ingress)] {
         if traffic.packets > 0 {
-            writeln!(text, "injector:     {way} {} packets, {} bytes", traffic.packets, traffic.bytes)?;
+            writeln!(
+                text,
+                "injector:     {way} {} packets, {} bytes",
+                traffic.packets, traffic.bytes
+            )?;
         }
     }
     Ok(())

@@ -133,7 +133,11 @@ impl<'a> Session<'a> {
     }
 
     /// Keeps the faults up until the end; hands signals on to `command` if there is one.
-    pub async fn watch(&mut self, signals: &mut Signals, mut command: Option<&mut Child>) -> Result<End> {
+    pub async fn watch(
+        &mut self,
+        signals: &mut Signals,
+        mut command: Option<&mut Child>,
+    ) -> Result<End> {
         let mut renewal = tokio::time::interval(RENEWAL);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut progress = tokio::time::interval(Duration::from_secs(1));
@@ -142,8 +146,7 @@ impl<'a> Session<'a> {
         let end = self.args.duration.map(|span| self.started + span.0);
         let logger = self.network.object().logger()?;
         // SAFETY: the logger owns its ring buffer's descriptor, which it neither closes nor replaces.
-        let mut logger =
-            unsafe { AsyncFd::register(logger) }.context("cannot watch the log")?;
+        let mut logger = unsafe { AsyncFd::register(logger) }.context("cannot watch the log")?;
         loop {
             tokio::select! {
                 biased;

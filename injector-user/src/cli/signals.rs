@@ -38,7 +38,8 @@ impl Signals {
     pub fn take() -> io::Result<Self> {
         let set: SigSet = HANDLED.into_iter().collect();
         set.thread_block()?;
-        let descriptor = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        let descriptor =
+            SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         // SAFETY: a SignalFd owns its descriptor, which it neither closes nor replaces.
         Ok(Self { descriptor: unsafe { AsyncFd::register(descriptor)? } })
     }
@@ -49,7 +50,9 @@ impl Signals {
             let mut ready = self.descriptor.readable_mut().await?;
             match ready.get_inner_mut().read_signal()? {
                 Some(info) => {
-                    let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) else { continue };
+                    let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) else {
+                        continue;
+                    };
                     return Ok(Arrived { signal, from_terminal: info.ssi_code == libc::SI_KERNEL });
                 }
                 None => ready.clear_ready(),

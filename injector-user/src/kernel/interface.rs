@@ -23,16 +23,12 @@ pub struct Interface {
 pub fn list(netns: &Netns) -> Result<Vec<Interface>, KernelError> {
     netns.run(|| {
         block_on(async |handle| {
-            let messages: Vec<LinkMessage> = handle
-                .link()
-                .get()
-                .execute()
-                .boxed()
-                .try_collect()
-                .await
-                .map_err(|source| KernelError::Request {
-                    what: "listing the interfaces".into(),
-                    source: source.into(),
+            let messages: Vec<LinkMessage> =
+                handle.link().get().execute().boxed().try_collect().await.map_err(|source| {
+                    KernelError::Request {
+                        what: "listing the interfaces".into(),
+                        source: source.into(),
+                    }
                 })?;
             Ok(messages.into_iter().filter_map(interface).collect())
         })
@@ -79,7 +75,8 @@ pub(super) fn block_on<T: Send>(
                 work(handle).await
             })
         };
-        let thread = std::thread::Builder::new().spawn_scoped(scope, talk).map_err(KernelError::Thread)?;
+        let thread =
+            std::thread::Builder::new().spawn_scoped(scope, talk).map_err(KernelError::Thread)?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

@@ -64,7 +64,9 @@ pub enum KernelError {
         source: io::Error,
     },
     /// A program was refused.
-    #[error("the kernel refused the eBPF program {program} (`injector doctor` says what works here)")]
+    #[error(
+        "the kernel refused the eBPF program {program} (`injector doctor` says what works here)"
+    )]
     Program {
         /// Its name.
         program: &'static str,

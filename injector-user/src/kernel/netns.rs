@@ -41,7 +41,8 @@ impl Netns {
 
     /// By name, as `ip netns` has it, or by path.
     pub fn find(name: &Path) -> Result<Self, KernelError> {
-        let path = if name.components().count() > 1 { name.into() } else { Path::new(NAMED).join(name) };
+        let path =
+            if name.components().count() > 1 { name.into() } else { Path::new(NAMED).join(name) };
         Self::open(&path, name.display().to_string())
     }
 
@@ -77,11 +78,13 @@ impl Netns {
         // A thread of its own: the caller's must not stay in the namespace, whatever goes wrong.
         thread::scope(|scope| {
             let enter = || {
-                setns(&self.file, CloneFlags::CLONE_NEWNET)
-                    .map_err(|source| KernelError::EnterNetns { netns: self.label.clone(), source })?;
+                setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|source| {
+                    KernelError::EnterNetns { netns: self.label.clone(), source }
+                })?;
                 Ok(work())
             };
-            let thread = thread::Builder::new().spawn_scoped(scope, enter).map_err(KernelError::Thread)?;
+            let thread =
+                thread::Builder::new().spawn_scoped(scope, enter).map_err(KernelError::Thread)?;
             // The process aborts on panic, so there is none to join.
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })

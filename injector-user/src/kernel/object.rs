@@ -53,7 +53,11 @@ pub struct Object {
 impl Object {
     /// Creates the maps; programs are loaded when first asked for. `log_level` is an
     /// [`aya_log::Level`] as a number, 0 for none, at which the log costs nothing.
-    pub fn load(constants: Constants, capacity: Capacity, log_level: u8) -> Result<Self, KernelError> {
+    pub fn load(
+        constants: Constants,
+        capacity: Capacity,
+        log_level: u8,
+    ) -> Result<Self, KernelError> {
         let (id, level) = constants.cgroup.unwrap_or_default();
         let layout = &constants.layout;
         let protect = u32::from(constants.protect);
@@ -173,7 +177,8 @@ impl Object {
 
     /// Adds to the connections that are left alone.
     pub fn protect(&mut self, connections: &[Connection]) -> Result<(), KernelError> {
-        let mut protected: HashMap<&mut MapData, Connection, u8> = map(&mut self.ebpf, "PROTECTED")?;
+        let mut protected: HashMap<&mut MapData, Connection, u8> =
+            map(&mut self.ebpf, "PROTECTED")?;
         for connection in connections {
             protected
                 .insert(connection, 1, 0)
@@ -183,14 +188,19 @@ impl Object {
     }
 
     /// The counters of the first `count` rules of bank `bank`.
-    pub fn rule_counters(&mut self, bank: u32, count: u32) -> Result<Vec<RuleCounters>, KernelError> {
+    pub fn rule_counters(
+        &mut self,
+        bank: u32,
+        count: u32,
+    ) -> Result<Vec<RuleCounters>, KernelError> {
         let first = bank * self.capacity.rules;
         let counters = self.counters()?;
         (first..first + count)
             .map(|index| {
-                let values = counters
-                    .get(&index, 0)
-                    .map_err(|source| KernelError::Map { map: "COUNTERS", source: source.into() })?;
+                let values = counters.get(&index, 0).map_err(|source| KernelError::Map {
+                    map: "COUNTERS",
+                    source: source.into(),
+                })?;
                 let mut sum = RuleCounters::default();
                 values.iter().for_each(|&value| sum += value);
                 Ok(sum)

@@ -75,13 +75,12 @@ pub fn hooks() -> Result<Vec<Finding>, KernelError> {
     thread::scope(|scope| {
         let scratch = || {
             // Leaves the caller's namespace for one that ends with this thread.
-            unshare(CloneFlags::CLONE_NEWNET).map_err(|source| KernelError::EnterNetns {
-                netns: "scratch".into(),
-                source,
-            })?;
+            unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(|source| KernelError::EnterNetns { netns: "scratch".into(), source })?;
             try_hooks(&Netns::current()?)
         };
-        let thread = thread::Builder::new().spawn_scoped(scope, scratch).map_err(KernelError::Thread)?;
+        let thread =
+            thread::Builder::new().spawn_scoped(scope, scratch).map_err(KernelError::Thread)?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

@@ -91,7 +91,8 @@ impl Journal {
             if create {
                 fs::DirBuilder::new().recursive(true).mode(0o700).create(FOLDER).map_err(fail)?;
             }
-            let file = OpenOptions::new().read(true).write(true).create(create).mode(0o600).open(&path);
+            let file =
+                OpenOptions::new().read(true).write(true).create(create).mode(0o600).open(&path);
             let file = match file {
                 Ok(file) => file,
                 // The folder was removed since, by one that ended.
@@ -156,7 +157,9 @@ impl Journal {
                     self.undone(id)?;
                     settled.push(action);
                 }
-                Err(source) => failure = Some(LifetimeError::Undo { what: action.to_string(), source }),
+                Err(source) => {
+                    failure = Some(LifetimeError::Undo { what: action.to_string(), source })
+                }
             }
         }
         match failure {

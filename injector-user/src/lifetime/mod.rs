@@ -27,7 +27,10 @@ pub enum LifetimeError {
         source: io::Error,
     },
     /// All journals are taken.
-    #[error("{} injectors are running already, which is the most (`injector list` shows them)", journal::SLOTS)]
+    #[error(
+        "{} injectors are running already, which is the most (`injector list` shows them)",
+        journal::SLOTS
+    )]
     NoSlot,
     /// The guardian cannot be started.
     #[error("cannot start the guardian process")]

@@ -16,8 +16,15 @@ pub enum FaultError {
     #[error(transparent)]
     Value(#[from] ValueError),
     /// Not `P[,corr=C]`.
-    #[error("`{0}` is not a chance: write P[,corr=C] with percentages, for instance 1% or 1%,corr=25%")]
+    #[error(
+        "`{0}` is not a chance: write P[,corr=C] with percentages, for instance 1% or 1%,corr=25%"
+    )]
     Odds(String),
+    /// A correlation of 1, with which nothing ever changes.
+    #[error(
+        "`{0}`: a correlation of 100% would keep the first outcome for ever; write 0% to 99.99%"
+    )]
+    FullCorrelation(String),
     /// Wrong number of parameters.
     #[error("`{text}` has the wrong number of parameters: write {expected}")]
     Count {
@@ -64,7 +71,11 @@ impl FromStr for Odds {
         };
         let correlation =
             rest.trim().strip_prefix("corr=").ok_or_else(|| FaultError::Odds(text.into()))?;
-        Ok(Self { probability: probability.parse()?, correlation: correlation.parse()? })
+        let correlation: Percent = correlation.parse()?;
+        if correlation == Percent::ALL {
+            return Err(FaultError::FullCorrelation(text.into()));
+        }
+        Ok(Self { probability: probability.parse()?, correlation })
     }
 }
 
@@ -214,9 +225,12 @@ mod tests {
 
     #[test]
     fn odds_take_a_correlation() {
-        assert_eq!("1%,corr=25%".parse::<Odds>().map(|odds| odds.to_string()), Ok("1%,corr=25%".into()));
+        assert_eq!(
+            "1%,corr=25%".parse::<Odds>().map(|odds| odds.to_string()),
+            Ok("1%,corr=25%".into())
+        );
         assert_eq!("1%".parse::<Odds>().map(|odds| odds.to_string()), Ok("1%".into()));
-        for text in ["1%,25%", "1%,corr=", "1%,corr=101%", ",corr=1%", ""] {
+        for text in ["1%,25%", "1%,corr=", "1%,corr=101%", "1%,corr=100%", ",corr=1%", ""] {
             assert!(text.parse::<Odds>().is_err(), "{text}");
         }
     }

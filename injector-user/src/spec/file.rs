@@ -1,6 +1,9 @@
 //! Rule files, in YAML (of which JSON is a subset).
 
-use std::{io, path::{Path, PathBuf}};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use injector_common::rule::MAX_RULES;
 use serde::Deserialize;
@@ -88,7 +91,9 @@ mod tests {
     #[test]
     fn yaml_and_json_mean_the_same() {
         let yaml = parsed("seed: 7\nrules:\n  - name: a\n    loss: 1%\n    remote: [10.0.0.0/8]\n");
-        let json = parsed(r#"{"seed": 7, "rules": [{"name": "a", "loss": "1%", "remote": ["10.0.0.0/8"]}]}"#);
+        let json = parsed(
+            r#"{"seed": 7, "rules": [{"name": "a", "loss": "1%", "remote": ["10.0.0.0/8"]}]}"#,
+        );
         let (yaml, json) = (yaml.expect("valid"), json.expect("valid"));
         assert_eq!(yaml, json);
         assert_eq!(yaml.0, Some(7));

@@ -18,7 +18,9 @@ pub enum SpecError {
     #[error(transparent)]
     Target(#[from] target::TargetError),
     /// A rule file and a rule on the command line.
-    #[error("--rules takes all faults and matches from the file; leave the other fault and match options out")]
+    #[error(
+        "--rules takes all faults and matches from the file; leave the other fault and match options out"
+    )]
     RulesAndRule,
     /// The rule file cannot be used.
     #[error(transparent)]

@@ -22,7 +22,9 @@ pub enum ValueError {
     #[error("`{0}` is not a percentage: write 0% to 100%, for instance 20% or 0.1%")]
     Percent(String),
     /// Not a duration.
-    #[error("`{0}` is not a duration: write a number and a unit (us, ms, s, m, h), for instance 50ms, 1.5s or 1m30s")]
+    #[error(
+        "`{0}` is not a duration: write a number and a unit (us, ms, s, m, h), for instance 50ms, 1.5s or 1m30s"
+    )]
     Span(String),
     /// Not an address, prefix or host name.
     #[error(
@@ -40,7 +42,9 @@ pub enum ValueError {
     #[error("the set of ports `{0}` is empty: everything in it is excluded again")]
     NoPorts(String),
     /// Not an IP protocol.
-    #[error("`{0}` is not a protocol: write tcp, udp, icmp, icmpv6, sctp, dccp, udplite or a number from 0 to 255")]
+    #[error(
+        "`{0}` is not a protocol: write tcp, udp, icmp, icmpv6, sctp, dccp, udplite or a number from 0 to 255"
+    )]
     Protocol(String),
     /// Not a set of TCP flags.
     #[error(
@@ -336,7 +340,10 @@ impl FromStr for Protocol {
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let name = text.to_ascii_lowercase();
         let named = PROTOCOLS.iter().find(|(known, _)| *known == name).map(|&(_, number)| number);
-        named.or_else(|| text.parse().ok()).map(Self).ok_or_else(|| ValueError::Protocol(text.into()))
+        named
+            .or_else(|| text.parse().ok())
+            .map(Self)
+            .ok_or_else(|| ValueError::Protocol(text.into()))
     }
 }
 
@@ -413,9 +420,15 @@ mod tests {
 
     #[test]
     fn percentages_parse_as_tc_users_write_them() {
-        for (text, fraction) in
-            [("0%", 0.0), ("0", 0.0), ("20%", 0.2), ("20", 0.2), ("0.1%", 0.001), (".5%", 0.005), ("100%", 1.0)]
-        {
+        for (text, fraction) in [
+            ("0%", 0.0),
+            ("0", 0.0),
+            ("20%", 0.2),
+            ("20", 0.2),
+            ("0.1%", 0.001),
+            (".5%", 0.005),
+            ("100%", 1.0),
+        ] {
             assert_eq!(text.parse(), Ok(Percent(fraction)), "{text}");
         }
         for text in ["", "%", "101%", "-1%", "nan", "inf", "1e1", "20%%", "a%", "0x1", "1.2.3"] {
@@ -433,9 +446,14 @@ mod tests {
 
     #[test]
     fn durations_parse_as_kubernetes_users_write_them() {
-        for (text, milliseconds) in
-            [("50ms", 50), ("1.5s", 1500), ("1m30s", 90_000), ("2h", 7_200_000), ("0s", 0), ("1000us", 1)]
-        {
+        for (text, milliseconds) in [
+            ("50ms", 50),
+            ("1.5s", 1500),
+            ("1m30s", 90_000),
+            ("2h", 7_200_000),
+            ("0s", 0),
+            ("1000us", 1),
+        ] {
             assert_eq!(text.parse(), Ok(Span(Duration::from_millis(milliseconds))), "{text}");
         }
         for text in ["", "5", "-5s", "5 parsecs", "ms"] {
@@ -445,7 +463,9 @@ mod tests {
 
     #[test]
     fn a_mistyped_address_is_not_taken_for_a_host_name() {
-        for text in ["10.0.0.999", "10.0.0.0/33", "fd00::/129", "1.2.3", "", "a b", "-", "a..b", "fd00::g"] {
+        for text in
+            ["10.0.0.999", "10.0.0.0/33", "fd00::/129", "1.2.3", "", "a b", "-", "a..b", "fd00::g"]
+        {
             assert_eq!(text.parse::<Remote>(), Err(ValueError::Remote(text.into())));
         }
     }

@@ -56,7 +56,8 @@ impl Hierarchy {
     pub fn open(&self, path: &Path) -> Result<Cgroup, ResolveError> {
         let below = self.mount.join(path.strip_prefix("/").unwrap_or(path));
         let candidates = [path, below.as_path()];
-        let is_v2 = |path: &Path| statfs(path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
+        let is_v2 =
+            |path: &Path| statfs(path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
         let found = candidates.into_iter().find(|path| path.is_dir() && is_v2(path));
         let Some(found) = found else {
             return Err(if path.is_dir() {
@@ -89,11 +90,18 @@ impl Hierarchy {
 
     /// The directory of a process's cgroup, which may be the root.
     pub fn path_of_process(&self, pid: i32) -> Result<PathBuf, ResolveError> {
-        let cgroups = Process::new(pid).and_then(|process| process.cgroups()).map_err(|error| match error {
-            ProcError::NotFound(_) => ResolveError::NoProcess(pid),
-            error => proc_error(&format!("/proc/{pid}/cgroup"), error),
-        })?;
-        let path = cgroups.0.into_iter().find(|cgroup| cgroup.hierarchy == 0).map(|cgroup| cgroup.pathname);
+        let cgroups =
+            Process::new(pid).and_then(|process| process.cgroups()).map_err(
+                |error| match error {
+                    ProcError::NotFound(_) => ResolveError::NoProcess(pid),
+                    error => proc_error(&format!("/proc/{pid}/cgroup"), error),
+                },
+            )?;
+        let path = cgroups
+            .0
+            .into_iter()
+            .find(|cgroup| cgroup.hierarchy == 0)
+            .map(|cgroup| cgroup.pathname);
         let path = path.ok_or(ResolveError::NoHierarchy)?;
         Ok(self.mount.join(path.trim_start_matches('/')))
     }

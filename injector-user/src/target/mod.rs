@@ -34,10 +34,14 @@ pub enum ResolveError {
         source: Box<procfs::ProcError>,
     },
     /// No such cgroup.
-    #[error("there is no cgroup {0}: give its path under the cgroup v2 mount {1}, or relative to that")]
+    #[error(
+        "there is no cgroup {0}: give its path under the cgroup v2 mount {1}, or relative to that"
+    )]
     NoCgroup(PathBuf, PathBuf),
     /// A directory that is not in the v2 hierarchy.
-    #[error("{0} is not in the cgroup v2 hierarchy, which is mounted at {1}; v1 cgroups cannot be targets")]
+    #[error(
+        "{0} is not in the cgroup v2 hierarchy, which is mounted at {1}; v1 cgroups cannot be targets"
+    )]
     NotV2(PathBuf, PathBuf),
     /// The root cgroup.
     #[error("{0} in the root cgroup, which holds the whole host; use --host if that is meant")]
@@ -70,7 +74,9 @@ pub enum ResolveError {
         known: String,
     },
     /// A link layer that is not understood.
-    #[error("the interface {0} has a link layer that injector does not understand (Ethernet and pure IP it does)")]
+    #[error(
+        "the interface {0} has a link layer that injector does not understand (Ethernet and pure IP it does)"
+    )]
     LinkLayer(String),
     /// A host name that cannot be resolved.
     #[error("cannot resolve the host name {name}")]

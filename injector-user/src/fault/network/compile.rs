@@ -24,6 +24,9 @@ use crate::spec::{
 /// Most entries of one rule set.
 pub const MAX_ENTRIES: usize = 1 << 20;
 
+/// Most combinations that are looked at to make them; many may lead to the same entry.
+const MAX_COMBINATIONS: usize = 4 * MAX_ENTRIES;
+
 /// Why a set of rules cannot be classified by.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum CompileError {
@@ -91,6 +94,7 @@ pub fn compile(
     let mut masks: Vec<TupleMask> = Vec::new();
     let mut mask_numbers: HashMap<Tuple, u32> = HashMap::new();
     let mut entries: HashMap<(Tuple, u32), u32> = HashMap::new();
+    let mut combinations = 0;
     for (number, rule) in (0u32..).zip(rules) {
         for Entry { mask, tuple } in matches(&rule.matching, &ports)? {
             let mask_number = *mask_numbers.entry(mask).or_insert_with(|| {
@@ -99,7 +103,8 @@ pub fn compile(
             });
             // The first rule wins where several match the very same packets.
             entries.entry((tuple, mask_number)).or_insert(number);
-            if entries.len() > MAX_ENTRIES {
+            combinations += 1;
+            if entries.len() > MAX_ENTRIES || combinations > MAX_COMBINATIONS {
                 return Err(CompileError::TooManyEntries);
             }
         }
@@ -107,9 +112,9 @@ pub fn compile(
     if masks.len() > MAX_MASKS {
         return Err(CompileError::TooManyMasks(masks.len()));
     }
-    let uses_ports = rules.iter().any(|rule| {
-        rule.matching.local_ports.is_some() || rule.matching.remote_ports.is_some()
-    });
+    let uses_ports = rules
+        .iter()
+        .any(|rule| rule.matching.local_ports.is_some() || rule.matching.remote_ports.is_some());
     let mut set = Box::new(RuleSet {
         mask_count: masks.len() as u32,
         uses_ports: u32::from(uses_ports),
@@ -122,7 +127,10 @@ pub fn compile(
         set,
         classes: uses_ports.then(|| [ports[0].classes(), ports[1].classes()]),
         entries: entries.into_iter().collect(),
-        rules: (0..).zip(rules).map(|(n, rule)| decisions(rule, n, seed, now_ns, deadline_ns)).collect(),
+        rules: (0..)
+            .zip(rules)
+            .map(|(n, rule)| decisions(rule, n, seed, now_ns, deadline_ns))
+            .collect(),
         egress: acts(Direction::Ingress),
         ingress: acts(Direction::Egress),
     })
@@ -286,9 +294,11 @@ fn decisions(rule: &Rule, number: u32, seed: u64, now_ns: u64, deadline_ns: u64)
     let mut flags = 0;
     if rule.reset {
         flags |= RULE_RESET;
-        if rule.matching.tcp_flags.is_some_and(|flags| {
-            flags.set & injector_common::packet::tcp_flag::SYN != 0
-        }) {
+        if rule
+            .matching
+            .tcp_flags
+            .is_some_and(|flags| flags.set & injector_common::packet::tcp_flag::SYN != 0)
+        {
             flags |= RULE_RESET_SYN;
         }
     }

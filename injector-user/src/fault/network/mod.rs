@@ -131,8 +131,14 @@ impl Network {
             protect: options.protect,
         };
         let object = Object::load(constants, room_for(&compiled), options.log_level)?;
-        let mut network =
-            Self { attachments: Vec::new(), object, target, options, banks: [None, None], active: 0 };
+        let mut network = Self {
+            attachments: Vec::new(),
+            object,
+            target,
+            options,
+            banks: [None, None],
+            active: 0,
+        };
         if options.protect {
             network.object.protect(&protect::operator_connections())?;
         }
@@ -189,7 +195,9 @@ impl Network {
         let mut new = Vec::new();
         for place in places {
             for interface in &place.interfaces {
-                for (wanted, direction) in [(egress, Direction::Egress), (ingress, Direction::Ingress)] {
+                for (wanted, direction) in
+                    [(egress, Direction::Egress), (ingress, Direction::Ingress)]
+                {
                     if wanted && !self.is_attached(&place.netns, interface, direction) {
                         new.push(self.attach_to(&place.netns, interface, direction)?);
                     }

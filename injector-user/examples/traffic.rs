@@ -1,0 +1,609 @@
+//! Traffic for the integration tests: each subcommand is one party of a conversation.
+//!
+//! A process of its own, because a socket belongs to the network namespace and the cgroup of the process
+//! that makes it. Parties that wait for others print `{"event":"ready"}` once they can be reached and end
+//! when their standard input does. Each prints one line of JSON at its end: what it saw.
+
+use std::{
+    collections::BTreeMap,
+    ffi::CString,
+    io::{self, Read as _, Write as _},
+    mem,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    process::ExitCode,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::{Parser, ValueEnum};
+use serde_json::{Value, json};
+
+/// A party is done when it has heard nothing for so long after it was told to end.
+const QUIET: Duration = Duration::from_millis(150);
+
+#[derive(Parser)]
+enum Party {
+    /// Receives numbered datagrams until standard input ends; with --echo sends each back
+    UdpReceive {
+        #[arg(long)]
+        bind: SocketAddr,
+        /// Connect to this peer first.
+        #[arg(long)]
+        connect: Option<SocketAddr>,
+        #[arg(long)]
+        echo: bool,
+    },
+    /// Sends numbered datagrams; with --replies counts what comes back
+    UdpSend {
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        bind: Option<SocketAddr>,
+        #[arg(long, default_value_t = 1000)]
+        count: u32,
+        /// Payload bytes of a datagram.
+        #[arg(long, default_value_t = 64)]
+        size: usize,
+        /// Use connect() and send(), not sendto().
+        #[arg(long)]
+        connected: bool,
+        #[arg(long)]
+        replies: bool,
+        /// Pause between datagrams; without it only after every 32nd, for the receiver to keep up.
+        #[arg(long)]
+        pause_us: Option<u64>,
+        /// Send until standard input ends, whatever --count says.
+        #[arg(long)]
+        endless: bool,
+    },
+    /// Accepts connections until standard input ends
+    TcpServe {
+        #[arg(long)]
+        bind: SocketAddr,
+        #[arg(long, value_enum, default_value_t = Mode::Sink)]
+        mode: Mode,
+        /// Bytes that a source sends on each connection.
+        #[arg(long, default_value_t = 0)]
+        bytes: usize,
+        /// Bytes of one write.
+        #[arg(long, default_value_t = 65536)]
+        chunk: usize,
+    },
+    /// Connects, moves bytes, and says how it ended
+    TcpConnect {
+        #[arg(long)]
+        to: SocketAddr,
+        /// What the server is.
+        #[arg(long, value_enum, default_value_t = Mode::Sink)]
+        mode: Mode,
+        #[arg(long, default_value_t = 0)]
+        bytes: usize,
+        #[arg(long, default_value_t = 65536)]
+        chunk: usize,
+        /// Give up connecting, reading and writing after this time.
+        #[arg(long, default_value_t = 10_000)]
+        timeout_ms: u64,
+        /// Say {"event":"ready"} once connected and move no bytes before a line on standard input.
+        #[arg(long)]
+        hold: bool,
+        /// Make so many connections, one after another.
+        #[arg(long, default_value_t = 1)]
+        connections: u32,
+    },
+    /// Sends raw frames by a packet socket
+    RawSend {
+        #[arg(long)]
+        interface: String,
+        /// In hexadecimal; all are sent, in this order.
+        #[arg(long = "frame", required = true)]
+        frames: Vec<String>,
+        #[arg(long, default_value_t = 1)]
+        count: u32,
+    },
+}
+
+/// What a TCP server does.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Reads and checks.
+    Sink,
+    /// Writes.
+    Source,
+    /// Writes back what it reads.
+    Echo,
+}
+
+fn main() -> ExitCode {
+    let result = match Party::parse() {
+        Party::UdpReceive { bind, connect, echo } => udp_receive(bind, connect, echo),
+        Party::UdpSend { to, bind, count, size, connected, replies, pause_us, endless } => {
+            let count = if endless { u32::MAX } else { count };
+            let how = UdpSend { count, size, connected, replies, pause_us, endless };
+            udp_send(to, bind, &how)
+        }
+        Party::TcpServe { bind, mode, bytes, chunk } => tcp_serve(bind, mode, bytes, chunk),
+        Party::TcpConnect { to, mode, bytes, chunk, timeout_ms, hold, connections } => {
+            let timeout = Duration::from_millis(timeout_ms);
+            let mut reports: Vec<Value> = (0..connections)
+                .map(|_| tcp_connect(to, mode, bytes, chunk, timeout, hold))
+                .collect();
+            Ok(if connections == 1 { reports.remove(0) } else { Value::Array(reports) })
+        }
+        Party::RawSend { interface, frames, count } => raw_send(&interface, &frames, count),
+    };
+    match result {
+        Ok(report) => {
+            say(&report);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("traffic: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn say(report: &Value) {
+    let mut out = io::stdout().lock();
+    // Nobody listens any more if it fails.
+    let _ = writeln!(out, "{report}").and_then(|()| out.flush());
+}
+
+fn ready() {
+    say(&json!({"event": "ready"}));
+}
+
+/// Becomes true when standard input ends.
+fn end_of_input() -> Arc<AtomicBool> {
+    let ended = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&ended);
+    thread::spawn(move || {
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+        flag.store(true, Ordering::SeqCst);
+    });
+    ended
+}
+
+/// Fills a datagram: its number, its length, and bytes that follow from the number.
+fn fill(number: u32, datagram: &mut [u8]) {
+    let length = datagram.len() as u32;
+    for (at, byte) in datagram.iter_mut().enumerate() {
+        *byte = match at {
+            0..4 => number.to_be_bytes()[at],
+            4..8 => length.to_be_bytes()[at - 4],
+            _ => (number.wrapping_mul(0x9e37_79b9).wrapping_add(at as u32 * 0x0101) >> 8) as u8,
+        };
+    }
+}
+
+/// The number of an intact datagram.
+fn number(datagram: &[u8]) -> Option<u32> {
+    let number = u32::from_be_bytes(*datagram.first_chunk()?);
+    let mut expected = vec![0; datagram.len()];
+    fill(number, &mut expected);
+    (datagram == expected).then_some(number)
+}
+
+/// The datagrams that a party has received.
+#[derive(Default)]
+struct Received {
+    corrupted: u64,
+    /// How often each intact number came.
+    times: BTreeMap<u32, u64>,
+}
+
+impl Received {
+    fn take(&mut self, datagram: &[u8]) {
+        match number(datagram) {
+            Some(number) => *self.times.entry(number).or_default() += 1,
+            None => self.corrupted += 1,
+        }
+    }
+
+    fn report(&self) -> Value {
+        let intact: u64 = self.times.values().sum();
+        json!({
+            "received": intact + self.corrupted,
+            "distinct": self.times.len(),
+            "duplicated": intact - self.times.len() as u64,
+            "corrupted": self.corrupted,
+            "numbers": self.times.keys().collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn udp_receive(bind: SocketAddr, connect: Option<SocketAddr>, echo: bool) -> io::Result<Value> {
+    let socket = UdpSocket::bind(bind)?;
+    enlarge(&socket)?;
+    if let Some(peer) = connect {
+        socket.connect(peer)?;
+    }
+    socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+    let ended = end_of_input();
+    ready();
+    let mut received = Received::default();
+    let mut buffer = vec![0; 65536];
+    let mut last = Instant::now();
+    loop {
+        match socket.recv_from(&mut buffer) {
+            Ok((length, peer)) => {
+                received.take(&buffer[..length]);
+                last = Instant::now();
+                if echo {
+                    socket.send_to(&buffer[..length], peer)?;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if !ended.load(Ordering::SeqCst) {
+                    last = Instant::now();
+                } else if last.elapsed() > QUIET {
+                    return Ok(received.report());
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+struct UdpSend {
+    count: u32,
+    size: usize,
+    connected: bool,
+    replies: bool,
+    pause_us: Option<u64>,
+    endless: bool,
+}
+
+fn udp_send(to: SocketAddr, bind: Option<SocketAddr>, how: &UdpSend) -> io::Result<Value> {
+    const BURST: u32 = 32;
+    let any = match to.ip() {
+        IpAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        IpAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    let socket = UdpSocket::bind(bind.unwrap_or(any))?;
+    enlarge(&socket)?;
+    // Without it the kernel keeps ENOBUFS, which would tell of a drop, to itself (ip(7)).
+    let (level, option) = match to.ip() {
+        IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVERR),
+        IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+    };
+    set_option(&socket, level, option, 1)?;
+    if how.connected {
+        socket.connect(to)?;
+    }
+    let ended = how.endless.then(|| {
+        ready();
+        end_of_input()
+    });
+    let mut received = Received::default();
+    let mut buffer = vec![0; 65536];
+    let mut datagram = vec![0; how.size];
+    let (mut sent, mut errors) = (0u32, BTreeMap::<String, u64>::new());
+    for number in 0..how.count {
+        if ended.as_ref().is_some_and(|ended| ended.load(Ordering::SeqCst)) {
+            break;
+        }
+        fill(number, &mut datagram);
+        let result =
+            if how.connected { socket.send(&datagram) } else { socket.send_to(&datagram, to) };
+        match result {
+            Ok(_) => sent += 1,
+            Err(error) => *errors.entry(name(&error)).or_default() += 1,
+        }
+        match how.pause_us {
+            Some(microseconds) => thread::sleep(Duration::from_micros(microseconds)),
+            None if number % BURST == BURST - 1 => thread::sleep(Duration::from_micros(100)),
+            None => {}
+        }
+        if how.replies {
+            socket.set_nonblocking(true)?;
+            while let Ok(length) = socket.recv(&mut buffer) {
+                received.take(&buffer[..length]);
+            }
+            socket.set_nonblocking(false)?;
+        }
+    }
+    if how.replies {
+        socket.set_read_timeout(Some(QUIET))?;
+        while let Ok(length) = socket.recv(&mut buffer) {
+            received.take(&buffer[..length]);
+        }
+    }
+    let errors_total: u64 = errors.values().sum();
+    Ok(json!({
+        "sent": sent,
+        "errors": errors_total,
+        "error_names": errors,
+        "replies": received.report(),
+    }))
+}
+
+/// Gives a socket room for all that a test sends, so that nothing is lost but on purpose.
+fn enlarge(socket: &UdpSocket) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20)?;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 4 << 20)
+}
+
+fn set_option(socket: &UdpSocket, level: i32, option: i32, value: i32) -> io::Result<()> {
+    // SAFETY: `value` outlives the call and is as long as is said.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of::<i32>() as u32,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The byte at `offset` of every TCP stream.
+fn byte(offset: usize) -> u8 {
+    (offset ^ offset >> 8 ^ offset >> 16) as u8
+}
+
+/// What became of one direction of a stream.
+#[derive(Clone, Debug, Default)]
+struct Stream {
+    bytes: usize,
+    wrong: usize,
+    error: Option<String>,
+}
+
+impl Stream {
+    fn report(&self) -> Value {
+        json!({"bytes": self.bytes, "wrong": self.wrong, "error": self.error})
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.wrong +=
+            bytes.iter().zip(self.bytes..).filter(|&(&found, at)| found != byte(at)).count();
+        self.bytes += bytes.len();
+    }
+}
+
+/// Reads and checks until the end of the stream.
+fn read_all(mut connection: &TcpStream) -> Stream {
+    let mut stream = Stream::default();
+    let mut buffer = vec![0; 65536];
+    loop {
+        match connection.read(&mut buffer) {
+            Ok(0) => return stream,
+            Ok(length) => stream.take(&buffer[..length]),
+            Err(error) => {
+                stream.error = Some(name(&error));
+                return stream;
+            }
+        }
+    }
+}
+
+/// Writes and shuts down.
+fn write_all(mut connection: &TcpStream, bytes: usize, chunk: usize) -> Stream {
+    let mut stream = Stream::default();
+    while stream.bytes < bytes {
+        let length = chunk.min(bytes - stream.bytes);
+        let data: Vec<u8> = (stream.bytes..stream.bytes + length).map(byte).collect();
+        if let Err(error) = connection.write_all(&data) {
+            stream.error = Some(name(&error));
+            return stream;
+        }
+        stream.bytes += length;
+    }
+    // Fails only if the connection is broken, which the other side will see.
+    let _ = connection.shutdown(Shutdown::Write);
+    stream
+}
+
+/// Writes back what it reads.
+fn echo_all(mut connection: &TcpStream) -> Stream {
+    let mut stream = Stream::default();
+    let mut buffer = vec![0; 65536];
+    loop {
+        let length = match connection.read(&mut buffer) {
+            Ok(0) => return stream,
+            Ok(length) => length,
+            Err(error) => {
+                stream.error = Some(name(&error));
+                return stream;
+            }
+        };
+        stream.take(&buffer[..length]);
+        if let Err(error) = connection.write_all(&buffer[..length]) {
+            stream.error = Some(name(&error));
+            return stream;
+        }
+    }
+}
+
+fn tcp_serve(bind: SocketAddr, mode: Mode, bytes: usize, chunk: usize) -> io::Result<Value> {
+    let listener = TcpListener::bind(bind)?;
+    listener.set_nonblocking(true)?;
+    let ended = end_of_input();
+    ready();
+    let streams = Arc::new(Mutex::new(Vec::new()));
+    let mut accepted = 0usize;
+    while !ended.load(Ordering::SeqCst) {
+        let connection = match listener.accept() {
+            Ok((connection, _)) => connection,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                thread::sleep(Duration::from_millis(1));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        accepted += 1;
+        connection.set_nonblocking(false)?;
+        connection.set_nodelay(true)?;
+        let streams = Arc::clone(&streams);
+        thread::spawn(move || {
+            let stream = match mode {
+                Mode::Sink => read_all(&connection),
+                Mode::Source => write_all(&connection, bytes, chunk),
+                Mode::Echo => echo_all(&connection),
+            };
+            if let Ok(mut streams) = streams.lock() {
+                streams.push(stream);
+            }
+        });
+    }
+    let end = Instant::now() + QUIET;
+    loop {
+        let Ok(streams) = streams.lock() else {
+            return Err(io::Error::other("a thread panicked"));
+        };
+        if streams.len() == accepted || Instant::now() > end {
+            let reports: Vec<Value> = streams.iter().map(Stream::report).collect();
+            return Ok(json!({"accepted": accepted, "streams": reports}));
+        }
+        drop(streams);
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn tcp_connect(
+    to: SocketAddr,
+    mode: Mode,
+    bytes: usize,
+    chunk: usize,
+    timeout: Duration,
+    hold: bool,
+) -> Value {
+    let started = Instant::now();
+    let connection = match TcpStream::connect_timeout(&to, timeout) {
+        Ok(connection) => connection,
+        Err(error) => {
+            let elapsed_ms = started.elapsed().as_millis() as u64;
+            return json!({"connected": false, "error": name(&error), "elapsed_ms": elapsed_ms});
+        }
+    };
+    if hold {
+        ready();
+        let _ = io::stdin().read_line(&mut String::new());
+    }
+    let set = connection
+        .set_nodelay(true)
+        .and_then(|()| connection.set_read_timeout(Some(timeout)))
+        .and_then(|()| connection.set_write_timeout(Some(timeout)));
+    if let Err(error) = set {
+        return json!({"connected": true, "error": name(&error)});
+    }
+    let (written, read, after_write) = thread::scope(|scope| {
+        let reader = scope.spawn(|| read_all(&connection));
+        let written = match mode {
+            Mode::Source => Stream::default(),
+            _ => write_all(&connection, bytes, chunk),
+        };
+        let after_write = tcp_info(&connection);
+        (written, reader.join().unwrap_or_default(), after_write)
+    });
+    let at_end = tcp_info(&connection);
+    json!({
+        "connected": true,
+        "error": written.error.as_ref().or(read.error.as_ref()),
+        "written": written.report(),
+        "read": read.report(),
+        "after_write": after_write,
+        "at_end": at_end,
+        "elapsed_ms": started.elapsed().as_millis() as u64,
+    })
+}
+
+/// What TCP thinks of the network (tcp(7)).
+fn tcp_info(connection: &TcpStream) -> Value {
+    // SAFETY: tcp_info is plain data, for which zeroes are valid.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut length = size_of_val(&info) as u32;
+    // SAFETY: `info` is as long as is said.
+    let result = unsafe {
+        libc::getsockopt(
+            connection.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Value::Null;
+    }
+    // Names of enum tcp_ca_state.
+    let states = ["open", "disorder", "cwr", "recovery", "loss"];
+    json!({
+        "congestion": states.get(usize::from(info.tcpi_ca_state)),
+        "window": info.tcpi_snd_cwnd,
+        "unacknowledged": info.tcpi_unacked,
+        "retransmits": info.tcpi_total_retrans,
+    })
+}
+
+fn raw_send(interface: &str, frames: &[String], count: u32) -> io::Result<Value> {
+    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
+    let frames: Vec<Vec<u8>> = frames
+        .iter()
+        .map(|text| {
+            text.as_bytes()
+                .chunks(2)
+                .map(|pair| {
+                    let pair = str::from_utf8(pair).map_err(|_| invalid("not hexadecimal"))?;
+                    u8::from_str_radix(pair, 16).map_err(|_| invalid("not hexadecimal"))
+                })
+                .collect()
+        })
+        .collect::<io::Result<_>>()?;
+    let interface = CString::new(interface)?;
+    // SAFETY: the name is terminated.
+    let index = unsafe { libc::if_nametoindex(interface.as_ptr()) };
+    if index == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: takes no pointers.
+    let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else has.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: sockaddr_ll is plain data, for which zeroes are valid.
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = index.cast_signed();
+    let (mut sent, mut errors) = (0u64, 0u64);
+    for _ in 0..count {
+        for frame in &frames {
+            // SAFETY: frame and address outlive the call and are as long as is said.
+            let result = unsafe {
+                libc::sendto(
+                    socket.as_raw_fd(),
+                    frame.as_ptr().cast(),
+                    frame.len(),
+                    0,
+                    (&raw const address).cast(),
+                    size_of_val(&address) as u32,
+                )
+            };
+            if result == frame.len().cast_signed() { sent += 1 } else { errors += 1 }
+        }
+    }
+    Ok(json!({"sent": sent, "errors": errors}))
+}
+
+/// The name of an error, as errno(3) has it for the ones that tests ask for.
+fn name(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ECONNRESET) => "ECONNRESET".into(),
+        Some(libc::ECONNREFUSED) => "ECONNREFUSED".into(),
+        Some(libc::EPIPE) => "EPIPE".into(),
+        Some(libc::ENOBUFS) => "ENOBUFS".into(),
+        Some(libc::EPERM) => "EPERM".into(),
+        Some(libc::EAGAIN | libc::ETIMEDOUT) => "timeout".into(),
+        _ if error.kind() == io::ErrorKind::TimedOut => "timeout".into(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,225 @@
+//! The tables, searched by the code that the kernel side runs, against a plain reading of the rules.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use injector_common::{
+    classify::{first_rule, tuple},
+    packet::{self, Family, Packet},
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::spec::{
+    rule::RuleSpec,
+    value::{Protocol, TcpFlags},
+};
+
+/// The rule that the tables lead to.
+fn classified(compiled: &Compiled, packet: &Packet, direction: packet::Direction) -> Option<u32> {
+    let class = |side: usize, port: u16| match &compiled.classes {
+        Some(classes) if packet.has_ports => classes[side].class[usize::from(port)],
+        _ => 0,
+    };
+    let local = class(0, packet.local_port(direction));
+    let remote = class(1, packet.remote_port(direction));
+    let entries: HashMap<TupleKey, u32> = compiled.entries(1).into_iter().collect();
+    let tuple = tuple(packet, direction, local, remote);
+    first_rule(&tuple, &compiled.set, 1, |key| entries.get(key).copied())
+}
+
+/// Whether the words of the rule fit the packet.
+fn fits(matching: &Matching, packet: &Packet, direction: packet::Direction) -> bool {
+    let way = match direction {
+        packet::Direction::Egress => Direction::Egress,
+        packet::Direction::Ingress => Direction::Ingress,
+    };
+    let address: IpAddr = match packet.family {
+        Family::V4 => packet.remote(direction)[0].to_ne_bytes().into(),
+        Family::V6 => {
+            let words = packet.remote(direction).map(u32::to_ne_bytes);
+            let octets: [u8; 16] = words.concat().try_into().expect("16 bytes");
+            octets.into()
+        }
+    };
+    let in_net = |remote: &Remote| match remote {
+        Remote::Net(net) => net.contains(&address),
+        Remote::Host(_) => false,
+    };
+    let in_set = |set: &Option<PortSet>, port: u16| {
+        set.as_ref()
+            .is_none_or(|set| packet.has_ports && set.ranges().any(|range| range.contains(&port)))
+    };
+    (matching.direction == Direction::Both || matching.direction == way)
+        && (matching.protocols.is_empty()
+            || matching.protocols.contains(&Protocol(packet.protocol)))
+        && (matching.remotes.is_empty() || matching.remotes.iter().any(in_net))
+        && in_set(&matching.local_ports, packet.local_port(direction))
+        && in_set(&matching.remote_ports, packet.remote_port(direction))
+        && matching.tcp_flags.is_none_or(|flags| packet.tcp_flags & flags.mask == flags.set)
+        && (!matching.data_only || packet.has_data)
+}
+
+fn rule(matching: Matching) -> Rule {
+    let spec = RuleSpec { loss: Some(Odds::default()), ..RuleSpec::default() };
+    let mut rules = spec.check().expect("valid");
+    let mut rule = rules.remove(0);
+    rule.matching = matching;
+    rule
+}
+
+/// Few different values, so that rules and packets often meet.
+fn remotes() -> impl Strategy<Value = Vec<Remote>> {
+    let nets = [
+        "10.0.0.0/8",
+        "10.1.0.0/16",
+        "10.1.2.3/32",
+        "0.0.0.0/0",
+        "fd00::/16",
+        "fd00::1/128",
+        "::/0",
+    ];
+    prop::sample::subsequence(nets.to_vec(), 0..3)
+        .prop_map(|nets| nets.iter().map(|net| net.parse().expect("valid")).collect())
+}
+
+fn ports() -> impl Strategy<Value = Option<PortSet>> {
+    let sets = ["80", "80,443", "79-81", "!80", "!0-79,!443-65535", "0", "65535", "0-65535"];
+    prop::option::of(
+        prop::sample::select(sets.to_vec()).prop_map(|set| set.parse().expect("valid")),
+    )
+}
+
+prop_compose! {
+    fn matching()(
+        direction in prop::sample::select(vec![Direction::Egress, Direction::Ingress, Direction::Both]),
+        protocols in prop::sample::subsequence(vec![Protocol(1), Protocol(6), Protocol(17)], 0..3),
+        remotes in remotes(),
+        remote_ports in ports(),
+        local_ports in ports(),
+        tcp_flags in prop::option::weighted(0.2, (0u8..32, 0u8..32)),
+        data_only in prop::bool::weighted(0.2),
+    ) -> Matching {
+        let tcp_flags = tcp_flags.map(|(set, mask)| TcpFlags { set: set & mask, mask });
+        Matching { direction, protocols, remotes, remote_ports, local_ports, tcp_flags, data_only }
+    }
+}
+
+prop_compose! {
+    fn packet()(
+        v6 in any::<bool>(),
+        protocol in prop::sample::select(vec![1u8, 6, 17]),
+        addresses in (0usize..4, 0usize..4),
+        ports in prop::sample::select(vec![(80u16, 443u16), (79, 80), (443, 0), (65535, 81)]),
+        tcp_flags in 0u8..32,
+        has_data in any::<bool>(),
+        later_fragment in prop::bool::weighted(0.1),
+    ) -> Packet {
+        let v4s = [[10, 1, 2, 3], [10, 1, 9, 9], [10, 9, 9, 9], [192, 0, 2, 1]];
+        let v6s = ["fd00::1", "fd00::2", "fd01::", "::1"];
+        let address = |number: usize| if v6 {
+            let address: std::net::Ipv6Addr = v6s[number].parse().expect("valid");
+            words(address.octets())
+        } else {
+            [u32::from_ne_bytes(v4s[number]), 0, 0, 0]
+        };
+        let has_ports = protocol != 1 && !later_fragment;
+        let tcp = protocol == 6 && has_ports;
+        Packet {
+            source: address(addresses.0),
+            destination: address(addresses.1),
+            family: if v6 { Family::V6 } else { Family::V4 },
+            protocol,
+            tcp_flags: if tcp { tcp_flags } else { 0 },
+            has_ports,
+            has_data: tcp && has_data,
+            later_fragment,
+            fragment: later_fragment,
+            fragment_id: 0,
+            source_port: if has_ports { ports.0 } else { 0 },
+            destination_port: if has_ports { ports.1 } else { 0 },
+            echo_id: 0,
+            l3: 14,
+            l4: 34,
+            payload: 54,
+            end: 100,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_first_rule_that_fits_is_the_one_that_is_found(
+        matchings in prop::collection::vec(matching(), 1..12),
+        packets in prop::collection::vec((packet(), any::<bool>()), 20),
+    ) {
+        let rules: Vec<Rule> = matchings.into_iter().map(rule).collect();
+        let compiled = compile(&rules, 1, 0, u64::MAX).expect("few rules");
+        for (packet, sent) in packets {
+            let direction = if sent { packet::Direction::Egress } else { packet::Direction::Ingress };
+            let expected = rules.iter().position(|rule| fits(&rule.matching, &packet, direction));
+            let found = classified(&compiled, &packet, direction).map(|number| number as usize);
+            prop_assert_eq!(found, expected, "{:?}", packet);
+        }
+    }
+}
+
+#[test]
+fn as_many_rules_as_promised_share_one_mask() {
+    let rules: Vec<Rule> = (0..rule::MAX_RULES as u32)
+        .map(|number| {
+            let address = IpAddr::from(number.to_be_bytes());
+            let remotes = vec![Remote::Net(IpNet::from(address))];
+            rule(Matching { remotes, ..Matching::default() })
+        })
+        .collect();
+    let compiled = compile(&rules, 1, 0, u64::MAX).expect("as many as promised");
+    assert_eq!(compiled.set.mask_count, 1);
+    assert_eq!(compiled.entry_count(), rule::MAX_RULES);
+}
+
+#[test]
+fn each_port_of_all_can_have_its_own_rule() {
+    let rules: Vec<Rule> = (0..=u16::MAX)
+        .map(|port| {
+            let remote_ports = Some(port.to_string().parse().expect("a port"));
+            rule(Matching { remote_ports, ..Matching::default() })
+        })
+        .collect();
+    let compiled = compile(&rules, 1, 0, u64::MAX).expect("as many as promised");
+    let [_, remote] = compiled.classes.as_ref().expect("ports are matched");
+    assert!((0..=u16::MAX).all(|port| remote.class[usize::from(port)] == port));
+}
+
+#[test]
+fn what_cannot_be_classified_is_refused() {
+    let prefixes: Vec<Remote> =
+        (0..=128).map(|length| format!("::/{length}").parse().expect("valid")).collect();
+    let rules = [rule(Matching { remotes: prefixes, ..Matching::default() })];
+    let error = compile(&rules, 1, 0, u64::MAX).expect_err("too many");
+    assert_eq!(error, CompileError::TooManyMasks(129));
+
+    // Each rule is cut in pieces by all others.
+    let rules: Vec<Rule> = (0..2000)
+        .map(|number| {
+            let ports = format!("{number}-{}", number + 30_000);
+            rule(Matching {
+                remote_ports: Some(ports.parse().expect("valid")),
+                ..Matching::default()
+            })
+        })
+        .collect();
+    let error = compile(&rules, 1, 0, u64::MAX).expect_err("too many");
+    assert_eq!(error, CompileError::TooManyEntries);
+}
+
+#[test]
+fn the_earlier_of_two_deadlines_holds() {
+    let mut one = rule(Matching::default());
+    one.lasts = Some("1s".parse().expect("valid"));
+    let deadline = |end| {
+        let compiled = compile(std::slice::from_ref(&one), 1, 500, end).expect("one rule");
+        compiled.rules[0].deadline_ns
+    };
+    assert_eq!(deadline(u64::MAX), 1_000_000_500);
+    assert_eq!(deadline(700), 700);
+}

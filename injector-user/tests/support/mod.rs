@@ -1,0 +1,516 @@
+//! What the integration tests share: two hosts joined by a cable, cgroups, traffic, and injector.
+//!
+//! Everything is made by the test, has a name of its own, and goes with the value that stands for it,
+//! also when the test panics. Injector is only ever started inside a namespace of a [`Lab`].
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde::Deserialize;
+use serde_json::Value;
+use statrs::distribution::{Binomial, DiscreteCDF as _};
+
+/// The name of the veth interface in both namespaces.
+pub const INTERFACE: &str = "veth0";
+
+/// The injector under test.
+pub const INJECTOR: &str = env!("CARGO_BIN_EXE_injector");
+
+/// Anything that takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a right implementation may fall outside the bounds of one check. A run makes fewer than
+/// a hundred of them, so it fails by chance less than once in 10^6 runs.
+const TAIL: f64 = 1e-8;
+
+/// A name that no other test has.
+fn unique() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("inj{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Both.
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// Two network namespaces joined by a veth pair. Tests fault `left`.
+#[derive(Debug)]
+pub struct Lab {
+    /// The faulted host.
+    pub left: Host,
+    /// Its peer.
+    pub right: Host,
+}
+
+/// One of the two.
+#[derive(Debug)]
+pub struct Host {
+    /// The namespace's name, as `ip netns` has it.
+    pub netns: String,
+    /// Its first IPv4 address; the two that follow are its own as well.
+    pub v4: Ipv4Addr,
+    /// Its first IPv6 address, likewise.
+    pub v6: Ipv6Addr,
+    /// The address of its interface.
+    pub mac: [u8; 6],
+}
+
+impl Lab {
+    /// Makes the namespaces and the cable.
+    #[must_use]
+    pub fn new() -> Self {
+        let name = unique();
+        let host = |side: &str, number: u8| Host {
+            netns: format!("{name}{side}"),
+            v4: Ipv4Addr::new(10, 9, 0, number * 10),
+            v6: Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, u16::from(number) * 0x10),
+            mac: [2, 0, 0, 0, 0, number],
+        };
+        let lab = Self { left: host("l", 1), right: host("r", 2) };
+        let (left, right) = (&lab.left, &lab.right);
+        ip(
+            &[],
+            &format!(
+                "netns add {l}\nnetns add {r}\n\
+                 link add {INTERFACE} address {lm} netns {l} type veth \
+                 peer name {INTERFACE} address {rm} netns {r}\n",
+                l = left.netns,
+                r = right.netns,
+                lm = left.mac(),
+                rm = right.mac(),
+            ),
+        );
+        left.set_up(right);
+        right.set_up(left);
+        lab
+    }
+}
+
+impl Host {
+    fn set_up(&self, peer: &Self) {
+        // Without link-local addresses, and with known neighbours, no packets but the tests' are sent.
+        let mut batch = format!(
+            "link set lo up\nlink set {INTERFACE} addrgenmode none\nlink set {INTERFACE} up\n"
+        );
+        for n in 0..3 {
+            batch += &format!(
+                "addr add {}/24 dev {INTERFACE}\naddr add {}/64 dev {INTERFACE} nodad\n\
+                 neigh add {} lladdr {mac} dev {INTERFACE} nud permanent\n\
+                 neigh add {} lladdr {mac} dev {INTERFACE} nud permanent\n",
+                self.nth(Family::V4, n),
+                self.nth(Family::V6, n),
+                peer.nth(Family::V4, n),
+                peer.nth(Family::V6, n),
+                mac = peer.mac(),
+            );
+        }
+        ip(&["-n", &self.netns], &batch);
+    }
+
+    fn mac(&self) -> String {
+        self.mac.map(|byte| format!("{byte:02x}")).join(":")
+    }
+
+    /// Its first address.
+    #[must_use]
+    pub fn address(&self, family: Family) -> IpAddr {
+        self.nth(family, 0)
+    }
+
+    /// One of its three addresses.
+    #[must_use]
+    pub fn nth(&self, family: Family, n: u8) -> IpAddr {
+        match family {
+            Family::V4 => Ipv4Addr::from_bits(self.v4.to_bits() + u32::from(n)).into(),
+            Family::V6 => Ipv6Addr::from_bits(self.v6.to_bits() + u128::from(n)).into(),
+        }
+    }
+
+    /// Its first address with a port.
+    #[must_use]
+    pub fn at(&self, family: Family, port: u16) -> SocketAddr {
+        (self.address(family), port).into()
+    }
+
+    /// A command inside the namespace, and inside a cgroup if one is given. It dies with the test.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>, cgroup: Option<&TestCgroup>) -> Command {
+        let netns =
+            File::open(Path::new("/run/netns").join(&self.netns)).expect("the namespace is there");
+        let procs = cgroup.map(|cgroup| {
+            let path = cgroup.path.join("cgroup.procs");
+            File::options().write(true).open(path).expect("the cgroup is there")
+        });
+        let mut command = Command::new(program);
+        // SAFETY: only system calls are made, which are async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+                setns(&netns, CloneFlags::CLONE_NEWNET)?;
+                // "0" is the writing process.
+                procs.as_ref().map_or(Ok(()), |procs| (&*procs).write_all(b"0"))
+            });
+        }
+        command
+    }
+
+    /// Runs a command line to its end, outside any cgroup of the test; returns its standard output.
+    pub fn run(&self, line: &str) -> String {
+        self.run_in(None, line)
+    }
+
+    /// As [`Self::run`], inside a cgroup. Whether the command succeeds is of no interest.
+    pub fn run_in(&self, cgroup: Option<&TestCgroup>, line: &str) -> String {
+        let mut words = line.split_whitespace();
+        let mut command = self.command(words.next().expect("a program"), cgroup);
+        let output = command.args(words).stderr(Stdio::inherit()).output().expect("it can be run");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// A counter of the namespace's protocols, for instance `Tcp`, `InSegs` (proc_net_snmp; IPv6 ones as
+    /// `Udp6`, `InDatagrams`). No code of injector is involved in it.
+    #[must_use]
+    pub fn counter(&self, group: &str, name: &str) -> u64 {
+        let snmp = self.run("cat /proc/self/net/snmp /proc/self/net/netstat /proc/self/net/snmp6");
+        // IPv6: one counter a line. IPv4: a line of names, then a line of numbers.
+        let joined = format!("{group}{name}");
+        let single = snmp.lines().find_map(|line| {
+            let (key, value) = line.split_once(char::is_whitespace)?;
+            (key == joined).then(|| value.trim().parse().expect("a number"))
+        });
+        let prefix = format!("{group}: ");
+        single.unwrap_or_else(|| {
+            let mut lines = snmp.lines().filter_map(|line| line.strip_prefix(&prefix));
+            let names = lines.next().expect("such a group");
+            let numbers = lines.next().expect("its numbers");
+            let mut pairs = names.split(' ').zip(numbers.split(' '));
+            pairs
+                .find(|&(key, _)| key == name)
+                .expect("such a counter")
+                .1
+                .parse()
+                .expect("a number")
+        })
+    }
+
+    /// Sends `count` echo requests from `cgroup` and returns how many were answered.
+    pub fn ping(&self, cgroup: Option<&TestCgroup>, to: IpAddr, count: u32) -> u64 {
+        let line = format!("ping -n -q -i 0.002 -W 0.5 -c {count} {to}");
+        let text = self.run_in(cgroup, &line);
+        let received = text.split(", ").find_map(|part| part.strip_suffix(" received"));
+        received.unwrap_or_else(|| panic!("{text}")).parse().expect("a number")
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for host in [&self.left, &self.right] {
+            // While panicking there is nothing to be done about a failure.
+            let _ = Command::new("ip").args(["netns", "del", &host.netns]).status();
+        }
+    }
+}
+
+/// Runs a batch of ip(8) commands.
+pub fn ip(options: &[&str], batch: &str) {
+    let mut child = Command::new("ip")
+        .args(options)
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("iproute2 is installed");
+    child.stdin.take().expect("piped").write_all(batch.as_bytes()).expect("ip reads it");
+    assert!(child.wait().expect("it ends").success(), "ip {options:?} failed on:\n{batch}");
+}
+
+/// A cgroup of the v2 hierarchy.
+#[derive(Debug)]
+pub struct TestCgroup {
+    /// Its directory.
+    pub path: PathBuf,
+}
+
+impl TestCgroup {
+    /// Makes one at the top of the hierarchy.
+    #[must_use]
+    pub fn new() -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("proc is mounted");
+        // proc_pid_mountinfo(5): the mount point is the fifth field, the type follows " - ".
+        let mount = mounts.lines().find_map(|line| {
+            let (mount, kind) = line.split_once(" - ")?;
+            kind.starts_with("cgroup2 ").then(|| mount.split(' ').nth(4)).flatten()
+        });
+        Self::make(Path::new(mount.expect("a cgroup v2 hierarchy is mounted")).join(unique()))
+    }
+
+    /// Makes one below this one.
+    #[must_use]
+    pub fn child(&self, name: &str) -> Self {
+        Self::make(self.path.join(name))
+    }
+
+    fn make(path: PathBuf) -> Self {
+        fs::create_dir(&path).expect("a cgroup can be made");
+        Self { path }
+    }
+}
+
+impl Drop for TestCgroup {
+    fn drop(&mut self) {
+        // All processes in it are the test's. Those that have been killed keep it busy for a moment.
+        let _ = fs::write(self.path.join("cgroup.kill"), "1");
+        let end = Instant::now() + Duration::from_secs(2);
+        while fs::remove_dir(&self.path).is_err() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// A process that is killed when it is dropped.
+#[derive(Debug)]
+pub struct Process {
+    /// The process.
+    pub child: Child,
+    lines: Receiver<String>,
+}
+
+impl Process {
+    /// Starts it, with its standard output read and its standard input held open.
+    #[must_use]
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+        let output = BufReader::new(child.stdout.take().expect("piped"));
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        Self { child, lines }
+    }
+
+    /// The next line of its output as JSON; `None` at the end.
+    pub fn next(&mut self) -> Option<Value> {
+        match self.lines.recv_timeout(PATIENCE) {
+            Ok(line) => {
+                Some(serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}")))
+            }
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("a process said nothing for {PATIENCE:?}"),
+        }
+    }
+
+    /// Reads up to the next event of this kind.
+    pub fn wait_for(&mut self, event: &str) -> Value {
+        loop {
+            let line = self.next().unwrap_or_else(|| panic!("ended without saying {event}"));
+            if line["event"] == event {
+                return line;
+            }
+        }
+    }
+
+    /// Sends a line to its standard input.
+    pub fn tell(&mut self, line: &str) {
+        let input = self.child.stdin.as_mut().expect("still open");
+        writeln!(input, "{line}").expect("it reads");
+    }
+
+    /// Ends its standard input, waits for its end, and returns what it said last.
+    pub fn finish(mut self) -> Value {
+        drop(self.child.stdin.take());
+        let mut last = None;
+        while let Some(line) = self.next() {
+            last = Some(line);
+        }
+        let status = self.child.wait().expect("it ends");
+        assert!(status.success(), "{status}");
+        last.expect("a report")
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("it is alive");
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended, and been waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts a party of `examples/traffic.rs` that waits for others, and waits until it can be reached.
+pub fn serve(host: &Host, cgroup: Option<&TestCgroup>, line: &str) -> Process {
+    let mut process = Process::start(traffic(host, cgroup, line));
+    process.wait_for("ready");
+    process
+}
+
+/// Runs a party of `examples/traffic.rs` to its end; returns its report.
+pub fn talk(host: &Host, cgroup: Option<&TestCgroup>, line: &str) -> Value {
+    Process::start(traffic(host, cgroup, line)).finish()
+}
+
+fn traffic(host: &Host, cgroup: Option<&TestCgroup>, line: &str) -> Command {
+    let path = Path::new(INJECTOR).parent().expect("a folder").join("examples/traffic");
+    assert!(
+        path.exists(),
+        "{} is missing: `cargo test` builds it; with --test, build it first: cargo build --example traffic",
+        path.display(),
+    );
+    let mut command = host.command(path, cgroup);
+    command.args(line.split_whitespace());
+    command
+}
+
+/// A number in a report.
+#[must_use]
+#[track_caller]
+pub fn number(report: &Value, key: &str) -> u64 {
+    report[key].as_u64().unwrap_or_else(|| panic!("no number {key} in {report}"))
+}
+
+/// A running `injector inject`.
+#[derive(Debug)]
+pub struct Injector {
+    /// The process.
+    pub process: Process,
+    /// What it said when the faults were active.
+    pub started: Value,
+}
+
+impl Injector {
+    /// Starts it inside the namespace of `host` and waits until the faults are active. `line` is a
+    /// command line behind `inject`.
+    #[must_use]
+    pub fn start(host: &Host, line: &str) -> Self {
+        let mut process = Process::start(Self::command(host, line));
+        let started = process.wait_for("started");
+        Self { process, started }
+    }
+
+    /// Starts it for the processes of a cgroup.
+    #[must_use]
+    pub fn on(host: &Host, cgroup: &TestCgroup, line: &str) -> Self {
+        Self::start(host, &format!("--cgroup {} {line}", cgroup.path.display()))
+    }
+
+    /// `injector inject` inside the namespace of `host`, not yet started.
+    #[must_use]
+    pub fn command(host: &Host, line: &str) -> Command {
+        let mut command = host.command(INJECTOR, None);
+        command.args(["inject", "--output", "json"]).args(line.split_whitespace());
+        command
+    }
+
+    /// Ends the faults and returns what they did.
+    pub fn stop(self) -> Summary {
+        self.process.signal(Signal::SIGTERM);
+        let summary = self.process.finish();
+        assert_eq!(summary["event"], "summary", "{summary}");
+        serde_json::from_value(summary).expect("a summary")
+    }
+}
+
+/// What the faults did, in injector's words.
+#[derive(Debug, Deserialize)]
+pub struct Summary {
+    /// All rules together.
+    #[serde(flatten)]
+    pub total: Counts,
+    /// Each rule.
+    pub rules: Vec<Counts>,
+    /// What passed, whether it matched or not.
+    pub seen: Seen,
+}
+
+/// What a rule did.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[allow(missing_docs, reason = "the names are those of the output")]
+pub struct Counts {
+    pub matched: u64,
+    pub dropped: u64,
+    pub corrupted: u64,
+    pub duplicated: u64,
+    pub reset: u64,
+    pub protected: u64,
+    pub expired: u64,
+    pub skipped: u64,
+    pub egress: Way,
+    pub ingress: Way,
+}
+
+/// Traffic of one direction.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[allow(missing_docs, reason = "the names are those of the output")]
+pub struct Way {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// What passed the interfaces.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[allow(missing_docs, reason = "the names are those of the output")]
+pub struct Seen {
+    pub egress: u64,
+    pub ingress: u64,
+    pub not_ip: u64,
+    pub unparsed: u64,
+}
+
+/// The hits among `n` packets that a right implementation hits with probability `p` each.
+#[must_use]
+pub fn binomial(n: u64, p: f64) -> RangeInclusive<u64> {
+    let distribution = Binomial::new(p, n).expect("a probability");
+    distribution.inverse_cdf(TAIL / 2.0)..=distribution.inverse_cdf(1.0 - TAIL / 2.0)
+}
+
+/// As [`binomial`], for hits of which each depends on the one before: `inflation` is the factor by which
+/// the variance of their number exceeds the binomial one.
+#[must_use]
+pub fn correlated(n: u64, p: f64, inflation: f64) -> RangeInclusive<u64> {
+    // Far more than 10^8 : 1 for a normal distribution, which the sum is near, but not quite in its tails.
+    const SIGMAS: f64 = 7.0;
+    let mean = n as f64 * p;
+    let spread = SIGMAS * (mean * (1.0 - p) * inflation).sqrt();
+    (mean - spread).max(0.0).floor() as u64..=(mean + spread).ceil() as u64
+}
