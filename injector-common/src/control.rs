@@ -3,7 +3,7 @@
 use crate::classify::TupleMask;
 
 /// Most distinct mask combinations that one rule set may need; each costs one hash lookup a packet.
-pub const MAX_MASKS: usize = 128;
+pub const MAX_MASKS: usize = 64;
 
 /// The one element of the `CONTROL` map, rewritten at every lease renewal and rule change.
 #[repr(C)]
@@ -39,14 +39,9 @@ impl RuleSet {
 /// How many distinct ports there are, hence entries of a [`PortClasses`] table.
 pub const PORTS: usize = 1 << 16;
 
-/// Port → class, for one side (local or remote). Ports that no rule tells apart share a class, so
-/// that a range or an exclusion costs one table look-up instead of many masks.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct PortClasses {
-    /// The class of each port, indexed by the port in host byte order.
-    pub class: [u16; PORTS],
-}
+/// Port in host byte order → class, for one side (local or remote). Ports that no rule tells apart share
+/// a class, so that a range or an exclusion costs one table look-up instead of many masks.
+pub type PortClasses = [u16; PORTS];
 
 /// A TCP connection that `--protect` leaves alone. Addresses as in [`crate::packet::Packet`].
 #[repr(C)]

@@ -5,6 +5,7 @@
 //! happens to a packet lives in [`packet`] (what is it), [`classify`] (which rule) and [`model`]
 //! (what to do). Tests on the host therefore test the very code that runs in the kernel.
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod classify;
 pub mod control;
@@ -14,3 +15,4 @@ pub mod packet;
 pub mod rule;
 #[cfg(feature = "user")]
 mod user;
+pub mod verifier;

@@ -1,8 +1,8 @@
 //! Lets aya's typed maps carry the shared types.
 
 use crate::{
-    classify::TupleKey,
-    control::{Connection, Control, PortClasses, RuleSet},
+    classify::{ShortKey, Slot, TupleKey},
+    control::{Connection, Control, RuleSet},
     counter::{RuleCounters, SeenCounters},
     rule::Rule,
 };
@@ -14,9 +14,11 @@ macro_rules! pod {
     )+};
 }
 
-pod!(TupleKey, Connection, Control, PortClasses, RuleSet, RuleCounters, SeenCounters, Rule);
+pod!(ShortKey, Slot, TupleKey, Connection, Control, RuleSet, RuleCounters, SeenCounters, Rule);
 
 const _: () = {
+    assert!(size_of::<ShortKey>() == 12);
+    assert!(size_of::<Slot>() == 16);
     assert!(size_of::<TupleKey>() == 28);
     assert!(size_of::<Connection>() == 36);
     assert!(size_of::<Control>() == 16);

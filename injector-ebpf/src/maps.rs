@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use injector_common::{
-    classify::TupleKey,
+    classify::{ShortKey, Slot, TupleKey},
     control::{Connection, Control, Flow, FragmentKey, FragmentPorts, PortClasses, RuleSet},
     counter::{RuleCounters, SeenCounters},
     packet::Packet,
@@ -54,6 +54,10 @@ pub static PROTECT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static RULES_PER_BANK: Global<u32> = Global::new(1);
 
+/// Slots that one bank holds, a power of 2, so that bank 1 starts there in [`SLOTS`].
+#[unsafe(no_mangle)]
+pub static SLOTS_PER_BANK: Global<u32> = Global::new(1);
+
 /// Where the packet at hand is kept, by direction, while it is judged.
 ///
 /// In a map and not on the stack, so that the verifier forgets by which way the parser got there and
@@ -77,7 +81,15 @@ pub static LOCAL_CLASSES: Array<PortClasses> = Array::with_max_entries(2, 0);
 #[map]
 pub static REMOTE_CLASSES: Array<PortClasses> = Array::with_max_entries(2, 0);
 
-/// Masked tuple to rule number.
+/// Masked tuple to rule number, for packets that have a short form; a short cut to [`SHORT_ENTRIES`].
+#[map]
+pub static SLOTS: Array<Slot> = Array::with_max_entries(2, 0);
+
+/// Masked tuple to rule number, for packets that have a short form.
+#[map]
+pub static SHORT_ENTRIES: HashMap<ShortKey, u32> = HashMap::with_max_entries(2, 0);
+
+/// Masked tuple to rule number, for the other packets. What has a short form is here as well.
 #[map]
 pub static ENTRIES: HashMap<TupleKey, u32> = HashMap::with_max_entries(2, 0);
 

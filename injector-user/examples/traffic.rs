@@ -172,11 +172,14 @@ fn end_of_input() -> Arc<AtomicBool> {
 /// Fills a datagram: its number, its length, and bytes that follow from the number.
 fn fill(number: u32, datagram: &mut [u8]) {
     let length = datagram.len() as u32;
+    // Each bit of the number makes a difference to the bytes that follow from it.
+    let mixed =
+        (u64::from(number) << 32 | u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     for (at, byte) in datagram.iter_mut().enumerate() {
         *byte = match at {
             0..4 => number.to_be_bytes()[at],
             4..8 => length.to_be_bytes()[at - 4],
-            _ => (number.wrapping_mul(0x9e37_79b9).wrapping_add(at as u32 * 0x0101) >> 8) as u8,
+            _ => (mixed >> (at % 4 * 8)) as u8 ^ at as u8,
         };
     }
 }

@@ -120,6 +120,19 @@ impl Loss {
         ]
     }
 
+    /// What happens to every packet, if that is the same for all: no number need be drawn then.
+    #[inline(always)]
+    #[must_use]
+    pub const fn certain(&self) -> Option<bool> {
+        let [a, b, ..] = self.parameters;
+        match self.kind {
+            RANDOM if a == b && a == Probability::NEVER.0 => Some(false),
+            RANDOM if a == b && a == Probability::ALWAYS.0 => Some(true),
+            NONE => Some(false),
+            _ => None,
+        }
+    }
+
     /// Whether a step depends on the memory that the one before left.
     #[must_use]
     pub const fn has_memory(&self) -> bool {

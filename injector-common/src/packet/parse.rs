@@ -4,6 +4,7 @@
 //! verifier understands; the host's tests feed it slices through [`parse_slice`].
 
 use super::{Family, Packet, protocol};
+use crate::verifier::{forget, pin};
 
 /// Why a frame could not be parsed. Such frames are never faulted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +51,7 @@ const SHIM6: u8 = 140;
 /// `start..end` must be readable, and any bit pattern must be a valid `T`.
 #[inline(always)]
 unsafe fn load<T: Copy>(start: usize, end: usize, offset: usize) -> Result<T, Unparsed> {
-    let at = start + offset;
+    let at = pin(start + offset);
     if at + size_of::<T>() > end {
         return Err(Unparsed::Truncated);
     }
@@ -122,6 +123,8 @@ unsafe fn network_header(start: usize, end: usize, link: Link) -> Result<(usize,
             ethertype = u16::from_be(unsafe { load(start, end, 20)? });
         }
     }
+    // One way for all numbers of tags; the mask changes nothing, but it is a bound.
+    let l3 = (forget(l3, u32::from(ethertype)) & 0x1f) as usize;
     match ethertype {
         ETHERTYPE_IPV4 => Ok((l3, 4)),
         ETHERTYPE_IPV6 => Ok((l3, 6)),
@@ -206,62 +209,98 @@ unsafe fn ipv6(start: usize, end: usize, length: u32, l3: usize) -> Result<Packe
         l3 as u32 + 40 + payload_length
     };
 
-    let mut next = header.next_header;
-    let mut l4 = l3 + 40;
-    let mut fragment = false;
-    let mut fragment_id = 0;
-    let mut later_fragment = false;
-    let mut settled = false;
-    for _ in 0..MAX_EXTENSIONS {
-        if !is_extension(next) {
-            settled = true;
-            break;
-        }
-        // SAFETY: as for the caller.
-        let [following, units, offset_high, offset_low]: [u8; 4] = unsafe { load(start, end, l4)? };
-        let units = usize::from(units);
-        if next == FRAGMENT {
-            let offset = u16::from_be_bytes([offset_high, offset_low]);
-            fragment |= offset & 0xfff9 != 0;
-            // SAFETY: as for the caller.
-            fragment_id = unsafe { load(start, end, l4 + 4)? };
-            later_fragment = offset & 0xfff8 != 0;
-            l4 += 8;
-            next = following;
-            if later_fragment {
-                // What follows belongs to the middle of the packet.
-                settled = true;
-                break;
-            }
-            continue;
-        }
-        l4 += if next == AUTHENTICATION { (units + 2) * 4 } else { (units + 1) * 8 };
-        next = following;
-    }
-    if !settled && is_extension(next) {
-        return Err(Unparsed::Malformed);
-    }
+    let chain =
+        Chain { next: header.next_header, l4: l3 as u32 + 40, fragment_field: 0, fragment_id: 0 };
+    // SAFETY: as for the caller.
+    let chain = unsafe { chain.follow(start, end, header.version_class_label)? };
     let packet = Packet {
         source: header.source,
         destination: header.destination,
         family: Family::V6,
-        protocol: next,
+        protocol: chain.next,
         tcp_flags: 0,
         has_ports: false,
         has_data: false,
-        later_fragment,
-        fragment,
-        fragment_id: if fragment { fragment_id } else { 0 },
+        later_fragment: chain.is_later_fragment(),
+        fragment: chain.fragment_field & 0xfff9 != 0,
+        fragment_id: if chain.fragment_field & 0xfff9 != 0 { chain.fragment_id } else { 0 },
         source_port: 0,
         destination_port: 0,
         echo_id: 0,
         l3: l3 as u16,
-        l4: l4 as u16,
-        payload: l4 as u16,
+        l4: chain.l4 as u16,
+        payload: chain.l4 as u16,
         end: packet_end,
     };
     // SAFETY: as for the caller.
     unsafe { upper_layer(start, end, length, packet) }
+}
+
+/// How far a chain of IPv6 extension headers has been followed.
+struct Chain {
+    /// Type of the header at `l4`.
+    next: u8,
+    l4: u32,
+    /// Offset and flags of the fragment header, host byte order; 0 if there is none.
+    fragment_field: u32,
+    fragment_id: u32,
+}
+
+impl Chain {
+    /// All bits of the largest offset that the longest chain can lead to, behind the longest link-layer
+    /// and IPv6 headers.
+    const MAX_L4: u32 = 0x3fff;
+
+    /// Follows the chain to its end. `unknown` is as for [`forget`].
+    #[inline(always)]
+    unsafe fn follow(mut self, start: usize, end: usize, unknown: u32) -> Result<Self, Unparsed> {
+        for _ in 0..MAX_EXTENSIONS {
+            if self.is_complete() {
+                break;
+            }
+            // SAFETY: as for the caller.
+            unsafe { self.step(start, end)? };
+            // Where an extension ends does not depend on how many came before: one way for all.
+            self.next = forget(u32::from(self.next), unknown) as u8;
+            // The longest chain ends before that, so the mask changes nothing; but it is a bound.
+            self.l4 = forget(self.l4, unknown) & Self::MAX_L4;
+            self.fragment_field = forget(self.fragment_field, unknown);
+            self.fragment_id = forget(self.fragment_id, unknown);
+        }
+        if self.is_complete() { Ok(self) } else { Err(Unparsed::Malformed) }
+    }
+
+    /// Goes on to the next header.
+    #[inline(always)]
+    unsafe fn step(&mut self, start: usize, end: usize) -> Result<(), Unparsed> {
+        let at = self.l4 as usize;
+        // SAFETY: as for the caller.
+        let [next, units, field_high, field_low]: [u8; 4] = unsafe { load(start, end, at)? };
+        let units = u32::from(units);
+        match self.next {
+            FRAGMENT => {
+                self.fragment_field = u32::from(u16::from_be_bytes([field_high, field_low]));
+                // SAFETY: as for the caller.
+                self.fragment_id = unsafe { load(start, end, at + 4)? };
+                self.l4 += 8;
+            }
+            AUTHENTICATION => self.l4 += (units + 2) * 4,
+            _ => self.l4 += (units + 1) * 8,
+        }
+        self.next = next;
+        Ok(())
+    }
+
+    /// What follows a later fragment's header belongs to the middle of the packet.
+    #[inline(always)]
+    const fn is_later_fragment(&self) -> bool {
+        self.fragment_field & 0xfff8 != 0
+    }
+
+    #[inline(always)]
+    const fn is_complete(&self) -> bool {
+        self.is_later_fragment() || !is_extension(self.next)
+    }
 }
 
 #[inline(always)]

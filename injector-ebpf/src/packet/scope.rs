@@ -47,7 +47,9 @@ pub fn remember(packet: &Packet, direction: Direction) {
 }
 
 /// Whether the target is to receive this packet.
-#[inline(always)]
+///
+/// A function of its own, so that the verifier goes but once through what comes after it.
+#[inline(never)]
 pub fn receives(ctx: &TcContext, packet: &Packet) -> bool {
     let id = maps::CGROUP_ID.load();
     if id == 0 {
@@ -138,11 +140,7 @@ fn read<T: Copy + Default>(address: u64) -> Option<T> {
     let mut value = T::default();
     // SAFETY: the destination is as long as is said; the source need not be readable.
     let result = unsafe {
-        bpf_probe_read_kernel(
-            (&raw mut value).cast(),
-            mem::size_of::<T>() as u32,
-            address as *const _,
-        )
+        bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const _)
     };
     if result == 0 { Some(value) } else { None }
 }

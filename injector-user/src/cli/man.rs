@@ -21,9 +21,9 @@ pub struct ManArgs {
 }
 
 /// Prints the script.
-pub fn completions(args: &CompletionsArgs, command: &mut clap::Command) -> Result<ExitCode> {
+pub fn completions(args: &CompletionsArgs, command: &mut clap::Command) -> ExitCode {
     clap_complete::generate(args.shell, command, "injector", &mut io::stdout());
-    Ok(ExitCode::SUCCESS)
+    ExitCode::SUCCESS
 }
 
 /// Prints or writes the pages.

@@ -67,7 +67,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::List(args) => list::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
-        Command::Completions(args) => man::completions(&args, &mut Cli::command()),
+        Command::Completions(args) => Ok(man::completions(&args, &mut Cli::command())),
         Command::Man(args) => man::man(&args, Cli::command()),
         Command::Guardian(args) => guardian::run(&args),
     };

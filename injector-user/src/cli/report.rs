@@ -157,7 +157,9 @@ impl Totals {
 #[must_use]
 pub fn total(counters: &[RuleCounters]) -> Totals {
     let mut sum = RuleCounters::default();
-    counters.iter().for_each(|&rule| sum += rule);
+    for &rule in counters {
+        sum += rule;
+    }
     sum.into()
 }
 

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use nix::sys::signal::SigSet;
 use tokio::process::{Child, Command};
 
 use super::{
@@ -77,7 +78,7 @@ async fn under_faults(
     let title = session::words(&args.command);
     let mut session =
         Session::start(&args.session, &args.rules, asked, target, &title, options, reporter)?;
-    let mut child = match spawn(&args.command, &procs) {
+    let mut child = match spawn(&args.command, &procs, signals.mask_before()) {
         Ok(child) => child,
         Err(error) => {
             eprintln!("injector: cannot run {}: {error}", args.command[0].to_string_lossy());
@@ -104,14 +105,17 @@ fn make_cgroup(instance: &mut Instance) -> Result<Cgroup> {
 }
 
 /// Starts the command inside the cgroup that `procs` belongs to.
-fn spawn(command: &[OsString], procs: &fs::File) -> io::Result<Child> {
+fn spawn(command: &[OsString], procs: &fs::File, mask: SigSet) -> io::Result<Child> {
     let procs = procs.try_clone()?;
     let mut builder = Command::new(&command[0]);
     builder.args(&command[1..]);
-    // SAFETY: writing to a file descriptor is async-signal-safe.
+    // SAFETY: setting the mask and writing to a file descriptor are async-signal-safe.
     unsafe {
-        // "0" is the writing process, so no packet is sent from outside the cgroup.
-        builder.pre_exec(move || io::Write::write_all(&mut &procs, b"0"));
+        builder.pre_exec(move || {
+            mask.thread_set_mask()?;
+            // "0" is the writing process, so no packet is sent from outside the cgroup.
+            io::Write::write_all(&mut &procs, b"0")
+        });
     }
     builder.spawn()
 }

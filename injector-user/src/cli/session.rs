@@ -282,7 +282,7 @@ async fn outlast(signals: &mut Signals, child: &mut Child) -> Result<ExitStatus>
     }
 }
 
-/// The time since this process was executed, as far as the kernel's clock ticks tell (proc_pid_stat(5)).
+/// The time since this process was executed, as far as the kernel's clock ticks tell (`proc_pid_stat(5)`).
 fn since_exec() -> Option<Duration> {
     let stat = procfs::process::Process::myself().ok()?.stat().ok()?;
     let ticks = procfs::ticks_per_second();

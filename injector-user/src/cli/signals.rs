@@ -3,7 +3,7 @@
 use std::io;
 
 use nix::sys::{
-    signal::{SigSet, Signal},
+    signal::{SigSet, SigmaskHow, Signal},
     signalfd::{SfdFlags, SignalFd},
 };
 use tokio::io::unix::AsyncFd;
@@ -31,17 +31,23 @@ pub struct Arrived {
 #[derive(Debug)]
 pub struct Signals {
     descriptor: AsyncFd<SignalFd>,
+    before: SigSet,
 }
 
 impl Signals {
     /// Blocks the signals for this thread, and those that it starts, and takes them here instead.
     pub fn take() -> io::Result<Self> {
         let set: SigSet = HANDLED.into_iter().collect();
-        set.thread_block()?;
+        let before = set.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let descriptor =
             SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         // SAFETY: a SignalFd owns its descriptor, which it neither closes nor replaces.
-        Ok(Self { descriptor: unsafe { AsyncFd::register(descriptor)? } })
+        Ok(Self { descriptor: unsafe { AsyncFd::register(descriptor)? }, before })
+    }
+
+    /// The mask that was set before, for the command.
+    pub const fn mask_before(&self) -> SigSet {
+        self.before
     }
 
     /// The next signal.

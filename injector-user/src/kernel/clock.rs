@@ -7,10 +7,9 @@ use nix::time::{ClockId, clock_gettime};
 /// `CLOCK_MONOTONIC` in nanoseconds, which is what `bpf_ktime_get_ns` reads.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
+    // Linux always has this clock; were it gone, all deadlines would count as passed.
     clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map(|time| u64::try_from(Duration::from(time).as_nanos()).unwrap_or(u64::MAX))
-        // Linux always has this clock; were it gone, all deadlines would count as passed.
-        .unwrap_or(u64::MAX)
+        .map_or(u64::MAX, |time| u64::try_from(Duration::from(time).as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// The deadline that lies `after` from now, in nanoseconds of `CLOCK_MONOTONIC`.

@@ -1,5 +1,7 @@
 //! The eBPF object: loading it, and typed access to its maps.
 
+use std::collections;
+
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
@@ -8,7 +10,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use injector_common::{
-    classify::TupleKey,
+    classify::{ShortKey, Slot, TupleKey},
     control::{Connection, Control, PortClasses, RuleSet},
     counter::{RuleCounters, SeenCounters},
     rule::Rule,
@@ -79,7 +81,10 @@ impl Object {
             .map_max_entries("RULES", banks)
             .map_max_entries("STATES", banks)
             .map_max_entries("COUNTERS", banks)
+            .override_global("SLOTS_PER_BANK", &slots_per_bank(capacity), true)
+            .map_max_entries("SLOTS", 2 * slots_per_bank(capacity))
             .map_max_entries("ENTRIES", 2 * capacity.entries)
+            .map_max_entries("SHORT_ENTRIES", 2 * capacity.entries)
             .load(OBJECT)
             .map_err(|error| KernelError::Load(error.into()))?;
         Ok(Self { ebpf, capacity, used: [false; 2] })
@@ -123,15 +128,18 @@ impl Object {
         self.array("RULE_SETS", |array: &mut Array<_, RuleSet>| array.set(bank, set, 0))
     }
 
-    /// Sets the port classes of bank `bank`.
+    /// Sets the port classes of bank `bank`: a class for each port.
     pub fn set_port_classes(
         &mut self,
         bank: u32,
-        local: &PortClasses,
-        remote: &PortClasses,
+        local: &[u16],
+        remote: &[u16],
     ) -> Result<(), KernelError> {
-        self.array("LOCAL_CLASSES", |array: &mut Array<_, PortClasses>| array.set(bank, local, 0))?;
-        self.array("REMOTE_CLASSES", |array: &mut Array<_, PortClasses>| array.set(bank, remote, 0))
+        for (map, classes) in [("LOCAL_CLASSES", local), ("REMOTE_CLASSES", remote)] {
+            let table: &PortClasses = classes.try_into().map_err(|_| KernelError::Missing(map))?;
+            self.array(map, |array: &mut Array<_, PortClasses>| array.set(bank, table, 0))?;
+        }
+        Ok(())
     }
 
     /// Replaces the rules of bank `bank`, from their start and with their counters at 0.
@@ -164,8 +172,45 @@ impl Object {
         before: &[(TupleKey, u32)],
         after: &[(TupleKey, u32)],
     ) -> Result<(), KernelError> {
-        let mut entries: HashMap<&mut MapData, TupleKey, u32> = map(&mut self.ebpf, "ENTRIES")?;
-        let fail = |source: MapError| KernelError::Map { map: "ENTRIES", source: source.into() };
+        let short = |entries: &[(TupleKey, u32)]| -> Vec<_> {
+            let entries = entries.iter().filter(|(key, _)| key.has_short());
+            entries.map(|(key, number)| (key.short(), *number)).collect()
+        };
+        let (short_before, short_after) = (short(before), short(after));
+        self.replace_slots(&short_before, &short_after)?;
+        self.replace("SHORT_ENTRIES", &short_before, &short_after)?;
+        self.replace("ENTRIES", before, after)
+    }
+
+    fn replace_slots(
+        &mut self,
+        before: &[(ShortKey, u32)],
+        after: &[(ShortKey, u32)],
+    ) -> Result<(), KernelError> {
+        let count = slots_per_bank(self.capacity);
+        let place = |key: &ShortKey| key.bank() * count + (key.hash() & (count - 1));
+        let mut slots: collections::HashMap<u32, Slot> =
+            before.iter().map(|(key, _)| (place(key), Slot::default())).collect();
+        for &(key, rule) in after {
+            let slot = slots.entry(place(&key)).or_default();
+            *slot = match slot.state {
+                0 => Slot::new(key, rule),
+                state => Slot { state: state | Slot::SHARED, ..*slot },
+            };
+        }
+        self.array("SLOTS", |array: &mut Array<_, Slot>| {
+            slots.into_iter().try_for_each(|(place, slot)| array.set(place, slot, 0))
+        })
+    }
+
+    fn replace<K: Pod>(
+        &mut self,
+        name: &'static str,
+        before: &[(K, u32)],
+        after: &[(K, u32)],
+    ) -> Result<(), KernelError> {
+        let mut entries: HashMap<&mut MapData, K, u32> = map(&mut self.ebpf, name)?;
+        let fail = |source: MapError| KernelError::Map { map: name, source: source.into() };
         for (key, _) in before {
             entries.remove(key).map_err(fail)?;
         }
@@ -231,6 +276,11 @@ impl Object {
         let mut array = map(&mut self.ebpf, name)?;
         work(&mut array).map_err(|source| KernelError::Map { map: name, source: source.into() })
     }
+}
+
+/// Twice as many slots as entries, so that few entries share one.
+fn slots_per_bank(capacity: Capacity) -> u32 {
+    (2 * capacity.entries).next_power_of_two()
 }
 
 fn map<'a, T: TryFrom<&'a mut Map, Error = MapError>>(

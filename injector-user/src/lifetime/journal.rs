@@ -158,7 +158,7 @@ impl Journal {
                     settled.push(action);
                 }
                 Err(source) => {
-                    failure = Some(LifetimeError::Undo { what: action.to_string(), source })
+                    failure = Some(LifetimeError::Undo { what: action.to_string(), source });
                 }
             }
         }

@@ -112,6 +112,30 @@ impl Lab {
         right.set_up(left);
         lab
     }
+
+    /// Waits until no TCP connection will send anything any more.
+    pub fn settle(&self) {
+        const TIME_WAIT: &str = "06";
+        const LISTEN: &str = "0A";
+        let end = Instant::now() + PATIENCE;
+        let is_settled = |host: &Host| {
+            let table = host.run("cat /proc/self/net/tcp /proc/self/net/tcp6");
+            let states = table.lines().filter_map(|line| line.split_whitespace().nth(3));
+            states.filter(|&state| state != "st").all(|state| [TIME_WAIT, LISTEN].contains(&state))
+        };
+        while !(is_settled(&self.left) && is_settled(&self.right)) {
+            assert!(Instant::now() < end, "a connection does not end");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Has every TCP segment be a packet of its own.
+    pub fn without_segmentation(&self) {
+        for host in [&self.left, &self.right] {
+            // TCP leaves segmentation to the kernel even if the device cannot do it.
+            ip(&["-n", &host.netns], &format!("link set {INTERFACE} gso_max_segs 1\n"));
+        }
+    }
 }
 
 impl Host {
@@ -221,6 +245,18 @@ impl Host {
         })
     }
 
+    /// IP packets that left the host's protocol stack.
+    #[must_use]
+    pub fn packets_sent(&self) -> u64 {
+        self.counter("Ip", "OutRequests") + self.counter("Ip6", "OutRequests")
+    }
+
+    /// IP packets that reached the host's protocol stack.
+    #[must_use]
+    pub fn packets_received(&self) -> u64 {
+        self.counter("Ip", "InReceives") + self.counter("Ip6", "InReceives")
+    }
+
     /// Sends `count` echo requests from `cgroup` and returns how many were answered.
     pub fn ping(&self, cgroup: Option<&TestCgroup>, to: IpAddr, count: u32) -> u64 {
         let line = format!("ping -n -q -i 0.002 -W 0.5 -c {count} {to}");
@@ -251,6 +287,18 @@ pub fn ip(options: &[&str], batch: &str) {
     assert!(child.wait().expect("it ends").success(), "ip {options:?} failed on:\n{batch}");
 }
 
+/// Where the cgroup v2 hierarchy is mounted.
+#[must_use]
+pub fn hierarchy() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("proc is mounted");
+    // proc_pid_mountinfo(5): the mount point is the fifth field, the type follows " - ".
+    let mount = mounts.lines().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        kind.starts_with("cgroup2 ").then(|| mount.split(' ').nth(4)).flatten()
+    });
+    mount.expect("a cgroup v2 hierarchy is mounted").into()
+}
+
 /// A cgroup of the v2 hierarchy.
 #[derive(Debug)]
 pub struct TestCgroup {
@@ -262,13 +310,7 @@ impl TestCgroup {
     /// Makes one at the top of the hierarchy.
     #[must_use]
     pub fn new() -> Self {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("proc is mounted");
-        // proc_pid_mountinfo(5): the mount point is the fifth field, the type follows " - ".
-        let mount = mounts.lines().find_map(|line| {
-            let (mount, kind) = line.split_once(" - ")?;
-            kind.starts_with("cgroup2 ").then(|| mount.split(' ').nth(4)).flatten()
-        });
-        Self::make(Path::new(mount.expect("a cgroup v2 hierarchy is mounted")).join(unique()))
+        Self::make(hierarchy().join(unique()))
     }
 
     /// Makes one below this one.
@@ -407,6 +449,47 @@ fn traffic(host: &Host, cgroup: Option<&TestCgroup>, line: &str) -> Command {
 #[track_caller]
 pub fn number(report: &Value, key: &str) -> u64 {
     report[key].as_u64().unwrap_or_else(|| panic!("no number {key} in {report}"))
+}
+
+/// A path for a file of the test's own; not made yet.
+#[must_use]
+pub fn scratch_file() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique())
+}
+
+/// A rule file that goes with the value.
+#[derive(Debug)]
+pub struct RuleFile {
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+impl RuleFile {
+    /// Writes it.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        let file = Self { path: scratch_file() };
+        file.write(text);
+        file
+    }
+
+    /// Writes it anew.
+    pub fn write(&self, text: &str) {
+        fs::write(&self.path, text).expect("it can be written");
+    }
+
+    /// The option that has injector read it.
+    #[must_use]
+    pub fn option(&self) -> String {
+        format!("--rules {}", self.path.display())
+    }
+}
+
+impl Drop for RuleFile {
+    fn drop(&mut self) {
+        // While panicking there is nothing to be done about a failure.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 /// A running `injector inject`.

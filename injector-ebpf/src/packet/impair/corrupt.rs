@@ -8,6 +8,7 @@ use aya_ebpf::{
 use injector_common::{
     packet::{Packet, protocol},
     rule::CorruptMode,
+    verifier::pin,
 };
 
 use super::checksum;
@@ -171,6 +172,6 @@ fn word(ctx: &XdpContext, offset: u32) -> Option<*mut u16> {
     if offset > 0x3fff {
         return None;
     }
-    let at = ctx.data() + offset as usize;
+    let at = pin(ctx.data() + offset as usize);
     if at + 2 > ctx.data_end() { None } else { Some(at as *mut u16) }
 }

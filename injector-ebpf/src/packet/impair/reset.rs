@@ -7,28 +7,47 @@ use aya_ebpf::{
 };
 use injector_common::{
     packet::{Direction, Family, Packet, protocol, tcp_flag},
-    rule::{RULE_RESET_SYN, Rule},
+    rule::RULE_RESET_SYN,
 };
 
 use super::checksum;
 use crate::{
     maps,
-    packet::{Fate, protect::connection, skb},
+    packet::{protect::connection, skb},
 };
 
 /// A connection that goes on sending has not taken the RST (it was not the next expected segment);
 /// it gets another after this time, which is not counted again.
 const AGAIN_AFTER_NS: u64 = 20_000_000;
 
-/// What became of the packet, and whether its connection was reset for the first time.
-pub struct Reset {
-    pub fate: Fate,
-    pub first: bool,
+/// What became of the packet: it goes on unchanged.
+pub const NOT_RESET: u32 = 0;
+/// It is now the first RST of its connection.
+pub const FIRST_RESET: u32 = 1;
+/// It is now another RST of its connection.
+pub const RESET_AGAIN: u32 = 2;
+
+/// Turns the packet into the RST for its local side, to be turned back on egress, unless it is not to be.
+///
+/// A function of its own with a number for a result, so that the verifier goes but once through what
+/// comes after it, whatever the way was through here.
+#[inline(never)]
+pub fn reset(ctx: &TcContext, packet: &Packet, direction: Direction, flags: u32) -> u32 {
+    match attempt(ctx, packet, direction, flags) {
+        None => NOT_RESET,
+        Some(true) => FIRST_RESET,
+        Some(false) => RESET_AGAIN,
+    }
 }
 
-/// Turns the packet into the RST for its local side; `None` if it is not to be, and goes on.
+/// Whether this was the connection's first reset; `None` if it was none.
 #[inline(always)]
-pub fn reset(ctx: &TcContext, packet: &Packet, direction: Direction, rule: &Rule) -> Option<Reset> {
+fn attempt(
+    ctx: &TcContext,
+    packet: &Packet,
+    direction: Direction,
+    rule_flags: u32,
+) -> Option<bool> {
     if packet.protocol != protocol::TCP || packet.fragment {
         return None;
     }
@@ -37,7 +56,7 @@ pub fn reset(ctx: &TcContext, packet: &Packet, direction: Direction, rule: &Rule
         return None;
     }
     let connection = connection(packet, direction);
-    if flags & tcp_flag::SYN != 0 && rule.flags & RULE_RESET_SYN == 0 {
+    if flags & tcp_flag::SYN != 0 && rule_flags & RULE_RESET_SYN == 0 {
         // A new connection; it may come to be, and is reset at its first segment. Its ports may have
         // been used by one that was reset before.
         let _ = maps::RESET.remove(&connection);
@@ -55,17 +74,17 @@ pub fn reset(ctx: &TcContext, packet: &Packet, direction: Direction, rule: &Rule
     if earlier.is_some_and(|at| now.wrapping_sub(at) < AGAIN_AFTER_NS) {
         return None;
     }
-    let fate = match direction {
+    match direction {
         Direction::Egress => answer(ctx, packet)?,
         Direction::Ingress => replace(ctx, packet)?,
-    };
+    }
     let _ = maps::RESET.insert(&connection, &now, u64::from(BPF_ANY));
-    Some(Reset { fate, first: earlier.is_none() })
+    Some(earlier.is_none())
 }
 
 /// Makes of a sent packet the RST that answers it, and turns it back.
 #[inline(always)]
-fn answer(ctx: &TcContext, packet: &Packet) -> Option<Fate> {
+fn answer(ctx: &TcContext, packet: &Packet) -> Option<()> {
     let (sequence, acknowledged) = numbers(ctx, packet)?;
     let payload = packet.end.wrapping_sub(u32::from(packet.payload));
     let control = u32::from(packet.tcp_flags & tcp_flag::SYN != 0)
@@ -78,13 +97,12 @@ fn answer(ctx: &TcContext, packet: &Packet) -> Option<Fate> {
         acknowledgment: u32::from_be(sequence).wrapping_add(payload).wrapping_add(control).to_be(),
     };
     swap_addresses(ctx, packet)?;
-    segment.write(ctx, packet)?;
-    Some(Fate::TurnedBack)
+    segment.write(ctx, packet)
 }
 
 /// Makes of a received packet an RST in its place.
 #[inline(always)]
-fn replace(ctx: &TcContext, packet: &Packet) -> Option<Fate> {
+fn replace(ctx: &TcContext, packet: &Packet) -> Option<()> {
     let (sequence, acknowledgment) = numbers(ctx, packet)?;
     let segment = Segment {
         source_port: packet.source_port,
@@ -92,8 +110,7 @@ fn replace(ctx: &TcContext, packet: &Packet) -> Option<Fate> {
         sequence,
         acknowledgment,
     };
-    segment.write(ctx, packet)?;
-    Some(Fate::Pass)
+    segment.write(ctx, packet)
 }
 
 /// Sequence and acknowledgment number of the packet, in network byte order.
@@ -160,10 +177,15 @@ fn swap_addresses(ctx: &TcContext, packet: &Packet) -> Option<()> {
         ctx.store(0, &[macs[1], macs[0]], 0).ok()?;
     }
     let recompute = u64::from(BPF_F_RECOMPUTE_CSUM);
+    // Straight from where the packet is kept: a copy would take stack.
     match packet.family {
         Family::V4 => {
-            ctx.store(l3 + 12, &[packet.destination[0], packet.source[0]], recompute).ok()
+            ctx.store(l3 + 12, &packet.destination[0], recompute).ok()?;
+            ctx.store(l3 + 16, &packet.source[0], recompute).ok()
         }
-        Family::V6 => ctx.store(l3 + 8, &[packet.destination, packet.source], recompute).ok(),
+        Family::V6 => {
+            ctx.store(l3 + 8, &packet.destination, recompute).ok()?;
+            ctx.store(l3 + 24, &packet.source, recompute).ok()
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use injector_common::{
     classify::{TUPLE_WORDS, Tuple, TupleKey, TupleMask, field},
-    control::{MAX_MASKS, PORTS, PortClasses, RuleSet},
+    control::{MAX_MASKS, PORTS, RuleSet},
     model::{chance::Chance, chance::Probability, loss, random},
     rule::{self, RULE_ALTERS, RULE_RESET, RULE_RESET_SYN, RULE_STATEFUL},
 };
@@ -53,7 +53,7 @@ pub struct Compiled {
     /// The masks.
     pub set: Box<RuleSet>,
     /// Local and remote port classes, if ports are matched.
-    pub classes: Option<[Box<PortClasses>; 2]>,
+    pub classes: Option<[Box<[u16]>; 2]>,
     /// Masked tuple and mask number, and the rule that they lead to.
     entries: Vec<((Tuple, u32), u32)>,
     /// The rules.
@@ -244,8 +244,8 @@ impl Entry {
 
 /// An IPv6 address as four words in memory order, as the packet parser has it.
 pub(super) fn words(octets: [u8; 16]) -> [u32; 4] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
-    [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes)
+    let (words, _) = octets.as_chunks::<4>();
+    [0, 1, 2, 3].map(|number| u32::from_ne_bytes(words[number]))
 }
 
 /// The ports of one side, cut where any rule's set begins or ends: the pieces are the classes.
@@ -274,10 +274,10 @@ impl Ports {
             .collect()
     }
 
-    fn classes(&self) -> Box<PortClasses> {
-        let mut classes = Box::new(PortClasses { class: [0; PORTS] });
+    fn classes(&self) -> Box<[u16]> {
+        let mut classes = vec![0; PORTS].into_boxed_slice();
         for (class, &start) in self.starts.iter().enumerate() {
-            classes.class[start as usize..].fill(class as u16);
+            classes[start as usize..].fill(class as u16);
         }
         classes
     }

@@ -1,0 +1,166 @@
+//! Wrong usage is told apart from failure, and says what is wrong and what to do.
+
+mod support;
+
+use std::process::{Command, Output};
+
+use support::{Family, Lab, RuleFile};
+
+fn injector(line: &str) -> Output {
+    let mut command = Command::new(support::INJECTOR);
+    command.args(line.split_whitespace()).output().expect("it runs")
+}
+
+/// Fails unless injector refuses this with `code` and says all of `words`.
+fn assert_refused(line: &str, code: i32, words: &[&str]) {
+    let output = injector(line);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{line}: {said}");
+    for word in words {
+        assert!(said.contains(word), "{line}: no `{word}` in: {said}");
+    }
+}
+
+#[test]
+fn a_wrong_value_is_named_with_its_flag_and_its_range() {
+    for (line, words) in [
+        ("run --loss 101% -- true", &["--loss", "101%", "0% to 100%"][..]),
+        ("run --loss x -- true", &["--loss", "0% to 100%"]),
+        ("run --loss 1%,corr=100% -- true", &["--loss", "correlation"]),
+        ("run --loss-every 0 -- true", &["--loss-every", "1 to 4294967295"]),
+        ("run --loss-state 60%,1%,1%,1%,60% -- true", &["--loss-state", "p13 and p14"]),
+        ("run --corrupt=-1% -- true", &["--corrupt", "-1%", "0% to 100%"]),
+        ("run --loss 1% --remote 10.0.0.0/33 -- true", &["--remote", "0 to 32"]),
+        ("run --loss 1% --remote-port 65536 -- true", &["--remote-port", "0 to 65535"]),
+        ("run --loss 1% --tcp-flags foo -- true", &["--tcp-flags", "syn"]),
+        ("run --loss 1% --protocol foo -- true", &["--protocol", "tcp, udp"]),
+        ("run --loss 1% --for 5 -- true", &["--for", "5", "unit"]),
+        ("run --loss 1% --direction up -- true", &["--direction", "egress, ingress, both"]),
+        ("run --loss 1% --seed=-1 -- true", &["--seed"]),
+    ] {
+        assert_refused(line, 2, words);
+    }
+}
+
+#[test]
+fn contradictions_are_wrong_usage() {
+    for (line, words) in [
+        ("run -- true", &["no fault", "--loss"][..]),
+        ("run --loss 1%", &["CMD"]),
+        ("run --loss 1% --loss-every 3 -- true", &["--loss", "--loss-every"]),
+        ("run --loss 1% --corrupt-mode wire -- true", &["--corrupt-mode", "--corrupt"]),
+        ("run --reset --protocol udp -- true", &["--reset", "TCP"]),
+        ("run --partition 10.0.0.1 --remote 10.0.0.2 -- true", &["--remote", "--partition"]),
+        ("inject --loss 1%", &["no target", "--cgroup", "--host"]),
+        ("inject --host --pid 1 --loss 1%", &["--host", "--pid"]),
+        ("inject --host --xdp --duplicate 1%", &["--xdp", "--duplicate"]),
+        ("inject --cgroup /x --xdp --loss 1%", &["--xdp", "--cgroup"]),
+        ("inject --host --rules /x --loss 1%", &["--rules"]),
+        ("inject --host --rules /no/such/file", &["/no/such/file"]),
+        ("frobnicate", &["frobnicate"]),
+    ] {
+        assert_refused(line, 2, words);
+    }
+}
+
+#[test]
+fn a_wrong_rule_file_is_named_with_the_place() {
+    for (text, words) in [
+        ("rules:\n  - loss: 101%\n", &["101%"][..]),
+        ("rules:\n  - loss: 1%\n    los: 2%\n", &["los"]),
+        ("rules:\n  - name: first\n    remote: 10.0.0.1\n", &["rule 0 (first)", "no fault"]),
+        ("rules: []\n", &["no rule"]),
+        ("rules: 7\n", &["not a rule file"]),
+    ] {
+        let file = RuleFile::new(text);
+        assert_refused(&format!("inject --host {}", file.option()), 2, words);
+    }
+}
+
+#[test]
+fn what_is_not_there_is_a_failure_that_names_it() {
+    for (line, words) in [
+        ("inject --cgroup /no/such/cgroup --loss 1%", &["no cgroup", "/no/such/cgroup"][..]),
+        ("inject --cgroup /proc --loss 1%", &["/proc", "v2"]),
+        ("inject --cgroup / --loss 1%", &["root cgroup", "--host"]),
+        ("inject --pid 999999999 --loss 1%", &["no process 999999999"]),
+        ("inject --netns nosuch --loss 1%", &["nosuch"]),
+        ("inject --interface nosuch0 --loss 1%", &["nosuch0", "lo"]),
+        (
+            "inject --interface lo --loss 1% --remote no-such-host.invalid",
+            &["no-such-host.invalid"],
+        ),
+        ("run --loss 1% --output-file /no/such/folder/x -- true", &["/no/such/folder/x"]),
+    ] {
+        assert_refused(line, 1, words);
+    }
+}
+
+#[test]
+fn without_privileges_it_says_what_is_missing() {
+    let command =
+        "setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all";
+    for arguments in
+        ["run --loss 1% -- true", "inject --host --loss 1%", "doctor", "list", "cleanup"]
+    {
+        // Somewhere that nobody can read it from: a copy.
+        let copy = support::scratch_file();
+        std::fs::copy(support::INJECTOR, &copy).expect("it can be copied");
+        let line = format!("{command} {} {arguments}", copy.display());
+        let mut words = line.split_whitespace();
+        let output = Command::new(words.next().expect("a word")).args(words).output();
+        let output = output.expect("setpriv is part of util-linux");
+        std::fs::remove_file(&copy).expect("it is ours");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments}: {said}");
+        assert!(said.contains("root") && said.contains("CAP_BPF"), "{arguments}: {said}");
+    }
+}
+
+#[test]
+fn a_refused_start_leaves_nothing_half_applied() {
+    let lab = Lab::new();
+    let mut command = lab.left.command(support::INJECTOR, None);
+    command.args(["inject", "--interface", "veth0", "--interface", "nosuch0", "--loss", "100%"]);
+    assert_eq!(command.output().expect("it runs").status.code(), Some(1));
+    assert_eq!(lab.left.ping(None, lab.right.address(Family::V4), 3), 3);
+}
+
+#[test]
+fn host_names_are_resolved_once_and_reported() {
+    let lab = Lab::new();
+    let line = "--interface lo --loss 1% --remote localhost --for 100ms";
+    let injector = support::Injector::start(&lab.left, line);
+    let resolved = injector.started["resolved"].to_string();
+    assert!(resolved.contains("localhost") && resolved.contains("127.0.0.1"), "{resolved}");
+}
+
+#[test]
+fn completions_and_man_pages_come_from_the_options() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = injector(&format!("completions {shell}"));
+        assert!(output.status.success());
+        assert!(String::from_utf8_lossy(&output.stdout).contains("loss-gemodel"), "{shell}");
+    }
+    let output = injector("man");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("Fault injector"));
+    let folder = support::scratch_file();
+    std::fs::create_dir(&folder).expect("a scratch folder");
+    assert!(injector(&format!("man {}", folder.display())).status.success());
+    assert!(folder.join("injector-run.1").exists());
+    std::fs::remove_dir_all(&folder).expect("it is ours");
+}
+
+#[test]
+fn doctor_finds_every_hook_of_this_kernel_usable() {
+    let output = injector("doctor --output json");
+    assert!(output.status.success());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let findings: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    for subject in ["cgroup v2", "tcx egress", "tcx ingress", "xdp-generic", "xdp-native (veth)"] {
+        let finding = findings.iter().find(|finding| finding["subject"] == subject);
+        let finding = finding.unwrap_or_else(|| panic!("nothing about {subject}"));
+        assert_eq!(finding["verdict"], "ok", "{finding}");
+    }
+}

@@ -1,0 +1,179 @@
+//! Corruption: `wire` is noticed by the receiving kernel and never by an application, `silent` the other
+//! way round.
+
+mod support;
+
+use serde_json::Value;
+use support::{
+    FAMILIES, Family, Host, INTERFACE, Injector, Lab, TestCgroup, binomial, number, serve, talk,
+};
+
+const COUNT: u64 = 800;
+
+/// Who leaves the checksums to be completed by the hardware, which veth does not have: then nobody
+/// verifies them.
+const OFFLOADS: [&str; 2] = ["on", "off"];
+
+fn set_offload(lab: &Lab, offload: &str) {
+    for host in [&lab.left, &lab.right] {
+        host.run(&format!("ethtool -K {INTERFACE} tx {offload}"));
+    }
+}
+
+/// Sends datagrams to a receiver of their own; returns what it saw. Their size is odd, so that the last
+/// byte has no partner in the checksum.
+fn datagrams(
+    (from, sender): (&Host, Option<&TestCgroup>),
+    (to, receiver): (&Host, Option<&TestCgroup>),
+    family: Family,
+) -> Value {
+    let at = to.at(family, 9000);
+    let receiver = serve(to, receiver, &format!("udp-receive --bind {at}"));
+    let line = format!("udp-send --to {at} --count {COUNT} --size 65");
+    let sent = talk(from, sender, &line);
+    assert_eq!(number(&sent, "sent"), COUNT, "{sent}");
+    receiver.finish()
+}
+
+#[test]
+fn datagrams_corrupted_on_the_wire_do_not_arrive_and_all_others_do() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    for direction in ["egress", "ingress"] {
+        let line = format!("--corrupt 20% --direction {direction}");
+        let injector = Injector::on(&lab.left, &cgroup, &line);
+        let (left, right) = ((&lab.left, Some(&cgroup)), (&lab.right, None));
+        let (from, to) = if direction == "egress" { (left, right) } else { (right, left) };
+        let (mut arrived, mut sent) = (0, 0);
+        for offload in OFFLOADS {
+            set_offload(&lab, offload);
+            for family in FAMILIES {
+                let report = datagrams(from, to, family);
+                assert_eq!(number(&report, "corrupted"), 0, "{direction} {offload} {family:?}");
+                let received = number(&report, "received");
+                assert!(
+                    binomial(COUNT, 0.8).contains(&received),
+                    "{received} {direction} {offload} {family:?}"
+                );
+                arrived += received;
+                sent += COUNT;
+            }
+        }
+        let beside = datagrams((from.0, None), (to.0, None), FAMILIES[0]);
+        assert_eq!((number(&beside, "distinct"), number(&beside, "corrupted")), (COUNT, 0));
+        let total = injector.stop().total;
+        assert_eq!((total.matched, total.skipped), (sent, 0), "{direction}");
+        assert_eq!(total.corrupted, sent - arrived, "{direction}");
+    }
+}
+
+#[test]
+fn silently_corrupted_datagrams_arrive_wrong_and_all_others_right() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    for direction in ["egress", "ingress"] {
+        let line = format!("--corrupt 20% --corrupt-mode silent --direction {direction}");
+        let injector = Injector::on(&lab.left, &cgroup, &line);
+        let (left, right) = ((&lab.left, Some(&cgroup)), (&lab.right, None));
+        let (from, to) = if direction == "egress" { (left, right) } else { (right, left) };
+        let (mut wrong, mut sent) = (0, 0);
+        for offload in OFFLOADS {
+            set_offload(&lab, offload);
+            for family in FAMILIES {
+                let report = datagrams(from, to, family);
+                assert_eq!(number(&report, "received"), COUNT, "{direction} {offload} {family:?}");
+                assert_eq!(number(&report, "duplicated"), 0);
+                let corrupted = number(&report, "corrupted");
+                assert!(
+                    binomial(COUNT, 0.2).contains(&corrupted),
+                    "{corrupted} {direction} {offload} {family:?}"
+                );
+                wrong += corrupted;
+                sent += COUNT;
+            }
+        }
+        let beside = datagrams((from.0, None), (to.0, None), FAMILIES[0]);
+        assert_eq!((number(&beside, "distinct"), number(&beside, "corrupted")), (COUNT, 0));
+        let total = injector.stop().total;
+        assert_eq!((total.matched, total.skipped), (sent, 0), "{direction}");
+        assert_eq!(total.corrupted, wrong, "{direction}");
+    }
+}
+
+/// Moves bytes out of and into the target; returns how many bytes arrived, and how many of them wrong.
+fn streams(lab: &Lab, cgroup: &TestCgroup, bytes: u64) -> Vec<(u64, u64)> {
+    let mut found = Vec::new();
+    for family in FAMILIES {
+        let to = lab.right.at(family, 9000);
+        let server = serve(&lab.right, None, &format!("tcp-serve --bind {to}"));
+        let line = format!("tcp-connect --to {to} --bytes {bytes}");
+        let report = talk(&lab.left, Some(cgroup), &line);
+        assert_eq!(report["error"], Value::Null, "{report}");
+        let report = server.finish();
+        let stream = &report["streams"][0];
+        found.push((number(stream, "bytes"), number(stream, "wrong")));
+
+        let to = lab.right.at(family, 9001);
+        let line = format!("tcp-serve --mode source --bytes {bytes} --bind {to}");
+        let _server = serve(&lab.right, None, &line);
+        let line = format!("tcp-connect --mode source --to {to}");
+        let report = talk(&lab.left, Some(cgroup), &line);
+        assert_eq!(report["error"], Value::Null, "{report}");
+        found.push((number(&report["read"], "bytes"), number(&report["read"], "wrong")));
+    }
+    found
+}
+
+#[test]
+fn streams_corrupted_on_the_wire_arrive_whole_and_right() {
+    const BYTES: u64 = 500_000;
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let injector = Injector::on(&lab.left, &cgroup, "--corrupt 5%");
+    for offload in OFFLOADS {
+        // With segmentation left to the device, one packet here is many on the wire.
+        set_offload(&lab, offload);
+        assert_eq!(streams(&lab, &cgroup, BYTES), [(BYTES, 0); 4], "tx {offload}");
+    }
+    let total = injector.stop().total;
+    assert!(total.corrupted > 10, "{total:?}");
+    assert_eq!(total.skipped, 0, "{total:?}");
+}
+
+#[test]
+fn silently_corrupted_streams_arrive_whole_and_wrong() {
+    const BYTES: u64 = 500_000;
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    lab.without_segmentation();
+    let line = "--corrupt 100% --corrupt-mode silent --data-only";
+    let injector = Injector::on(&lab.left, &cgroup, line);
+    let mut wrong = 0;
+    for offload in OFFLOADS {
+        set_offload(&lab, offload);
+        lab.without_segmentation();
+        for (bytes, wrong_bytes) in streams(&lab, &cgroup, BYTES) {
+            assert_eq!(bytes, BYTES);
+            assert!(wrong_bytes > 0);
+            wrong += wrong_bytes;
+        }
+    }
+    let total = injector.stop().total;
+    assert_eq!((total.corrupted, total.skipped), (total.matched, 0));
+    // One bit in each segment. What is sent again is corrupted again.
+    assert!(wrong <= total.corrupted && wrong >= total.corrupted * 9 / 10, "{wrong} {total:?}");
+}
+
+#[test]
+fn echo_requests_corrupted_on_the_wire_are_not_answered() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let injector = Injector::on(&lab.left, &cgroup, "--corrupt 20% --direction egress");
+    let answered: u64 = FAMILIES
+        .iter()
+        .map(|&family| lab.left.ping(Some(&cgroup), lab.right.address(family), 150))
+        .sum();
+    let total = injector.stop().total;
+    assert_eq!((total.matched, total.corrupted, total.skipped), (300, 300 - answered, 0));
+    assert!(binomial(300, 0.8).contains(&answered), "{answered}");
+}

@@ -1,0 +1,220 @@
+//! Faults end when they should, also when injector cannot end them.
+
+mod support;
+
+use std::{
+    fs,
+    process::{Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::{Signal, kill};
+use support::{Family, Injector, Lab, TestCgroup, number};
+
+/// `injector run` inside the faulted namespace, to its end.
+fn run(lab: &Lab, arguments: &[&str]) -> Output {
+    let mut command = lab.left.command(support::INJECTOR, None);
+    command.arg("run").args(arguments).output().expect("it runs")
+}
+
+fn code(output: &Output) -> Option<i32> {
+    output.status.code()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn answers(lab: &Lab, cgroup: Option<&TestCgroup>) -> bool {
+    lab.left.ping(cgroup, lab.right.address(Family::V4), 3) == 3
+}
+
+#[test]
+fn inject_ends_when_its_time_is_over() {
+    let lab = Lab::new();
+    let started = Instant::now();
+    let injector = Injector::start(&lab.left, "--interface veth0 --loss 100% --for 1s");
+    assert!(!answers(&lab, None));
+    let summary = injector.process.finish();
+    assert!(started.elapsed() >= Duration::from_secs(1));
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(number(&summary, "dropped") > 0, "{summary}");
+    assert!(answers(&lab, None));
+}
+
+#[test]
+fn a_rule_ends_at_its_deadline_though_injector_is_stopped() {
+    let lab = Lab::new();
+    let injector = Injector::start(&lab.left, "--interface veth0 --loss 100% --for 2s");
+    injector.process.signal(Signal::SIGSTOP);
+    assert!(!answers(&lab, None));
+    thread::sleep(Duration::from_secs(2));
+    assert!(answers(&lab, None), "the kernel side looks at the clock itself");
+    injector.process.signal(Signal::SIGCONT);
+    let summary = injector.process.finish();
+    assert!(number(&summary, "expired") > 0, "{summary}");
+}
+
+#[test]
+fn all_rules_end_with_the_lease_that_a_stopped_injector_does_not_renew() {
+    let lab = Lab::new();
+    let injector = Injector::start(&lab.left, "--interface veth0 --loss 100%");
+    injector.process.signal(Signal::SIGSTOP);
+    assert!(!answers(&lab, None));
+    thread::sleep(Duration::from_secs(6));
+    assert!(answers(&lab, None), "the lease is 5 s");
+    // Nothing is amiss once it goes on.
+    injector.process.signal(Signal::SIGCONT);
+    thread::sleep(Duration::from_secs(1));
+    assert!(!answers(&lab, None), "the lease is renewed");
+    injector.stop();
+}
+
+#[test]
+fn interrupted_it_ends_at_once_and_tells_what_it_did() {
+    let lab = Lab::new();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let injector = Injector::start(&lab.left, "--interface veth0 --loss 100%");
+        assert!(!answers(&lab, None));
+        // Impatient people press it twice.
+        injector.process.signal(signal);
+        let _ = kill(injector.process.pid(), signal);
+        let summary = injector.process.finish();
+        assert!(number(&summary, "dropped") >= 3, "{signal}: {summary}");
+        assert!(answers(&lab, None), "{signal}");
+    }
+}
+
+#[test]
+fn new_interfaces_are_faulted_as_well() {
+    let lab = Lab::new();
+    let mut injector = Injector::start(&lab.left, "--host --loss 100%");
+    support::ip(&["-n", &lab.left.netns], "link add extra0 type veth peer name extra1");
+    let attached = injector.process.wait_for("attached");
+    assert!(attached.to_string().contains("extra0"), "{attached}");
+    support::ip(&["-n", &lab.left.netns], "link del extra0");
+    injector.stop();
+}
+
+#[test]
+fn a_process_of_the_cgroup_is_followed_into_its_network_namespace() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    // Started on the right host, for a cgroup whose process is on the left one.
+    let mut injector =
+        Injector::on(&lab.right, &cgroup, "--loss 100% --protocol icmp --direction egress");
+    let mut sleep = lab.left.command("sleep", Some(&cgroup)).arg("30").spawn().expect("sleep");
+    let attached = injector.process.wait_for("attached");
+    assert!(attached.to_string().contains("veth0"), "{attached}");
+    assert!(!answers(&lab, Some(&cgroup)));
+    assert!(answers(&lab, None));
+    sleep.kill().expect("it is ours");
+    sleep.wait().expect("killed");
+    assert!(injector.stop().total.dropped >= 3);
+}
+
+#[test]
+fn run_exits_as_its_command_does() {
+    let lab = Lab::new();
+    assert_eq!(code(&run(&lab, &["--loss", "1%", "--", "true"])), Some(0));
+    assert_eq!(code(&run(&lab, &["--loss", "1%", "--", "sh", "-c", "exit 42"])), Some(42));
+    assert_eq!(code(&run(&lab, &["--loss", "1%", "--", "sh", "-c", "kill -TERM $$"])), Some(143));
+    assert_eq!(code(&run(&lab, &["--loss", "1%", "--", "/no/such/command"])), Some(127));
+    assert_eq!(code(&run(&lab, &["--loss", "1%", "--", "/etc/passwd"])), Some(126));
+}
+
+#[test]
+fn run_leaves_the_standard_output_to_its_command() {
+    let lab = Lab::new();
+    let output = run(&lab, &["--loss", "1%", "--", "echo", "hello"]);
+    assert_eq!(text(&output.stdout), "hello\n");
+    let report = text(&output.stderr);
+    assert!(report.contains("warning: no packet matched"), "{report}");
+}
+
+#[test]
+fn nothing_matched_is_a_failure_if_a_match_is_required() {
+    let lab = Lab::new();
+    let output = run(&lab, &["--loss", "1%", "--require-match", "--", "true"]);
+    assert_eq!(code(&output), Some(3));
+    let to = lab.right.address(Family::V4).to_string();
+    let ping = ["--", "ping", "-q", "-c", "1", &to];
+    let output = run(&lab, &[&["--loss", "0%", "--require-match"], &ping[..]].concat());
+    assert_eq!(code(&output), Some(0));
+}
+
+#[test]
+fn signals_reach_the_command() {
+    let lab = Lab::new();
+    let mut command = lab.left.command(support::INJECTOR, None);
+    command.args(["run", "--loss", "1%", "--", "sh", "-c"]);
+    command
+        .arg("trap 'echo usr1' USR1; trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done");
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    thread::sleep(Duration::from_secs(2));
+    kill(pid, Signal::SIGUSR1).expect("it is ours");
+    thread::sleep(Duration::from_millis(500));
+    kill(pid, Signal::SIGTERM).expect("it is ours");
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(text(&output.stdout), "ready\nusr1\n");
+    assert_eq!(code(&output), Some(7));
+}
+
+#[test]
+fn the_command_goes_on_without_faults_when_their_time_is_over() {
+    let lab = Lab::new();
+    let to = lab.right.address(Family::V4).to_string();
+    let script = format!(
+        "ping -q -c 2 -i 0.2 -W 0.3 {to} >&2 && exit 1; sleep 1.5; ping -q -c 3 -i 0.2 {to}"
+    );
+    let output = run(&lab, &["--loss", "100%", "--for", "1s", "--", "sh", "-c", &script]);
+    assert_eq!(code(&output), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains(" 0% packet loss"), "{}", text(&output.stdout));
+}
+
+#[test]
+fn what_the_command_leaves_running_goes_back_to_where_it_came_from() {
+    let lab = Lab::new();
+    let own = fs::read_to_string("/proc/self/cgroup").expect("cgroups");
+    let v2 = |text: &str| text.lines().find(|line| line.starts_with("0::")).map(str::to_owned);
+    let output =
+        run(&lab, &["--loss", "1%", "--", "sh", "-c", "sleep 6543 >/dev/null 2>&1 & echo $!"]);
+    let pid = text(&output.stdout).trim().to_owned();
+    let its = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it goes on");
+    assert_eq!(v2(&its), v2(&own));
+    Command::new("kill").args(["-KILL", &pid]).status().expect("kill");
+}
+
+#[test]
+fn a_running_injector_is_listed_and_a_dead_one_is_not() {
+    let lab = Lab::new();
+    let injector = Injector::start(&lab.left, "--interface veth0 --loss 1%");
+    let pid = injector.process.pid().to_string();
+    let list = || {
+        let mut command = Command::new(support::INJECTOR);
+        text(&command.args(["list", "--output", "json"]).output().expect("it runs").stdout)
+    };
+    let own = format!("\"pid\":{pid},");
+    assert!(list().contains(&own), "{}", list());
+    injector.process.signal(Signal::SIGKILL);
+    drop(injector);
+    assert!(!list().contains(&own), "{}", list());
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_faults() {
+    let lab = Lab::new();
+    let mut command = Injector::command(&lab.left, "--interface veth0 --loss 100%");
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+    drop(child.stdout.take());
+    let end = Instant::now() + Duration::from_secs(5);
+    while child.try_wait().expect("it is ours").is_none() {
+        assert!(Instant::now() < end, "it goes on though nobody reads");
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(child.wait().expect("it ended").code(), Some(1));
+    assert!(answers(&lab, None));
+}

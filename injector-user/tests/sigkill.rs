@@ -1,0 +1,190 @@
+//! Whatever the moment at which injector is killed, everything is as before: compared by listing.
+//!
+//! The listings are of the whole machine, so this test has a file of its own: cargo runs the files one
+//! after another.
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
+use serde_json::Value;
+use support::{Injector, Lab, Process, RuleFile};
+
+/// How long the kernel and the guardian may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Everything that injector makes, by the names that the machine's own tools give it.
+fn listing(lab: &Lab) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for kind in ["prog", "map", "link"] {
+        let output = Command::new("bpftool").args(["-j", kind, "list"]).output().expect("bpftool");
+        let list: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+        found.extend(
+            list.iter().map(|object| format!("{kind} {} {}", object["id"], object["name"])),
+        );
+    }
+    for host in [&lab.left, &lab.right] {
+        for command in ["tc qdisc show", "tc filter show dev veth0 ingress", "ip -o link show"] {
+            let lines = host.run(command);
+            found.extend(lines.lines().map(|line| format!("{} {command} {line}", host.netns)));
+        }
+    }
+    let namespaces = fs::read_dir("/run/netns").expect("there are some").flatten();
+    found.extend(namespaces.map(|entry| format!("netns {}", entry.path().display())));
+    list_cgroups(&support::hierarchy(), &mut found);
+    found
+}
+
+fn list_cgroups(path: &Path, found: &mut BTreeSet<String>) {
+    found.insert(format!("cgroup {}", path.display()));
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            list_cgroups(&entry.path(), found);
+        }
+    }
+}
+
+/// Fails unless everything that is there was there before.
+fn assert_nothing_is_left(before: &BTreeSet<String>, lab: &Lab, moment: &str) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let left: Vec<String> = listing(lab).difference(before).cloned().collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < end, "killed {moment}, and left is {left:#?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
+    let mut random = SmallRng::seed_from_u64(20_261_124);
+    let lab = Lab::new();
+    let file = RuleFile::new("rules: [{loss: 10%}]");
+    let before = listing(&lab);
+    for round in 0..25 {
+        // Start-up of `run`: a cgroup, a guardian and a command are made.
+        let mut command = lab.left.command(support::INJECTOR, None);
+        command.args(["run", "--loss", "50%", "--", "sleep", "4321"]);
+        let mut run = command.stderr(Stdio::null()).spawn().expect("it starts");
+        let wait = Duration::from_micros(random.random_range(0..400_000));
+        thread::sleep(wait);
+        run.kill().expect("it is ours");
+        run.wait().expect("it was killed");
+        let moment = format!("run {wait:?} after its start, in round {round}");
+        assert_nothing_is_left(&before, &lab, &moment);
+
+        // Start-up of `inject`.
+        let mut command = Injector::command(&lab.left, "--interface veth0 --loss 50%");
+        let mut inject = command.stdout(Stdio::null()).spawn().expect("it starts");
+        let wait = Duration::from_micros(random.random_range(0..300_000));
+        thread::sleep(wait);
+        inject.kill().expect("it is ours");
+        inject.wait().expect("it was killed");
+        let moment = format!("inject {wait:?} after its start, in round {round}");
+        assert_nothing_is_left(&before, &lab, &moment);
+
+        // Steady state, under traffic.
+        let injector = Injector::start(&lab.left, "--interface veth0 --loss 50% --duplicate 10%");
+        let ping = lab.left.command("ping", None);
+        let _traffic = flood(ping, &lab.right.address(support::Family::V4).to_string());
+        thread::sleep(Duration::from_micros(random.random_range(0..200_000)));
+        drop(injector);
+        assert_nothing_is_left(&before, &lab, &format!("in steady state, in round {round}"));
+
+        // While rules are changed, over and over.
+        let line = format!("--interface veth0 {}", file.option());
+        let injector = Injector::start(&lab.left, &line);
+        let end = Instant::now() + Duration::from_micros(random.random_range(0..100_000));
+        while Instant::now() < end {
+            injector.process.signal(Signal::SIGHUP);
+            thread::sleep(Duration::from_micros(random.random_range(0..3000)));
+        }
+        drop(injector);
+        assert_nothing_is_left(&before, &lab, &format!("in a change, in round {round}"));
+    }
+    // The commands of `run` went on, where they came from and without faults.
+    let ended = Command::new("pkill").args(["-KILL", "-x", "-f", "sleep 4321"]).status();
+    ended.expect("pkill");
+    cleanup();
+    let journals = fs::read_dir("/run/injector").into_iter().flatten().flatten();
+    let dead = journals.filter(|entry| !is_locked(&entry.path())).count();
+    assert_eq!(dead, 0, "journals of dead injectors after a cleanup");
+}
+
+#[test]
+fn what_a_killed_guardian_leaves_is_undone_by_the_next_start() {
+    let lab = Lab::new();
+    let mut command = lab.left.command(support::INJECTOR, None);
+    command.args(["run", "--output", "json", "--output-file", "/dev/stdout", "--loss", "1%"]);
+    command.args(["--", "sleep", "5432"]);
+    let mut run = Process::start(command);
+    run.wait_for("started");
+    let pid = run.pid();
+    let cgroup = support::hierarchy().join(format!("injector-{pid}"));
+    // The command has started once the cgroup has a process.
+    let end = Instant::now() + PATIENCE;
+    let procs = || fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    while procs().is_empty() {
+        assert!(Instant::now() < end, "the command is in {}", cgroup.display());
+        thread::sleep(Duration::from_millis(5));
+    }
+    let command: i32 = procs().trim().parse().expect("one process");
+
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("alive");
+    let guardian = children.split_whitespace().map(|child| child.parse().expect("a number"));
+    let guardian = guardian.into_iter().find(|&child: &i32| child != command).expect("a guardian");
+    // The guardian first: it must not see its ward die.
+    kill(Pid::from_raw(guardian), Signal::SIGKILL).expect("it is ours");
+    run.signal(Signal::SIGKILL);
+    run.child.wait().expect("it was killed");
+    assert!(cgroup.exists(), "nobody was there to remove it");
+
+    let undone = cleanup();
+    assert!(undone.contains(&format!("injector-{pid}")), "{undone}");
+    assert!(!cgroup.exists());
+    let home = fs::read_to_string(format!("/proc/{command}/cgroup")).expect("the command goes on");
+    assert!(!home.contains("injector-"), "{home}");
+    kill(Pid::from_raw(command), Signal::SIGKILL).expect("it is ours");
+    assert!(cleanup().contains("nothing was left"));
+}
+
+fn cleanup() -> String {
+    let output = Command::new(support::INJECTOR).arg("cleanup").output().expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn is_locked(path: &Path) -> bool {
+    use nix::fcntl::{Flock, FlockArg};
+    let Ok(file) = fs::File::open(path) else { return false };
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err()
+}
+
+fn flood(mut ping: Command, to: &str) -> KilledOnDrop {
+    let child = ping.args(["-f", "-q", to]).stdout(Stdio::null()).spawn();
+    KilledOnDrop(child.expect("ping"))
+}
+
+struct KilledOnDrop(std::process::Child);
+
+impl Drop for KilledOnDrop {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

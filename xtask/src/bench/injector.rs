@@ -1,0 +1,120 @@
+//! The injector's binary, as a user runs it.
+
+use std::{
+    env,
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Child, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use super::{link::NEAR, namespace::Namespace, rules::RuleFile};
+
+/// The release build of the binary.
+#[derive(Debug)]
+pub struct Injector {
+    path: PathBuf,
+}
+
+impl Injector {
+    /// Has cargo build it, which takes no time if it is up to date.
+    pub fn build() -> Result<Self> {
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .args([
+                "build",
+                "--release",
+                "--quiet",
+                "--package",
+                "injector-user",
+                "--bin",
+                "injector",
+            ])
+            .status()
+            .context("cannot run cargo")?;
+        ensure!(status.success(), "the injector does not build");
+        // Cargo puts all binaries of a profile into one folder.
+        let path = env::current_exe()?.with_file_name("injector");
+        ensure!(path.is_file(), "there is no {}: run this as `cargo xtask`", path.display());
+        Ok(Self { path })
+    }
+
+    /// A command inside `namespace`.
+    pub fn command(&self, namespace: &Namespace) -> Result<Command> {
+        namespace.command(&self.path)
+    }
+
+    /// Starts `injector inject` with the rules on the near end of a link, and waits until the faults are
+    /// active.
+    pub fn inject(&self, namespace: &Namespace, rules: &RuleFile) -> Result<Running> {
+        let mut command = self.command(namespace)?;
+        command
+            .args(["inject", "--interface", NEAR, "--output", "json", "--rules"])
+            .arg(rules.path());
+        Running::start(command)
+    }
+}
+
+/// A running `injector inject`. Killed when dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    events: BufReader<ChildStdout>,
+    /// From before the fork to the event that says that the faults are active.
+    pub startup: Duration,
+}
+
+impl Running {
+    /// Starts the command and waits until the faults are active.
+    pub fn start(mut command: Command) -> Result<Self> {
+        let before = Instant::now();
+        let mut child =
+            command.stdout(Stdio::piped()).spawn().context("cannot start the injector")?;
+        let events = child.stdout.take().context("no standard output")?;
+        let mut running =
+            Self { child, events: BufReader::new(events), startup: Duration::default() };
+        running.wait_for("started")?;
+        running.startup = before.elapsed();
+        Ok(running)
+    }
+
+    /// Ends the faults; returns how many packets matched.
+    pub fn stop(mut self) -> Result<u64> {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT)?;
+        let summary = self.wait_for("summary")?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the injector failed: {status}");
+        summary["matched"].as_u64().context("a summary without `matched`")
+    }
+
+    fn wait_for(&mut self, event: &str) -> Result<Value> {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            if self.events.read_line(&mut line)? == 0 {
+                bail!("the injector ended: {}", self.child.wait()?);
+            }
+            // Parsing a line that names 65,536 rules takes a while; the start is timed.
+            let start = format!("{{\"event\":\"{event}\"");
+            if line.starts_with(&start) {
+                let wanted = if event == "started" { "null" } else { &line };
+                return Ok(serde_json::from_str(wanted)?);
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already unless something failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

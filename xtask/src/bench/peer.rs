@@ -1,0 +1,33 @@
+//! The peer to compare with: the kernel's own u32 classifier, which netem users select packets by.
+
+use std::{fmt::Write as _, io::Write as _, process::Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    link::{Link, NEAR},
+    rules::networks,
+};
+
+/// u32 numbers the filters of one priority by 12 bits.
+const FILTERS_PER_PRIORITY: usize = 4000;
+
+/// Puts `count` u32 filters on the near end's egress, one for each of the networks that `count` rules of
+/// ours would be for.
+///
+/// A matching filter has no action, so this is the cost of finding it alone.
+pub fn install_u32(link: &Link, count: u32) -> Result<()> {
+    let mut batch = format!("qdisc add dev {NEAR} clsact\n");
+    for (number, network) in networks(count).enumerate() {
+        let priority = 1 + number / FILTERS_PER_PRIORITY;
+        writeln!(
+            batch,
+            "filter add dev {NEAR} egress prio {priority} protocol ip u32 match ip dst {network} flowid 1:1"
+        )?;
+    }
+    let mut tc = link.near.command("tc")?;
+    let mut tc = tc.args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context("cannot run tc")?;
+    tc.stdin.take().context("no standard input")?.write_all(batch.as_bytes())?;
+    ensure!(tc.wait()?.success(), "tc failed");
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! Nanoseconds a packet by `BPF_PROG_TEST_RUN`: the program alone, without what surrounds it.
+//!
+//! The kernel makes one skb and runs the program on it again and again. A judged packet is marked in
+//! the skb and would not be judged a second time, so the programs are loaded with no mark (a judged
+//! bit of 0); the counters prove that each run was a full one.
+
+mod case;
+mod syscall;
+
+use std::{fs, os::unix::fs::MetadataExt as _};
+
+use anyhow::{Context as _, Result, ensure};
+use injector_user::target::cgroup::Hierarchy;
+use serde::Serialize;
+
+use super::{
+    namespace::Namespace,
+    numbers::{median, spread},
+    say,
+};
+use case::Case;
+pub use case::{MATCH, NO_MATCH, XDP_LOSS};
+
+/// What was measured of one program with one set of rules.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// What the packet meets.
+    pub name: &'static str,
+    /// How many rules there are.
+    pub rules: u32,
+    /// Nanoseconds a packet, the median of all rounds.
+    pub ns: f64,
+    /// Half the distance between the quartiles.
+    pub spread: f64,
+}
+
+/// Measures in rounds, each case once in each.
+pub fn measure(quick: bool) -> Result<Vec<Row>> {
+    let (repeat, rounds) = if quick { (200_000, 7) } else { (1_000_000, 11) };
+    let own = own_cgroup()?;
+    // The programs run with the loopback of the calling thread's namespace as their interface.
+    Namespace::new()?.run(|| {
+        say("BPF_PROG_TEST_RUN, loading");
+        let mut cases = case::all(own)?;
+        for case in &mut cases {
+            case.run(repeat / 10)?;
+        }
+        let mut times = vec![Vec::new(); cases.len()];
+        for round in 0..rounds {
+            say(&format!("BPF_PROG_TEST_RUN, round {}", round + 1));
+            for (case, times) in cases.iter_mut().zip(&mut times) {
+                times.push(case.run(repeat).with_context(|| case.name.to_owned())?);
+            }
+        }
+        let runs = u64::from(repeat / 10) + u64::from(repeat) * rounds;
+        cases.iter_mut().zip(times).map(|(case, times)| row(case, runs, &times)).collect()
+    })
+}
+
+fn row(case: &mut Case, runs: u64, times: &[f64]) -> Result<Row> {
+    let matched = case.matched()?;
+    let expected = if case.matches { runs } else { 0 };
+    ensure!(
+        matched == expected,
+        "{}, {} rules: {matched} packets matched of {expected}: this does not measure what it should",
+        case.name,
+        case.rules
+    );
+    Ok(Row { name: case.name, rules: case.rules, ns: median(times), spread: spread(times) })
+}
+
+/// Id and level of the cgroup that this process is in, which the kernel also takes for the packet's.
+fn own_cgroup() -> Result<(u64, u32)> {
+    let hierarchy = Hierarchy::find()?;
+    let path = hierarchy.path_of_process(std::process::id().cast_signed())?;
+    // The root, which is refused as a target, is at level 0.
+    hierarchy.open(&path).map_or_else(
+        |_| Ok((fs::metadata(&path)?.ino(), 0)),
+        |cgroup| Ok((cgroup.id, cgroup.level)),
+    )
+}

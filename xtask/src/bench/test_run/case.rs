@@ -1,0 +1,244 @@
+//! What is measured: a program, its rules, a packet.
+
+use std::{
+    fmt::Write as _,
+    net::{Ipv4Addr, UdpSocket},
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use injector_common::{
+    control::Control,
+    counter::RuleCounters,
+    packet::{
+        Direction::{self, Egress, Ingress},
+        protocol::{TCP, UDP},
+    },
+};
+use injector_user::{
+    fault::network::compile::compile,
+    kernel::{
+        layout::Layout,
+        object::{Capacity, Constants, Object},
+    },
+    spec::file,
+};
+
+use super::syscall::{SCHED_CLS, XDP, load_empty, test_run};
+use crate::bench::{
+    frames,
+    rules::{RuleFile, remote},
+};
+
+/// Verdicts (include/uapi/linux/bpf.h).
+const TC_ACT_UNSPEC: u32 = u32::MAX;
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+
+/// The local end of the packet; a socket is bound there.
+const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const PORT: u16 = 5201;
+
+/// Names of the cases that others are compared with.
+pub const EMPTY_TC: &str = "tc, empty program: the measuring itself";
+/// Of one.
+pub const EMPTY_XDP: &str = "XDP, empty program: the measuring itself";
+/// Names of the cases that have targets.
+pub const XDP_LOSS: &str = "XDP, loss 100 %";
+/// Of one.
+pub const NO_MATCH: &str = "tc egress, no rule matches";
+/// Of one.
+pub const MATCH: &str = "tc egress, match at 0 %";
+
+/// One program with one set of rules and one packet.
+pub struct Case {
+    /// What the packet meets.
+    pub name: &'static str,
+    /// How many rules there are.
+    pub rules: u32,
+    /// Whether one of them is to match.
+    pub matches: bool,
+    program: Program,
+    hook: Hook,
+    frame: Vec<u8>,
+    /// Bound while the case lives, for programs that look the receiver up.
+    _receiver: Option<UdpSocket>,
+}
+
+/// What runs.
+enum Program {
+    Ours(Box<Object>),
+    Empty(OwnedFd),
+}
+
+/// Where it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hook {
+    Tc(Direction),
+    Xdp,
+}
+
+/// How a case differs from host scope and UDP.
+#[derive(Clone, Copy, Default)]
+struct Setting {
+    cgroup: Option<(u64, u32)>,
+    protect: bool,
+    tcp: bool,
+}
+
+/// All cases. `own` are id and level of the cgroup that packets are from. The calling thread's namespace gets a socket.
+pub fn all(own: (u64, u32)) -> Result<Vec<Case>> {
+    let host = Setting::default();
+    let inside = Setting { cgroup: Some(own), ..host };
+    // No cgroup has this id.
+    let outside = Setting { cgroup: Some((u64::MAX, own.1)), ..host };
+    let protected = Setting { protect: true, tcp: true, ..host };
+    let (egress, ingress) = (Hook::Tc(Egress), Hook::Tc(Ingress));
+
+    let mut cases = vec![Case::empty(EMPTY_TC, egress)?, Case::empty(EMPTY_XDP, Hook::Xdp)?];
+    for count in [1, 1000, 65_536] {
+        let lossless = RuleFile::matching(count, "loss: 0%")?;
+        let lossy = RuleFile::matching(count, "loss: 100%")?;
+        let elsewhere = RuleFile::elsewhere(count, "loss: 0%")?;
+        cases.push(Case::new(XDP_LOSS, Hook::Xdp, &lossy, true, host)?);
+        cases.push(Case::new(NO_MATCH, egress, &elsewhere, false, host)?);
+        cases.push(Case::new(MATCH, egress, &lossless, true, host)?);
+        cases.push(Case::new("tc egress, not of the cgroup", egress, &lossless, false, outside)?);
+    }
+    let one = RuleFile::matching(1, "loss: 0%")?;
+    let ports = RuleFile::matching(1, "loss: 0%, remote-port: 5000-6000, protocol: udp")?;
+    cases.push(Case::new(
+        "XDP, no rule matches",
+        Hook::Xdp,
+        &RuleFile::elsewhere(1, "loss: 0%")?,
+        false,
+        host,
+    )?);
+    cases.push(Case::new("tc egress, match of the cgroup", egress, &one, true, inside)?);
+    cases.push(Case::new(
+        "tc ingress, match of the cgroup (socket look-up)",
+        ingress,
+        &one,
+        true,
+        inside,
+    )?);
+    cases.push(Case::new("tc egress, TCP match with --protect", egress, &one, true, protected)?);
+    let sometimes = RuleFile::matching(1, "loss: 0.0001%")?;
+    cases.push(Case::new("tc egress, match at 0.0001 %", egress, &sometimes, true, host)?);
+    cases.push(Case::new("tc egress, match with a port range", egress, &ports, true, host)?);
+    cases.push(Case::new(
+        "tc egress, 8 prefix lengths, no match",
+        egress,
+        &eight_masks()?,
+        false,
+        host,
+    )?);
+    Ok(cases)
+}
+
+/// Rules that differ in prefix length, each of which costs a look-up.
+fn eight_masks() -> Result<RuleFile> {
+    let mut rules = String::new();
+    for prefix in 25..33 {
+        writeln!(rules, "- {{remote: 198.18.0.0/{prefix}, loss: 0%}}")?;
+    }
+    RuleFile::new(8, &rules)
+}
+
+impl Case {
+    fn new(
+        name: &'static str,
+        hook: Hook,
+        file: &RuleFile,
+        matches: bool,
+        setting: Setting,
+    ) -> Result<Self> {
+        let (direction, protocol) = match hook {
+            Hook::Tc(direction) => (direction, if setting.tcp { TCP } else { UDP }),
+            Hook::Xdp => (Ingress, UDP),
+        };
+        let looks_up = setting.cgroup.is_some() && direction == Ingress;
+        Ok(Self {
+            name,
+            rules: file.count,
+            matches,
+            program: Program::Ours(
+                load(file, setting, looks_up).with_context(|| name.to_owned())?.into(),
+            ),
+            hook,
+            frame: frames::ipv4(direction, protocol, LOCAL, remote(257), PORT),
+            _receiver: looks_up.then(|| UdpSocket::bind((LOCAL, PORT))).transpose()?,
+        })
+    }
+
+    /// A program that does nothing.
+    fn empty(name: &'static str, hook: Hook) -> Result<Self> {
+        let program = match hook {
+            Hook::Tc(_) => load_empty(SCHED_CLS, TC_ACT_UNSPEC as i16)?,
+            Hook::Xdp => load_empty(XDP, XDP_PASS as i16)?,
+        };
+        Ok(Self {
+            name,
+            rules: 0,
+            matches: false,
+            program: Program::Empty(program),
+            hook,
+            frame: frames::ipv4(Egress, UDP, LOCAL, remote(257), PORT),
+            _receiver: None,
+        })
+    }
+
+    /// Nanoseconds a packet, over `repeat` packets.
+    pub fn run(&mut self, repeat: u32) -> Result<f64> {
+        let expected = match self.hook {
+            Hook::Tc(_) => TC_ACT_UNSPEC,
+            Hook::Xdp if self.matches => XDP_DROP,
+            Hook::Xdp => XDP_PASS,
+        };
+        let program = match (&mut self.program, self.hook) {
+            (&mut Program::Empty(ref program), _) => program.as_fd(),
+            (Program::Ours(object), Hook::Tc(Egress)) => {
+                object.classifier("tc_egress")?.fd()?.as_fd()
+            }
+            (Program::Ours(object), Hook::Tc(Ingress)) => {
+                object.classifier("tc_ingress")?.fd()?.as_fd()
+            }
+            (Program::Ours(object), Hook::Xdp) => object.xdp("xdp_ingress")?.fd()?.as_fd(),
+        };
+        let outcome = test_run(program, &self.frame, repeat)?;
+        ensure!(outcome.verdict == expected, "the program said {}", outcome.verdict.cast_signed());
+        Ok(f64::from(outcome.ns))
+    }
+
+    /// How many packets matched so far.
+    pub fn matched(&mut self) -> Result<u64> {
+        let Program::Ours(object) = &mut self.program else { return Ok(0) };
+        let counters = object.rule_counters(0, self.rules)?;
+        Ok(counters.iter().map(RuleCounters::matched).sum())
+    }
+}
+
+/// Loads the object and makes the rules active, for ever.
+fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
+    let (seed, rules) = file::read(&file.path())?;
+    let compiled = compile(&rules, seed.unwrap_or_default(), 0, u64::MAX)?;
+    let constants = Constants {
+        cgroup: setting.cgroup,
+        layout: if looks_up { Layout::of_kernel()? } else { Layout::default() },
+        // A mark of no bits.
+        judged_bit: 0,
+        protect: setting.protect,
+    };
+    // As much room as `Network` makes.
+    let capacity =
+        Capacity { rules: compiled.rules.len() as u32, entries: 2 * compiled.entry_count() as u32 };
+    let mut object = Object::load(constants, capacity, 0)?;
+    object.replace_entries(&[], &compiled.entries(0))?;
+    if let Some([local, remote]) = &compiled.classes {
+        object.set_port_classes(0, local, remote)?;
+    }
+    object.set_rules(0, &compiled.rules)?;
+    object.set_rule_set(0, &compiled.set)?;
+    object.set_control(Control { lease_deadline_ns: u64::MAX, bank: 0, reserved: 0 })?;
+    Ok(object)
+}
