@@ -15,6 +15,9 @@ use crate::maps;
 /// Headers are looked for in so many bytes: Ethernet, two VLAN tags, IPv6, a few extension headers, TCP.
 const HEADERS: u32 = 256;
 
+/// Ethernet, IPv4 and TCP without options.
+const LEAST_HEADERS: u32 = 14 + 20 + 20;
+
 #[inline(always)]
 fn raw(ctx: &TcContext) -> *mut __sk_buff {
     ctx.skb.skb
@@ -50,16 +53,17 @@ pub fn segment_size(ctx: &TcContext) -> u32 {
 }
 
 /// Parses the headers, made contiguous first if they are not.
+///
+/// Packets of the kernel's own protocols and of drivers have their headers in one piece, at least those of
+/// Ethernet, IPv4 and TCP; if these are not, nothing is taken for granted. Trying first and making
+/// contiguous only on failure would be exact, but doubles the verifier's work.
 #[inline(always)]
 pub fn parse(ctx: &TcContext, link: Link) -> Result<Packet, Unparsed> {
-    let parsed = parse_linear(ctx, link);
     let linear = (ctx.data_end() - ctx.data()) as u32;
-    if parsed != Err(Unparsed::Truncated) || linear >= ctx.len() || linear >= HEADERS {
-        return parsed;
-    }
-    let wanted = if ctx.len() < HEADERS { ctx.len() } else { HEADERS };
-    if ctx.pull_data(wanted).is_err() {
-        return parsed;
+    if linear < LEAST_HEADERS && linear < ctx.len() {
+        let wanted = if ctx.len() < HEADERS { ctx.len() } else { HEADERS };
+        // If there is no memory for it, the packet counts as unparsed.
+        let _ = ctx.pull_data(wanted);
     }
     parse_linear(ctx, link)
 }

@@ -56,6 +56,17 @@ enum OwnedLink {
     Xdp { _link: XdpLink },
 }
 
+/// The tc program for one direction of an interface.
+#[must_use]
+pub const fn program(interface: &Interface, direction: Direction) -> &'static str {
+    match (direction, interface.link) {
+        (Direction::Egress, Some(Link::None)) => "tc_egress_raw",
+        (Direction::Ingress, Some(Link::None)) => "tc_ingress_raw",
+        (Direction::Egress, _) => "tc_egress",
+        (Direction::Ingress, _) => "tc_ingress",
+    }
+}
+
 /// Attaches the tc program of one direction to an interface of `netns`, ahead of other programs.
 pub fn tc(
     object: &mut Object,
@@ -63,13 +74,7 @@ pub fn tc(
     interface: &Interface,
     direction: Direction,
 ) -> Result<Attachment, KernelError> {
-    let name = match (direction, interface.link) {
-        (Direction::Egress, Some(Link::None)) => "tc_egress_raw",
-        (Direction::Ingress, Some(Link::None)) => "tc_ingress_raw",
-        (Direction::Egress, _) => "tc_egress",
-        (Direction::Ingress, _) => "tc_ingress",
-    };
-    let program = object.classifier(name)?;
+    let program = object.classifier(program(interface, direction))?;
     netns.run(|| tcx(program, netns, interface, direction))?
 }
 

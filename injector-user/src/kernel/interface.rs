@@ -15,6 +15,8 @@ pub struct Interface {
     pub name: String,
     /// Whether it is the loopback.
     pub is_loopback: bool,
+    /// Whether it is up; no packet passes one that is not.
+    pub is_up: bool,
     /// What precedes the IP header in its packets; `None` for link layers that are not understood.
     pub link: Option<Link>,
 }
@@ -52,6 +54,7 @@ fn interface(message: LinkMessage) -> Option<Interface> {
     Some(Interface {
         index: message.header.index,
         name,
+        is_up: message.header.flags.contains(LinkFlags::Up),
         is_loopback: message.header.flags.contains(LinkFlags::Loopback),
         link,
     })

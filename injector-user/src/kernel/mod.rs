@@ -57,7 +57,7 @@ pub enum KernelError {
     #[error("the kernel's verifier refused the eBPF program {program}: {reason}")]
     Refused {
         /// Its name.
-        program: &'static str,
+        program: String,
         /// What the verifier said last.
         reason: String,
         /// The error number.
@@ -69,7 +69,7 @@ pub enum KernelError {
     )]
     Program {
         /// Its name.
-        program: &'static str,
+        program: String,
         /// Why.
         source: Box<aya::programs::ProgramError>,
     },

@@ -1,11 +1,14 @@
 //! The eBPF object: loading it, and typed access to its maps.
 
-use std::collections;
+use std::{
+    collections::{self, BTreeSet},
+    thread,
+};
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
-    programs::{ProgramError, SchedClassifier, Xdp},
+    programs::{Program, ProgramError, SchedClassifier, Xdp},
     util::nr_cpus,
 };
 use aya_log::EbpfLogger;
@@ -96,12 +99,35 @@ impl Object {
         self.capacity
     }
 
+    /// Loads tc programs side by side, as far as they are not loaded: the verifier takes its time.
+    pub fn load_programs(&mut self, names: &BTreeSet<&str>) -> Result<(), KernelError> {
+        let wanted = self.ebpf.programs_mut().filter_map(|(name, program)| match program {
+            Program::SchedClassifier(program) if program.fd().is_err() => {
+                names.get(name).map(|_| (name.to_owned(), program))
+            }
+            _ => None,
+        });
+        thread::scope(|scope| {
+            let loads = wanted.map(|(name, program)| {
+                let load = move || load(&name, || program.load());
+                thread::Builder::new().spawn_scoped(scope, load).map_err(KernelError::Thread)
+            });
+            let loads: Vec<_> = loads.collect::<Result<_, _>>()?;
+            loads.into_iter().try_for_each(|load| {
+                // The process aborts on panic, so there is none to join.
+                load.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        })
+    }
+
     /// A tc program, loaded.
     pub fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, KernelError> {
         let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
         let program: &mut SchedClassifier =
             program.try_into().map_err(|_| KernelError::Missing(name))?;
-        loaded(name, program.fd().is_err(), || program.load())?;
+        if program.fd().is_err() {
+            load(name, || program.load())?;
+        }
         Ok(program)
     }
 
@@ -109,7 +135,9 @@ impl Object {
     pub fn xdp(&mut self, name: &'static str) -> Result<&mut Xdp, KernelError> {
         let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
         let program: &mut Xdp = program.try_into().map_err(|_| KernelError::Missing(name))?;
-        loaded(name, program.fd().is_err(), || program.load())?;
+        if program.fd().is_err() {
+            load(name, || program.load())?;
+        }
         Ok(program)
     }
 
@@ -291,23 +319,21 @@ fn map<'a, T: TryFrom<&'a mut Map, Error = MapError>>(
     map.try_into().map_err(|source: MapError| KernelError::Map { map: name, source: source.into() })
 }
 
-fn loaded(
-    program: &'static str,
-    is_new: bool,
-    load: impl FnOnce() -> Result<(), ProgramError>,
-) -> Result<(), KernelError> {
-    if is_new {
-        load().map_err(|error| match error {
-            // The verifier's log is thousands of lines long; its last ones say what is wrong.
-            ProgramError::LoadError { io_error, verifier_log } => {
-                let log = verifier_log.to_string();
-                tracing::debug!(program, log, "refused");
-                let mut lines: Vec<&str> = log.lines().rev().take(5).collect();
-                lines.reverse();
-                KernelError::Refused { program, reason: lines.join("; "), source: io_error }
+/// Loads a program; an error says what the verifier said last.
+fn load(program: &str, load: impl FnOnce() -> Result<(), ProgramError>) -> Result<(), KernelError> {
+    load().map_err(|error| match error {
+        // The verifier's log is thousands of lines long; its last ones say what is wrong.
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            tracing::debug!(program, log, "refused");
+            let mut lines: Vec<&str> = log.lines().rev().take(5).collect();
+            lines.reverse();
+            KernelError::Refused {
+                program: program.into(),
+                reason: lines.join("; "),
+                source: io_error,
             }
-            error => KernelError::Program { program, source: error.into() },
-        })?;
-    }
-    Ok(())
+        }
+        error => KernelError::Program { program: program.into(), source: error.into() },
+    })
 }

@@ -178,8 +178,15 @@ impl Target {
     }
 
     fn wants(&self, interface: &Interface) -> bool {
-        let named = self.interfaces.is_empty() || self.interfaces.contains(&interface.name);
-        named && interface.link.is_some() && !(self.spares_loopback && interface.is_loopback)
+        if interface.link.is_none() || (self.spares_loopback && interface.is_loopback) {
+            return false;
+        }
+        // Attaching takes the kernel 10 ms an interface; those that are down are left until they are up.
+        if self.interfaces.is_empty() {
+            interface.is_up
+        } else {
+            self.interfaces.contains(&interface.name)
+        }
     }
 
     fn check_interfaces(&self) -> Result<(), ResolveError> {

@@ -3,7 +3,7 @@
 pub mod compile;
 mod protect;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use injector_common::{
     control::Control,
@@ -24,7 +24,7 @@ use crate::{
         object::{Capacity, Constants, Object},
     },
     spec::rule::Rule,
-    target::{ResolveError, Target},
+    target::{Place, ResolveError, Target},
 };
 use compile::{CompileError, Compiled, compile};
 
@@ -61,8 +61,11 @@ pub enum NetworkError {
         capacity: Capacity,
     },
     /// There is no interface to attach to.
-    #[error("there is no interface to attach to: {0}")]
-    NoInterface(&'static str),
+    #[error(
+        "no interface is up but the loopback, which --protect leaves alone: name it with --interface, or give \
+         --no-protect"
+    )]
+    NothingUnprotected,
 }
 
 /// How to install.
@@ -144,10 +147,8 @@ impl Network {
         }
         network.fill(0, compiled)?;
         network.renew()?;
-        if network.attach()?.is_empty() {
-            return Err(NetworkError::NoInterface(
-                "all are loopback, which --protect leaves alone, or of a link layer that is not understood",
-            ));
+        if network.attach()?.is_empty() && options.protect {
+            return Err(NetworkError::NothingUnprotected);
         }
         Ok(network)
     }
@@ -193,6 +194,7 @@ impl Network {
             })
         });
         let mut new = Vec::new();
+        self.load(&places, egress, ingress)?;
         for place in places {
             for interface in &place.interfaces {
                 for (wanted, direction) in
@@ -266,6 +268,22 @@ impl Network {
         self.object.set_rule_set(bank, &compiled.set)?;
         self.banks[bank as usize] = Some(compiled);
         Ok(())
+    }
+
+    /// Loads the programs that attaching to `places` takes, side by side.
+    fn load(&mut self, places: &[Place], egress: bool, ingress: bool) -> Result<(), NetworkError> {
+        if self.options.xdp {
+            return Ok(());
+        }
+        let interfaces = places.iter().flat_map(|place| &place.interfaces);
+        let names: BTreeSet<&str> = interfaces
+            .flat_map(|interface| {
+                let egress = egress.then(|| attach::program(interface, Direction::Egress));
+                let ingress = ingress.then(|| attach::program(interface, Direction::Ingress));
+                egress.into_iter().chain(ingress)
+            })
+            .collect();
+        Ok(self.object.load_programs(&names)?)
     }
 
     fn is_attached(&self, netns: &Netns, interface: &Interface, direction: Direction) -> bool {

@@ -1,0 +1,111 @@
+//! Raw frames, byte by byte, for what no socket would send.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::support::{Family, Host};
+
+/// IP protocol number of UDP.
+pub const UDP: u8 = 17;
+
+/// In hexadecimal, as `traffic raw-send` takes it.
+#[must_use]
+pub fn hex(frame: &[u8]) -> String {
+    frame.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A frame from one host to another; `tags` are VLAN ids, the outermost first.
+#[must_use]
+pub fn ethernet(from: &Host, to: &Host, tags: &[u16], ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = [to.mac, from.mac].concat();
+    for (level, tag) in tags.iter().enumerate() {
+        // An outer tag is one of IEEE 802.1ad if another follows, else one of 802.1Q.
+        let kind: u16 = if level + 1 < tags.len() { 0x88a8 } else { 0x8100 };
+        frame.extend(kind.to_be_bytes());
+        frame.extend(tag.to_be_bytes());
+    }
+    frame.extend(ethertype.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// The ethertype of an IP version.
+#[must_use]
+pub fn ethertype(family: Family) -> u16 {
+    match family {
+        Family::V4 => 0x0800,
+        Family::V6 => 0x86dd,
+    }
+}
+
+/// An IPv4 packet without options.
+#[must_use]
+pub fn ipv4(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let length = (20 + payload.len() as u16).to_be_bytes();
+    let mut packet = vec![0x45, 0, length[0], length[1], 0, 0, 0, 0, 64, protocol, 0, 0];
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    let checksum = (!sum(&packet)).to_be_bytes();
+    packet[10..12].copy_from_slice(&checksum);
+    packet.extend(payload);
+    packet
+}
+
+/// An IPv6 packet; `payload` begins with the header that `next` names.
+#[must_use]
+pub fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u16).to_be_bytes();
+    let mut packet = vec![0x60, 0, 0, 0, length[0], length[1], next, 64];
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(payload);
+    packet
+}
+
+/// A UDP datagram with its checksum.
+#[must_use]
+pub fn udp(source: IpAddr, destination: IpAddr, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+    let length = 8 + payload.len() as u16;
+    let mut datagram = Vec::new();
+    for field in [ports.0, ports.1, length, 0] {
+        datagram.extend(field.to_be_bytes());
+    }
+    datagram.extend(payload);
+    let mut covered = Vec::new();
+    for address in [source, destination] {
+        match address {
+            IpAddr::V4(address) => covered.extend(address.octets()),
+            IpAddr::V6(address) => covered.extend(address.octets()),
+        }
+    }
+    covered.extend([0, UDP]);
+    covered.extend(length.to_be_bytes());
+    covered.extend(&datagram);
+    let checksum = match !sum(&covered) {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
+    datagram
+}
+
+/// An IP packet with a UDP datagram.
+#[must_use]
+pub fn ip_udp(source: IpAddr, destination: IpAddr, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+    let datagram = udp(source, destination, ports, payload);
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => ipv4(source, destination, UDP, &datagram),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => ipv6(source, destination, UDP, &datagram),
+        _ => panic!("two families in one packet"),
+    }
+}
+
+/// The one's complement sum of RFC 1071.
+fn sum(bytes: &[u8]) -> u16 {
+    let words =
+        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
