@@ -113,7 +113,7 @@ pub static SEEN: PerCpuArray<SeenCounters> = PerCpuArray::with_max_entries(1, 0)
 #[map]
 pub static PROTECTED: HashMap<Connection, u8> = HashMap::with_max_entries(1024, 0);
 
-/// Connections that have been reset, and when by `CLOCK_MONOTONIC`.
+/// Connections that have been reset, and when by `CLOCK_MONOTONIC`; those that are being made, and `u64::MAX`.
 #[map]
 pub static RESET: LruHashMap<Connection, u64> = LruHashMap::with_max_entries(65_536, 0);
 

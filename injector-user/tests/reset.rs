@@ -103,6 +103,30 @@ fn accepted_connections_of_the_target_are_reset_on_its_side() {
 }
 
 #[test]
+fn acknowledgments_are_enough_to_be_reset_where_only_they_are_seen() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let _sink = serve(&lab.right, None, "tcp-serve --bind [::]:9000");
+    let line = "tcp-serve --mode source --bytes 5000000 --chunk 1000 --bind [::]:9001";
+    let _source = serve(&lab.right, None, line);
+    // The target only sends data and the faults see what it receives, and the other way round.
+    for (direction, port, mode) in [("ingress", 9000, "sink"), ("egress", 9001, "source")] {
+        let line = format!("--reset --direction {direction}");
+        let injector = Injector::on(&lab.left, &cgroup, &line);
+        for family in FAMILIES {
+            let to = lab.right.at(family, port);
+            let line = format!("tcp-connect --mode {mode} --to {to} --bytes 5000000 --timeout-ms 2000");
+            let report = talk(&lab.left, Some(&cgroup), &line);
+            assert_eq!(report["connected"], true, "{direction} {report}");
+            let error = report["error"].as_str().unwrap_or_default();
+            // Whoever writes to a connection that has been reset meanwhile gets EPIPE.
+            assert!(["ECONNRESET", "EPIPE"].contains(&error), "{direction} {report}");
+        }
+        assert_eq!(injector.stop().total.reset, 2, "{direction}");
+    }
+}
+
+#[test]
 fn with_syn_asked_for_connecting_is_refused() {
     let lab = Lab::new();
     let cgroup = TestCgroup::new();

@@ -20,6 +20,9 @@ use crate::{
 /// it gets another after this time, which is not counted again.
 const AGAIN_AFTER_NS: u64 = 20_000_000;
 
+/// In [`maps::RESET`] in place of a time: the connection's handshake is under way.
+const HANDSHAKE: u64 = u64::MAX;
+
 /// What became of the packet: it goes on unchanged.
 pub const NOT_RESET: u32 = 0;
 /// It is now the first RST of its connection.
@@ -57,20 +60,23 @@ fn attempt(
     }
     let connection = connection(packet, direction);
     if flags & tcp_flag::SYN != 0 && rule_flags & RULE_RESET_SYN == 0 {
-        // A new connection; it may come to be, and is reset at its first segment. Its ports may have
-        // been used by one that was reset before.
-        let _ = maps::RESET.remove(&connection);
+        // A new connection; its ports may have been used by one that was reset before.
+        let _ = maps::RESET.insert(&connection, &HANDSHAKE, u64::from(BPF_ANY));
         return None;
     }
-    if direction == Direction::Ingress && !packet.has_data && flags & tcp_flag::SYN == 0 {
-        // A bare acknowledgment completes a handshake, perhaps; a reset in its place would hide the
-        // connection from the server that is to see it break.
-        return None;
+    // SAFETY: the value is copied at once; a stale one costs or saves one RST.
+    let mut earlier = unsafe { maps::RESET.get(&connection) }.copied();
+    if earlier == Some(HANDSHAKE) {
+        if !packet.has_data && flags & tcp_flag::FIN == 0 {
+            // This acknowledgment completes the handshake. With a reset in its place connecting would fail,
+            // or the server that is to see the connection break would never see it.
+            let _ = maps::RESET.remove(&connection);
+            return None;
+        }
+        earlier = None;
     }
     // SAFETY: no pointers are passed.
     let now = unsafe { bpf_ktime_get_ns() };
-    // SAFETY: the value is copied at once; a stale one costs or saves one RST.
-    let earlier = unsafe { maps::RESET.get(&connection) }.copied();
     if earlier.is_some_and(|at| now.wrapping_sub(at) < AGAIN_AFTER_NS) {
         return None;
     }
