@@ -105,6 +105,14 @@ enum Party {
         #[arg(long, default_value_t = 1)]
         count: u32,
     },
+    /// Counts the frames that an interface receives until standard input ends
+    Sniff {
+        #[arg(long)]
+        interface: String,
+        /// In hexadecimal; only frames that end with one of these count.
+        #[arg(long = "ending", required = true)]
+        endings: Vec<String>,
+    },
 }
 
 /// What a TCP server does.
@@ -135,6 +143,7 @@ fn main() -> ExitCode {
             Ok(if connections == 1 { reports.remove(0) } else { Value::Array(reports) })
         }
         Party::RawSend { interface, frames, count } => raw_send(&interface, &frames, count),
+        Party::Sniff { interface, endings } => sniff(&interface, &endings),
     };
     match result {
         Ok(report) => {
@@ -547,36 +556,9 @@ fn tcp_info(connection: &TcpStream) -> Value {
 }
 
 fn raw_send(interface: &str, frames: &[String], count: u32) -> io::Result<Value> {
-    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
-    let frames: Vec<Vec<u8>> = frames
-        .iter()
-        .map(|text| {
-            text.as_bytes()
-                .chunks(2)
-                .map(|pair| {
-                    let pair = str::from_utf8(pair).map_err(|_| invalid("not hexadecimal"))?;
-                    u8::from_str_radix(pair, 16).map_err(|_| invalid("not hexadecimal"))
-                })
-                .collect()
-        })
-        .collect::<io::Result<_>>()?;
-    let interface = CString::new(interface)?;
-    // SAFETY: the name is terminated.
-    let index = unsafe { libc::if_nametoindex(interface.as_ptr()) };
-    if index == 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: takes no pointers.
-    let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    if socket < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a new descriptor that nobody else has.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    // SAFETY: sockaddr_ll is plain data, for which zeroes are valid.
-    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_ifindex = index.cast_signed();
+    let frames: Vec<Vec<u8>> = frames.iter().map(|text| bytes(text)).collect::<io::Result<_>>()?;
+    // It receives nothing.
+    let (socket, address) = packet_socket(interface, 0)?;
     let (mut sent, mut errors) = (0u64, 0u64);
     for _ in 0..count {
         for frame in &frames {
@@ -595,6 +577,88 @@ fn raw_send(interface: &str, frames: &[String], count: u32) -> io::Result<Value>
         }
     }
     Ok(json!({"sent": sent, "errors": errors}))
+}
+
+fn sniff(interface: &str, endings: &[String]) -> io::Result<Value> {
+    const OUTGOING: u8 = libc::PACKET_OUTGOING;
+
+    let endings: Vec<Vec<u8>> =
+        endings.iter().map(|text| bytes(text)).collect::<io::Result<_>>()?;
+    let (socket, _) = packet_socket(interface, (libc::ETH_P_ALL as u16).to_be())?;
+    // What a packet socket and a UDP socket have in common is all that is used.
+    let socket = UdpSocket::from(socket);
+    enlarge(&socket)?;
+    socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+    let ended = end_of_input();
+    ready();
+    let mut buffer = vec![0u8; 65536];
+    let mut count = 0u64;
+    let mut last = Instant::now();
+    loop {
+        // SAFETY: sockaddr_ll is plain data, for which zeroes are valid.
+        let mut from: libc::sockaddr_ll = unsafe { mem::zeroed() };
+        let mut from_length = size_of_val(&from) as u32;
+        // SAFETY: buffer and address outlive the call and are as long as is said.
+        let length = unsafe {
+            libc::recvfrom(
+                socket.as_raw_fd(),
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                0,
+                (&raw mut from).cast(),
+                &raw mut from_length,
+            )
+        };
+        if let Ok(length) = usize::try_from(length) {
+            last = Instant::now();
+            let frame = &buffer[..length];
+            if from.sll_pkttype != OUTGOING && endings.iter().any(|end| frame.ends_with(end)) {
+                count += 1;
+            }
+        } else if io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock {
+            return Err(io::Error::last_os_error());
+        } else if !ended.load(Ordering::SeqCst) {
+            last = Instant::now();
+        } else if last.elapsed() > QUIET {
+            return Ok(json!({"frames": count}));
+        }
+    }
+}
+
+/// A packet socket on an interface, for frames of this protocol (packet(7)), and the interface's address.
+fn packet_socket(interface: &str, protocol: u16) -> io::Result<(OwnedFd, libc::sockaddr_ll)> {
+    let interface = CString::new(interface)?;
+    // SAFETY: the name is terminated.
+    let index = unsafe { libc::if_nametoindex(interface.as_ptr()) };
+    if index == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: takes no pointers.
+    let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else has.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: sockaddr_ll is plain data, for which zeroes are valid.
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = index.cast_signed();
+    address.sll_protocol = protocol;
+    let length = size_of_val(&address) as u32;
+    // SAFETY: `address` outlives the call and is as long as is said.
+    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    if result == 0 { Ok((socket, address)) } else { Err(io::Error::last_os_error()) }
+}
+
+/// From hexadecimal.
+fn bytes(text: &str) -> io::Result<Vec<u8>> {
+    let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "not hexadecimal");
+    let byte = |pair: &[u8]| {
+        let digits = str::from_utf8(pair).ok()?;
+        u8::from_str_radix(digits, 16).ok()
+    };
+    text.as_bytes().chunks(2).map(|pair| byte(pair).ok_or_else(invalid)).collect()
 }
 
 /// The name of an error, as errno(3) has it for the ones that tests ask for.

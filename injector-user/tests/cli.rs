@@ -163,4 +163,10 @@ fn doctor_finds_every_hook_of_this_kernel_usable() {
         let finding = finding.unwrap_or_else(|| panic!("nothing about {subject}"));
         assert_eq!(finding["verdict"], "ok", "{finding}");
     }
+    for fault in ["loss", "corrupt", "duplicate", "partition", "reset"] {
+        let finding = findings.iter().find(|finding| finding["fault"] == fault);
+        let finding = finding.unwrap_or_else(|| panic!("nothing about {fault}"));
+        assert!(finding["works_by"].to_string().contains("tcx egress"), "{finding}");
+        assert_eq!(finding["not_by"], serde_json::json!([]), "{finding}");
+    }
 }

@@ -115,7 +115,8 @@ fn acknowledgments_are_enough_to_be_reset_where_only_they_are_seen() {
         let injector = Injector::on(&lab.left, &cgroup, &line);
         for family in FAMILIES {
             let to = lab.right.at(family, port);
-            let line = format!("tcp-connect --mode {mode} --to {to} --bytes 5000000 --timeout-ms 2000");
+            let line =
+                format!("tcp-connect --mode {mode} --to {to} --bytes 5000000 --timeout-ms 2000");
             let report = talk(&lab.left, Some(&cgroup), &line);
             assert_eq!(report["connected"], true, "{direction} {report}");
             let error = report["error"].as_str().unwrap_or_default();

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use serde::Serialize;
 
 use super::{args::Output, privileges};
 use crate::{
@@ -19,32 +20,69 @@ pub struct DoctorArgs {
     output: Output,
 }
 
-/// Prints one line a probe.
+/// The hooks by which a fault can be had here, and those by which it cannot.
+#[derive(Debug, Serialize)]
+struct FaultFinding {
+    fault: &'static str,
+    works_by: Vec<&'static str>,
+    not_by: Vec<&'static str>,
+}
+
+/// Prints one line a means of the kernel, then one a fault.
 pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
     privileges::check()?;
-    for finding in findings()? {
+    let findings = findings()?;
+    for finding in &findings {
         match args.output {
             Output::Json => println!("{}", serde_json::to_string(&finding)?),
-            Output::Human => match &finding.verdict {
-                Verdict::Ok => println!("ok   {:<24} {}", finding.subject, finding.serves),
-                Verdict::Unavailable { reason, remedy } => {
-                    println!("no   {:<24} {}", finding.subject, finding.serves);
-                    println!("     {:<24} why: {reason}", "");
-                    println!("     {:<24} remedy: {remedy}", "");
-                }
-            },
+            Output::Human => print(finding),
+        }
+    }
+    for fault in probe::FAULTS {
+        let finding = FaultFinding::of(fault, &findings);
+        match args.output {
+            Output::Json => println!("{}", serde_json::to_string(&finding)?),
+            Output::Human => {
+                let verdict = if finding.works_by.is_empty() { "no" } else { "ok" };
+                println!("{verdict:<4} --{fault:<18} by {}", finding.works_by.join(", "));
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
+fn print(finding: &Finding) {
+    let Finding { subject, serves, .. } = finding;
+    match &finding.verdict {
+        Verdict::Ok => println!("ok   {subject:<20} {serves}"),
+        Verdict::Unavailable { reason, remedy } => {
+            println!("no   {subject:<20} {serves}");
+            println!("     {:<20} why: {reason}", "");
+            println!("     {:<20} remedy: {remedy}", "");
+        }
+    }
+}
+
+impl FaultFinding {
+    fn of(fault: &'static str, findings: &[Finding]) -> Self {
+        let serving = findings.iter().filter(|finding| finding.faults.contains(&fault));
+        let (works, fails): (Vec<_>, Vec<_>) = serving.partition(|finding| finding.verdict.is_ok());
+        let subjects = |findings: Vec<&Finding>| findings.iter().map(|f| f.subject).collect();
+        Self { fault, works_by: subjects(works), not_by: subjects(fails) }
+    }
+}
+
 fn findings() -> Result<Vec<Finding>> {
-    let cgroup = Verdict::of(
-        Hierarchy::find(),
-        "mount the cgroup v2 hierarchy, and run in the host's cgroup namespace",
-    );
-    let mut findings =
-        vec![Finding { subject: "cgroup v2", serves: "run, --cgroup, --pid", verdict: cgroup }];
+    let cgroup = Finding {
+        subject: "cgroup v2",
+        faults: &[],
+        serves: "run, --cgroup, --pid",
+        verdict: Verdict::of(
+            Hierarchy::find(),
+            "mount the cgroup v2 hierarchy, and run in the host's cgroup namespace",
+        ),
+    };
+    let mut findings = vec![cgroup];
     findings.extend(probe::hooks()?);
     Ok(findings)
 }

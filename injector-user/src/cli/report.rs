@@ -260,14 +260,13 @@ impl Reporter {
             Output::Human => human(event),
         };
         if let Some(live) = &self.live {
-            if matches!(event, Event::Progress { .. }) {
-                live.set_message(text.trim_end().to_owned());
-                live.tick();
-                return Ok(());
-            }
-            live.suspend(|| write(&mut self.sink, &text))?;
-            if matches!(event, Event::Summary { .. }) {
-                live.finish_and_clear();
+            match event {
+                Event::Progress { .. } => live.set_message(text.trim_end().to_owned()),
+                Event::Summary { .. } => {
+                    live.finish_and_clear();
+                    write(&mut self.sink, &text)?;
+                }
+                _ => live.suspend(|| write(&mut self.sink, &text))?,
             }
             return Ok(());
         }

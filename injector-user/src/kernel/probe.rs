@@ -16,12 +16,21 @@ use super::{
     object::{Capacity, Constants, Object},
 };
 
-/// What was found about one thing.
+/// Packet faults, by their options.
+pub const FAULTS: [&str; 5] = ["loss", "corrupt", "duplicate", "partition", "reset"];
+
+/// Those of them that XDP can do.
+const XDP_FAULTS: [&str; 3] = ["loss", "corrupt", "partition"];
+
+/// What was found about a hook or another means of the kernel.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
     /// What was tried.
     pub subject: &'static str,
-    /// The faults and options that it serves.
+    /// The faults that it serves.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub faults: &'static [&'static str],
+    /// What it is for, in words.
     pub serves: &'static str,
     /// What came of it.
     #[serde(flatten)]
@@ -86,9 +95,8 @@ pub fn hooks() -> Result<Vec<Finding>, KernelError> {
 }
 
 fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
-    const TC: &str = "loss, corrupt, duplicate, partition, reset";
     const TCX: &str = "Linux 6.6 or later with CONFIG_NET_XGRESS";
-    const XDP: &str = "--xdp with loss, corrupt, partition of received packets";
+    const XDP: &str = "--xdp: received packets of a host, namespace or interface";
 
     let mut object = Object::load(
         // Any cgroup will do to have the verifier see the code that tells whose packet it is.
@@ -103,10 +111,21 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
     let generic = attach::xdp_in(&mut object, netns, &lo, Hook::XdpGeneric);
     let native = native_xdp(&mut object, netns);
     Ok(vec![
-        Finding { subject: "tcx egress", serves: TC, verdict: Verdict::of(egress, TCX) },
-        Finding { subject: "tcx ingress", serves: TC, verdict: Verdict::of(ingress, TCX) },
+        Finding {
+            subject: "tcx egress",
+            faults: &FAULTS,
+            serves: "sent packets",
+            verdict: Verdict::of(egress, TCX),
+        },
+        Finding {
+            subject: "tcx ingress",
+            faults: &FAULTS,
+            serves: "received packets",
+            verdict: Verdict::of(ingress, TCX),
+        },
         Finding {
             subject: "kernel BTF",
+            faults: &[],
             serves: "received packets of a cgroup (run, --cgroup, --pid)",
             verdict: Verdict::of(
                 Layout::of_kernel(),
@@ -115,11 +134,13 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
         },
         Finding {
             subject: "xdp-generic",
+            faults: &XDP_FAULTS,
             serves: XDP,
             verdict: Verdict::of(generic, "Linux 5.9 or later with CONFIG_BPF_SYSCALL"),
         },
         Finding {
             subject: "xdp-native (veth)",
+            faults: &XDP_FAULTS,
             serves: XDP,
             verdict: Verdict::of(native, "a driver with native XDP; xdp-generic serves meanwhile"),
         },

@@ -13,7 +13,11 @@ mod test_run;
 mod throughput;
 mod traffic;
 
-use std::process::ExitCode;
+use std::{
+    process::{self, ExitCode},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
@@ -64,6 +68,7 @@ enum Part {
 /// Runs the benchmark and prints the report.
 pub fn packets(args: &Args) -> Result<ExitCode> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark loads eBPF programs: run it as root");
+    watch(if args.quick { 2 } else { 10 } * MINUTE);
     let wants = |part| args.only.is_empty() || args.only.contains(&part);
     let mut report = Report::new(args.quick)?;
     if wants(Part::TestRun) {
@@ -83,6 +88,17 @@ pub fn packets(args: &Args) -> Result<ExitCode> {
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
     }
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Ends the process if it takes longer than this; all that it made goes with it.
+fn watch(limit: Duration) {
+    thread::spawn(move || {
+        thread::sleep(limit);
+        eprintln!("bench: still not done after {limit:?}; something is stuck");
+        process::exit(1);
+    });
 }
 
 /// Tells the operator how far the benchmark is.
