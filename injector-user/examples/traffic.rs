@@ -24,7 +24,7 @@ use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 
 /// A party is done when it has heard nothing for so long after it was told to end.
-const QUIET: Duration = Duration::from_millis(150);
+const QUIET: Duration = Duration::from_millis(100);
 
 #[derive(Parser)]
 enum Party {
@@ -49,7 +49,7 @@ enum Party {
         /// Payload bytes of a datagram.
         #[arg(long, default_value_t = 64)]
         size: usize,
-        /// Use connect() and send(), not sendto().
+        /// Connect the socket, and send without naming the receiver.
         #[arg(long)]
         connected: bool,
         #[arg(long)]

@@ -177,3 +177,33 @@ fn echo_requests_corrupted_on_the_wire_are_not_answered() {
     assert_eq!((total.matched, total.corrupted, total.skipped), (300, 300 - answered, 0));
     assert!(binomial(300, 0.8).contains(&answered), "{answered}");
 }
+
+#[test]
+fn of_a_fragmented_datagram_the_checksum_is_broken_or_kept_as_for_others() {
+    const COUNT: u64 = 50;
+    // Of an MTU of 1500.
+    const FRAGMENTS: u64 = 3;
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    // What a later fragment does to the checksum cannot be told from it, so only first ones are corrupted
+    // silently; of what is corrupted on the wire, any fragment will do.
+    for (mode, arrive, corrupted) in [("silent", COUNT, COUNT), ("wire", 0, FRAGMENTS * COUNT)] {
+        let line = format!("--corrupt 100% --corrupt-mode {mode} --direction egress");
+        let injector = Injector::on(&lab.left, &cgroup, &line);
+        for family in FAMILIES {
+            let at = lab.right.at(family, 9000);
+            let receiver = serve(&lab.right, None, &format!("udp-receive --bind {at}"));
+            let line = format!("udp-send --to {at} --count {COUNT} --size 4000");
+            talk(&lab.left, Some(&cgroup), &line);
+            let report = receiver.finish();
+            let found = (number(&report, "received"), number(&report, "corrupted"));
+            assert_eq!(found, (arrive, arrive), "{mode} {family:?}");
+        }
+        let total = injector.stop().total;
+        assert_eq!(total.matched, 2 * FRAGMENTS * COUNT, "{mode}");
+        assert_eq!(
+            (total.corrupted, total.skipped),
+            (2 * corrupted, total.matched - 2 * corrupted)
+        );
+    }
+}

@@ -2,12 +2,12 @@
 
 mod support;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, thread};
 
 use serde_json::Value;
 use support::{
-    FAMILIES, Family, Host, INTERFACE, Injector, Lab, RuleFile, TestCgroup, binomial, correlated,
-    number, serve, talk,
+    FAMILIES, Family, Host, Injector, Lab, RuleFile, TestCgroup, binomial, correlated, number,
+    serve, talk,
 };
 
 const COUNT: u64 = 800;
@@ -129,6 +129,31 @@ fn connected_receivers_are_told_apart_from_unconnected_ones_on_the_same_port() {
         assert_eq!(number(&connected.finish(), "received"), 0);
     }
     assert_eq!(injector.stop().total.dropped, 200);
+}
+
+#[test]
+fn a_process_that_sends_at_the_same_time_to_the_same_port_loses_nothing() {
+    const COUNT: u64 = 4000;
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let injector = Injector::on(&lab.left, &cgroup, "--loss 20% --direction egress");
+    for family in FAMILIES {
+        let to = lab.right.at(family, 9000);
+        let receiver = serve(&lab.right, None, &format!("udp-receive --bind {to}"));
+        // Payloads of different sizes, to tell them apart by the bytes that matched.
+        let line = |size| format!("udp-send --connected --to {to} --count {COUNT} --size {size}");
+        let (inside, beside) = thread::scope(|scope| {
+            let beside = scope.spawn(|| talk(&lab.left, None, &line(80)));
+            (talk(&lab.left, Some(&cgroup), &line(64)), beside.join().expect("it ends"))
+        });
+        assert_eq!((number(&inside, "sent"), number(&beside, "sent")), (COUNT, COUNT));
+        // The numbers of both are the same, and each number of the process beside the target arrives.
+        let report = receiver.finish();
+        assert_eq!(number(&report, "distinct"), COUNT);
+    }
+    let total = injector.stop().total;
+    assert_eq!(total.matched, 2 * COUNT);
+    assert_eq!(total.egress.bytes, COUNT * ((14 + 20 + 8 + 64) + (14 + 40 + 8 + 64)));
 }
 
 #[test]

@@ -44,7 +44,9 @@ fn established_connections_of_the_target_are_reset_once_each_and_others_go_on() 
             assert_eq!(report["error"], "ECONNRESET", "{direction} {report}");
             assert_eq!(number(&report["read"], "bytes"), 0, "{direction} {report}");
         }
-        others.into_iter().for_each(|connection| assert_whole(&go(connection)));
+        for connection in others {
+            assert_whole(&go(connection));
+        }
         let total = injector.stop().total;
         assert_eq!((total.reset, total.skipped), (4, 0), "{direction}");
     }

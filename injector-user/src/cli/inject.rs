@@ -12,6 +12,7 @@ use super::{
     signals::Signals,
 };
 use crate::{
+    fault::network::HookChoice,
     spec::{SpecError, rule::check_for_xdp, target::TargetSpec},
     target::Target,
 };
@@ -35,6 +36,10 @@ pub struct InjectArgs {
     #[arg(long)]
     xdp: bool,
 
+    /// Where to attach otherwise
+    #[arg(long, value_enum, default_value_t, value_name = "HOOK", conflicts_with = "xdp")]
+    hook: HookChoice,
+
     /// Leave TCP port 22, the connections of the shell that started this, and loopback alone unless it is
     /// named by --interface [default for --host and --interface]
     #[arg(long, overrides_with = "no_protect")]
@@ -52,7 +57,7 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
     if args.xdp {
         check_for_xdp(&asked.rules).map_err(SpecError::from)?;
     }
-    let instance = session::start_instance()?;
+    let mut instance = session::start_instance()?;
     let asked = asked.resolve()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
@@ -62,10 +67,19 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
         let protect = args.protect || (wide && !args.no_protect);
         let target = Target::resolve(&args.target, protect)?;
         let options = session::options(&args.session, &instance, asked.seed, verbose);
-        let options = crate::fault::network::Options { protect, xdp: args.xdp, ..options };
+        let hook = if args.xdp { HookChoice::Xdp } else { args.hook };
+        let options = crate::fault::network::Options { protect, hook, ..options };
         let title = title(&args.target, &target);
-        let mut session =
-            Session::start(&args.session, &args.rules, asked, target, &title, options, reporter)?;
+        let mut session = Session::start(
+            &mut instance,
+            &args.session,
+            &args.rules,
+            asked,
+            target,
+            &title,
+            options,
+            reporter,
+        )?;
         session.watch(&mut signals, None).await?;
         session.end()
     })?;

@@ -76,8 +76,16 @@ async fn under_faults(
     let target = Target::of_command(cgroup)?;
     let options = session::options(&args.session, instance, asked.seed, verbose);
     let title = session::words(&args.command);
-    let mut session =
-        Session::start(&args.session, &args.rules, asked, target, &title, options, reporter)?;
+    let mut session = Session::start(
+        instance,
+        &args.session,
+        &args.rules,
+        asked,
+        target,
+        &title,
+        options,
+        reporter,
+    )?;
     let mut child = match spawn(&args.command, &procs, signals.mask_before()) {
         Ok(child) => child,
         Err(error) => {
@@ -100,7 +108,7 @@ fn make_cgroup(instance: &mut Instance) -> Result<Cgroup> {
     let home = hierarchy.path_of_process(std::process::id().cast_signed())?;
     let path = home.join(format!("injector-{}", std::process::id()));
     let action = Action::MakeCgroup { path: path.clone(), home };
-    instance.perform(&action, || fs::create_dir(&path))?;
+    instance.perform(action, || fs::create_dir(&path))?;
     Ok(hierarchy.open(&path)?)
 }
 

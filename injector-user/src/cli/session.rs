@@ -44,6 +44,7 @@ pub enum End {
 
 /// Active faults.
 pub struct Session<'a> {
+    instance: &'a mut Instance,
     args: &'a SessionArgs,
     rules_args: &'a RulesArgs,
     rules: Vec<Rule>,
@@ -107,6 +108,7 @@ pub fn options(args: &SessionArgs, instance: &Instance, seed: u64, verbose: bool
 impl<'a> Session<'a> {
     /// Installs the faults and says so.
     pub fn start(
+        instance: &'a mut Instance,
         args: &'a SessionArgs,
         rules_args: &'a RulesArgs,
         asked: Asked,
@@ -116,7 +118,7 @@ impl<'a> Session<'a> {
         mut reporter: Reporter,
     ) -> Result<Self> {
         let Asked { rules, seed, resolved } = asked;
-        let network = Network::install(target, &rules, options)?;
+        let network = Network::install(instance, target, &rules, options)?;
         let started = Instant::now();
         let attached = network.attached();
         reporter.say(&Event::Started {
@@ -129,7 +131,7 @@ impl<'a> Session<'a> {
             resolved: &resolved,
             startup_ms: since_exec().unwrap_or_default().as_secs_f64() * 1e3,
         })?;
-        Ok(Self { args, rules_args, rules, seed, network, reporter, started })
+        Ok(Self { instance, args, rules_args, rules, seed, network, reporter, started })
     }
 
     /// Keeps the faults up until the end; hands signals on to `command` if there is one.
@@ -168,13 +170,13 @@ impl<'a> Session<'a> {
                         return Ok(End::Asked);
                     }
                     // The command goes on without faults.
-                    self.network.detach();
+                    self.network.detach(self.instance)?;
                     let Some(child) = &mut command else { return Ok(End::Asked) };
                     return Ok(End::Command(outlast(signals, child).await?));
                 }
                 _ = renewal.tick() => {
                     self.network.renew()?;
-                    let new = self.network.attach()?;
+                    let new = self.network.attach(self.instance)?;
                     if !new.is_empty() {
                         self.reporter.say(&Event::Attached { attached: new.iter().map(Into::into).collect() })?;
                     }
@@ -191,7 +193,7 @@ impl<'a> Session<'a> {
 
     /// Ends the faults, says what they did, and gives the exit code if that is not the command's.
     pub fn end(mut self) -> Result<ExitCode> {
-        self.network.detach();
+        self.network.detach(self.instance)?;
         let counters = self.network.rule_counters()?;
         let total = report::total(&counters);
         let seen = self.network.seen_counters()?;
@@ -232,7 +234,7 @@ impl<'a> Session<'a> {
             Ok(rules)
         };
         let replaced = read().and_then(|rules| {
-            self.network.replace(&rules)?;
+            self.network.replace(self.instance, &rules)?;
             Ok(std::mem::replace(&mut self.rules, rules))
         });
         match replaced {

@@ -1,15 +1,16 @@
 //! Attaching programs to interfaces.
 //!
-//! tcx and XDP attachments are owned by `bpf_link` file descriptors: they end with this process,
-//! however it ends. clsact filters, for kernels before 6.6, are not.
+//! By tcx and XDP, whose attachments are owned by `bpf_link` file descriptors: they end with this
+//! process, however it ends. For kernels before 6.6 there is [`super::clsact`].
 
 use std::fmt::{self, Display, Formatter};
 
 use aya::programs::{
-    LinkOrder, SchedClassifier, TcAttachType, XdpMode,
+    LinkOrder, ProgramError, TcAttachType, XdpMode,
     tc::{SchedClassifierLink, TcAttachOptions},
     xdp::XdpLink,
 };
+use aya::sys::SyscallError;
 use injector_common::packet::{Direction, parse::Link};
 
 use super::{KernelError, interface::Interface, netns::Netns, object::Object};
@@ -19,6 +20,8 @@ use super::{KernelError, interface::Interface, netns::Netns, object::Object};
 pub enum Hook {
     /// tcx (Linux 6.6).
     Tcx,
+    /// A filter below a clsact qdisc.
+    Clsact,
     /// XDP in the driver.
     XdpNative,
     /// XDP in the kernel's generic receive path.
@@ -29,31 +32,20 @@ impl Display for Hook {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         f.write_str(match self {
             Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
             Self::XdpNative => "xdp-native",
             Self::XdpGeneric => "xdp-generic",
         })
     }
 }
 
-/// A program attached to an interface. Dropping it detaches the program.
+/// What owns an attachment by tcx or XDP. Dropping it detaches the program.
 #[derive(Debug)]
-pub struct Attachment {
-    /// The interface.
-    pub interface: Interface,
-    /// The namespace.
-    pub netns: Netns,
-    /// Which packets it sees.
-    pub direction: Direction,
-    /// Where.
-    pub hook: Hook,
-    /// Held for its `Drop`.
-    _link: OwnedLink,
-}
-
-#[derive(Debug)]
-enum OwnedLink {
-    Tc { _link: SchedClassifierLink },
-    Xdp { _link: XdpLink },
+pub enum OwnedLink {
+    /// By tcx.
+    Tc(SchedClassifierLink),
+    /// By XDP.
+    Xdp(XdpLink),
 }
 
 /// The tc program for one direction of an interface.
@@ -67,43 +59,36 @@ pub const fn program(interface: &Interface, direction: Direction) -> &'static st
     }
 }
 
-/// Attaches the tc program of one direction to an interface of `netns`, ahead of other programs.
-pub fn tc(
+/// Attaches the tc program of one direction to an interface of `netns` by tcx, ahead of other programs.
+pub fn tcx(
     object: &mut Object,
     netns: &Netns,
     interface: &Interface,
     direction: Direction,
-) -> Result<Attachment, KernelError> {
-    let program = object.classifier(program(interface, direction))?;
-    netns.run(|| tcx(program, netns, interface, direction))?
-}
-
-fn tcx(
-    program: &mut SchedClassifier,
-    netns: &Netns,
-    interface: &Interface,
-    direction: Direction,
-) -> Result<Attachment, KernelError> {
+) -> Result<OwnedLink, KernelError> {
     let side = match direction {
         Direction::Egress => TcAttachType::Egress,
         Direction::Ingress => TcAttachType::Ingress,
     };
-    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let link = program
-        .attach_with_options(&interface.name, side, order)
-        .and_then(|id| program.take_link(id))
-        .map_err(|source| KernelError::Attach {
-            interface: interface.name.clone(),
-            hook: format!("tcx {direction:?}").to_lowercase(),
-            source: source.into(),
-        })?;
-    Ok(Attachment {
-        interface: interface.clone(),
-        netns: netns.clone(),
-        direction,
-        hook: Hook::Tcx,
-        _link: OwnedLink::Tc { _link: link },
+    let program = object.classifier(program(interface, direction))?;
+    let attach = || {
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let id = program.attach_with_options(&interface.name, side, order)?;
+        program.take_link(id)
+    };
+    netns.run(attach)?.map(OwnedLink::Tc).map_err(|source| KernelError::Attach {
+        interface: interface.name.clone(),
+        hook: format!("tcx {direction:?}").to_lowercase(),
+        source: source.into(),
     })
+}
+
+/// Whether an error of [`tcx`] says that the kernel does not know tcx.
+#[must_use]
+pub fn is_unknown(error: &KernelError) -> bool {
+    let KernelError::Attach { source, .. } = error else { return false };
+    matches!(&**source, ProgramError::SyscallError(SyscallError { io_error, .. })
+        if io_error.raw_os_error() == Some(libc::EINVAL))
 }
 
 /// Attaches the XDP program, in the driver where it can, else in the generic receive path.
@@ -111,11 +96,15 @@ pub fn xdp(
     object: &mut Object,
     netns: &Netns,
     interface: &Interface,
-) -> Result<Attachment, KernelError> {
-    let native = xdp_in(object, netns, interface, Hook::XdpNative);
-    let Err(why_not_native) = native else { return native };
-    tracing::debug!(interface = interface.name, error = %why_not_native, "no native XDP");
-    xdp_in(object, netns, interface, Hook::XdpGeneric)
+) -> Result<(OwnedLink, Hook), KernelError> {
+    match xdp_in(object, netns, interface, Hook::XdpNative) {
+        Ok(link) => Ok((link, Hook::XdpNative)),
+        Err(error) => {
+            tracing::debug!(interface = interface.name, %error, "no native XDP");
+            let link = xdp_in(object, netns, interface, Hook::XdpGeneric)?;
+            Ok((link, Hook::XdpGeneric))
+        }
+    }
 }
 
 /// Attaches the XDP program at one of the two XDP hooks.
@@ -124,24 +113,16 @@ pub(super) fn xdp_in(
     netns: &Netns,
     interface: &Interface,
     hook: Hook,
-) -> Result<Attachment, KernelError> {
+) -> Result<OwnedLink, KernelError> {
     let mode = if hook == Hook::XdpNative { XdpMode::Driver } else { XdpMode::Skb };
     let program = object.xdp("xdp_ingress")?;
-    let link = netns.run(|| {
-        program
-            .attach_to_if_index(interface.index, mode)
-            .and_then(|id| program.take_link(id))
-            .map_err(|source| KernelError::Attach {
-                interface: interface.name.clone(),
-                hook: hook.to_string(),
-                source: source.into(),
-            })
-    })??;
-    Ok(Attachment {
-        interface: interface.clone(),
-        netns: netns.clone(),
-        direction: Direction::Ingress,
-        hook,
-        _link: OwnedLink::Xdp { _link: link },
+    let attach = || {
+        let id = program.attach_to_if_index(interface.index, mode)?;
+        program.take_link(id)
+    };
+    netns.run(attach)?.map(OwnedLink::Xdp).map_err(|source| KernelError::Attach {
+        interface: interface.name.clone(),
+        hook: hook.to_string(),
+        source: source.into(),
     })
 }

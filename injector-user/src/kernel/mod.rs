@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod clock;
+pub mod clsact;
 pub mod interface;
 pub mod layout;
 pub mod netns;

@@ -1,7 +1,7 @@
 //! Network namespaces.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -49,6 +49,18 @@ impl Netns {
     /// That of a process.
     pub fn of_process(pid: i32) -> Result<Self, KernelError> {
         Self::open(&PathBuf::from(format!("/proc/{pid}/ns/net")), format!("pid {pid}"))
+    }
+
+    /// By its inode, among those of all processes and those that have names; `None` if it is gone, or
+    /// hidden from us.
+    #[must_use]
+    pub fn find_by_inode(inode: u64) -> Option<Self> {
+        let named = fs::read_dir(NAMED).into_iter().flatten().flatten().map(|entry| entry.path());
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let processes = processes.map(|entry| entry.path().join("ns/net"));
+        named.chain(processes).find_map(|path| {
+            Self::open(&path, path.display().to_string()).ok().filter(|netns| netns.inode == inode)
+        })
     }
 
     fn open(path: &Path, label: String) -> Result<Self, KernelError> {

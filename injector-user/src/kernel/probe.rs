@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::{
     KernelError,
-    attach::{self, Attachment, Hook},
+    attach::{self, Hook, OwnedLink},
+    clsact,
     interface::{self, Interface, block_on},
     layout::Layout,
     netns::Netns,
@@ -105,9 +106,13 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
         0,
     )?;
     let lo = find(netns, |interface| interface.is_loopback)?;
-    let tcx = |object: &mut Object, direction| attach::tc(object, netns, &lo, direction);
+    let tcx = |object: &mut Object, direction| attach::tcx(object, netns, &lo, direction);
     let egress = tcx(&mut object, Direction::Egress);
     let ingress = tcx(&mut object, Direction::Ingress);
+    let clsact = clsact::add_qdisc(netns, &lo).map_err(KernelError::Thread).and_then(|()| {
+        let program = object.classifier("tc_egress")?;
+        clsact::add_filter(program, netns, &lo, Direction::Egress, 1)
+    });
     let generic = attach::xdp_in(&mut object, netns, &lo, Hook::XdpGeneric);
     let native = native_xdp(&mut object, netns);
     Ok(vec![
@@ -122,6 +127,15 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
             faults: &FAULTS,
             serves: "received packets",
             verdict: Verdict::of(ingress, TCX),
+        },
+        Finding {
+            subject: "clsact",
+            faults: &FAULTS,
+            serves: "sent and received packets, where there is no tcx",
+            verdict: Verdict::of(
+                clsact,
+                "a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF",
+            ),
         },
         Finding {
             subject: "kernel BTF",
@@ -148,7 +162,7 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
 }
 
 /// Native XDP on a veth pair that goes with the namespace.
-fn native_xdp(object: &mut Object, netns: &Netns) -> Result<Attachment, KernelError> {
+fn native_xdp(object: &mut Object, netns: &Netns) -> Result<OwnedLink, KernelError> {
     const NAME: &str = "injector0";
     const PEER: &str = "injector1";
 

@@ -8,9 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use injector_common::packet::Direction;
 use serde::{Deserialize, Serialize};
 
-use crate::target::cgroup::{for_each_below, processes_below};
+use crate::{
+    kernel::clsact,
+    target::cgroup::{for_each_below, processes_below},
+};
 
 /// Something done to the machine, with all that is needed to undo it. Undoing is idempotent, and right
 /// as well if the thing was not done yet.
@@ -24,6 +28,28 @@ pub enum Action {
         /// The cgroup that its processes came from, and to which they go back.
         home: PathBuf,
     },
+    /// A clsact qdisc was added to an interface that had none.
+    AddClsact {
+        /// Inode of the network namespace.
+        netns: u64,
+        /// Index of the interface.
+        interface: u32,
+        /// Its name, for people.
+        name: String,
+    },
+    /// A filter was added below a clsact qdisc.
+    AddFilter {
+        /// Inode of the network namespace.
+        netns: u64,
+        /// Index of the interface.
+        interface: u32,
+        /// Its name, for people.
+        name: String,
+        /// On the egress side, else ingress.
+        egress: bool,
+        /// The filter's handle.
+        handle: u16,
+    },
 }
 
 /// Processes that exit keep their cgroup busy for a moment.
@@ -34,6 +60,14 @@ impl Action {
     pub fn undo(&self) -> io::Result<()> {
         match self {
             Self::MakeCgroup { path, home } => remove_cgroup(path, home),
+            Self::AddClsact { netns, interface, .. } => {
+                clsact::remove_qdisc_if_empty(*netns, *interface).map_err(io::Error::other)
+            }
+            Self::AddFilter { netns, interface, egress, handle, .. } => {
+                let direction = if *egress { Direction::Egress } else { Direction::Ingress };
+                clsact::remove_filter(*netns, *interface, direction, *handle)
+                    .map_err(io::Error::other)
+            }
         }
     }
 }
@@ -42,6 +76,11 @@ impl Display for Action {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         match self {
             Self::MakeCgroup { path, .. } => write!(f, "making the cgroup {}", path.display()),
+            Self::AddClsact { name, .. } => write!(f, "adding a clsact qdisc to {name}"),
+            Self::AddFilter { name, egress, .. } => {
+                let side = if *egress { "egress" } else { "ingress" };
+                write!(f, "adding a tc filter to {name} {side}")
+            }
         }
     }
 }

@@ -15,6 +15,8 @@ pub struct Instance {
     journal: Option<Journal>,
     guardian: Option<Guardian>,
     next_id: u32,
+    /// What the journal says is done.
+    done: Vec<(u32, Action)>,
 }
 
 impl Instance {
@@ -27,7 +29,13 @@ impl Instance {
                 continue;
             }
             journal.begin(owner)?;
-            return Ok(Self { slot, journal: Some(journal), guardian: None, next_id: 0 });
+            return Ok(Self {
+                slot,
+                journal: Some(journal),
+                guardian: None,
+                next_id: 0,
+                done: Vec::new(),
+            });
         }
         Err(LifetimeError::NoSlot)
     }
@@ -39,19 +47,41 @@ impl Instance {
     }
 
     /// Does something that must be undone at the end: journalled first, and under a guardian's eyes.
+    ///
+    /// Returns a number by which it can be undone earlier.
     pub fn perform(
         &mut self,
-        action: &Action,
+        action: Action,
         work: impl FnOnce() -> std::io::Result<()>,
-    ) -> Result<(), LifetimeError> {
+    ) -> Result<u32, LifetimeError> {
         if self.guardian.is_none() {
             self.guardian = Some(Guardian::start(self.slot)?);
         }
+        let id = self.next_id;
+        self.next_id += 1;
         if let Some(journal) = &mut self.journal {
-            journal.announce(self.next_id, action)?;
-            self.next_id += 1;
+            journal.announce(id, &action)?;
         }
-        work().map_err(|source| LifetimeError::Do { what: action.to_string(), source })
+        let done = work();
+        let what = action.to_string();
+        self.done.push((id, action));
+        match done {
+            Ok(()) => Ok(id),
+            Err(source) => {
+                // It may have been done in part.
+                self.undo(id)?;
+                Err(LifetimeError::Do { what, source })
+            }
+        }
+    }
+
+    /// Undoes what [`Self::perform`] did.
+    pub fn undo(&mut self, id: u32) -> Result<(), LifetimeError> {
+        let Some(index) = self.done.iter().position(|(done, _)| *done == id) else { return Ok(()) };
+        let (_, action) = &self.done[index];
+        action.undo().map_err(|source| LifetimeError::Undo { what: action.to_string(), source })?;
+        self.done.remove(index);
+        self.journal.as_mut().map_or(Ok(()), |journal| journal.undone(id))
     }
 
     /// Undoes everything and gives the slot back.

@@ -68,6 +68,14 @@ pub fn peek(slot: u32) -> Option<Contents> {
     fs::read_to_string(path(slot)).ok().map(|text| parse(&text))
 }
 
+/// Whether any journal says that this is done.
+#[must_use]
+pub fn is_announced(action: &Action) -> bool {
+    (0..SLOTS)
+        .filter_map(peek)
+        .any(|contents| contents.actions.iter().any(|(_, done)| done == action))
+}
+
 impl Journal {
     /// Locks the journal of a slot, made if it is not there; `None` if a living process keeps it.
     pub fn lock(slot: u32) -> Result<Option<Self>, LifetimeError> {

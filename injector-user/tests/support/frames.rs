@@ -10,7 +10,8 @@ pub const UDP: u8 = 17;
 /// In hexadecimal, as `traffic raw-send` takes it.
 #[must_use]
 pub fn hex(frame: &[u8]) -> String {
-    frame.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digit = |number| char::from_digit(u32::from(number), 16).unwrap_or_default();
+    frame.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).collect()
 }
 
 /// A frame from one host to another; `tags` are VLAN ids, the outermost first.

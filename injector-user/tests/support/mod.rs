@@ -6,6 +6,7 @@
 
 use std::{
     ffi::OsStr,
+    fmt::Write as _,
     fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -145,7 +146,8 @@ impl Host {
             "link set lo up\nlink set {INTERFACE} addrgenmode none\nlink set {INTERFACE} up\n"
         );
         for n in 0..3 {
-            batch += &format!(
+            write!(
+                batch,
                 "addr add {}/24 dev {INTERFACE}\naddr add {}/64 dev {INTERFACE} nodad\n\
                  neigh add {} lladdr {mac} dev {INTERFACE} nud permanent\n\
                  neigh add {} lladdr {mac} dev {INTERFACE} nud permanent\n",
@@ -154,7 +156,8 @@ impl Host {
                 peer.nth(Family::V4, n),
                 peer.nth(Family::V6, n),
                 mac = peer.mac(),
-            );
+            )
+            .expect("a string");
         }
         ip(&["-n", &self.netns], &batch);
     }
@@ -206,20 +209,22 @@ impl Host {
         command
     }
 
-    /// Runs a command line to its end, outside any cgroup of the test; returns its standard output.
+    /// Runs a command line that is to succeed, outside any cgroup of the test; returns its standard output.
     pub fn run(&self, line: &str) -> String {
-        self.run_in(None, line)
+        let (success, output) = self.run_in(None, line);
+        assert!(success, "{line} failed: {output}");
+        output
     }
 
-    /// As [`Self::run`], inside a cgroup. Whether the command succeeds is of no interest.
-    pub fn run_in(&self, cgroup: Option<&TestCgroup>, line: &str) -> String {
+    /// Runs a command line in a cgroup; returns whether it succeeds, and its standard output.
+    pub fn run_in(&self, cgroup: Option<&TestCgroup>, line: &str) -> (bool, String) {
         let mut words = line.split_whitespace();
         let mut command = self.command(words.next().expect("a program"), cgroup);
         let output = command.args(words).stderr(Stdio::inherit()).output().expect("it can be run");
-        String::from_utf8(output.stdout).expect("text")
+        (output.status.success(), String::from_utf8(output.stdout).expect("text"))
     }
 
-    /// A counter of the namespace's protocols, for instance `Tcp`, `InSegs` (proc_net_snmp; IPv6 ones as
+    /// A counter of the namespace's protocols, for instance `Tcp`, `InSegs` (IPv6 ones as
     /// `Udp6`, `InDatagrams`). No code of injector is involved in it.
     #[must_use]
     pub fn counter(&self, group: &str, name: &str) -> u64 {
@@ -260,7 +265,8 @@ impl Host {
     /// Sends `count` echo requests from `cgroup` and returns how many were answered.
     pub fn ping(&self, cgroup: Option<&TestCgroup>, to: IpAddr, count: u32) -> u64 {
         let line = format!("ping -n -q -i 0.002 -W 0.5 -c {count} {to}");
-        let text = self.run_in(cgroup, &line);
+        // It fails if nothing is answered.
+        let (_, text) = self.run_in(cgroup, &line);
         let received = text.split(", ").find_map(|part| part.strip_suffix(" received"));
         received.unwrap_or_else(|| panic!("{text}")).parse().expect("a number")
     }

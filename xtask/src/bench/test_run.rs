@@ -19,7 +19,7 @@ use super::{
     say,
 };
 use case::Case;
-pub use case::{MATCH, NO_MATCH, XDP_LOSS};
+pub use case::{EMPTY_TC, EMPTY_XDP, MATCH, NO_MATCH, XDP_LOSS};
 
 /// What was measured of one program with one set of rules.
 #[derive(Debug, Serialize)]

@@ -1,10 +1,12 @@
 //! Packet faults: install, observe, change, remove.
 
+mod attachments;
 pub mod compile;
 mod protect;
 
 use std::{collections::BTreeSet, time::Duration};
 
+use clap::ValueEnum;
 use injector_common::{
     control::Control,
     counter::{RuleCounters, SeenCounters},
@@ -16,16 +18,17 @@ use thiserror::Error;
 use crate::{
     kernel::{
         KernelError,
-        attach::{self, Attachment, Hook},
+        attach::{self, Hook},
         clock,
-        interface::Interface,
         layout::Layout,
         netns::Netns,
         object::{Capacity, Constants, Object},
     },
+    lifetime::{LifetimeError, instance::Instance},
     spec::rule::Rule,
     target::{Place, ResolveError, Target},
 };
+use attachments::{Attachment, Attachments};
 use compile::{CompileError, Compiled, compile};
 
 /// For how long the kernel side goes on without hearing from us. Covers a busy machine; a stopped or
@@ -47,6 +50,9 @@ pub enum NetworkError {
     /// The kernel said no.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// Something cannot be done so that it can be undone.
+    #[error(transparent)]
+    Lifetime(#[from] LifetimeError),
     /// The change needs more room than was made at the start.
     #[error(
         "the new rules take {rules} rules and {entries} entries, but there is room for {} and {}: restart with them",
@@ -68,6 +74,19 @@ pub enum NetworkError {
     NothingUnprotected,
 }
 
+/// Where to attach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum HookChoice {
+    /// tcx, or clsact where the kernel does not know it
+    #[default]
+    Tcx,
+    /// Filters below a clsact qdisc
+    Clsact,
+    /// XDP, native or generic
+    #[value(skip)]
+    Xdp,
+}
+
 /// How to install.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -75,8 +94,8 @@ pub struct Options {
     pub judged_bit: u32,
     /// Leave SSH and the operator's connections alone.
     pub protect: bool,
-    /// Use XDP.
-    pub xdp: bool,
+    /// Where to attach.
+    pub hook: HookChoice,
     /// Start of all random streams.
     pub seed: u64,
     /// When all rules end, by `CLOCK_MONOTONIC`; `u64::MAX` for when they are removed.
@@ -110,7 +129,7 @@ impl From<&Attachment> for Attached {
 #[derive(Debug)]
 pub struct Network {
     // Dropped in this order: the programs are detached before their maps go.
-    attachments: Vec<Attachment>,
+    attachments: Attachments,
     object: Object,
     target: Target,
     options: Options,
@@ -121,7 +140,12 @@ pub struct Network {
 
 impl Network {
     /// Loads, fills and attaches. Faults act from the moment that this returns.
-    pub fn install(target: Target, rules: &[Rule], options: Options) -> Result<Self, NetworkError> {
+    pub fn install(
+        instance: &mut Instance,
+        target: Target,
+        rules: &[Rule],
+        options: Options,
+    ) -> Result<Self, NetworkError> {
         let now = clock::monotonic_ns();
         let compiled = compile(rules, options.seed, now, options.deadline_ns)?;
         let constants = Constants {
@@ -135,7 +159,7 @@ impl Network {
         };
         let object = Object::load(constants, room_for(&compiled), options.log_level)?;
         let mut network = Self {
-            attachments: Vec::new(),
+            attachments: Attachments::new(options.hook),
             object,
             target,
             options,
@@ -147,7 +171,7 @@ impl Network {
         }
         network.fill(0, compiled)?;
         network.renew()?;
-        if network.attach()?.is_empty() && options.protect {
+        if network.attach(instance)?.is_empty() && options.protect {
             return Err(NetworkError::NothingUnprotected);
         }
         Ok(network)
@@ -155,7 +179,7 @@ impl Network {
 
     /// Replaces all rules at once: each packet meets either the old rules or the new ones. Counters
     /// start again at 0.
-    pub fn replace(&mut self, rules: &[Rule]) -> Result<(), NetworkError> {
+    pub fn replace(&mut self, instance: &mut Instance, rules: &[Rule]) -> Result<(), NetworkError> {
         let now = clock::monotonic_ns();
         let compiled = compile(rules, self.options.seed, now, self.options.deadline_ns)?;
         let capacity = self.object.capacity();
@@ -169,7 +193,7 @@ impl Network {
         self.renew()?;
         // Once no program can be reading the old bank any more, its counters are final.
         clock::wait_for_readers();
-        self.attach()?;
+        self.attach(instance)?;
         Ok(())
     }
 
@@ -184,24 +208,26 @@ impl Network {
     }
 
     /// Attaches to what is not attached yet: interfaces and namespaces come and go. Returns what is new.
-    pub fn attach(&mut self) -> Result<Vec<Attached>, NetworkError> {
+    pub fn attach(&mut self, instance: &mut Instance) -> Result<Vec<Attached>, NetworkError> {
         let (egress, ingress) = self.directions();
         let places = self.target.places()?;
-        self.attachments.retain(|attachment| {
-            places.iter().any(|place| {
-                place.netns == attachment.netns
-                    && place.interfaces.iter().any(|i| i.index == attachment.interface.index)
-            })
-        });
-        let mut new = Vec::new();
+        self.attachments.retain(instance, &places)?;
         self.load(&places, egress, ingress)?;
+        let mut new = Vec::new();
         for place in places {
             for interface in &place.interfaces {
                 for (wanted, direction) in
                     [(egress, Direction::Egress), (ingress, Direction::Ingress)]
                 {
-                    if wanted && !self.is_attached(&place.netns, interface, direction) {
-                        new.push(self.attach_to(&place.netns, interface, direction)?);
+                    if wanted && !self.attachments.contains(&place.netns, interface, direction) {
+                        let added = self.attachments.add(
+                            &mut self.object,
+                            instance,
+                            &place.netns,
+                            interface,
+                            direction,
+                        )?;
+                        new.push(added.into());
                     }
                 }
             }
@@ -212,12 +238,12 @@ impl Network {
     /// Where programs are attached.
     #[must_use]
     pub fn attached(&self) -> Vec<Attached> {
-        self.attachments.iter().map(Attached::from).collect()
+        self.attachments.all().iter().map(Attached::from).collect()
     }
 
     /// Detaches everything; counters can still be read.
-    pub fn detach(&mut self) {
-        self.attachments.clear();
+    pub fn detach(&mut self, instance: &mut Instance) -> Result<(), NetworkError> {
+        Ok(self.attachments.clear(instance)?)
     }
 
     /// What each rule of the active set did, in order.
@@ -250,7 +276,7 @@ impl Network {
     /// Which hooks the active rules need.
     fn directions(&self) -> (bool, bool) {
         let Some(compiled) = &self.banks[self.active as usize] else { return (false, false) };
-        if self.options.xdp {
+        if self.options.hook == HookChoice::Xdp {
             return (false, true);
         }
         // Whose an answer without a socket is, is told by what was sent.
@@ -272,7 +298,7 @@ impl Network {
 
     /// Loads the programs that attaching to `places` takes, side by side.
     fn load(&mut self, places: &[Place], egress: bool, ingress: bool) -> Result<(), NetworkError> {
-        if self.options.xdp {
+        if self.options.hook == HookChoice::Xdp {
             return Ok(());
         }
         let interfaces = places.iter().flat_map(|place| &place.interfaces);
@@ -284,30 +310,6 @@ impl Network {
             })
             .collect();
         Ok(self.object.load_programs(&names)?)
-    }
-
-    fn is_attached(&self, netns: &Netns, interface: &Interface, direction: Direction) -> bool {
-        self.attachments.iter().any(|attachment| {
-            attachment.interface.index == interface.index
-                && attachment.direction == direction
-                && attachment.netns == *netns
-        })
-    }
-
-    fn attach_to(
-        &mut self,
-        netns: &Netns,
-        interface: &Interface,
-        direction: Direction,
-    ) -> Result<Attached, NetworkError> {
-        let attachment = if self.options.xdp {
-            attach::xdp(&mut self.object, netns, interface)?
-        } else {
-            attach::tc(&mut self.object, netns, interface, direction)?
-        };
-        let attached = Attached::from(&attachment);
-        self.attachments.push(attachment);
-        Ok(attached)
     }
 }
 
