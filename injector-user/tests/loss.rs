@@ -223,7 +223,7 @@ fn sent_segments_are_lost_as_counted_and_the_stream_arrives_whole() {
         assert_eq!((number(stream, "bytes"), number(stream, "wrong")), (BYTES, 0));
     }
     lab.settle();
-    let lost = lab.left.packets_sent() - lab.right.packets_received();
+    let lost = lab.left.segments_sent() - lab.right.segments_received();
     let total = injector.stop().total;
     assert_eq!(total.dropped, lost);
     assert!(binomial(total.matched, 0.05).contains(&total.dropped), "{total:?}");
@@ -237,7 +237,8 @@ fn received_segments_are_lost_as_counted_and_the_stream_arrives_whole() {
     let cgroup = TestCgroup::new();
     let line = format!("tcp-serve --bind [::]:9000 --mode source --bytes {BYTES} --chunk 1000");
     let server = serve(&lab.right, None, &line);
-    let injector = Injector::on(&lab.left, &cgroup, "--loss 5% --direction ingress");
+    let line = "--loss 5% --direction ingress --tcp-flags !syn";
+    let injector = Injector::on(&lab.left, &cgroup, line);
     for family in FAMILIES {
         let to = lab.right.at(family, 9000);
         let line = format!("tcp-connect --to {to} --mode source");
@@ -245,7 +246,7 @@ fn received_segments_are_lost_as_counted_and_the_stream_arrives_whole() {
     }
     drop(server.finish());
     lab.settle();
-    let lost = lab.right.packets_sent() - lab.left.packets_received();
+    let lost = lab.right.segments_sent() - lab.left.segments_received();
     let total = injector.stop().total;
     assert_eq!(total.dropped, lost);
     assert!(binomial(total.matched, 0.05).contains(&total.dropped), "{total:?}");

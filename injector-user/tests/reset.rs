@@ -120,7 +120,7 @@ fn acknowledgments_are_enough_to_be_reset_where_only_they_are_seen() {
             let line =
                 format!("tcp-connect --mode {mode} --to {to} --bytes 5000000 --timeout-ms 2000");
             let report = talk(&lab.left, Some(&cgroup), &line);
-            assert_eq!(report["connected"], true, "{direction} {report}");
+            // The peer's data may come, and be acknowledged, before the process hears of its connection.
             let error = report["error"].as_str().unwrap_or_default();
             // Whoever writes to a connection that has been reset meanwhile gets EPIPE.
             assert!(["ECONNRESET", "EPIPE"].contains(&error), "{direction} {report}");

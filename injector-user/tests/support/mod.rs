@@ -224,42 +224,27 @@ impl Host {
         (output.status.success(), String::from_utf8(output.stdout).expect("text"))
     }
 
-    /// A counter of the namespace's protocols, for instance `Tcp`, `InSegs` (IPv6 ones as
-    /// `Udp6`, `InDatagrams`). No code of injector is involved in it.
-    #[must_use]
-    pub fn counter(&self, group: &str, name: &str) -> u64 {
-        let snmp = self.run("cat /proc/self/net/snmp /proc/self/net/netstat /proc/self/net/snmp6");
-        // IPv6: one counter a line. IPv4: a line of names, then a line of numbers.
-        let joined = format!("{group}{name}");
-        let single = snmp.lines().find_map(|line| {
-            let (key, value) = line.split_once(char::is_whitespace)?;
-            (key == joined).then(|| value.trim().parse().expect("a number"))
-        });
-        let prefix = format!("{group}: ");
-        single.unwrap_or_else(|| {
-            let mut lines = snmp.lines().filter_map(|line| line.strip_prefix(&prefix));
-            let names = lines.next().expect("such a group");
-            let numbers = lines.next().expect("its numbers");
-            let mut pairs = names.split(' ').zip(numbers.split(' '));
-            pairs
-                .find(|&(key, _)| key == name)
-                .expect("such a counter")
-                .1
-                .parse()
-                .expect("a number")
-        })
+    /// A counter of the kernel's TCP, for both IP versions together (RFC 4022).
+    fn counter(&self, name: &str) -> u64 {
+        let snmp = self.run("cat /proc/self/net/snmp");
+        // A line of names, then a line of numbers.
+        let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let names = lines.next().expect("names");
+        let numbers = lines.next().expect("numbers");
+        let mut pairs = names.split(' ').zip(numbers.split(' '));
+        pairs.find(|&(key, _)| key == name).expect("such a counter").1.parse().expect("a number")
     }
 
-    /// IP packets that left the host's protocol stack.
+    /// TCP segments that the host has sent. An answer to a SYN that is sent again counts twice.
     #[must_use]
-    pub fn packets_sent(&self) -> u64 {
-        self.counter("Ip", "OutRequests") + self.counter("Ip6", "OutRequests")
+    pub fn segments_sent(&self) -> u64 {
+        self.counter("OutSegs") + self.counter("RetransSegs")
     }
 
-    /// IP packets that reached the host's protocol stack.
+    /// TCP segments that have reached the host.
     #[must_use]
-    pub fn packets_received(&self) -> u64 {
-        self.counter("Ip", "InReceives") + self.counter("Ip6", "InReceives")
+    pub fn segments_received(&self) -> u64 {
+        self.counter("InSegs")
     }
 
     /// Sends `count` echo requests from `cgroup` and returns how many were answered.

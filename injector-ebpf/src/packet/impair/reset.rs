@@ -16,9 +16,10 @@ use crate::{
     packet::{protect::connection, skb},
 };
 
-/// A connection that goes on sending has not taken the RST (it was not the next expected segment);
-/// it gets another after this time, which is not counted again.
-const AGAIN_AFTER_NS: u64 = 20_000_000;
+/// A connection that goes on receiving may not have taken the RST (it was not the next expected segment);
+/// it gets another after this time, which is not counted again. One that goes on sending has not taken it
+/// for sure, and gets another at once: the answer to an RST that was not expected tells what would be.
+const AGAIN_AFTER_NS: u64 = 1_000_000;
 
 /// In [`maps::RESET`] in place of a time: the connection's handshake is under way.
 const HANDSHAKE: u64 = u64::MAX;
@@ -77,7 +78,8 @@ fn attempt(
     }
     // SAFETY: no pointers are passed.
     let now = unsafe { bpf_ktime_get_ns() };
-    if earlier.is_some_and(|at| now.wrapping_sub(at) < AGAIN_AFTER_NS) {
+    let is_recent = |at: u64| now.wrapping_sub(at) < AGAIN_AFTER_NS;
+    if direction == Direction::Ingress && earlier.is_some_and(is_recent) {
         return None;
     }
     match direction {
