@@ -8,7 +8,7 @@ use clap::Args;
 use super::{
     args::{RulesArgs, SessionArgs},
     report::{Reporter, Stream},
-    session::{self, Asked, Session},
+    session::{self, Asked, Plan, Session},
     signals::Signals,
 };
 use crate::{
@@ -70,16 +70,9 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
         let hook = if args.xdp { HookChoice::Xdp } else { args.hook };
         let options = crate::fault::network::Options { protect, hook, ..options };
         let title = title(&args.target, &target);
-        let mut session = Session::start(
-            &mut instance,
-            &args.session,
-            &args.rules,
-            asked,
-            target,
-            &title,
-            options,
-            reporter,
-        )?;
+        let plan = Plan { asked, target, title, options };
+        let mut session =
+            Session::start(&mut instance, &args.session, &args.rules, plan, reporter)?;
         session.watch(&mut signals, None).await?;
         session.end()
     })?;

@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use super::{
     args::{RulesArgs, SessionArgs},
     report::{Reporter, Stream},
-    session::{self, Asked, End, Session},
+    session::{self, Asked, End, Plan, Session},
     signals::Signals,
 };
 use crate::{
@@ -76,16 +76,8 @@ async fn under_faults(
     let target = Target::of_command(cgroup)?;
     let options = session::options(&args.session, instance, asked.seed, verbose);
     let title = session::words(&args.command);
-    let mut session = Session::start(
-        instance,
-        &args.session,
-        &args.rules,
-        asked,
-        target,
-        &title,
-        options,
-        reporter,
-    )?;
+    let plan = Plan { asked, target, title, options };
+    let mut session = Session::start(instance, &args.session, &args.rules, plan, reporter)?;
     let mut child = match spawn(&args.command, &procs, signals.mask_before()) {
         Ok(child) => child,
         Err(error) => {

@@ -76,6 +76,15 @@ impl Asked {
     }
 }
 
+/// What is to be done, all of it checked.
+pub struct Plan {
+    pub asked: Asked,
+    pub target: Target,
+    /// The target, for people.
+    pub title: String,
+    pub options: Options,
+}
+
 /// Undoes what dead injectors left, and registers this one.
 pub fn start_instance() -> Result<Instance> {
     privileges::check()?;
@@ -111,18 +120,15 @@ impl<'a> Session<'a> {
         instance: &'a mut Instance,
         args: &'a SessionArgs,
         rules_args: &'a RulesArgs,
-        asked: Asked,
-        target: Target,
-        title: &str,
-        options: Options,
+        plan: Plan,
         mut reporter: Reporter,
     ) -> Result<Self> {
-        let Asked { rules, seed, resolved } = asked;
+        let Plan { asked: Asked { rules, seed, resolved }, target, title, options } = plan;
         let network = Network::install(instance, target, &rules, options)?;
         let started = Instant::now();
         let attached = network.attached();
         reporter.say(&Event::Started {
-            target: title,
+            target: &title,
             pid: std::process::id(),
             seed,
             for_ms: args.duration.map(|span| span.0.as_millis() as u64),

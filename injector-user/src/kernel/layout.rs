@@ -191,7 +191,7 @@ mod tests {
             let id = types.id_of(structure).expect("a structure");
             match types.offset_of(id, path).expect("a member").1 {
                 Offset::ByteOffset(bytes) => bytes,
-                other => panic!("{other:?}"),
+                bits @ Offset::BitOffsetAndSize(..) => panic!("{bits:?}"),
             }
         };
         let expected = Layout {

@@ -45,7 +45,7 @@ fn fits(matching: &Matching, packet: &Packet, direction: packet::Direction) -> b
         Remote::Net(net) => net.contains(&address),
         Remote::Host(_) => false,
     };
-    let in_set = |set: &Option<PortSet>, port: u16| {
+    let port_fits = |set: &Option<PortSet>, port: u16| {
         set.as_ref()
             .is_none_or(|set| packet.has_ports && set.ranges().any(|range| range.contains(&port)))
     };
@@ -53,8 +53,8 @@ fn fits(matching: &Matching, packet: &Packet, direction: packet::Direction) -> b
         && (matching.protocols.is_empty()
             || matching.protocols.contains(&Protocol(packet.protocol)))
         && (matching.remotes.is_empty() || matching.remotes.iter().any(in_net))
-        && in_set(&matching.local_ports, packet.local_port(direction))
-        && in_set(&matching.remote_ports, packet.remote_port(direction))
+        && port_fits(&matching.local_ports, packet.local_port(direction))
+        && port_fits(&matching.remote_ports, packet.remote_port(direction))
         && matching.tcp_flags.is_none_or(|flags| packet.tcp_flags & flags.mask == flags.set)
         && (!matching.data_only || packet.has_data)
 }
