@@ -3,6 +3,11 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 #![allow(missing_docs, reason = "aya's macros generate undocumented public functions")]
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "map keys are large; by value they would be copied on a stack of 512 bytes"
+)]
+#![allow(clippy::needless_pass_by_value, reason = "aya's macros want the context by value")]
 
 mod atomic;
 mod maps;
@@ -29,13 +34,13 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
     packet::tc(&ctx, Ingress, Link::Ethernet)
 }
 
-/// Sent packets of interfaces without a link-layer header (tun, WireGuard, tunnels).
+/// Sent packets of interfaces without a link-layer header (tun, `WireGuard`, tunnels).
 #[classifier]
 pub fn tc_egress_raw(ctx: TcContext) -> i32 {
     packet::tc(&ctx, Egress, Link::None)
 }
 
-/// Received packets of interfaces without a link-layer header (tun, WireGuard, tunnels).
+/// Received packets of interfaces without a link-layer header (tun, `WireGuard`, tunnels).
 #[classifier]
 pub fn tc_ingress_raw(ctx: TcContext) -> i32 {
     packet::tc(&ctx, Ingress, Link::None)

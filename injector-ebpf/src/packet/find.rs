@@ -1,7 +1,7 @@
 //! Which rule a packet falls under: the search of [`injector_common::classify`].
 
 use injector_common::{
-    classify::{first_rule, tuple},
+    classify::{Found, ShortKey, first_rule, is_short, tuple},
     control::{PortClasses, RuleSet},
     packet::{Direction, Packet},
 };
@@ -30,10 +30,24 @@ fn search(packet: &Packet, direction: Direction, set: &RuleSet, bank: u32) -> Op
     }
     let tuple = tuple(packet, direction, local, remote);
 
-    first_rule(&tuple, set, bank, |key| {
+    if is_short(&tuple) {
+        first_rule(&tuple, set, bank, |key| look_up_short(&key.short(), bank))
+    } else {
         // SAFETY: entries are replaced by userspace only in the bank that is not active.
-        unsafe { maps::ENTRIES.get(key) }.copied()
-    })
+        first_rule(&tuple, set, bank, |key| unsafe { maps::ENTRIES.get(key) }.copied())
+    }
+}
+
+#[inline(always)]
+fn look_up_short(key: &ShortKey, bank: u32) -> Option<u32> {
+    let slots = maps::SLOTS_PER_BANK.load();
+    let slot = maps::SLOTS.get(bank * slots + (key.hash() & (slots - 1)))?;
+    match slot.find(key) {
+        Found::Nothing => None,
+        Found::Rule(number) => Some(number),
+        // SAFETY: entries are replaced by userspace only in the bank that is not active.
+        Found::Elsewhere => unsafe { maps::SHORT_ENTRIES.get(key) }.copied(),
+    }
 }
 
 #[inline(always)]

@@ -29,7 +29,9 @@ pub fn sends(ctx: &TcContext) -> bool {
         return true;
     }
     // SAFETY: the context's own skb.
-    id == unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, maps::CGROUP_LEVEL.load() as i32) }
+    id == unsafe {
+        bpf_skb_ancestor_cgroup_id(ctx.skb.skb, maps::CGROUP_LEVEL.load().cast_signed())
+    }
 }
 
 /// Notes whom the target talks to, where [`receives`] will find no socket.

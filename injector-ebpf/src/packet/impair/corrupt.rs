@@ -124,20 +124,12 @@ fn flip(ctx: &TcContext, at: u32, mask: u16, end: u32, flags: u64) -> Option<(u1
 #[inline(always)]
 pub fn corrupt_frame(ctx: &XdpContext, packet: &Packet, mode: u32, position: u32) -> bool {
     if mode == CorruptMode::Wire as u32 {
-        return match checksum::ipv4_offset(packet) {
-            Some(at) => {
-                let Some(word) = word(ctx, at) else { return false };
-                // SAFETY: within the frame, as checked by `word`.
-                unsafe { *word ^= 1 << (position & 15) };
-                true
-            }
-            None => {
-                let Some(word) = word(ctx, u32::from(packet.l3) + 4) else { return false };
-                // SAFETY: within the frame, as checked by `word`.
-                unsafe { *word = u16::MAX };
-                true
-            }
-        };
+        let ipv4 = checksum::ipv4_offset(packet);
+        // For IPv6 the payload length.
+        let Some(word) = word(ctx, ipv4.unwrap_or(u32::from(packet.l3) + 4)) else { return false };
+        // SAFETY: within the frame, as checked by `word`.
+        unsafe { *word = if ipv4.is_some() { *word ^ 1 << (position & 15) } else { u16::MAX } };
+        return true;
     }
     let Some((at, mask)) = target(packet, position) else { return false };
     let Some(offset) = checksum::offset(packet) else { return false };
