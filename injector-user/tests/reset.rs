@@ -130,6 +130,20 @@ fn acknowledgments_are_enough_to_be_reset_where_only_they_are_seen() {
 }
 
 #[test]
+fn the_peer_of_a_connection_that_was_reset_on_arrival_learns_of_it() {
+    let lab = Lab::new();
+    let _server = serve(&lab.left, None, "tcp-serve --mode echo --bind [::]:9000");
+    let line = "--interface veth0 --reset --direction ingress --local-port 9000";
+    let injector = Injector::start(&lab.left, line);
+    for family in FAMILIES {
+        // It sends again what was replaced by the RST, and the kernel answers for the dead connection.
+        let report = go(hold(&lab.right, None, lab.left.at(family, 9000)));
+        assert_eq!(report["error"], "ECONNRESET", "{family:?} {report}");
+    }
+    assert_eq!(injector.stop().total.reset, 2);
+}
+
+#[test]
 fn with_syn_asked_for_connecting_is_refused() {
     let lab = Lab::new();
     let cgroup = TestCgroup::new();

@@ -4,7 +4,7 @@ use core::mem;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_ANY, bpf_sock_tuple},
+    bindings::{BPF_ANY, BPF_TCP_LISTEN, bpf_sock, bpf_sock_tuple},
     helpers::generated::{
         bpf_probe_read_kernel, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
         bpf_skb_ancestor_cgroup_id,
@@ -82,6 +82,25 @@ fn flow(packet: &Packet, direction: Direction) -> Flow {
 
 #[inline(always)]
 fn receiver_is_in(ctx: &TcContext, packet: &Packet, id: u64) -> bool {
+    with_receiver(ctx, packet, |socket| cgroup_of(socket as usize)) == Some(Some(id))
+}
+
+/// Whether the TCP connection of a received packet is (still) known here, beyond a listener for it.
+///
+/// A function of its own, to save stack.
+#[inline(never)]
+pub fn has_connection(ctx: &TcContext, packet: &Packet) -> bool {
+    // SAFETY: the socket is there.
+    with_receiver(ctx, packet, |socket| unsafe { (*socket).state } != BPF_TCP_LISTEN) == Some(true)
+}
+
+/// What `work` says of the socket that a packet is received by; `None` if there is none.
+#[inline(always)]
+fn with_receiver<T>(
+    ctx: &TcContext,
+    packet: &Packet,
+    work: impl FnOnce(*mut bpf_sock) -> T,
+) -> Option<T> {
     // SAFETY: a tuple is plain data, for which zeroes are valid.
     let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
     let size = match packet.family {
@@ -108,11 +127,11 @@ fn receiver_is_in(ctx: &TcContext, packet: &Packet, id: u64) -> bool {
             bpf_sk_lookup_udp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0)
         };
         if socket.is_null() {
-            return false;
+            return None;
         }
-        let found = cgroup_of(socket as usize);
+        let found = work(socket);
         bpf_sk_release(socket.cast());
-        found == Some(id)
+        Some(found)
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Layout {
     pub sock_cgroup: u32,
     /// Of `level` in `struct cgroup`.
     pub cgroup_level: u32,
-    /// Of `ancestors` in `struct cgroup` (Linux 6.1).
+    /// Of `ancestors` in `struct cgroup` (Linux 6.1; inside an anonymous union on 7.3).
     pub cgroup_ancestors: u32,
     /// Of `kn` in `struct cgroup`.
     pub cgroup_kn: u32,
@@ -70,22 +70,21 @@ fn offsets<const N: usize>(
     btf: &[u8],
     wanted: [(&'static str, &'static str); N],
 ) -> Result<[u32; N], LayoutError> {
-    let sections = Sections::of(btf).ok_or(LayoutError::Malformed)?;
-    let mut found = [None; N];
+    let mut sections = Sections::of(btf).ok_or(LayoutError::Malformed)?;
+    let mut structures = Vec::new();
     let mut at = 0;
     while at < sections.types.len() {
         let Type { name, members, next } = sections.read_type(at).ok_or(LayoutError::Malformed)?;
+        sections.starts.push(at);
         at = next;
-        // Only structures have members here.
-        if members.is_empty() {
-            continue;
-        }
-        for (&(structure, member), found) in wanted.iter().zip(&mut found) {
-            if found.is_none() && sections.is_named(name, structure) {
-                *found = sections.offset(members, member);
-            }
+        if !members.is_empty() && wanted.iter().any(|(wanted, _)| sections.is_named(name, wanted)) {
+            structures.push((name, members));
         }
     }
+    let found = wanted.map(|(structure, member)| {
+        let mut of_name = structures.iter().filter(|(name, _)| sections.is_named(*name, structure));
+        of_name.find_map(|(_, members)| sections.offset(members, member, 0))
+    });
     let mut offsets = [0; N];
     for ((offset, found), (structure, member)) in offsets.iter_mut().zip(found).zip(wanted) {
         *offset = found.ok_or(LayoutError::Missing(structure, member))?;
@@ -95,10 +94,12 @@ fn offsets<const N: usize>(
 
 struct Sections<'a> {
     types: &'a [u8],
+    /// Where each type is, by its number; 0 is void.
+    starts: Vec<usize>,
     strings: &'a [u8],
 }
 
-/// A structure, or any other type without its members.
+/// A structure or union, or any other type without its members.
 struct Type<'a> {
     name: u32,
     /// 12 bytes each: name, type, offset in bits.
@@ -119,12 +120,14 @@ impl<'a> Sections<'a> {
         let section = |start: usize, length: usize| data.get(start..start.checked_add(length)?);
         Some(Self {
             types: section(field(1)?, field(2)?)?,
+            starts: vec![usize::MAX],
             strings: section(field(3)?, field(4)?)?,
         })
     }
 
     fn read_type(&self, at: usize) -> Option<Type<'a>> {
         const STRUCT: u32 = 4;
+        const UNION: u32 = 5;
 
         let name = word(self.types, at)?;
         let info = word(self.types, at + 4)?;
@@ -133,8 +136,8 @@ impl<'a> Sections<'a> {
             // INT, VAR and DECL_TAG; ARRAY.
             1 | 14 | 17 => 4,
             3 => 12,
-            // STRUCT, UNION, DATASEC and ENUM64.
-            STRUCT | 5 | 15 | 19 => 12 * count,
+            // DATASEC and ENUM64 beside them.
+            STRUCT | UNION | 15 | 19 => 12 * count,
             // ENUM and FUNC_PROTO.
             6 | 13 => 8 * count,
             // PTR, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, FLOAT and TYPE_TAG.
@@ -144,7 +147,8 @@ impl<'a> Sections<'a> {
         let start = at + 12;
         let next = start + length;
         let rest = self.types.get(start..next)?;
-        Some(Type { name, members: if kind == STRUCT { rest } else { &[] }, next })
+        let members = if matches!(kind, STRUCT | UNION) { rest } else { &[] };
+        Some(Type { name, members, next })
     }
 
     fn is_named(&self, name: u32, expected: &str) -> bool {
@@ -152,13 +156,24 @@ impl<'a> Sections<'a> {
         rest.strip_prefix(expected.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
     }
 
-    fn offset(&self, members: &[u8], name: &str) -> Option<u32> {
-        // The upper 8 bits are the width of a bit field, none of which is wanted; 0 for others.
-        members
-            .chunks_exact(12)
-            .find(|member| word(member, 0).is_some_and(|number| self.is_named(number, name)))
-            .and_then(|member| word(member, 8))
-            .map(|bits| (bits & 0x00ff_ffff) / 8)
+    /// In bytes. What anonymous members have in them counts as the structure's own, as in C.
+    fn offset(&self, members: &[u8], name: &str, depth: u32) -> Option<u32> {
+        // Deeper than any structure is; without a bound, malformed types could be in themselves.
+        const DEEPEST: u32 = 8;
+
+        members.chunks_exact(12).find_map(|member| {
+            let number = word(member, 0)?;
+            // The upper 8 bits are the width of a bit field, none of which is wanted; 0 for others.
+            let offset = (word(member, 8)? & 0x00ff_ffff) / 8;
+            if self.is_named(number, name) {
+                return Some(offset);
+            }
+            if number != 0 || depth == DEEPEST {
+                return None;
+            }
+            let inner = self.read_type(*self.starts.get(word(member, 4)? as usize)?)?;
+            Some(offset + self.offset(inner.members, name, depth + 1)?)
+        })
     }
 }
 
@@ -202,6 +217,31 @@ mod tests {
             kernfs_id: offset("kernfs_node", "id"),
         };
         assert_eq!(Layout::of_kernel().expect("readable"), expected);
+    }
+
+    #[test]
+    fn members_of_anonymous_members_are_the_structures_own() {
+        let member = |name: u32, kind: u32, bytes: u32| [name, kind, 8 * bytes];
+        let compound = |name: u32, kind: u32, members: &[[u32; 3]]| {
+            let head = [name, kind << 24 | members.len() as u32, 0];
+            [&[head], members].concat().concat()
+        };
+        // struct s { int a; union { int b; struct { int c; int d; }; }; }, in an order that BTF allows.
+        let types = [
+            compound(1, 4, &[member(3, 4, 0), member(0, 2, 8)]),
+            compound(0, 5, &[member(5, 4, 0), member(0, 3, 0)]),
+            compound(0, 4, &[member(7, 4, 0), member(9, 4, 4)]),
+            vec![0, 1 << 24, 4, 32],
+        ]
+        .concat();
+        let strings = b"\0s\0a\0b\0c\0d\0";
+        let length = 4 * types.len() as u32;
+        let header = [0x0001_eb9f, 24, 0, length, length, strings.len() as u32];
+        let words = [&header[..], &types].concat().into_iter().flat_map(u32::to_ne_bytes);
+        let btf: Vec<u8> = words.chain(*strings).collect();
+        let wanted = [("s", "a"), ("s", "b"), ("s", "c"), ("s", "d")];
+        assert_eq!(offsets(&btf, wanted).expect("all there"), [0, 8, 8, 12]);
+        assert!(offsets(&btf, [("s", "s")]).is_err());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use injector_common::{
 use super::checksum;
 use crate::{
     maps,
-    packet::{protect::connection, skb},
+    packet::{protect::connection, scope, skb},
 };
 
 /// A connection that goes on receiving may not have taken the RST (it was not the next expected segment);
@@ -79,7 +79,11 @@ fn attempt(
     // SAFETY: no pointers are passed.
     let now = unsafe { bpf_ktime_get_ns() };
     let is_recent = |at: u64| now.wrapping_sub(at) < AGAIN_AFTER_NS;
-    if direction == Direction::Ingress && earlier.is_some_and(is_recent) {
+    if direction == Direction::Ingress
+        && (earlier.is_some_and(is_recent)
+            // What comes for a connection that is gone is the kernel's to answer, by an RST to the peer.
+            || earlier.is_some() && !scope::has_connection(ctx, packet))
+    {
         return None;
     }
     match direction {
