@@ -21,6 +21,13 @@ pub struct Interface {
     pub link: Option<Link>,
 }
 
+impl Interface {
+    /// Whether the namespace still has it.
+    pub fn is_in(&self, netns: &Netns) -> Result<bool, KernelError> {
+        Ok(list(netns)?.iter().any(|interface| interface.index == self.index))
+    }
+}
+
 /// All interfaces of a namespace.
 pub fn list(netns: &Netns) -> Result<Vec<Interface>, KernelError> {
     netns.run(|| {

@@ -226,8 +226,13 @@ impl Network {
                             &place.netns,
                             interface,
                             direction,
-                        )?;
-                        new.push(added.into());
+                        );
+                        match added {
+                            Ok(added) => new.push(added.into()),
+                            // It went while we were at it.
+                            Err(_) if !interface.is_in(&place.netns)? => {}
+                            Err(error) => return Err(error),
+                        }
                     }
                 }
             }
