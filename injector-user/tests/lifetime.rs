@@ -90,7 +90,9 @@ fn interrupted_it_ends_at_once_and_tells_what_it_did() {
 fn new_interfaces_are_faulted_as_well() {
     let lab = Lab::new();
     let mut injector = Injector::start(&lab.left, "--host --loss 100%");
-    support::ip(&["-n", &lab.left.netns], "link add extra0 type veth peer name extra1");
+    // Those that are down are left alone.
+    let batch = "link add extra0 type veth peer name extra1\nlink set extra0 up\n";
+    support::ip(&["-n", &lab.left.netns], batch);
     let attached = injector.process.wait_for("attached");
     assert!(attached.to_string().contains("extra0"), "{attached}");
     support::ip(&["-n", &lab.left.netns], "link del extra0");

@@ -1,6 +1,7 @@
 //! `cargo xtask`: what cargo cannot do alone.
 
 mod bench;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -20,6 +21,7 @@ enum Command {
     /// Measures what the injector costs
     #[command(subcommand)]
     Bench(Bench),
+    Vm(vm::Args),
 }
 
 #[derive(Subcommand)]
@@ -30,5 +32,6 @@ enum Bench {
 fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Bench(Bench::Packets(args)) => bench::packets(&args),
+        Command::Vm(args) => vm::run(&args),
     }
 }

@@ -12,15 +12,21 @@ const SSH: u16 = 22;
 /// Whether the packet belongs to SSH or to the operator's own connections.
 #[inline(always)]
 pub fn protects(packet: &Packet, direction: Direction) -> bool {
-    if maps::PROTECT.load() == 0 || packet.protocol != protocol::TCP {
-        return false;
-    }
+    maps::PROTECT.load() != 0
+        && packet.protocol == protocol::TCP
+        && is_protected(packet, direction)
+}
+
+/// A function of its own: the verifier then finds the ways through it equal when they come out, which
+/// saves it four fifths of its work.
+#[inline(never)]
+fn is_protected(packet: &Packet, direction: Direction) -> bool {
     if packet.source_port == SSH || packet.destination_port == SSH {
         return true;
     }
     let connection = connection(packet, direction);
     // SAFETY: only the presence matters.
-    unsafe { maps::PROTECTED.get(&connection) }.is_some()
+    unsafe { maps::PROTECTED.get(connection) }.is_some()
 }
 
 /// The TCP connection that a packet belongs to.

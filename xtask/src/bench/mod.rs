@@ -68,19 +68,23 @@ enum Part {
 /// Runs the benchmark and prints the report.
 pub fn packets(args: &Args) -> Result<ExitCode> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark loads eBPF programs: run it as root");
-    watch(if args.quick { 2 } else { 10 } * MINUTE);
     let wants = |part| args.only.is_empty() || args.only.contains(&part);
+    let needs_injector = wants(Part::Startup) || wants(Part::Throughput);
+    let injector = needs_injector.then(Injector::build).transpose()?;
+    watch(Duration::from_mins(if args.quick { 2 } else { 10 }));
     let mut report = Report::new(args.quick)?;
     if wants(Part::TestRun) {
         report.test_run = test_run::measure(args.quick).context("BPF_PROG_TEST_RUN")?;
     }
-    if wants(Part::Startup) {
-        let injector = Injector::build()?;
-        report.startup = Some(startup::measure(&injector, args.quick).context("start-up")?);
+    if let Some(injector) = &injector
+        && wants(Part::Startup)
+    {
+        report.startup = Some(startup::measure(injector, args.quick).context("start-up")?);
     }
-    if wants(Part::Throughput) {
-        let injector = Injector::build()?;
-        report.throughput = throughput::measure(&injector, args.quick).context("throughput")?;
+    if let Some(injector) = &injector
+        && wants(Part::Throughput)
+    {
+        report.throughput = throughput::measure(injector, args.quick).context("throughput")?;
     }
     report.judge();
     match args.output {
@@ -89,8 +93,6 @@ pub fn packets(args: &Args) -> Result<ExitCode> {
     }
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
-
-const MINUTE: Duration = Duration::from_secs(60);
 
 /// Ends the process if it takes longer than this; all that it made goes with it.
 fn watch(limit: Duration) {

@@ -12,7 +12,7 @@ use super::{
     peer,
     rules::RuleFile,
     say,
-    traffic::{Kind, Traffic},
+    traffic::{Kind, Rate, Traffic},
 };
 
 /// One kind of traffic under one variant.
@@ -20,7 +20,7 @@ use super::{
 pub struct Figure {
     /// Bits or packets a second, the median of all rounds.
     pub rate: f64,
-    /// Rate divided by that of the same round with nothing attached (the mean of both times), the median
+    /// How much is sent in a second of the sender's processor time, divided by that of the same round with nothing attached (the mean of both times), the median
     /// of all rounds.
     pub ratio: f64,
     /// Half the distance between the quartiles of the ratio.
@@ -47,7 +47,7 @@ struct Variant {
     name: &'static str,
     setting: Setting,
     /// By [`Kind::ALL`], one a round.
-    rates: [Vec<f64>; 3],
+    rates: [Vec<Rate>; 3],
 }
 
 enum Setting {
@@ -119,7 +119,7 @@ fn variants(quick: bool) -> Result<Vec<Variant>> {
 }
 
 /// The variant that the others are compared with.
-const NOTHING: &str = "nothing attached";
+pub const NOTHING: &str = "nothing attached";
 /// The same a second time, which shows how much is noise.
 const AGAIN: &str = "nothing attached, again";
 /// The variant that has a target.
@@ -157,7 +157,7 @@ impl Variant {
     }
 }
 
-fn each_kind(traffic: &Traffic, slot: Duration, rates: &mut [Vec<f64>; 3]) -> Result<()> {
+fn each_kind(traffic: &Traffic, slot: Duration, rates: &mut [Vec<Rate>; 3]) -> Result<()> {
     for (kind, rates) in Kind::ALL.into_iter().zip(rates) {
         rates.push(traffic.measure(kind, slot)?);
     }
@@ -168,14 +168,15 @@ fn rows(variants: &[Variant]) -> Vec<Row> {
     let nothing: Vec<&Variant> =
         variants.iter().filter(|variant| matches!(variant.setting, Setting::Nothing)).collect();
     let base = |kind: usize, round: usize| {
-        let rates = nothing.iter().map(|variant| variant.rates[kind][round]);
+        let rates = nothing.iter().map(|variant| variant.rates[kind][round].a_cpu_second);
         rates.sum::<f64>() / nothing.len() as f64
     };
     let figure = |variant: &Variant, kind: usize| {
         let rates = &variant.rates[kind];
-        let ratios: Vec<f64> =
-            rates.iter().enumerate().map(|(round, rate)| rate / base(kind, round)).collect();
-        Figure { rate: median(rates), ratio: median(&ratios), spread: spread(&ratios) }
+        let ratio = |(round, rate): (usize, &Rate)| rate.a_cpu_second / base(kind, round);
+        let ratios: Vec<f64> = rates.iter().enumerate().map(ratio).collect();
+        let rates: Vec<f64> = rates.iter().map(|rate| rate.a_second).collect();
+        Figure { rate: median(&rates), ratio: median(&ratios), spread: spread(&ratios) }
     };
     variants
         .iter()

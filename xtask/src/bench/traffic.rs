@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     sys::socket::{setsockopt, sockopt},
+    time::{ClockId, clock_gettime},
     unistd::Pid,
 };
 
@@ -57,6 +58,45 @@ impl Kind {
     pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Many];
 }
 
+/// How fast it went.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    /// Bits (TCP) or packets (UDP) received in a second.
+    pub a_second: f64,
+    /// The same sent in a second of the sending thread's processor time, in which are the system call, the
+    /// egress hook and the veth pair, but not what other programs take.
+    pub a_cpu_second: f64,
+}
+
+/// What a sender says.
+struct Sent {
+    /// Bytes or packets.
+    count: u64,
+    took: Duration,
+    cpu: Duration,
+}
+
+/// The clocks of a sender.
+struct Stopwatch {
+    start: Instant,
+    cpu: Duration,
+}
+
+impl Stopwatch {
+    fn start() -> Result<Self> {
+        Ok(Self { start: Instant::now(), cpu: thread_cpu()? })
+    }
+
+    fn stop(&self, count: u64) -> Result<Sent> {
+        Ok(Sent { count, took: self.start.elapsed(), cpu: thread_cpu()?.saturating_sub(self.cpu) })
+    }
+}
+
+/// Processor time of the calling thread.
+fn thread_cpu() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+}
+
 /// The sockets of a link.
 #[derive(Debug)]
 pub struct Traffic {
@@ -87,8 +127,8 @@ impl Traffic {
         Ok(Self { tcp: [tcp_near, tcp_far], udp: [udp_near, udp_far], next: AtomicU64::new(0) })
     }
 
-    /// Sends for `time`; returns bits (TCP) or packets (UDP) a second, as they were received.
-    pub fn measure(&self, kind: Kind, time: Duration) -> Result<f64> {
+    /// Sends for `time`.
+    pub fn measure(&self, kind: Kind, time: Duration) -> Result<Rate> {
         let sending = AtomicBool::new(true);
         let sent = AtomicU64::new(u64::MAX);
         let (sending, sent) = (&sending, &sent);
@@ -111,7 +151,7 @@ impl Traffic {
                         (self.next.fetch_add(1, Ordering::Relaxed) as u32).wrapping_mul(STRIDE)
                     }),
                 });
-                if let Ok((count, _)) = &result {
+                if let Ok(Sent { count, .. }) = &result {
                     sent.store(*count, Ordering::Release);
                 }
                 sending.store(false, Ordering::Release);
@@ -119,11 +159,14 @@ impl Traffic {
             });
             let near = near.join().map_err(|_| anyhow!("the sender panicked"))?;
             let far = far.join().map_err(|_| anyhow!("the receiver panicked"))?;
-            let (count, took) = near.context("the sender failed")?;
+            let Sent { count, took, cpu } = near.context("the sender failed")?;
             let received = far.context("the receiver failed")?;
             ensure!(received <= count, "more was received than sent: {received} of {count}");
             let scale = if kind == Kind::Tcp { 8.0 } else { 1.0 };
-            Ok(received as f64 * scale / took.as_secs_f64())
+            Ok(Rate {
+                a_second: received as f64 * scale / took.as_secs_f64(),
+                a_cpu_second: count as f64 * scale / cpu.as_secs_f64(),
+            })
         })
     }
 }
@@ -140,14 +183,14 @@ fn ahead_on(cpu: usize) -> Result<()> {
     Ok(())
 }
 
-/// Returns bytes sent and how long that took.
-fn send_tcp(mut stream: &TcpStream, time: Duration) -> Result<(u64, Duration)> {
+/// Sends bytes.
+fn send_tcp(mut stream: &TcpStream, time: Duration) -> Result<Sent> {
     let chunk = vec![0u8; 128 << 10];
-    let (start, mut sent) = (Instant::now(), 0);
-    while start.elapsed() < time {
+    let (watch, mut sent) = (Stopwatch::start()?, 0);
+    while watch.start.elapsed() < time {
         sent += stream.write(&chunk)? as u64;
     }
-    Ok((sent, start.elapsed()))
+    watch.stop(sent)
 }
 
 /// Receives until all that was sent has come.
@@ -232,21 +275,17 @@ impl Batch {
     }
 }
 
-/// Returns packets sent and how long that took.
-fn send_udp(
-    socket: &UdpSocket,
-    time: Duration,
-    mut to: impl FnMut() -> u32,
-) -> Result<(u64, Duration)> {
+/// Sends packets.
+fn send_udp(socket: &UdpSocket, time: Duration, mut to: impl FnMut() -> u32) -> Result<Sent> {
     let mut batch = Batch::new(true);
-    let (start, mut sent) = (Instant::now(), 0);
-    while start.elapsed() < time {
+    let (watch, mut sent) = (Stopwatch::start()?, 0);
+    while watch.start.elapsed() < time {
         for address in &mut batch.addresses {
             address.sin_addr.s_addr = remote(to()).to_bits().to_be();
         }
         sent += batch.send(socket)?;
     }
-    Ok((sent, start.elapsed()))
+    watch.stop(sent)
 }
 
 /// Receives until nothing more comes.

@@ -1,0 +1,176 @@
+//! What is inside the virtual machine: an initramfs of programs, modules, and a list of jobs.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::{archive::Archive, kernel::Kernel, modules, tools};
+
+/// The guest's first process.
+const INIT: &str = include_str!("init.bash");
+
+/// Where the guest's own things are. No path on the host begins so.
+const FOLDER: &str = "/vm";
+
+/// What the guest is to do.
+#[derive(Debug)]
+pub struct Job {
+    /// How it is called in the output.
+    pub name: String,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+}
+
+/// Which files of injector-user/tests the guest has.
+#[derive(Debug)]
+pub enum Tests {
+    /// None of them.
+    None,
+    /// All of them.
+    All,
+    /// These.
+    Named(Vec<String>),
+}
+
+/// What cargo built.
+#[derive(Debug)]
+pub struct Binaries {
+    /// The program under test.
+    pub injector: PathBuf,
+    /// The tests on a real kernel, by name.
+    pub tests: Vec<(String, PathBuf)>,
+    /// What the tests start.
+    traffic: PathBuf,
+}
+
+impl Binaries {
+    /// Builds the programs and the named test files, which are the same that `cargo test` runs.
+    pub fn build(repository: &Path, tests: &Tests) -> Result<Self> {
+        let cargo = |arguments: &[&str]| cargo(repository, arguments);
+        let names = match tests {
+            Tests::None => &[][..],
+            Tests::All => &["*".to_owned()][..],
+            Tests::Named(names) => names,
+        };
+        let mut tests = Vec::new();
+        if !names.is_empty() {
+            let mut arguments = vec!["test", "--no-run"];
+            for name in names {
+                arguments.extend(["--test", name]);
+            }
+            tests = cargo(&arguments)?;
+            tests.retain(|artifact| artifact.kind == "test");
+            tests.sort_by(|a, b| a.name.cmp(&b.name));
+        }
+        let programs = cargo(&["build", "--bin", "injector", "--example", "traffic"])?;
+        let program = |name: &str| {
+            let found = programs.iter().find(|artifact| artifact.name == name);
+            found.map(|artifact| artifact.executable.clone()).context("cargo built no program")
+        };
+        Ok(Self {
+            injector: program("injector")?,
+            traffic: program("traffic")?,
+            tests: tests.into_iter().map(|test| (test.name, test.executable)).collect(),
+        })
+    }
+}
+
+/// A program that cargo built.
+struct Artifact {
+    name: String,
+    kind: String,
+    executable: PathBuf,
+}
+
+fn cargo(repository: &Path, arguments: &[&str]) -> Result<Vec<Artifact>> {
+    let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .args(["--locked", "--quiet", "--package", "injector-user"])
+        .arg("--message-format=json-render-diagnostics")
+        .current_dir(repository)
+        .stderr(Stdio::inherit());
+    let output = command.output().context("cannot run cargo")?;
+    ensure!(output.status.success(), "{command:?} failed");
+    let mut artifacts = Vec::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let message: Value = serde_json::from_str(line).context("cargo's messages")?;
+        let target = &message["target"];
+        if let (Some(executable), Some(name), Some(kind)) =
+            (message["executable"].as_str(), target["name"].as_str(), target["kind"][0].as_str())
+        {
+            let (name, kind) = (name.to_owned(), kind.to_owned());
+            artifacts.push(Artifact { name, kind, executable: executable.into() });
+        }
+    }
+    Ok(artifacts)
+}
+
+/// What all guests have.
+pub fn base(work: &Path, binaries: &Binaries) -> Result<Archive> {
+    let mut archive = Archive::default();
+    for (link, target) in
+        [("/bin", "usr/bin"), ("/sbin", "usr/sbin"), ("/lib", "usr/lib"), ("/lib64", "usr/lib64")]
+    {
+        archive.symlink(Path::new(link), target);
+    }
+    for folder in ["/proc", "/sys", "/tmp", "/run", "/root", "/var", "/etc"] {
+        archive.directory(Path::new(folder));
+    }
+    // What the kernel gives its first process to write to.
+    archive.device(Path::new("/dev/console"), 5, 1);
+    for (file, text) in [
+        ("/etc/passwd", "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/:/bin/false\n"),
+        ("/etc/group", "root:x:0:\nnogroup:x:65534:\n"),
+        ("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
+        ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"),
+    ] {
+        archive.file(Path::new(file), text.as_bytes());
+    }
+    archive.program(Path::new("/init"), INIT.as_bytes());
+    tools::add(&mut archive).context("copying tools")?;
+    let programs = [&binaries.injector, &binaries.traffic];
+    let scratch = work.join("stripped");
+    for program in programs.into_iter().chain(binaries.tests.iter().map(|(_, path)| path)) {
+        let content = tools::stripped(program, &scratch)?;
+        tools::add_content(&mut archive, program, &content)?;
+    }
+    // Tests leave their scratch files beside the folder of the programs.
+    let folder = binaries.injector.parent().and_then(Path::parent).context("no target folder")?;
+    archive.directory(&folder.join("tmp"));
+    let set = format!("INJECTOR={}\n", quoted(&binaries.injector.display().to_string()));
+    archive.file(&Path::new(FOLDER).join("environment"), set.as_bytes());
+    Ok(archive)
+}
+
+/// With what one kernel needs and is to do.
+pub fn complete(base: &Archive, kernel: &Kernel, jobs: &[Job]) -> Result<Vec<u8>> {
+    let mut archive = base.clone();
+    let folder = Path::new(FOLDER);
+    let mut order = Vec::new();
+    for module in modules::load(kernel)? {
+        archive.file(&folder.join(&module.name), &module.content);
+        order.push(module.name);
+    }
+    archive.file(&folder.join("modules"), order.join("\n").as_bytes());
+    let lines: Vec<_> = jobs.iter().map(line).collect();
+    archive.file(&folder.join("jobs"), lines.concat().as_bytes());
+    Ok(archive.finish())
+}
+
+/// A job as init takes it.
+fn line(job: &Job) -> String {
+    let words: Vec<_> = job.command.iter().map(|word| quoted(word)).collect();
+    format!("job {} {}\n", quoted(&job.name), words.join(" "))
+}
+
+/// A word that bash(1) takes as it is.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}

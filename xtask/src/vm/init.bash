@@ -1,0 +1,50 @@
+#!/bin/bash
+# The first process of the guest: makes a system of it, does the jobs, and tells by lines with "@@vm" how it went.
+# What it prints goes to the second serial port; the first is the kernel's.
+export PATH=/usr/sbin:/usr/bin:/opt/busybox HOME=/root TERM=dumb LANG=C.UTF-8 RUST_BACKTRACE=0
+
+mount -t proc proc /proc
+busybox=$(type -P busybox)
+"$busybox" mkdir -p /opt/busybox
+"$busybox" --install -s /opt/busybox
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+ln -s /proc/self/fd /dev/fd
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+for folder in /dev/shm /run /tmp; do mount -t tmpfs tmpfs "$folder"; done
+mkdir -p /run/lock /var/run /var/lib
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t bpf bpf /sys/fs/bpf
+mount -t tracefs tracefs /sys/kernel/tracing
+
+stty -F /dev/ttyS1 raw -echo
+# A pipe, so that no program takes it for a terminal.
+exec </dev/null > >(exec cat >/dev/ttyS1) 2>&1
+
+say() { echo "@@vm $*"; }
+
+for module in $(cat /vm/modules); do
+  insmod "/vm/$module" || say "problem module $module"
+done
+ip link set lo up
+set -a
+. /vm/environment
+set +a
+read -r uptime _ </proc/uptime
+say "ready $uptime $(uname -r)"
+
+patience=600
+job() {
+  local name=$1 start=$SECONDS
+  shift
+  say "start $name"
+  # One that hangs must not take the others with it.
+  timeout --kill-after 5 "$patience" "$@"
+  say "end $name $? $((SECONDS - start))"
+}
+. /vm/jobs
+
+say done
+sleep 30
+reboot -f

@@ -1,0 +1,122 @@
+//! Which kernels there are, and how to come by them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::apt::Apt;
+
+/// A line of kernels in Debian.
+#[derive(Debug)]
+pub struct Series {
+    /// As users name it.
+    pub name: &'static str,
+    /// The suite that has it.
+    suite: &'static str,
+    /// Its packages, which are named by one of these and the release.
+    packages: &'static [&'static str],
+}
+
+/// All that tests run on.
+pub const SERIES: &[Series] = &[
+    Series { name: "6.1", suite: "bookworm", packages: &["linux-image-"] },
+    Series { name: "6.12", suite: "bookworm-backports", packages: &["linux-image-"] },
+    Series {
+        name: "7.3",
+        suite: "trixie-backports",
+        packages: &["linux-binary-", "linux-modules-"],
+    },
+];
+
+/// Built for virtual machines: small, and boots in seconds.
+const FLAVOUR: &str = "-cloud-amd64";
+
+/// An unpacked kernel.
+#[derive(Debug)]
+pub struct Kernel {
+    /// What it is of.
+    pub series: &'static Series,
+    /// As uname(1) has it.
+    pub release: String,
+    /// What QEMU boots.
+    pub image: PathBuf,
+    /// `lib/modules/RELEASE`.
+    pub modules: PathBuf,
+}
+
+/// Finds an unpacked one in the work folder, else fetches the newest.
+pub fn provide(series: &'static Series, work: &Path, fetch: bool) -> Result<Kernel> {
+    let folder = work.join("kernels").join(series.name);
+    if fetch || !folder.exists() {
+        println!("fetching Linux {} from {}", series.name, series.suite);
+        self::fetch(series, work, &folder)
+            .with_context(|| format!("fetching Linux {}", series.name))?;
+    }
+    Kernel::find(series, &folder)
+        .with_context(|| format!("{} is not a kernel; --fetch fetches it anew", folder.display()))
+}
+
+fn fetch(series: &Series, work: &Path, folder: &Path) -> Result<()> {
+    let apt = Apt::new(&work.join("apt").join(series.suite), series.suite)?;
+    let first = series.packages.first().context("no package")?;
+    let names = apt.names(&format!("{first}{}.", series.name))?;
+    let releases = names
+        .iter()
+        .filter(|name| name.ends_with(FLAVOUR))
+        .filter_map(|name| name.strip_prefix(first));
+    let release = releases.max_by_key(|release| numbers(release)).with_context(|| {
+        format!("{} has no package {first}{}.*{FLAVOUR} any more", series.suite, series.name)
+    })?;
+    // Half a kernel must not be taken for one, so it gets its name when it is whole.
+    let partial = folder.with_extension("partial");
+    for gone in [&partial, folder] {
+        if gone.exists() {
+            fs::remove_dir_all(gone)?;
+        }
+    }
+    for package in series.packages {
+        apt.unpack(&format!("{package}{release}"), &partial)?;
+    }
+    fs::rename(&partial, folder)?;
+    Ok(())
+}
+
+impl Kernel {
+    fn find(series: &'static Series, folder: &Path) -> Result<Self> {
+        let roots = ["lib/modules", "usr/lib/modules"].map(|path| folder.join(path));
+        let root = roots.iter().find(|root| root.is_dir()).context("no lib/modules")?;
+        let entry = fs::read_dir(root)?.next().context("lib/modules is empty")??;
+        let release = entry.file_name().to_string_lossy().into_owned();
+        let modules = entry.path();
+        let images = [folder.join(format!("boot/vmlinuz-{release}")), modules.join("vmlinuz")];
+        let image = images.into_iter().find(|image| image.is_file()).context("no vmlinuz")?;
+        Ok(Self { series, release, image, modules })
+    }
+}
+
+/// The numbers of a release, by which releases are ordered.
+fn numbers(release: &str) -> Vec<u64> {
+    let release = release.strip_suffix(FLAVOUR).unwrap_or(release);
+    let parts = release.split(|c: char| !c.is_ascii_digit());
+    parts.filter_map(|part| part.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numbers;
+
+    #[test]
+    fn releases_are_ordered_by_number() {
+        let ordered = [
+            "6.1.0-9-cloud-amd64",
+            "6.1.0-50-cloud-amd64",
+            "6.12.90+deb12-cloud-amd64",
+            "6.12.90+deb12.1-cloud-amd64",
+            "6.12.95+deb12-cloud-amd64",
+        ];
+        assert!(ordered.is_sorted_by_key(|release| numbers(release)));
+    }
+}

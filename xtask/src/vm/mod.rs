@@ -1,0 +1,185 @@
+//! `cargo xtask vm`: the tests on other kernels, in QEMU without hardware acceleration.
+//!
+//! Kernels are Debian's, unpacked into `target/vm` and never installed. The guest is an initramfs of the
+//! host's own tools and libraries, the test binaries and injector, all at the paths they have here.
+
+mod apt;
+mod archive;
+mod doctor;
+mod guest;
+mod kernel;
+mod modules;
+mod qemu;
+mod tally;
+mod tools;
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::ValueEnum;
+
+use guest::{Binaries, Job, Tests};
+use kernel::{SERIES, Series};
+
+/// Runs the real-kernel tests on other kernels, in virtual machines
+///
+/// Needs QEMU 10, which scripts/setup-vm installs, but neither root nor KVM. Exits with 1 if a test
+/// fails, the guest panics, hangs, or ends without saying how it went.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Kernels to run on
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "all")]
+    kernel: Vec<Choice>,
+
+    /// Run these files of injector-user/tests only
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    test: Vec<String>,
+
+    /// Tell what works there (`injector doctor`) instead; on all kernels, rewrite the table in docs/kernels.md
+    #[arg(long, conflicts_with_all = ["exec", "arguments"])]
+    doctor: bool,
+
+    /// Run a bash command line instead; $INJECTOR is the binary
+    #[arg(long, value_name = "LINE", conflicts_with = "arguments")]
+    exec: Option<String>,
+
+    /// Use the newest kernel packages, not those fetched before
+    #[arg(long)]
+    fetch: bool,
+
+    /// A kernel that takes longer has failed
+    #[arg(long, default_value_t = 30, value_name = "MINUTES")]
+    timeout: u64,
+
+    /// What each test binary is given, as behind `cargo test --`
+    #[arg(last = true, value_name = "TEST FILTER")]
+    arguments: Vec<String>,
+}
+
+/// What `--kernel` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Choice {
+    /// Debian 12's own
+    #[value(name = "6.1")]
+    V6_1,
+    /// From Debian 12's backports
+    #[value(name = "6.12")]
+    V6_12,
+    /// From Debian 13's backports
+    #[value(name = "7.3")]
+    V7_3,
+    /// All of them
+    All,
+}
+
+impl Choice {
+    fn names(self, series: &Series) -> bool {
+        let value = self.to_possible_value();
+        self == Self::All || value.is_some_and(|value| value.get_name() == series.name)
+    }
+}
+
+/// Runs them on each kernel, one after the other.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    qemu::check()?;
+    let folders = Folders::new()?;
+    let chosen: Vec<_> = SERIES
+        .iter()
+        .filter(|series| args.kernel.iter().any(|choice| choice.names(series)))
+        .collect();
+    let mut kernels = Vec::new();
+    for series in chosen {
+        kernels.push(kernel::provide(series, &folders.work, args.fetch)?);
+    }
+
+    let tests = match args.test.as_slice() {
+        [] if args.doctor || args.exec.is_some() => Tests::None,
+        [] => Tests::All,
+        names => Tests::Named(names.to_vec()),
+    };
+    let binaries = Binaries::build(&folders.repository, &tests)?;
+    let jobs = jobs(args, &binaries);
+    let base = guest::base(&folders.work, &binaries)?;
+    let mut columns = Vec::new();
+    let mut all_good = true;
+    for kernel in &kernels {
+        let initramfs = folders.work.join(format!("initramfs-{}", kernel.series.name));
+        fs::write(&initramfs, guest::complete(&base, kernel, &jobs)?)?;
+        let log = folders.work.join(format!("console-{}.log", kernel.series.name));
+        let machine = qemu::Machine { kernel, initramfs: &initramfs, log: &log };
+        let tally = machine.run(Duration::from_mins(args.timeout))?;
+        println!("{}", tally.summary(kernel.series.name));
+        all_good &= tally.is_good();
+        columns.push((kernel, tally));
+    }
+    // A table of some kernels would not be the whole truth.
+    if args.doctor && all_good && columns.len() == SERIES.len() {
+        doctor::document(&folders.repository.join("docs/kernels.md"), &columns)?;
+    }
+    Ok(ExitCode::from(u8::from(!all_good)))
+}
+
+fn jobs(args: &Args, binaries: &Binaries) -> Vec<Job> {
+    if args.doctor {
+        let command = vec![binaries.injector.display().to_string()];
+        let arguments = ["doctor", "--output", "json"].map(String::from);
+        return vec![Job { name: "doctor".into(), command: [command, arguments.into()].concat() }];
+    }
+    if let Some(line) = &args.exec {
+        let command = ["bash".into(), "-c".into(), line.clone()];
+        return vec![Job { name: "exec".into(), command: command.into() }];
+    }
+    let test = |(name, path): &(String, PathBuf)| {
+        let mut command = vec![path.display().to_string()];
+        command.extend(args.arguments.iter().cloned());
+        Job { name: name.clone(), command }
+    };
+    binaries.tests.iter().map(test).collect()
+}
+
+/// Where things are.
+struct Folders {
+    repository: PathBuf,
+    /// Kernels, initramfs and logs.
+    work: PathBuf,
+    /// Two runs would write the same files.
+    _lock: File,
+}
+
+impl Folders {
+    fn new() -> Result<Self> {
+        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let repository = package.parent().context("no parent folder")?.to_path_buf();
+        let work = repository.join("target/vm");
+        fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
+        let lock = File::create(work.join("lock")).context("making a lock file")?;
+        if lock.try_lock().is_err() {
+            println!("waiting for another `cargo xtask vm` to end");
+            lock.lock().context("locking")?;
+        }
+        Ok(Self { repository, work, _lock: lock })
+    }
+}
+
+/// Runs a command to its end and returns its standard output; fails if it fails.
+fn output_of(command: &mut Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| {
+        format!("cannot run {name}; scripts/setup and scripts/setup-vm install what is needed")
+    })?;
+    ensure!(
+        output.status.success(),
+        "{command:?} failed ({}): {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    match String::from_utf8(output.stdout) {
+        Ok(text) => Ok(text),
+        Err(_) => bail!("{name} printed something that is not UTF-8"),
+    }
+}
