@@ -33,7 +33,10 @@ fn parse_part(
     let range = frame[..readable].as_ptr_range();
     let length = u32::try_from(length).expect("a frame's length");
     // SAFETY: the range is that of a slice.
-    unsafe { parse(range.start as usize, range.end as usize, length, link) }
+    let mut packet = Packet::EMPTY;
+    // SAFETY: the slice is readable.
+    unsafe { parse(range.start as usize, range.end as usize, length, link, &mut packet)? };
+    Ok(packet)
 }
 
 /// The frame as written in hexadecimal, blanks ignored.

@@ -99,6 +99,27 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// One to parse into; what it says is of no meaning.
+    pub const EMPTY: Self = Self {
+        source: [0; 4],
+        destination: [0; 4],
+        family: Family::V4,
+        protocol: 0,
+        tcp_flags: 0,
+        has_ports: false,
+        has_data: false,
+        later_fragment: false,
+        fragment: false,
+        fragment_id: 0,
+        source_port: 0,
+        destination_port: 0,
+        echo_id: 0,
+        l3: 0,
+        l4: 0,
+        payload: 0,
+        end: 0,
+    };
+
     /// The address of the peer.
     #[inline(always)]
     #[must_use]

@@ -66,9 +66,10 @@ unsafe fn load<T: Copy>(start: usize, end: usize, offset: usize) -> Result<T, Un
     Ok(value)
 }
 
-/// Parses the frame whose first bytes are at `start..end`.
+/// Parses the frame whose first bytes are at `start..end` into `packet`, all of which is written on success.
 ///
-/// `length` is the length of the whole frame, of which only a part may be readable.
+/// `length` is the length of the whole frame, of which only a part may be readable. In place, because on the
+/// eBPF side each detour over registers and stack costs as much as the parsing.
 ///
 /// # Errors
 ///
@@ -78,14 +79,20 @@ unsafe fn load<T: Copy>(start: usize, end: usize, offset: usize) -> Result<T, Un
 ///
 /// `start..end` must be readable.
 #[inline(always)]
-pub unsafe fn parse(start: usize, end: usize, length: u32, link: Link) -> Result<Packet, Unparsed> {
+pub unsafe fn parse(
+    start: usize,
+    end: usize,
+    length: u32,
+    link: Link,
+    packet: &mut Packet,
+) -> Result<(), Unparsed> {
     // SAFETY: as for this function.
     let (l3, version) = unsafe { network_header(start, end, link)? };
     match version {
         // SAFETY: as for this function.
-        4 => unsafe { ipv4(start, end, length, l3) },
+        4 => unsafe { ipv4(start, end, length, l3, packet) },
         // SAFETY: as for this function.
-        6 => unsafe { ipv6(start, end, length, l3) },
+        6 => unsafe { ipv6(start, end, length, l3, packet) },
         _ => Err(Unparsed::NotIp),
     }
 }
@@ -98,8 +105,10 @@ pub unsafe fn parse(start: usize, end: usize, length: u32, link: Link) -> Result
 pub fn parse_slice(frame: &[u8], link: Link) -> Result<Packet, Unparsed> {
     let range = frame.as_ptr_range();
     let length = u32::try_from(frame.len()).map_err(|_| Unparsed::Malformed)?;
+    let mut packet = Packet::EMPTY;
     // SAFETY: the slice is readable.
-    unsafe { parse(range.start as usize, range.end as usize, length, link) }
+    unsafe { parse(range.start as usize, range.end as usize, length, link, &mut packet)? };
+    Ok(packet)
 }
 
 /// Where the IP header starts, and its version as the link layer has it.
@@ -148,7 +157,13 @@ struct Ipv4Header {
 }
 
 #[inline(always)]
-unsafe fn ipv4(start: usize, end: usize, length: u32, l3: usize) -> Result<Packet, Unparsed> {
+unsafe fn ipv4(
+    start: usize,
+    end: usize,
+    length: u32,
+    l3: usize,
+    packet: &mut Packet,
+) -> Result<(), Unparsed> {
     // SAFETY: as for the caller; any bytes make an Ipv4Header.
     let header: Ipv4Header = unsafe { load(start, end, l3)? };
     let header_length = usize::from(header.version_ihl & 0xf) * 4;
@@ -158,29 +173,23 @@ unsafe fn ipv4(start: usize, end: usize, length: u32, l3: usize) -> Result<Packe
     let total_length = u32::from(u16::from_be(header.total_length));
     // BIG TCP leaves 0 here and means the frame's own length.
     let packet_end = if total_length == 0 { length } else { l3 as u32 + total_length };
-    let offset = u16::from_be(header.fragment);
-    let fragment = offset & 0x3fff != 0;
-    let packet = Packet {
-        source: [header.source, 0, 0, 0],
-        destination: [header.destination, 0, 0, 0],
-        family: Family::V4,
+    let field = u32::from(u16::from_be(header.fragment));
+    packet.source = [header.source, 0, 0, 0];
+    packet.destination = [header.destination, 0, 0, 0];
+    packet.family = Family::V4;
+    packet.protocol = header.protocol;
+    packet.later_fragment = field & 0x1fff != 0;
+    packet.fragment = field & 0x3fff != 0;
+    packet.fragment_id = if field & 0x3fff != 0 { u32::from(header.id) } else { 0 };
+    packet.l3 = l3 as u16;
+    let upper = Upper {
         protocol: header.protocol,
-        tcp_flags: 0,
-        has_ports: false,
-        has_data: false,
-        later_fragment: offset & 0x1fff != 0,
-        fragment,
-        fragment_id: if fragment { u32::from(header.id) } else { 0 },
-        source_port: 0,
-        destination_port: 0,
-        echo_id: 0,
-        l3: l3 as u16,
-        l4: (l3 + header_length) as u16,
-        payload: (l3 + header_length) as u16,
+        l4: l3 + header_length,
         end: packet_end,
+        is_missing: field & 0x1fff != 0,
     };
     // SAFETY: as for the caller.
-    unsafe { upper_layer(start, end, length, packet) }
+    unsafe { upper.parse(start, end, length, packet) }
 }
 
 #[repr(C)]
@@ -195,7 +204,13 @@ struct Ipv6Header {
 }
 
 #[inline(always)]
-unsafe fn ipv6(start: usize, end: usize, length: u32, l3: usize) -> Result<Packet, Unparsed> {
+unsafe fn ipv6(
+    start: usize,
+    end: usize,
+    length: u32,
+    l3: usize,
+    packet: &mut Packet,
+) -> Result<(), Unparsed> {
     // SAFETY: as for the caller; any bytes make an Ipv6Header.
     let header: Ipv6Header = unsafe { load(start, end, l3)? };
     if u32::from_be(header.version_class_label) >> 28 != 6 {
@@ -213,27 +228,23 @@ unsafe fn ipv6(start: usize, end: usize, length: u32, l3: usize) -> Result<Packe
         Chain { next: header.next_header, l4: l3 as u32 + 40, fragment_field: 0, fragment_id: 0 };
     // SAFETY: as for the caller.
     let chain = unsafe { chain.follow(start, end, header.version_class_label)? };
-    let packet = Packet {
-        source: header.source,
-        destination: header.destination,
-        family: Family::V6,
+    let is_fragment = chain.fragment_field & 0xfff9 != 0;
+    packet.source = header.source;
+    packet.destination = header.destination;
+    packet.family = Family::V6;
+    packet.protocol = chain.next;
+    packet.later_fragment = chain.is_later_fragment();
+    packet.fragment = is_fragment;
+    packet.fragment_id = if is_fragment { chain.fragment_id } else { 0 };
+    packet.l3 = l3 as u16;
+    let upper = Upper {
         protocol: chain.next,
-        tcp_flags: 0,
-        has_ports: false,
-        has_data: false,
-        later_fragment: chain.is_later_fragment(),
-        fragment: chain.fragment_field & 0xfff9 != 0,
-        fragment_id: if chain.fragment_field & 0xfff9 != 0 { chain.fragment_id } else { 0 },
-        source_port: 0,
-        destination_port: 0,
-        echo_id: 0,
-        l3: l3 as u16,
-        l4: chain.l4 as u16,
-        payload: chain.l4 as u16,
+        l4: chain.l4 as usize,
         end: packet_end,
+        is_missing: chain.is_later_fragment(),
     };
     // SAFETY: as for the caller.
-    unsafe { upper_layer(start, end, length, packet) }
+    unsafe { upper.parse(start, end, length, packet) }
 }
 
 /// How far a chain of IPv6 extension headers has been followed.
@@ -318,71 +329,92 @@ const fn is_extension(next: u8) -> bool {
     )
 }
 
-/// Fills in what the upper-layer header tells.
-#[inline(always)]
-unsafe fn upper_layer(
-    start: usize,
-    end: usize,
-    length: u32,
-    mut packet: Packet,
-) -> Result<Packet, Unparsed> {
-    let l4 = usize::from(packet.l4);
-    if packet.end > length || packet.end < l4 as u32 {
-        return Err(Unparsed::Truncated);
+/// Where the upper layer is.
+struct Upper {
+    protocol: u8,
+    l4: usize,
+    end: u32,
+    /// In later fragments there is no header.
+    is_missing: bool,
+}
+
+impl Upper {
+    /// Fills in what the upper-layer header tells.
+    #[inline(always)]
+    unsafe fn parse(
+        self,
+        start: usize,
+        end: usize,
+        length: u32,
+        packet: &mut Packet,
+    ) -> Result<(), Unparsed> {
+        let l4 = self.l4;
+        if self.end > length || self.end < l4 as u32 {
+            return Err(Unparsed::Truncated);
+        }
+        let room = self.end - l4 as u32;
+        packet.tcp_flags = 0;
+        packet.has_ports = false;
+        packet.has_data = false;
+        packet.source_port = 0;
+        packet.destination_port = 0;
+        packet.echo_id = 0;
+        packet.l4 = l4 as u16;
+        packet.payload = l4 as u16;
+        packet.end = self.end;
+        if self.is_missing {
+            return Ok(());
+        }
+        match self.protocol {
+            protocol::TCP => {
+                if room < 20 {
+                    return Err(Unparsed::Malformed);
+                }
+                // SAFETY: as for the caller.
+                let [offset, flags]: [u8; 2] = unsafe { load(start, end, l4 + 12)? };
+                let header_length = u32::from(offset >> 4) * 4;
+                if header_length < 20 || header_length > room {
+                    return Err(Unparsed::Malformed);
+                }
+                packet.tcp_flags = flags;
+                packet.payload = (l4 as u32 + header_length) as u16;
+                packet.has_data = room > header_length;
+            }
+            protocol::UDP | protocol::UDPLITE => {
+                if room < 8 {
+                    return Err(Unparsed::Malformed);
+                }
+                packet.payload = l4 as u16 + 8;
+            }
+            protocol::SCTP | protocol::DCCP => {
+                if room < 12 {
+                    return Err(Unparsed::Malformed);
+                }
+                packet.payload = l4 as u16 + 12;
+            }
+            protocol::ICMP | protocol::ICMPV6 => {
+                if room < 8 {
+                    return Err(Unparsed::Malformed);
+                }
+                // SAFETY: as for the caller.
+                let [kind, _, _, _, id_high, id_low]: [u8; 6] = unsafe { load(start, end, l4)? };
+                let is_echo = matches!(
+                    (self.protocol, kind),
+                    (protocol::ICMP, 0 | 8) | (protocol::ICMPV6, 128 | 129)
+                );
+                if is_echo {
+                    packet.echo_id = u16::from_be_bytes([id_high, id_low]);
+                }
+                packet.payload = l4 as u16 + 8;
+                return Ok(());
+            }
+            _ => return Ok(()),
+        }
+        // SAFETY: as for the caller.
+        let ports: [u16; 2] = unsafe { load(start, end, l4)? };
+        packet.source_port = u16::from_be(ports[0]);
+        packet.destination_port = u16::from_be(ports[1]);
+        packet.has_ports = true;
+        Ok(())
     }
-    if packet.later_fragment {
-        return Ok(packet);
-    }
-    let room = packet.end - l4 as u32;
-    match packet.protocol {
-        protocol::TCP => {
-            if room < 20 {
-                return Err(Unparsed::Malformed);
-            }
-            // SAFETY: as for the caller.
-            let [offset, flags]: [u8; 2] = unsafe { load(start, end, l4 + 12)? };
-            let header_length = u32::from(offset >> 4) * 4;
-            if header_length < 20 || header_length > room {
-                return Err(Unparsed::Malformed);
-            }
-            packet.tcp_flags = flags;
-            packet.payload = packet.l4 + header_length as u16;
-            packet.has_data = room > header_length;
-        }
-        protocol::UDP | protocol::UDPLITE => {
-            if room < 8 {
-                return Err(Unparsed::Malformed);
-            }
-            packet.payload = packet.l4 + 8;
-        }
-        protocol::SCTP | protocol::DCCP => {
-            if room < 12 {
-                return Err(Unparsed::Malformed);
-            }
-            packet.payload = packet.l4 + 12;
-        }
-        protocol::ICMP | protocol::ICMPV6 => {
-            if room < 8 {
-                return Err(Unparsed::Malformed);
-            }
-            // SAFETY: as for the caller.
-            let [kind, _, _, _, id_high, id_low]: [u8; 6] = unsafe { load(start, end, l4)? };
-            let is_echo = matches!(
-                (packet.protocol, kind),
-                (protocol::ICMP, 0 | 8) | (protocol::ICMPV6, 128 | 129)
-            );
-            if is_echo {
-                packet.echo_id = u16::from_be_bytes([id_high, id_low]);
-            }
-            packet.payload = packet.l4 + 8;
-            return Ok(packet);
-        }
-        _ => return Ok(packet),
-    }
-    // SAFETY: as for the caller.
-    let ports: [u16; 2] = unsafe { load(start, end, l4)? };
-    packet.source_port = u16::from_be(ports[0]);
-    packet.destination_port = u16::from_be(ports[1]);
-    packet.has_ports = true;
-    Ok(packet)
 }

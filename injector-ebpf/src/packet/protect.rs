@@ -12,9 +12,7 @@ const SSH: u16 = 22;
 /// Whether the packet belongs to SSH or to the operator's own connections.
 #[inline(always)]
 pub fn protects(packet: &Packet, direction: Direction) -> bool {
-    maps::PROTECT.load() != 0
-        && packet.protocol == protocol::TCP
-        && is_protected(packet, direction)
+    maps::PROTECT.load() != 0 && packet.protocol == protocol::TCP && is_protected(packet, direction)
 }
 
 /// A function of its own: the verifier then finds the ways through it equal when they come out, which

@@ -58,20 +58,15 @@ pub fn segment_size(ctx: &TcContext) -> u32 {
 /// Ethernet, IPv4 and TCP; if these are not, nothing is taken for granted. Trying first and making
 /// contiguous only on failure would be exact, but doubles the verifier's work.
 #[inline(always)]
-pub fn parse(ctx: &TcContext, link: Link) -> Result<Packet, Unparsed> {
+pub fn parse(ctx: &TcContext, link: Link, packet: &mut Packet) -> Result<(), Unparsed> {
     let linear = (ctx.data_end() - ctx.data()) as u32;
     if linear < LEAST_HEADERS && linear < ctx.len() {
         let wanted = if ctx.len() < HEADERS { ctx.len() } else { HEADERS };
         // If there is no memory for it, the packet counts as unparsed.
         let _ = ctx.pull_data(wanted);
     }
-    parse_linear(ctx, link)
-}
-
-#[inline(always)]
-fn parse_linear(ctx: &TcContext, link: Link) -> Result<Packet, Unparsed> {
     // SAFETY: the kernel makes data..data_end readable; the verifier checks that we keep to it.
-    unsafe { parse::parse(ctx.data(), ctx.data_end(), ctx.len(), link) }
+    unsafe { parse::parse(ctx.data(), ctx.data_end(), ctx.len(), link, packet) }
 }
 
 /// Sends the packet into the receive path of its own interface.

@@ -13,7 +13,7 @@ use injector_common::{
 use super::checksum;
 use crate::{
     maps,
-    packet::{protect::connection, scope, skb},
+    packet::{protect::connection, skb},
 };
 
 /// A connection that goes on receiving may not have taken the RST (it was not the next expected segment);
@@ -32,12 +32,19 @@ pub const FIRST_RESET: u32 = 1;
 pub const RESET_AGAIN: u32 = 2;
 
 /// Turns the packet into the RST for its local side, to be turned back on egress, unless it is not to be.
+/// `is_known` tells of a received packet whether its connection is (still) known here.
 ///
 /// A function of its own with a number for a result, so that the verifier goes but once through what
 /// comes after it, whatever the way was through here.
 #[inline(never)]
-pub fn reset(ctx: &TcContext, packet: &Packet, direction: Direction, flags: u32) -> u32 {
-    match attempt(ctx, packet, direction, flags) {
+pub fn reset(
+    ctx: &TcContext,
+    packet: &Packet,
+    direction: Direction,
+    flags: u32,
+    is_known: bool,
+) -> u32 {
+    match attempt(ctx, packet, direction, flags, is_known) {
         None => NOT_RESET,
         Some(true) => FIRST_RESET,
         Some(false) => RESET_AGAIN,
@@ -51,6 +58,7 @@ fn attempt(
     packet: &Packet,
     direction: Direction,
     rule_flags: u32,
+    is_known: bool,
 ) -> Option<bool> {
     if packet.protocol != protocol::TCP || packet.fragment {
         return None;
@@ -82,7 +90,7 @@ fn attempt(
     if direction == Direction::Ingress
         && (earlier.is_some_and(is_recent)
             // What comes for a connection that is gone is the kernel's to answer, by an RST to the peer.
-            || earlier.is_some() && !scope::has_connection(ctx, packet))
+            || earlier.is_some() && !is_known)
     {
         return None;
     }
