@@ -10,6 +10,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "aya's macros want the context by value")]
 
 mod atomic;
+mod clock;
 mod maps;
 mod packet;
 

@@ -1,5 +1,6 @@
 //! The maps and load-time constants shared with userspace. Sizes are set at load time.
 
+use crate::clock::Reading;
 use aya_ebpf::{
     Global,
     macros::map,
@@ -64,6 +65,10 @@ pub static SLOTS_PER_BANK: Global<u32> = Global::new(1);
 /// need not follow each way through all that comes after.
 #[map]
 pub static PACKETS: PerCpuArray<Packet> = PerCpuArray::with_max_entries(2, 0);
+
+/// The clock, see [`crate::clock`].
+#[map]
+pub static CLOCK: PerCpuArray<Reading> = PerCpuArray::with_max_entries(1, 0);
 
 /// Which bank is active, and until when.
 #[map]

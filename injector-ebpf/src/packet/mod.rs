@@ -9,7 +9,7 @@ mod skb;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
-    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_redirect},
+    helpers::generated::bpf_redirect,
     programs::{TcContext, XdpContext},
 };
 use aya_log_ebpf::debug;
@@ -25,7 +25,7 @@ use injector_common::{
 };
 
 use self::impair::reset::{FIRST_RESET, NOT_RESET};
-use crate::{atomic, maps};
+use crate::{atomic, clock, maps};
 
 /// What becomes of a packet after its rule has been applied.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -152,10 +152,7 @@ fn judge_frame(ctx: &XdpContext) -> Option<Fate> {
         direction,
     )?;
     fragment::complete(packet);
-    let number = find::rule(packet, direction, set, control.bank);
-    if number == find::NO_RULE {
-        return None;
-    }
+    let number = find::search(packet, direction, set, control.bank)?;
     let matched = counted(number, &control, packet, direction, length)?;
     let decision = draw(&matched)?;
     if decision.lost {
@@ -240,10 +237,7 @@ fn counted(
         counters.protected += 1;
         return None;
     }
-    // The coarse clock is a timer tick behind at most, which no deadline is as exact as to notice, and
-    // spares reading the hardware's.
-    // SAFETY: no pointers are passed.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let now = clock::now_ns();
     if now >= rule.deadline_ns || now >= control.lease_deadline_ns {
         counters.expired += 1;
         return None;
