@@ -3,7 +3,7 @@
 use crate::classify::TupleMask;
 
 /// Most distinct mask combinations that one rule set may need; each costs one hash lookup a packet.
-pub const MAX_MASKS: usize = 64;
+pub const MAX_MASKS: usize = 32;
 
 /// The one element of the `CONTROL` map, rewritten at every lease renewal and rule change.
 #[repr(C)]
