@@ -4,6 +4,7 @@ mod support;
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     process::{Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
@@ -153,15 +154,16 @@ fn signals_reach_the_command() {
     command.args(["run", "--loss", "1%", "--", "sh", "-c"]);
     command
         .arg("trap 'echo usr1' USR1; trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done");
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
     let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
-    thread::sleep(Duration::from_secs(2));
+    let mut said = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut next = || said.next().expect("it says something").expect("text");
+    assert_eq!(next(), "ready");
     kill(pid, Signal::SIGUSR1).expect("it is ours");
-    thread::sleep(Duration::from_millis(500));
+    assert_eq!(next(), "usr1");
     kill(pid, Signal::SIGTERM).expect("it is ours");
-    let output = child.wait_with_output().expect("it ends");
-    assert_eq!(text(&output.stdout), "ready\nusr1\n");
-    assert_eq!(code(&output), Some(7));
+    assert_eq!(child.wait().expect("it ends").code(), Some(7));
 }
 
 #[test]

@@ -108,7 +108,7 @@ pub fn options(args: &SessionArgs, instance: &Instance, seed: u64, verbose: bool
     Options {
         judged_bit: 1 << instance.slot(),
         seed,
-        deadline_ns: args.duration.map_or(u64::MAX, |span| clock::deadline_ns(span.0)),
+        lasts: args.duration.map(|span| span.0),
         log_level: if verbose { VERBOSE_LOG } else { 0 },
         ..Options::default()
     }

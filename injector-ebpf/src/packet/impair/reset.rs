@@ -1,7 +1,7 @@
 //! A TCP RST to the local side of a connection, as its peer would send it (RFC 9293, 3.10.7).
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_RECOMPUTE_CSUM},
+    bindings::{BPF_ANY, BPF_F_RECOMPUTE_CSUM, BPF_NOEXIST},
     helpers::generated::bpf_ktime_get_ns,
     programs::TcContext,
 };
@@ -75,6 +75,7 @@ fn attempt(
     }
     // SAFETY: the value is copied at once; a stale one costs or saves one RST.
     let mut earlier = unsafe { maps::RESET.get(&connection) }.copied();
+    let is_unknown = earlier.is_none();
     if earlier == Some(HANDSHAKE) {
         if !packet.has_data && flags & tcp_flag::FIN == 0 {
             // This acknowledgment completes the handshake. With a reset in its place connecting would fail,
@@ -98,8 +99,10 @@ fn attempt(
         Direction::Egress => answer(ctx, packet)?,
         Direction::Ingress => replace(ctx, packet)?,
     }
-    let _ = maps::RESET.insert(&connection, &now, u64::from(BPF_ANY));
-    Some(earlier.is_none())
+    // Of two CPUs that reset it at once only one is first.
+    let flags = if is_unknown { BPF_NOEXIST } else { BPF_ANY };
+    let is_inserted = maps::RESET.insert(&connection, &now, u64::from(flags)).is_ok();
+    Some(earlier.is_none() && is_inserted)
 }
 
 /// Makes of a sent packet the RST that answers it, and turns it back.

@@ -98,8 +98,8 @@ pub struct Options {
     pub hook: HookChoice,
     /// Start of all random streams.
     pub seed: u64,
-    /// When all rules end, by `CLOCK_MONOTONIC`; `u64::MAX` for when they are removed.
-    pub deadline_ns: u64,
+    /// How long all rules act at the most, from when the first packet can be faulted.
+    pub lasts: Option<Duration>,
     /// Level of the kernel side's log, see [`Object::load`].
     pub log_level: u8,
 }
@@ -136,6 +136,23 @@ pub struct Network {
     /// The rule sets of both banks; the one that is not active may be out of use.
     banks: [Option<Compiled>; 2],
     active: u32,
+    /// What the active rules look at.
+    sides: Sides,
+    /// When all rules end, by `CLOCK_MONOTONIC`.
+    deadline_ns: u64,
+}
+
+/// Which packets any rule of a set is for.
+#[derive(Clone, Copy, Debug)]
+struct Sides {
+    egress: bool,
+    ingress: bool,
+}
+
+impl Sides {
+    const fn of(compiled: &Compiled) -> Self {
+        Self { egress: compiled.egress, ingress: compiled.ingress }
+    }
 }
 
 impl Network {
@@ -146,8 +163,7 @@ impl Network {
         rules: &[Rule],
         options: Options,
     ) -> Result<Self, NetworkError> {
-        let now = clock::monotonic_ns();
-        let compiled = compile(rules, options.seed, now, options.deadline_ns)?;
+        let compiled = compile(rules, options.seed, 0, u64::MAX)?;
         let constants = Constants {
             cgroup: target.cgroup.as_ref().map(|cgroup| (cgroup.id, cgroup.level)),
             layout: match target.cgroup {
@@ -165,15 +181,23 @@ impl Network {
             options,
             banks: [None, None],
             active: 0,
+            sides: Sides::of(&compiled),
+            deadline_ns: u64::MAX,
         };
         if options.protect {
             network.object.protect(&protect::operator_connections())?;
         }
-        network.fill(0, compiled)?;
-        network.renew()?;
+        // The programs find an empty bank until all of them are attached and the rules are in the other one.
         if network.attach(instance)?.is_empty() && options.protect {
             return Err(NetworkError::NothingUnprotected);
         }
+        // Time counts from when faults can act, however long loading took.
+        let now = clock::monotonic_ns();
+        network.deadline_ns = options.lasts.map_or(u64::MAX, clock::deadline_ns);
+        let compiled = compile(rules, options.seed, now, network.deadline_ns)?;
+        network.fill(1, compiled)?;
+        network.active = 1;
+        network.renew()?;
         Ok(network)
     }
 
@@ -181,13 +205,14 @@ impl Network {
     /// start again at 0.
     pub fn replace(&mut self, instance: &mut Instance, rules: &[Rule]) -> Result<(), NetworkError> {
         let now = clock::monotonic_ns();
-        let compiled = compile(rules, self.options.seed, now, self.options.deadline_ns)?;
+        let compiled = compile(rules, self.options.seed, now, self.deadline_ns)?;
         let capacity = self.object.capacity();
         let (rules, entries) = (compiled.rules.len(), compiled.entry_count());
         if rules > capacity.rules as usize || entries > capacity.entries as usize {
             return Err(NetworkError::NoRoom { rules, entries, capacity });
         }
         let other = 1 - self.active;
+        self.sides = Sides::of(&compiled);
         self.fill(other, compiled)?;
         self.active = other;
         self.renew()?;
@@ -280,12 +305,11 @@ impl Network {
 
     /// Which hooks the active rules need.
     fn directions(&self) -> (bool, bool) {
-        let Some(compiled) = &self.banks[self.active as usize] else { return (false, false) };
         if self.options.hook == HookChoice::Xdp {
             return (false, true);
         }
         // Whose an answer without a socket is, is told by what was sent.
-        (compiled.egress || self.target.cgroup.is_some(), compiled.ingress)
+        (self.sides.egress || self.target.cgroup.is_some(), self.sides.ingress)
     }
 
     fn fill(&mut self, bank: u32, compiled: Compiled) -> Result<(), NetworkError> {
