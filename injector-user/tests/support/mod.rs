@@ -365,7 +365,10 @@ impl Process {
 
     /// Reads up to the next event of this kind.
     pub fn wait_for(&mut self, event: &str) -> Value {
+        let end = Instant::now() + 2 * PATIENCE;
         loop {
+            // Other events go on coming, so silence is not the only way to wait for ever.
+            assert!(Instant::now() < end, "did not say {event}");
             let line = self.next().unwrap_or_else(|| panic!("ended without saying {event}"));
             if line["event"] == event {
                 return line;
