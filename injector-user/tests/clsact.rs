@@ -110,9 +110,12 @@ fn what_others_have_there_stays() {
 fn of_two_injectors_the_last_one_removes_the_qdisc() {
     let lab = Lab::new();
     let before = state(&lab);
-    for first_ends_first in [true, false] {
+    // The second one attaches to both sides, or to the one that is not the first to be attached to.
+    for (first_ends_first, side) in
+        [(true, "both"), (false, "both"), (true, "ingress"), (false, "ingress")]
+    {
         let first = Injector::start(&lab.left, &line("--loss 0%"));
-        let second = Injector::start(&lab.left, &line("--loss 100%"));
+        let second = Injector::start(&lab.left, &line(&format!("--loss 100% --direction {side}")));
         let (sooner, later) = if first_ends_first { (first, second) } else { (second, first) };
         sooner.stop();
         assert_eq!(answers(&lab, Family::V4), !first_ends_first);

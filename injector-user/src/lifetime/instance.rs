@@ -75,6 +75,12 @@ impl Instance {
         }
     }
 
+    /// Whether [`Self::perform`] did this, and it is not undone.
+    #[must_use]
+    pub fn has_done(&self, action: &Action) -> bool {
+        self.done.iter().any(|(_, done)| done == action)
+    }
+
     /// Undoes what [`Self::perform`] did.
     pub fn undo(&mut self, id: u32) -> Result<(), LifetimeError> {
         let Some(index) = self.done.iter().position(|(done, _)| *done == id) else { return Ok(()) };

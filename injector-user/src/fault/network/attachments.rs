@@ -119,7 +119,7 @@ impl Attachments {
         let add_qdisc = Action::AddClsact { netns: inode, interface: index, name: name.clone() };
         if !clsact::has_qdisc(netns, index)? {
             self.qdiscs.push(instance.perform(add_qdisc, || clsact::add_qdisc(netns, interface))?);
-        } else if direction == Direction::Egress && journal::is_announced(&add_qdisc) {
+        } else if !instance.has_done(&add_qdisc) && journal::is_announced(&add_qdisc) {
             // Another injector made it; whichever ends last removes it.
             self.qdiscs.push(instance.perform(add_qdisc, || Ok(()))?);
         }
