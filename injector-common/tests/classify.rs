@@ -207,26 +207,7 @@ fn fields() -> impl Strategy<Value = Fields> {
 
 /// A packet with nothing set, going out.
 fn blank() -> Seen {
-    let packet = Packet {
-        source: [0; 4],
-        destination: [0; 4],
-        family: Family::V4,
-        protocol: 0,
-        tcp_flags: 0,
-        has_ports: false,
-        has_data: false,
-        later_fragment: false,
-        fragment: false,
-        fragment_id: 0,
-        source_port: 0,
-        destination_port: 0,
-        echo_id: 0,
-        l3: 0,
-        l4: 0,
-        payload: 0,
-        end: 0,
-    };
-    Seen { packet, direction: Direction::Egress, local_class: 0, remote_class: 0 }
+    Seen { packet: Packet::EMPTY, direction: Direction::Egress, local_class: 0, remote_class: 0 }
 }
 
 /// The packet of the answer: the same one as it goes the other way.

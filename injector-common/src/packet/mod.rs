@@ -99,7 +99,7 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// One to parse into; what it says is of no meaning.
+    /// One to parse into: all of it is 0.
     pub const EMPTY: Self = Self {
         source: [0; 4],
         destination: [0; 4],

@@ -250,7 +250,8 @@ fn counted(
 /// Advances the rule's state by one packet and decides about it.
 #[inline(always)]
 fn draw(matched: &Match) -> Option<Decision> {
-    /// Other CPUs can spoil an attempt; so many in a row are never seen.
+    /// Other CPUs can spoil an attempt. If they spoil all, the last decision stands, but the rule's state does
+    /// not advance by it.
     const ATTEMPTS: usize = 4;
 
     if matched.rule.flags & RULE_ALTERS == 0

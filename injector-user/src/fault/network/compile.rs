@@ -72,6 +72,14 @@ impl Compiled {
         self.entries.iter().map(|&((tuple, mask), rule)| (key(tuple, mask), rule)).collect()
     }
 
+    /// Has the rules act from `now_ns` on, by `CLOCK_MONOTONIC`, until `end_ns` at the latest. To be called
+    /// once.
+    pub fn start(&mut self, now_ns: u64, end_ns: u64) {
+        for rule in &mut self.rules {
+            rule.deadline_ns = now_ns.saturating_add(rule.deadline_ns).min(end_ns);
+        }
+    }
+
     /// How many entries there are.
     #[must_use]
     pub fn entry_count(&self) -> usize {
@@ -79,14 +87,8 @@ impl Compiled {
     }
 }
 
-/// Compiles `rules`. `now_ns` is when they start to act, by `CLOCK_MONOTONIC`; all end at
-/// `deadline_ns` at the latest.
-pub fn compile(
-    rules: &[Rule],
-    seed: u64,
-    now_ns: u64,
-    deadline_ns: u64,
-) -> Result<Compiled, CompileError> {
+/// Compiles `rules`; how long they act is counted from [`Compiled::start`].
+pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
     let ports = [
         Ports::of(rules.iter().filter_map(|rule| rule.matching.local_ports.as_ref())),
         Ports::of(rules.iter().filter_map(|rule| rule.matching.remote_ports.as_ref())),
@@ -127,10 +129,7 @@ pub fn compile(
         set,
         classes: uses_ports.then(|| [ports[0].classes(), ports[1].classes()]),
         entries: entries.into_iter().collect(),
-        rules: (0..)
-            .zip(rules)
-            .map(|(n, rule)| decisions(rule, n, seed, now_ns, deadline_ns))
-            .collect(),
+        rules: (0..).zip(rules).map(|(n, rule)| decisions(rule, n, seed)).collect(),
         egress: acts(Direction::Ingress),
         ingress: acts(Direction::Egress),
     })
@@ -284,10 +283,7 @@ impl Ports {
 }
 
 /// What a rule does, in the kernel side's terms.
-fn decisions(rule: &Rule, number: u32, seed: u64, now_ns: u64, deadline_ns: u64) -> rule::Rule {
-    let own_deadline = rule.lasts.map_or(u64::MAX, |span| {
-        now_ns.saturating_add(u64::try_from(span.0.as_nanos()).unwrap_or(u64::MAX))
-    });
+fn decisions(rule: &Rule, number: u32, seed: u64) -> rule::Rule {
     let loss = rule.loss.map_or_else(loss::Loss::default, loss_model);
     let corrupt = rule.corrupt.map_or(Chance::NEVER, chance);
     let duplicate = rule.duplicate.map_or(Chance::NEVER, chance);
@@ -313,7 +309,10 @@ fn decisions(rule: &Rule, number: u32, seed: u64, now_ns: u64, deadline_ns: u64)
         CorruptMode::Silent => rule::CorruptMode::Silent,
     };
     rule::Rule {
-        deadline_ns: own_deadline.min(deadline_ns),
+        // Until it starts, how long it lasts.
+        deadline_ns: rule
+            .lasts
+            .map_or(u64::MAX, |span| u64::try_from(span.0.as_nanos()).unwrap_or(u64::MAX)),
         stream: random::stream(seed, number),
         loss,
         corrupt,

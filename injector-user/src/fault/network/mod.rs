@@ -163,7 +163,7 @@ impl Network {
         rules: &[Rule],
         options: Options,
     ) -> Result<Self, NetworkError> {
-        let compiled = compile(rules, options.seed, 0, u64::MAX)?;
+        let mut compiled = compile(rules, options.seed)?;
         let constants = Constants {
             cgroup: target.cgroup.as_ref().map(|cgroup| (cgroup.id, cgroup.level)),
             layout: match target.cgroup {
@@ -194,7 +194,7 @@ impl Network {
         // Time counts from when faults can act, however long loading took.
         let now = clock::monotonic_ns();
         network.deadline_ns = options.lasts.map_or(u64::MAX, clock::deadline_ns);
-        let compiled = compile(rules, options.seed, now, network.deadline_ns)?;
+        compiled.start(now, network.deadline_ns);
         network.fill(1, compiled)?;
         network.active = 1;
         network.renew()?;
@@ -204,8 +204,8 @@ impl Network {
     /// Replaces all rules at once: each packet meets either the old rules or the new ones. Counters
     /// start again at 0.
     pub fn replace(&mut self, instance: &mut Instance, rules: &[Rule]) -> Result<(), NetworkError> {
-        let now = clock::monotonic_ns();
-        let compiled = compile(rules, self.options.seed, now, self.deadline_ns)?;
+        let mut compiled = compile(rules, self.options.seed)?;
+        compiled.start(clock::monotonic_ns(), self.deadline_ns);
         let capacity = self.object.capacity();
         let (rules, entries) = (compiled.rules.len(), compiled.entry_count());
         if rules > capacity.rules as usize || entries > capacity.entries as usize {

@@ -221,7 +221,7 @@ impl Case {
 /// Loads the object and makes the rules active, for ever.
 fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
     let (seed, rules) = file::read(&file.path())?;
-    let compiled = compile(&rules, seed.unwrap_or_default(), 0, u64::MAX)?;
+    let compiled = compile(&rules, seed.unwrap_or_default())?;
     let constants = Constants {
         cgroup: setting.cgroup,
         layout: if looks_up { Layout::of_kernel()? } else { Layout::default() },

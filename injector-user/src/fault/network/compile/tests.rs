@@ -153,7 +153,7 @@ proptest! {
         packets in prop::collection::vec((packet(), any::<bool>()), 20),
     ) {
         let rules: Vec<Rule> = matchings.into_iter().map(rule).collect();
-        let compiled = compile(&rules, 1, 0, u64::MAX).expect("few rules");
+        let compiled = compile(&rules, 1).expect("few rules");
         for (packet, sent) in packets {
             let direction = if sent { packet::Direction::Egress } else { packet::Direction::Ingress };
             let expected = rules.iter().position(|rule| fits(&rule.matching, &packet, direction));
@@ -172,7 +172,7 @@ fn as_many_rules_as_promised_share_one_mask() {
             rule(Matching { remotes, ..Matching::default() })
         })
         .collect();
-    let compiled = compile(&rules, 1, 0, u64::MAX).expect("as many as promised");
+    let compiled = compile(&rules, 1).expect("as many as promised");
     assert_eq!(compiled.set.mask_count, 1);
     assert_eq!(compiled.entry_count(), rule::MAX_RULES);
 }
@@ -185,7 +185,7 @@ fn each_port_of_all_can_have_its_own_rule() {
             rule(Matching { remote_ports, ..Matching::default() })
         })
         .collect();
-    let compiled = compile(&rules, 1, 0, u64::MAX).expect("as many as promised");
+    let compiled = compile(&rules, 1).expect("as many as promised");
     let [_, remote] = compiled.classes.as_ref().expect("ports are matched");
     assert!((0..=u16::MAX).all(|port| remote[usize::from(port)] == port));
 }
@@ -195,7 +195,7 @@ fn what_cannot_be_classified_is_refused() {
     let prefixes: Vec<Remote> =
         (0..=128).map(|length| format!("::/{length}").parse().expect("valid")).collect();
     let rules = [rule(Matching { remotes: prefixes, ..Matching::default() })];
-    let error = compile(&rules, 1, 0, u64::MAX).expect_err("too many");
+    let error = compile(&rules, 1).expect_err("too many");
     assert_eq!(error, CompileError::TooManyMasks(129));
 
     // Each rule is cut in pieces by all others.
@@ -208,7 +208,7 @@ fn what_cannot_be_classified_is_refused() {
             })
         })
         .collect();
-    let error = compile(&rules, 1, 0, u64::MAX).expect_err("too many");
+    let error = compile(&rules, 1).expect_err("too many");
     assert_eq!(error, CompileError::TooManyEntries);
 }
 
@@ -217,7 +217,8 @@ fn the_earlier_of_two_deadlines_holds() {
     let mut one = rule(Matching::default());
     one.lasts = Some("1s".parse().expect("valid"));
     let deadline = |end| {
-        let compiled = compile(std::slice::from_ref(&one), 1, 500, end).expect("one rule");
+        let mut compiled = compile(std::slice::from_ref(&one), 1).expect("one rule");
+        compiled.start(500, end);
         compiled.rules[0].deadline_ns
     };
     assert_eq!(deadline(u64::MAX), 1_000_000_500);
