@@ -18,6 +18,18 @@ pub struct RuleCounters {
     pub duplicated: u64,
     /// Connections reset.
     pub reset: u64,
+    /// Packets held back, by a delay or a limited rate.
+    pub delayed: u64,
+    /// For how long all of them together, in nanoseconds.
+    pub delay_ns: u64,
+    /// Packets that were let go at once and so overtook delayed ones.
+    pub reordered: u64,
+    /// Packets that had to wait for others at a limited rate.
+    pub queued: u64,
+    /// Packets dropped because the queue before a limited rate was full.
+    pub queue_dropped: u64,
+    /// Packets that were given an ECN mark instead of being lost.
+    pub marked: u64,
     /// Packets that the rule would have hit, but which `--protect` left alone.
     pub protected: u64,
     /// Packets that passed unchanged because the rule's deadline or the lease had run out.
@@ -49,6 +61,12 @@ impl AddAssign for RuleCounters {
         self.corrupted += other.corrupted;
         self.duplicated += other.duplicated;
         self.reset += other.reset;
+        self.delayed += other.delayed;
+        self.delay_ns += other.delay_ns;
+        self.reordered += other.reordered;
+        self.queued += other.queued;
+        self.queue_dropped += other.queue_dropped;
+        self.marked += other.marked;
         self.protected += other.protected;
         self.expired += other.expired;
         self.skipped += other.skipped;

@@ -1,7 +1,7 @@
 //! The contract between injector's two sides.
 //!
 //! Everything here is compiled twice: into the eBPF object and into the userspace. Types that cross
-//! the boundary live in [`rule`], [`counter`] and [`control`]; the pure code that decides what
+//! the boundary live in [`rule`], [`hold`], [`counter`] and [`control`]; the pure code that decides what
 //! happens to a packet lives in [`packet`] (what is it), [`classify`] (which rule) and [`model`]
 //! (what to do). Tests on the host therefore test the very code that runs in the kernel.
 #![no_std]
@@ -10,6 +10,7 @@
 pub mod classify;
 pub mod control;
 pub mod counter;
+pub mod hold;
 pub mod model;
 pub mod packet;
 pub mod rule;

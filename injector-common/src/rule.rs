@@ -44,3 +44,7 @@ pub const RULE_RESET_SYN: u32 = 1 << 1;
 pub const RULE_STATEFUL: u32 = 1 << 2;
 /// [`Rule::flags`]: the rule corrupts or duplicates.
 pub const RULE_ALTERS: u32 = 1 << 3;
+/// [`Rule::flags`]: the rule delays packets or limits their rate, see [`crate::hold::Hold`].
+pub const RULE_HOLDS: u32 = 1 << 4;
+/// [`Rule::flags`]: packets whose transport understands ECN are marked (RFC 3168) instead of being lost.
+pub const RULE_ECN: u32 = 1 << 5;

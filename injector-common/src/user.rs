@@ -4,6 +4,7 @@ use crate::{
     classify::{ShortKey, Slot, TupleKey},
     control::{Connection, Control, RuleSet},
     counter::{RuleCounters, SeenCounters},
+    hold::{self, Hold, HoldState, Route},
     rule::Rule,
 };
 
@@ -14,7 +15,22 @@ macro_rules! pod {
     )+};
 }
 
-pod!(ShortKey, Slot, TupleKey, Connection, Control, RuleSet, RuleCounters, SeenCounters, Rule);
+pod!(
+    ShortKey,
+    Slot,
+    TupleKey,
+    Connection,
+    Control,
+    RuleSet,
+    RuleCounters,
+    SeenCounters,
+    Rule,
+    Hold,
+    HoldState,
+    Route,
+    hold::Slot,
+    hold::Table
+);
 
 const _: () = {
     assert!(size_of::<ShortKey>() == 12);
@@ -22,7 +38,11 @@ const _: () = {
     assert!(size_of::<TupleKey>() == 28);
     assert!(size_of::<Connection>() == 36);
     assert!(size_of::<Control>() == 16);
-    assert!(size_of::<RuleCounters>() == 88);
+    assert!(size_of::<RuleCounters>() == 136);
     assert!(size_of::<SeenCounters>() == 32);
     assert!(size_of::<Rule>() == 64);
+    assert!(size_of::<Hold>() == 72);
+    assert!(size_of::<HoldState>() == 24);
+    assert!(size_of::<Route>() == 24);
+    assert!(size_of::<hold::Slot>() == 32);
 };

@@ -47,6 +47,18 @@ pub fn tc_ingress_raw(ctx: TcContext) -> i32 {
     packet::tc(&ctx, Ingress, Link::None)
 }
 
+/// Packets that go into the hold device, see [`packet`].
+#[classifier]
+pub fn hold_egress(ctx: TcContext) -> i32 {
+    packet::hold_egress(&ctx)
+}
+
+/// Packets that come back from the hold device.
+#[classifier]
+pub fn hold_ingress(ctx: TcContext) -> i32 {
+    packet::hold_ingress(&ctx)
+}
+
 /// Received packets before the kernel makes an skb of them.
 #[xdp]
 pub fn xdp_ingress(ctx: XdpContext) -> u32 {

@@ -3,6 +3,7 @@
 use crate::clock::Reading;
 use aya_ebpf::{
     Global,
+    bindings::BPF_F_MMAPABLE,
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
@@ -10,6 +11,7 @@ use injector_common::{
     classify::{ShortKey, Slot, TupleKey},
     control::{Connection, Control, Flow, FragmentKey, FragmentPorts, PortClasses, RuleSet},
     counter::{RuleCounters, SeenCounters},
+    hold::{self, Hold, HoldState, Route, TAGS, Table},
     packet::Packet,
     rule::Rule,
 };
@@ -58,6 +60,14 @@ pub static RULES_PER_BANK: Global<u32> = Global::new(1);
 /// Slots that one bank holds, a power of 2, so that bank 1 starts there in [`SLOTS`].
 #[unsafe(no_mangle)]
 pub static SLOTS_PER_BANK: Global<u32> = Global::new(1);
+
+/// Index of the device on which packets are held, the same in all namespaces; 0 if no rule holds any.
+#[unsafe(no_mangle)]
+pub static HOLD_INTERFACE: Global<u32> = Global::new(0);
+
+/// Non-zero: the device is a TAP, and userspace holds the packets; else it has a queue that does.
+#[unsafe(no_mangle)]
+pub static HOLD_IN_USERSPACE: Global<u32> = Global::new(0);
 
 /// Where the packet at hand is kept, by direction, while it is judged.
 ///
@@ -130,3 +140,35 @@ pub static FLOWS: LruHashMap<Flow, u8> = LruHashMap::with_max_entries(16_384, 0)
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> =
     LruHashMap::with_max_entries(4096, 0);
+
+/// What the rules that hold packets do, see [`crate::packet`].
+#[map]
+pub static HOLDS: Array<Hold> = Array::with_max_entries(2, 0);
+
+/// What they remember.
+#[map]
+pub static HOLD_STATES: Array<HoldState> = Array::with_max_entries(2, 0);
+
+/// Distribution tables, per bank.
+#[map]
+pub static TABLES: Array<Table> = Array::with_max_entries(2 * hold::MAX_TABLES, 0);
+
+/// Where held packets go, by their tag.
+#[map]
+pub static ROUTES: Array<Route> = Array::with_max_entries(TAGS, BPF_F_MMAPABLE);
+
+/// The tag of an interface (its index times 2) and direction, if the hold device has a queue.
+#[map]
+pub static ROUTE_TAGS: HashMap<u64, u32> = HashMap::with_max_entries(4096, 0);
+
+/// When the packet that is being sent to the hold device is due, if that has a queue.
+#[map]
+pub static RELEASE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// What userspace must know of packets on the way to it, by their tag.
+#[map]
+pub static HELD: Array<hold::Slot> = Array::with_max_entries(TAGS, BPF_F_MMAPABLE);
+
+/// The number of the next tag for [`HELD`].
+#[map]
+pub static NEXT_SLOT: Array<u64> = Array::with_max_entries(1, 0);

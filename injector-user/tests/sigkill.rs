@@ -6,7 +6,6 @@
 mod support;
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::Path,
     process::{Command, Stdio},
@@ -19,55 +18,10 @@ use nix::{
     unistd::Pid,
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
-use serde_json::Value;
-use support::{Injector, Lab, Process, RuleFile};
-
-/// How long the kernel and the guardian may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Everything that injector makes, by the names that the machine's own tools give it.
-fn listing(lab: &Lab) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for kind in ["prog", "map", "link"] {
-        let output = Command::new("bpftool").args(["-j", kind, "list"]).output().expect("bpftool");
-        let list: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
-        found.extend(
-            list.iter().map(|object| format!("{kind} {} {}", object["id"], object["name"])),
-        );
-    }
-    for host in [&lab.left, &lab.right] {
-        for command in ["tc qdisc show", "tc filter show dev veth0 ingress", "ip -o link show"] {
-            let lines = host.run(command);
-            found.extend(lines.lines().map(|line| format!("{} {command} {line}", host.netns)));
-        }
-    }
-    let namespaces = fs::read_dir("/run/netns").expect("there are some").flatten();
-    found.extend(namespaces.map(|entry| format!("netns {}", entry.path().display())));
-    list_cgroups(&support::hierarchy(), &mut found);
-    found
-}
-
-fn list_cgroups(path: &Path, found: &mut BTreeSet<String>) {
-    found.insert(format!("cgroup {}", path.display()));
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            list_cgroups(&entry.path(), found);
-        }
-    }
-}
-
-/// Fails unless everything that is there was there before.
-fn assert_nothing_is_left(before: &BTreeSet<String>, lab: &Lab, moment: &str) {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let left: Vec<String> = listing(lab).difference(before).cloned().collect();
-        if left.is_empty() {
-            return;
-        }
-        assert!(Instant::now() < end, "killed {moment}, and left is {left:#?}");
-        thread::sleep(Duration::from_millis(50));
-    }
-}
+use support::{
+    Injector, Lab, Process, RuleFile,
+    listing::{PATIENCE, assert_nothing_is_left, cleanup, listing},
+};
 
 #[test]
 fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
@@ -85,7 +39,7 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
         run.kill().expect("it is ours");
         run.wait().expect("it was killed");
         let moment = format!("run {wait:?} after its start, in round {round}");
-        assert_nothing_is_left(&before, &lab, &moment);
+        assert_nothing_is_left(&before, &lab, &moment, PATIENCE);
 
         // Start-up of `inject`.
         let mut command = Injector::command(&lab.left, "--interface veth0 --loss 50%");
@@ -95,7 +49,7 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
         inject.kill().expect("it is ours");
         inject.wait().expect("it was killed");
         let moment = format!("inject {wait:?} after its start, in round {round}");
-        assert_nothing_is_left(&before, &lab, &moment);
+        assert_nothing_is_left(&before, &lab, &moment, PATIENCE);
 
         // Steady state, under traffic.
         let injector = Injector::start(&lab.left, "--interface veth0 --loss 50% --duplicate 10%");
@@ -103,7 +57,12 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
         let _traffic = flood(ping, &lab.right.address(support::Family::V4).to_string());
         thread::sleep(Duration::from_micros(random.random_range(0..200_000)));
         drop(injector);
-        assert_nothing_is_left(&before, &lab, &format!("in steady state, in round {round}"));
+        assert_nothing_is_left(
+            &before,
+            &lab,
+            &format!("in steady state, in round {round}"),
+            PATIENCE,
+        );
 
         // While rules are changed, over and over.
         let line = format!("--interface veth0 {}", file.option());
@@ -114,12 +73,12 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
             thread::sleep(Duration::from_micros(random.random_range(0..3000)));
         }
         drop(injector);
-        assert_nothing_is_left(&before, &lab, &format!("in a change, in round {round}"));
+        assert_nothing_is_left(&before, &lab, &format!("in a change, in round {round}"), PATIENCE);
     }
     // The commands of `run` went on, where they came from and without faults.
     let ended = Command::new("pkill").args(["-KILL", "-x", "-f", "sleep 4321"]).status();
     ended.expect("pkill");
-    cleanup();
+    assert_ne!(cleanup(), "");
     let journals = fs::read_dir("/run/injector").into_iter().flatten().flatten();
     let dead = journals.filter(|entry| !is_locked(&entry.path())).count();
     assert_eq!(dead, 0, "journals of dead injectors after a cleanup");
@@ -160,12 +119,6 @@ fn what_a_killed_guardian_leaves_is_undone_by_the_next_start() {
     assert!(!home.contains("injector-"), "{home}");
     kill(Pid::from_raw(command), Signal::SIGKILL).expect("it is ours");
     assert!(cleanup().contains("nothing was left"));
-}
-
-fn cleanup() -> String {
-    let output = Command::new(support::INJECTOR).arg("cleanup").output().expect("it runs");
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).expect("text")
 }
 
 fn is_locked(path: &Path) -> bool {

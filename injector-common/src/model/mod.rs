@@ -4,8 +4,10 @@
 //! it with one atomic operation, and a run can be repeated from its seed.
 
 pub mod chance;
+pub mod delay;
 pub mod loss;
 pub mod random;
+pub mod rate;
 
 use crate::rule::{RULE_ALTERS, Rule};
 
@@ -31,6 +33,8 @@ impl State {
 /// What is to happen to a packet, in netem's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
+    /// How many packets the rule has judged before this one.
+    pub index: u64,
     /// The packet is to be lost. A packet that is both lost and duplicated arrives once, as with netem.
     pub lost: bool,
     /// The packet is to be doubled.
@@ -75,5 +79,5 @@ pub fn decide(rule: &Rule, state: State) -> (Decision, State) {
         memory |= State::CORRUPT_HIT;
     }
     let next = State((index + 1) << 16 | memory);
-    (Decision { lost, duplicate, corrupt, position }, next)
+    (Decision { index, lost, duplicate, corrupt, position }, next)
 }

@@ -2,6 +2,7 @@
 
 mod find;
 mod fragment;
+mod hold;
 mod impair;
 mod protect;
 mod scope;
@@ -21,10 +22,13 @@ use injector_common::{
         Direction, Packet,
         parse::{Link, Unparsed, parse},
     },
-    rule::{RULE_ALTERS, RULE_RESET, RULE_STATEFUL, Rule},
+    rule::{RULE_ALTERS, RULE_ECN, RULE_HOLDS, RULE_RESET, RULE_STATEFUL, Rule},
 };
 
-use self::impair::reset::{FIRST_RESET, NOT_RESET};
+use self::{
+    hold::Sent,
+    impair::reset::{FIRST_RESET, NOT_RESET},
+};
 use crate::{atomic, clock, maps};
 
 /// What becomes of a packet after its rule has been applied.
@@ -32,10 +36,12 @@ use crate::{atomic, clock, maps};
 enum Fate {
     /// Goes on its way, perhaps altered.
     Pass,
-    /// Is gone, as if the wire had lost it.
+    /// Is gone, as if the wire had lost it. So goes as well what a clone is held of.
     Lost,
     /// Goes into this host's receive path instead of out.
     TurnedBack,
+    /// Goes to the hold device.
+    Held,
 }
 
 /// A packet and the rule that it falls under.
@@ -57,6 +63,7 @@ pub fn tc(ctx: &TcContext, direction: Direction, link: Link) -> i32 {
         Some(Fate::Lost) if direction == Direction::Egress => unsafe { bpf_redirect(0, 0) as i32 },
         Some(Fate::Lost) => TC_ACT_SHOT,
         Some(Fate::TurnedBack) => skb::turn_back(ctx),
+        Some(Fate::Held) => hold::redirect(),
     }
 }
 
@@ -82,7 +89,7 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
     if direction == Direction::Ingress && !scope::receives(ctx, packet) {
         return None;
     }
-    let matched = counted(number, &control, packet, direction, ctx.len())?;
+    let mut matched = counted(number, &control, packet, direction, ctx.len())?;
     skb::set_judged(ctx);
 
     if matched.rule.flags & RULE_RESET != 0 {
@@ -104,20 +111,23 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
         }
     }
     let decision = draw(&matched)?;
-    // netem's order: duplicate, lose, corrupt. A packet both doubled and lost arrives once.
+    let holds = maps::HOLD_INTERFACE.load() != 0 && matched.rule.flags & RULE_HOLDS != 0;
+    // netem's order: duplicate, lose, corrupt, delay. A packet both doubled and lost arrives once.
     if decision.duplicate {
         if decision.lost {
             matched.counters.duplicated += 1;
             matched.counters.dropped += 1;
-        } else if impair::duplicate::duplicate(ctx, direction) {
-            matched.counters.duplicated += 1;
         } else {
-            matched.counters.skipped += 1;
+            duplicate(ctx, &mut matched, direction, &decision, holds);
         }
     } else if decision.lost {
-        matched.counters.dropped += 1;
-        debug!(ctx, "rule {}: lost", number);
-        return Some(Fate::Lost);
+        if matched.rule.flags & RULE_ECN != 0 && skb::mark_congestion(ctx) {
+            matched.counters.marked += 1;
+        } else {
+            matched.counters.dropped += 1;
+            debug!(ctx, "rule {}: lost", number);
+            return Some(Fate::Lost);
+        }
     }
     if decision.corrupt {
         if impair::corrupt::corrupt(ctx, packet, matched.rule.corrupt_mode, decision.position) {
@@ -126,7 +136,62 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
             matched.counters.skipped += 1;
         }
     }
-    Some(Fate::Pass)
+    if !holds {
+        return Some(Fate::Pass);
+    }
+    let which = decision.index.wrapping_mul(2);
+    match hold::schedule(ctx, matched.rule, matched.index, which, direction) {
+        hold::AT_ONCE => Some(Fate::Pass),
+        hold::FULL => Some(Fate::Lost),
+        release => Some(match hold::send(ctx, &mut matched, direction, release, false) {
+            Sent::Redirect => Fate::Held,
+            Sent::Cloned => Fate::Lost,
+            Sent::Refused => {
+                matched.counters.skipped += 1;
+                Fate::Pass
+            }
+        }),
+    }
+}
+
+/// Sends a copy of the packet, held like the packet itself if it is.
+#[inline(always)]
+fn duplicate(
+    ctx: &TcContext,
+    matched: &mut Match,
+    direction: Direction,
+    decision: &Decision,
+    holds: bool,
+) {
+    let release = if holds {
+        let which = decision.index.wrapping_mul(2).wrapping_add(1);
+        hold::schedule(ctx, matched.rule, matched.index, which, direction)
+    } else {
+        hold::AT_ONCE
+    };
+    let is_sent = match release {
+        hold::AT_ONCE => impair::duplicate::duplicate(ctx, direction),
+        // Doubled, and the copy dropped.
+        hold::FULL => true,
+        release => hold::send(ctx, matched, direction, release, true) == Sent::Cloned,
+    };
+    if is_sent {
+        matched.counters.duplicated += 1;
+    } else {
+        matched.counters.skipped += 1;
+    }
+}
+
+/// Tells the queue of the hold device when a packet is due; drops what is not ours.
+#[inline(always)]
+pub fn hold_egress(ctx: &TcContext) -> i32 {
+    if hold::enter(ctx) { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+}
+
+/// Puts a packet that comes back from the hold device on its way; drops what is not ours.
+#[inline(always)]
+pub fn hold_ingress(ctx: &TcContext) -> i32 {
+    hold::leave(ctx).unwrap_or(TC_ACT_SHOT)
 }
 
 /// Judges a packet at the XDP hook: host scope, ingress, loss and corruption only.
@@ -254,10 +319,10 @@ fn draw(matched: &Match) -> Option<Decision> {
     /// not advance by it.
     const ATTEMPTS: usize = 4;
 
-    if matched.rule.flags & RULE_ALTERS == 0
+    if matched.rule.flags & (RULE_ALTERS | RULE_HOLDS) == 0
         && let Some(lost) = matched.rule.loss.certain()
     {
-        return Some(Decision { lost, duplicate: false, corrupt: false, position: 0 });
+        return Some(Decision { index: 0, lost, duplicate: false, corrupt: false, position: 0 });
     }
     let word = maps::STATES.get_ptr_mut(matched.index)?;
     if matched.rule.flags & RULE_STATEFUL == 0 {

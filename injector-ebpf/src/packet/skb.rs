@@ -2,12 +2,18 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS},
-    helpers::generated::{bpf_redirect, bpf_skb_change_tail},
+    helpers::generated::{
+        bpf_redirect, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_ecn_set_ce,
+        bpf_skb_set_tstamp, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    },
     programs::TcContext,
 };
-use injector_common::packet::{
-    Packet,
-    parse::{self, Link, Unparsed},
+use injector_common::{
+    hold::TAG_PROTOCOL,
+    packet::{
+        Packet,
+        parse::{self, Link, Unparsed},
+    },
 };
 
 use crate::maps;
@@ -81,4 +87,76 @@ pub fn turn_back(ctx: &TcContext) -> i32 {
 pub fn truncate(ctx: &TcContext, length: u32) -> Result<(), ()> {
     // SAFETY: the context's own skb.
     if unsafe { bpf_skb_change_tail(raw(ctx), length, 0) } == 0 { Ok(()) } else { Err(()) }
+}
+
+/// How many bytes the packet has on the wire. The headers of each segment of a GSO packet count when it is sent,
+/// but not those of packets that were merged on receipt (GRO).
+#[inline(always)]
+pub fn wire_length(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is readable.
+    unsafe { (*raw(ctx)).wire_len }
+}
+
+/// Marks the packet as having met congestion (RFC 3168), unless its sender does not know that.
+#[inline(always)]
+pub fn mark_congestion(ctx: &TcContext) -> bool {
+    // SAFETY: the context's own skb.
+    unsafe { bpf_skb_ecn_set_ce(raw(ctx)) == 1 }
+}
+
+/// Puts a VLAN tag of ours on top; the packet's own ones stay below it.
+#[inline(always)]
+pub fn push_tag(ctx: &TcContext, tag: u16) -> bool {
+    // SAFETY: the context's own skb.
+    unsafe { bpf_skb_vlan_push(raw(ctx), TAG_PROTOCOL.to_be(), tag) == 0 }
+}
+
+/// Takes the uppermost VLAN tag off.
+#[inline(always)]
+pub fn pop_tag(ctx: &TcContext) -> bool {
+    // SAFETY: the context's own skb.
+    unsafe { bpf_skb_vlan_pop(raw(ctx)) == 0 }
+}
+
+/// What the uppermost VLAN tag says.
+#[inline(always)]
+pub fn tag(ctx: &TcContext) -> Option<u16> {
+    // SAFETY: the context is readable.
+    unsafe { ((*raw(ctx)).vlan_present != 0).then(|| (*raw(ctx)).vlan_tci as u16) }
+}
+
+/// The packet's `mark`, `priority` and `tc_index`.
+#[inline(always)]
+pub fn marks(ctx: &TcContext) -> (u32, u32, u32) {
+    let skb = raw(ctx);
+    // SAFETY: the context is readable.
+    unsafe { ((*skb).mark, (*skb).priority, (*skb).tc_index) }
+}
+
+/// Sets the packet's `mark`, `priority` and `tc_index`.
+#[inline(always)]
+pub fn set_marks(ctx: &TcContext, mark: u32, priority: u32, tc_index: u32) {
+    let skb = raw(ctx);
+    // SAFETY: tc programs may write these fields.
+    unsafe {
+        (*skb).mark = mark;
+        (*skb).priority = priority;
+        (*skb).tc_index = tc_index;
+    }
+}
+
+/// Sets the time before which `sch_fq` does not send the packet, in `CLOCK_MONOTONIC` nanoseconds (Linux 5.18).
+#[inline(always)]
+pub fn set_departure(ctx: &TcContext, time_ns: u64) -> bool {
+    const DELIVERY_MONO: u32 = 1;
+    // SAFETY: the context's own skb.
+    unsafe { bpf_skb_set_tstamp(raw(ctx), time_ns, DELIVERY_MONO) == 0 }
+}
+
+/// Has the kernel forget that the packet was not for the device that it came in by.
+#[inline(always)]
+pub fn forget_addressee(ctx: &TcContext) {
+    const PACKET_HOST: u32 = 0;
+    // SAFETY: the context's own skb. It fails for no such packet as comes in.
+    unsafe { bpf_skb_change_type(raw(ctx), PACKET_HOST) };
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
+use crate::fault::network::hold::Engine;
 use crate::spec::{
     SpecError, file,
     rule::{Rule, RuleSpec},
@@ -43,6 +44,10 @@ pub struct SessionArgs {
     /// Make the decisions repeatable: they are a function of seed, rule and packet number alone
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+
+    /// How delayed packets are held back [default: the best that works here]
+    #[arg(long, value_enum, value_name = "ENGINE")]
+    pub engine: Option<Engine>,
 
     /// Exit with 3 if no packet matched
     #[arg(long)]

@@ -28,3 +28,14 @@ pub fn run(_: &CleanupArgs) -> Result<ExitCode> {
     }
     Ok(if failed { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
 }
+
+/// What every command begins with: undoes what dead injectors left, and says so on standard error.
+pub fn undo_first() {
+    let (undone, failures) = cleanup();
+    for action in undone {
+        eprintln!("injector: undid what a dead injector had done: {action}");
+    }
+    for failure in failures {
+        eprintln!("injector: warning: {:#}", anyhow::Error::from(failure));
+    }
+}

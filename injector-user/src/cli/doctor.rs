@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use super::{args::Output, privileges};
+use super::{args::Output, cleanup, privileges};
 use crate::{
     kernel::probe::{self, Finding, Verdict},
     target::cgroup::Hierarchy,
@@ -31,6 +31,7 @@ struct FaultFinding {
 /// Prints one line a means of the kernel, then one a fault.
 pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
     privileges::check()?;
+    cleanup::undo_first();
     let findings = findings()?;
     for finding in &findings {
         match args.output {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
-use super::{args::Output, privileges};
+use super::{args::Output, cleanup, privileges};
 use crate::lifetime::instance;
 
 /// List the running injectors of this host
@@ -19,6 +19,7 @@ pub struct ListArgs {
 /// Prints one line an injector.
 pub fn run(args: &ListArgs) -> Result<ExitCode> {
     privileges::check()?;
+    cleanup::undo_first();
     let running = instance::running()?;
     if args.output == Output::Human && running.is_empty() {
         println!("no injector is running");

@@ -14,7 +14,13 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::args::{Output, SessionArgs};
-use crate::{fault::network::Attached, target::host::Resolved};
+use crate::{
+    fault::network::{
+        Attached,
+        hold::{self, Engine},
+    },
+    target::host::Resolved,
+};
 
 /// Something that a session says.
 #[derive(Debug, Serialize)]
@@ -37,6 +43,9 @@ pub enum Event<'a> {
         rules: Vec<&'a str>,
         /// What host names were resolved to.
         resolved: &'a [Resolved],
+        /// How packets are held back, if any rule does.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        engine: Option<Engine>,
         /// From the start of the process until the faults were active.
         startup_ms: f64,
     },
@@ -78,6 +87,9 @@ pub enum Event<'a> {
         rules: Vec<RuleReport<'a>>,
         /// What was seen on the interfaces.
         seen: SeenReport,
+        /// What became of packets that were held back, if any rule does.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        held: Option<HeldReport>,
     },
 }
 
@@ -117,6 +129,13 @@ pub struct Totals {
     corrupted: u64,
     duplicated: u64,
     reset: u64,
+    delayed: u64,
+    /// For how long on average, in milliseconds.
+    mean_delay_ms: f64,
+    reordered: u64,
+    queued: u64,
+    queue_dropped: u64,
+    marked: u64,
     protected: u64,
     expired: u64,
     skipped: u64,
@@ -136,6 +155,12 @@ impl From<RuleCounters> for Totals {
             corrupted: counters.corrupted,
             duplicated: counters.duplicated,
             reset: counters.reset,
+            delayed: counters.delayed,
+            mean_delay_ms: counters.delay_ns as f64 / 1e6 / counters.delayed.max(1) as f64,
+            reordered: counters.reordered,
+            queued: counters.queued,
+            queue_dropped: counters.queue_dropped,
+            marked: counters.marked,
             protected: counters.protected,
             expired: counters.expired,
             skipped: counters.skipped,
@@ -197,6 +222,23 @@ impl From<SeenCounters> for SeenReport {
             not_ip: seen.not_ip,
             unparsed: seen.unparsed,
         }
+    }
+}
+
+/// What became of packets that were held back.
+#[derive(Debug, Serialize)]
+pub struct HeldReport {
+    /// How they were held.
+    engine: Engine,
+    /// Dropped because more waited than fit.
+    dropped: u64,
+    /// Still waiting when the faults ended, and lost with them.
+    lost: u64,
+}
+
+impl From<(Engine, hold::Statistics)> for HeldReport {
+    fn from((engine, statistics): (Engine, hold::Statistics)) -> Self {
+        Self { engine, dropped: statistics.dropped, lost: statistics.held }
     }
 }
 
@@ -295,8 +337,11 @@ fn human(event: &Event) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = match event {
-        Event::Started { target, seed, for_ms, attached, rules, resolved, .. } => {
-            started(&mut text, target, *seed, *for_ms, attached, rules, resolved)
+        Event::Started { target, seed, for_ms, attached, rules, resolved, engine, .. } => {
+            started(&mut text, target, *seed, *for_ms, attached, rules, resolved).and_then(|()| {
+                let Some(engine) = engine else { return Ok(()) };
+                writeln!(text, "injector:   packets are held by the {engine} engine")
+            })
         }
         Event::Attached { attached } => writeln!(text, "injector: also on {}", places(attached)),
         Event::Changed { rules, replaced } => {
@@ -305,8 +350,9 @@ fn human(event: &Event) -> String {
         }
         Event::Progress { total, .. } => writeln!(text, "{}", counts(total)),
         Event::Warning { message } => writeln!(text, "injector: warning: {message}"),
-        Event::Summary { elapsed_ms, total, rules, seen, .. } => {
+        Event::Summary { elapsed_ms, total, rules, seen, held, .. } => {
             summary(&mut text, *elapsed_ms, total, rules, seen)
+                .and_then(|()| held.as_ref().map_or(Ok(()), |held| held_line(&mut text, held)))
         }
     };
     text
@@ -384,6 +430,18 @@ fn summary(
     Ok(())
 }
 
+fn held_line(text: &mut String, held: &HeldReport) -> std::fmt::Result {
+    for (count, what) in [
+        (held.dropped, "were dropped as more packets waited than fit"),
+        (held.lost, "still waited at the end and were lost"),
+    ] {
+        if count > 0 {
+            writeln!(text, "injector: {count} packets {what}")?;
+        }
+    }
+    Ok(())
+}
+
 fn rule_line(text: &mut String, rule: &RuleReport) -> std::fmt::Result {
     let RuleReport { rule, name, totals } = rule;
     writeln!(text, "injector:   rule {rule} ({name}): {}", counts(totals))?;
@@ -406,6 +464,11 @@ fn counts(totals: &Totals) -> String {
         (totals.corrupted, "corrupted"),
         (totals.duplicated, "duplicated"),
         (totals.reset, "connections reset"),
+        (totals.delayed, "delayed"),
+        (totals.reordered, "reordered"),
+        (totals.queued, "queued"),
+        (totals.queue_dropped, "dropped by the full queue"),
+        (totals.marked, "marked (ECN)"),
         (totals.protected, "protected"),
         (totals.expired, "passed after the end"),
         (totals.skipped, "could not be impaired"),

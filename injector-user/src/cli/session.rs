@@ -16,14 +16,14 @@ use tokio::{io::unix::AsyncFd, process::Child, time::MissedTickBehavior};
 use super::{
     NOTHING_MATCHED,
     args::{RulesArgs, SessionArgs},
-    privileges,
+    cleanup, privileges,
     report::{self, Event, Reporter},
     signals::Signals,
 };
 use crate::{
     fault::network::{Network, Options, RENEWAL},
     kernel::clock,
-    lifetime::{cleanup::cleanup, instance::Instance, journal::Owner},
+    lifetime::{instance::Instance, journal::Owner},
     spec::{SpecError, rule::Rule},
     target::{Target, host},
 };
@@ -88,13 +88,7 @@ pub struct Plan {
 /// Undoes what dead injectors left, and registers this one.
 pub fn start_instance() -> Result<Instance> {
     privileges::check()?;
-    let (undone, failures) = cleanup();
-    for action in undone {
-        eprintln!("injector: undid what a dead injector had done: {action}");
-    }
-    for failure in failures {
-        eprintln!("injector: warning: {:#}", anyhow::Error::from(failure));
-    }
+    cleanup::undo_first();
     let owner = Owner {
         pid: std::process::id(),
         started: jiff::Timestamp::now().to_string(),
@@ -109,6 +103,7 @@ pub fn options(args: &SessionArgs, instance: &Instance, seed: u64, verbose: bool
         judged_bit: 1 << instance.slot(),
         seed,
         lasts: args.duration.map(|span| span.0),
+        engine: args.engine,
         log_level: if verbose { VERBOSE_LOG } else { 0 },
         ..Options::default()
     }
@@ -135,6 +130,7 @@ impl<'a> Session<'a> {
             attached: attached.iter().map(Into::into).collect(),
             rules: names(&rules),
             resolved: &resolved,
+            engine: network.engine(),
             startup_ms: since_exec().unwrap_or_default().as_secs_f64() * 1e3,
         })?;
         Ok(Self { instance, args, rules_args, rules, seed, network, reporter, started })
@@ -218,6 +214,7 @@ impl<'a> Session<'a> {
             rules: report::each(&names, &counters),
             total,
             seen: seen.into(),
+            held: self.network.held().map(Into::into),
         })?;
         let missed = self.args.require_match && total.matched == 0;
         Ok(if missed { ExitCode::from(NOTHING_MATCHED) } else { ExitCode::SUCCESS })

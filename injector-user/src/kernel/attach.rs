@@ -6,14 +6,16 @@
 use std::fmt::{self, Display, Formatter};
 
 use aya::programs::{
-    LinkOrder, ProgramError, TcAttachType, XdpMode,
+    LinkOrder, ProgramError, SchedClassifier, TcAttachType, XdpMode,
     tc::{SchedClassifierLink, TcAttachOptions},
     xdp::XdpLink,
 };
 use aya::sys::SyscallError;
 use injector_common::packet::{Direction, parse::Link};
 
-use super::{KernelError, interface::Interface, netns::Netns, object::Object};
+use super::{
+    KernelError, clsact, device::Identity, interface::Interface, netns::Netns, object::Object,
+};
 
 /// Where a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,21 +68,58 @@ pub fn tcx(
     interface: &Interface,
     direction: Direction,
 ) -> Result<OwnedLink, KernelError> {
+    let program = object.classifier(program(interface, direction))?;
+    tcx_program(program, netns, &interface.name, direction)
+}
+
+fn tcx_program(
+    program: &mut SchedClassifier,
+    netns: &Netns,
+    interface: &str,
+    direction: Direction,
+) -> Result<OwnedLink, KernelError> {
     let side = match direction {
         Direction::Egress => TcAttachType::Egress,
         Direction::Ingress => TcAttachType::Ingress,
     };
-    let program = object.classifier(program(interface, direction))?;
     let attach = || {
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let id = program.attach_with_options(&interface.name, side, order)?;
+        let id = program.attach_with_options(interface, side, order)?;
         program.take_link(id)
     };
     netns.run(attach)?.map(OwnedLink::Tc).map_err(|source| KernelError::Attach {
-        interface: interface.name.clone(),
+        interface: interface.into(),
         hook: format!("tcx {direction:?}").to_lowercase(),
         source: source.into(),
     })
+}
+
+/// Attaches a program to a device of our own, by tcx, or below a clsact qdisc, which goes with the device.
+pub fn own(
+    object: &mut Object,
+    netns: &Netns,
+    device: &Identity,
+    program: &'static str,
+    direction: Direction,
+) -> Result<Option<OwnedLink>, KernelError> {
+    let program = object.classifier(program)?;
+    match tcx_program(program, netns, &device.name, direction) {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if is_unknown(&error) => {
+            let (index, name) = (device.index, device.name.clone());
+            let interface = Interface {
+                index,
+                name,
+                is_loopback: false,
+                is_up: true,
+                link: Some(Link::Ethernet),
+            };
+            clsact::add_qdisc(netns, &interface).map_err(KernelError::Thread)?;
+            clsact::add_filter(program, netns, &interface, direction, 1)?;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether an error of [`tcx`] says that the kernel does not know tcx.

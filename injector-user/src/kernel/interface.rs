@@ -2,9 +2,15 @@
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use injector_common::packet::parse::Link;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use rtnetlink::{
+    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+    },
+};
 
-use super::{KernelError, netns::Netns};
+use super::{KernelError, device, netns::Netns};
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +28,12 @@ pub struct Interface {
 }
 
 impl Interface {
+    /// Whether it is a device on which an injector holds packets.
+    #[must_use]
+    pub fn is_hold_device(&self) -> bool {
+        [device::NEAR, device::FAR].iter().any(|prefix| self.name.starts_with(prefix))
+    }
+
     /// Whether the namespace still has it.
     pub fn is_in(&self, netns: &Netns) -> Result<bool, KernelError> {
         Ok(list(netns)?.iter().any(|interface| interface.index == self.index))
@@ -65,6 +77,27 @@ fn interface(message: LinkMessage) -> Option<Interface> {
         is_loopback: message.header.flags.contains(LinkFlags::Loopback),
         link,
     })
+}
+
+/// Sends a request and waits for its acknowledgement.
+pub(super) async fn execute(
+    mut handle: rtnetlink::Handle,
+    request: NetlinkMessage<RouteNetlinkMessage>,
+    what: &'static str,
+) -> Result<(), KernelError> {
+    let fail = |source: rtnetlink::Error| KernelError::Request {
+        what: what.into(),
+        source: source.into(),
+    };
+    let mut answers = handle.request(request).map_err(fail)?;
+    while let Some(answer) = answers.next().await {
+        if let NetlinkPayload::Error(error) = answer.payload
+            && error.code.is_some()
+        {
+            return Err(fail(rtnetlink::Error::NetlinkError(error)));
+        }
+    }
+    Ok(())
 }
 
 /// Talks rtnetlink in the calling thread's namespace.

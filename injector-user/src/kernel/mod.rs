@@ -3,11 +3,15 @@
 pub mod attach;
 pub mod clock;
 pub mod clsact;
+pub mod device;
+pub mod fq;
 pub mod interface;
 pub mod layout;
+pub mod mapped;
 pub mod netns;
 pub mod object;
 pub mod probe;
+pub mod sysctl;
 
 use std::{io, path::PathBuf};
 
@@ -38,6 +42,9 @@ pub enum KernelError {
     /// A netlink socket cannot be opened.
     #[error("cannot open a netlink socket")]
     Netlink(#[source] io::Error),
+    /// A TAP cannot be made.
+    #[error("cannot make a TAP device (/dev/net/tun, CONFIG_TUN)")]
+    Tap(#[source] io::Error),
     /// A netlink request failed.
     #[error("{what} failed")]
     Request {
@@ -91,6 +98,14 @@ pub enum KernelError {
         map: &'static str,
         /// Why.
         source: Box<aya::maps::MapError>,
+    },
+    /// A map cannot be mapped into memory.
+    #[error("cannot map the eBPF map {map} into memory")]
+    Mapping {
+        /// Its name.
+        map: &'static str,
+        /// Why.
+        source: nix::Error,
     },
     /// The object lacks what this program was built to find in it.
     #[error("the eBPF object has no {0}; it does not belong to this build of injector")]

@@ -16,10 +16,13 @@ use injector_common::{
     classify::{ShortKey, Slot, TupleKey},
     control::{Connection, Control, PortClasses, RuleSet},
     counter::{RuleCounters, SeenCounters},
+    hold::{self, Hold, HoldState, MAX_TABLES, Route, TAGS, Table},
+    model::delay::Memory,
+    packet::Direction,
     rule::Rule,
 };
 
-use super::{KernelError, layout::Layout};
+use super::{KernelError, layout::Layout, mapped::Mapped};
 
 /// The object, as the build script made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector"));
@@ -35,6 +38,17 @@ pub struct Constants {
     pub judged_bit: u32,
     /// Whether to leave SSH and the operator's connections alone.
     pub protect: bool,
+    /// The device that holds packets; `None` if no rule does.
+    pub hold: Option<HoldDevice>,
+}
+
+/// On what packets are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HoldDevice {
+    /// The index, the same in all namespaces.
+    pub interface: u32,
+    /// Whether userspace holds the packets, else a queue of the kernel.
+    pub is_tap: bool,
 }
 
 /// How much the maps hold.
@@ -67,6 +81,10 @@ impl Object {
         let layout = &constants.layout;
         let protect = u32::from(constants.protect);
         let banks = 2 * capacity.rules;
+        let hold = constants.hold.map_or(0, |hold| hold.interface);
+        let in_userspace = u32::from(constants.hold.is_some_and(|hold| hold.is_tap));
+        // Maps that are not used have the least size.
+        let if_held = |entries| if constants.hold.is_some() { entries } else { 1 };
         let ebpf = EbpfLoader::new()
             // Nothing in the object is relocated by the kernel's types; reading them takes long.
             .btf(None)
@@ -79,6 +97,8 @@ impl Object {
             .override_global("KERNFS_ID_AT", &layout.kernfs_id, true)
             .override_global("JUDGED_BIT", &constants.judged_bit, true)
             .override_global("PROTECT", &protect, true)
+            .override_global("HOLD_INTERFACE", &hold, true)
+            .override_global("HOLD_IN_USERSPACE", &in_userspace, true)
             .override_global("RULES_PER_BANK", &capacity.rules, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("RULES", banks)
@@ -88,6 +108,11 @@ impl Object {
             .map_max_entries("SLOTS", 2 * slots_per_bank(capacity))
             .map_max_entries("ENTRIES", 2 * capacity.entries)
             .map_max_entries("SHORT_ENTRIES", 2 * capacity.entries)
+            .map_max_entries("HOLDS", if_held(banks))
+            .map_max_entries("HOLD_STATES", if_held(banks))
+            .map_max_entries("TABLES", if_held(2 * MAX_TABLES))
+            .map_max_entries("ROUTES", if_held(TAGS))
+            .map_max_entries("HELD", if_held(TAGS))
             .load(OBJECT)
             .map_err(|error| KernelError::Load(error.into()))?;
         Ok(Self { ebpf, capacity, used: [false; 2] })
@@ -192,6 +217,58 @@ impl Object {
             counters.set(index, zeroes, 0).map_err(fail)?;
         }
         Ok(())
+    }
+
+    /// Replaces what the rules of bank `bank` hold packets by, in the order of the rules.
+    pub fn set_holds(
+        &mut self,
+        bank: u32,
+        rules: &[Rule],
+        holds: &[Hold],
+        tables: &[Box<Table>],
+    ) -> Result<(), KernelError> {
+        let first = bank * self.capacity.rules;
+        self.array("HOLDS", |array: &mut Array<_, Hold>| {
+            (first..).zip(holds).try_for_each(|(index, hold)| array.set(index, hold, 0))
+        })?;
+        self.array("HOLD_STATES", |array: &mut Array<_, HoldState>| {
+            (first..).zip(holds).zip(rules).try_for_each(|((index, _), rule)| {
+                // A correlated delay begins anywhere, as netem's does.
+                let memory = Memory::from_last((rule.stream >> 32) as u32).0;
+                array.set(index, HoldState { memory, ..HoldState::default() }, 0)
+            })
+        })?;
+        self.array("TABLES", |array: &mut Array<_, Table>| {
+            let first = bank * MAX_TABLES;
+            (first..).zip(tables).try_for_each(|(index, table)| array.set(index, **table, 0))
+        })
+    }
+
+    /// Gives a tag to an interface and a direction.
+    pub fn set_route(
+        &mut self,
+        tag: u32,
+        interface: u32,
+        direction: Direction,
+    ) -> Result<(), KernelError> {
+        let route = Route { interface, direction: direction as u32, ..Route::default() };
+        self.array("ROUTES", |array: &mut Array<_, Route>| array.set(tag, route, 0))?;
+        let key = u64::from(interface) << 1 | direction as u64;
+        let mut tags: HashMap<&mut MapData, u64, u32> = map(&mut self.ebpf, "ROUTE_TAGS")?;
+        tags.insert(key, tag, 0)
+            .map_err(|source| KernelError::Map { map: "ROUTE_TAGS", source: source.into() })
+    }
+
+    /// What userspace must know of packets on the way to it, and where it says where they go.
+    pub fn held_packets(&mut self) -> Result<(Mapped<hold::Slot>, Mapped<Route>), KernelError> {
+        Ok((self.mapped("HELD")?, self.mapped("ROUTES")?))
+    }
+
+    fn mapped<T: Pod>(&mut self, name: &'static str) -> Result<Mapped<T>, KernelError> {
+        let Some(Map::Array(map)) = self.ebpf.map_mut(name) else {
+            return Err(KernelError::Missing(name));
+        };
+        Mapped::new(map.fd(), TAGS).map_err(|source| KernelError::Mapping { map: name, source })
     }
 
     /// Replaces the entries `before` by `after`.

@@ -1,6 +1,6 @@
 //! What this kernel can do, found out by trying it in a scratch network namespace.
 
-use std::thread;
+use std::{collections::BTreeSet, thread};
 
 use injector_common::packet::Direction;
 use nix::sched::{CloneFlags, unshare};
@@ -11,14 +11,23 @@ use super::{
     KernelError,
     attach::{self, Hook, OwnedLink},
     clsact,
+    device::{self, Identity},
+    fq,
     interface::{self, Interface, block_on},
     layout::Layout,
     netns::Netns,
-    object::{Capacity, Constants, Object},
+    object::{Capacity, Constants, HoldDevice, Object},
 };
 
 /// Packet faults, by their options.
-pub const FAULTS: [&str; 5] = ["loss", "corrupt", "duplicate", "partition", "reset"];
+pub const FAULTS: [&str; 8] =
+    ["loss", "corrupt", "duplicate", "partition", "reset", "delay", "reorder", "rate"];
+
+/// Those of them for which a hook is enough.
+const HOOK_FAULTS: [&str; 5] = ["loss", "corrupt", "duplicate", "partition", "reset"];
+
+/// Those of them for which packets must be held back, whatever the hook.
+const HELD_FAULTS: [&str; 3] = ["delay", "reorder", "rate"];
 
 /// Those of them that XDP can do.
 const XDP_FAULTS: [&str; 3] = ["loss", "corrupt", "partition"];
@@ -100,8 +109,15 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
     const XDP: &str = "--xdp: received packets of a host, namespace or interface";
 
     let mut object = Object::load(
-        // Any cgroup will do to have the verifier see the code that tells whose packet it is.
-        Constants { cgroup: Some((1, 0)), judged_bit: 1, protect: true, ..Constants::default() },
+        // Any cgroup will do to have the verifier see the code that tells whose packet it is, and any interface
+        // for that which holds packets.
+        Constants {
+            cgroup: Some((1, 0)),
+            judged_bit: 1,
+            protect: true,
+            hold: Some(HoldDevice { interface: 1, is_tap: false }),
+            ..Constants::default()
+        },
         Capacity { rules: 1, entries: 1 },
         0,
     )?;
@@ -115,22 +131,24 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
     });
     let generic = attach::xdp_in(&mut object, netns, &lo, Hook::XdpGeneric);
     let native = native_xdp(&mut object, netns);
+    let edt = edt(&mut object, netns, lo.index);
+    let tap = tap(&mut object, netns);
     Ok(vec![
         Finding {
             subject: "tcx egress",
-            faults: &FAULTS,
+            faults: &HOOK_FAULTS,
             serves: "sent packets",
             verdict: Verdict::of(egress, TCX),
         },
         Finding {
             subject: "tcx ingress",
-            faults: &FAULTS,
+            faults: &HOOK_FAULTS,
             serves: "received packets",
             verdict: Verdict::of(ingress, TCX),
         },
         Finding {
             subject: "clsact",
-            faults: &FAULTS,
+            faults: &HOOK_FAULTS,
             serves: "sent and received packets, where there is no tcx",
             verdict: Verdict::of(
                 clsact,
@@ -158,7 +176,38 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
             serves: XDP,
             verdict: Verdict::of(native, "a driver with native XDP; xdp-generic serves meanwhile"),
         },
+        Finding {
+            subject: "engine edt",
+            faults: &HELD_FAULTS,
+            serves: "packets held back in the kernel, by sch_fq",
+            verdict: Verdict::of(
+                edt,
+                "Linux 5.18 or later with CONFIG_NET_SCH_FQ (modprobe sch_fq); the tap engine serves meanwhile",
+            ),
+        },
+        Finding {
+            subject: "engine tap",
+            faults: &HELD_FAULTS,
+            serves: "packets held back in userspace, behind a TAP",
+            verdict: Verdict::of(tap, "/dev/net/tun and CONFIG_TUN (modprobe tun)"),
+        },
     ])
+}
+
+/// What the EDT engine takes, on an interface of a namespace that goes.
+fn edt(object: &mut Object, netns: &Netns, interface: u32) -> Result<(), KernelError> {
+    fq::add(netns, interface, 1)?;
+    object.load_programs(&BTreeSet::from(["hold_egress", "hold_ingress"]))
+}
+
+/// What the TAP engine takes.
+fn tap(object: &mut Object, netns: &Netns) -> Result<(), KernelError> {
+    let identity = Identity { name: "injector2".into(), index: 1 << 30 };
+    let tap = device::add_tap(netns, &identity)?;
+    let held = object.held_packets()?;
+    object.load_programs(&BTreeSet::from(["hold_ingress"]))?;
+    drop((tap, held));
+    Ok(())
 }
 
 /// Native XDP on a veth pair that goes with the namespace.

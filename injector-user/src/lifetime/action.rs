@@ -11,8 +11,14 @@ use std::{
 use injector_common::packet::Direction;
 use serde::{Deserialize, Serialize};
 
+use super::journal;
 use crate::{
-    kernel::clsact,
+    kernel::{
+        clsact,
+        device::{self, Identity},
+        netns::Netns,
+        sysctl,
+    },
     target::cgroup::{for_each_below, processes_below},
 };
 
@@ -50,6 +56,27 @@ pub enum Action {
         /// The filter's handle.
         handle: u16,
     },
+    /// A network device was made.
+    AddDevice {
+        /// Inode of the network namespace.
+        netns: u64,
+        /// Index of the device.
+        interface: u32,
+        /// Its name.
+        name: String,
+    },
+    /// A setting of a network namespace was changed. Several injectors may do that; the last one to end sets
+    /// it back.
+    SetSysctl {
+        /// Inode of the network namespace.
+        netns: u64,
+        /// Its path below /proc/sys/net.
+        name: String,
+        /// What it was.
+        before: String,
+        /// What it is.
+        after: String,
+    },
 }
 
 /// Processes that exit keep their cgroup busy for a moment.
@@ -68,6 +95,17 @@ impl Action {
                 clsact::remove_filter(*netns, *interface, direction, *handle)
                     .map_err(io::Error::other)
             }
+            Self::AddDevice { netns, interface, name } => {
+                let identity = Identity { name: name.clone(), index: *interface };
+                device::remove(*netns, &identity).map_err(io::Error::other)
+            }
+            Self::SetSysctl { netns, name, before, after } => {
+                // This one's journal says so as well.
+                if journal::announcements(self) > 1 {
+                    return Ok(());
+                }
+                restore_sysctl(*netns, name, before, after)
+            }
         }
     }
 }
@@ -81,7 +119,23 @@ impl Display for Action {
                 let side = if *egress { "egress" } else { "ingress" };
                 write!(f, "adding a tc filter to {name} {side}")
             }
+            Self::AddDevice { name, .. } => write!(f, "making the network device {name}"),
+            Self::SetSysctl { name, before, after, .. } => {
+                write!(f, "setting /proc/sys/net/{name} from {before} to {after}")
+            }
         }
+    }
+}
+
+/// Sets a setting back, unless someone has changed it since.
+fn restore_sysctl(netns: u64, name: &str, before: &str, after: &str) -> io::Result<()> {
+    let Some(netns) = Netns::find_by_inode(netns) else { return Ok(()) };
+    match sysctl::get(&netns, name).map_err(io::Error::other)? {
+        Ok(current) if current == after => {
+            sysctl::set(&netns, name, before).map_err(io::Error::other)?
+        }
+        // It is no longer ours, or no longer there.
+        _ => Ok(()),
     }
 }
 

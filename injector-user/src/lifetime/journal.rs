@@ -71,9 +71,22 @@ pub fn peek(slot: u32) -> Option<Contents> {
 /// Whether any journal says that this is done.
 #[must_use]
 pub fn is_announced(action: &Action) -> bool {
+    announcements(action) > 0
+}
+
+/// How many journals say that this is done.
+#[must_use]
+pub fn announcements(action: &Action) -> usize {
     (0..SLOTS)
         .filter_map(peek)
-        .any(|contents| contents.actions.iter().any(|(_, done)| done == action))
+        .filter(|contents| contents.actions.iter().any(|(_, done)| done == action))
+        .count()
+}
+
+/// Everything that journals say is done.
+pub fn announced() -> impl Iterator<Item = Action> {
+    let actions = (0..SLOTS).filter_map(peek).flat_map(|contents| contents.actions);
+    actions.map(|(_, action)| action)
 }
 
 impl Journal {

@@ -44,6 +44,66 @@ pub enum FaultError {
     /// Not a count of packets.
     #[error("`{0}` is not a count of packets: write a whole number from 1 to 4294967295")]
     Every(String),
+    /// Not a delay.
+    #[error(
+        "`{0}` is not a delay: write T[,jitter=J[,dist=D][,corr=C]] or samples=FILE[,corr=C], for instance 50ms or \
+         50ms,jitter=10ms,dist=normal,corr=25%"
+    )]
+    Delay(String),
+    /// A delay or a jitter beyond what packets are held for.
+    #[error("`{0}` is too long: a delay and its jitter are 0s to 60s each")]
+    DelayRange(String),
+    /// Says how something is spread that is not.
+    #[error(
+        "`{0}`: dist and corr are about the jitter; give jitter=J as well, for instance jitter=10ms"
+    )]
+    NoJitter(String),
+    /// Not `P[,corr=C][,gap=N]`.
+    #[error(
+        "`{0}` is not a reordering: write P[,corr=C][,gap=N], for instance 25% or 25%,corr=50%,gap=5"
+    )]
+    Reorder(String),
+    /// Not `R[,burst=B][,overhead=N][,queue=T|N]`.
+    #[error(
+        "`{0}` is not a limited rate: write R[,burst=B][,overhead=N][,queue=T|N], for instance 1mbit or \
+         1mbit,burst=16kb,overhead=24,queue=200ms"
+    )]
+    Rate(String),
+    /// Not bits a second.
+    #[error(
+        "`{0}` is not a rate: write a number and a unit as tc does (bit, kbit, mbit, gbit, tbit; kibit, …; bps, \
+         kbps, … for bytes a second), for instance 1.5mbit; a bare number is bits a second"
+    )]
+    BitRate(String),
+    /// Bits a second beyond what is limited to.
+    #[error("`{0}` is out of range: a rate is 1kbit to 1tbit")]
+    BitRateRange(String),
+    /// Not a number of bytes.
+    #[error(
+        "`{0}` is not a size: write a number and a unit as tc does (b, k, kb, m, mb, g, gb, kbit, mbit, gbit), for \
+         instance 64kb, up to 4294967295 bytes; a bare number is bytes"
+    )]
+    Size(String),
+    /// Not a number of bytes, which may be negative.
+    #[error(
+        "`{0}` is not an overhead: write a whole number of bytes, which may be negative, for instance 24"
+    )]
+    Overhead(String),
+    /// Neither a time nor a size.
+    #[error(
+        "`{0}` is not the length of a queue: write a time up to 1h, for instance 200ms, or a size, for instance 64kb"
+    )]
+    Queue(String),
+    /// A time as well as a size.
+    #[error("the length of a queue `{text}` could be a time or a size: write {time} or {size}")]
+    AmbiguousQueue {
+        /// What was given.
+        text: String,
+        /// What it is as a time.
+        time: String,
+        /// What it is as a size.
+        size: String,
+    },
 }
 
 serde_as_text! {
@@ -71,11 +131,10 @@ impl FromStr for Odds {
         };
         let correlation =
             rest.trim().strip_prefix("corr=").ok_or_else(|| FaultError::Odds(text.into()))?;
-        let correlation: Percent = correlation.parse()?;
-        if correlation == Percent::ALL {
-            return Err(FaultError::FullCorrelation(text.into()));
-        }
-        Ok(Self { probability: probability.parse()?, correlation })
+        Ok(Self {
+            probability: probability.parse()?,
+            correlation: self::correlation(text, Some(correlation))?,
+        })
     }
 }
 
@@ -187,6 +246,34 @@ impl Display for LossGemodel {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         write!(f, "{},{},{},{}", self.p, self.r, self.loss_in_bad, self.loss_in_good)
     }
+}
+
+/// The correlation given in `text`; none if there is none.
+pub(super) fn correlation(text: &str, given: Option<&str>) -> Result<Percent, FaultError> {
+    let correlation: Percent = given.map(str::parse).transpose()?.unwrap_or_default();
+    if correlation == Percent::ALL {
+        return Err(FaultError::FullCorrelation(text.into()));
+    }
+    Ok(correlation)
+}
+
+/// Takes `text` apart: what comes first, and the values of those of `names` that follow as `name=value`, in any
+/// order. `None` if it is made up otherwise.
+pub(super) fn parameters<'a, const N: usize>(
+    text: &'a str,
+    names: [&str; N],
+) -> Option<(&'a str, [Option<&'a str>; N])> {
+    let mut parts = text.split(',').map(str::trim);
+    let first = parts.next()?;
+    let mut values = [None; N];
+    for part in parts {
+        let (name, value) = part.split_once('=').filter(|(_, value)| !value.is_empty())?;
+        let index = names.iter().position(|known| *known == name)?;
+        if values[index].replace(value).is_some() {
+            return None;
+        }
+    }
+    Some((first, values))
 }
 
 /// One to `most` percentages, separated by commas.

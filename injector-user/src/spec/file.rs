@@ -9,7 +9,10 @@ use injector_common::rule::MAX_RULES;
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::rule::{Rule, RuleError, RuleSpec};
+use super::{
+    distribution::Files,
+    rule::{Rule, RuleError, RuleSpec},
+};
 
 /// Why a rule file cannot be used.
 #[derive(Debug, Error)]
@@ -64,8 +67,9 @@ fn parse(path: &Path, text: &str) -> Result<(Option<u64>, Vec<Rule>), FileError>
         .map_err(|source| FileError::Parse { path: path.into(), source: source.into() })?;
     let refused = |place: String, source| FileError::Rule { path: path.into(), place, source };
     let mut rules = Vec::with_capacity(file.rules.len());
+    let mut files = Files::default();
     for (number, spec) in file.rules.iter().enumerate() {
-        let checked = spec.check().map_err(|source| {
+        let checked = spec.check_with(&mut files).map_err(|source| {
             let name = spec.name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
             refused(format!("rule {number}{name}"), source)
         })?;
@@ -107,6 +111,30 @@ mod tests {
         let error = parsed("rules:\n  - loss: 101%\n").expect_err("not a percentage");
         let source = error.source().map(ToString::to_string).unwrap_or_default();
         assert!(source.contains("101%"), "{source}");
+    }
+
+    #[test]
+    fn rules_that_name_the_same_file_share_what_is_in_it() {
+        let path = std::env::temp_dir().join(format!("injector-rules-{}", std::process::id()));
+        std::fs::write(&path, "10ms 30ms").expect("a file");
+        let path = path.display();
+        let rules = parsed(&format!(
+            "rules:\n  - delay: samples={path}\n  - delay: 1s,jitter=1s,dist={path}\n    rate: 1mbit\n    ecn: true\n",
+        ));
+        std::fs::remove_file(path.to_string()).expect("it is there");
+        let (_, rules) = rules.expect("valid");
+        let tables: Vec<_> = rules
+            .iter()
+            .map(|rule| {
+                rule.delay.as_ref().and_then(|delay| delay.table.as_ref()).expect("a table")
+            })
+            .collect();
+        assert!(std::sync::Arc::ptr_eq(tables[0], tables[1]));
+        assert!(rules[1].ecn && rules[1].rate.is_some());
+        let error =
+            parsed(&format!("rules:\n  - delay: samples={path}\n")).expect_err("it is gone");
+        let source = error.source().map(ToString::to_string).unwrap_or_default();
+        assert!(source.contains(&path.to_string()), "{source}");
     }
 
     #[test]

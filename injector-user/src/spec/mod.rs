@@ -1,7 +1,10 @@
 //! What was asked: parsed and validated before anything is touched.
 
+pub mod delay;
+pub mod distribution;
 pub mod fault;
 pub mod file;
+pub mod rate;
 pub mod rule;
 pub mod target;
 pub mod value;

@@ -5,7 +5,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
+    delay::{Delay, DelaySpec, LONGEST, Reorder},
+    distribution::{DistributionError, Files},
     fault::{Every, LossGemodel, LossState, Odds},
+    rate::Rate,
     value::{Percent, PortSet, Protocol, Remote, Span, TcpFlags},
 };
 
@@ -15,7 +18,7 @@ pub enum RuleError {
     /// No fault.
     #[error(
         "no fault was asked for: give at least one of --loss, --loss-every, --loss-state, --loss-gemodel, \
-         --corrupt, --duplicate, --partition, --reset"
+         --corrupt, --duplicate, --delay, --rtt, --rate, --partition, --reset"
     )]
     NoFault,
     /// Several loss models.
@@ -33,6 +36,31 @@ pub enum RuleError {
     /// A mode without corruption.
     #[error("--corrupt-mode goes with --corrupt")]
     ModeWithoutCorrupt,
+    /// A delay each way, and half of one each way.
+    #[error("--rtt is a delay of half of it each way: give either --rtt or --delay")]
+    RttWithDelay,
+    /// Both ways, and one way only.
+    #[error(
+        "--rtt delays both ways, half of it each: leave --direction out, or use --delay for one way only"
+    )]
+    RttOneWay,
+    /// Half of it is longer than packets are held for.
+    #[error("`{0}` is too long: a round-trip time is 0s to {most}", most = Span(2 * LONGEST))]
+    RttRange(Span),
+    /// Nothing to overtake.
+    #[error(
+        "--reorder lets packets overtake delayed ones: give --delay or --rtt of more than 0 as well"
+    )]
+    ReorderWithoutDelay,
+    /// Nothing to do instead.
+    #[error(
+        "--ecn marks packets that would be lost: give --rate or one of --loss, --loss-every, --loss-state, \
+         --loss-gemodel as well"
+    )]
+    EcnWithoutLoss,
+    /// A file of delays cannot be used.
+    #[error(transparent)]
+    Distribution(#[from] DistributionError),
     /// No rules.
     #[error("there is no rule in it")]
     NoRules,
@@ -113,6 +141,41 @@ pub struct RuleSpec {
     /// Send P of the packets twice
     #[arg(long, value_name = "P[,corr=C]", help_heading = "Faults")]
     pub duplicate: Option<Odds>,
+
+    /// Hold packets back for T, one way, in each direction that the rule is for
+    ///
+    /// By default that is both, so that a round trip over a link takes 2T longer: see --rtt and --direction. T and J
+    /// are 0s to 60s, with their unit: 250us, 50ms, 1.5s. J is how much more or less; D is uniform (the default),
+    /// normal, pareto, paretonormal or a file, of netem's values or of samples; C is the correlation of one delay
+    /// with the next. Or the delays are drawn from a file of samples.
+    #[arg(
+        long,
+        value_name = "T[,jitter=J[,dist=D][,corr=C]]|samples=FILE[,corr=C]",
+        help_heading = "Faults"
+    )]
+    pub delay: Option<DelaySpec>,
+
+    /// Make round trips T longer: sent packets are held back for half of it, received ones for the other half
+    #[arg(long, value_name = "T", help_heading = "Faults", conflicts_with = "delay")]
+    pub rtt: Option<Span>,
+
+    /// Let P of the packets overtake those that --delay or --rtt holds back
+    ///
+    /// With N, only after N-1 packets that were held back.
+    #[arg(long, value_name = "P[,corr=C][,gap=N]", help_heading = "Faults")]
+    pub reorder: Option<Reorder>,
+
+    /// Let packets leave at R bits a second, in each direction
+    ///
+    /// R is 1kbit to 1tbit; units are tc's: 1.5mbit, 100kbps (bytes a second). After a pause, B bytes leave at once
+    /// (default 0). N bytes are added to each packet's length. What would wait for longer than the queue is, a time
+    /// (200ms) or a size (64kb), is lost; by default 100ms or the time that 15,000 bytes take, whichever is longer.
+    #[arg(long, value_name = "R[,burst=B][,overhead=N][,queue=T|SIZE]", help_heading = "Faults")]
+    pub rate: Option<Rate>,
+
+    /// Mark packets as having met congestion (ECN) instead of losing them, where both ends understand that
+    #[arg(long, help_heading = "Faults")]
+    pub ecn: bool,
 
     /// Lose all packets to and from these addresses; with --direction, one way only
     #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Faults")]
@@ -205,7 +268,7 @@ pub enum Loss {
 }
 
 /// A rule that has been checked.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rule {
     /// What the output calls it.
     pub name: String,
@@ -221,6 +284,14 @@ pub struct Rule {
     pub corrupt_mode: CorruptMode,
     /// Which are doubled.
     pub duplicate: Option<Odds>,
+    /// For how long they are held back.
+    pub delay: Option<Delay>,
+    /// Which overtake those that are held back.
+    pub reorder: Option<Reorder>,
+    /// How fast they leave.
+    pub rate: Option<Rate>,
+    /// Whether packets are marked instead of being lost.
+    pub ecn: bool,
     /// Whether connections are reset.
     pub reset: bool,
 }
@@ -228,12 +299,29 @@ pub struct Rule {
 impl RuleSpec {
     /// Checks the rule. A partition becomes a rule of its own, ahead of the other faults.
     pub fn check(&self) -> Result<Vec<Rule>, RuleError> {
+        self.check_with(&mut Files::default())
+    }
+
+    /// Checks one of several rules that may name the same files.
+    pub fn check_with(&self, files: &mut Files) -> Result<Vec<Rule>, RuleError> {
         let loss = self.loss_model()?;
         if self.corrupt_mode.is_some() && self.corrupt.is_none() {
             return Err(RuleError::ModeWithoutCorrupt);
         }
-        let impairs =
-            loss.is_some() || self.corrupt.is_some() || self.duplicate.is_some() || self.reset;
+        if self.ecn && loss.is_none() && self.rate.is_none() {
+            return Err(RuleError::EcnWithoutLoss);
+        }
+        let delay = self.delay_each_way(files)?;
+        let delays = delay.as_ref().is_some_and(|delay| !delay.latency.0.is_zero());
+        if self.reorder.is_some() && !delays {
+            return Err(RuleError::ReorderWithoutDelay);
+        }
+        let impairs = loss.is_some()
+            || self.corrupt.is_some()
+            || self.duplicate.is_some()
+            || delay.is_some()
+            || self.rate.is_some()
+            || self.reset;
         if !impairs && self.partition.is_empty() {
             return Err(RuleError::NoFault);
         }
@@ -248,10 +336,7 @@ impl RuleSpec {
                 matching: Matching { remotes: self.partition.clone(), ..matching.clone() },
                 lasts: self.r#for,
                 loss: Some(Loss::Random(Odds { probability: Percent::ALL, ..Odds::default() })),
-                corrupt: None,
-                corrupt_mode: CorruptMode::default(),
-                duplicate: None,
-                reset: false,
+                ..Rule::default()
             });
         }
         if impairs {
@@ -263,6 +348,10 @@ impl RuleSpec {
                 corrupt: self.corrupt,
                 corrupt_mode: self.corrupt_mode.unwrap_or_default(),
                 duplicate: self.duplicate,
+                delay,
+                reorder: self.reorder,
+                rate: self.rate,
+                ecn: self.ecn,
                 reset: self.reset,
             });
         }
@@ -279,6 +368,20 @@ impl RuleSpec {
         let mut given = models.into_iter().flatten();
         let loss = given.next();
         if given.next().is_some() { Err(RuleError::SeveralLossModels) } else { Ok(loss) }
+    }
+
+    /// The delay, also if it is given as a round trip's.
+    fn delay_each_way(&self, files: &mut Files) -> Result<Option<Delay>, RuleError> {
+        match (&self.delay, self.rtt) {
+            (None, None) => Ok(None),
+            (Some(delay), None) => Ok(Some(delay.load(files)?)),
+            (Some(_), Some(_)) => Err(RuleError::RttWithDelay),
+            (None, Some(_)) if self.direction.unwrap_or_default() != Direction::Both => {
+                Err(RuleError::RttOneWay)
+            }
+            (None, Some(rtt)) if rtt.0 > 2 * LONGEST => Err(RuleError::RttRange(rtt)),
+            (None, Some(rtt)) => Ok(Some(Delay { latency: Span(rtt.0 / 2), ..Delay::default() })),
+        }
     }
 
     fn matching(&self) -> Result<Matching, RuleError> {
@@ -332,6 +435,21 @@ impl RuleSpec {
         if let Some(duplicate) = self.duplicate {
             parts.push(format!("duplicate {duplicate}"));
         }
+        if let Some(delay) = &self.delay {
+            parts.push(format!("delay {delay}"));
+        }
+        if let Some(rtt) = self.rtt {
+            parts.push(format!("rtt {rtt}"));
+        }
+        if let Some(reorder) = self.reorder {
+            parts.push(format!("reorder {reorder}"));
+        }
+        if let Some(rate) = self.rate {
+            parts.push(format!("rate {rate}"));
+        }
+        if self.ecn {
+            parts.push("ecn".into());
+        }
         if self.reset {
             parts.push("reset".into());
         }
@@ -339,17 +457,22 @@ impl RuleSpec {
     }
 }
 
-/// Refuses what XDP cannot do: it sees received packets only, and neither sockets nor copies.
+/// Refuses what XDP cannot do: it sees received packets only, neither sockets nor copies, and holds nothing.
 pub fn check_for_xdp(rules: &[Rule]) -> Result<(), RuleError> {
     for rule in rules {
         if rule.matching.direction == Direction::Egress {
             return Err(RuleError::Xdp("--direction egress"));
         }
-        if rule.duplicate.is_some() {
-            return Err(RuleError::Xdp("--duplicate"));
-        }
-        if rule.reset {
-            return Err(RuleError::Xdp("--reset"));
+        let refused = [
+            (rule.duplicate.is_some(), "--duplicate"),
+            (rule.delay.is_some(), "a delay (--delay, --rtt)"),
+            (rule.reorder.is_some(), "--reorder"),
+            (rule.rate.is_some(), "--rate"),
+            (rule.ecn, "--ecn"),
+            (rule.reset, "--reset"),
+        ];
+        if let Some((_, name)) = refused.into_iter().find(|(asked, _)| *asked) {
+            return Err(RuleError::Xdp(name));
         }
     }
     Ok(())
@@ -386,6 +509,16 @@ mod tests {
             ("{loss: 1%, data-only: true, protocol: [tcp, udp]}", RuleError::TcpOnly("data-only")),
             ("{loss: 1%, protocol: icmp, local-port: 1}", RuleError::NoPorts(Protocol(1))),
             ("{loss: 1%, corrupt-mode: wire}", RuleError::ModeWithoutCorrupt),
+            ("{delay: 50ms, rtt: 50ms}", RuleError::RttWithDelay),
+            ("{rtt: 50ms, direction: egress}", RuleError::RttOneWay),
+            ("{rtt: 121s}", RuleError::RttRange("121s".parse().expect("valid"))),
+            ("{reorder: 25%}", RuleError::ReorderWithoutDelay),
+            ("{reorder: 25%, rate: 1mbit}", RuleError::ReorderWithoutDelay),
+            ("{reorder: 25%, delay: 0s}", RuleError::ReorderWithoutDelay),
+            ("{reorder: 25%, delay: '0s,jitter=5ms'}", RuleError::ReorderWithoutDelay),
+            ("{ecn: true}", RuleError::EcnWithoutLoss),
+            ("{ecn: true, corrupt: 1%, delay: 50ms}", RuleError::EcnWithoutLoss),
+            ("{ecn: true, partition: 10.0.0.1}", RuleError::EcnWithoutLoss),
         ] {
             assert_eq!(spec(yaml).check(), Err(error), "{yaml}");
         }
@@ -394,6 +527,86 @@ mod tests {
     #[test]
     fn a_fault_of_0_percent_is_a_fault() {
         assert_eq!(spec("{loss: 0}").check().map(|rules| rules.len()), Ok(1));
+        assert_eq!(spec("{delay: 0s}").check().map(|rules| rules.len()), Ok(1));
+    }
+
+    #[test]
+    fn packets_are_held_as_the_rule_says() {
+        let checked = |yaml: &str| spec(yaml).check().expect(yaml).remove(0);
+        let rule = checked("{delay: 50ms, rate: 1mbit}");
+        assert_eq!(rule.name, "delay 50ms, rate 1mbit");
+        assert_eq!(rule.delay.expect("a delay").latency.0.as_millis(), 50);
+        assert_eq!(rule.rate.expect("a rate").bits.0, 1_000_000);
+
+        let rule = checked("{rtt: 25ms, reorder: '25%,gap=5', direction: both}");
+        assert_eq!(rule.name, "rtt 25ms, reorder 25%,gap=5");
+        assert_eq!(rule.delay.expect("a delay").latency.0.as_micros(), 12_500);
+        assert_eq!(rule.reorder.map(|reorder| reorder.gap), Some(Every(5)));
+        assert!(spec("{rtt: 120s}").check().is_ok());
+
+        // A bare number is bits a second.
+        let rule = checked("{rate: 64000, loss-every: 3, ecn: true}");
+        assert_eq!(rule.name, "loss-every 3, rate 64kbit, ecn");
+        assert!(rule.ecn);
+
+        let rules = spec("{partition: 10.0.0.1, delay: 50ms, loss: 1%, ecn: true}").check();
+        let rules = rules.expect("valid");
+        assert!(rules[0].delay.is_none() && !rules[0].ecn);
+        assert!(rules[1].delay.is_some() && rules[1].ecn);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named() {
+        for delay in ["50ms,jitter=5ms,dist=/nonexistent/dist", "samples=/nonexistent/dist"] {
+            let error = spec(&format!("{{delay: '{delay}'}}")).check().expect_err("no such file");
+            let text = error.to_string();
+            assert!(text.contains("/nonexistent/dist: No such file"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_out_is_read_back_the_same() {
+        let spec = spec(
+            "{delay: '50ms,jitter=5ms,dist=normal,corr=25%', reorder: '1%,gap=2', rate: '1mbit,queue=64kb', ecn: true}",
+        );
+        let json = serde_json::to_string(&spec).expect("plain data");
+        assert_eq!(serde_json::from_str::<RuleSpec>(&json).expect("just written"), spec);
+    }
+
+    #[test]
+    fn xdp_refuses_what_it_cannot_do() {
+        let check = |yaml: &str| check_for_xdp(&spec(yaml).check().expect(yaml));
+        assert_eq!(check("{loss: 1%, corrupt: 1%}"), Ok(()));
+        for (yaml, name) in [
+            ("{loss: 1%, direction: egress}", "--direction egress"),
+            ("{duplicate: 1%}", "--duplicate"),
+            ("{delay: 0s}", "a delay (--delay, --rtt)"),
+            ("{rtt: 50ms, reorder: 25%}", "a delay (--delay, --rtt)"),
+            ("{rate: 1mbit}", "--rate"),
+            ("{loss: 1%, ecn: true}", "--ecn"),
+            ("{reset: true}", "--reset"),
+        ] {
+            assert_eq!(check(yaml), Err(RuleError::Xdp(name)), "{yaml}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_takes_what_a_file_takes() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            rule: RuleSpec,
+        }
+        let parse = |line: &str| {
+            <Line as clap::Parser>::try_parse_from(line.split(' ')).map(|line| line.rule)
+        };
+        let rule = parse("x --delay 50ms,jitter=5ms --reorder 1% --rate 1mbit,queue=1s --ecn");
+        let file = "{delay: '50ms,jitter=5ms', reorder: 1%, rate: '1mbit,queue=1s', ecn: true}";
+        assert_eq!(rule.expect("valid"), spec(file));
+        assert_eq!(parse("x --rtt 50ms").expect("valid"), spec("{rtt: 50ms}"));
+        for line in ["x --rtt 50ms --delay 50ms", "x --delay 61s", "x --rate 1", "x --reorder x"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! also when the test panics. Injector is only ever started inside a namespace of a [`Lab`].
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod listing;
+
 use std::{
     ffi::OsStr,
     fmt::Write as _,
@@ -414,14 +416,14 @@ impl Drop for Process {
     }
 }
 
-/// Starts a party of `examples/traffic.rs` that waits for others, and waits until it can be reached.
+/// Starts a party of `examples/traffic` that waits for others, and waits until it can be reached.
 pub fn serve(host: &Host, cgroup: Option<&TestCgroup>, line: &str) -> Process {
     let mut process = Process::start(traffic(host, cgroup, line));
     process.wait_for("ready");
     process
 }
 
-/// Runs a party of `examples/traffic.rs` to its end; returns its report.
+/// Runs a party of `examples/traffic` to its end; returns its report.
 pub fn talk(host: &Host, cgroup: Option<&TestCgroup>, line: &str) -> Value {
     Process::start(traffic(host, cgroup, line)).finish()
 }
@@ -538,6 +540,17 @@ pub struct Summary {
     pub rules: Vec<Counts>,
     /// What passed, whether it matched or not.
     pub seen: Seen,
+    /// What became of packets that were held back.
+    pub held: Option<Held>,
+}
+
+/// What became of packets that were held back.
+#[derive(Clone, Debug, Deserialize)]
+#[allow(missing_docs, reason = "the names are those of the output")]
+pub struct Held {
+    pub engine: String,
+    pub dropped: u64,
+    pub lost: u64,
 }
 
 /// What a rule did.
@@ -549,6 +562,11 @@ pub struct Counts {
     pub corrupted: u64,
     pub duplicated: u64,
     pub reset: u64,
+    pub delayed: u64,
+    pub reordered: u64,
+    pub queued: u64,
+    pub queue_dropped: u64,
+    pub marked: u64,
     pub protected: u64,
     pub expired: u64,
     pub skipped: u64,
@@ -590,4 +608,14 @@ pub fn correlated(n: u64, p: f64, inflation: f64) -> RangeInclusive<u64> {
     let mean = n as f64 * p;
     let spread = SIGMAS * (mean * (1.0 - p) * inflation).sqrt();
     (mean - spread).max(0.0).floor() as u64..=(mean + spread).ceil() as u64
+}
+
+/// The engines that work on this kernel.
+#[must_use]
+pub fn engines() -> Vec<&'static str> {
+    let has_fq = Command::new("unshare")
+        .args(["--net", "tc", "qdisc", "add", "dev", "lo", "root", "fq"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if has_fq { vec!["edt", "tap"] } else { vec!["tap"] }
 }

@@ -9,16 +9,20 @@ use std::collections::{BTreeSet, HashMap};
 use injector_common::{
     classify::{TUPLE_WORDS, Tuple, TupleKey, TupleMask, field},
     control::{MAX_MASKS, PORTS, RuleSet},
-    model::{chance::Chance, chance::Probability, loss, random},
-    rule::{self, RULE_ALTERS, RULE_RESET, RULE_RESET_SYN, RULE_STATEFUL},
+    hold::{self, Hold, MAX_TABLES},
+    model::{chance::Chance, chance::Probability, delay, loss, random, rate},
+    rule::{self, RULE_ALTERS, RULE_ECN, RULE_HOLDS, RULE_RESET, RULE_RESET_SYN, RULE_STATEFUL},
 };
 use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::spec::{
+    delay::Delay,
+    distribution::Table,
     fault::Odds,
+    rate::{Queue, Rate},
     rule::{CorruptMode, Direction, Loss, Matching, Rule},
-    value::{Percent, PortSet, Remote},
+    value::{Percent, PortSet, Remote, Span},
 };
 
 /// Most entries of one rule set.
@@ -26,6 +30,12 @@ pub const MAX_ENTRIES: usize = 1 << 20;
 
 /// Most combinations that are looked at to make them; many may lead to the same entry.
 const MAX_COMBINATIONS: usize = 4 * MAX_ENTRIES;
+
+/// The shortest queue before a limited rate, unless another is asked for, in nanoseconds.
+const QUEUE_NS: u64 = 100_000_000;
+
+/// So many bytes, ten large packets, fit into it as well, however slow the link.
+const QUEUE_BYTES: u64 = 15_000;
 
 /// Why a set of rules cannot be classified by.
 #[derive(Debug, PartialEq, Eq, Error)]
@@ -42,6 +52,12 @@ pub enum CompileError {
          cut in pieces): use fewer or wider matches"
     )]
     TooManyEntries,
+    /// Too many distributions.
+    #[error(
+        "the delays of the rules follow more than {MAX_TABLES} different distributions (normal, pareto, paretonormal \
+         and each file count): use fewer of them, or uniform jitter, which does not count"
+    )]
+    TooManyTables,
     /// A host name was left in.
     #[error("the host name {0} has not been resolved")]
     Unresolved(String),
@@ -58,6 +74,10 @@ pub struct Compiled {
     entries: Vec<((Tuple, u32), u32)>,
     /// The rules.
     pub rules: Vec<rule::Rule>,
+    /// How each rule holds packets; empty if none does.
+    pub holds: Vec<Hold>,
+    /// The distributions of their delays.
+    pub tables: Vec<Box<hold::Table>>,
     /// Whether any rule is for sent packets.
     pub egress: bool,
     /// Whether any rule is for received packets.
@@ -78,6 +98,12 @@ impl Compiled {
         for rule in &mut self.rules {
             rule.deadline_ns = now_ns.saturating_add(rule.deadline_ns).min(end_ns);
         }
+    }
+
+    /// Whether any rule holds packets.
+    #[must_use]
+    pub const fn needs_hold(&self) -> bool {
+        !self.holds.is_empty()
     }
 
     /// How many entries there are.
@@ -124,12 +150,15 @@ pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
     });
     // Masks were numbered by the first rule that uses them, so they are in the order wanted.
     set.masks[..masks.len()].copy_from_slice(&masks);
+    let (holds, tables) = holds(rules)?;
     let acts = |other| rules.iter().any(|rule| rule.matching.direction != other);
     Ok(Compiled {
         set,
         classes: uses_ports.then(|| [ports[0].classes(), ports[1].classes()]),
         entries: entries.into_iter().collect(),
         rules: (0..).zip(rules).map(|(n, rule)| decisions(rule, n, seed)).collect(),
+        holds,
+        tables,
         egress: acts(Direction::Ingress),
         ingress: acts(Direction::Egress),
     })
@@ -304,15 +333,19 @@ fn decisions(rule: &Rule, number: u32, seed: u64) -> rule::Rule {
     if corrupt != Chance::NEVER || duplicate != Chance::NEVER {
         flags |= RULE_ALTERS;
     }
+    if holds_packets(rule) {
+        flags |= RULE_HOLDS;
+    }
+    if rule.ecn {
+        flags |= RULE_ECN;
+    }
     let corrupt_mode = match rule.corrupt_mode {
         CorruptMode::Wire => rule::CorruptMode::Wire,
         CorruptMode::Silent => rule::CorruptMode::Silent,
     };
     rule::Rule {
         // Until it starts, how long it lasts.
-        deadline_ns: rule
-            .lasts
-            .map_or(u64::MAX, |span| u64::try_from(span.0.as_nanos()).unwrap_or(u64::MAX)),
+        deadline_ns: rule.lasts.map_or(u64::MAX, nanoseconds),
         stream: random::stream(seed, number),
         loss,
         corrupt,
@@ -320,6 +353,84 @@ fn decisions(rule: &Rule, number: u32, seed: u64) -> rule::Rule {
         corrupt_mode: corrupt_mode as u32,
         flags,
     }
+}
+
+/// A rule with a delay of 0 does so as well.
+const fn holds_packets(rule: &Rule) -> bool {
+    rule.delay.is_some() || rule.rate.is_some()
+}
+
+/// How each rule holds packets, unless none does, and the distributions of the delays.
+fn holds(rules: &[Rule]) -> Result<(Vec<Hold>, Vec<Box<hold::Table>>), CompileError> {
+    if !rules.iter().any(holds_packets) {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let mut tables: Vec<&Table> = Vec::new();
+    let mut holds = Vec::with_capacity(rules.len());
+    for rule in rules {
+        let mut hold = Hold::default();
+        if let Some(delay) = &rule.delay {
+            hold.delay = delay_model(delay, &mut tables)?;
+        }
+        if let Some(reorder) = rule.reorder {
+            hold.delay.reorder = chance(reorder.odds);
+            hold.delay.gap = reorder.gap.0;
+        }
+        if let Some(rate) = &rule.rate {
+            hold.rate = rate_model(rate);
+        }
+        holds.push(hold);
+    }
+    Ok((holds, tables.into_iter().map(table).collect()))
+}
+
+fn delay_model<'a>(
+    delay: &'a Delay,
+    tables: &mut Vec<&'a Table>,
+) -> Result<delay::Delay, CompileError> {
+    let distribution = match &delay.table {
+        Some(table) if delay.jitter != Span::default() => {
+            let known = tables.iter().position(|known| *known == table).unwrap_or_else(|| {
+                tables.push(table);
+                tables.len() - 1
+            });
+            if tables.len() > MAX_TABLES as usize {
+                return Err(CompileError::TooManyTables);
+            }
+            1 + known as u32
+        }
+        _ => delay::UNIFORM,
+    };
+    Ok(delay::Delay {
+        latency_ns: nanoseconds(delay.latency),
+        jitter_ns: nanoseconds(delay.jitter),
+        distribution,
+        correlation: delay::Delay::correlation_from(delay.correlation.fraction()),
+        ..delay::Delay::default()
+    })
+}
+
+/// A distribution as the kernel side has it: too large for the stack.
+fn table(values: &Table) -> Box<hold::Table> {
+    // SAFETY: it is made of integers, of which 0 is one.
+    let mut table = unsafe { Box::<hold::Table>::new_zeroed().assume_init() };
+    table.length = values.len() as u32;
+    table.values[..values.len()].copy_from_slice(values);
+    table
+}
+
+fn rate_model(rate: &Rate) -> rate::Rate {
+    let link = rate::Rate::new(rate.bits.0, rate.burst.0, 0, rate.overhead);
+    let queue_ns = match rate.queue {
+        Some(Queue::Time(time)) => nanoseconds(time),
+        Some(Queue::Size(size)) => link.time_of(size.0),
+        None => link.time_of(QUEUE_BYTES).max(QUEUE_NS),
+    };
+    rate::Rate { queue_ns, ..link }
+}
+
+fn nanoseconds(span: Span) -> u64 {
+    u64::try_from(span.0.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn loss_model(model: Loss) -> loss::Loss {

@@ -2,6 +2,7 @@
 
 mod attachments;
 pub mod compile;
+pub mod hold;
 mod protect;
 
 use std::{collections::BTreeSet, time::Duration};
@@ -20,9 +21,10 @@ use crate::{
         KernelError,
         attach::{self, Hook},
         clock,
+        interface::Interface,
         layout::Layout,
         netns::Netns,
-        object::{Capacity, Constants, Object},
+        object::{Capacity, Constants, HoldDevice, Object},
     },
     lifetime::{LifetimeError, instance::Instance},
     spec::rule::Rule,
@@ -30,6 +32,7 @@ use crate::{
 };
 use attachments::{Attachment, Attachments};
 use compile::{CompileError, Compiled, compile};
+use hold::{Engine, Holds};
 
 /// For how long the kernel side goes on without hearing from us. Covers a busy machine; a stopped or
 /// hung injector stops faulting after it.
@@ -66,6 +69,27 @@ pub enum NetworkError {
         /// Room made at the start.
         capacity: Capacity,
     },
+    /// The change brings the first rule that holds packets.
+    #[error(
+        "the new rules delay packets or limit their rate, which none of the first ones did: restart with them"
+    )]
+    NoHold,
+    /// The EDT engine cannot be had.
+    #[error(
+        "--engine edt takes the fq qdisc (sch_fq, CONFIG_NET_SCH_FQ), which this kernel refuses; --engine tap works without"
+    )]
+    NoFq(#[source] KernelError),
+    /// Too many interfaces for the tags that say where held packets go.
+    #[error("packets of more than {} interfaces cannot be held", injector_common::hold::TAGS / 2)]
+    TooManyInterfaces,
+    /// An interface whose packets cannot be held.
+    #[error(
+        "packets of {0} cannot be delayed or limited in their rate, as it has no link-layer header: exclude it by --interface"
+    )]
+    NoHeader(String),
+    /// The loopback cannot be made ready.
+    #[error("cannot have the loopback take held packets")]
+    Loopback(#[source] std::io::Error),
     /// There is no interface to attach to.
     #[error(
         "no interface is up but the loopback, which --protect leaves alone: name it with --interface, or give \
@@ -102,6 +126,8 @@ pub struct Options {
     pub lasts: Option<Duration>,
     /// Level of the kernel side's log, see [`Object::load`].
     pub log_level: u8,
+    /// How packets are held; the best way if not given.
+    pub engine: Option<Engine>,
 }
 
 /// Where faults are attached.
@@ -130,6 +156,9 @@ impl From<&Attachment> for Attached {
 pub struct Network {
     // Dropped in this order: the programs are detached before their maps go.
     attachments: Attachments,
+    holds: Option<Holds>,
+    /// What became of held packets.
+    ended: Option<hold::Statistics>,
     object: Object,
     target: Target,
     options: Options,
@@ -164,6 +193,12 @@ impl Network {
         options: Options,
     ) -> Result<Self, NetworkError> {
         let mut compiled = compile(rules, options.seed)?;
+        let holds = if compiled.needs_hold() {
+            let engine = Engine::choose(options.engine)?;
+            Some(Holds::new(engine, instance.slot(), hold::room_for(&compiled.holds)))
+        } else {
+            None
+        };
         let constants = Constants {
             cgroup: target.cgroup.as_ref().map(|cgroup| (cgroup.id, cgroup.level)),
             layout: match target.cgroup {
@@ -172,10 +207,16 @@ impl Network {
             },
             judged_bit: options.judged_bit,
             protect: options.protect,
+            hold: holds.as_ref().map(|holds| HoldDevice {
+                interface: holds.interface(),
+                is_tap: holds.engine() == Engine::Tap,
+            }),
         };
         let object = Object::load(constants, room_for(&compiled), options.log_level)?;
         let mut network = Self {
             attachments: Attachments::new(options.hook),
+            holds,
+            ended: None,
             object,
             target,
             options,
@@ -211,6 +252,9 @@ impl Network {
         if rules > capacity.rules as usize || entries > capacity.entries as usize {
             return Err(NetworkError::NoRoom { rules, entries, capacity });
         }
+        if compiled.needs_hold() && self.holds.is_none() {
+            return Err(NetworkError::NoHold);
+        }
         let other = 1 - self.active;
         self.sides = Sides::of(&compiled);
         self.fill(other, compiled)?;
@@ -237,6 +281,9 @@ impl Network {
         let (egress, ingress) = self.directions();
         let places = self.target.places()?;
         self.attachments.retain(instance, &places)?;
+        if let Some(holds) = &mut self.holds {
+            holds.retain(|netns| places.iter().any(|place| place.netns == *netns));
+        }
         self.load(&places, egress, ingress)?;
         let mut new = Vec::new();
         for place in places {
@@ -245,15 +292,8 @@ impl Network {
                     [(egress, Direction::Egress), (ingress, Direction::Ingress)]
                 {
                     if wanted && !self.attachments.contains(&place.netns, interface, direction) {
-                        let added = self.attachments.add(
-                            &mut self.object,
-                            instance,
-                            &place.netns,
-                            interface,
-                            direction,
-                        );
-                        match added {
-                            Ok(added) => new.push(added.into()),
+                        match self.add(instance, &place.netns, interface, direction) {
+                            Ok(added) => new.push(added),
                             // It went while we were at it.
                             Err(_) if !interface.is_in(&place.netns)? => {}
                             Err(error) => return Err(error),
@@ -265,6 +305,20 @@ impl Network {
         Ok(new)
     }
 
+    fn add(
+        &mut self,
+        instance: &mut Instance,
+        netns: &Netns,
+        interface: &Interface,
+        direction: Direction,
+    ) -> Result<Attached, NetworkError> {
+        let object = &mut self.object;
+        if let Some(holds) = &mut self.holds {
+            holds.serve(object, instance, netns, interface, direction)?;
+        }
+        Ok(self.attachments.add(object, instance, netns, interface, direction)?.into())
+    }
+
     /// Where programs are attached.
     #[must_use]
     pub fn attached(&self) -> Vec<Attached> {
@@ -273,7 +327,13 @@ impl Network {
 
     /// Detaches everything; counters can still be read.
     pub fn detach(&mut self, instance: &mut Instance) -> Result<(), NetworkError> {
-        Ok(self.attachments.clear(instance)?)
+        self.attachments.clear(instance)?;
+        if let Some(holds) = &mut self.holds
+            && self.ended.is_none()
+        {
+            self.ended = Some(holds.end(instance)?);
+        }
+        Ok(())
     }
 
     /// What each rule of the active set did, in order.
@@ -292,6 +352,18 @@ impl Network {
     /// What was seen on the attached interfaces.
     pub fn seen_counters(&mut self) -> Result<SeenCounters, NetworkError> {
         Ok(self.object.seen_counters()?)
+    }
+
+    /// How packets are held; `None` if no rule holds any.
+    #[must_use]
+    pub fn engine(&self) -> Option<Engine> {
+        self.holds.as_ref().map(Holds::engine)
+    }
+
+    /// What became of the packets that were held, once [`Self::detach`] has ended that.
+    #[must_use]
+    pub fn held(&self) -> Option<(Engine, hold::Statistics)> {
+        self.engine().zip(self.ended)
     }
 
     /// The object, for what reads its log.
@@ -320,6 +392,7 @@ impl Network {
             self.object.set_port_classes(bank, local, remote)?;
         }
         self.object.set_rules(bank, &compiled.rules)?;
+        self.object.set_holds(bank, &compiled.rules, &compiled.holds, &compiled.tables)?;
         self.object.set_rule_set(bank, &compiled.set)?;
         self.banks[bank as usize] = Some(compiled);
         Ok(())

@@ -228,6 +228,7 @@ fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
         // A mark of no bits.
         judged_bit: 0,
         protect: setting.protect,
+        hold: None,
     };
     // As much room as `Network` makes.
     let capacity =

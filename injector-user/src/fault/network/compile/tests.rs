@@ -224,3 +224,137 @@ fn the_earlier_of_two_deadlines_holds() {
     assert_eq!(deadline(u64::MAX), 1_000_000_500);
     assert_eq!(deadline(700), 700);
 }
+
+/// The rules of these YAML texts, compiled.
+fn compiled(texts: &[&str]) -> Result<Compiled, CompileError> {
+    let rules = texts.iter().flat_map(|text| {
+        let spec: RuleSpec = serde_saphyr::from_str(text).expect(text);
+        spec.check().expect(text)
+    });
+    compile(&rules.collect::<Vec<_>>(), 1)
+}
+
+#[test]
+fn rules_that_hold_no_packets_take_nothing_for_it() {
+    let compiled = compiled(&["{loss: '1%,corr=5%', ecn: true}", "{reset: true}"]).expect("valid");
+    assert!(!compiled.needs_hold());
+    assert!(compiled.holds.is_empty() && compiled.tables.is_empty());
+    assert_eq!(compiled.rules[0].flags, RULE_ECN | RULE_STATEFUL);
+    assert_eq!(compiled.rules[1].flags, RULE_RESET);
+}
+
+#[test]
+fn each_rule_holds_packets_as_it_says() {
+    let compiled = compiled(&[
+        "{loss: 1%}",
+        "{delay: 0s}",
+        "{delay: '50ms,jitter=10ms,corr=50%', reorder: '25%,corr=50%,gap=5'}",
+        "{rtt: 30ms, rate: '1mbit,burst=1250b,overhead=-4,queue=2s', ecn: true}",
+    ]);
+    let compiled = compiled.expect("valid");
+    assert!(compiled.needs_hold());
+    assert!(compiled.tables.is_empty());
+    let flags: Vec<u32> = compiled.rules.iter().map(|rule| rule.flags).collect();
+    assert_eq!(flags, [0, RULE_HOLDS, RULE_HOLDS, RULE_HOLDS | RULE_ECN]);
+    let [none, zero, delay, rate] = compiled.holds.as_slice() else { panic!("one for each rule") };
+    assert_eq!(none, &Hold::default());
+    assert_eq!(zero, &Hold::default());
+    let expected = delay::Delay {
+        latency_ns: 50_000_000,
+        jitter_ns: 10_000_000,
+        distribution: delay::UNIFORM,
+        correlation: 1 << 31,
+        reorder: Chance::new(0.25, 0.5),
+        gap: 5,
+        reserved: 0,
+    };
+    assert_eq!(delay, &Hold { delay: expected, ..Hold::default() });
+    assert_eq!(rate.delay, delay::Delay { latency_ns: 15_000_000, ..delay::Delay::default() });
+    // 8 us a byte.
+    let expected = rate::Rate {
+        cost: 8000 << 20,
+        burst_ns: 10_000_000,
+        queue_ns: 2_000_000_000,
+        overhead: -4,
+        reserved: 0,
+    };
+    assert_eq!(rate.rate, expected);
+}
+
+#[test]
+fn a_queue_is_a_time_or_what_its_bytes_take() {
+    let queue = |rate: &str| {
+        compiled(&[&format!("{{rate: '{rate}'}}")]).expect("valid").holds[0].rate.queue_ns
+    };
+    assert_eq!(queue("1mbit,queue=5ms"), 5_000_000);
+    assert_eq!(queue("1mbit,queue=0"), 0);
+    assert_eq!(queue("8mbit,queue=64kb"), 65_536_000);
+    // The default: long enough for some packets on slow links, and for some time on fast ones.
+    assert_eq!(queue("1tbit"), 100_000_000);
+    assert_eq!(queue("1200kbit"), 100_000_000);
+    assert_eq!(queue("600kbit").div_ceil(1000), 200_000);
+    assert_eq!(queue("1kbit"), 120_000_000_000);
+}
+
+#[test]
+fn equal_distributions_share_a_table() {
+    let path = |number: u32| {
+        let name = format!("injector-table-{}-{number}", std::process::id());
+        std::env::temp_dir().join(name)
+    };
+    let files: Vec<_> = (0..MAX_TABLES).map(path).collect();
+    for (number, file) in files.iter().enumerate() {
+        // The last one is the first one's copy.
+        let number = number as u32 % (MAX_TABLES - 1);
+        std::fs::write(file, format!("-8192 {number} 8192")).expect("a file");
+    }
+    let text = |distribution: &str| format!("{{delay: '5ms,jitter=1ms,dist={distribution}'}}");
+    let file_texts: Vec<String> =
+        files.iter().map(|file| text(&file.display().to_string())).collect();
+    let mut texts = vec![text("normal"), text("uniform"), text("normal")];
+    texts.extend(file_texts);
+    // Without jitter, nothing is drawn.
+    texts.push("{delay: '5ms,jitter=0s,dist=paretonormal'}".into());
+    let all = |texts: &[String]| compiled(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+    let enough = all(&texts);
+    texts.push(text("pareto"));
+    let too_many = all(&texts);
+    for file in &files {
+        std::fs::remove_file(file).expect("it is there");
+    }
+    let enough = enough.expect("as many as there may be");
+    assert_eq!(enough.tables.len(), MAX_TABLES as usize);
+    let numbers: Vec<u32> = enough.holds.iter().map(|hold| hold.delay.distribution).collect();
+    assert_eq!(numbers, [1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 2, 0]);
+    let normal = &enough.tables[0];
+    assert_eq!(normal.length, 16_384);
+    assert_eq!(normal.values.as_slice(), &*crate::spec::distribution::normal());
+    let small = &enough.tables[2];
+    assert_eq!((small.length, &small.values[..4]), (3, [-8192, 1, 8192, 0].as_slice()));
+    assert_eq!(too_many.expect_err("one more"), CompileError::TooManyTables);
+}
+
+#[test]
+fn delays_follow_the_distribution_that_was_asked_for() {
+    struct Boxes<'a>(&'a [Box<hold::Table>]);
+    impl delay::Tables for Boxes<'_> {
+        fn value(&self, table: u32, random: u32) -> i32 {
+            self.0[table as usize].value(random)
+        }
+    }
+    let compiled = compiled(&["{delay: '50ms,jitter=10ms,dist=normal'}"]).expect("valid");
+    let count = 20_000;
+    let delays: Vec<f64> = (0..count)
+        .map(|index| {
+            let delay = &compiled.holds[0].delay;
+            let (tables, memory) = (Boxes(&compiled.tables), delay::Memory::default());
+            let (held, _) = hold::delay(delay, compiled.rules[0].stream, index, 0, memory, &tables);
+            held.expect("none is let go") as f64 / 1e6
+        })
+        .collect();
+    let mean = delays.iter().sum::<f64>() / count as f64;
+    let deviation = delays.iter().map(|delay| (delay - mean).powi(2)).sum::<f64>() / count as f64;
+    // Some 7 standard errors.
+    assert!((mean - 50.0).abs() < 0.5, "{mean}");
+    assert!((deviation.sqrt() - 10.0).abs() < 0.4, "{deviation}");
+}

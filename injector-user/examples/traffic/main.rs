@@ -4,6 +4,8 @@
 //! that makes it. Parties that wait for others print `{"event":"ready"}` once they can be reached and end
 //! when their standard input does. Each prints one line of JSON at its end: what it saw.
 
+mod stamp;
+
 use std::{
     collections::BTreeMap,
     ffi::CString,
@@ -60,6 +62,27 @@ enum Party {
         /// Send until standard input ends, whatever --count says.
         #[arg(long)]
         endless: bool,
+    },
+    /// Sends datagrams that bear their number and the time
+    StampSend {
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        count: u32,
+        /// Payload bytes of a datagram.
+        #[arg(long, default_value_t = 64)]
+        size: usize,
+        /// From one datagram to the next.
+        #[arg(long, default_value_t = 1000)]
+        every_us: u64,
+        /// The type-of-service byte.
+        #[arg(long, default_value_t = 0)]
+        tos: u8,
+    },
+    /// Says when stamped datagrams came and how long they were on their way, until standard input ends
+    StampReceive {
+        #[arg(long)]
+        bind: SocketAddr,
     },
     /// Accepts connections until standard input ends
     TcpServe {
@@ -134,6 +157,10 @@ fn main() -> ExitCode {
             let how = UdpSend { count, size, connected, replies, pause_us, endless };
             udp_send(to, bind, &how)
         }
+        Party::StampSend { to, count, size, every_us, tos } => {
+            stamp::send(to, count, size, every_us, tos)
+        }
+        Party::StampReceive { bind } => stamp::receive(bind),
         Party::TcpServe { bind, mode, bytes, chunk } => tcp_serve(bind, mode, bytes, chunk),
         Party::TcpConnect { to, mode, bytes, chunk, timeout_ms, hold, connections } => {
             let timeout = Duration::from_millis(timeout_ms);

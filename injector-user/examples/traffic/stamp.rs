@@ -1,0 +1,113 @@
+//! Datagrams that bear their number and the time at which they were sent, by `CLOCK_MONOTONIC`, which both
+//! ends share.
+
+use std::{
+    io::{self, IoSliceMut},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::fd::AsRawFd as _,
+    sync::atomic::Ordering,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg},
+    time::{ClockId, clock_gettime},
+};
+use serde_json::{Value, json};
+
+use crate::{QUIET, end_of_input, enlarge, ready, set_option};
+
+/// Number and time.
+const STAMP: usize = 12;
+
+fn now_ns(clock: ClockId) -> io::Result<u64> {
+    let now = Duration::from(clock_gettime(clock)?);
+    u64::try_from(now.as_nanos()).map_err(io::Error::other)
+}
+
+/// Has the calling thread wait less for others: what it waits counts as delay.
+fn hurry() {
+    // SAFETY: takes no pointers; 0 is the calling thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+}
+
+/// Sends `count` datagrams of `size` bytes, one `every_us` microseconds; those of which the time is over are sent
+/// at once.
+pub fn send(to: SocketAddr, count: u32, size: usize, every_us: u64, tos: u8) -> io::Result<Value> {
+    let any = match to.ip() {
+        IpAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        IpAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    let socket = UdpSocket::bind(any)?;
+    enlarge(&socket)?;
+    set_option(&socket, libc::IPPROTO_IP, libc::IP_TOS, tos.into())?;
+    hurry();
+    let mut datagram = vec![0; size.max(STAMP)];
+    let start = Instant::now();
+    for number in 0..count {
+        let due = start + Duration::from_micros(every_us * u64::from(number));
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        datagram[..4].copy_from_slice(&number.to_be_bytes());
+        datagram[4..STAMP].copy_from_slice(&now_ns(ClockId::CLOCK_MONOTONIC)?.to_be_bytes());
+        socket.send_to(&datagram, to)?;
+    }
+    Ok(json!({ "sent": count }))
+}
+
+/// Receives until standard input ends; says of each datagram, in the order in which they came, its number, how
+/// long it was on its way and when it came, in nanoseconds.
+pub fn receive(bind: SocketAddr) -> io::Result<Value> {
+    let socket = UdpSocket::bind(bind)?;
+    enlarge(&socket)?;
+    socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+    // The kernel says when a datagram came, but by the wall clock.
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)?;
+    let ahead = now_ns(ClockId::CLOCK_REALTIME)? - now_ns(ClockId::CLOCK_MONOTONIC)?;
+    hurry();
+    let ended = end_of_input();
+    ready();
+    let (mut numbers, mut delays, mut times) = (Vec::new(), Vec::new(), Vec::new());
+    let mut buffer = vec![0; 65536];
+    let mut last = Instant::now();
+    loop {
+        let mut parts = [IoSliceMut::new(&mut buffer)];
+        let mut space = nix::cmsg_space!(libc::timespec);
+        let flags = MsgFlags::empty();
+        let got =
+            recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags);
+        let got = got.map(|message| {
+            let times = message.cmsgs().into_iter().flatten().filter_map(|part| match part {
+                ControlMessageOwned::ScmTimestampns(time) => Some(Duration::from(time)),
+                _ => None,
+            });
+            (message.bytes, times.last())
+        });
+        match got {
+            Ok((length, time)) => {
+                last = Instant::now();
+                let time = time.ok_or_else(|| io::Error::other("no time of receipt"))?;
+                let time = u64::try_from(time.as_nanos()).map_err(io::Error::other)?;
+                let now = time - ahead;
+                let Some((stamp, _)) = buffer[..length].split_first_chunk::<STAMP>() else {
+                    continue;
+                };
+                let [a, b, c, d, time @ ..] = *stamp;
+                numbers.push(u32::from_be_bytes([a, b, c, d]));
+                delays.push(now.saturating_sub(u64::from_be_bytes(time)));
+                times.push(now);
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => {
+                if !ended.load(Ordering::SeqCst) {
+                    last = Instant::now();
+                } else if last.elapsed() > QUIET {
+                    return Ok(
+                        json!({ "numbers": numbers, "delays_ns": delays, "times_ns": times }),
+                    );
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! Where packets wait that are delayed or limited in their rate: a device of ours in each network namespace.
+//!
+//! Packets are redirected to it with a tag, wait, come back and are put on their way again, so that no qdisc of
+//! anybody else's is touched. There are two engines. `edt`: a veth pair, on one end of which `sch_fq` lets each packet
+//! go at the time that it bears ("earliest departure time"). `tap`: a TAP, behind which a thread of ours holds the
+//! packets, for kernels without `sch_fq`.
+
+mod line;
+
+use std::{
+    fmt::{self, Display, Formatter},
+    fs::File,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _},
+    sync::atomic::Ordering::Relaxed,
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::ValueEnum;
+use injector_common::{
+    hold::{Hold, TAGS},
+    packet::{Direction, parse::Link},
+};
+use nix::fcntl::{FcntlArg, fcntl};
+use serde::Serialize;
+
+use crate::{
+    kernel::{
+        KernelError,
+        attach::{self, OwnedLink},
+        device::{self, FAR, Identity, NEAR},
+        fq,
+        interface::Interface,
+        netns::Netns,
+        object::Object,
+        sysctl,
+    },
+    lifetime::{action::Action, instance::Instance, journal},
+};
+use line::Line;
+
+use super::NetworkError;
+
+/// How packets are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// In the kernel, by `sch_fq`: exact, and cheap
+    Edt,
+    /// In userspace, behind a TAP device: for kernels without `sch_fq`
+    Tap,
+}
+
+impl Display for Engine {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Edt => "edt",
+            Self::Tap => "tap",
+        })
+    }
+}
+
+impl Engine {
+    /// The one that was asked for, or the best one that works here.
+    pub fn choose(asked: Option<Self>) -> Result<Self, NetworkError> {
+        match (asked, fq::probe()) {
+            (Some(Self::Tap), _) => Ok(Self::Tap),
+            (_, Ok(())) => Ok(Self::Edt),
+            (Some(Self::Edt), Err(error)) => Err(NetworkError::NoFq(error)),
+            (None, Err(error)) => {
+                tracing::debug!(%error, "no fq, so a TAP");
+                Ok(Self::Tap)
+            }
+        }
+    }
+}
+
+/// The first index of our devices; those of ordinary ones are counted from 1.
+const FIRST_INDEX: u32 = 1_000_000_000;
+
+/// File descriptors of TAPs have at least this number. The kernel closes a dying process's files in the order
+/// of their numbers, and the programs that send packets to a TAP must go before it does.
+const TAP_FD: i32 = 900;
+
+/// For how long packets may still wait after the faults have ended.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Settings of a loopback without which packets that come to it anew are refused: those that leave it the usual
+/// way bring their route along.
+const LOOPBACK_SETTINGS: [&str; 2] = ["ipv4/conf/lo/accept_local", "ipv4/conf/lo/route_localnet"];
+
+/// How many packets may wait in a queue of the kernel: those that come at line rate while the longest delay
+/// lasts, as far as a quarter of the memory goes.
+#[must_use]
+pub fn room_for(holds: &[Hold]) -> u32 {
+    /// 10 Gbit/s of full-sized frames.
+    const PACKETS_A_SECOND: u64 = 820_000;
+    /// What such a frame takes in memory.
+    const BYTES: u64 = 2304;
+    const LEAST: u64 = 10_000;
+
+    let longest = holds.iter().map(|hold| {
+        let delay = hold.delay.latency_ns + 4 * hold.delay.jitter_ns;
+        if hold.rate.cost == 0 { delay } else { delay.saturating_add(2 * hold.rate.queue_ns) }
+    });
+    let seconds = longest.max().unwrap_or(0).div_ceil(1_000_000_000);
+    let memory =
+        <procfs::Meminfo as procfs::Current>::current().map_or(1 << 30, |info| info.mem_total);
+    let packets = seconds.saturating_mul(PACKETS_A_SECOND).min(memory / 4 / BYTES).max(LEAST);
+    u32::try_from(packets).unwrap_or(u32::MAX)
+}
+
+/// What became of held packets, all devices together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Packets dropped because more waited than fit.
+    pub dropped: u64,
+    /// Packets that wait now.
+    pub held: u64,
+}
+
+/// The hold devices of one injector.
+#[derive(Debug)]
+pub struct Holds {
+    engine: Engine,
+    /// Tells our devices from those of other injectors.
+    slot: u32,
+    /// Most packets that wait in a queue of the kernel.
+    limit: u32,
+    devices: Vec<Device>,
+    /// Settings that were changed, by namespace.
+    settings: Vec<(Netns, u32)>,
+    /// Interfaces and directions that have a tag: its number is the place.
+    routes: Vec<(u32, Direction)>,
+}
+
+/// A hold device. Programs and TAP go when it is dropped; the journal removes a veth pair.
+#[derive(Debug)]
+struct Device {
+    netns: Netns,
+    near: Identity,
+    _links: Vec<OwnedLink>,
+    holder: Holder,
+}
+
+#[derive(Debug)]
+enum Holder {
+    Queue { action: u32 },
+    Line(Line),
+}
+
+impl Holds {
+    /// None yet.
+    #[must_use]
+    pub const fn new(engine: Engine, slot: u32, limit: u32) -> Self {
+        Self { engine, slot, limit, devices: Vec::new(), settings: Vec::new(), routes: Vec::new() }
+    }
+
+    /// How packets are held.
+    #[must_use]
+    pub const fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// The index of the devices' near ends.
+    #[must_use]
+    pub const fn interface(&self) -> u32 {
+        FIRST_INDEX + 2 * self.slot
+    }
+
+    /// Has packets of an interface be held; to be called before programs are attached to it.
+    pub fn serve(
+        &mut self,
+        object: &mut Object,
+        instance: &mut Instance,
+        netns: &Netns,
+        interface: &Interface,
+        direction: Direction,
+    ) -> Result<(), NetworkError> {
+        if interface.link != Some(Link::Ethernet) {
+            return Err(NetworkError::NoHeader(interface.name.clone()));
+        }
+        if !self.devices.iter().any(|device| device.netns == *netns) {
+            let device = self.add(object, instance, netns)?;
+            self.devices.push(device);
+        }
+        if interface.is_loopback && !self.settings.iter().any(|(changed, _)| changed == netns) {
+            self.open_loopback(instance, netns)?;
+        }
+        let route = (interface.index, direction);
+        if self.engine == Engine::Edt && !self.routes.contains(&route) {
+            let tag = self.routes.len() as u32;
+            if tag >= TAGS {
+                return Err(NetworkError::TooManyInterfaces);
+            }
+            object.set_route(tag, interface.index, direction)?;
+            self.routes.push(route);
+        }
+        Ok(())
+    }
+
+    fn add(
+        &self,
+        object: &mut Object,
+        instance: &mut Instance,
+        netns: &Netns,
+    ) -> Result<Device, NetworkError> {
+        let slot = self.slot;
+        let near = Identity { name: format!("{NEAR}{slot}"), index: self.interface() };
+        match self.engine {
+            Engine::Edt => {
+                let far = Identity { name: format!("{FAR}{slot}"), index: near.index + 1 };
+                let add = Action::AddDevice {
+                    netns: netns.inode(),
+                    name: near.name.clone(),
+                    interface: near.index,
+                };
+                let action = instance.perform(add, || {
+                    device::add_veth(netns, &near, &far)
+                        .and_then(|()| fq::add(netns, near.index, self.limit))
+                        .map_err(io::Error::other)
+                })?;
+                let links = vec![
+                    attach::own(object, netns, &near, "hold_egress", Direction::Egress)?,
+                    attach::own(object, netns, &far, "hold_ingress", Direction::Ingress)?,
+                ];
+                let links = links.into_iter().flatten().collect();
+                let holder = Holder::Queue { action };
+                Ok(Device { netns: netns.clone(), near, _links: links, holder })
+            }
+            Engine::Tap => {
+                let tap = with_high_number(device::add_tap(netns, &near)?);
+                let back = attach::own(object, netns, &near, "hold_ingress", Direction::Ingress)?;
+                let (held, routes) = object.held_packets()?;
+                let line = Line::start(tap, held, routes).map_err(KernelError::Thread)?;
+                let (links, holder) = (back.into_iter().collect(), Holder::Line(line));
+                Ok(Device { netns: netns.clone(), near, _links: links, holder })
+            }
+        }
+    }
+
+    /// Has a loopback take packets that have lost their route.
+    fn open_loopback(
+        &mut self,
+        instance: &mut Instance,
+        netns: &Netns,
+    ) -> Result<(), NetworkError> {
+        for setting in LOOPBACK_SETTINGS {
+            let before = sysctl::get(netns, setting)?.map_err(NetworkError::Loopback)?;
+            let change = change_of(netns.inode(), setting, before);
+            let set = || sysctl::set(netns, setting, "1").map_err(io::Error::other)?;
+            let action = instance.perform(change, set)?;
+            self.settings.push((netns.clone(), action));
+        }
+        Ok(())
+    }
+
+    /// What became of the packets.
+    pub fn statistics(&self) -> Result<Statistics, NetworkError> {
+        let mut sum = Statistics::default();
+        for device in &self.devices {
+            let (dropped, held) = match &device.holder {
+                Holder::Queue { .. } => {
+                    let queue = fq::statistics(&device.netns, device.near.index)?;
+                    (queue.dropped, queue.held)
+                }
+                Holder::Line(line) => {
+                    let counts = line.counts();
+                    (counts.dropped.load(Relaxed), counts.held.load(Relaxed))
+                }
+            };
+            sum.dropped += dropped;
+            sum.held += held;
+        }
+        Ok(sum)
+    }
+
+    /// Forgets the devices of namespaces that are gone.
+    pub fn retain(&mut self, is_there: impl Fn(&Netns) -> bool) {
+        self.devices.retain(|device| is_there(&device.netns));
+    }
+
+    /// Waits until no packet waits any more, but not for longer than [`PATIENCE`]; a TAP's need not wait. Returns
+    /// what became of them.
+    fn drain(&self) -> Result<Statistics, NetworkError> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let statistics = self.statistics()?;
+            if self.engine == Engine::Tap {
+                return Ok(Statistics { held: 0, ..statistics });
+            }
+            if statistics.held == 0 || Instant::now() > end {
+                return Ok(statistics);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Removes all devices, after everything that sends packets to them has been detached. Returns what became of
+    /// the packets: those that are held still are lost.
+    pub fn end(&mut self, instance: &mut Instance) -> Result<Statistics, NetworkError> {
+        let statistics = self.drain()?;
+        self.clear(instance)?;
+        Ok(statistics)
+    }
+
+    fn clear(&mut self, instance: &mut Instance) -> Result<(), NetworkError> {
+        for device in self.devices.drain(..) {
+            if let Holder::Queue { action } = device.holder {
+                instance.undo(action)?;
+            }
+        }
+        for (_, action) in self.settings.drain(..) {
+            instance.undo(action)?;
+        }
+        Ok(())
+    }
+}
+
+/// The change of a setting to 1, as another injector has announced it if one has.
+fn change_of(netns: u64, name: &str, before: String) -> Action {
+    let is_same = |action: &Action| {
+        matches!(action, Action::SetSysctl { netns: there, name: other, .. }
+            if *there == netns && other == name)
+    };
+    journal::announced().find(is_same).unwrap_or_else(|| Action::SetSysctl {
+        netns,
+        name: name.into(),
+        before,
+        after: "1".into(),
+    })
+}
+
+/// The same file under a high number, if there is room.
+fn with_high_number(file: File) -> File {
+    match fcntl(file.as_fd(), FcntlArg::F_DUPFD_CLOEXEC(TAP_FD)) {
+        // SAFETY: just made, and nobody else's.
+        Ok(number) => unsafe { File::from_raw_fd(number) },
+        Err(error) => {
+            tracing::debug!(%error, fd = file.as_raw_fd(), "the TAP keeps its number");
+            file
+        }
+    }
+}

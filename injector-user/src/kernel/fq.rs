@@ -1,0 +1,126 @@
+//! `sch_fq`, the queue that lets each packet go at the time that it bears (tc-fq(8)).
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use nix::sched::{CloneFlags, unshare};
+use rtnetlink::{
+    packet_core::{
+        DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    },
+    packet_route::{
+        RouteNetlinkMessage,
+        tc::{TcAttribute, TcHandle, TcMessage, TcOption, TcStats2},
+    },
+};
+
+use super::{KernelError, interface::block_on, netns::Netns};
+
+const KIND: &str = "fq";
+
+/// Attributes of `TCA_OPTIONS` (`linux/pkt_sched.h`).
+mod option {
+    pub const LIMIT: u16 = 1;
+    pub const FLOW_LIMIT: u16 = 2;
+    pub const QUANTUM: u16 = 3;
+    pub const INITIAL_QUANTUM: u16 = 4;
+    pub const RATE_ENABLE: u16 = 5;
+    pub const TIMER_SLACK: u16 = 13;
+    pub const HORIZON: u16 = 14;
+}
+
+/// The largest packet: fewer bytes a turn would only have it wait for more turns.
+const QUANTUM: u32 = 1 << 18;
+
+/// Packets may be due so far in the future, in microseconds: more than the longest delay and queue.
+const HORIZON_US: u32 = 4_000_000_000;
+
+/// By how many nanoseconds packets may be late so that the timer need not run for each.
+const TIMER_SLACK_NS: u32 = 1000;
+
+/// What a queue did and does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Packets dropped because they did not fit.
+    pub dropped: u64,
+    /// Packets in it now.
+    pub held: u64,
+}
+
+/// Makes fq the root qdisc of a device of ours; it holds up to `limit` packets.
+pub fn add(netns: &Netns, interface: u32, limit: u32) -> Result<(), KernelError> {
+    netns.run(|| block_on(async |handle| add_here(&handle, interface, limit).await))?
+}
+
+async fn add_here(
+    handle: &rtnetlink::Handle,
+    interface: u32,
+    limit: u32,
+) -> Result<(), KernelError> {
+    let options = [
+        (option::LIMIT, limit),
+        (option::FLOW_LIMIT, limit),
+        (option::QUANTUM, QUANTUM),
+        (option::INITIAL_QUANTUM, QUANTUM),
+        // Sockets' own pacing ended where the packets left their sockets.
+        (option::RATE_ENABLE, 0),
+        (option::TIMER_SLACK, TIMER_SLACK_NS),
+        (option::HORIZON, HORIZON_US),
+    ];
+    let options = options
+        .map(|(kind, value)| TcOption::Other(DefaultNla::new(kind, value.to_ne_bytes().to_vec())));
+    let mut message = TcMessage::default();
+    message.header.index = interface.cast_signed();
+    message.header.parent = TcHandle::ROOT;
+    message.header.handle = TcHandle { major: 1, minor: 0 };
+    message.attributes.push(TcAttribute::Kind(KIND.into()));
+    message.attributes.push(TcAttribute::Options(options.into()));
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+    super::interface::execute(handle.clone(), request, "adding the fq qdisc").await
+}
+
+/// What the root qdisc of a device says of itself.
+pub fn statistics(netns: &Netns, interface: u32) -> Result<Statistics, KernelError> {
+    let qdiscs: Vec<TcMessage> = netns.run(|| {
+        block_on(async |handle| {
+            let qdiscs = handle.qdisc().get().execute();
+            qdiscs.boxed().try_collect().await.map_err(|source| KernelError::Request {
+                what: "listing qdiscs".into(),
+                source: source.into(),
+            })
+        })
+    })??;
+    // The kernel lists those of all devices, whatever is asked.
+    let of_root = qdiscs.iter().filter(|qdisc| {
+        qdisc.header.index == interface.cast_signed() && qdisc.header.parent == TcHandle::ROOT
+    });
+    let queues =
+        of_root.flat_map(|qdisc| &qdisc.attributes).filter_map(|attribute| match attribute {
+            TcAttribute::Stats2(all) => all.iter().find_map(|one| match one {
+                TcStats2::Queue(queue) => Some(queue),
+                _ => None,
+            }),
+            _ => None,
+        });
+    let mut sum = Statistics::default();
+    for queue in queues {
+        sum.dropped += u64::from(queue.drops);
+        sum.held += u64::from(queue.qlen);
+    }
+    Ok(sum)
+}
+
+/// Tries whether this kernel has fq, in a namespace that goes with this call.
+pub fn probe() -> Result<(), KernelError> {
+    const LOOPBACK: u32 = 1;
+    std::thread::scope(|scope| {
+        let scratch = || {
+            unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(|source| KernelError::EnterNetns { netns: "scratch".into(), source })?;
+            block_on(async |handle| add_here(&handle, LOOPBACK, 1).await)
+        };
+        let thread = std::thread::Builder::new()
+            .spawn_scoped(scope, scratch)
+            .map_err(KernelError::Thread)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}

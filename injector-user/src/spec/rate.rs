@@ -1,0 +1,318 @@
+//! Limited rates, in tc's terms (tc(8), tc-netem(8)).
+
+use std::{
+    fmt::{self, Display, Formatter},
+    str::FromStr,
+    time::Duration,
+};
+
+use super::{
+    fault::{FaultError, parameters},
+    value::{Span, serde_as_text},
+};
+
+serde_as_text! {
+    Rate: "a rate such as 1mbit or 1mbit,burst=16kb,queue=200ms",
+}
+
+/// The lowest rate, in bits a second.
+const LEAST: f64 = 1e3;
+
+/// The highest one.
+const MOST: f64 = 1e12;
+
+/// The longest queue, as a time.
+const LONGEST_QUEUE: Duration = Duration::from_hours(1);
+
+/// A limited rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How fast packets leave.
+    pub bits: BitRate,
+    /// How much may leave at once after the link was idle.
+    pub burst: Size,
+    /// Bytes that the link adds to each packet, or takes off.
+    pub overhead: i32,
+    /// How much may wait; a packet that finds more is lost. If absent, the default applies.
+    pub queue: Option<Queue>,
+}
+
+/// Bits a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BitRate(pub u64);
+
+/// Bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+/// How long a queue is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue {
+    /// For so long a packet waits at most.
+    Time(Span),
+    /// So much is ahead of it at most.
+    Size(Size),
+}
+
+impl FromStr for Rate {
+    type Err = FaultError;
+
+    fn from_str(text: &str) -> Result<Self, FaultError> {
+        let (rate, [burst, overhead, queue]) = parameters(text, ["burst", "overhead", "queue"])
+            .ok_or_else(|| FaultError::Rate(text.into()))?;
+        let bytes = |text: &str| text.parse().map_err(|_| FaultError::Overhead(text.into()));
+        Ok(Self {
+            bits: rate.parse()?,
+            burst: burst.map_or(Ok(Size::default()), str::parse)?,
+            overhead: overhead.map_or(Ok(0), bytes)?,
+            queue: queue.map(str::parse).transpose()?,
+        })
+    }
+}
+
+impl Display for Rate {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        self.bits.fmt(f)?;
+        if self.burst > Size::default() {
+            write!(f, ",burst={}", self.burst)?;
+        }
+        if self.overhead != 0 {
+            write!(f, ",overhead={}", self.overhead)?;
+        }
+        match self.queue {
+            Some(Queue::Time(time)) => write!(f, ",queue={time}"),
+            Some(Queue::Size(size)) => write!(f, ",queue={size}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Takes a number, 0 or more, off the unit behind it, which comes in lower case.
+fn number_and_unit(text: &str) -> Option<(f64, String)> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    Some((number.parse().ok()?, unit.trim().to_ascii_lowercase()))
+}
+
+impl FromStr for BitRate {
+    type Err = FaultError;
+
+    fn from_str(text: &str) -> Result<Self, FaultError> {
+        let bits = number_and_unit(text).and_then(|(number, unit)| {
+            let bits = unit.strip_suffix("bit").or_else(|| unit.strip_suffix("bit/s"));
+            let bytes = || unit.strip_suffix("bps");
+            let (prefix, scale) = match (bits, bytes()) {
+                (Some(prefix), _) => (prefix, 1.0),
+                (None, Some(prefix)) => (prefix, 8.0),
+                (None, None) => (unit.is_empty().then_some("")?, 1.0),
+            };
+            let factor: f64 = match prefix {
+                "" => 1.0,
+                "k" => 1e3,
+                "m" => 1e6,
+                "g" => 1e9,
+                "t" => 1e12,
+                "ki" => 1024.0,
+                "mi" => 1024.0 * 1024.0,
+                "gi" => 1024.0 * 1024.0 * 1024.0,
+                "ti" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+                _ => return None,
+            };
+            Some(number * factor * scale)
+        });
+        let bits = bits.ok_or_else(|| FaultError::BitRate(text.into()))?;
+        if (LEAST..=MOST).contains(&bits) {
+            Ok(Self(bits.round() as u64))
+        } else {
+            Err(FaultError::BitRateRange(text.into()))
+        }
+    }
+}
+
+impl Display for BitRate {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        let units = [
+            (1_000_000_000_000, "tbit"),
+            (1_000_000_000, "gbit"),
+            (1_000_000, "mbit"),
+            (1000, "kbit"),
+        ];
+        in_units(f, self.0, &units, "bit")
+    }
+}
+
+impl FromStr for Size {
+    type Err = FaultError;
+
+    fn from_str(text: &str) -> Result<Self, FaultError> {
+        let bytes = number_and_unit(text).and_then(|(number, unit)| {
+            let factor = match unit.as_str() {
+                "" | "b" => 1.0,
+                "k" | "kb" => 1024.0,
+                "m" | "mb" => 1024.0 * 1024.0,
+                "g" | "gb" => 1024.0 * 1024.0 * 1024.0,
+                "kbit" => 1024.0 / 8.0,
+                "mbit" => 1024.0 * 1024.0 / 8.0,
+                "gbit" => 1024.0 * 1024.0 * 1024.0 / 8.0,
+                _ => return None,
+            };
+            // As tc does, the rest of a byte is left out.
+            let bytes = (number * factor).floor();
+            (bytes <= f64::from(u32::MAX)).then_some(bytes as u64)
+        });
+        bytes.map(Self).ok_or_else(|| FaultError::Size(text.into()))
+    }
+}
+
+impl Display for Size {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        in_units(f, self.0, &[(1 << 30, "gb"), (1 << 20, "mb"), (1 << 10, "kb")], "b")
+    }
+}
+
+/// Writes a number in the first of `units` of which it is a multiple, or else in `unit`.
+fn in_units(f: &mut Formatter, number: u64, units: &[(u64, &str)], unit: &str) -> fmt::Result {
+    let fits = |&&(factor, _): &&(u64, &str)| number != 0 && number.is_multiple_of(factor);
+    let &(factor, unit) = units.iter().find(fits).unwrap_or(&(1, unit));
+    write!(f, "{}{unit}", number / factor)
+}
+
+impl FromStr for Queue {
+    type Err = FaultError;
+
+    fn from_str(text: &str) -> Result<Self, FaultError> {
+        let time = text.parse().ok().filter(|time: &Span| time.0 <= LONGEST_QUEUE);
+        match (time, text.parse::<Size>().ok()) {
+            (Some(time), None) => Ok(Self::Time(time)),
+            (None, Some(size)) => Ok(Self::Size(size)),
+            // Minutes or mebibytes.
+            (Some(time), Some(size)) => Err(FaultError::AmbiguousQueue {
+                text: text.into(),
+                time: time.to_string(),
+                size: size.to_string(),
+            }),
+            (None, None) => Err(FaultError::Queue(text.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_parse_as_tc_users_write_them() {
+        for (text, bits) in [
+            ("1000", 1000),
+            ("1000bit", 1000),
+            ("1kbit", 1000),
+            ("1.5mbit", 1_500_000),
+            ("1Mbit", 1_000_000),
+            ("1Mbit/s", 1_000_000),
+            ("100 Mbit/s", 100_000_000),
+            ("1gbit", 1_000_000_000),
+            ("1tbit", 1_000_000_000_000),
+            ("1kibit", 1024),
+            ("1Mibit", 1 << 20),
+            ("1Gibit", 1 << 30),
+            ("125bps", 1000),
+            ("1kbps", 8000),
+            ("1MBps", 8_000_000),
+            ("1gbps", 8_000_000_000),
+            ("1KiBps", 8192),
+        ] {
+            assert_eq!(text.parse(), Ok(BitRate(bits)), "{text}");
+        }
+        for text in ["999", "999bit", "1tibit", "1.001tbit", "1000gbps", "0", "0.9kbit"] {
+            assert_eq!(text.parse::<BitRate>(), Err(FaultError::BitRateRange(text.into())));
+        }
+        for text in [
+            "",
+            "bit",
+            "mbit",
+            "-1mbit",
+            "1e6",
+            "inf",
+            "1mb",
+            "1xbit",
+            "1bps/s",
+            "1.2.3mbit",
+            "1mbit/",
+        ] {
+            assert_eq!(text.parse::<BitRate>(), Err(FaultError::BitRate(text.into())));
+        }
+    }
+
+    #[test]
+    fn sizes_parse_as_tc_users_write_them() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("1500", 1500),
+            ("1500b", 1500),
+            ("16k", 16_384),
+            ("16KB", 16_384),
+            ("1.5kb", 1536),
+            ("1mb", 1 << 20),
+            ("2g", 2 << 30),
+            ("8kbit", 1024),
+            ("1mbit", 1 << 17),
+            ("4294967295", u64::from(u32::MAX)),
+        ] {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for text in ["", "kb", "-1", "1tb", "4gb", "1e3", "4294967296", "1 2"] {
+            assert_eq!(text.parse::<Size>(), Err(FaultError::Size(text.into())), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_queue_is_a_time_or_a_size_but_not_both() {
+        for (text, milliseconds) in [("200ms", 200), ("1.5s", 1500), ("0s", 0), ("1h", 3_600_000)] {
+            assert_eq!(text.parse(), Ok(Queue::Time(Span(Duration::from_millis(milliseconds)))));
+        }
+        for (text, bytes) in [("0", 0), ("1500", 1500), ("64kb", 65_536), ("1mb", 1 << 20)] {
+            assert_eq!(text.parse(), Ok(Queue::Size(Size(bytes))), "{text}");
+        }
+        let error = "1m".parse::<Queue>().expect_err("ambiguous").to_string();
+        assert!(error.contains("60s") && error.contains("1mb"), "{error}");
+        for text in ["", "-1ms", "61h", "1tb", "5%", "ms"] {
+            assert_eq!(text.parse::<Queue>(), Err(FaultError::Queue(text.into())), "{text}");
+        }
+    }
+
+    #[test]
+    fn limited_rates_print_as_they_were_written() {
+        for text in [
+            "1kbit",
+            "1001bit",
+            "1500kbit",
+            "1tbit",
+            "1mbit,burst=16kb",
+            "1mbit,burst=1500b,overhead=-4,queue=200ms",
+            "1mbit,overhead=24,queue=64kb",
+            "1mbit,queue=0b",
+            "1mbit,queue=0ns",
+            "1mbit,queue=3gb",
+        ] {
+            assert_eq!(text.parse::<Rate>().map(|rate| rate.to_string()), Ok(text.into()));
+        }
+        let printed =
+            "1000000, queue=1000us ,overhead=+0".parse::<Rate>().map(|rate| rate.to_string());
+        assert_eq!(printed, Ok("1mbit,queue=1ms".into()));
+    }
+
+    #[test]
+    fn wrong_limited_rates_are_refused_by_what_is_wrong() {
+        let error = |text: &str| text.parse::<Rate>().expect_err(text);
+        for text in
+            ["1mbit,16kb", "1mbit,burst=", "1mbit,burst=1,burst=2", "1mbit,limit=5", "1mbit,"]
+        {
+            assert_eq!(error(text), FaultError::Rate(text.into()));
+        }
+        assert_eq!(error(""), FaultError::BitRate(String::new()));
+        assert_eq!(error("10bit"), FaultError::BitRateRange("10bit".into()));
+        assert_eq!(error("1mbit,burst=1s"), FaultError::Size("1s".into()));
+        assert_eq!(error("1mbit,overhead=1kb"), FaultError::Overhead("1kb".into()));
+        assert_eq!(error("1mbit,queue=x"), FaultError::Queue("x".into()));
+    }
+}

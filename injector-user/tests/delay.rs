@@ -1,0 +1,443 @@
+//! Delay, jitter, reordering: measured from packets stamped at both ends, by each engine that works here.
+
+mod support;
+
+use std::{thread, time::Duration};
+
+use serde_json::Value;
+use statrs::distribution::{ContinuousCDF as _, Normal};
+use support::{
+    FAMILIES, Family, Host, Injector, Lab, RuleFile, TestCgroup, binomial, engines, serve, talk,
+};
+
+/// How many datagrams each accuracy is told from.
+const COUNT: usize = 10_000;
+
+/// What a right implementation exceeds once in 10^6 runs: the bound of Dvoretzky, Kiefer and Wolfowitz, with Massart's
+/// constant, for [`COUNT`] values.
+fn kolmogorov_smirnov() -> f64 {
+    (f64::ln(2.0 / 1e-6) / (2.0 * COUNT as f64)).sqrt()
+}
+
+/// A datagram that came.
+#[derive(Clone, Copy, Debug)]
+struct Arrival {
+    number: u64,
+    /// How long it was on its way.
+    delay_ms: f64,
+    /// When it came, by the clock of both ends.
+    at_ms: f64,
+}
+
+fn arrivals(report: &Value) -> Vec<Arrival> {
+    let list = |key: &str| report[key].as_array().cloned().unwrap_or_default();
+    let ms = |ns: &Value| ns.as_f64().expect("a number") / 1e6;
+    let (numbers, delays, times) = (list("numbers"), list("delays_ns"), list("times_ns"));
+    numbers
+        .iter()
+        .zip(delays.iter().zip(&times))
+        .map(|(number, (delay, time))| Arrival {
+            number: number.as_u64().expect("a number"),
+            delay_ms: ms(delay),
+            at_ms: ms(time),
+        })
+        .collect()
+}
+
+/// Sends stamped datagrams; `wait_ms` is how long the last one may be on its way.
+fn stamped(
+    from: &Host,
+    cgroup: Option<&TestCgroup>,
+    to: &Host,
+    line: &str,
+    wait_ms: u64,
+) -> Vec<Arrival> {
+    let family = Family::V4;
+    let at = to.at(family, 9000);
+    let receiver = serve(to, None, &format!("stamp-receive --bind {at}"));
+    talk(from, cgroup, &format!("stamp-send --to {at} {line}"));
+    thread::sleep(Duration::from_millis(wait_ms));
+    arrivals(&receiver.finish())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The greatest distance of the values' distribution from `cdf`.
+fn distance(values: &[f64], cdf: impl Fn(f64) -> f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len() as f64;
+    let each = sorted.iter().enumerate().map(|(rank, &value)| {
+        let expected = cdf(value);
+        (expected - rank as f64 / n).abs().max((expected - (rank + 1) as f64 / n).abs())
+    });
+    each.fold(0.0, f64::max)
+}
+
+#[test]
+fn a_fixed_delay_is_never_undercut_and_keeps_the_order() {
+    let lab = Lab::new();
+    for engine in engines() {
+        for ms in [1, 5, 20, 100] {
+            let line = format!(
+                "--engine {engine} --direction egress --interface veth0 --protocol udp --delay {ms}ms"
+            );
+            let injector = Injector::start(&lab.left, &line);
+            let line = format!("--count {COUNT} --every-us 200");
+            let arrivals = stamped(&lab.left, None, &lab.right, &line, 2 * ms);
+            let summary = injector.stop();
+            let total = summary.total;
+            assert_eq!(arrivals.len(), COUNT, "{engine} {ms} ms: {total:?} {:?}", summary.held);
+            assert_eq!((total.delayed, total.reordered), (COUNT as u64, 0), "{engine} {ms} ms");
+            assert!(arrivals.is_sorted_by_key(|arrival| arrival.number), "{engine} {ms} ms");
+            let early = arrivals.iter().find(|arrival| arrival.delay_ms < ms as f64);
+            assert!(early.is_none(), "{engine} {ms} ms: {early:?}");
+            // What the machine adds is for the benchmark to tell; this is what nobody would take for the delay.
+            let median = median(arrivals.iter().map(|arrival| arrival.delay_ms).collect());
+            assert!(median < ms as f64 + 5.0, "{engine} {ms} ms: {median}");
+        }
+    }
+}
+
+/// A distribution of delays in milliseconds.
+type Cdf = Box<dyn Fn(f64) -> f64>;
+
+#[test]
+fn each_distribution_is_the_one_that_it_is_called_after() {
+    // So wide that what the machine adds does not count.
+    const MEAN: f64 = 200.0;
+    const JITTER: f64 = 50.0;
+    let normal = Normal::new(MEAN, JITTER).expect("a distribution");
+    // netem's: a = 3, so that mean and deviation are 1.5 and sqrt(3)/2, and its values cut off at 4 of them.
+    let pareto = |t: f64| {
+        let x = t * 0.75 + 1.5;
+        if x <= 1.0 {
+            0.0
+        } else if t >= 32767.0 / 8192.0 {
+            1.0
+        } else {
+            1.0 - x.powi(-3)
+        }
+    };
+    let lines = |line: &dyn Fn(u32) -> String| (0..1000).map(line).collect::<Vec<_>>().join("\n");
+    let file = RuleFile::new(&lines(&|n| n.to_string()));
+    let samples = RuleFile::new(&lines(&|n| format!("{}ms", 100.0 + f64::from(n) / 5.0)));
+    let lab = Lab::new();
+    let line = format!("jitter={JITTER}ms");
+    let cases: [(String, Cdf); 5] = [
+        (
+            format!("{MEAN}ms,{line}"),
+            Box::new(|ms| ((ms - MEAN + JITTER) / (2.0 * JITTER)).clamp(0.0, 1.0)),
+        ),
+        (format!("{MEAN}ms,{line},dist=normal"), Box::new(move |ms| normal.cdf(ms))),
+        (format!("{MEAN}ms,{line},dist=pareto"), Box::new(move |ms| pareto((ms - MEAN) / JITTER))),
+        // Its values run from 0 to 999 of 8192.
+        (
+            format!("{MEAN}ms,jitter=500ms,dist={}", file.path.display()),
+            Box::new(|ms| ((ms - MEAN) / (500.0 * 1000.0 / 8192.0)).clamp(0.0, 1.0)),
+        ),
+        (
+            format!("samples={}", samples.path.display()),
+            Box::new(|ms| ((ms - 100.0) / 200.0).clamp(0.0, 1.0)),
+        ),
+    ];
+    for engine in engines() {
+        for (delay, cdf) in &cases {
+            let line = format!(
+                "--engine {engine} --direction egress --interface veth0 --protocol udp --seed 7 --delay {delay}"
+            );
+            let injector = Injector::start(&lab.left, &line);
+            let line = format!("--count {COUNT} --every-us 300");
+            let arrivals = stamped(&lab.left, None, &lab.right, &line, 1000);
+            let total = injector.stop().total;
+            assert_eq!((arrivals.len(), total.delayed), (COUNT, COUNT as u64), "{engine} {delay}");
+            let values: Vec<f64> = arrivals.iter().map(|arrival| arrival.delay_ms).collect();
+            let found = distance(&values, cdf);
+            // By as much as the machine is late, the distribution is moved: at most its density times that.
+            let late = 0.01;
+            assert!(found < kolmogorov_smirnov() + late, "{engine} {delay}: {found}");
+        }
+    }
+}
+
+#[test]
+fn only_every_gapth_packet_overtakes_and_so_often_as_asked() {
+    const GAP: u64 = 5;
+    const N: u64 = 4000;
+    let lab = Lab::new();
+    for engine in engines() {
+        let line = format!(
+            "--engine {engine} --direction egress --interface veth0 --protocol udp --delay 30ms --reorder 50%,gap={GAP}"
+        );
+        let injector = Injector::start(&lab.left, &line);
+        let line = format!("--count {N} --every-us 500");
+        let arrivals = stamped(&lab.left, None, &lab.right, &line, 100);
+        let total = injector.stop().total;
+        assert_eq!(arrivals.len() as u64, N);
+        let mut early: Vec<u64> = arrivals
+            .iter()
+            .filter(|arrival| arrival.delay_ms < 30.0)
+            .map(|arrival| arrival.number)
+            .collect();
+        early.sort_unstable();
+        assert_eq!(early.len() as u64, total.reordered, "{engine}: {total:?}");
+        assert!(early.windows(2).all(|pair| pair[1] - pair[0] >= GAP), "{engine}");
+        // From one to the next it takes 4 packets, and as many more as a coin shows tails.
+        let extra = early.windows(2).map(|pair| pair[1] - pair[0] - GAP).sum::<u64>();
+        let trials = extra + early.len() as u64 - 1;
+        assert!(binomial(trials, 0.5).contains(&extra), "{engine}: {extra} of {trials}");
+        assert!(!arrivals.is_sorted_by_key(|arrival| arrival.number), "{engine}");
+    }
+}
+
+#[test]
+fn both_directions_of_both_families_are_delayed_and_others_are_not() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    for engine in engines() {
+        for (direction, least) in [("egress", 40.0), ("ingress", 40.0), ("both", 80.0)] {
+            let line = format!("--engine {engine} --direction {direction} --delay 40ms");
+            let injector = Injector::on(&lab.left, &cgroup, &line);
+            for family in FAMILIES {
+                let to = lab.right.address(family);
+                let round_trip = |cgroup| {
+                    let (_, output) = lab.left.run_in(cgroup, &format!("ping -n -c 3 -i 0.2 {to}"));
+                    round_trip_ms(&output)
+                };
+                let (inside, beside) = (round_trip(Some(&cgroup)), round_trip(None));
+                assert!(
+                    (least..least + 20.0).contains(&inside),
+                    "{engine} {direction}: {inside} ms"
+                );
+                assert!(beside < 20.0, "{engine} {direction}: {beside} ms beside the target");
+            }
+            let summary = injector.stop();
+            assert_eq!(summary.held.map(|held| held.engine).as_deref(), Some(engine));
+            assert_eq!(summary.total.delayed, summary.total.matched, "{:?}", summary.total);
+        }
+        let injector = Injector::on(&lab.left, &cgroup, &format!("--engine {engine} --rtt 60ms"));
+        let (_, output) = lab.left.run_in(
+            Some(&cgroup),
+            &format!("ping -n -c 3 -i 0.2 {}", lab.right.address(Family::V6)),
+        );
+        let rtt = round_trip_ms(&output);
+        assert!((60.0..80.0).contains(&rtt), "{engine}: {rtt} ms");
+        drop(injector);
+    }
+}
+
+#[test]
+fn a_packet_over_loopback_is_delayed_once() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    for engine in engines() {
+        let injector = Injector::on(&lab.left, &cgroup, &format!("--engine {engine} --delay 30ms"));
+        for to in ["127.0.0.1", "::1", "192.0.2.1"] {
+            let to = if to == "192.0.2.1" {
+                lab.left.address(Family::V4).to_string()
+            } else {
+                to.into()
+            };
+            let (_, output) = lab.left.run_in(Some(&cgroup), &format!("ping -n -c 3 -i 0.2 {to}"));
+            // There and back.
+            let rtt = round_trip_ms(&output);
+            assert!((60.0..90.0).contains(&rtt), "{engine} {to}: {rtt} ms: {output}");
+        }
+        drop(injector);
+        let settings = "sysctl -n net.ipv4.conf.lo.accept_local net.ipv4.conf.lo.route_localnet";
+        let end = std::time::Instant::now() + Duration::from_secs(2);
+        while lab.left.run(settings) != "0\n0\n" {
+            assert!(std::time::Instant::now() < end, "{engine}: {}", lab.left.run(settings));
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn a_stream_is_whole_under_delay_jitter_loss_and_corruption() {
+    const BYTES: u64 = 3_000_000;
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let server = serve(&lab.right, None, "tcp-serve --mode echo --bind [::]:9000");
+    for engine in engines() {
+        let line = format!(
+            "--engine {engine} --delay 5ms,jitter=1ms --loss 0.5% --duplicate 1% --corrupt 0.5% --reorder 2%"
+        );
+        let injector = Injector::on(&lab.left, &cgroup, &line);
+        for family in FAMILIES {
+            let to = lab.right.at(family, 9000);
+            let line =
+                format!("tcp-connect --mode echo --to {to} --bytes {BYTES} --timeout-ms 30000");
+            let report = talk(&lab.left, Some(&cgroup), &line);
+            assert_eq!(report["error"], Value::Null, "{engine} {report}");
+            let read = &report["read"];
+            let got = (support::number(read, "bytes"), support::number(read, "wrong"));
+            assert_eq!(got, (BYTES, 0), "{engine} {report}");
+        }
+        let total = injector.stop().total;
+        assert!(
+            total.delayed > 0 && total.reordered > 0 && total.skipped == 0,
+            "{engine} {total:?}"
+        );
+    }
+    drop(server);
+}
+
+#[test]
+fn equal_seeds_give_equal_delays() {
+    let lab = Lab::new();
+    for engine in engines() {
+        let run = || {
+            let line = format!(
+                "--engine {engine} --direction egress --interface veth0 --protocol udp --seed 11 --delay 50ms,jitter=40ms --reorder 10%"
+            );
+            let injector = Injector::start(&lab.left, &line);
+            let mut arrivals =
+                stamped(&lab.left, None, &lab.right, "--count 300 --every-us 1000", 200);
+            drop(injector);
+            arrivals.sort_by_key(|arrival| arrival.number);
+            arrivals
+        };
+        let (first, second) = (run(), run());
+        assert_eq!((first.len(), second.len()), (300, 300), "{engine}");
+        // What the machine adds differs; most packets tell that the delays are the same.
+        let same = first.iter().zip(&second).filter(|(a, b)| (a.delay_ms - b.delay_ms).abs() < 2.0);
+        assert!(same.count() > 200, "{engine}");
+    }
+}
+
+#[test]
+fn rate_builds_a_queue_and_then_drops_and_both_are_counted() {
+    const N: u64 = 200;
+    const PAYLOAD: u64 = 958;
+    // Ethernet, IPv4, UDP.
+    const FRAME: u64 = PAYLOAD + 42;
+    let lab = Lab::new();
+    for engine in engines() {
+        let on = format!("--engine {engine} --direction egress --interface veth0 --protocol udp");
+        // 1 ms a frame, and all of them at once.
+        let injector = Injector::start(&lab.left, &format!("{on} --rate 8mbit,queue=10s"));
+        let line = format!("--count {N} --size {PAYLOAD} --every-us 0");
+        let arrivals = stamped(&lab.left, None, &lab.right, &line, 500);
+        let total = injector.stop().total;
+        assert_eq!((arrivals.len() as u64, total.queue_dropped), (N, 0), "{engine}");
+        assert!(total.queued >= N - 10, "{engine} {total:?}");
+        let took = arrivals[N as usize - 1].at_ms - arrivals[0].at_ms;
+        let expected = (N - 1) as f64 * FRAME as f64 * 8.0 / 8000.0;
+        assert!((took - expected).abs() < 20.0, "{engine}: {took} ms, not {expected}");
+
+        // Room for 20 ms, and so for 20 frames besides the one that is being sent.
+        let injector = Injector::start(&lab.left, &format!("{on} --rate 8mbit,queue=20ms"));
+        let arrivals = stamped(&lab.left, None, &lab.right, &line, 200);
+        let total = injector.stop().total;
+        let arrived = arrivals.len() as u64;
+        assert_eq!(arrived + total.queue_dropped, N, "{engine} {total:?}");
+        assert!((21..N).contains(&arrived), "{engine}: {arrived}");
+        let longest = arrivals.iter().map(|arrival| arrival.delay_ms).fold(0.0, f64::max);
+        assert!((19.0..50.0).contains(&longest), "{engine}: {longest} ms");
+    }
+}
+
+#[test]
+fn a_kilobit_a_second_is_a_kilobit_a_second() {
+    let lab = Lab::new();
+    for engine in engines() {
+        let line = format!(
+            "--engine {engine} --direction egress --interface veth0 --protocol udp --rate 1kbit,queue=10s"
+        );
+        let injector = Injector::start(&lab.left, &line);
+        // 83 bytes on the wire.
+        let line = "--count 3 --size 41 --every-us 0";
+        let arrivals = stamped(&lab.left, None, &lab.right, line, 2500);
+        drop(injector);
+        let gaps: Vec<f64> =
+            arrivals.windows(2).map(|pair| pair[1].at_ms - pair[0].at_ms).collect();
+        assert_eq!(gaps.len(), 2, "{engine}");
+        assert!(gaps.iter().all(|gap| (gap - 664.0).abs() < 30.0), "{engine}: {gaps:?}");
+    }
+}
+
+#[test]
+fn with_ecn_packets_are_marked_and_not_lost() {
+    const N: u64 = 400;
+    const ECT0: u8 = 2;
+    let lab = Lab::new();
+    let marked_at = || -> u64 {
+        let table = lab.right.run("cat /proc/net/netstat");
+        let mut lines = table.lines().filter(|line| line.starts_with("IpExt:"));
+        let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+        let place = names.split(' ').position(|name| name == "InCEPkts").expect("the counter");
+        values.split(' ').nth(place).and_then(|value| value.parse().ok()).expect("a number")
+    };
+    for engine in engines() {
+        let on =
+            format!("--engine {engine} --direction egress --interface veth0 --protocol udp --ecn");
+        let before = marked_at();
+        let injector = Injector::start(&lab.left, &format!("{on} --loss 25% --delay 1ms"));
+        let line = format!("--count {N} --every-us 200 --tos {ECT0}");
+        let arrivals = stamped(&lab.left, None, &lab.right, &line, 50);
+        let total = injector.stop().total;
+        assert_eq!((arrivals.len() as u64, total.dropped), (N, 0), "{engine}");
+        assert!(binomial(N, 0.25).contains(&total.marked), "{engine} {total:?}");
+        assert_eq!(marked_at() - before, total.marked, "{engine}");
+
+        // Those that do not know ECN are lost as ever.
+        let injector = Injector::start(&lab.left, &format!("{on} --loss 25%"));
+        let line = format!("--count {N} --every-us 200");
+        let arrivals = stamped(&lab.left, None, &lab.right, &line, 50);
+        let total = injector.stop().total;
+        assert_eq!((arrivals.len() as u64 + total.dropped, total.marked), (N, 0), "{engine}");
+
+        let before = marked_at();
+        let injector = Injector::start(&lab.left, &format!("{on} --rate 8mbit,queue=20ms"));
+        let line = format!("--count {N} --size 958 --every-us 0 --tos {ECT0}");
+        let arrivals = stamped(&lab.left, None, &lab.right, &line, 200);
+        let total = injector.stop().total;
+        // As many again as fit are let in with a mark; then it is full even so.
+        assert!(total.marked > 0, "{engine} {total:?}");
+        assert_eq!(arrivals.len() as u64 + total.queue_dropped, N, "{engine} {total:?}");
+        assert_eq!(marked_at() - before, total.marked, "{engine}");
+    }
+}
+
+#[test]
+fn foreign_qdiscs_are_left_as_they_are() {
+    let lab = Lab::new();
+    // What counts packets is no setting.
+    let show = || -> Vec<String> {
+        let shown = lab.left.run("tc qdisc show dev veth0");
+        let settings = |line: &str| line.split(" direct_packets_stat").next().map(str::to_owned);
+        shown.lines().filter(|line| !line.contains("clsact")).filter_map(settings).collect()
+    };
+    for (kind, options) in
+        [("htb", "default 1"), ("pfifo", "limit 77"), ("tbf", "rate 1gbit burst 1mb latency 50ms")]
+    {
+        lab.left.run(&format!("tc qdisc add dev veth0 root handle 7: {kind} {options}"));
+        let before = show();
+        assert!(before.len() == 1 && before[0].contains(kind), "{before:?}");
+        for engine in engines() {
+            let line = format!("--engine {engine} --interface veth0 --delay 20ms");
+            let injector = Injector::start(&lab.left, &line);
+            assert_eq!(show(), before, "{engine}");
+            let (_, output) = lab
+                .left
+                .run_in(None, &format!("ping -n -c 2 -i 0.2 {}", lab.right.address(Family::V4)));
+            assert!(round_trip_ms(&output) >= 40.0, "{engine} {kind}: {output}");
+            injector.stop();
+            assert_eq!(show(), before, "{engine}");
+        }
+        lab.left.run("tc qdisc del dev veth0 root");
+    }
+}
+
+/// The least round-trip time that ping tells.
+fn round_trip_ms(output: &str) -> f64 {
+    let times = output.lines().filter_map(|line| line.split("time=").nth(1)?.split(' ').next());
+    times
+        .filter_map(|time| time.parse::<f64>().ok())
+        .reduce(f64::min)
+        .unwrap_or_else(|| panic!("{output}"))
+}

@@ -1,0 +1,77 @@
+//! Everything that injector makes, as the machine's own tools list it.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::{INJECTOR, Lab, hierarchy};
+
+/// How long the kernel and the guardian may take.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Everything that injector makes, by the names that the machine's own tools give it.
+#[must_use]
+pub fn listing(lab: &Lab) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for kind in ["prog", "map", "link"] {
+        let output = Command::new("bpftool").args(["-j", kind, "list"]).output().expect("bpftool");
+        let list: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+        found.extend(
+            list.iter().map(|object| format!("{kind} {} {}", object["id"], object["name"])),
+        );
+    }
+    for host in [&lab.left, &lab.right] {
+        for command in ["tc qdisc show", "tc filter show dev veth0 ingress", "ip -o link show"] {
+            let lines = host.run(command);
+            found.extend(lines.lines().map(|line| format!("{} {command} {line}", host.netns)));
+        }
+        let settings = host.run("sysctl net.ipv4.conf.lo net.ipv4.conf.veth0");
+        found.extend(settings.lines().map(|line| format!("{} {line}", host.netns)));
+    }
+    let namespaces = fs::read_dir("/run/netns").expect("there are some").flatten();
+    found.extend(namespaces.map(|entry| format!("netns {}", entry.path().display())));
+    list_cgroups(&hierarchy(), &mut found);
+    found
+}
+
+fn list_cgroups(path: &Path, found: &mut BTreeSet<String>) {
+    found.insert(format!("cgroup {}", path.display()));
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            list_cgroups(&entry.path(), found);
+        }
+    }
+}
+
+/// Fails unless everything that is there was there before.
+pub fn assert_nothing_is_left(
+    before: &BTreeSet<String>,
+    lab: &Lab,
+    moment: &str,
+    patience: Duration,
+) {
+    let end = Instant::now() + patience;
+    loop {
+        let left: Vec<String> = listing(lab).difference(before).cloned().collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < end, "killed {moment}, and left is {left:#?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Runs `injector cleanup`; returns what it says.
+#[must_use]
+pub fn cleanup() -> String {
+    let output = Command::new(INJECTOR).arg("cleanup").output().expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
