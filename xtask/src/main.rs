@@ -27,11 +27,13 @@ enum Command {
 #[derive(Subcommand)]
 enum Bench {
     Packets(bench::Args),
+    Delay(bench::delay::Args),
 }
 
 fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Bench(Bench::Packets(args)) => bench::packets(&args),
+        Command::Bench(Bench::Delay(args)) => bench::delay::delay(&args),
         Command::Vm(args) => vm::run(&args),
     }
 }

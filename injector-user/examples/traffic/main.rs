@@ -118,6 +118,15 @@ enum Party {
         #[arg(long, default_value_t = 1)]
         connections: u32,
     },
+    /// Writes on many connections at once for a while
+    TcpFlood {
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        connections: u32,
+        #[arg(long)]
+        seconds: u64,
+    },
     /// Sends raw frames by a packet socket
     RawSend {
         #[arg(long)]
@@ -168,6 +177,9 @@ fn main() -> ExitCode {
                 .map(|_| tcp_connect(to, mode, bytes, chunk, timeout, hold))
                 .collect();
             Ok(if connections == 1 { reports.remove(0) } else { Value::Array(reports) })
+        }
+        Party::TcpFlood { to, connections, seconds } => {
+            tcp_flood(to, connections, Duration::from_secs(seconds))
         }
         Party::RawSend { interface, frames, count } => raw_send(&interface, &frames, count),
         Party::Sniff { interface, endings } => sniff(&interface, &endings),
@@ -504,6 +516,40 @@ fn tcp_serve(bind: SocketAddr, mode: Mode, bytes: usize, chunk: usize) -> io::Re
         drop(streams);
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+fn tcp_flood(to: SocketAddr, connections: u32, time: Duration) -> io::Result<Value> {
+    const CHUNK: usize = 4096;
+    let flows: Vec<TcpStream> =
+        (0..connections).map(|_| TcpStream::connect(to)).collect::<io::Result<_>>()?;
+    let start = Instant::now();
+    let bytes = thread::scope(|scope| {
+        let write = |mut flow: TcpStream| {
+            let mut sent = 0;
+            while start.elapsed() < time {
+                let chunk: Vec<u8> = (sent..sent + CHUNK).map(byte).collect();
+                flow.write_all(&chunk)?;
+                sent += CHUNK;
+                thread::sleep(Duration::from_millis(5));
+            }
+            flow.shutdown(Shutdown::Write)?;
+            // Until the other side has read all of it.
+            flow.read_to_end(&mut Vec::new())?;
+            Ok::<_, io::Error>(sent)
+        };
+        let flows: Vec<_> =
+            flows.into_iter().map(|flow| scope.spawn(move || write(flow))).collect();
+        // Else the test takes us for dead.
+        while start.elapsed() < time {
+            say(&json!({"event": "progress"}));
+            thread::sleep(Duration::from_secs(5).min(time));
+        }
+        let sent = flows
+            .into_iter()
+            .map(|flow| flow.join().map_err(|_| io::Error::other("a flow panicked"))?);
+        sent.sum::<io::Result<usize>>()
+    })?;
+    Ok(json!({ "bytes": bytes }))
 }
 
 fn tcp_connect(

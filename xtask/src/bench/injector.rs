@@ -46,6 +46,11 @@ impl Injector {
         Ok(Self { path })
     }
 
+    /// The one at `path`.
+    pub const fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// A command inside `namespace`.
     pub fn command(&self, namespace: &Namespace) -> Result<Command> {
         namespace.command(&self.path)

@@ -1,5 +1,6 @@
 //! `cargo xtask bench packets`: what the packet programs cost.
 
+pub mod delay;
 mod frames;
 mod injector;
 mod link;

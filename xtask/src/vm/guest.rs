@@ -44,8 +44,8 @@ pub struct Binaries {
     pub injector: PathBuf,
     /// The tests on a real kernel, by name.
     pub tests: Vec<(String, PathBuf)>,
-    /// What the tests start.
-    traffic: PathBuf,
+    /// What the tests start, or what measures.
+    helper: PathBuf,
 }
 
 impl Binaries {
@@ -74,8 +74,21 @@ impl Binaries {
         };
         Ok(Self {
             injector: program("injector")?,
-            traffic: program("traffic")?,
+            helper: program("traffic")?,
             tests: tests.into_iter().map(|test| (test.name, test.executable)).collect(),
+        })
+    }
+}
+
+impl Binaries {
+    /// Builds the program to measure; this one measures it.
+    pub fn for_benchmarks(repository: &Path) -> Result<Self> {
+        let programs = cargo(repository, &["build", "--release", "--bin", "injector"])?;
+        let injector = programs.into_iter().find(|artifact| artifact.name == "injector");
+        Ok(Self {
+            injector: injector.context("cargo built no program")?.executable,
+            helper: env::current_exe()?,
+            tests: Vec::new(),
         })
     }
 }
@@ -135,7 +148,7 @@ pub fn base(work: &Path, binaries: &Binaries) -> Result<Archive> {
     }
     archive.program(Path::new("/init"), INIT.as_bytes());
     tools::add(&mut archive).context("copying tools")?;
-    let programs = [&binaries.injector, &binaries.traffic];
+    let programs = [&binaries.injector, &binaries.helper];
     let scratch = work.join("stripped");
     for program in programs.into_iter().chain(binaries.tests.iter().map(|(_, path)| path)) {
         let content = tools::stripped(program, &scratch)?;

@@ -24,7 +24,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
 
 use guest::{Binaries, Job, Tests};
-use kernel::{SERIES, Series};
+use kernel::{Kernel, SERIES, Series};
+use tally::Tally;
 
 /// Runs the real-kernel tests on other kernels, in virtual machines
 ///
@@ -104,24 +105,54 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     let binaries = Binaries::build(&folders.repository, &tests)?;
     let jobs = jobs(args, &binaries);
-    let base = guest::base(&folders.work, &binaries)?;
-    let mut columns = Vec::new();
-    let mut all_good = true;
-    for kernel in &kernels {
-        let initramfs = folders.work.join(format!("initramfs-{}", kernel.series.name));
-        fs::write(&initramfs, guest::complete(&base, kernel, &jobs)?)?;
-        let log = folders.work.join(format!("console-{}.log", kernel.series.name));
-        let machine = qemu::Machine { kernel, initramfs: &initramfs, log: &log };
-        let tally = machine.run(Duration::from_mins(args.timeout))?;
-        println!("{}", tally.summary(kernel.series.name));
-        all_good &= tally.is_good();
-        columns.push((kernel, tally));
-    }
+    let tallies = boot(&folders, &kernels, &binaries, &jobs, args.timeout)?;
+    let all_good = tallies.iter().all(Tally::is_good);
+    let columns: Vec<_> = kernels.iter().zip(tallies).collect();
     // A table of some kernels would not be the whole truth.
     if args.doctor && all_good && columns.len() == SERIES.len() {
         doctor::document(&folders.repository.join("docs/kernels.md"), &columns)?;
     }
     Ok(ExitCode::from(u8::from(!all_good)))
+}
+
+/// Runs the jobs on each kernel, one after the other.
+fn boot(
+    folders: &Folders,
+    kernels: &[Kernel],
+    binaries: &Binaries,
+    jobs: &[Job],
+    timeout: u64,
+) -> Result<Vec<Tally>> {
+    let base = guest::base(&folders.work, binaries)?;
+    let run = |kernel: &Kernel| {
+        let initramfs = folders.work.join(format!("initramfs-{}", kernel.series.name));
+        fs::write(&initramfs, guest::complete(&base, kernel, jobs)?)?;
+        let log = folders.work.join(format!("console-{}.log", kernel.series.name));
+        let machine = qemu::Machine { kernel, initramfs: &initramfs, log: &log };
+        let tally = machine.run(Duration::from_mins(timeout))?;
+        println!("{}", tally.summary(kernel.series.name));
+        Ok(tally)
+    };
+    kernels.iter().map(run).collect()
+}
+
+/// Runs `cargo xtask bench delay --here` on the kernels that have netem and tcx; whether all targets are met.
+pub fn bench_delay(option: Option<&str>) -> Result<bool> {
+    qemu::check()?;
+    let folders = Folders::new()?;
+    let chosen = SERIES.iter().filter(|series| series.name != "6.1");
+    let kernels: Vec<_> = chosen
+        .map(|series| kernel::provide(series, &folders.work, false))
+        .collect::<Result<_>>()?;
+    let binaries = Binaries::for_benchmarks(&folders.repository)?;
+    let xtask = std::env::current_exe()?.display().to_string();
+    let injector = binaries.injector.display().to_string();
+    let mut command = vec![xtask, "bench".into(), "delay".into(), "--here".into()];
+    command.extend(["--injector".into(), injector]);
+    command.extend(option.map(String::from));
+    let tallies =
+        boot(&folders, &kernels, &binaries, &[Job { name: "bench".into(), command }], 60)?;
+    Ok(tallies.iter().all(Tally::is_good))
 }
 
 fn jobs(args: &Args, binaries: &Binaries) -> Vec<Job> {

@@ -1,0 +1,269 @@
+//! Traffic through a delayed link.
+
+use std::{
+    fs,
+    io::{ErrorKind, IoSliceMut, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsFd as _, AsRawFd as _},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::{
+    errno::Errno,
+    sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt},
+    time::{ClockId, clock_gettime},
+};
+
+use super::super::{link::Link, rules::remote};
+
+/// Windows that a delay of 100 ms does not fill.
+const BUFFERS: [(&str, &str); 2] =
+    [("tcp_rmem", "4096 131072 134217728"), ("tcp_wmem", "4096 131072 134217728")];
+
+/// How long a stuck call may take.
+const STUCK: Duration = Duration::from_secs(10);
+
+/// Bytes of a UDP payload.
+const PAYLOAD: usize = 64;
+
+/// How TCP fared.
+#[derive(Clone, Copy, Debug)]
+pub struct Tcp {
+    /// Bits a second that arrived.
+    pub rate: f64,
+    /// Seconds of all processors together for each 10^9 bytes.
+    pub cpu_per_gigabyte: f64,
+}
+
+/// How long packets were on their way.
+#[derive(Clone, Debug)]
+pub struct Delays {
+    /// Milliseconds, ascending.
+    sorted: Vec<f64>,
+    /// How many were sent.
+    pub sent: usize,
+}
+
+impl Delays {
+    /// How many came.
+    pub const fn received(&self) -> usize {
+        self.sorted.len()
+    }
+
+    /// The mean, in milliseconds.
+    pub fn mean(&self) -> f64 {
+        self.sorted.iter().sum::<f64>() / self.sorted.len() as f64
+    }
+
+    /// The standard deviation, in milliseconds.
+    pub fn deviation(&self) -> f64 {
+        let mean = self.mean();
+        let squares = self.sorted.iter().map(|delay| (delay - mean).powi(2));
+        (squares.sum::<f64>() / self.sorted.len() as f64).sqrt()
+    }
+
+    /// Within this are so many of 1, in milliseconds.
+    pub fn quantile(&self, part: f64) -> f64 {
+        let place = (self.sorted.len() as f64 * part) as usize;
+        self.sorted.get(place.min(self.sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// The two ends.
+#[derive(Debug)]
+pub struct Flows<'a> {
+    link: &'a Link,
+    port: AtomicU64,
+}
+
+impl<'a> Flows<'a> {
+    /// Prepares both ends.
+    pub fn new(link: &'a Link) -> Result<Self> {
+        for end in [&link.near, &link.far] {
+            end.run(|| {
+                for (name, value) in BUFFERS {
+                    // Of the namespace that the thread is in.
+                    fs::write(format!("/proc/sys/net/ipv4/{name}"), value).context(name)?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(Self { link, port: AtomicU64::new(20_000) })
+    }
+
+    /// A port that was not used before, and where the near end finds it.
+    fn address(&self) -> (u16, SocketAddrV4) {
+        let port = self.port.fetch_add(1, Ordering::Relaxed) as u16;
+        (port, SocketAddrV4::new(remote(1), port))
+    }
+
+    /// One TCP flow for `time`, after as long again for its window to open, but at most 2 s.
+    pub fn tcp(&self, time: Duration) -> Result<Tcp> {
+        let (port, peer) = self.address();
+        let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+        let listener = self.link.far.run(|| Ok(TcpListener::bind(any)?))?;
+        let near = self.link.near.run(|| Ok(TcpStream::connect_timeout(&peer.into(), STUCK)?))?;
+        let (far, _) = listener.accept()?;
+        near.set_write_timeout(Some(STUCK))?;
+        far.set_read_timeout(Some(STUCK))?;
+        let ends = AtomicBool::new(false);
+        let count = AtomicU64::new(0);
+        let (ends, count) = (&ends, &count);
+        thread::scope(|scope| {
+            let receiver = scope.spawn(move || {
+                let mut chunk = vec![1; 256 << 10];
+                let mut far = &far;
+                loop {
+                    match far.read(&mut chunk)? {
+                        0 => return Ok::<_, anyhow::Error>(()),
+                        bytes => count.fetch_add(bytes as u64, Ordering::Relaxed),
+                    };
+                }
+            });
+            let sender = scope.spawn(move || {
+                let chunk = vec![1; 128 << 10];
+                let mut near = &near;
+                while !ends.load(Ordering::Relaxed) {
+                    near.write_all(&chunk)?;
+                }
+                Ok::<_, anyhow::Error>(near.shutdown(std::net::Shutdown::Both)?)
+            });
+            thread::sleep(time.min(Duration::from_secs(2)));
+            let (start, busy, before) = (Instant::now(), busy()?, count.load(Ordering::Relaxed));
+            thread::sleep(time);
+            let bytes = (count.load(Ordering::Relaxed) - before) as f64;
+            let (took, busy) = (start.elapsed(), self::busy()? - busy);
+            ends.store(true, Ordering::Relaxed);
+            sender.join().map_err(|_| anyhow!("the sender panicked"))?.context("cannot send")?;
+            receiver
+                .join()
+                .map_err(|_| anyhow!("the receiver panicked"))?
+                .context("cannot receive")?;
+            Ok(Tcp {
+                rate: bytes * 8.0 / took.as_secs_f64(),
+                cpu_per_gigabyte: busy / (bytes / 1e9),
+            })
+        })
+    }
+
+    /// The most UDP packets a second of which none is lost, to within 5 %.
+    pub fn lossless_udp(&self, time: Duration, delay: Duration) -> Result<f64> {
+        let passes = |rate: f64| -> Result<bool> {
+            let count = (rate * time.as_secs_f64()) as u32;
+            let delays = self.udp(count, Duration::from_secs_f64(1.0 / rate), delay)?;
+            Ok(delays.received() == count as usize)
+        };
+        // A stall of the machine must not decide: two of three attempts.
+        let good =
+            |rate: f64| Ok::<_, anyhow::Error>(passes(rate)? || (passes(rate)? && passes(rate)?));
+        let (mut low, mut high) = (1000.0, 2000.0);
+        while good(high)? {
+            (low, high) = (high, high * 2.0);
+            ensure!(high < 1e8, "nothing is ever lost");
+        }
+        while high / low > 1.05 {
+            let middle = f64::sqrt(low * high);
+            if good(middle)? { low = middle } else { high = middle }
+        }
+        Ok(low)
+    }
+
+    /// So many UDP packets, one each `pause`; how long they were on their way.
+    pub fn udp(&self, count: u32, pause: Duration, delay: Duration) -> Result<Delays> {
+        let (port, peer) = self.address();
+        let far = self.link.far.run(|| {
+            let far = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
+            setsockopt(&far.as_fd(), sockopt::RcvBufForce, &(8 << 20))?;
+            setsockopt(&far.as_fd(), sockopt::ReceiveTimestampns, &true)?;
+            far.set_read_timeout(Some(Duration::from_millis(10)))?;
+            Ok(far)
+        })?;
+        let near = self.link.near.run(|| {
+            let near = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
+            near.connect(peer)?;
+            Ok(near)
+        })?;
+        let ends = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let receiver = scope.spawn(|| receive(&far, &ends));
+            let sent = send(&near, count, pause);
+            thread::sleep(delay + Duration::from_millis(300));
+            ends.store(true, Ordering::Relaxed);
+            let mut sorted = receiver.join().map_err(|_| anyhow!("the receiver panicked"))??;
+            sent.context("cannot send")?;
+            sorted.sort_by(f64::total_cmp);
+            Ok(Delays { sorted, sent: count as usize })
+        })
+    }
+}
+
+/// Sends packets that bear the time; those whose time is over at once.
+fn send(socket: &UdpSocket, count: u32, pause: Duration) -> Result<()> {
+    let mut packet = [0; PAYLOAD];
+    let start = Instant::now();
+    for number in 0..count {
+        let due = start + pause.mul_f64(f64::from(number));
+        let left = due.saturating_duration_since(Instant::now());
+        // Sleeping takes longer than asked; what has fallen behind is sent together.
+        if left > Duration::from_micros(100) {
+            thread::sleep(left);
+        }
+        packet[..8].copy_from_slice(&now_ns(ClockId::CLOCK_REALTIME)?.to_be_bytes());
+        match socket.send(&packet) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+            result => {
+                result?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Receives until `ends` is set; for how many milliseconds each packet was on its way.
+fn receive(socket: &UdpSocket, ends: &AtomicBool) -> Result<Vec<f64>> {
+    let mut packet = [0; PAYLOAD];
+    let mut delays = Vec::new();
+    let mut space = nix::cmsg_space!(libc::timespec);
+    loop {
+        let mut parts = [IoSliceMut::new(&mut packet)];
+        let got = recvmsg::<SockaddrStorage>(
+            socket.as_raw_fd(),
+            &mut parts,
+            Some(&mut space),
+            MsgFlags::empty(),
+        );
+        let time = match got {
+            Ok(message) => message.cmsgs()?.find_map(|part| match part {
+                ControlMessageOwned::ScmTimestampns(time) => Some(Duration::from(time)),
+                _ => None,
+            }),
+            Err(Errno::EAGAIN | Errno::EINTR) if ends.load(Ordering::Relaxed) => return Ok(delays),
+            Err(Errno::EAGAIN | Errno::EINTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let time = time.context("no time of receipt")?.as_nanos() as f64;
+        let (stamp, _) = packet.split_first_chunk().context("a short packet")?;
+        delays.push((time - u64::from_be_bytes(*stamp) as f64) / 1e6);
+    }
+}
+
+fn now_ns(clock: ClockId) -> Result<u64> {
+    Ok(u64::try_from(Duration::from(clock_gettime(clock)?).as_nanos())?)
+}
+
+/// Seconds that the processors have been busy, together (`proc_stat(5)`).
+fn busy() -> Result<f64> {
+    /// `USER_HZ`, the same on all machines that this runs on.
+    const TICKS: f64 = 100.0;
+    let stat = fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().context("an empty /proc/stat")?;
+    let ticks: Vec<f64> =
+        line.split_whitespace().skip(1).filter_map(|word| word.parse().ok()).collect();
+    let [user, nice, system, _idle, _wait, irq, softirq, ..] = *ticks.as_slice() else {
+        anyhow::bail!("an unknown /proc/stat: {line}");
+    };
+    Ok((user + nice + system + irq + softirq) / TICKS)
+}

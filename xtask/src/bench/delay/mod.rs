@@ -1,0 +1,216 @@
+//! `cargo xtask bench delay`: delayed packets, ours beside netem's.
+
+mod contender;
+mod flow;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{injector::Injector, link::Link, numbers::median, say};
+use contender::Contender;
+use flow::{Delays, Flows};
+
+/// Measures delayed packets: throughput, packets a second without loss, exactness, processor time
+///
+/// On this machine, and then beside netem in virtual machines of Linux 6.12 and 7.3, all of them in one run on
+/// one veth pair. Needs root. Exits with 1 if a target is missed.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Measure on this machine only
+    #[arg(long)]
+    here: bool,
+
+    /// Measure in the virtual machines only
+    #[arg(long, conflicts_with = "here")]
+    vm: bool,
+
+    /// Take less time, with more noise in the figures
+    #[arg(long)]
+    quick: bool,
+
+    /// The binary to measure, instead of building it
+    #[arg(long, value_name = "PATH")]
+    injector: Option<PathBuf>,
+}
+
+/// Delays in milliseconds.
+const DELAYS: [u32; 4] = [0, 1, 20, 100];
+
+/// The delay that the targets of the TAP engine are for, in milliseconds.
+const TAP_DELAY: u32 = 5;
+
+/// A promise, and what came of it.
+struct Target {
+    name: String,
+    /// Whether `measured` must be at least `limit`, else at most.
+    least: bool,
+    limit: f64,
+    measured: f64,
+}
+
+impl Target {
+    fn is_met(&self) -> bool {
+        if self.least { self.measured >= self.limit } else { self.measured <= self.limit }
+    }
+}
+
+/// Runs the benchmark and prints the report.
+pub fn delay(args: &Args) -> Result<ExitCode> {
+    ensure!(nix::unistd::geteuid().is_root(), "the benchmark loads eBPF programs: run it as root");
+    let mut good = true;
+    if !args.vm {
+        good &= here(args)?;
+    }
+    if !args.here {
+        let quick = args.quick.then_some("--quick");
+        good &= crate::vm::bench_delay(quick)?;
+    }
+    Ok(ExitCode::from(u8::from(!good)))
+}
+
+fn here(args: &Args) -> Result<bool> {
+    let injector = match &args.injector {
+        Some(path) => Injector::at(path.clone()),
+        None => Injector::build()?,
+    };
+    let link = Link::new()?;
+    let flows = Flows::new(&link)?;
+    let contenders = Contender::here(&link)?;
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    println!("\n## Linux {}\n", release.trim());
+    let mut targets = Vec::new();
+    if contenders.contains(&Contender::Netem) {
+        beside_netem(args, &injector, &link, &flows, &contenders, &mut targets)?;
+    } else {
+        alone(args, &injector, &link, &flows, &mut targets)?;
+    }
+    println!("\n| target | limit | measured | |\n|---|--:|--:|---|");
+    for target in &targets {
+        let Target { name, least, limit, measured, .. } = target;
+        let sign = if *least { "≥" } else { "≤" };
+        let verdict = if target.is_met() { "met" } else { "MISSED" };
+        println!("| {name} | {sign} {limit:.3} | {measured:.3} | {verdict} |");
+    }
+    Ok(targets.iter().all(Target::is_met))
+}
+
+/// What was measured of one contender at one delay, a value a round.
+#[derive(Default)]
+struct Figures {
+    tcp: Vec<f64>,
+    cpu: Vec<f64>,
+    udp: Vec<f64>,
+    mean: Vec<f64>,
+    deviation: Vec<f64>,
+}
+
+/// Contenders take turns, in rounds.
+fn beside_netem(
+    args: &Args,
+    injector: &Injector,
+    link: &Link,
+    flows: &Flows,
+    contenders: &[Contender],
+    targets: &mut Vec<Target>,
+) -> Result<()> {
+    let (rounds, tcp_time) =
+        if args.quick { (1, Duration::from_secs(2)) } else { (5, Duration::from_secs(4)) };
+    println!(
+        "| delay | | TCP Mbit/s | to netem | UDP packets/s without loss | to netem | mean ms | deviation ms | CPU s/GB |"
+    );
+    println!("|--:|---|--:|--:|--:|--:|--:|--:|--:|");
+    for ms in DELAYS {
+        let mut figures: Vec<Figures> = contenders.iter().map(|_| Figures::default()).collect();
+        for round in 0..rounds {
+            say(&format!("{ms} ms, round {}", round + 1));
+            for turn in 0..contenders.len() {
+                let number = (turn + round) % contenders.len();
+                let contender = contenders[number];
+                let active = contender.start(link, injector, ms).context(contender.to_string())?;
+                let figures = &mut figures[number];
+                let delay = Duration::from_millis(ms.into());
+                let tcp = flows.tcp(tcp_time)?;
+                figures.tcp.push(tcp.rate);
+                figures.cpu.push(tcp.cpu_per_gigabyte);
+                figures.udp.push(flows.lossless_udp(Duration::from_millis(500), delay)?);
+                let delays = flows.udp(2000, Duration::from_millis(1), delay)?;
+                figures.mean.push(delays.mean());
+                figures.deviation.push(delays.deviation());
+                drop(active);
+            }
+        }
+        let netem = contenders.iter().position(|&contender| contender == Contender::Netem);
+        let netem = &figures[netem.context("no netem")?];
+        for (contender, figures) in contenders.iter().zip(&figures) {
+            let ratio = |ours: &[f64], theirs: &[f64]| {
+                let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a / b).collect();
+                median(&ratios)
+            };
+            let (tcp, udp) = (ratio(&figures.tcp, &netem.tcp), ratio(&figures.udp, &netem.udp));
+            println!(
+                "| {ms} | {contender} | {:.0} | {tcp:.2} | {:.0} | {udp:.2} | {:.3} | {:.3} | {:.2} |",
+                median(&figures.tcp) / 1e6,
+                median(&figures.udp),
+                median(&figures.mean),
+                median(&figures.deviation),
+                median(&figures.cpu),
+            );
+            if *contender == Contender::Edt {
+                let mut add = |what: &str, least, limit, measured| {
+                    let name = format!("{what}, edt to netem at {ms} ms");
+                    targets.push(Target { name, least, limit, measured });
+                };
+                add("TCP", true, 1.0, tcp);
+                add("UDP", true, 1.0, udp);
+                add("deviation", false, 1.0, ratio(&figures.deviation, &netem.deviation));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The TAP engine where there is nothing to compare it with but the bare link.
+fn alone(
+    args: &Args,
+    injector: &Injector,
+    link: &Link,
+    flows: &Flows,
+    targets: &mut Vec<Target>,
+) -> Result<()> {
+    let rounds = if args.quick { 1 } else { 5 };
+    let time = Duration::from_secs(4);
+    let (mut bare, mut ours, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
+    let mut delays: Vec<Delays> = Vec::new();
+    for round in 0..rounds {
+        say(&format!("round {}", round + 1));
+        bare.push(flows.tcp(time)?.rate);
+        let active = Contender::Tap.start(link, injector, TAP_DELAY)?;
+        let tcp = flows.tcp(time)?;
+        ours.push(tcp.rate);
+        cpu.push(tcp.cpu_per_gigabyte);
+        let delay = Duration::from_millis(TAP_DELAY.into());
+        delays.push(flows.udp(100_000, Duration::from_micros(20), delay)?);
+        drop(active);
+    }
+    let late = |part: f64| {
+        let quantiles: Vec<f64> = delays.iter().map(|delays| delays.quantile(part)).collect();
+        (median(&quantiles) - f64::from(TAP_DELAY)) * 1e3
+    };
+    let lost: usize = delays.iter().map(|delays| delays.sent - delays.received()).sum();
+    println!(
+        "TCP: bare {:.1} Gbit/s, tap at {TAP_DELAY} ms {:.1} Gbit/s ({:.2} CPU s/GB)",
+        median(&bare) / 1e9,
+        median(&ours) / 1e9,
+        median(&cpu)
+    );
+    println!("UDP at 50,000 packets/s: {lost} of {} lost", rounds * 100_000);
+    let mut add = |name: &str, least, limit, measured| {
+        targets.push(Target { name: name.into(), least, limit, measured });
+    };
+    add("tap: TCP at 5 ms, Gbit/s", true, 6.0, median(&ours) / 1e9);
+    add("tap: late at 50,000 packets/s, median, µs", false, 100.0, late(0.5));
+    add("tap: late at 50,000 packets/s, p99, µs", false, 300.0, late(0.99));
+    add("tap: packets lost", false, 0.0, lost as f64);
+    Ok(())
+}
