@@ -229,18 +229,19 @@ pub fn masked(tuple: &Tuple, mask: &Tuple) -> Tuple {
 }
 
 /// The number of the first rule of `set`, in bank `bank`, that matches `tuple`; `look_up` searches the
-/// entries.
+/// entries. The set has at most `most` masks: the kernel's verifier goes through so many rounds.
 #[inline(always)]
 #[must_use]
 pub fn first_rule(
     tuple: &Tuple,
     set: &RuleSet,
     bank: u32,
+    most: u32,
     look_up: impl Fn(&TupleKey) -> Option<u32>,
 ) -> Option<u32> {
     let mut first = u32::MAX;
     for number in 0..MAX_MASKS {
-        if number as u32 >= set.mask_count {
+        if number as u32 >= most || number as u32 >= set.mask_count {
             break;
         }
         let mask = &set.masks[number];

@@ -57,6 +57,10 @@ pub static PROTECT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static RULES_PER_BANK: Global<u32> = Global::new(1);
 
+/// Masks that one bank holds, at most [`injector_common::control::MAX_MASKS`].
+#[unsafe(no_mangle)]
+pub static MASKS_PER_BANK: Global<u32> = Global::new(1);
+
 /// Slots that one bank holds, a power of 2, so that bank 1 starts there in [`SLOTS`].
 #[unsafe(no_mangle)]
 pub static SLOTS_PER_BANK: Global<u32> = Global::new(1);

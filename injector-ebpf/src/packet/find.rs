@@ -30,12 +30,13 @@ pub fn search(packet: &Packet, direction: Direction, set: &RuleSet, bank: u32) -
         remote = class(&maps::REMOTE_CLASSES, bank, packet.remote_port(direction))?;
     }
     let tuple = tuple(packet, direction, local, remote);
+    let most = maps::MASKS_PER_BANK.load();
 
     if is_short(&tuple) {
-        first_rule(&tuple, set, bank, |key| look_up_short(&key.short(), bank))
+        first_rule(&tuple, set, bank, most, |key| look_up_short(&key.short(), bank))
     } else {
         // SAFETY: entries are replaced by userspace only in the bank that is not active.
-        first_rule(&tuple, set, bank, |key| unsafe { maps::ENTRIES.get(key) }.copied())
+        first_rule(&tuple, set, bank, most, |key| unsafe { maps::ENTRIES.get(key) }.copied())
     }
 }
 

@@ -118,7 +118,7 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
             matched.counters.duplicated += 1;
             matched.counters.dropped += 1;
         } else {
-            duplicate(ctx, &mut matched, direction, &decision, holds);
+            duplicate(ctx, &mut matched, direction, &decision, holds && link != Link::None);
         }
     } else if decision.lost {
         if matched.rule.flags & RULE_ECN != 0 && skb::mark_congestion(ctx) {
@@ -137,6 +137,11 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
         }
     }
     if !holds {
+        return Some(Fate::Pass);
+    }
+    if link == Link::None {
+        // A packet without a link-layer header cannot be redirected to the hold device.
+        matched.counters.skipped += 1;
         return Some(Fate::Pass);
     }
     let which = decision.index.wrapping_mul(2);

@@ -58,6 +58,8 @@ pub struct Capacity {
     pub rules: u32,
     /// Classification entries per bank.
     pub entries: u32,
+    /// Masks per bank, at most [`injector_common::control::MAX_MASKS`]; the verifier takes its time for each.
+    pub masks: u32,
 }
 
 /// The loaded object. Its maps and programs go when it is dropped, or when the process dies.
@@ -100,6 +102,7 @@ impl Object {
             .override_global("HOLD_INTERFACE", &hold, true)
             .override_global("HOLD_IN_USERSPACE", &in_userspace, true)
             .override_global("RULES_PER_BANK", &capacity.rules, true)
+            .override_global("MASKS_PER_BANK", &capacity.masks, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("RULES", banks)
             .map_max_entries("STATES", banks)

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, thread};
 
-use injector_common::packet::Direction;
+use injector_common::{control::MAX_MASKS, packet::Direction};
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::LinkVeth;
 use serde::Serialize;
@@ -118,7 +118,7 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
             hold: Some(HoldDevice { interface: 1, is_tap: false }),
             ..Constants::default()
         },
-        Capacity { rules: 1, entries: 1 },
+        Capacity { rules: 1, entries: 1, masks: MAX_MASKS as u32 },
         0,
     )?;
     let lo = find(netns, |interface| interface.is_loopback)?;

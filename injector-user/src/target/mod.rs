@@ -177,6 +177,12 @@ impl Target {
         namespaces.into_iter().map(place).collect()
     }
 
+    /// Whether interfaces are named, so that one that cannot be faulted is an error.
+    #[must_use]
+    pub const fn names_interfaces(&self) -> bool {
+        !self.interfaces.is_empty()
+    }
+
     fn wants(&self, interface: &Interface) -> bool {
         if interface.link.is_none()
             || interface.is_hold_device()

@@ -9,9 +9,9 @@ use std::{collections::BTreeSet, time::Duration};
 
 use clap::ValueEnum;
 use injector_common::{
-    control::Control,
+    control::{Control, MAX_MASKS},
     counter::{RuleCounters, SeenCounters},
-    packet::Direction,
+    packet::{Direction, parse::Link},
     rule::MAX_RULES,
 };
 use thiserror::Error;
@@ -58,14 +58,17 @@ pub enum NetworkError {
     Lifetime(#[from] LifetimeError),
     /// The change needs more room than was made at the start.
     #[error(
-        "the new rules take {rules} rules and {entries} entries, but there is room for {} and {}: restart with them",
-        capacity.rules, capacity.entries
+        "the new rules take {rules} rules, {entries} entries and {masks} combinations of matches, but there is room for \
+         {}, {} and {}: restart with them",
+        capacity.rules, capacity.entries, capacity.masks
     )]
     NoRoom {
         /// Rules that it takes.
         rules: usize,
         /// Entries that they take.
         entries: usize,
+        /// Mask combinations that they take.
+        masks: usize,
         /// Room made at the start.
         capacity: Capacity,
     },
@@ -84,7 +87,7 @@ pub enum NetworkError {
     TooManyInterfaces,
     /// An interface whose packets cannot be held.
     #[error(
-        "packets of {0} cannot be delayed or limited in their rate, as it has no link-layer header: exclude it by --interface"
+        "packets of {0} cannot be delayed or limited in their rate, as it has no link-layer header"
     )]
     NoHeader(String),
     /// The loopback cannot be made ready.
@@ -249,8 +252,12 @@ impl Network {
         compiled.start(clock::monotonic_ns(), self.deadline_ns);
         let capacity = self.object.capacity();
         let (rules, entries) = (compiled.rules.len(), compiled.entry_count());
-        if rules > capacity.rules as usize || entries > capacity.entries as usize {
-            return Err(NetworkError::NoRoom { rules, entries, capacity });
+        let masks = compiled.set.mask_count as usize;
+        if rules > capacity.rules as usize
+            || entries > capacity.entries as usize
+            || masks > capacity.masks as usize
+        {
+            return Err(NetworkError::NoRoom { rules, entries, masks, capacity });
         }
         if compiled.needs_hold() && self.holds.is_none() {
             return Err(NetworkError::NoHold);
@@ -313,7 +320,15 @@ impl Network {
         direction: Direction,
     ) -> Result<Attached, NetworkError> {
         let object = &mut self.object;
-        if let Some(holds) = &mut self.holds {
+        if interface.link == Some(Link::None) && self.holds.is_some() {
+            if self.target.names_interfaces() {
+                return Err(NetworkError::NoHeader(interface.name.clone()));
+            }
+            tracing::warn!(
+                interface = interface.name,
+                "has no link-layer header: its packets cannot be delayed, and count as skipped"
+            );
+        } else if let Some(holds) = &mut self.holds {
             holds.serve(object, instance, netns, interface, direction)?;
         }
         Ok(self.attachments.add(object, instance, netns, interface, direction)?.into())
@@ -418,7 +433,9 @@ impl Network {
 /// Room for the rules, and for a change to twice as many.
 fn room_for(compiled: &Compiled) -> Capacity {
     const LEAST: usize = 1024;
+    const LEAST_MASKS: usize = 8;
     let rules = (2 * compiled.rules.len()).clamp(LEAST, MAX_RULES);
     let entries = (2 * compiled.entry_count()).clamp(LEAST, compile::MAX_ENTRIES);
-    Capacity { rules: rules as u32, entries: entries as u32 }
+    let masks = (2 * compiled.set.mask_count as usize).clamp(LEAST_MASKS, MAX_MASKS);
+    Capacity { rules: rules as u32, entries: entries as u32, masks: masks as u32 }
 }

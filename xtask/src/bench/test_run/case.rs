@@ -231,8 +231,11 @@ fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
         hold: None,
     };
     // As much room as `Network` makes.
-    let capacity =
-        Capacity { rules: compiled.rules.len() as u32, entries: 2 * compiled.entry_count() as u32 };
+    let capacity = Capacity {
+        rules: compiled.rules.len() as u32,
+        entries: 2 * compiled.entry_count() as u32,
+        masks: 8,
+    };
     let mut object = Object::load(constants, capacity, 0)?;
     object.replace_entries(&[], &compiled.entries(0))?;
     if let Some([local, remote]) = &compiled.classes {

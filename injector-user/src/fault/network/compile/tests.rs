@@ -24,7 +24,7 @@ fn classified(compiled: &Compiled, packet: &Packet, direction: packet::Direction
     let remote = class(1, packet.remote_port(direction));
     let entries: HashMap<TupleKey, u32> = compiled.entries(1).into_iter().collect();
     let tuple = tuple(packet, direction, local, remote);
-    first_rule(&tuple, &compiled.set, 1, |key| entries.get(key).copied())
+    first_rule(&tuple, &compiled.set, 1, u32::MAX, |key| entries.get(key).copied())
 }
 
 /// Whether the words of the rule fit the packet.

@@ -20,7 +20,7 @@ use std::{
 use clap::ValueEnum;
 use injector_common::{
     hold::{Hold, TAGS},
-    packet::{Direction, parse::Link},
+    packet::Direction,
 };
 use nix::fcntl::{FcntlArg, fcntl};
 use serde::Serialize;
@@ -178,9 +178,6 @@ impl Holds {
         interface: &Interface,
         direction: Direction,
     ) -> Result<(), NetworkError> {
-        if interface.link != Some(Link::Ethernet) {
-            return Err(NetworkError::NoHeader(interface.name.clone()));
-        }
         if !self.devices.iter().any(|device| device.netns == *netns) {
             let device = self.add(object, instance, netns)?;
             self.devices.push(device);
