@@ -74,6 +74,6 @@ impl Namespace {
 }
 
 /// Runs `work` in a thread of its own, so that the caller's stays in its namespace.
-fn in_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub fn in_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| scope.spawn(work).join().map_err(|_| anyhow!("a thread panicked"))?)
 }

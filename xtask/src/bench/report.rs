@@ -9,9 +9,10 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::{
+    numbers::Estimate,
     startup::{self, Startup},
     test_run::{self, EMPTY_TC, EMPTY_XDP, MATCH, NO_MATCH, XDP_LOSS},
-    throughput,
+    throughput::{self, Row, Throughput},
 };
 
 /// The whole report.
@@ -28,7 +29,7 @@ pub struct Report {
     /// From exec to active fault.
     pub startup: Option<Startup>,
     /// Traffic over a veth pair.
-    pub throughput: Vec<throughput::Row>,
+    pub throughput: Option<Throughput>,
     /// What was promised.
     pub targets: Vec<Target>,
 }
@@ -41,7 +42,7 @@ pub enum Verdict {
     Pass,
     /// It is not.
     Miss,
-    /// What was measured with nothing attached varies by more than the limit: too much else runs here.
+    /// The interval contains the limit: it takes more time, or less that runs here.
     Unclear,
 }
 
@@ -54,10 +55,28 @@ pub struct Target {
     pub limit: f64,
     /// What it is.
     pub measured: f64,
-    /// What both are measured in.
+    /// Where the true figure is with 95 % confidence, if that is known.
+    pub interval: Option<[f64; 2]>,
+    /// What all are measured in.
     pub unit: &'static str,
     /// Whether the promise is kept.
     pub verdict: Verdict,
+}
+
+impl Target {
+    fn new(name: &'static str, limit: f64, measured: f64, unit: &'static str) -> Self {
+        let verdict = if measured <= limit { Verdict::Pass } else { Verdict::Miss };
+        Self { name, limit, measured, interval: None, unit, verdict }
+    }
+
+    /// Knows where the true figure is.
+    fn between(mut self, low: f64, high: f64) -> Self {
+        self.interval = Some([low, high]);
+        if low <= self.limit && high > self.limit {
+            self.verdict = Verdict::Unclear;
+        }
+        self
+    }
 }
 
 impl Report {
@@ -72,15 +91,13 @@ impl Report {
             quick,
             test_run: Vec::new(),
             startup: None,
-            throughput: Vec::new(),
+            throughput: None,
             targets: Vec::new(),
         })
     }
 
     /// Compares what was measured with what was promised.
     pub fn judge(&mut self) {
-        const PERCENT: &str = "%";
-
         let ns = |name, rules| {
             self.test_run
                 .iter()
@@ -89,14 +106,21 @@ impl Report {
         };
         // The program's own cost: what an empty one takes is the measuring.
         let own = |name, empty| Some(ns(name, 1)? - ns(empty, 0)?);
-        let no_match = self.throughput.iter().find(|row| row.name == throughput::NO_MATCH);
-        let nothing = self.throughput.iter().find(|row| row.name == throughput::NOTHING);
-        let noise = nothing.map(|row| row.tcp.spread.max(row.udp.spread) * 100.0);
-        let cost = |figure: &throughput::Figure| (1.0 - figure.ratio) * 100.0;
         let flat = |name| Some(ns(name, 65_536)? / ns(name, 1)?);
+        let traffic = self.throughput.as_ref();
+        let no_match = traffic.and_then(|traffic| traffic.row(throughput::NO_MATCH));
+        let costs = [
+            ("no match: TCP, cost to the sender", no_match.map(|row| row.tcp.sending)),
+            (
+                "no match: UDP small packets, cost over an empty tcx program",
+                traffic.map(|traffic| traffic.udp_over_empty),
+            ),
+        ];
+        let costs = costs.into_iter().filter_map(|(name, ratio)| {
+            let cost = ratio?.cost();
+            Some(Target::new(name, 3.0, cost.median, "%").between(cost.low, cost.high))
+        });
         let promises = [
-            ("no match: TCP, cost to the sender", 3.0, no_match.map(|row| cost(&row.tcp)), PERCENT),
-            ("no match: UDP, cost to the sender", 3.0, no_match.map(|row| cost(&row.udp)), PERCENT),
             ("no match, over an empty program", 40.0, own(NO_MATCH, EMPTY_TC), "ns"),
             ("match at 0 %, over an empty program", 120.0, own(MATCH, EMPTY_TC), "ns"),
             ("match: 65,536 rules to 1", 1.3, flat(MATCH), "times"),
@@ -104,16 +128,10 @@ impl Report {
             ("XDP drop, over an empty program", 30.0, own(XDP_LOSS, EMPTY_XDP), "ns"),
             ("exec to active fault, median", 150.0, self.startup.map(|s| s.inject.median_ms), "ms"),
         ];
-        let judged = promises.into_iter().filter_map(|(name, limit, measured, unit)| {
-            let measured = measured?;
-            let verdict = match noise.filter(|_| unit == PERCENT) {
-                Some(noise) if noise > limit => Verdict::Unclear,
-                _ if measured <= limit => Verdict::Pass,
-                _ => Verdict::Miss,
-            };
-            Some(Target { name, limit, measured, unit, verdict })
+        let promises = promises.into_iter().filter_map(|(name, limit, measured, unit)| {
+            Some(Target::new(name, limit, measured?, unit))
         });
-        self.targets = judged.collect();
+        self.targets = costs.chain(promises).collect();
     }
 
     /// Whether all promises are kept.
@@ -125,25 +143,8 @@ impl Report {
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         writeln!(f, "Linux {}, {}", self.kernel, self.processor)?;
-        if !self.throughput.is_empty() {
-            writeln!(
-                f,
-                "\n| veth pair | TCP Gbit/s | ratio | UDP Mpps | ratio | UDP to 65,536 remotes Mpps | ratio |"
-            )?;
-            writeln!(f, "|---|--:|--:|--:|--:|--:|--:|")?;
-            for row in &self.throughput {
-                write!(f, "| {} ", row.name)?;
-                for (figure, unit) in [(&row.tcp, 1e9), (&row.udp, 1e6), (&row.many, 1e6)] {
-                    write!(
-                        f,
-                        "| {:.3} | {:.3} ± {:.3} ",
-                        figure.rate / unit,
-                        figure.ratio,
-                        figure.spread
-                    )?;
-                }
-                writeln!(f, "|")?;
-            }
+        if let Some(traffic) = &self.throughput {
+            write_throughput(f, traffic)?;
         }
         if !self.test_run.is_empty() {
             writeln!(f, "\n| BPF_PROG_TEST_RUN | rules | ns a packet |\n|---|--:|--:|")?;
@@ -159,16 +160,56 @@ impl Display for Report {
             write_startup(f, startup)?;
         }
         writeln!(f, "\n| target | limit | measured | |\n|---|--:|--:|---|")?;
-        for Target { name, limit, measured, unit, verdict } in &self.targets {
+        for Target { name, limit, measured, interval, unit, verdict } in &self.targets {
             let verdict = match verdict {
                 Verdict::Pass => "pass",
                 Verdict::Miss => "MISS",
-                Verdict::Unclear => "unclear: this machine is too busy",
+                Verdict::Unclear => "unclear: the interval contains the limit",
             };
-            writeln!(f, "| {name} | {limit} {unit} | {measured:.2} {unit} | {verdict} |")?;
+            let interval =
+                interval.map_or(String::new(), |[low, high]| format!(" ({low:.2} to {high:.2})"));
+            writeln!(
+                f,
+                "| {name} | {limit} {unit} | {measured:.2}{interval} {unit} | {verdict} |"
+            )?;
         }
         Ok(())
     }
+}
+
+fn write_throughput(f: &mut Formatter, traffic: &Throughput) -> fmt::Result {
+    type Of = fn(&throughput::Figure) -> Estimate;
+
+    let Throughput { blocks, rounds, rows, .. } = traffic;
+    writeln!(f, "\n{rounds} rounds in {blocks} blocks; ratios with their 95 % intervals")?;
+    let ratios: [(&str, Of); 2] = [
+        ("sender's processor time, ratio", |figure| figure.sending),
+        ("wall-clock time, ratio", |figure| figure.whole),
+    ];
+    for (title, ratio) in ratios {
+        writeln!(
+            f,
+            "\n| {title} | TCP | TCP on one processor | UDP | UDP to 65,536 remotes |\n|---|--:|--:|--:|--:|"
+        )?;
+        for row in rows {
+            write!(f, "| {} ", row.name)?;
+            for figure in [&row.tcp, &row.tcp_alone, &row.udp, &row.many] {
+                let Estimate { median, low, high } = ratio(figure);
+                write!(f, "| {median:.3} ({low:.3} to {high:.3}) ")?;
+            }
+            writeln!(f, "|")?;
+        }
+    }
+    writeln!(
+        f,
+        "\n| a second | TCP Gbit | on one processor | UDP M packets | UDP to 65,536 remotes |\n|---|--:|--:|--:|--:|"
+    )?;
+    for Row { name, tcp, tcp_alone, udp, many, .. } in rows {
+        let [tcp, tcp_alone] = [tcp, tcp_alone].map(|figure| figure.rate / 1e9);
+        let [udp, many] = [udp, many].map(|figure| figure.rate / 1e6);
+        writeln!(f, "| {name} | {tcp:.2} | {tcp_alone:.2} | {udp:.3} | {many:.3} |")?;
+    }
+    Ok(())
 }
 
 fn write_startup(f: &mut Formatter, startup: &Startup) -> fmt::Result {

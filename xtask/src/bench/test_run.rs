@@ -5,7 +5,6 @@
 //! bit of 0); the counters prove that each run was a full one.
 
 mod case;
-mod syscall;
 
 use std::{fs, os::unix::fs::MetadataExt as _};
 

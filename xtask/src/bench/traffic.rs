@@ -1,15 +1,17 @@
-//! Senders and receivers: one TCP flow, one UDP flow, UDP to 65,536 remotes.
+//! Traffic over a link: one TCP flow, one UDP flow, UDP to 65,536 remotes.
 //!
-//! The sockets outlive the rounds, so that all variants are measured on the very same flows. Senders
-//! run on the first processor and receivers on the second, ahead of other programs.
+//! One thread sends a little, then receives it, and so on: one processor does all the work, which is the same
+//! each time. TCP also flows between two processors, as it usually does. How fast depends on how their caches
+//! meet, which a virtual machine may see change within seconds.
 
 use std::{
-    io::{Read as _, Write as _},
+    fs,
+    io::{self, ErrorKind, Read as _, Write as _},
     mem,
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _},
     ptr,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -22,31 +24,42 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{link::Link, rules::remote};
+use super::{link::Link, namespace::in_thread, rules::remote};
 
 const PORT: u16 = 5201;
+
+/// Bytes a TCP system call: two segments before segmentation.
+const CHUNK: usize = 128 << 10;
 
 /// Payload of a UDP packet.
 const PAYLOAD: usize = 18;
 
-/// Packets a system call.
+/// Packets a UDP system call.
 const BATCH: usize = 64;
 
 /// The remote of the flows that have one: the last but one of those that 1,000 rules reach, so that
 /// linear searches meet it late.
 const REMOTE: u32 = 63_998;
 
-/// From one remote of [`Kind::Many`] to the next; odd.
+/// From one remote of [`Kind::Many`] to the next; odd, so that all are visited, but not in the order of memory.
 const STRIDE: u32 = 40_503;
 
 /// How long a stuck call may take before the benchmark fails.
 const STUCK: Duration = Duration::from_secs(5);
 
+/// How the sender's namespace has TCP: with a window that stays open between slices, and with a congestion
+/// control that is always there and sends as soon as it may. BBR, which some hosts have as default, waits
+/// between packets as its model of the path says.
+const TCP: [(&str, &str); 2] =
+    [("tcp_slow_start_after_idle", "0"), ("tcp_congestion_control", "reno")];
+
 /// What is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// One TCP flow with segmentation offload.
+    /// One TCP flow with segmentation offload, from one processor to another.
     Tcp,
+    /// The same on one processor.
+    TcpAlone,
     /// One UDP flow of small packets.
     Udp,
     /// Small UDP packets to 65,536 remotes in turn.
@@ -55,55 +68,57 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Many];
+    pub const ALL: [Self; 4] = [Self::Tcp, Self::TcpAlone, Self::Udp, Self::Many];
 }
 
-/// How fast it went.
+/// How fast it went, in bits (TCP) or packets (UDP) a second.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    /// Bits (TCP) or packets (UDP) received in a second.
-    pub a_second: f64,
-    /// The same sent in a second of the sending thread's processor time, in which are the system call, the
-    /// egress hook and the veth pair, but not what other programs take.
-    pub a_cpu_second: f64,
+    /// Of the processor time that sending takes: the system call, the egress hook, the veth pair up to the
+    /// receiver's queue.
+    pub sending: f64,
+    /// Of all the time, until everything is received.
+    pub whole: f64,
 }
 
-/// What a sender says.
-struct Sent {
-    /// Bytes or packets.
-    count: u64,
-    took: Duration,
-    cpu: Duration,
-}
-
-/// The clocks of a sender.
+/// Counts and times what is sent.
 struct Stopwatch {
     start: Instant,
-    cpu: Duration,
+    sending: Duration,
+    count: u64,
 }
 
 impl Stopwatch {
-    fn start() -> Result<Self> {
-        Ok(Self { start: Instant::now(), cpu: thread_cpu()? })
+    fn start() -> Self {
+        Self { start: Instant::now(), sending: Duration::ZERO, count: 0 }
     }
 
-    fn stop(&self, count: u64) -> Result<Sent> {
-        Ok(Sent { count, took: self.start.elapsed(), cpu: thread_cpu()?.saturating_sub(self.cpu) })
+    /// Runs a system call that sends, and returns how many bytes or packets it did.
+    fn send(&mut self, call: impl FnOnce() -> io::Result<u64>) -> io::Result<u64> {
+        let before = Instant::now();
+        let count = call()?;
+        self.sending += before.elapsed();
+        self.count += count;
+        Ok(count)
     }
-}
 
-/// Processor time of the calling thread.
-fn thread_cpu() -> Result<Duration> {
-    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+    fn rate(&self, scale: f64) -> Rate {
+        let count = self.count as f64 * scale;
+        Rate {
+            sending: count / self.sending.as_secs_f64(),
+            whole: count / self.start.elapsed().as_secs_f64(),
+        }
+    }
 }
 
 /// The sockets of a link.
 #[derive(Debug)]
 pub struct Traffic {
     tcp: [TcpStream; 2],
+    tcp_alone: [TcpStream; 2],
     udp: [UdpSocket; 2],
     /// The next remote of [`Kind::Many`].
-    next: AtomicU64,
+    next: AtomicU32,
 }
 
 impl Traffic {
@@ -114,98 +129,147 @@ impl Traffic {
         let (listener, udp_far) = link.far.run(|| {
             let udp = UdpSocket::bind(any)?;
             setsockopt(&udp.as_fd(), sockopt::RcvBufForce, &(8 << 20))?;
-            udp.set_read_timeout(Some(Duration::from_millis(5)))?;
+            udp.set_read_timeout(Some(STUCK))?;
             Ok((TcpListener::bind(any)?, udp))
         })?;
         let (tcp_near, udp_near) = link.near.run(|| {
             let udp = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
-            Ok((TcpStream::connect_timeout(&peer.into(), STUCK)?, udp))
+            for (name, value) in TCP {
+                // Of the namespace that the thread is in.
+                fs::write(format!("/proc/sys/net/ipv4/{name}"), value).context(name)?;
+            }
+            let connect = || TcpStream::connect_timeout(&peer.into(), STUCK);
+            Ok(([connect()?, connect()?], udp))
         })?;
-        let (tcp_far, _) = listener.accept()?;
-        tcp_near.set_write_timeout(Some(STUCK))?;
-        tcp_far.set_read_timeout(Some(STUCK))?;
-        Ok(Self { tcp: [tcp_near, tcp_far], udp: [udp_near, udp_far], next: AtomicU64::new(0) })
+        let [tcp, tcp_alone] = tcp_near;
+        let (tcp, tcp_alone) = ([tcp, listener.accept()?.0], [tcp_alone, listener.accept()?.0]);
+        tcp[0].set_write_timeout(Some(STUCK))?;
+        tcp_alone[0].set_nonblocking(true)?;
+        for far in [&tcp[1], &tcp_alone[1]] {
+            far.set_read_timeout(Some(STUCK))?;
+        }
+        Ok(Self { tcp, tcp_alone, udp: [udp_near, udp_far], next: AtomicU32::new(0) })
     }
 
-    /// Sends for `time`.
+    /// Sends and receives for `time`.
     pub fn measure(&self, kind: Kind, time: Duration) -> Result<Rate> {
-        let sending = AtomicBool::new(true);
-        let sent = AtomicU64::new(u64::MAX);
-        let (sending, sent) = (&sending, &sent);
-        let [tcp_near, tcp_far] = &self.tcp;
-        let [udp_near, udp_far] = &self.udp;
+        match kind {
+            Kind::Tcp => self.tcp(time).context("TCP"),
+            Kind::TcpAlone => self.tcp_alone(time).context("TCP on one processor"),
+            Kind::Udp => self.udp(time, || REMOTE).context("UDP"),
+            Kind::Many => {
+                let next = || self.next.fetch_add(1, Ordering::Relaxed).wrapping_mul(STRIDE);
+                self.udp(time, next).context("UDP to many remotes")
+            }
+        }
+    }
+
+    fn tcp(&self, time: Duration) -> Result<Rate> {
+        let [near, far] = &self.tcp;
+        let all = &AtomicU64::new(u64::MAX);
         thread::scope(|scope| {
-            let far = scope.spawn(move || {
-                ahead_on(1)?;
-                match kind {
-                    Kind::Tcp => receive_tcp(tcp_far, sending, sent),
-                    Kind::Udp | Kind::Many => receive_udp(udp_far, sending),
-                }
+            let receiver = scope.spawn(move || {
+                on_processor(1)?;
+                receive(far, all)
             });
-            let near = scope.spawn(move || {
-                let result = ahead_on(0).and_then(|()| match kind {
-                    Kind::Tcp => send_tcp(tcp_near, time),
-                    Kind::Udp => send_udp(udp_near, time, || REMOTE),
-                    // An odd stride visits all remotes, but not in the order of memory.
-                    Kind::Many => send_udp(udp_near, time, || {
-                        (self.next.fetch_add(1, Ordering::Relaxed) as u32).wrapping_mul(STRIDE)
-                    }),
-                });
-                if let Ok(Sent { count, .. }) = &result {
-                    sent.store(*count, Ordering::Release);
-                }
-                sending.store(false, Ordering::Release);
-                result
-            });
-            let near = near.join().map_err(|_| anyhow!("the sender panicked"))?;
-            let far = far.join().map_err(|_| anyhow!("the receiver panicked"))?;
-            let Sent { count, took, cpu } = near.context("the sender failed")?;
-            let received = far.context("the receiver failed")?;
-            ensure!(received <= count, "more was received than sent: {received} of {count}");
-            let scale = if kind == Kind::Tcp { 8.0 } else { 1.0 };
-            Ok(Rate {
-                a_second: received as f64 * scale / took.as_secs_f64(),
-                a_cpu_second: count as f64 * scale / cpu.as_secs_f64(),
-            })
+            let start = Instant::now();
+            let sent = send(near, time, all);
+            let end = receiver.join().map_err(|_| anyhow!("the receiver panicked"))?;
+            let cpu = sent.context("cannot send")?;
+            let whole = end.context("cannot receive")? - start;
+            let rate =
+                |time: Duration| all.load(Ordering::Acquire) as f64 * 8.0 / time.as_secs_f64();
+            Ok(Rate { sending: rate(cpu), whole: rate(whole) })
         })
     }
+
+    fn tcp_alone(&self, time: Duration) -> Result<Rate> {
+        let [mut near, mut far] = self.tcp_alone.each_ref();
+        // Not zeroes: these would be pages that are not there yet.
+        let mut chunk = vec![1; CHUNK];
+        let mut watch = Stopwatch::start();
+        while watch.start.elapsed() < time {
+            let sent = watch.send(|| match near.write(&chunk) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+                sent => Ok(sent? as u64),
+            })?;
+            let mut received = 0;
+            while received < sent {
+                let count = far.read(&mut chunk)?;
+                ensure!(count > 0, "the connection is closed");
+                received += count as u64;
+            }
+        }
+        Ok(watch.rate(8.0))
+    }
+
+    fn udp(&self, time: Duration, mut to: impl FnMut() -> u32) -> Result<Rate> {
+        let [near, far] = &self.udp;
+        let (mut outgoing, mut incoming) = (Batch::new(true), Batch::new(false));
+        let mut watch = Stopwatch::start();
+        while watch.start.elapsed() < time {
+            for address in &mut outgoing.addresses {
+                address.sin_addr.s_addr = remote(to()).to_bits().to_be();
+            }
+            let sent = watch.send(|| outgoing.send(near))?;
+            let mut received = 0;
+            while received < sent {
+                received += incoming.receive(far)?;
+            }
+        }
+        Ok(watch.rate(1.0))
+    }
 }
 
-/// Keeps the calling thread on one processor, ahead of other programs.
-fn ahead_on(cpu: usize) -> Result<()> {
-    let count = thread::available_parallelism()?.get();
-    let mut cpus = CpuSet::new();
-    cpus.set(cpu % count)?;
-    sched_setaffinity(Pid::from_raw(0), &cpus)?;
-    // SAFETY: takes no pointers; 0 is the calling thread.
-    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
-    ensure!(result == 0, "cannot raise the priority");
-    Ok(())
-}
-
-/// Sends bytes.
-fn send_tcp(mut stream: &TcpStream, time: Duration) -> Result<Sent> {
-    let chunk = vec![0u8; 128 << 10];
-    let (watch, mut sent) = (Stopwatch::start()?, 0);
-    while watch.start.elapsed() < time {
+/// Sends bytes and sets `all` to how many. Returns how much processor time it took.
+fn send(mut stream: &TcpStream, time: Duration, all: &AtomicU64) -> Result<Duration> {
+    let chunk = vec![1; CHUNK];
+    let (start, before, mut sent) = (Instant::now(), thread_cpu()?, 0);
+    while start.elapsed() < time {
         sent += stream.write(&chunk)? as u64;
     }
-    watch.stop(sent)
+    // Before the last of them, with which the receiver wakes up once more.
+    all.store(sent + CHUNK as u64, Ordering::Release);
+    stream.write_all(&chunk)?;
+    Ok(thread_cpu()?.saturating_sub(before))
 }
 
-/// Receives until all that was sent has come.
-fn receive_tcp(mut stream: &TcpStream, sending: &AtomicBool, sent: &AtomicU64) -> Result<u64> {
-    let mut chunk = vec![0u8; 256 << 10];
+/// Receives until there are `all` bytes. Returns when the last came.
+fn receive(mut stream: &TcpStream, all: &AtomicU64) -> Result<Instant> {
+    let mut chunk = vec![1; 2 * CHUNK];
     let mut received = 0;
-    while sending.load(Ordering::Acquire) || received < sent.load(Ordering::Acquire) {
-        received += match stream.read(&mut chunk) {
-            Ok(0) => break,
-            Ok(count) => count as u64,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => 0,
-            Err(error) => return Err(error.into()),
-        };
+    while received < all.load(Ordering::Acquire) {
+        let count = stream.read(&mut chunk)?;
+        ensure!(count > 0, "the connection is closed");
+        received += count as u64;
     }
-    Ok(received)
+    Ok(Instant::now())
+}
+
+/// Processor time of the calling thread.
+fn thread_cpu() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+}
+
+/// Runs `work` in a thread that stays on the first processor. No other program runs there until it is done,
+/// nor where threads are that it starts.
+pub fn alone<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    in_thread(|| {
+        on_processor(0)?;
+        // Not by niceness, which is among the programs of one session or cgroup only.
+        let least = libc::sched_param { sched_priority: 1 };
+        // SAFETY: the parameter outlives the call; 0 is the calling thread.
+        let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const least) };
+        ensure!(result == 0, "cannot have real-time priority: {}", io::Error::last_os_error());
+        work()
+    })
+}
+
+/// Keeps the calling thread on one processor.
+fn on_processor(number: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(number)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).context("two processors are needed")
 }
 
 /// One batch of packets, as sendmmsg and recvmmsg want it.
@@ -250,16 +314,16 @@ impl Batch {
         Self { messages, addresses, _vectors: vectors, _payload: payload }
     }
 
-    fn send(&mut self, socket: &UdpSocket) -> std::io::Result<u64> {
+    fn send(&mut self, socket: &UdpSocket) -> io::Result<u64> {
         // SAFETY: the messages point to memory that the batch holds.
         let sent = unsafe {
             libc::sendmmsg(socket.as_raw_fd(), self.messages.as_mut_ptr(), BATCH as u32, 0)
         };
-        u64::try_from(sent).map_err(|_| std::io::Error::last_os_error())
+        u64::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
     /// Waits for a first packet and takes what else there is.
-    fn receive(&mut self, socket: &UdpSocket) -> std::io::Result<u64> {
+    fn receive(&mut self, socket: &UdpSocket) -> io::Result<u64> {
         // SAFETY: the messages point to memory that the batch holds; packets write the same zeroes to
         // the one payload buffer.
         let received = unsafe {
@@ -271,37 +335,6 @@ impl Batch {
                 ptr::null_mut(),
             )
         };
-        u64::try_from(received).map_err(|_| std::io::Error::last_os_error())
-    }
-}
-
-/// Sends packets.
-fn send_udp(socket: &UdpSocket, time: Duration, mut to: impl FnMut() -> u32) -> Result<Sent> {
-    let mut batch = Batch::new(true);
-    let (watch, mut sent) = (Stopwatch::start()?, 0);
-    while watch.start.elapsed() < time {
-        for address in &mut batch.addresses {
-            address.sin_addr.s_addr = remote(to()).to_bits().to_be();
-        }
-        sent += batch.send(socket)?;
-    }
-    watch.stop(sent)
-}
-
-/// Receives until nothing more comes.
-fn receive_udp(socket: &UdpSocket, sending: &AtomicBool) -> Result<u64> {
-    let mut batch = Batch::new(false);
-    let mut received = 0;
-    loop {
-        let was_sending = sending.load(Ordering::Acquire);
-        match batch.receive(socket) {
-            Ok(count) => received += count,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                if !was_sending {
-                    return Ok(received);
-                }
-            }
-            Err(error) => return Err(error.into()),
-        }
+        u64::try_from(received).map_err(|_| io::Error::last_os_error())
     }
 }

@@ -24,8 +24,8 @@ use injector_user::{
     spec::file,
 };
 
-use super::syscall::{SCHED_CLS, XDP, load_empty, test_run};
 use crate::bench::{
+    bpf::{SCHED_CLS, XDP, load_empty, test_run},
     frames,
     rules::{RuleFile, remote},
 };

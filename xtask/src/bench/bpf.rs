@@ -1,6 +1,7 @@
-//! `BPF_PROG_TEST_RUN`, which aya does not have.
+//! `bpf()` for what aya does not have: `BPF_PROG_TEST_RUN`, and programs that do nothing.
 
 use std::{
+    ffi::CStr,
     io,
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
@@ -8,6 +9,7 @@ use std::{
 /// `enum bpf_cmd` of include/uapi/linux/bpf.h.
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
+const BPF_LINK_CREATE: libc::c_int = 28;
 
 /// `enum bpf_prog_type`.
 pub const SCHED_CLS: u32 = 3;
@@ -84,6 +86,40 @@ pub fn load_empty(prog_type: u32, verdict: i16) -> io::Result<OwnedFd> {
     // which outlive the call, and returns a new descriptor.
     unsafe {
         let descriptor = bpf(BPF_PROG_LOAD, &mut attributes)?;
+        Ok(OwnedFd::from_raw_fd(descriptor))
+    }
+}
+
+/// `enum bpf_attach_type`.
+pub const TCX_INGRESS: u32 = 46;
+/// Likewise.
+pub const TCX_EGRESS: u32 = 47;
+
+/// The first members of `link_create` of `union bpf_attr`; the others may be left out.
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Attaches a program to an interface of the calling thread's namespace until what is returned is dropped.
+pub fn attach(program: BorrowedFd, interface: &CStr, attach_type: u32) -> io::Result<OwnedFd> {
+    // SAFETY: the name is a C string.
+    let target_ifindex = unsafe { libc::if_nametoindex(interface.as_ptr()) };
+    if target_ifindex == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut attributes = LinkCreate {
+        prog_fd: program.as_raw_fd().cast_unsigned(),
+        target_ifindex,
+        attach_type,
+        flags: 0,
+    };
+    // SAFETY: the attributes are as the kernel wants them, which returns a new descriptor.
+    unsafe {
+        let descriptor = bpf(BPF_LINK_CREATE, &mut attributes)?;
         Ok(OwnedFd::from_raw_fd(descriptor))
     }
 }
