@@ -2,7 +2,11 @@
 
 mod support;
 
-use std::{thread, time::Duration};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use serde_json::Value;
 use statrs::distribution::{ContinuousCDF as _, Normal};
@@ -17,6 +21,12 @@ const COUNT: usize = 10_000;
 /// constant, for [`COUNT`] values.
 fn kolmogorov_smirnov() -> f64 {
     (f64::ln(2.0 / 1e-6) / (2.0 * COUNT as f64)).sqrt()
+}
+
+/// One test at a time: what one does would delay what another measures.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A datagram that came.
@@ -79,6 +89,7 @@ fn distance(values: &[f64], cdf: impl Fn(f64) -> f64) -> f64 {
 
 #[test]
 fn a_fixed_delay_is_never_undercut_and_keeps_the_order() {
+    let _turn = turn();
     let lab = Lab::new();
     for engine in engines() {
         for ms in [1, 5, 20, 100] {
@@ -110,6 +121,7 @@ fn each_distribution_is_the_one_that_it_is_called_after() {
     // So wide that what the machine adds does not count.
     const MEAN: f64 = 200.0;
     const JITTER: f64 = 50.0;
+    let _turn = turn();
     let normal = Normal::new(MEAN, JITTER).expect("a distribution");
     // netem's: a = 3, so that mean and deviation are 1.5 and sqrt(3)/2, and its values cut off at 4 of them.
     let pareto = |t: f64| {
@@ -145,6 +157,15 @@ fn each_distribution_is_the_one_that_it_is_called_after() {
         ),
     ];
     for engine in engines() {
+        // By so much the machine itself delays a packet.
+        let line = format!(
+            "--engine {engine} --direction egress --interface veth0 --protocol udp --delay {MEAN}ms"
+        );
+        let injector = Injector::start(&lab.left, &line);
+        let fixed = stamped(&lab.left, None, &lab.right, "--count 2000 --every-us 300", 500);
+        drop(injector);
+        let late = median(fixed.iter().map(|arrival| arrival.delay_ms).collect()) - MEAN;
+        assert!((0.0..10.0).contains(&late), "{engine}: {late}");
         for (delay, cdf) in &cases {
             let line = format!(
                 "--engine {engine} --direction egress --interface veth0 --protocol udp --seed 7 --delay {delay}"
@@ -154,11 +175,11 @@ fn each_distribution_is_the_one_that_it_is_called_after() {
             let arrivals = stamped(&lab.left, None, &lab.right, &line, 1000);
             let total = injector.stop().total;
             assert_eq!((arrivals.len(), total.delayed), (COUNT, COUNT as u64), "{engine} {delay}");
-            let values: Vec<f64> = arrivals.iter().map(|arrival| arrival.delay_ms).collect();
+            let values: Vec<f64> = arrivals.iter().map(|arrival| arrival.delay_ms - late).collect();
             let found = distance(&values, cdf);
-            // By as much as the machine is late, the distribution is moved: at most its density times that.
-            let late = 0.01;
-            assert!(found < kolmogorov_smirnov() + late, "{engine} {delay}: {found}");
+            // It does not delay all alike; what that moves is at most the density times that.
+            let unequal = 0.01;
+            assert!(found < kolmogorov_smirnov() + unequal, "{engine} {delay}: {found}");
         }
     }
 }
@@ -167,6 +188,7 @@ fn each_distribution_is_the_one_that_it_is_called_after() {
 fn only_every_gapth_packet_overtakes_and_so_often_as_asked() {
     const GAP: u64 = 5;
     const N: u64 = 4000;
+    let _turn = turn();
     let lab = Lab::new();
     for engine in engines() {
         let line = format!(
@@ -195,6 +217,7 @@ fn only_every_gapth_packet_overtakes_and_so_often_as_asked() {
 
 #[test]
 fn both_directions_of_both_families_are_delayed_and_others_are_not() {
+    let _turn = turn();
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
     for engine in engines() {
@@ -231,6 +254,7 @@ fn both_directions_of_both_families_are_delayed_and_others_are_not() {
 
 #[test]
 fn a_packet_over_loopback_is_delayed_once() {
+    let _turn = turn();
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
     for engine in engines() {
@@ -259,6 +283,7 @@ fn a_packet_over_loopback_is_delayed_once() {
 #[test]
 fn a_stream_is_whole_under_delay_jitter_loss_and_corruption() {
     const BYTES: u64 = 3_000_000;
+    let _turn = turn();
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
     let server = serve(&lab.right, None, "tcp-serve --mode echo --bind [::]:9000");
@@ -288,6 +313,7 @@ fn a_stream_is_whole_under_delay_jitter_loss_and_corruption() {
 
 #[test]
 fn equal_seeds_give_equal_delays() {
+    let _turn = turn();
     let lab = Lab::new();
     for engine in engines() {
         let run = || {
@@ -304,7 +330,7 @@ fn equal_seeds_give_equal_delays() {
         let (first, second) = (run(), run());
         assert_eq!((first.len(), second.len()), (300, 300), "{engine}");
         // What the machine adds differs; most packets tell that the delays are the same.
-        let same = first.iter().zip(&second).filter(|(a, b)| (a.delay_ms - b.delay_ms).abs() < 2.0);
+        let same = first.iter().zip(&second).filter(|(a, b)| (a.delay_ms - b.delay_ms).abs() < 5.0);
         assert!(same.count() > 200, "{engine}");
     }
 }
@@ -315,6 +341,7 @@ fn rate_builds_a_queue_and_then_drops_and_both_are_counted() {
     const PAYLOAD: u64 = 958;
     // Ethernet, IPv4, UDP.
     const FRAME: u64 = PAYLOAD + 42;
+    let _turn = turn();
     let lab = Lab::new();
     for engine in engines() {
         let on = format!("--engine {engine} --direction egress --interface veth0 --protocol udp");
@@ -343,6 +370,7 @@ fn rate_builds_a_queue_and_then_drops_and_both_are_counted() {
 
 #[test]
 fn a_kilobit_a_second_is_a_kilobit_a_second() {
+    let _turn = turn();
     let lab = Lab::new();
     for engine in engines() {
         let line = format!(
@@ -364,6 +392,7 @@ fn a_kilobit_a_second_is_a_kilobit_a_second() {
 fn with_ecn_packets_are_marked_and_not_lost() {
     const N: u64 = 400;
     const ECT0: u8 = 2;
+    let _turn = turn();
     let lab = Lab::new();
     let marked_at = || -> u64 {
         let table = lab.right.run("cat /proc/net/netstat");
@@ -405,6 +434,7 @@ fn with_ecn_packets_are_marked_and_not_lost() {
 
 #[test]
 fn foreign_qdiscs_are_left_as_they_are() {
+    let _turn = turn();
     let lab = Lab::new();
     // What counts packets is no setting.
     let show = || -> Vec<String> {

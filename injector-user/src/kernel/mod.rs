@@ -11,6 +11,7 @@ pub mod mapped;
 pub mod netns;
 pub mod object;
 pub mod probe;
+pub mod rps;
 pub mod sysctl;
 
 use std::{io, path::PathBuf};
@@ -45,6 +46,9 @@ pub enum KernelError {
     /// A TAP cannot be made.
     #[error("cannot make a TAP device (/dev/net/tun, CONFIG_TUN)")]
     Tap(#[source] io::Error),
+    /// Packets cannot be steered.
+    #[error("cannot have packets keep their order between processors (receive packet steering)")]
+    Steering(#[source] io::Error),
     /// A netlink request failed.
     #[error("{what} failed")]
     Request {

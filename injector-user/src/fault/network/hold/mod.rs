@@ -34,7 +34,7 @@ use crate::{
         interface::Interface,
         netns::Netns,
         object::Object,
-        sysctl,
+        rps, sysctl,
     },
     lifetime::{action::Action, instance::Instance, journal},
 };
@@ -218,6 +218,13 @@ impl Holds {
                         .and_then(|()| fq::add(netns, near.index, self.limit))
                         .map_err(io::Error::other)
                 })?;
+                // The queue may be emptied by any processor, now by this one and now by that.
+                if let Err(error) = rps::spread(netns, &far.name) {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "order may not be kept"
+                    );
+                }
                 let links = vec![
                     attach::own(object, netns, &near, "hold_egress", Direction::Egress)?,
                     attach::own(object, netns, &far, "hold_ingress", Direction::Ingress)?,
