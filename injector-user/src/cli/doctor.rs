@@ -39,7 +39,7 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
             Output::Human => print(finding),
         }
     }
-    for fault in probe::FAULTS {
+    for fault in probe::faults() {
         let finding = FaultFinding::of(fault, &findings);
         match args.output {
             Output::Json => println!("{}", serde_json::to_string(&finding)?),

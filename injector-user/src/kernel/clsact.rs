@@ -13,7 +13,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use injector_common::packet::Direction;
 use rtnetlink::{
     Handle,
-    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage},
     packet_route::{
         RouteNetlinkMessage,
         tc::{TcAttribute, TcHandle as Parent, TcMessage},
@@ -22,7 +22,7 @@ use rtnetlink::{
 
 use super::{
     KernelError,
-    interface::{Interface, block_on},
+    interface::{Interface, block_on, execute, failed, list_qdiscs},
     netns::Netns,
 };
 
@@ -87,7 +87,7 @@ pub fn remove_filter(
 ) -> Result<(), KernelError> {
     let Some(netns) = Netns::find_by_inode(netns) else { return Ok(()) };
     netns.run(|| {
-        block_on(async |mut netlink| {
+        block_on(async |netlink| {
             let mut message = TcMessage::default();
             message.header.index = interface.cast_signed();
             message.header.handle = u32::from(handle).into();
@@ -95,18 +95,14 @@ pub fn remove_filter(
             message.header.info = u32::from(PRIORITY) << 16 | u32::from(ALL_PROTOCOLS);
             let mut request = NetlinkMessage::from(RouteNetlinkMessage::DelTrafficFilter(message));
             request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
-            let mut answers =
-                netlink.request(request).map_err(request_error("removing a filter"))?;
-            while let Some(answer) = answers.next().await {
-                if let NetlinkPayload::Error(error) = answer.payload
-                    && error.code.is_some()
-                    && !is_gone(error.raw_code())
+            match execute(netlink, request, "removing a filter").await {
+                Err(KernelError::Request { source, .. })
+                    if matches!(&*source, rtnetlink::Error::NetlinkError(error) if is_gone(error.raw_code())) =>
                 {
-                    let error = rtnetlink::Error::NetlinkError(error);
-                    return Err(request_error("removing a filter")(error));
+                    Ok(())
                 }
+                result => result,
             }
-            Ok(())
         })
     })?
 }
@@ -130,7 +126,7 @@ pub fn remove_qdisc_if_empty(netns: u64, interface: u32) -> Result<(), KernelErr
                     .boxed()
                     .try_collect()
                     .await
-                    .map_err(request_error("listing filters"))?;
+                    .map_err(failed("listing filters"))?;
                 if !filters.is_empty() {
                     return Ok(());
                 }
@@ -139,21 +135,14 @@ pub fn remove_qdisc_if_empty(netns: u64, interface: u32) -> Result<(), KernelErr
             request.message_mut().header.parent = Parent::CLSACT;
             match request.execute().await {
                 Err(rtnetlink::Error::NetlinkError(error)) if is_gone(error.raw_code()) => Ok(()),
-                result => result.map_err(request_error("removing a clsact qdisc")),
+                result => result.map_err(failed("removing a clsact qdisc")),
             }
         })
     })?
 }
 
 async fn find_qdisc(handle: &Handle, interface: u32) -> Result<bool, KernelError> {
-    let qdiscs: Vec<TcMessage> = handle
-        .qdisc()
-        .get()
-        .execute()
-        .boxed()
-        .try_collect()
-        .await
-        .map_err(request_error("listing qdiscs"))?;
+    let qdiscs = list_qdiscs(handle).await?;
     Ok(qdiscs.iter().any(|qdisc| {
         qdisc.header.index == interface.cast_signed()
             && qdisc
@@ -175,8 +164,4 @@ const fn parent(direction: Direction) -> Parent {
 /// one in.
 const fn is_gone(code: i32) -> bool {
     matches!(-code, libc::ENODEV | libc::ENOENT | libc::EINVAL)
-}
-
-fn request_error(what: &'static str) -> impl Fn(rtnetlink::Error) -> KernelError {
-    move |source| KernelError::Request { what: what.into(), source: source.into() }
 }

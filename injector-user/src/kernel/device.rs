@@ -12,7 +12,11 @@ use rtnetlink::{
     packet_route::link::{InfoData, InfoVeth, LinkAttribute},
 };
 
-use super::{KernelError, interface::block_on, netns::Netns};
+use super::{
+    KernelError,
+    interface::{block_on, failed},
+    netns::Netns,
+};
 
 /// What the names of hold devices begin with, where packets go in.
 pub const NEAR: &str = "injhold";
@@ -152,8 +156,4 @@ mod ioctl {
 
 fn is_gone(error: &rtnetlink::Error) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(error) if -error.raw_code() == libc::ENODEV)
-}
-
-fn failed(what: &'static str) -> impl Fn(rtnetlink::Error) -> KernelError {
-    move |source| KernelError::Request { what: what.into(), source: source.into() }
 }

@@ -1,7 +1,5 @@
 //! `sch_fq`, the queue that lets each packet go at the time that it bears (tc-fq(8)).
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
-use nix::sched::{CloneFlags, unshare};
 use rtnetlink::{
     packet_core::{
         DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
@@ -12,7 +10,11 @@ use rtnetlink::{
     },
 };
 
-use super::{KernelError, interface::block_on, netns::Netns};
+use super::{
+    KernelError,
+    interface::{block_on, execute, list_qdiscs},
+    netns::Netns,
+};
 
 const KIND: &str = "fq";
 
@@ -75,20 +77,12 @@ async fn add_here(
     message.attributes.push(TcAttribute::Options(options.into()));
     let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
     request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-    super::interface::execute(handle.clone(), request, "adding the fq qdisc").await
+    execute(handle.clone(), request, "adding the fq qdisc").await
 }
 
 /// What the root qdisc of a device says of itself.
 pub fn statistics(netns: &Netns, interface: u32) -> Result<Statistics, KernelError> {
-    let qdiscs: Vec<TcMessage> = netns.run(|| {
-        block_on(async |handle| {
-            let qdiscs = handle.qdisc().get().execute();
-            qdiscs.boxed().try_collect().await.map_err(|source| KernelError::Request {
-                what: "listing qdiscs".into(),
-                source: source.into(),
-            })
-        })
-    })??;
+    let qdiscs = netns.run(|| block_on(async |handle| list_qdiscs(&handle).await))??;
     // The kernel lists those of all devices, whatever is asked.
     let of_root = qdiscs.iter().filter(|qdisc| {
         qdisc.header.index == interface.cast_signed() && qdisc.header.parent == TcHandle::ROOT
@@ -112,15 +106,5 @@ pub fn statistics(netns: &Netns, interface: u32) -> Result<Statistics, KernelErr
 /// Tries whether this kernel has fq, in a namespace that goes with this call.
 pub fn probe() -> Result<(), KernelError> {
     const LOOPBACK: u32 = 1;
-    std::thread::scope(|scope| {
-        let scratch = || {
-            unshare(CloneFlags::CLONE_NEWNET)
-                .map_err(|source| KernelError::EnterNetns { netns: "scratch".into(), source })?;
-            block_on(async |handle| add_here(&handle, LOOPBACK, 1).await)
-        };
-        let thread = std::thread::Builder::new()
-            .spawn_scoped(scope, scratch)
-            .map_err(KernelError::Thread)?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    Netns::scratch(|| block_on(async |handle| add_here(&handle, LOOPBACK, 1).await))
 }

@@ -7,10 +7,14 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+        tc::TcMessage,
     },
 };
 
-use super::{KernelError, device, netns::Netns};
+use super::{
+    KernelError, device,
+    netns::{Netns, in_thread},
+};
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,13 +48,14 @@ impl Interface {
 pub fn list(netns: &Netns) -> Result<Vec<Interface>, KernelError> {
     netns.run(|| {
         block_on(async |handle| {
-            let messages: Vec<LinkMessage> =
-                handle.link().get().execute().boxed().try_collect().await.map_err(|source| {
-                    KernelError::Request {
-                        what: "listing the interfaces".into(),
-                        source: source.into(),
-                    }
-                })?;
+            let messages: Vec<LinkMessage> = handle
+                .link()
+                .get()
+                .execute()
+                .boxed()
+                .try_collect()
+                .await
+                .map_err(failed("listing the interfaces"))?;
             Ok(messages.into_iter().filter_map(interface).collect())
         })
     })?
@@ -85,11 +90,8 @@ pub(super) async fn execute(
     request: NetlinkMessage<RouteNetlinkMessage>,
     what: &'static str,
 ) -> Result<(), KernelError> {
-    let fail = |source: rtnetlink::Error| KernelError::Request {
-        what: what.into(),
-        source: source.into(),
-    };
-    let mut answers = handle.request(request).map_err(fail)?;
+    let fail = failed(what);
+    let mut answers = handle.request(request).map_err(&fail)?;
     while let Some(answer) = answers.next().await {
         if let NetlinkPayload::Error(error) = answer.payload
             && error.code.is_some()
@@ -105,21 +107,27 @@ pub(super) fn block_on<T: Send>(
     work: impl AsyncFnOnce(rtnetlink::Handle) -> Result<T, KernelError> + Send,
 ) -> Result<T, KernelError> {
     // The caller may be inside a runtime, which must not be entered twice: have a thread.
-    std::thread::scope(|scope| {
-        let talk = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_io()
-                .build()
-                .map_err(KernelError::Netlink)?;
-            runtime.block_on(async {
-                let (connection, handle, _) =
-                    rtnetlink::new_connection().map_err(KernelError::Netlink)?;
-                tokio::spawn(connection);
-                work(handle).await
-            })
-        };
-        let thread =
-            std::thread::Builder::new().spawn_scoped(scope, talk).map_err(KernelError::Thread)?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    in_thread(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .map_err(KernelError::Netlink)?;
+        runtime.block_on(async {
+            let (connection, handle, _) =
+                rtnetlink::new_connection().map_err(KernelError::Netlink)?;
+            tokio::spawn(connection);
+            work(handle).await
+        })
     })
+}
+
+/// All qdiscs of the namespace: the kernel lists those of all interfaces, whatever is asked.
+pub(super) async fn list_qdiscs(handle: &rtnetlink::Handle) -> Result<Vec<TcMessage>, KernelError> {
+    let qdiscs = handle.qdisc().get().execute();
+    qdiscs.boxed().try_collect().await.map_err(failed("listing qdiscs"))
+}
+
+/// The error of a request that is called so.
+pub(super) fn failed(what: &'static str) -> impl Fn(rtnetlink::Error) -> KernelError {
+    move |source| KernelError::Request { what: what.into(), source: source.into() }
 }

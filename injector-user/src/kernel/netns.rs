@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use super::KernelError;
 
@@ -87,18 +87,34 @@ impl Netns {
         if Self::current()? == *self {
             return Ok(work());
         }
-        // A thread of its own: the caller's must not stay in the namespace, whatever goes wrong.
-        thread::scope(|scope| {
-            let enter = || {
-                setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|source| {
-                    KernelError::EnterNetns { netns: self.label.clone(), source }
-                })?;
-                Ok(work())
-            };
-            let thread =
-                thread::Builder::new().spawn_scoped(scope, enter).map_err(KernelError::Thread)?;
-            // The process aborts on panic, so there is none to join.
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        // The caller's thread must not stay in the namespace, whatever goes wrong.
+        in_thread(|| {
+            setns(&self.file, CloneFlags::CLONE_NEWNET)
+                .map_err(|source| KernelError::EnterNetns { netns: self.label.clone(), source })?;
+            Ok(work())
         })
     }
+
+    /// Runs `work` in a new namespace, which goes when it is done.
+    pub fn scratch<T: Send>(
+        work: impl FnOnce() -> Result<T, KernelError> + Send,
+    ) -> Result<T, KernelError> {
+        in_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(|source| KernelError::EnterNetns { netns: "scratch".into(), source })?;
+            work()
+        })
+    }
+}
+
+/// Runs `work` in a thread of its own, so that what it changes of the thread goes with it.
+pub(super) fn in_thread<T: Send>(
+    work: impl FnOnce() -> Result<T, KernelError> + Send,
+) -> Result<T, KernelError> {
+    thread::scope(|scope| {
+        let thread =
+            thread::Builder::new().spawn_scoped(scope, work).map_err(KernelError::Thread)?;
+        // The process aborts on panic, so there is none to join.
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }

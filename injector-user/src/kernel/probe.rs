@@ -1,9 +1,8 @@
 //! What this kernel can do, found out by trying it in a scratch network namespace.
 
-use std::{collections::BTreeSet, thread};
+use std::collections::BTreeSet;
 
 use injector_common::{control::MAX_MASKS, packet::Direction};
-use nix::sched::{CloneFlags, unshare};
 use rtnetlink::LinkVeth;
 use serde::Serialize;
 
@@ -20,8 +19,9 @@ use super::{
 };
 
 /// Packet faults, by their options.
-pub const FAULTS: [&str; 8] =
-    ["loss", "corrupt", "duplicate", "partition", "reset", "delay", "reorder", "rate"];
+pub fn faults() -> impl Iterator<Item = &'static str> {
+    HOOK_FAULTS.into_iter().chain(HELD_FAULTS)
+}
 
 /// Those of them for which a hook is enough.
 const HOOK_FAULTS: [&str; 5] = ["loss", "corrupt", "duplicate", "partition", "reset"];
@@ -91,17 +91,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// Tries everything. Nothing outside a namespace that goes with this call is touched.
 pub fn hooks() -> Result<Vec<Finding>, KernelError> {
-    thread::scope(|scope| {
-        let scratch = || {
-            // Leaves the caller's namespace for one that ends with this thread.
-            unshare(CloneFlags::CLONE_NEWNET)
-                .map_err(|source| KernelError::EnterNetns { netns: "scratch".into(), source })?;
-            try_hooks(&Netns::current()?)
-        };
-        let thread =
-            thread::Builder::new().spawn_scoped(scope, scratch).map_err(KernelError::Thread)?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    Netns::scratch(|| try_hooks(&Netns::current()?))
 }
 
 fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {

@@ -8,19 +8,17 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use super::{KernelError, netns::Netns};
+use super::{
+    KernelError,
+    netns::{Netns, in_thread},
+};
 
 /// Has each flow of a device go on on one processor, on whichever its packets come, so that they keep their order.
 pub fn spread(netns: &Netns, device: &str) -> Result<(), KernelError> {
     let online =
         fs::read_to_string("/sys/devices/system/cpu/online").map_err(KernelError::Steering)?;
     let mask = mask(&online);
-    std::thread::scope(|scope| {
-        let work = || netns.run(|| write(device, &mask).map_err(KernelError::Steering))?;
-        let thread =
-            std::thread::Builder::new().spawn_scoped(scope, work).map_err(KernelError::Thread)?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    in_thread(|| netns.run(|| write(device, &mask).map_err(KernelError::Steering))?)
 }
 
 /// Writes the mask for each queue of the device, in a thread that is of no further use.

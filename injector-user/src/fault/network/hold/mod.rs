@@ -64,10 +64,12 @@ impl Display for Engine {
 impl Engine {
     /// The one that was asked for, or the best one that works here.
     pub fn choose(asked: Option<Self>) -> Result<Self, NetworkError> {
+        if asked == Some(Self::Tap) {
+            return Ok(Self::Tap);
+        }
         match (asked, fq::probe()) {
-            (Some(Self::Tap), _) => Ok(Self::Tap),
             (_, Ok(())) => Ok(Self::Edt),
-            (Some(Self::Edt), Err(error)) => Err(NetworkError::NoFq(error)),
+            (Some(_), Err(error)) => Err(NetworkError::NoFq(error)),
             (None, Err(error)) => {
                 tracing::debug!(%error, "no fq, so a TAP");
                 Ok(Self::Tap)
