@@ -5,6 +5,7 @@ use crate::{
     control::{Connection, Control, RuleSet},
     counter::{RuleCounters, SeenCounters},
     hold::{self, Hold, HoldState, Route},
+    model::clock::Skew,
     rule::Rule,
 };
 
@@ -29,7 +30,8 @@ pod!(
     HoldState,
     Route,
     hold::Slot,
-    hold::Table
+    hold::Table,
+    Skew
 );
 
 const _: () = {
@@ -45,4 +47,5 @@ const _: () = {
     assert!(size_of::<HoldState>() == 24);
     assert!(size_of::<Route>() == 24);
     assert!(size_of::<hold::Slot>() == 32);
+    assert!(size_of::<Skew>() == 144);
 };

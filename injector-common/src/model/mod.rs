@@ -4,6 +4,7 @@
 //! it with one atomic operation, and a run can be repeated from its seed.
 
 pub mod chance;
+pub mod clock;
 pub mod delay;
 pub mod loss;
 pub mod random;
