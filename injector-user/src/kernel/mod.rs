@@ -11,6 +11,7 @@ pub mod mapped;
 pub mod netns;
 pub mod object;
 pub mod probe;
+pub mod process;
 pub mod rps;
 pub mod sysctl;
 
