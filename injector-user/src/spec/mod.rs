@@ -1,5 +1,6 @@
 //! What was asked: parsed and validated before anything is touched.
 
+pub mod clock;
 pub mod delay;
 pub mod distribution;
 pub mod fault;
