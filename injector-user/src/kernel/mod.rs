@@ -13,6 +13,7 @@ pub mod object;
 pub mod probe;
 pub mod rps;
 pub mod sysctl;
+pub mod vdso;
 
 use std::{io, path::PathBuf};
 
