@@ -14,6 +14,7 @@ pub mod probe;
 pub mod process;
 pub mod rps;
 pub mod sysctl;
+pub mod vdso;
 
 use std::{io, path::PathBuf};
 
