@@ -7,6 +7,7 @@ pub mod device;
 pub mod fq;
 pub mod interface;
 pub mod layout;
+pub mod limits;
 pub mod mapped;
 pub mod netns;
 pub mod object;

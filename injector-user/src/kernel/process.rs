@@ -70,7 +70,7 @@ impl ProcessEvents {
     }
 
     /// The next event, if there is one.
-    pub fn next(&mut self) -> Option<Event> {
+    pub fn take(&mut self) -> Option<Event> {
         self.events.next().and_then(|bytes| Event::from_bytes(&bytes))
     }
 }

@@ -37,6 +37,18 @@ pub enum Unfit {
     UnknownLayout(#[from] UnknownLayout),
 }
 
+impl Unfit {
+    /// The same for all images that are unfit for the same reason.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Compat => "a program with 32-bit pointers",
+            Self::NoRoom { .. } => "no room in its vDSO",
+            Self::UnknownLayout(_) => "a vDSO of unknown layout",
+        }
+    }
+}
+
 /// What is not known about an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum UnknownLayout {
@@ -103,13 +115,11 @@ impl Plan {
                 return Err(UnknownLayout::Move(entry).into());
             }
             hook[trampoline..trampoline + moved.code.len()].copy_from_slice(&moved.code);
-            moved_to.extend(
-                moved.inner.iter().map(|(from, to)| (entry + from, at + trampoline + to)),
-            );
+            moved_to
+                .extend(moved.inner.iter().map(|(from, to)| (entry + from, at + trampoline + to)));
             let mut bytes = [0; 8];
             bytes[..arch::JUMP].copy_from_slice(&image[entry..entry + arch::JUMP]);
-            plan_entries[index] =
-                Entry { offset: entry as u32, length: arch::JUMP as u32, bytes };
+            plan_entries[index] = Entry { offset: entry as u32, length: arch::JUMP as u32, bytes };
             jumps[index] = arch::jump(entry, at + arch::replacement(function))
                 .ok_or(UnknownLayout::Move(entry))?;
         }
@@ -230,7 +240,8 @@ fn end(elf: &Elf) -> object::Result<usize> {
     let header = elf.elf_header();
     let mut end = size_of::<FileHeader64<LittleEndian>>() as u64;
     let mut extend = |range: Range<u64>| end = end.max(range.end);
-    let table = |offset: u64, size: u16, count: usize| offset..offset + u64::from(size) * count as u64;
+    let table =
+        |offset: u64, size: u16, count: usize| offset..offset + u64::from(size) * count as u64;
     let little = LittleEndian;
     extend(table(
         header.e_phoff(little),

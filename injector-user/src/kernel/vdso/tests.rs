@@ -111,7 +111,8 @@ impl Hook {
         let length = NonZeroUsize::new(code.len()).expect("not empty");
         // SAFETY: a new mapping, into which as much is written as it has.
         let start = unsafe {
-            let start = mmap_anonymous(None, length, access, MapFlags::MAP_PRIVATE).expect("memory");
+            let start =
+                mmap_anonymous(None, length, access, MapFlags::MAP_PRIVATE).expect("memory");
             ptr::copy_nonoverlapping(code.as_ptr(), start.cast().as_ptr(), code.len());
             start
         };
