@@ -4,16 +4,23 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    process::{Command, ExitCode, Stdio},
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
+    time::Instant,
 };
 
 use clap::Parser;
+use injector_common::model::clock::{CLOCKS as ALL, Skew, Span};
+use injector_user::kernel::vdso::{Patcher, restore};
+use nix::{
+    sched::{CloneFlags, clone},
+    sys::wait::{WaitPidFlag, waitpid},
+};
 use serde_json::{Value, json};
 
 const SECOND: i64 = 1_000_000_000;
@@ -57,14 +64,25 @@ enum Program {
     Fork,
     /// Executes `read`, once there is a line on standard input
     Exec,
-    /// Waits for one program that is held by vfork(2)
-    Vfork,
+    /// For each line waits for a child as by vfork(2), which sleeps for so many milliseconds
+    Vfork {
+        #[arg(long, default_value_t = 2000)]
+        sleep: u64,
+    },
     /// Sleeps
     Sleep,
     /// Prints the nanoseconds that a call takes, for each line of standard input
     Speed {
         #[arg(long, default_value_t = 2_000_000)]
         calls: u32,
+    },
+    /// Skews processes by an hour, and prints how long that took; for each line changes the skew of all
+    Skew { pids: Vec<i32> },
+    /// Skews and restores a process until it is killed
+    SkewLoop {
+        #[arg(long)]
+        owner: u64,
+        pid: i32,
     },
 }
 
@@ -81,9 +99,11 @@ fn main() -> ExitCode {
             line();
             return exec();
         }
-        Program::Vfork => vfork(),
+        Program::Vfork { sleep } => vfork(sleep),
         Program::Sleep => until_end(),
         Program::Speed { calls } => speed(calls),
+        Program::Skew { pids } => skew(&pids),
+        Program::SkewLoop { owner, pid } => skew_loop(owner, pid),
     }
     ExitCode::SUCCESS
 }
@@ -329,20 +349,72 @@ fn fork() {
 }
 
 fn exec() -> ExitCode {
-    use std::os::unix::process::CommandExt as _;
-
     let error = Command::new("/proc/self/exe").arg("read").exec();
     say(&json!({ "error": error.to_string() }));
     ExitCode::FAILURE
 }
 
-fn vfork() {
-    // The shell that is started by vfork sleeps only after its exec, so hold the child before: by a FIFO as its
-    // standard input, which is opened by nobody.
+fn vfork(sleep: u64) {
     ready();
     while line() {
-        let _ = Command::new("true").stdin(Stdio::null()).status();
-        thread::sleep(Duration::from_millis(1));
+        let mut stack = vec![0; 64 << 10];
+        let child = move || {
+            let time = libc::timespec {
+                tv_sec: (sleep / 1000).cast_signed(),
+                tv_nsec: (sleep % 1000 * 1_000_000).cast_signed(),
+            };
+            // SAFETY: a valid pointer, and no other.
+            unsafe { libc::nanosleep(&raw const time, std::ptr::null_mut()) as isize }
+        };
+        let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
+        // SAFETY: this process stands still until the child has ended, which only sleeps.
+        let child = unsafe { clone(Box::new(child), &mut stack, flags, Some(libc::SIGCHLD)) };
+        let ended = child.and_then(|child| waitpid(child, Some(WaitPidFlag::__WALL)));
+        say(&json!({ "ended": format!("{ended:?}"), "realtime": off(libc::CLOCK_REALTIME, || by_vdso(libc::CLOCK_REALTIME)) }));
+    }
+}
+
+fn skew(pids: &[i32]) {
+    let skew = |offset| Skew {
+        offset,
+        clocks: [Span { base: 0, lease: i64::MAX }; ALL],
+        ..Skew::TRUE
+    };
+    let mut patcher = Patcher::new(u64::from(std::process::id()));
+    let start = Instant::now();
+    let mut patched = Vec::new();
+    for pid in pids {
+        match patcher.patch(*pid, &skew(3600 * SECOND)) {
+            Ok(process) => patched.push(process),
+            Err(refusal) => say(&json!({ "pid": pid, "refused": refusal.to_string() })),
+        }
+    }
+    say(&json!({ "patched": patched.len(), "us": start.elapsed().as_micros() as u64 }));
+    while line() {
+        let start = Instant::now();
+        let set = patched.iter_mut().filter_map(|process| process.set(&skew(SECOND)).ok()).count();
+        say(&json!({ "set": set, "us": start.elapsed().as_micros() as u64 }));
+    }
+    let start = Instant::now();
+    let restored = pids.iter().filter(|pid| matches!(restore(**pid, None), Ok(true))).count();
+    say(&json!({ "restored": restored, "us": start.elapsed().as_micros() as u64 }));
+}
+
+fn skew_loop(owner: u64, pid: i32) {
+    let skew = Skew {
+        offset: 3600 * SECOND,
+        clocks: [Span { base: 0, lease: i64::MAX }; ALL],
+        ..Skew::TRUE
+    };
+    let mut patcher = Patcher::new(owner);
+    ready();
+    loop {
+        if let Err(refusal) = patcher.patch(pid, &skew) {
+            say(&json!({ "refused": refusal.to_string() }));
+        }
+        if let Err(refusal) = restore(pid, Some(owner)) {
+            say(&json!({ "refused": refusal.to_string() }));
+        }
     }
 }
 
