@@ -53,7 +53,7 @@ enum Program {
         #[arg(long)]
         all: bool,
         /// How far from one of them is wrong.
-        #[arg(long, default_value_t = 500_000_000)]
+        #[arg(long, default_value_t = 20_000_000)]
         tolerance: i64,
     },
     /// Keeps making threads that read the time and end
