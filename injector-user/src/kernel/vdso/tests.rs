@@ -183,7 +183,7 @@ fn last_id() -> i32 {
     ORIGINAL.with(|original| original.last_id.load(Ordering::Relaxed))
 }
 
-fn duration() -> impl Strategy<Value = i64> {
+fn duration() -> BoxedStrategy<i64> {
     prop_oneof![
         Just(0),
         -10..10i64,
@@ -191,17 +191,18 @@ fn duration() -> impl Strategy<Value = i64> {
         -(1i64 << 61)..1 << 61,
         (-100..100i64).prop_map(|seconds| seconds * SECOND),
     ]
+    .boxed()
 }
 
-fn time_ns() -> impl Strategy<Value = i64> {
-    prop_oneof![0..1000i64, 0..4 * SECOND, 0..1i64 << 62]
+fn time_ns() -> BoxedStrategy<i64> {
+    prop_oneof![0..1000i64, 0..4 * SECOND, 0..1i64 << 62].boxed()
 }
 
-fn rate() -> impl Strategy<Value = i64> {
-    prop_oneof![Just(0), -100_000..100_000i64, -(1i64 << 33)..1 << 33, any::<i64>()]
+fn rate() -> BoxedStrategy<i64> {
+    prop_oneof![Just(0), -100_000..100_000i64, -(1i64 << 33)..1 << 33, any::<i64>()].boxed()
 }
 
-fn span(time: i64) -> impl Strategy<Value = Span> {
+fn span(time: i64) -> BoxedStrategy<Span> {
     let base = prop_oneof![Just(time), time_ns(), (time - 100..time + 100)];
     let lease = prop_oneof![
         4 => Just(i64::MAX),
@@ -209,7 +210,7 @@ fn span(time: i64) -> impl Strategy<Value = Span> {
         1 => time - 2..time + 2,
         1 => any::<i64>(),
     ];
-    (base, lease).prop_map(|(base, lease)| Span { base, lease })
+    (base, lease).prop_map(|(base, lease)| Span { base, lease }).boxed()
 }
 
 prop_compose! {
@@ -218,17 +219,17 @@ prop_compose! {
         offset in duration(),
         (drift, slew) in (rate(), rate()),
         slew_ns in time_ns(),
-        step in prop_oneof![duration(), any::<i64>()],
+        step in prop_oneof![duration(), any::<i64>()].boxed(),
         first_ns in time_ns(),
-        period_ns in prop_oneof![Just(0), time_ns(), any::<i64>()],
+        period_ns in prop_oneof![Just(0), time_ns(), any::<i64>()].boxed(),
         clocks in prop::array::uniform5(span(time)),
     ) -> Skew {
         Skew { flags, offset, drift, slew, slew_ns, step, first_ns, period_ns, clocks }
     }
 }
 
-fn case() -> impl Strategy<Value = (i64, Skew)> {
-    time_ns().prop_flat_map(|time| (Just(time), skew(time)))
+fn case() -> BoxedStrategy<(i64, Skew)> {
+    time_ns().prop_flat_map(|time| (Just(time), skew(time))).boxed()
 }
 
 fn split(time: i64) -> (i64, i64) {
