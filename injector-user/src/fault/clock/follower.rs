@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     os::fd::AsFd as _,
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{self, Receiver, Sender},
@@ -37,6 +38,9 @@ const RENEWAL: Duration = Duration::from_millis(500);
 
 /// For how long new programs are held, should this thread not be heard of.
 const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// Why processes are left alone whose clocks count from another start.
+const OTHER_TIME: &str = "in another time namespace";
 
 /// What became of processes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,6 +94,7 @@ impl Follower {
             timed,
             processes: HashMap::new(),
             refused: HashSet::new(),
+            time_namespace: time_namespace(std::process::id().cast_signed()),
             statistics: Arc::clone(&statistics),
         };
         let (ready, is_ready) = mpsc::channel();
@@ -157,6 +162,8 @@ struct Work {
     processes: HashMap<i32, Patched>,
     /// Those that cannot be faulted for good, each counted once.
     refused: HashSet<i32>,
+    /// Our own.
+    time_namespace: Option<PathBuf>,
     statistics: Arc<Mutex<Statistics>>,
 }
 
@@ -256,6 +263,12 @@ impl Work {
         if self.spared.contains(&pid) || self.refused.contains(&pid) {
             return;
         }
+        // Its monotonic clocks are others than ours, and so the lease would not end when it should.
+        if time_namespace(pid).is_some_and(|theirs| Some(theirs) != self.time_namespace) {
+            self.count(|statistics| *statistics.refused.entry(OTHER_TIME).or_default() += 1);
+            self.refused.insert(pid);
+            return;
+        }
         let skew = self.timed.renewed(skew::now());
         match self.patcher.patch(pid, &skew) {
             Ok(patched) => {
@@ -326,7 +339,7 @@ impl Work {
         match vdso::restore(pid, Some(self.patcher.owner())) {
             Ok(_) | Err(Refusal::Gone) => {}
             Err(refusal) => {
-                tracing::debug!(pid, %refusal, "its vDSO stays patched, but reads true")
+                tracing::debug!(pid, %refusal, "its vDSO stays patched, but reads true");
             }
         }
     }
@@ -341,6 +354,11 @@ impl Work {
         change(&mut statistics);
         statistics.present = self.processes.len() as u64;
     }
+}
+
+/// The time namespace of a process; `None` if it has ended, or the kernel has none (CONFIG_TIME_NS).
+fn time_namespace(pid: i32) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/ns/time")).ok()
 }
 
 /// How a process came to have its clocks faulted.
