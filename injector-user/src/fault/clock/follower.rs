@@ -356,7 +356,7 @@ impl Work {
     }
 }
 
-/// The time namespace of a process; `None` if it has ended, or the kernel has none (CONFIG_TIME_NS).
+/// The time namespace of a process; `None` if it has ended, or the kernel has none.
 fn time_namespace(pid: i32) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/{pid}/ns/time")).ok()
 }
