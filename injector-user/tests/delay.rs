@@ -338,7 +338,7 @@ fn equal_seeds_give_equal_delays() {
 
 #[test]
 fn rate_builds_a_queue_and_then_drops_and_both_are_counted() {
-    const N: u64 = 200;
+    const N: u64 = 100;
     const PAYLOAD: u64 = 958;
     // Ethernet, IPv4, UDP.
     const FRAME: u64 = PAYLOAD + 42;
@@ -346,26 +346,26 @@ fn rate_builds_a_queue_and_then_drops_and_both_are_counted() {
     let lab = Lab::new();
     for engine in engines() {
         let on = format!("--engine {engine} --direction egress --interface veth0 --protocol udp");
-        // 1 ms a frame, and all of them at once.
-        let injector = Injector::start(&lab.left, &format!("{on} --rate 8mbit,queue=10s"));
+        // 10 ms a frame, and all of them at once: in less time than that each, however slow the machine is.
+        let injector = Injector::start(&lab.left, &format!("{on} --rate 800kbit,queue=10s"));
         let line = format!("--count {N} --size {PAYLOAD} --every-us 0");
-        let arrivals = stamped(&lab.left, None, &lab.right, &line, 500);
+        let arrivals = stamped(&lab.left, None, &lab.right, &line, 1500);
         let total = injector.stop().total;
         assert_eq!((arrivals.len() as u64, total.queue_dropped), (N, 0), "{engine}");
         assert!(total.queued >= N - 10, "{engine} {total:?}");
         let took = arrivals[N as usize - 1].at_ms - arrivals[0].at_ms;
-        let expected = (N - 1) as f64 * FRAME as f64 * 8.0 / 8000.0;
+        let expected = (N - 1) as f64 * FRAME as f64 * 8.0 / 800.0;
         assert!((took - expected).abs() < 20.0, "{engine}: {took} ms, not {expected}");
 
-        // Room for 20 ms, and so for 20 frames besides the one that is being sent.
-        let injector = Injector::start(&lab.left, &format!("{on} --rate 8mbit,queue=20ms"));
-        let arrivals = stamped(&lab.left, None, &lab.right, &line, 200);
+        // Room for 200 ms, and so for 20 frames besides the one that is being sent.
+        let injector = Injector::start(&lab.left, &format!("{on} --rate 800kbit,queue=200ms"));
+        let arrivals = stamped(&lab.left, None, &lab.right, &line, 500);
         let total = injector.stop().total;
         let arrived = arrivals.len() as u64;
         assert_eq!(arrived + total.queue_dropped, N, "{engine} {total:?}");
         assert!((21..N).contains(&arrived), "{engine}: {arrived}");
         let longest = arrivals.iter().map(|arrival| arrival.delay_ms).fold(0.0, f64::max);
-        assert!((19.0..50.0).contains(&longest), "{engine}: {longest} ms");
+        assert!((190.0..240.0).contains(&longest), "{engine}: {longest} ms");
     }
 }
 
@@ -463,13 +463,13 @@ fn foreign_qdiscs_are_left_as_they_are() {
 fn flows_over_many_queues_keep_their_order_and_a_device_its_queues() {
     const QUEUES: usize = 4;
     const FLOWS: u64 = 16;
-    const N: usize = 3200;
+    const N: usize = 1600;
     const DELAY: f64 = 20.0;
     let _turn = turn();
     let lab = Lab::with_queues(QUEUES as u32);
     let (left, right) = (&lab.left, &lab.right);
     let queues = || (left.run("ip -d link show veth0"), left.run("ethtool -l veth0"));
-    let line = format!("--count {N} --every-us 250 --flows {FLOWS}");
+    let line = format!("--count {N} --every-us 1000 --flows {FLOWS}");
     // Without a qdisc, as a veth pair is, and with one for each queue, as hardware has it.
     for has_qdisc in [false, true] {
         if has_qdisc {
