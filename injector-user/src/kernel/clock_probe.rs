@@ -117,12 +117,23 @@ pub fn refusal() -> Option<ClockProbeError> {
     ClockProbe::loaded(&config).err()
 }
 
+/// What is said if the kernel refuses and securityfs, which tells how it is locked down, is not mounted.
+const UNTOLD: &str = "integrity or confidentiality";
+
 /// How the kernel is locked down, if it is so far that it matters here.
 fn lockdown() -> Option<String> {
     // "none [integrity] confidentiality"; the file is not there without the module, or without securityfs.
     let text = fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
     let mode = text.split_once('[')?.1.split_once(']')?.0;
     (mode != "none").then(|| mode.to_owned())
+}
+
+/// Whether a program was refused for writing to the memory of a process.
+fn is_forbidden(error: &KernelError) -> bool {
+    // What the verifier says when a helper is not to be had ("unknown func" before Linux 6.13).
+    const WORDS: [&str; 2] =
+        ["cannot use helper bpf_probe_write_user", "unknown func bpf_probe_write_user"];
+    matches!(error, KernelError::Refused { reason, .. } if WORDS.iter().any(|words| reason.contains(words)))
 }
 
 impl ClockProbe {
@@ -176,7 +187,13 @@ impl ClockProbe {
         let events = EVENTS.iter().map(|&(_, event, _)| event);
         for event in events.chain(config.hide_vdso.then_some(EXEC.1)) {
             let program = probe.program(event)?;
-            load(event, || program.load())?;
+            load(event, || program.load()).map_err(|error| {
+                if is_forbidden(&error) {
+                    ClockProbeError::Lockdown(UNTOLD.into())
+                } else {
+                    error.into()
+                }
+            })?;
         }
         Ok(probe)
     }
