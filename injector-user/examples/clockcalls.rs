@@ -297,7 +297,7 @@ fn constant(clock: clockid_t) -> io::Result<Value> {
 
 fn hammer(ms: i64, offsets: [i64; 2]) -> io::Result<Value> {
     let end = by_vdso(libc::CLOCK_MONOTONIC)? + ms * 1_000_000;
-    let (mut seen, mut wrong) = ([0_u64; 2], Vec::new());
+    let (mut seen, mut wrong, mut first_wrong) = ([0_u64; 2], 0_u64, None);
     while by_vdso(libc::CLOCK_MONOTONIC)? < end {
         let before = by_vdso(libc::CLOCK_REALTIME)?;
         let now = direct(libc::CLOCK_REALTIME)?;
@@ -305,10 +305,13 @@ fn hammer(ms: i64, offsets: [i64; 2]) -> io::Result<Value> {
         let fits = |offset: i64| (before + offset..=after + offset).contains(&now);
         match offsets.iter().position(|&offset| fits(offset)) {
             Some(which) => seen[which] += 1,
-            None => wrong.push(now - before),
+            None => {
+                wrong += 1;
+                first_wrong.get_or_insert(now - before);
+            }
         }
     }
-    Ok(json!({"seen": seen, "wrong": wrong}))
+    Ok(json!({"seen": seen, "wrong": wrong, "first_wrong": first_wrong}))
 }
 
 fn bench(count: i64) -> io::Result<Value> {
