@@ -64,7 +64,7 @@ impl Skew {
         }
         // The step behind which it is shown, if not before the next.
         let Some(steps) = (beyond as u64).checked_div(period as u64) else { return None };
-        let steps = steps as i64;
+        let steps = steps.cast_signed();
         let step_at = self.first_ns.wrapping_add(steps.wrapping_mul(self.period_ns));
         let taken = steps.wrapping_add(1).wrapping_mul(self.step);
         match self.elapse(gone.wrapping_sub(taken)) {
@@ -89,7 +89,7 @@ impl Skew {
         } else {
             let since = (early.wrapping_sub(self.first_ns)) as u64;
             let Some(into) = since.checked_rem(self.period_ns as u64) else { return None };
-            early.wrapping_add(self.period_ns).wrapping_sub(into as i64)
+            early.wrapping_add(self.period_ns).wrapping_sub(into.cast_signed())
         };
         match self.elapse(gone.wrapping_sub(behind)) {
             Some(late) if late < next => Some(late),
@@ -128,7 +128,7 @@ const fn unscale(gone: i64, rate: i64) -> Option<i64> {
         return None;
     };
     let up = (left != 0) as i64;
-    Some((high << 32 | middle << 16 | low) as i64 + up)
+    Some((high << 32 | middle << 16 | low).cast_signed() + up)
 }
 
 #[cfg(test)]

@@ -190,7 +190,8 @@ fn replace(pointer: u64, clock: i32) {
     let Ok(wanted) = (unsafe { bpf_probe_read_user(pointer as *const [i64; 2]) }) else { return };
     let [seconds, ns] = wanted;
     // What the kernel refuses, or does not wait for: 0 disarms a timer. Beyond that is for ever.
-    if seconds < 0 || seconds >= i64::MAX / SECOND || ns < 0 || ns >= SECOND || seconds | ns == 0 {
+    let is_sound = (0..i64::MAX / SECOND).contains(&seconds) && (0..SECOND).contains(&ns);
+    if !is_sound || seconds | ns == 0 {
         return;
     }
     let shown = seconds * SECOND + ns;
@@ -212,7 +213,7 @@ fn replace(pointer: u64, clock: i32) {
     }
     // What lies before the epoch has passed; 0 would disarm a timer.
     let when = if when > 0 { when as u64 } else { 1 };
-    let given = [(when / SECOND as u64) as i64, (when % SECOND as u64) as i64];
+    let given = [(when / SECOND as u64).cast_signed(), (when % SECOND as u64).cast_signed()];
     let replaced = Replaced { wanted, given, calls: 1 };
     if maps::REPLACED.insert(&key, &replaced, u64::from(BPF_NOEXIST)).is_err() {
         count(|counters| &mut counters.left);

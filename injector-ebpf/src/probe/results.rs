@@ -66,7 +66,7 @@ fn rewrite<const UNIT: i64>(pointer: u64, clock: Clock) {
         return;
     }
     let (seconds, ns) = split(shown);
-    let time = [seconds, (ns as u64 / UNIT as u64) as i64];
+    let time = [seconds, (ns as u64 / UNIT as u64).cast_signed()];
     // SAFETY: the helper checks the address, to which the kernel has just written for the caller.
     if unsafe { bpf_probe_write_user(pointer, &raw const time) }.is_ok() {
         count(|counters| &mut counters.rewritten);
@@ -80,10 +80,10 @@ fn rewrite<const UNIT: i64>(pointer: u64, clock: Clock) {
 fn split(ns: i64) -> (i64, i64) {
     const SECOND: u64 = self::SECOND as u64;
     if ns >= 0 {
-        ((ns as u64 / SECOND) as i64, (ns as u64 % SECOND) as i64)
+        ((ns as u64 / SECOND).cast_signed(), (ns as u64 % SECOND).cast_signed())
     } else {
         // -1 is the last nanosecond of second -1.
         let before = !ns as u64;
-        (!((before / SECOND) as i64), (SECOND - 1 - before % SECOND) as i64)
+        (!(before / SECOND).cast_signed(), (SECOND - 1 - before % SECOND).cast_signed())
     }
 }

@@ -101,7 +101,7 @@ impl Arguments {
 #[inline(always)]
 pub fn is_target() -> bool {
     // SAFETY: takes no pointers.
-    let id = unsafe { bpf_get_current_ancestor_cgroup_id(maps::CGROUP_LEVEL.load() as i32) };
+    let id = unsafe { bpf_get_current_ancestor_cgroup_id(maps::CGROUP_LEVEL.load().cast_signed()) };
     id == maps::CGROUP_ID.load()
 }
 

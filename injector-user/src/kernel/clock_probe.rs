@@ -250,7 +250,7 @@ impl ClockProbe {
     fn put_back(&mut self) -> Result<(), KernelError> {
         let replaced: HashMap<&mut MapData, DeadlineKey, Replaced> =
             map(&mut self.ebpf, "REPLACED")?;
-        for entry in replaced.iter() {
+        for entry in &replaced {
             let (key, replaced) = entry
                 .map_err(|source| KernelError::Map { map: "REPLACED", source: source.into() })?;
             if let Err(error) = put_back(&key, &replaced) {
