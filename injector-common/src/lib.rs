@@ -14,6 +14,7 @@ pub mod hold;
 pub mod model;
 pub mod packet;
 pub mod probe;
+pub mod process;
 pub mod rule;
 #[cfg(feature = "user")]
 mod user;

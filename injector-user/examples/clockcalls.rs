@@ -303,12 +303,11 @@ fn hammer(ms: i64, offsets: [i64; 2]) -> io::Result<Value> {
         let now = direct(libc::CLOCK_REALTIME)?;
         let after = by_vdso(libc::CLOCK_REALTIME)?;
         let fits = |offset: i64| (before + offset..=after + offset).contains(&now);
-        match offsets.iter().position(|&offset| fits(offset)) {
-            Some(which) => seen[which] += 1,
-            None => {
-                wrong += 1;
-                first_wrong.get_or_insert(now - before);
-            }
+        if let Some(which) = offsets.iter().position(|&offset| fits(offset)) {
+            seen[which] += 1;
+        } else {
+            wrong += 1;
+            first_wrong.get_or_insert(now - before);
         }
     }
     Ok(json!({"seen": seen, "wrong": wrong, "first_wrong": first_wrong}))

@@ -32,7 +32,7 @@ use thiserror::Error;
 use super::{
     KernelError,
     clock::{monotonic_ns, wait_for_readers},
-    layout::{LayoutError, TaskLayout},
+    layout::{LayoutError, ProbeLayout},
     object::{load, map},
 };
 
@@ -159,7 +159,7 @@ impl ClockProbe {
         if let Some(mode) = lockdown() {
             return Err(ClockProbeError::Lockdown(mode));
         }
-        let layout = TaskLayout::of_kernel()?;
+        let layout = ProbeLayout::of_kernel()?;
         let (id, level) = config.cgroup;
         let (skip_vdso, hide_vdso) = (u32::from(config.skip_vdso), u32::from(config.hide_vdso));
         let ebpf = EbpfLoader::new()

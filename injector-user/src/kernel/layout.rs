@@ -27,6 +27,24 @@ pub struct Layout {
     pub kernfs_id: u32,
 }
 
+/// Offsets in `struct task_struct`, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TaskLayout {
+    /// Of `pid`, which is the thread.
+    pub pid: u32,
+    /// Of `tgid`, which is the process.
+    pub tgid: u32,
+}
+
+impl TaskLayout {
+    /// That of the running kernel.
+    pub fn of_kernel() -> Result<Self, LayoutError> {
+        let btf = fs::read(VMLINUX).map_err(LayoutError::Read)?;
+        let [pid, tgid] = offsets(&btf, [("task_struct", "pid"), ("task_struct", "tgid")])?;
+        Ok(Self { pid, tgid })
+    }
+}
+
 /// Why the layout cannot be told.
 #[derive(Debug, Error)]
 pub enum LayoutError {
@@ -67,7 +85,7 @@ impl Layout {
 
 /// What the clock probes read of a task. Offsets in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TaskLayout {
+pub struct ProbeLayout {
     /// Of `mm` in `struct task_struct`.
     pub task_mm: u32,
     /// Of `files` in `struct task_struct`.
@@ -92,7 +110,7 @@ pub struct TaskLayout {
     pub timerfd_clock: u32,
 }
 
-impl TaskLayout {
+impl ProbeLayout {
     /// That of the running kernel.
     pub fn of_kernel() -> Result<Self, LayoutError> {
         let btf = fs::read(VMLINUX).map_err(LayoutError::Read)?;
@@ -320,7 +338,7 @@ mod tests {
             kernfs_id: offset("kernfs_node", "id"),
         };
         assert_eq!(Layout::of_kernel().expect("readable"), expected);
-        let expected = TaskLayout {
+        let expected = ProbeLayout {
             task_mm: offset("task_struct", "mm"),
             task_files: offset("task_struct", "files"),
             mm_vdso: offset("mm_struct", "context.vdso"),
@@ -333,7 +351,7 @@ mod tests {
             file_data: offset("file", "private_data"),
             timerfd_clock: offset("timerfd_ctx", "clockid"),
         };
-        assert_eq!(TaskLayout::of_kernel().expect("readable"), expected);
+        assert_eq!(ProbeLayout::of_kernel().expect("readable"), expected);
     }
 
     #[test]

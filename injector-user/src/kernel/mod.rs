@@ -8,12 +8,15 @@ pub mod device;
 pub mod fq;
 pub mod interface;
 pub mod layout;
+pub mod limits;
 pub mod mapped;
 pub mod netns;
 pub mod object;
 pub mod probe;
+pub mod process;
 pub mod rps;
 pub mod sysctl;
+pub mod vdso;
 
 use std::{io, path::PathBuf};
 

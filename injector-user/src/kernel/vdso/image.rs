@@ -1,0 +1,266 @@
+//! The vDSO's image: what is in it, and how it can be patched.
+
+use std::{collections::BTreeSet, ops::Range};
+
+use injector_common::model::clock::Skew;
+use object::{
+    LittleEndian, Object as _, ObjectSection as _, ObjectSymbol as _,
+    elf::{ELFCLASS32, FileHeader64},
+    read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _, SectionHeader as _},
+};
+use thiserror::Error;
+
+use super::{
+    arch,
+    block::{self, Block, Entry, Found, Function, Header, MAGIC},
+};
+
+/// No page is smaller.
+const PAGE: usize = 4096;
+
+/// Why an image cannot be patched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Unfit {
+    /// It is for 32-bit or x32 programs.
+    #[error("it is for programs with 32-bit pointers")]
+    Compat,
+    /// There is no room for the hook.
+    #[error("the hook needs {needed} bytes, and {free} are free")]
+    NoRoom {
+        /// For the hook.
+        needed: usize,
+        /// After the image.
+        free: usize,
+    },
+    /// It is built in a way that is not known.
+    #[error(transparent)]
+    UnknownLayout(#[from] UnknownLayout),
+}
+
+impl Unfit {
+    /// The same for all images that are unfit for the same reason.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Compat => "a program with 32-bit pointers",
+            Self::NoRoom { .. } => "no room in its vDSO",
+            Self::UnknownLayout(_) => "a vDSO of unknown layout",
+        }
+    }
+}
+
+/// What is not known about an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum UnknownLayout {
+    /// It is no ELF image for this machine, or a damaged one.
+    #[error("it is no ELF image of this machine's")]
+    Elf,
+    /// A function is not there, or not in the code.
+    #[error("a time function is missing")]
+    Symbol,
+    /// Bytes in the code are no instruction.
+    #[error("there is no known instruction at {0:#x}")]
+    Instruction(usize),
+    /// A function begins with an instruction that does not go on to the next.
+    #[error("a time function branches at its entry, {0:#x}")]
+    Flow(usize),
+    /// Instructions cannot be moved.
+    #[error("the instructions at {0:#x} cannot be moved")]
+    Move(usize),
+    /// Code jumps into what would be replaced.
+    #[error("code jumps to {0:#x}, which would be replaced")]
+    Target(usize),
+    /// A jump would lie on two pages.
+    #[error("the function at {0:#x} begins at the end of a page")]
+    Page(usize),
+}
+
+/// How an image is patched, wherever it is loaded.
+#[derive(Debug)]
+pub struct Plan {
+    /// Where the hook is written.
+    at: usize,
+    /// The hook, with its trampolines. Its block is empty.
+    hook: Vec<u8>,
+    /// The replaced bytes of each function.
+    entries: [Entry; Function::ALL.len()],
+    /// The jump at the entry of each function.
+    jumps: [[u8; arch::JUMP]; Function::ALL.len()],
+    /// Offsets of instructions that are replaced, and where they are now.
+    moved: Vec<(usize, usize)>,
+}
+
+impl Plan {
+    /// Makes the plan for a vDSO as the kernel maps it: the image and what follows it on the last page.
+    pub fn new(image: &[u8]) -> Result<Self, Unfit> {
+        if image.get(4) == Some(&ELFCLASS32) && image.starts_with(b"\x7fELF") {
+            return Err(Unfit::Compat);
+        }
+        let elf = ElfFile64::<LittleEndian>::parse(image).map_err(|_| UnknownLayout::Elf)?;
+        if elf.elf_header().e_machine(LittleEndian) != arch::MACHINE {
+            return Err(UnknownLayout::Elf.into());
+        }
+        let entries = entries(&elf)?;
+        let mut hook = arch::hook().to_vec();
+        let at = room(&elf, image, hook.len())?;
+
+        let mut plan_entries = [Entry::default(); Function::ALL.len()];
+        let mut jumps = [[0; arch::JUMP]; Function::ALL.len()];
+        let mut moved_to = Vec::new();
+        for (index, function) in Function::ALL.into_iter().enumerate() {
+            let entry = entries[index];
+            let (trampoline, length) = arch::trampoline(function);
+            let moved = arch::displace(image, entry, at + trampoline)?;
+            if moved.code.len() > length {
+                return Err(UnknownLayout::Move(entry).into());
+            }
+            hook[trampoline..trampoline + moved.code.len()].copy_from_slice(&moved.code);
+            moved_to
+                .extend(moved.inner.iter().map(|(from, to)| (entry + from, at + trampoline + to)));
+            let mut bytes = [0; 8];
+            bytes[..arch::JUMP].copy_from_slice(&image[entry..entry + arch::JUMP]);
+            plan_entries[index] = Entry { offset: entry as u32, length: arch::JUMP as u32, bytes };
+            jumps[index] = arch::jump(entry, at + arch::replacement(function))
+                .ok_or(UnknownLayout::Move(entry))?;
+        }
+        Ok(Self { at, hook, entries: plan_entries, jumps, moved: moved_to })
+    }
+
+    /// Where the hook is written.
+    pub const fn at(&self) -> usize {
+        self.at
+    }
+
+    /// Whether what a former patch left can be used again. A thread may still be in its code.
+    pub fn fits(&self, found: &Found, image: &[u8]) -> bool {
+        let code = found.at + size_of::<Block>();
+        let has_code = || image.get(code..).is_some_and(|rest| rest.starts_with(self.code()));
+        found.at == self.at
+            && found.header.size as usize == self.hook.len()
+            && (found.header.armed == 0 || has_code())
+    }
+
+    /// The header of a new patch.
+    pub const fn header(&self, owner: u64) -> Header {
+        Header {
+            magic: MAGIC,
+            owner,
+            size: self.hook.len() as u32,
+            armed: 0,
+            entries: self.entries,
+        }
+    }
+
+    /// What follows the header: data, code and trampolines.
+    pub fn body(&self, skew: Skew) -> Vec<u8> {
+        let block = Block::new(self.header(0), skew);
+        let mut body = block::as_bytes(&block)[size_of::<Header>()..].to_vec();
+        body.extend(self.code());
+        body
+    }
+
+    /// The code and the trampolines alone.
+    pub fn code(&self) -> &[u8] {
+        &self.hook[size_of::<Block>()..]
+    }
+
+    /// Each function's offset, and what is written there.
+    pub fn jumps(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        self.entries.iter().zip(&self.jumps).map(|(entry, jump)| (entry.offset as usize, &jump[..]))
+    }
+
+    /// Where to go on from an instruction pointer that may not stay where it is; `None` if it may.
+    ///
+    /// An error if it is where no thread can be, as an instruction begins elsewhere.
+    pub fn refuge(&self, offset: usize) -> Result<Option<usize>, UnknownLayout> {
+        let replaced = |entry: &Entry| {
+            let start = entry.offset as usize;
+            offset > start && offset < start + entry.length as usize
+        };
+        if !self.entries.iter().any(replaced) {
+            return Ok(None);
+        }
+        let to = self.moved.iter().find(|(from, _)| *from == offset);
+        to.map(|(_, to)| Some(*to)).ok_or(UnknownLayout::Instruction(offset))
+    }
+}
+
+type Elf<'a> = ElfFile64<'a, LittleEndian>;
+
+/// Where the functions begin; each can be replaced there.
+fn entries(elf: &Elf) -> Result<[usize; Function::ALL.len()], UnknownLayout> {
+    let text = elf.section_by_name(".text").ok_or(UnknownLayout::Symbol)?;
+    let start = text.address() as usize;
+    let code = text.data().map_err(|_| UnknownLayout::Elf)?;
+    // An address is an offset in the mapping, too.
+    if text.file_range().is_none_or(|(offset, _)| offset as usize != start) {
+        return Err(UnknownLayout::Elf);
+    }
+    let mut found = [0; Function::ALL.len()];
+    for (function, entry) in Function::ALL.into_iter().zip(&mut found) {
+        let symbol = elf.dynamic_symbols().find(|symbol| symbol.name() == Ok(function.name()));
+        *entry = symbol.ok_or(UnknownLayout::Symbol)?.address() as usize;
+        if *entry < start || *entry + arch::JUMP > start + code.len() {
+            return Err(UnknownLayout::Symbol);
+        }
+        if *entry / PAGE != (*entry + arch::JUMP - 1) / PAGE {
+            return Err(UnknownLayout::Page(*entry));
+        }
+    }
+    // No other function, and no branch, begins within what is replaced.
+    let branches = arch::branches(code, start)?;
+    let symbols = elf.dynamic_symbols().map(|symbol| symbol.address() as usize);
+    let targets: BTreeSet<usize> = branches.into_iter().chain(symbols).collect();
+    for entry in found {
+        if let Some(target) = targets.range(entry + 1..entry + arch::JUMP).next() {
+            return Err(UnknownLayout::Target(*target));
+        }
+    }
+    Ok(found)
+}
+
+/// Room for the hook, after all that the image consists of.
+fn room(elf: &Elf, image: &[u8], needed: usize) -> Result<usize, Unfit> {
+    let end = end(elf).map_err(|_| UnknownLayout::Elf)?;
+    let mut at = end.next_multiple_of(block::ALIGNMENT);
+    // The header is written at once only within a page.
+    if at / PAGE != (at + size_of::<Header>() - 1) / PAGE {
+        at = at.next_multiple_of(PAGE);
+    }
+    let free = image.get(at..).unwrap_or_default();
+    let zeroes = free.iter().take_while(|byte| **byte == 0).count();
+    if zeroes < free.len() || free.len() < needed {
+        return Err(Unfit::NoRoom { needed, free: zeroes });
+    }
+    Ok(at)
+}
+
+/// Where the image ends: headers, segments and sections.
+fn end(elf: &Elf) -> object::Result<usize> {
+    let header = elf.elf_header();
+    let mut end = size_of::<FileHeader64<LittleEndian>>() as u64;
+    let mut extend = |range: Range<u64>| end = end.max(range.end);
+    let table =
+        |offset: u64, size: u16, count: usize| offset..offset + u64::from(size) * count as u64;
+    let little = LittleEndian;
+    extend(table(
+        header.e_phoff(little),
+        header.e_phentsize(little),
+        header.phnum(little, elf.data())?,
+    ));
+    extend(table(
+        header.e_shoff(little),
+        header.e_shentsize(little),
+        header.shnum(little, elf.data())?,
+    ));
+    for segment in elf.elf_program_headers() {
+        let (offset, size) = segment.file_range(little);
+        extend(offset..offset.saturating_add(size));
+    }
+    for section in elf.elf_section_table().iter() {
+        if let Some((offset, size)) = section.file_range(little) {
+            extend(offset..offset.saturating_add(size));
+        }
+    }
+    Ok(end as usize)
+}

@@ -1,0 +1,289 @@
+//! Clocks that go wrong, in one process: the functions of its vDSO read a [`Skew`].
+//!
+//! The kernel maps the vDSO into each process, and programs call it for the time instead of the kernel. Behind
+//! its code is room up to the end of the page. There goes a hook that calls the original function and skews what
+//! it says, and at the entry of the original a jump to the hook. All is written through /proc/PID/mem, by which
+//! the pages become private copies of this process: no other is touched, a fork inherits them, and an exec ends
+//! them. The hook's data has a lease, so that time becomes true by itself when nobody renews it.
+//!
+//! - `image`: what is in the vDSO, and how it can be patched
+//! - `block`: the hook's data, by which a patch also describes itself
+//! - `x86_64`: the hook's code
+//! - `all`: putting things right on the whole machine
+//! - `process`, `threads`: access to a process, and stopping it
+
+#[cfg(target_arch = "x86_64")]
+#[path = "x86_64.rs"]
+mod arch;
+
+mod all;
+mod block;
+mod image;
+mod process;
+#[cfg(test)]
+mod tests;
+mod threads;
+
+use std::{io, mem::offset_of, sync::Arc};
+
+use injector_common::model::clock::Skew;
+use thiserror::Error;
+
+pub use self::{
+    all::restore_all,
+    image::{Unfit, UnknownLayout},
+};
+use self::{
+    block::{Block, Found, Header, Slot},
+    image::Plan,
+    process::{Process, Vdso},
+    threads::{Stopped, while_stopped},
+};
+
+/// Why a process cannot be patched. It is as it was before.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// It has ended, or executed another program.
+    #[error("it has ended")]
+    Gone,
+    /// It has no vDSO: a kernel thread, or a program without.
+    #[error("it has no vDSO")]
+    NoVdso,
+    /// Its vDSO cannot be patched.
+    #[error("its vDSO cannot be patched: {0}")]
+    Unfit(#[from] Unfit),
+    /// It is being debugged.
+    #[error("it is being traced, as by a debugger")]
+    Traced,
+    /// Another injector has patched it.
+    #[error("another injector has skewed its clocks already")]
+    Owned(u64),
+    /// Another version of injector has patched it, and a thread may still be in what that left.
+    #[error("another version of injector has been at its vDSO; start it anew")]
+    OtherVersion,
+    /// A thread does not stop, or another program has changed the vDSO meanwhile. It may work later.
+    #[error("a thread of it cannot be stopped now")]
+    Busy,
+    /// The system refused something.
+    #[error("{what} failed")]
+    Failed {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl From<UnknownLayout> for Refusal {
+    fn from(unknown: UnknownLayout) -> Self {
+        Self::Unfit(unknown.into())
+    }
+}
+
+impl Refusal {
+    /// The same for all processes that are refused for the same reason, for counting.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Gone => "ended",
+            Self::NoVdso => "no vDSO",
+            Self::Unfit(unfit) => unfit.label(),
+            Self::Traced => "traced, as by a debugger",
+            Self::Owned(_) => "faulted by another injector",
+            Self::OtherVersion => "faulted by another version of injector before",
+            Self::Busy => "a thread could not be stopped",
+            Self::Failed { .. } => "refused by the system",
+        }
+    }
+
+    /// Whether it is worth while to try again later.
+    #[must_use]
+    pub const fn is_passing(&self) -> bool {
+        matches!(self, Self::Gone | Self::Traced | Self::Owned(_) | Self::Busy)
+    }
+}
+
+/// A process has ended, or executed another program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("it has ended")]
+pub struct Gone;
+
+/// Patches processes.
+#[derive(Debug)]
+pub struct Patcher {
+    owner: u64,
+    /// By the image without any patch. All processes of a kernel have the same, or one of two.
+    plans: Vec<(Box<[u8]>, Planned)>,
+}
+
+type Planned = Result<Arc<Plan>, Unfit>;
+
+impl Patcher {
+    /// For the injector that `owner` identifies, which is not 0.
+    #[must_use]
+    pub const fn new(owner: u64) -> Self {
+        Self { owner, plans: Vec::new() }
+    }
+
+    /// Whom it was made for.
+    #[must_use]
+    pub const fn owner(&self) -> u64 {
+        self.owner
+    }
+
+    /// Patches a process, or adopts one that has inherited our patch, and sets its skew.
+    ///
+    /// Its threads are stopped for some microseconds, unless it is adopted. Children of this process must not be
+    /// waited for meanwhile by waitpid(2) in other threads: they would take the stops for themselves. (A child
+    /// of tokio's is waited for by a pidfd, which is fine.)
+    ///
+    /// Of all that have one memory, as a process and its children by vfork(2), one is to be patched.
+    pub fn patch(&mut self, pid: i32, skew: &Skew) -> Result<Patched, Refusal> {
+        let process = Process::open(pid)?;
+        let vdso = process.vdso()?;
+        let image = vdso.image()?;
+        let found = block::find(&image);
+        if let Some(found) = &found {
+            match found.owner() {
+                Some(owner) if owner != self.owner => return Err(Refusal::Owned(owner)),
+                Some(_) if found.is_complete(&image) => {
+                    let mut patched = Patched { pid, vdso, at: found.at };
+                    patched.set(skew).map_err(|Gone| Refusal::Gone)?;
+                    return Ok(patched);
+                }
+                _ => {}
+            }
+        }
+        let plan = self.plan(found.as_ref(), &image)?;
+        if found.is_some_and(|found| !plan.fits(&found, &image)) {
+            return Err(Refusal::OtherVersion);
+        }
+        while_stopped(&process, |stopped| {
+            // What was seen while it ran must hold still.
+            if vdso.image()? != image {
+                return Err(if process.is_gone() { Refusal::Gone } else { Refusal::Busy });
+            }
+            write(&plan, self.owner, skew, found.as_ref(), &vdso, stopped)
+        })?;
+        Ok(Patched { pid, at: plan.at(), vdso })
+    }
+
+    fn plan(&mut self, found: Option<&Found>, image: &[u8]) -> Planned {
+        let pristine = found.map_or_else(|| image.into(), |found| found.pristine(image));
+        if let Some((_, plan)) = self.plans.iter().find(|(of, _)| *of == pristine) {
+            return plan.clone();
+        }
+        let plan = Plan::new(&pristine).map(Arc::new);
+        self.plans.push((pristine, plan.clone()));
+        plan
+    }
+}
+
+/// Writes a whole patch. Whenever it is broken off, what is there describes itself and does no harm.
+fn write(
+    plan: &Plan,
+    owner: u64,
+    skew: &Skew,
+    found: Option<&Found>,
+    vdso: &Vdso,
+    stopped: &Stopped,
+) -> Result<(), Refusal> {
+    let start = vdso.start();
+    let refuge = |pointer: u64| match pointer.checked_sub(start) {
+        Some(offset) => Ok(plan.refuge(offset as usize)?.map(|to| start + to as u64)),
+        None => Ok(None),
+    };
+    let header = plan.header(owner);
+    let armed = Header { armed: 1, ..header };
+    if found.is_some_and(|found| found.header.armed != 0) {
+        // A thread may be in the hook. It is the same, and only its data change, as they do in use.
+        vdso.write(plan.at(), block::as_bytes(&armed))?;
+        set(vdso, plan.at(), skew)?;
+    } else {
+        vdso.write(plan.at(), block::as_bytes(&header))?;
+        vdso.write(plan.at() + size_of::<Header>(), &plan.body(*skew))?;
+        vdso.write(plan.at(), block::as_bytes(&armed))?;
+    }
+    stopped.relocate(refuge)?;
+    for (entry, jump) in plan.jumps() {
+        vdso.write(entry, jump)?;
+    }
+    Ok(())
+}
+
+/// A process whose vDSO reads a skew. It stays so when this is dropped, until the lease ends.
+#[derive(Debug)]
+pub struct Patched {
+    pid: i32,
+    vdso: Vdso,
+    at: usize,
+}
+
+impl Patched {
+    /// The process.
+    #[must_use]
+    pub const fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Changes the skew, for all threads at once. Only one at a time may do so to a process.
+    pub fn set(&mut self, skew: &Skew) -> Result<(), Gone> {
+        set(&self.vdso, self.at, skew).map_err(|_| Gone)
+    }
+}
+
+/// Writes a skew to the slot that is not in use, and then has it used.
+fn set(vdso: &Vdso, at: usize, skew: &Skew) -> Result<(), Refusal> {
+    // One who was killed may have left the unused slot half-written, and the version odd.
+    let mut index = [0];
+    vdso.read(at + offset_of!(Block, index), &mut index)?;
+    let unused = index[0] & 1 ^ 1;
+    let slot = at + offset_of!(Block, slots) + usize::from(unused) * size_of::<Slot>();
+    let version = slot + offset_of!(Slot, version);
+    let mut old = [0; size_of::<u64>()];
+    vdso.read(version, &mut old)?;
+    let odd = u64::from_ne_bytes(old) | 1;
+    // Were it odd before, it is raised too: somebody may have read it so.
+    let odd = if odd == u64::from_ne_bytes(old) { odd + 2 } else { odd };
+    vdso.write(version, &odd.to_ne_bytes())?;
+    vdso.write(slot + offset_of!(Slot, skew), block::as_bytes(skew))?;
+    vdso.write(version, &(odd + 1).to_ne_bytes())?;
+    vdso.write(at + offset_of!(Block, index), &[unused])
+}
+
+/// Puts the original functions of a process back, if they have been replaced, by `owner` or else by anyone.
+/// Returns whether they had been.
+///
+/// Time is true at once, also if the threads cannot be stopped now. The hook's code stays, for a thread may be
+/// in it.
+pub fn restore(pid: i32, owner: Option<u64>) -> Result<bool, Refusal> {
+    let process = Process::open(pid)?;
+    let vdso = process.vdso()?;
+    let image = vdso.image()?;
+    let Some(found) = block::find(&image) else { return Ok(false) };
+    match found.owner() {
+        Some(theirs) if owner.is_none_or(|owner| owner == theirs) => {}
+        _ => return Ok(false),
+    }
+    let mut header = found.header;
+    header.owner = 0;
+    if header.armed != 0 {
+        set(&vdso, found.at, &Skew::TRUE)?;
+        while_stopped(&process, |_| {
+            let image = vdso.image()?;
+            for entry in found.entries().filter(|entry| entry.is_replaced(&image)) {
+                vdso.write(entry.offset as usize, entry.original())?;
+            }
+            vdso.write(found.at, block::as_bytes(&header))
+        })?;
+    } else {
+        vdso.write(found.at, block::as_bytes(&header))?;
+    }
+    Ok(true)
+}
+
+/// Whose patch a process has; `None` without one.
+pub fn owner_of(pid: i32) -> Result<Option<u64>, Refusal> {
+    let image = Process::open(pid)?.vdso()?.image()?;
+    Ok(block::find(&image).and_then(|found| found.owner()))
+}

@@ -1,0 +1,171 @@
+//! One process, by its folder in /proc: its number may be given to another, its folder is not.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::FileExt as _,
+    },
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open, openat},
+    sys::stat::Mode,
+};
+use procfs::{
+    FromBufRead as _, FromRead as _, ProcError,
+    process::{MMPermissions, MMapPath, MemoryMaps, Status},
+};
+
+use super::Refusal;
+
+/// An open folder /proc/PID.
+#[derive(Debug)]
+pub struct Process {
+    folder: OwnedFd,
+    pid: i32,
+}
+
+impl Process {
+    /// Opens it.
+    pub fn open(pid: i32) -> Result<Self, Refusal> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let folder = open(format!("/proc/{pid}").as_str(), flags, Mode::empty())
+            .map_err(|error| refused("opening its folder in /proc", error.into()))?;
+        Ok(Self { folder, pid })
+    }
+
+    /// The numbers of its threads.
+    pub fn threads(&self) -> Result<Vec<i32>, Refusal> {
+        let failed = |error: Errno| refused("listing its threads", error.into());
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut folder =
+            nix::dir::Dir::openat(&self.folder, "task", flags, Mode::empty()).map_err(failed)?;
+        let mut threads = Vec::new();
+        for entry in folder.iter() {
+            let name = entry.map_err(failed)?;
+            threads
+                .extend(name.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()));
+        }
+        Ok(threads)
+    }
+
+    /// Whether a thread is one of its threads.
+    pub fn has(&self, thread: i32) -> bool {
+        self.read(&format!("task/{thread}/stat")).is_ok()
+    }
+
+    /// What the kernel says of a thread.
+    pub fn status(&self, thread: i32) -> Result<Status, Refusal> {
+        const WHAT: &str = "reading the state of a thread";
+        let file =
+            self.read(&format!("task/{thread}/status")).map_err(|error| refused(WHAT, error))?;
+        Status::from_read(file).map_err(|error| unreadable(WHAT, error))
+    }
+
+    /// Where a thread that sleeps in the kernel will go on; `None` if it runs.
+    pub fn sleeps_at(&self, thread: i32) -> Option<u64> {
+        let mut text = String::new();
+        self.read(&format!("task/{thread}/syscall")).ok()?.read_to_string(&mut text).ok()?;
+        let pointer = text.split_whitespace().next_back()?.strip_prefix("0x")?;
+        u64::from_str_radix(pointer, 16).ok()
+    }
+
+    /// Whether it has ended, or is about to.
+    pub fn is_gone(&self) -> bool {
+        self.status(self.pid).map_or(true, |status| status.state.starts_with(['Z', 'X']))
+    }
+
+    /// Its vDSO.
+    pub fn vdso(&self) -> Result<Vdso, Refusal> {
+        const WHAT: &str = "reading where its vDSO is";
+        let maps = self.read("maps").map_err(|error| refused(WHAT, error))?;
+        let maps = MemoryMaps::from_buf_read(BufReader::new(maps))
+            .map_err(|error| unreadable(WHAT, error))?;
+        let found = maps.iter().find(|map| map.pathname == MMapPath::Vdso);
+        let Some(map) = found else {
+            return Err(if self.is_gone() { Refusal::Gone } else { Refusal::NoVdso });
+        };
+        let (start, end) = map.address;
+        if !map
+            .perms
+            .contains(MMPermissions::READ | MMPermissions::EXECUTE | MMPermissions::PRIVATE)
+            || end - start > Vdso::MOST
+        {
+            return Err(super::image::UnknownLayout::Elf.into());
+        }
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        let memory = openat(self.folder.as_fd(), "mem", flags, Mode::empty())
+            .map_err(|error| refused("opening its memory", error.into()))?;
+        Ok(Vdso { memory: File::from(memory), start, length: (end - start) as usize })
+    }
+
+    fn read(&self, path: &str) -> io::Result<File> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        Ok(File::from(openat(self.folder.as_fd(), path, flags, Mode::empty())?))
+    }
+}
+
+/// What an error from /proc says.
+fn refused(what: &'static str, source: io::Error) -> Refusal {
+    match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => Refusal::Gone,
+        _ => Refusal::Failed { what, source },
+    }
+}
+
+fn unreadable(what: &'static str, error: ProcError) -> Refusal {
+    match error {
+        ProcError::NotFound(_) => Refusal::Gone,
+        ProcError::Io(source, _) => refused(what, source),
+        other => Refusal::Failed { what, source: io::Error::other(other) },
+    }
+}
+
+/// The vDSO in the memory of a process. It ends when the process does, or executes another program.
+#[derive(Debug)]
+pub struct Vdso {
+    memory: File,
+    start: u64,
+    length: usize,
+}
+
+impl Vdso {
+    /// No vDSO is so large.
+    const MOST: u64 = 1 << 20;
+
+    /// Where it is.
+    pub const fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// All of it.
+    pub fn image(&self) -> Result<Vec<u8>, Refusal> {
+        let mut image = vec![0; self.length];
+        self.read(0, &mut image)?;
+        Ok(image)
+    }
+
+    /// Reads a part.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Refusal> {
+        self.memory.read_exact_at(bytes, self.start + offset as u64).map_err(inaccessible)
+    }
+
+    /// Writes a part, for this process alone: its page becomes a private copy, though it is not writable.
+    ///
+    /// One call is one copy by the kernel for each page.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Refusal> {
+        self.memory.write_all_at(bytes, self.start + offset as u64).map_err(inaccessible)
+    }
+}
+
+/// Memory that is not there any more reads and writes as nothing; a mapping that has been removed is an error.
+fn inaccessible(source: io::Error) -> Refusal {
+    match (source.kind(), source.raw_os_error()) {
+        (io::ErrorKind::UnexpectedEof | io::ErrorKind::WriteZero, _)
+        | (_, Some(libc::EIO | libc::ESRCH | libc::EFAULT)) => Refusal::Gone,
+        _ => Refusal::Failed { what: "accessing its memory", source },
+    }
+}

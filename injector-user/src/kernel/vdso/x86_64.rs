@@ -1,0 +1,350 @@
+//! Everything about the patch that is of x86-64: the hook's machine code, and what instructions and registers
+//! look like. Another architecture is another file like this one.
+
+use std::{arch::global_asm, mem::offset_of, slice};
+
+use iced_x86::{
+    BlockEncoder, BlockEncoderOptions, Code, Decoder, DecoderOptions, FlowControl, Instruction,
+    InstructionBlock, OpKind,
+};
+use injector_common::model::clock::{FREEZE, STROBE, Skew, Span};
+
+use super::{
+    block::{Block, Function, Slot},
+    image::UnknownLayout,
+};
+
+/// How many bytes are written over at an entry: `jmp rel32`.
+pub const JUMP: usize = 5;
+
+/// What the vDSO's ELF header must say of the machine.
+pub const MACHINE: u16 = object::elf::EM_X86_64;
+
+const BITS: u32 = 64;
+
+/// Room for one function's displaced instructions and a jump back.
+const TRAMPOLINE: usize = 40;
+
+// The hook: a block of data (see `block`), the code, and a trampoline for each function, which calls the
+// original. All references are relative to the instruction pointer and within the hook, so it runs anywhere.
+//
+// It keeps to the System V ABI: callee-saved registers are not touched, the stack stays aligned at the call of
+// the original and is used for 40 bytes at most, nothing lies below the stack pointer. It never divides by what
+// it has not tested before, so even a block that is read while being written cannot make it fault.
+global_asm!(
+    ".pushsection .rodata.injector_vdso, \"a\", @progbits",
+    ".balign 64",
+    ".hidden injector_vdso_start",
+    ".globl injector_vdso_start",
+    "injector_vdso_start:",
+    ".Linjector_block:",
+    ".skip {BLOCK}",
+    ".balign 32, 0xcc",
+
+    // int clock_gettime(clockid_t edi, struct timespec *rsi)
+    ".hidden injector_vdso_clock_gettime",
+    ".globl injector_vdso_clock_gettime",
+    "injector_vdso_clock_gettime:",
+    "push rdi",
+    "push rsi",
+    "sub rsp, 8",
+    "call .Linjector_original_clock_gettime",
+    "add rsp, 8",
+    "pop rsi",
+    "pop rdi",
+    "test eax, eax",
+    "jnz 2f",
+    // The clock's span, if it is one that can be skewed.
+    "mov ecx, edi",
+    "cmp ecx, {IDS}",
+    "jae 2f",
+    "lea r8, [rip + .Linjector_block + {SPANS}]",
+    "movzx ecx, byte ptr [r8 + rcx]",
+    "test cl, cl",
+    "js 2f",
+    "imul rdi, qword ptr [rsi], 1000000000",
+    "add rdi, qword ptr [rsi + 8]",
+    "call .Linjector_read",
+    "mov qword ptr [rsi], rdx",
+    "mov qword ptr [rsi + 8], r9",
+    "xor eax, eax",
+    "2: ret",
+
+    // int gettimeofday(struct timeval *rdi, struct timezone *rsi)
+    ".balign 16, 0xcc",
+    ".hidden injector_vdso_gettimeofday",
+    ".globl injector_vdso_gettimeofday",
+    "injector_vdso_gettimeofday:",
+    "push rdi",
+    "sub rsp, 16",
+    "test rsi, rsi",
+    "jz 2f",
+    "xor edi, edi",
+    "call .Linjector_original_gettimeofday",
+    "test eax, eax",
+    "jnz 4f",
+    "2: xor eax, eax",
+    "cmp qword ptr [rsp + 16], 0",
+    "je 4f",
+    "xor edi, edi", // CLOCK_REALTIME
+    "mov rsi, rsp",
+    "call .Linjector_original_clock_gettime",
+    "test eax, eax",
+    "jnz 4f",
+    "mov rsi, rsp",
+    "call .Linjector_read_realtime",
+    "mov rdi, qword ptr [rsp + 16]",
+    "mov qword ptr [rdi], rdx",
+    // A thousandth, right for any 32 bits.
+    "imul rax, r9, 0x10624dd3",
+    "shr rax, 38",
+    "mov qword ptr [rdi + 8], rax",
+    "xor eax, eax",
+    "4: add rsp, 24",
+    "ret",
+
+    // time_t time(time_t *rdi)
+    ".balign 16, 0xcc",
+    ".hidden injector_vdso_time",
+    ".globl injector_vdso_time",
+    "injector_vdso_time:",
+    "push rdi",
+    "sub rsp, 16",
+    "mov edi, 5", // CLOCK_REALTIME_COARSE
+    "mov rsi, rsp",
+    "call .Linjector_original_clock_gettime",
+    "mov rdi, qword ptr [rsp + 16]",
+    "test eax, eax",
+    "jnz 3f",
+    "mov rsi, rsp",
+    "call .Linjector_read_realtime",
+    "mov rax, rdx",
+    "mov rdi, qword ptr [rsp + 16]",
+    "test rdi, rdi",
+    "jz 2f",
+    "mov qword ptr [rdi], rax",
+    "2: add rsp, 24",
+    "ret",
+    // Should the coarse clock ever fail, time() has an answer of its own.
+    "3: add rsp, 24",
+    "jmp .Linjector_original_time",
+
+    // What CLOCK_REALTIME reads when the true one reads the timespec at rsi, which is returned at that.
+    ".Linjector_read_realtime:",
+    "xor ecx, ecx",
+    "imul rdi, qword ptr [rsi], 1000000000",
+    "add rdi, qword ptr [rsi + 8]",
+    // fall through
+
+    // What the clock with its span at rcx reads when the true one reads rdi nanoseconds: rdx seconds, r9
+    // nanoseconds. Leaves rsi. `Skew::read` says the same in Rust.
+    ".Linjector_read:",
+    "movzx r8d, byte ptr [rip + .Linjector_block + {INDEX}]",
+    "imul r8d, r8d, {SLOT}",
+    "lea r9, [rip + .Linjector_block + {SLOTS}]",
+    "add r8, r9",
+    "mov r9, qword ptr [r8 + {VERSION}]",
+    "test r9b, 1",
+    "jnz 8f",
+    "mov rax, rdi",
+    "cmp rdi, qword ptr [r8 + rcx + {LEASE}]",
+    "jge 3f",
+    "mov r10, qword ptr [r8 + rcx + {BASE}]",
+    "test byte ptr [r8 + {FLAGS}], {FREEZE}",
+    "jnz 2f",
+    "add rax, qword ptr [r8 + {OFFSET}]",
+    "mov r11, qword ptr [r8 + {DRIFT}]",
+    "or r11, qword ptr [r8 + {SLEW}]",
+    "or r11, qword ptr [r8 + {PERIOD}]",
+    "jz 3f",
+    // Time since the start, r11; the sum, r10.
+    "mov r11, rdi",
+    "sub r11, r10",
+    "mov r10, rax",
+    "xor eax, eax",
+    "test r11, r11",
+    "cmovs r11, rax",
+    "mov rax, qword ptr [r8 + {DRIFT}]",
+    "imul r11",
+    "shrd rax, rdx, 32",
+    "add r10, rax",
+    "mov rax, qword ptr [r8 + {SLEW_NS}]",
+    "cmp r11, rax",
+    "cmovl rax, r11",
+    "imul qword ptr [r8 + {SLEW}]",
+    "shrd rax, rdx, 32",
+    "add r10, rax",
+    "mov rax, r11",
+    "mov r11, qword ptr [r8 + {PERIOD}]",
+    "test r11, r11",
+    "jz 5f",
+    "sub rax, qword ptr [r8 + {FIRST}]",
+    "jl 5f",
+    "xor edx, edx",
+    "div r11",
+    "inc rax",
+    "test byte ptr [r8 + {FLAGS}], {STROBE}",
+    "jz 4f",
+    "and eax, 1",
+    "4: imul rax, qword ptr [r8 + {STEP}]",
+    "add r10, rax",
+    "5: mov rax, r10",
+    "jmp 3f",
+    "2: mov rax, r10",
+    "add rax, qword ptr [r8 + {OFFSET}]",
+    "3: cmp r9, qword ptr [r8 + {VERSION}]",
+    "jne .Linjector_read",
+    // Seconds, rounded down: times 2^90 / 10^9, rounded up. It is one too low where a negative time is whole
+    // seconds.
+    "movabs r8, 0x112e0be826d694b3",
+    "mov r9, rax",
+    "imul r8",
+    "sar rdx, 26",
+    "imul r8, rdx, 1000000000",
+    "sub r9, r8",
+    "cmp r9, 1000000000",
+    "jae 7f",
+    "ret",
+    "7: inc rdx",
+    "xor r9d, r9d",
+    "ret",
+    "8: pause",
+    "jmp .Linjector_read",
+
+    ".hidden injector_vdso_trampolines",
+    ".globl injector_vdso_trampolines",
+    "injector_vdso_trampolines:",
+    ".Linjector_original_clock_gettime:",
+    ".skip {TRAMPOLINE}, 0xcc",
+    ".Linjector_original_gettimeofday:",
+    ".skip {TRAMPOLINE}, 0xcc",
+    ".Linjector_original_time:",
+    ".skip {TRAMPOLINE}, 0xcc",
+    ".hidden injector_vdso_end",
+    ".globl injector_vdso_end",
+    "injector_vdso_end:",
+    ".popsection",
+    BLOCK = const size_of::<Block>(),
+    SPANS = const offset_of!(Block, spans),
+    IDS = const Block::IDS,
+    INDEX = const offset_of!(Block, index),
+    SLOTS = const offset_of!(Block, slots),
+    SLOT = const size_of::<Slot>(),
+    VERSION = const offset_of!(Slot, version),
+    FLAGS = const offset_of!(Slot, skew) + offset_of!(Skew, flags),
+    OFFSET = const offset_of!(Slot, skew) + offset_of!(Skew, offset),
+    DRIFT = const offset_of!(Slot, skew) + offset_of!(Skew, drift),
+    SLEW = const offset_of!(Slot, skew) + offset_of!(Skew, slew),
+    SLEW_NS = const offset_of!(Slot, skew) + offset_of!(Skew, slew_ns),
+    STEP = const offset_of!(Slot, skew) + offset_of!(Skew, step),
+    FIRST = const offset_of!(Slot, skew) + offset_of!(Skew, first_ns),
+    PERIOD = const offset_of!(Slot, skew) + offset_of!(Skew, period_ns),
+    BASE = const offset_of!(Slot, skew) + offset_of!(Skew, clocks) + offset_of!(Span, base),
+    LEASE = const offset_of!(Slot, skew) + offset_of!(Skew, clocks) + offset_of!(Span, lease),
+    FREEZE = const FREEZE,
+    STROBE = const STROBE,
+    TRAMPOLINE = const TRAMPOLINE,
+);
+
+unsafe extern "C" {
+    static injector_vdso_start: u8;
+    static injector_vdso_clock_gettime: u8;
+    static injector_vdso_gettimeofday: u8;
+    static injector_vdso_time: u8;
+    static injector_vdso_trampolines: u8;
+    static injector_vdso_end: u8;
+}
+
+/// The whole hook: an empty block, the code, and empty trampolines.
+pub fn hook() -> &'static [u8] {
+    let length = offset_in_hook(&raw const injector_vdso_end);
+    // SAFETY: the bytes between the two symbols are constants of this program.
+    unsafe { slice::from_raw_parts(&raw const injector_vdso_start, length) }
+}
+
+/// Where in the hook a function's replacement begins.
+pub fn replacement(function: Function) -> usize {
+    offset_in_hook(match function {
+        Function::ClockGettime => &raw const injector_vdso_clock_gettime,
+        Function::Gettimeofday => &raw const injector_vdso_gettimeofday,
+        Function::Time => &raw const injector_vdso_time,
+    })
+}
+
+/// Where in the hook a function's trampoline is, and how long.
+pub fn trampoline(function: Function) -> (usize, usize) {
+    let first = offset_in_hook(&raw const injector_vdso_trampolines);
+    (first + function as usize * TRAMPOLINE, TRAMPOLINE)
+}
+
+fn offset_in_hook(symbol: *const u8) -> usize {
+    symbol.addr() - (&raw const injector_vdso_start).addr()
+}
+
+/// A jump that is at `from` and goes to `to`; `None` if that is too far away.
+pub fn jump(from: usize, to: usize) -> Option<[u8; JUMP]> {
+    let distance = to.wrapping_sub(from + JUMP).cast_signed();
+    let [a, b, c, d] = i32::try_from(distance).ok()?.to_le_bytes();
+    Some([0xe9, a, b, c, d])
+}
+
+/// Instructions that were moved elsewhere.
+#[derive(Debug)]
+pub struct Moved {
+    /// The code, with a jump back to what follows the original.
+    pub code: Vec<u8>,
+    /// For each instruction but the first: where it began within the original, and begins within the code.
+    pub inner: Vec<(usize, usize)>,
+}
+
+/// Moves the whole instructions in the first [`JUMP`] bytes at `entry` of an image to `to`.
+pub fn displace(image: &[u8], entry: usize, to: usize) -> Result<Moved, UnknownLayout> {
+    let code = image.get(entry..).ok_or(UnknownLayout::Symbol)?;
+    let mut decoder = Decoder::with_ip(BITS, code, entry as u64, DecoderOptions::NONE);
+    let mut instructions = Vec::new();
+    let mut end = entry;
+    while end < entry + JUMP {
+        let instruction = decoder.decode();
+        if instruction.is_invalid() {
+            return Err(UnknownLayout::Instruction(end));
+        }
+        if instruction.flow_control() != FlowControl::Next {
+            return Err(UnknownLayout::Flow(end));
+        }
+        end = instruction.next_ip() as usize;
+        instructions.push(instruction);
+    }
+    instructions.push(
+        Instruction::with_branch(Code::Jmp_rel32_64, end as u64)
+            .map_err(|_| UnknownLayout::Move(entry))?,
+    );
+    let block = InstructionBlock::new(&instructions, to as u64);
+    let options = BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
+    let moved =
+        BlockEncoder::encode(BITS, block, options).map_err(|_| UnknownLayout::Move(entry))?;
+    let inner = instructions.iter().zip(&moved.new_instruction_offsets).skip(1);
+    let inner = inner
+        .filter(|(instruction, _)| instruction.code() != Code::Jmp_rel32_64)
+        .map(|(instruction, offset)| (instruction.ip() as usize - entry, *offset as usize))
+        .collect();
+    Ok(Moved { code: moved.code_buffer, inner })
+}
+
+/// Where the direct branches in `code`, which is at `start`, go to.
+pub fn branches(code: &[u8], start: usize) -> Result<Vec<usize>, UnknownLayout> {
+    let mut targets = Vec::new();
+    for instruction in &mut Decoder::with_ip(BITS, code, start as u64, DecoderOptions::NONE) {
+        if instruction.is_invalid() {
+            return Err(UnknownLayout::Instruction(instruction.ip() as usize));
+        }
+        if instruction.op_kinds().any(|kind| kind == OpKind::NearBranch64) {
+            targets.push(instruction.near_branch_target() as usize);
+        }
+    }
+    Ok(targets)
+}
+
+/// The register with the instruction pointer, of those that ptrace(2) reads.
+pub const fn instruction_pointer(registers: &mut libc::user_regs_struct) -> &mut u64 {
+    &mut registers.rip
+}
