@@ -26,7 +26,7 @@ const SECOND: i64 = 1_000_000_000;
 const HOUR: i64 = 3600 * SECOND;
 
 /// A waiter may be this much late on a busy machine without KVM, but not early.
-const LATE: u64 = 3_000_000_000;
+const LATE: u64 = 2_000_000_000;
 const EARLY: u64 = 1_000_000;
 
 /// Whether the kernel is locked down, by its own words.
