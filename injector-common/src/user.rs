@@ -6,6 +6,7 @@ use crate::{
     counter::{RuleCounters, SeenCounters},
     hold::{self, Hold, HoldState, Route},
     model::clock::Skew,
+    probe::{DeadlineKey, ProbeControl, ProbeCounters, Replaced, TimerKey},
     rule::Rule,
 };
 
@@ -31,7 +32,12 @@ pod!(
     Route,
     hold::Slot,
     hold::Table,
-    Skew
+    Skew,
+    DeadlineKey,
+    ProbeControl,
+    ProbeCounters,
+    Replaced,
+    TimerKey
 );
 
 const _: () = {
@@ -48,4 +54,9 @@ const _: () = {
     assert!(size_of::<Route>() == 24);
     assert!(size_of::<hold::Slot>() == 32);
     assert!(size_of::<Skew>() == 144);
+    assert!(size_of::<DeadlineKey>() == 16);
+    assert!(size_of::<ProbeControl>() == 16);
+    assert!(size_of::<ProbeCounters>() == 56);
+    assert!(size_of::<Replaced>() == 40);
+    assert!(size_of::<TimerKey>() == 8);
 };

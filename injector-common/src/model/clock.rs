@@ -129,7 +129,7 @@ impl Skew {
 
     /// How many steps count, `since` the start.
     #[inline(always)]
-    const fn steps(&self, since: i64) -> i64 {
+    pub(super) const fn steps(&self, since: i64) -> i64 {
         if self.period_ns == 0 || since < self.first_ns {
             return 0;
         }
@@ -147,7 +147,7 @@ impl Skew {
 
 /// `time` times `rate`, which is in units of 2^-32, rounded down. `time` is not negative.
 #[inline(always)]
-const fn scale(time: i64, rate: i64) -> i64 {
+pub(super) const fn scale(time: i64, rate: i64) -> i64 {
     const LOW: i64 = 0xffff_ffff;
     let (rate_high, rate_low) = (rate >> 32, rate & LOW);
     let (time_high, time_low) = (time >> 32, time & LOW);

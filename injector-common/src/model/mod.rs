@@ -5,6 +5,7 @@
 
 pub mod chance;
 pub mod clock;
+pub mod deadline;
 pub mod delay;
 pub mod loss;
 pub mod random;

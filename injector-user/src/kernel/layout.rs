@@ -1,6 +1,6 @@
 //! Where the running kernel keeps what the eBPF side must read in its structures: taken from BTF.
 //!
-//! Six offsets are wanted, from 5 MB of type information, at each start. General BTF crates decode all
+//! A few offsets are wanted, from 5 MB of type information, at each start. General BTF crates decode all
 //! of it first, which takes 100 ms and more (btfparse 1.3.9, measured on the host of this project);
 //! one pass over the type section takes 10. A test compares with btfparse.
 //!
@@ -83,7 +83,82 @@ impl Layout {
     }
 }
 
-/// Offsets of members in structures, in bytes.
+/// What the clock probes read of a task. Offsets in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProbeLayout {
+    /// Of `mm` in `struct task_struct`.
+    pub task_mm: u32,
+    /// Of `files` in `struct task_struct`.
+    pub task_files: u32,
+    /// Of `context.vdso` in `struct mm_struct`.
+    pub mm_vdso: u32,
+    /// Of `context.vdso_image` in `struct mm_struct`.
+    pub mm_vdso_image: u32,
+    /// Of `saved_auxv` in `struct mm_struct`.
+    pub mm_auxv: u32,
+    /// Of `size` in `struct vdso_image`.
+    pub vdso_image_size: u32,
+    /// Of `fdt` in `struct files_struct`.
+    pub files_table: u32,
+    /// Of `max_fds` in `struct fdtable`.
+    pub table_length: u32,
+    /// Of `fd` in `struct fdtable`.
+    pub table_files: u32,
+    /// Of `private_data` in `struct file`.
+    pub file_data: u32,
+    /// Of `clockid` in `struct timerfd_ctx`.
+    pub timerfd_clock: u32,
+}
+
+impl ProbeLayout {
+    /// That of the running kernel.
+    pub fn of_kernel() -> Result<Self, LayoutError> {
+        let btf = fs::read(VMLINUX).map_err(LayoutError::Read)?;
+        let [
+            task_mm,
+            task_files,
+            mm_vdso,
+            mm_vdso_image,
+            mm_auxv,
+            vdso_image_size,
+            files_table,
+            table_length,
+            table_files,
+            file_data,
+            timerfd_clock,
+        ] = offsets(
+            &btf,
+            [
+                ("task_struct", "mm"),
+                ("task_struct", "files"),
+                ("mm_struct", "context.vdso"),
+                ("mm_struct", "context.vdso_image"),
+                ("mm_struct", "saved_auxv"),
+                ("vdso_image", "size"),
+                ("files_struct", "fdt"),
+                ("fdtable", "max_fds"),
+                ("fdtable", "fd"),
+                ("file", "private_data"),
+                ("timerfd_ctx", "clockid"),
+            ],
+        )?;
+        Ok(Self {
+            task_mm,
+            task_files,
+            mm_vdso,
+            mm_vdso_image,
+            mm_auxv,
+            vdso_image_size,
+            files_table,
+            table_length,
+            table_files,
+            file_data,
+            timerfd_clock,
+        })
+    }
+}
+
+/// Offsets of members in structures, in bytes. A member of a member is written as in C, `a.b`.
 fn offsets<const N: usize>(
     btf: &[u8],
     wanted: [(&'static str, &'static str); N],
@@ -92,7 +167,8 @@ fn offsets<const N: usize>(
     let mut structures = Vec::new();
     let mut at = 0;
     while at < sections.types.len() {
-        let Type { name, members, next } = sections.read_type(at).ok_or(LayoutError::Malformed)?;
+        let Type { name, members, next, .. } =
+            sections.read_type(at).ok_or(LayoutError::Malformed)?;
         sections.starts.push(at);
         at = next;
         if !members.is_empty() && wanted.iter().any(|(wanted, _)| sections.is_named(name, wanted)) {
@@ -122,6 +198,8 @@ struct Type<'a> {
     name: u32,
     /// 12 bytes each: name, type, offset in bits.
     members: &'a [u8],
+    /// The type of which it is another name (typedef, const and the like).
+    alias: Option<usize>,
     /// Where the next type is.
     next: usize,
 }
@@ -166,7 +244,12 @@ impl<'a> Sections<'a> {
         let next = start + length;
         let rest = self.types.get(start..next)?;
         let members = if matches!(kind, STRUCT | UNION) { rest } else { &[] };
-        Some(Type { name, members, next })
+        // TYPEDEF, VOLATILE, CONST, RESTRICT and TYPE_TAG.
+        let alias = match kind {
+            8..=11 | 18 => Some(word(self.types, at + 8)? as usize),
+            _ => None,
+        };
+        Some(Type { name, members, alias, next })
     }
 
     fn is_named(&self, name: u32, expected: &str) -> bool {
@@ -179,19 +262,39 @@ impl<'a> Sections<'a> {
         // Deeper than any structure is; without a bound, malformed types could be in themselves.
         const DEEPEST: u32 = 8;
 
+        let (first, rest) = match name.split_once('.') {
+            Some((first, rest)) => (first, Some(rest)),
+            None => (name, None),
+        };
         members.chunks_exact(12).find_map(|member| {
             let number = word(member, 0)?;
             // The upper 8 bits are the width of a bit field, none of which is wanted; 0 for others.
             let offset = (word(member, 8)? & 0x00ff_ffff) / 8;
-            if self.is_named(number, name) {
-                return Some(offset);
-            }
-            if number != 0 || depth == DEEPEST {
+            let wanted = if self.is_named(number, first) {
+                let Some(rest) = rest else { return Some(offset) };
+                rest
+            } else if number == 0 {
+                name
+            } else {
+                return None;
+            };
+            if depth == DEEPEST {
                 return None;
             }
-            let inner = self.read_type(*self.starts.get(word(member, 4)? as usize)?)?;
-            Some(offset + self.offset(inner.members, name, depth + 1)?)
+            let inner = self.structure(word(member, 4)? as usize)?;
+            Some(offset + self.offset(inner.members, wanted, depth + 1)?)
         })
+    }
+
+    /// The structure that the type with this number is, by whatever names.
+    fn structure(&self, mut number: usize) -> Option<Type<'a>> {
+        // Malformed types could be names of each other.
+        for _ in 0..8 {
+            let found = self.read_type(*self.starts.get(number)?)?;
+            let Some(alias) = found.alias else { return Some(found) };
+            number = alias;
+        }
+        None
     }
 }
 
@@ -235,6 +338,20 @@ mod tests {
             kernfs_id: offset("kernfs_node", "id"),
         };
         assert_eq!(Layout::of_kernel().expect("readable"), expected);
+        let expected = ProbeLayout {
+            task_mm: offset("task_struct", "mm"),
+            task_files: offset("task_struct", "files"),
+            mm_vdso: offset("mm_struct", "context.vdso"),
+            mm_vdso_image: offset("mm_struct", "context.vdso_image"),
+            mm_auxv: offset("mm_struct", "saved_auxv"),
+            vdso_image_size: offset("vdso_image", "size"),
+            files_table: offset("files_struct", "fdt"),
+            table_length: offset("fdtable", "max_fds"),
+            table_files: offset("fdtable", "fd"),
+            file_data: offset("file", "private_data"),
+            timerfd_clock: offset("timerfd_ctx", "clockid"),
+        };
+        assert_eq!(ProbeLayout::of_kernel().expect("readable"), expected);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod clock;
+pub mod clock_probe;
 pub mod clsact;
 pub mod device;
 pub mod fq;

@@ -391,7 +391,8 @@ fn slots_per_bank(capacity: Capacity) -> u32 {
     (2 * capacity.entries).next_power_of_two()
 }
 
-fn map<'a, T: TryFrom<&'a mut Map, Error = MapError>>(
+/// A map by its name.
+pub(super) fn map<'a, T: TryFrom<&'a mut Map, Error = MapError>>(
     ebpf: &'a mut Ebpf,
     name: &'static str,
 ) -> Result<T, KernelError> {
@@ -400,7 +401,10 @@ fn map<'a, T: TryFrom<&'a mut Map, Error = MapError>>(
 }
 
 /// Loads a program; an error says what the verifier said last.
-fn load(program: &str, load: impl FnOnce() -> Result<(), ProgramError>) -> Result<(), KernelError> {
+pub(super) fn load(
+    program: &str,
+    load: impl FnOnce() -> Result<(), ProgramError>,
+) -> Result<(), KernelError> {
     load().map_err(|error| match error {
         // The verifier's log is thousands of lines long; its last ones say what is wrong.
         ProgramError::LoadError { io_error, verifier_log } => {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{
     KernelError,
     attach::{self, Hook, OwnedLink},
-    clsact,
+    clock_probe, clsact,
     device::{self, Identity},
     fq,
     interface::{self, Interface, block_on},
@@ -182,6 +182,25 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
             verdict: Verdict::of(tap, "/dev/net/tun and CONFIG_TUN (modprobe tun)"),
         },
     ])
+}
+
+/// Tries what faults the clocks of processes. Nothing is attached.
+#[must_use]
+pub fn clocks() -> Finding {
+    let verdict = match clock_probe::refusal() {
+        None => Verdict::Ok,
+        Some(error) => Verdict::of(
+            Err::<(), _>(error),
+            "a kernel that is not locked down (no Secure Boot, or lockdown=none), with CONFIG_DEBUG_INFO_BTF and \
+             CONFIG_FTRACE_SYSCALLS",
+        ),
+    };
+    Finding {
+        subject: "clock probes",
+        faults: &["clock"],
+        serves: "time read by direct system calls, and deadlines",
+        verdict,
+    }
 }
 
 /// What the EDT engine takes, on an interface of a namespace that goes.

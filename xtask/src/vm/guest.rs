@@ -45,7 +45,7 @@ pub struct Binaries {
     /// The tests on a real kernel, by name.
     pub tests: Vec<(String, PathBuf)>,
     /// What the tests start, or what measures.
-    helper: PathBuf,
+    helpers: Vec<PathBuf>,
 }
 
 impl Binaries {
@@ -67,14 +67,18 @@ impl Binaries {
             tests.retain(|artifact| artifact.kind == "test");
             tests.sort_by(|a, b| a.name.cmp(&b.name));
         }
-        let programs = cargo(&["build", "--bin", "injector", "--example", "traffic"])?;
+        let programs = cargo(&["build", "--bin", "injector", "--examples"])?;
         let program = |name: &str| {
             let found = programs.iter().find(|artifact| artifact.name == name);
             found.map(|artifact| artifact.executable.clone()).context("cargo built no program")
         };
         Ok(Self {
             injector: program("injector")?,
-            helper: program("traffic")?,
+            helpers: programs
+                .iter()
+                .filter(|artifact| artifact.kind == "example")
+                .map(|artifact| artifact.executable.clone())
+                .collect(),
             tests: tests.into_iter().map(|test| (test.name, test.executable)).collect(),
         })
     }
@@ -87,7 +91,7 @@ impl Binaries {
         let injector = programs.into_iter().find(|artifact| artifact.name == "injector");
         Ok(Self {
             injector: injector.context("cargo built no program")?.executable,
-            helper: env::current_exe()?,
+            helpers: vec![env::current_exe()?],
             tests: Vec::new(),
         })
     }
@@ -148,9 +152,9 @@ pub fn base(work: &Path, binaries: &Binaries) -> Result<Archive> {
     }
     archive.program(Path::new("/init"), INIT.as_bytes());
     tools::add(&mut archive).context("copying tools")?;
-    let programs = [&binaries.injector, &binaries.helper];
+    let programs = [&binaries.injector].into_iter().chain(&binaries.helpers);
     let scratch = work.join("stripped");
-    for program in programs.into_iter().chain(binaries.tests.iter().map(|(_, path)| path)) {
+    for program in programs.chain(binaries.tests.iter().map(|(_, path)| path)) {
         let content = tools::stripped(program, &scratch)?;
         tools::add_content(&mut archive, program, &content)?;
     }

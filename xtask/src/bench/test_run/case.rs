@@ -21,7 +21,7 @@ use injector_user::{
         layout::Layout,
         object::{Capacity, Constants, Object},
     },
-    spec::file,
+    spec::{Faults, file},
 };
 
 use crate::bench::{
@@ -220,7 +220,7 @@ impl Case {
 
 /// Loads the object and makes the rules active, for ever.
 fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
-    let (seed, rules) = file::read(&file.path())?;
+    let Faults { seed, rules, .. } = file::read(&file.path())?;
     let compiled = compile(&rules, seed.unwrap_or_default())?;
     let constants = Constants {
         cgroup: setting.cgroup,

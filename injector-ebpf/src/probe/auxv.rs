@@ -1,0 +1,68 @@
+//! Hiding the vDSO from a new program, so that it makes system calls to read the time.
+//!
+//! A program learns of the vDSO by the auxiliary vector (getauxval(3)), which the kernel has put on its stack
+//! when `sched_process_exec` comes, right below 16 random bytes. The entry gets the type of one to be ignored.
+
+use aya_ebpf::helpers::{bpf_probe_read_user, bpf_probe_write_user};
+
+use crate::{
+    maps,
+    skew::count,
+    task::{self, kernel},
+};
+
+const AT_NULL: u64 = 0;
+const AT_IGNORE: u64 = 1;
+const AT_RANDOM: u64 = 25;
+const AT_SYSINFO_EHDR: u64 = 33;
+
+/// Entries that the vector has at most, with room for those to come (26 in Linux 7.3).
+const ENTRIES: u32 = 40;
+
+/// A program begins.
+#[inline(always)]
+pub fn hide_vdso() {
+    if maps::HIDE_VDSO.load() == 0 || !task::is_target() {
+        return;
+    }
+    // Without a vDSO there is nothing to hide.
+    let Some((vdso, _)) = task::vdso() else { return };
+    if hide(vdso).is_some() {
+        count(|counters| &mut counters.hidden);
+    } else {
+        count(|counters| &mut counters.not_hidden);
+    }
+}
+
+#[inline(always)]
+fn hide(vdso: u64) -> Option<()> {
+    // Below the random bytes, which need not be aligned, backwards.
+    let end = random_bytes()? & !7;
+    let mut next = 0;
+    for n in 1..=2 * ENTRIES {
+        let address = (end - 8 * u64::from(n)) as *mut u64;
+        // SAFETY: the helper checks the address.
+        let word = unsafe { bpf_probe_read_user(address) }.ok()?;
+        if word == AT_SYSINFO_EHDR && next == vdso {
+            // SAFETY: the helper checks the address; this is the entry of the vDSO.
+            return unsafe { bpf_probe_write_user(address, &AT_IGNORE) }.ok();
+        }
+        next = word;
+    }
+    None
+}
+
+/// Where they are, by the kernel's copy of the vector.
+#[inline(always)]
+fn random_bytes() -> Option<u64> {
+    let mm: u64 = kernel(task::address(), maps::TASK_MM.load())?;
+    for n in 0..ENTRIES {
+        let [kind, value]: [u64; 2] = kernel(mm, maps::MM_AUXV.load() + 16 * n)?;
+        match kind {
+            AT_NULL => return None,
+            AT_RANDOM => return Some(value),
+            _ => {}
+        }
+    }
+    None
+}

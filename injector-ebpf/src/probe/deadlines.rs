@@ -1,0 +1,254 @@
+//! Absolute deadlines: what a process waits for by its faulted clock is replaced by the true time of it
+//! while the kernel has it.
+//!
+//! The kernel takes deadlines from the caller's memory only, so that is where the true time is put when the
+//! call begins; what was there is put back when it returns. Threads may share the variable.
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, bpf_probe_write_user},
+    programs::TracePointContext,
+};
+use injector_common::{
+    model::clock::Clock,
+    probe::{DeadlineKey, Replaced, TimerKey},
+};
+
+use crate::{
+    atomic, maps,
+    skew::{self, count},
+    task::{self, Arguments},
+};
+
+const SECOND: i64 = 1_000_000_000;
+
+/// `CLOCK_REALTIME`.
+const REALTIME: i32 = 0;
+
+/// `CLOCK_MONOTONIC`.
+const MONOTONIC: i32 = 1;
+
+/// `TIMER_ABSTIME` and `TFD_TIMER_ABSTIME`.
+const ABSOLUTE: u64 = 1;
+
+/// Where `struct itimerspec` has the first expiration, behind the interval.
+const FIRST_EXPIRATION: u64 = 16;
+
+/// The system calls that take deadlines.
+#[derive(Clone, Copy)]
+pub enum Call {
+    /// `clock_nanosleep(clock, flags, deadline, …)`.
+    Nanosleep,
+    /// `timerfd_settime(fd, flags, itimerspec, …)`.
+    TimerFd,
+    /// `timer_settime(timer, flags, itimerspec, …)`.
+    Timer,
+    /// `futex(…, operation, …, deadline, …)`.
+    Futex,
+    /// `futex_waitv(…, …, …, deadline, clock)`.
+    FutexWaitv,
+    /// `mq_timedsend` and `mq_timedreceive(…, …, …, …, deadline)`.
+    MessageQueue,
+}
+
+impl Call {
+    /// Where the deadline is, if there is one; 0 if not.
+    #[inline(always)]
+    fn pointer(self, arguments: Arguments) -> u64 {
+        let absolute = |pointer| if arguments.second() & ABSOLUTE != 0 { pointer } else { 0 };
+        match self {
+            Self::Nanosleep => absolute(arguments.third()),
+            Self::TimerFd | Self::Timer => match absolute(arguments.third()) {
+                0 => 0,
+                pointer => pointer.wrapping_add(FIRST_EXPIRATION),
+            },
+            Self::Futex => match futex_clock(arguments.second()) {
+                Some(_) => arguments.fourth(),
+                None => 0,
+            },
+            Self::FutexWaitv => arguments.fourth(),
+            Self::MessageQueue => arguments.fifth(),
+        }
+    }
+
+    /// The id of the clock by which it waits, as far as it can be told.
+    #[inline(always)]
+    fn clock(self, arguments: Arguments) -> Option<i32> {
+        match self {
+            Self::Nanosleep => Some(arguments.first() as i32),
+            Self::TimerFd => timerfd_clock(arguments.first() as i32),
+            Self::Timer => timer_clock(arguments.first() as i32),
+            Self::Futex => futex_clock(arguments.second()),
+            Self::FutexWaitv => Some(arguments.fifth() as i32),
+            Self::MessageQueue => Some(REALTIME),
+        }
+    }
+}
+
+/// A call begins: gives the kernel the true time.
+#[inline(always)]
+pub fn begins(call: Call) {
+    let arguments = Arguments::current();
+    let pointer = call.pointer(arguments);
+    if pointer == 0 || !task::is_target() || !skew::has_lease() {
+        return;
+    }
+    match call.clock(arguments) {
+        Some(clock) => replace(pointer, clock),
+        None => count(|counters| &mut counters.left),
+    }
+}
+
+/// It has returned: gives the caller its deadline back.
+#[inline(always)]
+pub fn returned(call: Call) {
+    let pointer = call.pointer(Arguments::current());
+    if pointer != 0 && task::is_target() {
+        put_back(pointer);
+    }
+}
+
+/// `timer_create(clock, event, timer)` has returned: remembers which clock it is.
+#[inline(always)]
+pub fn timer_created(ctx: &TracePointContext) {
+    if !task::is_target() || task::returned(ctx) != 0 {
+        return;
+    }
+    let arguments = Arguments::current();
+    // SAFETY: the helper checks the address.
+    let Ok(timer) = (unsafe { bpf_probe_read_user(arguments.third() as *const i32) }) else {
+        return;
+    };
+    // If there is no room, its deadlines are left alone.
+    let _ =
+        maps::TIMERS.insert(TimerKey { process: process(), timer }, arguments.first() as i32, 0);
+}
+
+/// The clock of a futex operation with an absolute deadline.
+#[inline(always)]
+fn futex_clock(operation: u64) -> Option<i32> {
+    const PRIVATE: u64 = 128;
+    const CLOCK_REALTIME: u64 = 256;
+    const LOCK_PI: u64 = 6;
+    const WAIT_BITSET: u64 = 9;
+    const WAIT_REQUEUE_PI: u64 = 11;
+    const LOCK_PI2: u64 = 13;
+
+    let operation = operation & 0xffff_ffff;
+    match operation & !(PRIVATE | CLOCK_REALTIME) {
+        LOCK_PI => Some(REALTIME),
+        WAIT_BITSET | WAIT_REQUEUE_PI | LOCK_PI2 => {
+            Some(if operation & CLOCK_REALTIME == 0 { MONOTONIC } else { REALTIME })
+        }
+        _ => None,
+    }
+}
+
+/// The clock of a timer's file descriptor. That of another file may come out as any: the call will fail.
+#[inline(always)]
+fn timerfd_clock(fd: i32) -> Option<i32> {
+    let files: u64 = task::kernel(task::address(), maps::TASK_FILES.load())?;
+    let table: u64 = task::kernel(files, maps::FILES_TABLE.load())?;
+    let length: u32 = task::kernel(table, maps::TABLE_LENGTH.load())?;
+    if fd < 0 || fd as u32 >= length {
+        return None;
+    }
+    let files: u64 = task::kernel(table, maps::TABLE_FILES.load())?;
+    let file: u64 = task::kernel(files.wrapping_add(8 * fd as u64), 0)?;
+    let data: u64 = task::kernel(file, maps::FILE_DATA.load())?;
+    task::kernel(data, maps::TIMERFD_CLOCK.load())
+}
+
+/// The clock of a POSIX timer that was made while the probes were there.
+#[inline(always)]
+fn timer_clock(timer: i32) -> Option<i32> {
+    let key = TimerKey { process: process(), timer };
+    // SAFETY: an entry that is replaced meanwhile is another timer's clock; so is the call's then.
+    unsafe { maps::TIMERS.get(&key) }.copied()
+}
+
+/// The number of the current process.
+#[inline(always)]
+fn process() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// Replaces the deadline at `pointer`, by the clock with this id.
+#[inline(never)]
+fn replace(pointer: u64, clock: i32) {
+    let Some(clock) = Clock::of_id(clock) else { return };
+    let key = DeadlineKey { pointer, process: process(), reserved: 0 };
+    if let Some(replaced) = maps::REPLACED.get_ptr_mut(&key) {
+        // Another thread waits with it. Were that on its way out, this one's deadline is lost.
+        // SAFETY: in the map, aligned.
+        if unsafe { atomic::fetch_add(&raw mut (*replaced).calls, 1) } == 0 {
+            count(|counters| &mut counters.left);
+        }
+        return;
+    }
+    // SAFETY: the helper checks the address.
+    let Ok(wanted) = (unsafe { bpf_probe_read_user(pointer as *const [i64; 2]) }) else { return };
+    let [seconds, ns] = wanted;
+    // What the kernel refuses, or does not wait for: 0 disarms a timer. Beyond that is for ever.
+    let is_sound = (0..i64::MAX / SECOND).contains(&seconds) && (0..SECOND).contains(&ns);
+    if !is_sound || seconds | ns == 0 {
+        return;
+    }
+    let shown = seconds * SECOND + ns;
+    let when = skew::with(|skew| {
+        // Not skewed: as it is.
+        if skew.clocks[clock as usize].lease == i64::MIN {
+            return Some(shown);
+        }
+        // In a register: `None` for a clock that never gets there.
+        Some(skew.when(clock, shown).unwrap_or(i64::MIN))
+    });
+    let Some(when) = when else { return };
+    if when == shown {
+        return;
+    }
+    if when == i64::MIN {
+        count(|counters| &mut counters.left);
+        return;
+    }
+    // What lies before the epoch has passed; 0 would disarm a timer.
+    let when = if when > 0 { when as u64 } else { 1 };
+    let given = [(when / SECOND as u64).cast_signed(), (when % SECOND as u64).cast_signed()];
+    let replaced = Replaced { wanted, given, calls: 1 };
+    if maps::REPLACED.insert(&key, &replaced, u64::from(BPF_NOEXIST)).is_err() {
+        count(|counters| &mut counters.left);
+        return;
+    }
+    // SAFETY: the helper checks the address.
+    if unsafe { bpf_probe_write_user(pointer as *mut [i64; 2], &raw const given) }.is_ok() {
+        count(|counters| &mut counters.deadlines);
+    } else {
+        count(|counters| &mut counters.failed);
+        let _ = maps::REPLACED.remove(&key);
+    }
+}
+
+/// Puts the deadline back that was at `pointer`, if no other call waits with it.
+#[inline(never)]
+fn put_back(pointer: u64) {
+    let key = DeadlineKey { pointer, process: process(), reserved: 0 };
+    let Some(replaced) = maps::REPLACED.get_ptr_mut(&key) else { return };
+    // SAFETY: in the map, aligned.
+    let calls = unsafe { atomic::fetch_add(&raw mut (*replaced).calls, 1_u64.wrapping_neg()) };
+    if calls != 1 {
+        return;
+    }
+    // SAFETY: in the map; not written by others while no call waits with it.
+    let Replaced { wanted, given, .. } = unsafe { *replaced };
+    let pointer = pointer as *mut [i64; 2];
+    // SAFETY: the helper checks the address.
+    let now = unsafe { bpf_probe_read_user(pointer) };
+    // Unless the process has set it to something else meanwhile.
+    if now.is_ok_and(|now| now[0] == given[0] && now[1] == given[1]) {
+        // SAFETY: the helper checks the address.
+        if unsafe { bpf_probe_write_user(pointer, &raw const wanted) }.is_err() {
+            count(|counters| &mut counters.failed);
+        }
+    }
+    let _ = maps::REPLACED.remove(&key);
+}

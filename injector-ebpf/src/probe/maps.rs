@@ -1,0 +1,91 @@
+//! The maps and load-time constants shared with userspace.
+
+use aya_ebpf::{
+    Global,
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+};
+use injector_common::{
+    model::clock::Skew,
+    probe::{DeadlineKey, ProbeControl, ProbeCounters, Replaced, TimerKey},
+};
+
+/// Id of the target cgroup.
+#[unsafe(no_mangle)]
+pub static CGROUP_ID: Global<u64> = Global::new(0);
+
+/// Depth of the target cgroup below the hierarchy's root.
+#[unsafe(no_mangle)]
+pub static CGROUP_LEVEL: Global<u32> = Global::new(0);
+
+/// Non-zero: leave calls from inside the vDSO alone, as what they return is skewed there.
+#[unsafe(no_mangle)]
+pub static SKIP_VDSO: Global<u32> = Global::new(0);
+
+/// Non-zero: hide the vDSO from new programs, so that they make system calls.
+#[unsafe(no_mangle)]
+pub static HIDE_VDSO: Global<u32> = Global::new(0);
+
+/// Offset of `mm` in `struct task_struct`, in bytes, as the following ones.
+#[unsafe(no_mangle)]
+pub static TASK_MM: Global<u32> = Global::new(0);
+
+/// Offset of `files` in `struct task_struct`.
+#[unsafe(no_mangle)]
+pub static TASK_FILES: Global<u32> = Global::new(0);
+
+/// Offset of `context.vdso` in `struct mm_struct`.
+#[unsafe(no_mangle)]
+pub static MM_VDSO: Global<u32> = Global::new(0);
+
+/// Offset of `context.vdso_image` in `struct mm_struct`.
+#[unsafe(no_mangle)]
+pub static MM_VDSO_IMAGE: Global<u32> = Global::new(0);
+
+/// Offset of `saved_auxv` in `struct mm_struct`.
+#[unsafe(no_mangle)]
+pub static MM_AUXV: Global<u32> = Global::new(0);
+
+/// Offset of `size` in `struct vdso_image`.
+#[unsafe(no_mangle)]
+pub static VDSO_IMAGE_SIZE: Global<u32> = Global::new(0);
+
+/// Offset of `fdt` in `struct files_struct`.
+#[unsafe(no_mangle)]
+pub static FILES_TABLE: Global<u32> = Global::new(0);
+
+/// Offset of `max_fds` in `struct fdtable`.
+#[unsafe(no_mangle)]
+pub static TABLE_LENGTH: Global<u32> = Global::new(0);
+
+/// Offset of `fd` in `struct fdtable`.
+#[unsafe(no_mangle)]
+pub static TABLE_FILES: Global<u32> = Global::new(0);
+
+/// Offset of `private_data` in `struct file`.
+#[unsafe(no_mangle)]
+pub static FILE_DATA: Global<u32> = Global::new(0);
+
+/// Offset of `clockid` in `struct timerfd_ctx`.
+#[unsafe(no_mangle)]
+pub static TIMERFD_CLOCK: Global<u32> = Global::new(0);
+
+/// Which skew counts, and until when deadlines are replaced.
+#[map]
+pub static CONTROL: Array<ProbeControl> = Array::with_max_entries(1, 0);
+
+/// How the target's clocks go wrong, see [`ProbeControl`].
+#[map]
+pub static SKEWS: Array<Skew> = Array::with_max_entries(2, 0);
+
+/// What was done.
+#[map]
+pub static COUNTERS: PerCpuArray<ProbeCounters> = PerCpuArray::with_max_entries(1, 0);
+
+/// Deadlines that are replaced now.
+#[map]
+pub static REPLACED: HashMap<DeadlineKey, Replaced> = HashMap::with_max_entries(16_384, 0);
+
+/// The clocks of POSIX timers, by their ids.
+#[map]
+pub static TIMERS: LruHashMap<TimerKey, i32> = LruHashMap::with_max_entries(16_384, 0);

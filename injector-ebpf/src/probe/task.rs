@@ -1,0 +1,142 @@
+//! The current task: whether it is in the target, its user registers, and a way through its structures.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{
+        bpf_probe_read_kernel,
+        generated::{
+            bpf_get_current_ancestor_cgroup_id, bpf_get_current_task, bpf_get_current_task_btf,
+            bpf_task_pt_regs,
+        },
+    },
+    programs::TracePointContext,
+};
+
+use crate::maps;
+
+/// The user's registers as the kernel keeps them during a system call: `struct pt_regs` of x86-64, whose
+/// layout ptrace(2) fixes.
+#[repr(C)]
+pub struct Registers {
+    _callee_saved: [u64; 6],
+    _r11: u64,
+    r10: u64,
+    _r9: u64,
+    r8: u64,
+    _ax: u64,
+    _cx: u64,
+    dx: u64,
+    si: u64,
+    di: u64,
+    _orig_ax: u64,
+    ip: u64,
+}
+
+impl Registers {
+    /// Those of the current task.
+    #[inline(always)]
+    pub fn current() -> *const Self {
+        // SAFETY: takes the current task, which lives as long as the program runs.
+        unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const Self }
+    }
+}
+
+/// Reads a field of [`Registers`] that is not null, with a load of its own, as the verifier wants it.
+macro_rules! register {
+    ($registers:expr, $name:ident) => {
+        // SAFETY: the verifier checks the load; the kernel gives 0 for memory that is not there.
+        unsafe { (&raw const (*$registers).$name).read_volatile() }
+    };
+}
+
+/// The arguments of the current system call.
+#[derive(Clone, Copy)]
+pub struct Arguments(*const Registers);
+
+impl Arguments {
+    /// Those of the current task, also when the call has returned: the kernel changes but `rax`.
+    #[inline(always)]
+    pub fn current() -> Self {
+        Self(Registers::current())
+    }
+
+    /// The first one.
+    #[inline(always)]
+    pub fn first(self) -> u64 {
+        register!(self.0, di)
+    }
+
+    /// The second one.
+    #[inline(always)]
+    pub fn second(self) -> u64 {
+        register!(self.0, si)
+    }
+
+    /// The third one.
+    #[inline(always)]
+    pub fn third(self) -> u64 {
+        register!(self.0, dx)
+    }
+
+    /// The fourth one.
+    #[inline(always)]
+    pub fn fourth(self) -> u64 {
+        register!(self.0, r10)
+    }
+
+    /// The fifth one.
+    #[inline(always)]
+    pub fn fifth(self) -> u64 {
+        register!(self.0, r8)
+    }
+
+    /// Where the call was made: the instruction behind it.
+    #[inline(always)]
+    pub fn caller(self) -> u64 {
+        register!(self.0, ip)
+    }
+}
+
+/// Whether the current task is in the target cgroup or below it.
+#[inline(always)]
+pub fn is_target() -> bool {
+    // SAFETY: takes no pointers.
+    let id = unsafe { bpf_get_current_ancestor_cgroup_id(maps::CGROUP_LEVEL.load().cast_signed()) };
+    id == maps::CGROUP_ID.load()
+}
+
+/// What a system call has returned. Only for `sys_exit` tracepoints.
+#[inline(always)]
+pub fn returned(ctx: &TracePointContext) -> i64 {
+    // `perf_call_bpf_exit` hands over a pointer, the call's number, and this.
+    const AT: usize = 16;
+    // SAFETY: within the context; the verifier checks it.
+    unsafe { ctx.as_ptr().byte_add(AT).cast::<i64>().read_volatile() }
+}
+
+/// The address of the current `task_struct`.
+#[inline(always)]
+pub fn address() -> u64 {
+    // SAFETY: takes no pointers.
+    unsafe { bpf_get_current_task() }
+}
+
+/// Reads a value of the kernel's.
+#[inline(always)]
+pub fn kernel<T>(structure: u64, offset: u32) -> Option<T> {
+    let address = structure.wrapping_add(u64::from(offset)) as *const T;
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(address) }.ok()
+}
+
+/// Where the current process has its vDSO, and how long that is; `None` if it has none.
+#[inline(always)]
+pub fn vdso() -> Option<(u64, u64)> {
+    let mm: u64 = kernel(address(), maps::TASK_MM.load())?;
+    let start: u64 = kernel(mm, maps::MM_VDSO.load())?;
+    let image: u64 = kernel(mm, maps::MM_VDSO_IMAGE.load())?;
+    if start == 0 || image == 0 {
+        return None;
+    }
+    Some((start, kernel(image, maps::VDSO_IMAGE_SIZE.load())?))
+}

@@ -1,0 +1,313 @@
+//! The clock probes: eBPF that faults the time system calls of a cgroup, for programs that make them.
+//!
+//! Results of `clock_gettime` and `gettimeofday` are rewritten in the caller's memory; absolute deadlines in
+//! faulted time are replaced by the true time while the kernel has them; the vDSO may be hidden from new
+//! programs, so that they make system calls at all. What `time(2)` returns cannot be changed, as it is in a
+//! register. System calls of 32-bit programs do not reach the tracepoints.
+//!
+//! It takes `bpf_probe_write_user`, which lockdown forbids.
+
+use std::{
+    fs, io,
+    io::{IoSlice, IoSliceMut},
+};
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
+    programs::{ProgramError, TracePoint, trace_point::TracePointLink},
+};
+use injector_common::{
+    model::clock::{Clock, Skew},
+    probe::{DeadlineKey, ProbeControl, ProbeCounters, Replaced},
+};
+use nix::{
+    errno::Errno,
+    sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev},
+    time::{ClockId, clock_gettime},
+    unistd::Pid,
+};
+use thiserror::Error;
+
+use super::{
+    KernelError,
+    clock::{monotonic_ns, wait_for_readers},
+    layout::{LayoutError, ProbeLayout},
+    object::{load, map},
+};
+
+/// The object, as the build script made it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector-probe"));
+
+/// The programs, each named as the event to which it is attached, and whether there is no doing without.
+const EVENTS: [(&str, &str, bool); 17] = [
+    ("syscalls", "sys_exit_clock_gettime", true),
+    ("syscalls", "sys_exit_gettimeofday", true),
+    // Puts back before it replaces, so that nothing that was replaced is forgotten.
+    ("syscalls", "sys_exit_clock_nanosleep", true),
+    ("syscalls", "sys_enter_clock_nanosleep", true),
+    ("syscalls", "sys_exit_futex", true),
+    ("syscalls", "sys_enter_futex", true),
+    // What follows is there by the kernel's configuration.
+    ("syscalls", "sys_exit_timerfd_settime", false),
+    ("syscalls", "sys_enter_timerfd_settime", false),
+    ("syscalls", "sys_exit_timer_create", false),
+    ("syscalls", "sys_exit_timer_settime", false),
+    ("syscalls", "sys_enter_timer_settime", false),
+    ("syscalls", "sys_exit_futex_waitv", false),
+    ("syscalls", "sys_enter_futex_waitv", false),
+    ("syscalls", "sys_exit_mq_timedsend", false),
+    ("syscalls", "sys_enter_mq_timedsend", false),
+    ("syscalls", "sys_exit_mq_timedreceive", false),
+    ("syscalls", "sys_enter_mq_timedreceive", false),
+];
+
+/// Attached if the vDSO is to be hidden.
+const EXEC: (&str, &str) = ("sched", "sched_process_exec");
+
+/// Why the clock probes cannot be used.
+#[derive(Debug, Error)]
+pub enum ClockProbeError {
+    /// The kernel is locked down.
+    #[error(
+        "the kernel is locked down ({0}), which forbids eBPF to write to the memory of a process \
+         (bpf_probe_write_user)"
+    )]
+    Lockdown(String),
+    /// The kernel's structures are not known.
+    #[error("cannot tell how this kernel keeps its tasks")]
+    Layout(#[from] LayoutError),
+    /// The kernel refused a program or a map.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A program cannot be attached.
+    #[error("cannot attach to the event {event} (CONFIG_FTRACE_SYSCALLS, tracefs)")]
+    Attach {
+        /// The event.
+        event: &'static str,
+        /// Why.
+        source: Box<ProgramError>,
+    },
+}
+
+/// What is fixed when the probes are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Id and level of the target cgroup.
+    pub cgroup: (u64, u32),
+    /// Leave calls from inside the vDSO alone: it is hooked, and skews what they return.
+    pub skip_vdso: bool,
+    /// Hide the vDSO from programs that are started from now on.
+    pub hide_vdso: bool,
+}
+
+/// The attached probes. They go when this is dropped, or when the process dies.
+#[derive(Debug)]
+pub struct ClockProbe {
+    ebpf: Ebpf,
+    links: Vec<TracePointLink>,
+    generation: u64,
+}
+
+/// Why the clock probes cannot be used here, by trying to load them; `None` if they can.
+#[must_use]
+pub fn refusal() -> Option<ClockProbeError> {
+    // No cgroup has this id; nothing is attached.
+    let config = Config { cgroup: (0, 0), skip_vdso: true, hide_vdso: true };
+    ClockProbe::loaded(&config).err()
+}
+
+/// What is said if the kernel refuses and securityfs, which tells how it is locked down, is not mounted.
+const UNTOLD: &str = "integrity or confidentiality";
+
+/// How the kernel is locked down, if it is so far that it matters here.
+fn lockdown() -> Option<String> {
+    // "none [integrity] confidentiality"; the file is not there without the module, or without securityfs.
+    let text = fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
+    let mode = text.split_once('[')?.1.split_once(']')?.0;
+    (mode != "none").then(|| mode.to_owned())
+}
+
+/// Whether a program was refused for writing to the memory of a process.
+fn is_forbidden(error: &KernelError) -> bool {
+    // What the verifier says when a helper is not to be had ("unknown func" before Linux 6.13).
+    const WORDS: [&str; 2] =
+        ["cannot use helper bpf_probe_write_user", "unknown func bpf_probe_write_user"];
+    matches!(error, KernelError::Refused { reason, .. } if WORDS.iter().any(|words| reason.contains(words)))
+}
+
+impl ClockProbe {
+    /// Loads and attaches the probes. All clocks read true until [`Self::set`].
+    pub fn attach(config: &Config) -> Result<Self, ClockProbeError> {
+        let mut probe = Self::loaded(config)?;
+        for (category, event, is_needed) in EVENTS {
+            match probe.attach_to(category, event) {
+                Ok(link) => probe.links.push(link),
+                Err(error) if is_needed => return Err(error),
+                Err(error) => tracing::debug!(event, %error, "not there"),
+            }
+        }
+        if config.hide_vdso {
+            let link = probe.attach_to(EXEC.0, EXEC.1)?;
+            probe.links.push(link);
+        }
+        Ok(probe)
+    }
+
+    /// The probes, accepted by the verifier but not attached.
+    fn loaded(config: &Config) -> Result<Self, ClockProbeError> {
+        if let Some(mode) = lockdown() {
+            return Err(ClockProbeError::Lockdown(mode));
+        }
+        let layout = ProbeLayout::of_kernel()?;
+        let (id, level) = config.cgroup;
+        let (skip_vdso, hide_vdso) = (u32::from(config.skip_vdso), u32::from(config.hide_vdso));
+        let ebpf = EbpfLoader::new()
+            // Nothing in the object is relocated by the kernel's types; reading them takes long.
+            .btf(None)
+            .override_global("CGROUP_ID", &id, true)
+            .override_global("CGROUP_LEVEL", &level, true)
+            .override_global("SKIP_VDSO", &skip_vdso, true)
+            .override_global("HIDE_VDSO", &hide_vdso, true)
+            .override_global("TASK_MM", &layout.task_mm, true)
+            .override_global("TASK_FILES", &layout.task_files, true)
+            .override_global("MM_VDSO", &layout.mm_vdso, true)
+            .override_global("MM_VDSO_IMAGE", &layout.mm_vdso_image, true)
+            .override_global("MM_AUXV", &layout.mm_auxv, true)
+            .override_global("VDSO_IMAGE_SIZE", &layout.vdso_image_size, true)
+            .override_global("FILES_TABLE", &layout.files_table, true)
+            .override_global("TABLE_LENGTH", &layout.table_length, true)
+            .override_global("TABLE_FILES", &layout.table_files, true)
+            .override_global("FILE_DATA", &layout.file_data, true)
+            .override_global("TIMERFD_CLOCK", &layout.timerfd_clock, true)
+            .load(OBJECT)
+            .map_err(|error| KernelError::Load(error.into()))?;
+        let mut probe = Self { ebpf, links: Vec::new(), generation: 0 };
+        probe.set(&Skew::TRUE)?;
+        let events = EVENTS.iter().map(|&(_, event, _)| event);
+        for event in events.chain(config.hide_vdso.then_some(EXEC.1)) {
+            let program = probe.program(event)?;
+            load(event, || program.load()).map_err(|error| {
+                if is_forbidden(&error) {
+                    ClockProbeError::Lockdown(UNTOLD.into())
+                } else {
+                    error.into()
+                }
+            })?;
+        }
+        Ok(probe)
+    }
+
+    fn program(&mut self, name: &'static str) -> Result<&mut TracePoint, KernelError> {
+        let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+        program.try_into().map_err(|_| KernelError::Missing(name))
+    }
+
+    fn attach_to(
+        &mut self,
+        category: &str,
+        event: &'static str,
+    ) -> Result<TracePointLink, ClockProbeError> {
+        let program = self.program(event)?;
+        let link = program.attach(category, event).and_then(|id| program.take_link(id));
+        link.map_err(|source| ClockProbeError::Attach { event, source: source.into() })
+    }
+
+    /// Has the target's clocks go wrong in this way from now on; to be repeated to renew the lease.
+    pub fn set(&mut self, skew: &Skew) -> Result<(), KernelError> {
+        let generation = self.generation + 1;
+        self.array("SKEWS", |array: &mut Array<_, Skew>| {
+            array.set((generation & 1) as u32, skew, 0)
+        })?;
+        let control = ProbeControl { generation, lease_ns: lease_ns(skew) };
+        self.array("CONTROL", |array| array.set(0, control, 0))?;
+        self.generation = generation;
+        Ok(())
+    }
+
+    fn array<T: Pod>(
+        &mut self,
+        name: &'static str,
+        work: impl FnOnce(&mut Array<&mut MapData, T>) -> Result<(), MapError>,
+    ) -> Result<(), KernelError> {
+        let mut array = map(&mut self.ebpf, name)?;
+        work(&mut array).map_err(|source| KernelError::Map { map: name, source: source.into() })
+    }
+
+    /// What the probes did.
+    pub fn counters(&mut self) -> Result<ProbeCounters, KernelError> {
+        let counters: PerCpuArray<&mut MapData, ProbeCounters> = map(&mut self.ebpf, "COUNTERS")?;
+        let values = counters
+            .get(&0, 0)
+            .map_err(|source| KernelError::Map { map: "COUNTERS", source: source.into() })?;
+        let mut sum = ProbeCounters::default();
+        values.iter().for_each(|&value| sum += value);
+        Ok(sum)
+    }
+
+    /// Gives those that wait for a deadline back what they wait for. They have the true time in their memory, and
+    /// nobody else will put that right.
+    fn put_back(&mut self) -> Result<(), KernelError> {
+        let replaced: HashMap<&mut MapData, DeadlineKey, Replaced> =
+            map(&mut self.ebpf, "REPLACED")?;
+        for entry in &replaced {
+            let (key, replaced) = entry
+                .map_err(|source| KernelError::Map { map: "REPLACED", source: source.into() })?;
+            if let Err(error) = put_back(&key, &replaced) {
+                // It may have ended.
+                tracing::debug!(process = key.process, %error, "a deadline is not put back");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ClockProbe {
+    fn drop(&mut self) {
+        // First those that replace.
+        while self.links.pop().is_some() {}
+        wait_for_readers();
+        if let Err(error) = self.put_back() {
+            tracing::warn!(%error, "deadlines are not put back");
+        }
+    }
+}
+
+/// Puts a deadline back, unless the process has set it to something else.
+fn put_back(key: &DeadlineKey, replaced: &Replaced) -> Result<(), Errno> {
+    let pid = Pid::from_raw(key.process.cast_signed());
+    let remote = [RemoteIoVec { base: key.pointer as usize, len: size_of_val(&replaced.wanted) }];
+    let bytes = |[seconds, ns]: [i64; 2]| [seconds.to_ne_bytes(), ns.to_ne_bytes()].concat();
+    let mut now = bytes([0; 2]);
+    process_vm_readv(pid, &mut [IoSliceMut::new(&mut now)], &remote)?;
+    if now == bytes(replaced.given) {
+        process_vm_writev(pid, &[IoSlice::new(&bytes(replaced.wanted))], &remote)?;
+    }
+    Ok(())
+}
+
+/// When the last of the leases runs out, in nanoseconds of `CLOCK_MONOTONIC`; 0 if there is none.
+fn lease_ns(skew: &Skew) -> u64 {
+    let leases = Clock::ALL.into_iter().filter_map(|clock| {
+        let lease = skew.clocks[clock as usize].lease;
+        if lease == i64::MIN {
+            return None;
+        }
+        let left = lease.saturating_sub(now_ns(clock).ok()?);
+        Some(u64::try_from(left).unwrap_or(0))
+    });
+    leases.max().map_or(0, |left| monotonic_ns().saturating_add(left))
+}
+
+/// What the true clock reads, in nanoseconds.
+pub fn now_ns(clock: Clock) -> io::Result<i64> {
+    let id = match clock {
+        Clock::Realtime => ClockId::CLOCK_REALTIME,
+        Clock::Monotonic => ClockId::CLOCK_MONOTONIC,
+        Clock::MonotonicRaw => ClockId::CLOCK_MONOTONIC_RAW,
+        Clock::Boottime => ClockId::CLOCK_BOOTTIME,
+        Clock::Tai => ClockId::CLOCK_TAI,
+    };
+    let time = clock_gettime(id)?;
+    Ok(time.tv_sec().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec()))
+}
