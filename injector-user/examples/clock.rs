@@ -219,23 +219,25 @@ fn hammer(threads: u32, offsets: &[i64], all: bool, tolerance: i64) {
                 offsets.clone(),
             );
             thread::spawn(move || {
-                let judge = |name: &str, is_skewed: bool, before: i64, read: i64, after: i64, unit: i64| {
-                    let true_only = [0];
-                    let offsets = if is_skewed { &offsets[..] } else { &true_only };
-                    let distance = |offset: &i64| {
-                        let (low, high) = (before + offset - unit, after + offset);
-                        (low - read).max(read - high).max(0)
-                    };
-                    let distance = offsets.iter().map(distance).min().unwrap_or(0);
-                    worst.fetch_max(distance, Ordering::Relaxed);
-                    if distance > tolerance {
-                        wrong.fetch_add(1, Ordering::Relaxed);
-                        let mut examples = examples.lock().expect("no thread panics");
-                        if examples.len() < 5 {
-                            examples.push(format!("{name}: {read} between {before} and {after}"));
+                let judge =
+                    |name: &str, is_skewed: bool, before: i64, read: i64, after: i64, unit: i64| {
+                        let true_only = [0];
+                        let offsets = if is_skewed { &offsets[..] } else { &true_only };
+                        let distance = |offset: &i64| {
+                            let (low, high) = (before + offset - unit, after + offset);
+                            (low - read).max(read - high).max(0)
+                        };
+                        let distance = offsets.iter().map(distance).min().unwrap_or(0);
+                        worst.fetch_max(distance, Ordering::Relaxed);
+                        if distance > tolerance {
+                            wrong.fetch_add(1, Ordering::Relaxed);
+                            let mut examples = examples.lock().expect("no thread panics");
+                            if examples.len() < 5 {
+                                examples
+                                    .push(format!("{name}: {read} between {before} and {after}"));
+                            }
                         }
-                    }
-                };
+                    };
                 while !is_over.load(Ordering::Relaxed) {
                     for (name, id) in CLOCKS {
                         let is_real = ["realtime", "realtime_coarse"].contains(&name);
@@ -370,16 +372,15 @@ fn vfork(sleep: u64) {
         // SAFETY: this process stands still until the child has ended, which only sleeps.
         let child = unsafe { clone(Box::new(child), &mut stack, flags, Some(libc::SIGCHLD)) };
         let ended = child.and_then(|child| waitpid(child, Some(WaitPidFlag::__WALL)));
-        say(&json!({ "ended": format!("{ended:?}"), "realtime": off(libc::CLOCK_REALTIME, || by_vdso(libc::CLOCK_REALTIME)) }));
+        say(
+            &json!({ "ended": format!("{ended:?}"), "realtime": off(libc::CLOCK_REALTIME, || by_vdso(libc::CLOCK_REALTIME)) }),
+        );
     }
 }
 
 fn skew(pids: &[i32]) {
-    let skew = |offset| Skew {
-        offset,
-        clocks: [Span { base: 0, lease: i64::MAX }; ALL],
-        ..Skew::TRUE
-    };
+    let skew =
+        |offset| Skew { offset, clocks: [Span { base: 0, lease: i64::MAX }; ALL], ..Skew::TRUE };
     let mut patcher = Patcher::new(u64::from(std::process::id()));
     let start = Instant::now();
     let mut patched = Vec::new();

@@ -204,7 +204,14 @@ fn offsets_are_exact_in_all_functions_and_only_there() {
     assert_realtime(&before, 0);
     let mut patched = patch(&program, &realtime(HOUR));
     assert_eq!(patched.pid(), program.pid());
-    for offset in [HOUR, -500 * MILLISECOND, 1, 20 * 365 * 24 * HOUR, -50 * 365 * 24 * HOUR, -90 * 365 * 24 * HOUR] {
+    for offset in [
+        HOUR,
+        -500 * MILLISECOND,
+        1,
+        20 * 365 * 24 * HOUR,
+        -50 * 365 * 24 * HOUR,
+        -90 * 365 * 24 * HOUR,
+    ] {
         patched.set(&realtime(offset)).expect("it runs");
         let read = program.ask();
         assert_realtime(&read, offset);
@@ -417,7 +424,9 @@ fn signals_are_neither_lost_nor_invented() {
         // Standard signals are not queued, so the one before must have been taken.
         let pending = || {
             let status = fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
-            status.lines().any(|line| line.starts_with("ShdPnd") && !line.ends_with(&"0".repeat(16)))
+            status
+                .lines()
+                .any(|line| line.starts_with("ShdPnd") && !line.ends_with(&"0".repeat(16)))
         };
         while pending() {
             thread::yield_now();
@@ -447,7 +456,8 @@ fn a_process_that_waits_for_a_vfork_is_patched() {
 
 #[test]
 fn a_32_bit_process_is_refused() {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("pause32-{}", std::process::id()));
+    let path =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("pause32-{}", std::process::id()));
     // mov eax, 29 (pause); int 0x80; jmp back
     let code = [0xb8, 29, 0, 0, 0, 0xcd, 0x80, 0xeb, 0xf7];
     let mut elf: Vec<u8> = b"\x7fELF\x01\x01\x01".to_vec();

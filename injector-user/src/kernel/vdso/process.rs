@@ -46,7 +46,8 @@ impl Process {
         let mut threads = Vec::new();
         for entry in folder.iter() {
             let name = entry.map_err(failed)?;
-            threads.extend(name.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()));
+            threads
+                .extend(name.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()));
         }
         Ok(threads)
     }
@@ -59,7 +60,8 @@ impl Process {
     /// What the kernel says of a thread.
     pub fn status(&self, thread: i32) -> Result<Status, Refusal> {
         const WHAT: &str = "reading the state of a thread";
-        let file = self.read(&format!("task/{thread}/status")).map_err(|error| refused(WHAT, error))?;
+        let file =
+            self.read(&format!("task/{thread}/status")).map_err(|error| refused(WHAT, error))?;
         Status::from_read(file).map_err(|error| unreadable(WHAT, error))
     }
 
@@ -87,7 +89,9 @@ impl Process {
             return Err(if self.is_gone() { Refusal::Gone } else { Refusal::NoVdso });
         };
         let (start, end) = map.address;
-        if !map.perms.contains(MMPermissions::READ | MMPermissions::EXECUTE | MMPermissions::PRIVATE)
+        if !map
+            .perms
+            .contains(MMPermissions::READ | MMPermissions::EXECUTE | MMPermissions::PRIVATE)
             || end - start > Vdso::MOST
         {
             return Err(super::image::UnknownLayout::Elf.into());

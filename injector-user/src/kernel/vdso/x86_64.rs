@@ -22,15 +22,17 @@ pub const MACHINE: u16 = object::elf::EM_X86_64;
 
 const BITS: u32 = 64;
 
-/// Room for one function's displaced instructions and a jump back.
-const TRAMPOLINE: usize = 40;
+/// Room for one function's displaced instructions and a jump back: one that begins within the first [`JUMP`]
+/// bytes may have 15. None grows by being moved.
+const TRAMPOLINE: usize = JUMP - 1 + 15 + JUMP;
 
 // The hook: a block of data (see `block`), the code, and a trampoline for each function, which calls the
 // original. All references are relative to the instruction pointer and within the hook, so it runs anywhere.
+// It has to be small: Linux 7.3 leaves 896 bytes.
 //
 // It keeps to the System V ABI: callee-saved registers are not touched, the stack stays aligned at the call of
-// the original and is used for 40 bytes at most, nothing lies below the stack pointer. It never divides by what
-// it has not tested before, so even a block that is read while being written cannot make it fault.
+// the original and is used for 72 bytes at most, nothing lies below the stack pointer. It never divides by what
+// it has not tested before, so even a slot that is read while being written cannot make it fault.
 global_asm!(
     ".pushsection .rodata.injector_vdso, \"a\", @progbits",
     ".balign 64",
@@ -39,44 +41,94 @@ global_asm!(
     "injector_vdso_start:",
     ".Linjector_block:",
     ".skip {BLOCK}",
-    ".balign 32, 0xcc",
+
+    // time_t time(time_t *rdi)
+    ".hidden injector_vdso_time",
+    ".globl injector_vdso_time",
+    "injector_vdso_time:",
+    "push rdi",
+    "sub rsp, 16",
+    "push 5", // CLOCK_REALTIME_COARSE
+    "pop rdi",
+    "mov rsi, rsp",
+    "call injector_vdso_clock_gettime",
+    "pop rdx",
+    "pop rcx",
+    "pop rdi",
+    "test eax, eax",
+    // Should the coarse clock ever fail, time() has an answer of its own.
+    "jnz .Linjector_original_time",
+    "test rdi, rdi",
+    "jz 2f",
+    "mov qword ptr [rdi], rdx",
+    "2: xchg rax, rdx",
+    "ret",
+
+    // int gettimeofday(struct timeval *rdi, struct timezone *rsi)
+    ".hidden injector_vdso_gettimeofday",
+    ".globl injector_vdso_gettimeofday",
+    "injector_vdso_gettimeofday:",
+    "push rdi",
+    "sub rsp, 16",
+    "xor eax, eax",
+    "test rsi, rsi",
+    "jz 2f",
+    "xor edi, edi",
+    "call .Linjector_original_gettimeofday",
+    "test eax, eax",
+    "jnz 3f",
+    "2: cmp qword ptr [rsp + 16], 0",
+    "je 3f",
+    "xor edi, edi", // CLOCK_REALTIME
+    "mov rsi, rsp",
+    "call injector_vdso_clock_gettime",
+    "test eax, eax",
+    "jnz 3f",
+    "pop rdx",
+    "pop rcx",
+    "pop rdi",
+    "mov qword ptr [rdi], rdx",
+    // A thousandth, right for any 32 bits.
+    "imul rcx, rcx, 0x10624dd3",
+    "shr rcx, 38",
+    "mov qword ptr [rdi + 8], rcx",
+    "ret",
+    "3: add rsp, 24",
+    "2: ret",
 
     // int clock_gettime(clockid_t edi, struct timespec *rsi)
     ".hidden injector_vdso_clock_gettime",
     ".globl injector_vdso_clock_gettime",
     "injector_vdso_clock_gettime:",
-    "push rdi",
     "push rsi",
-    "sub rsp, 8",
+    "push rdi",
+    "push rdi", // keeps the stack aligned
     "call .Linjector_original_clock_gettime",
-    "add rsp, 8",
-    "pop rsi",
     "pop rdi",
+    "pop rdi",
+    "pop rsi",
     "test eax, eax",
-    "jnz 2f",
+    "jnz 2b",
     // The clock's span, if it is one that can be skewed.
     "mov ecx, edi",
     "cmp ecx, {IDS}",
-    "jae 2f",
+    "jae 2b",
     "lea r8, [rip + .Linjector_block + {SPANS}]",
     "movzx ecx, byte ptr [r8 + rcx]",
     "test cl, cl",
-    "js 2f",
-    // fall through
-
-    // Skews the timespec at rsi, which is what the clock with its span at rcx truly reads. Returns 0 in eax; leaves
-    // rsi. `Skew::read` says the same in Rust.
+    "js 2b",
+    // Skews the timespec at rsi, which is what the clock with its span at rcx truly reads. `Skew::read` says the
+    // same in Rust, but for times beyond the year 2262, which do not overflow here.
     //
     // Nearly all of it does not depend on the time, so that the processor does it while it reads its counter. So
     // the offset is what is divided, and not the sum.
     ".Linjector_skew:",
-    "movzx r8d, byte ptr [rip + .Linjector_block + {INDEX}]",
-    "imul r8d, r8d, {SLOT}",
-    "lea r9, [rip + .Linjector_block + {SLOTS}]",
+    "lea r8, [rip + .Linjector_block + {SLOTS}]",
+    "movzx r9d, byte ptr [r8 + {CURRENT} - {SLOTS}]",
     "add r8, r9",
     "mov r9, qword ptr [r8 + {VERSION}]",
     "test r9b, 1",
-    "jnz 9f",
+    "jnz .Linjector_skew",
     "mov r11, qword ptr [rsi]",
     "mov r10, qword ptr [rsi + 8]",
     "imul rdi, r11, 1000000000",
@@ -109,24 +161,21 @@ global_asm!(
     "mov qword ptr [rsi], rdx",
     "mov qword ptr [rsi + 8], rax",
     "xor eax, eax",
-    "2: ret",
+    "ret",
     // Frozen.
     "5: mov rdi, qword ptr [r8 + rcx + {BASE}]",
     "add rdi, qword ptr [r8 + {OFFSET}]",
     "7: xor r10d, r10d",
     "xor r11d, r11d",
     "jmp 3b",
-    // True, or at least after the lease.
-    "8: cmp r9, qword ptr [r8 + {VERSION}]",
-    "jne .Linjector_skew",
-    "xor eax, eax",
-    "ret",
-    "9: pause",
-    "jmp .Linjector_skew",
+    // True.
+    "8: mov rdx, r11",
+    "mov rax, r10",
+    "jmp 4b",
     // All the rest: r11 is the time since the start, rdi the sum.
-    "6: mov r11, rdi",
+    "6: xor eax, eax",
+    "mov r11, rdi",
     "sub r11, qword ptr [r8 + rcx + {BASE}]",
-    "mov eax, 0",
     "cmovs r11, rax",
     "add rdi, qword ptr [r8 + {OFFSET}]",
     "mov rax, qword ptr [r8 + {DRIFT}]",
@@ -155,68 +204,6 @@ global_asm!(
     "add rdi, rax",
     "jmp 7b",
 
-    // int gettimeofday(struct timeval *rdi, struct timezone *rsi)
-    ".balign 16, 0xcc",
-    ".hidden injector_vdso_gettimeofday",
-    ".globl injector_vdso_gettimeofday",
-    "injector_vdso_gettimeofday:",
-    "push rdi",
-    "sub rsp, 16",
-    "test rsi, rsi",
-    "jz 2f",
-    "xor edi, edi",
-    "call .Linjector_original_gettimeofday",
-    "test eax, eax",
-    "jnz 4f",
-    "2: xor eax, eax",
-    "cmp qword ptr [rsp + 16], 0",
-    "je 4f",
-    "xor edi, edi", // CLOCK_REALTIME
-    "mov rsi, rsp",
-    "call .Linjector_original_clock_gettime",
-    "test eax, eax",
-    "jnz 4f",
-    "mov rsi, rsp",
-    "xor ecx, ecx", // Clock::Realtime
-    "call .Linjector_skew",
-    "mov rdi, qword ptr [rsp + 16]",
-    "mov rax, qword ptr [rsp]",
-    "mov qword ptr [rdi], rax",
-    // A thousandth, right for any 32 bits.
-    "imul rax, qword ptr [rsp + 8], 0x10624dd3",
-    "shr rax, 38",
-    "mov qword ptr [rdi + 8], rax",
-    "xor eax, eax",
-    "4: add rsp, 24",
-    "ret",
-
-    // time_t time(time_t *rdi)
-    ".balign 16, 0xcc",
-    ".hidden injector_vdso_time",
-    ".globl injector_vdso_time",
-    "injector_vdso_time:",
-    "push rdi",
-    "sub rsp, 16",
-    "mov edi, 5", // CLOCK_REALTIME_COARSE
-    "mov rsi, rsp",
-    "call .Linjector_original_clock_gettime",
-    "mov rdi, qword ptr [rsp + 16]",
-    "test eax, eax",
-    "jnz 3f",
-    "mov rsi, rsp",
-    "xor ecx, ecx", // Clock::Realtime
-    "call .Linjector_skew",
-    "mov rax, qword ptr [rsp]",
-    "mov rdi, qword ptr [rsp + 16]",
-    "test rdi, rdi",
-    "jz 2f",
-    "mov qword ptr [rdi], rax",
-    "2: add rsp, 24",
-    "ret",
-    // Should the coarse clock ever fail, time() has an answer of its own.
-    "3: add rsp, 24",
-    "jmp .Linjector_original_time",
-
     ".hidden injector_vdso_trampolines",
     ".globl injector_vdso_trampolines",
     "injector_vdso_trampolines:",
@@ -233,9 +220,8 @@ global_asm!(
     BLOCK = const size_of::<Block>(),
     SPANS = const offset_of!(Block, spans),
     IDS = const Block::IDS,
-    INDEX = const offset_of!(Block, index),
+    CURRENT = const offset_of!(Block, current),
     SLOTS = const offset_of!(Block, slots),
-    SLOT = const size_of::<Slot>(),
     VERSION = const offset_of!(Slot, version),
     FLAGS = const offset_of!(Slot, skew) + offset_of!(Skew, flags),
     OFFSET = const offset_of!(Slot, skew) + offset_of!(Skew, offset),
