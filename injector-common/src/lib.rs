@@ -13,6 +13,7 @@ pub mod counter;
 pub mod hold;
 pub mod model;
 pub mod packet;
+pub mod process;
 pub mod rule;
 #[cfg(feature = "user")]
 mod user;

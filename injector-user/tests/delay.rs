@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    collections::BTreeSet,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
@@ -337,7 +338,7 @@ fn equal_seeds_give_equal_delays() {
 
 #[test]
 fn rate_builds_a_queue_and_then_drops_and_both_are_counted() {
-    const N: u64 = 200;
+    const N: u64 = 100;
     const PAYLOAD: u64 = 958;
     // Ethernet, IPv4, UDP.
     const FRAME: u64 = PAYLOAD + 42;
@@ -345,26 +346,26 @@ fn rate_builds_a_queue_and_then_drops_and_both_are_counted() {
     let lab = Lab::new();
     for engine in engines() {
         let on = format!("--engine {engine} --direction egress --interface veth0 --protocol udp");
-        // 1 ms a frame, and all of them at once.
-        let injector = Injector::start(&lab.left, &format!("{on} --rate 8mbit,queue=10s"));
+        // 10 ms a frame, and all of them at once: in less time than that each, however slow the machine is.
+        let injector = Injector::start(&lab.left, &format!("{on} --rate 800kbit,queue=10s"));
         let line = format!("--count {N} --size {PAYLOAD} --every-us 0");
-        let arrivals = stamped(&lab.left, None, &lab.right, &line, 500);
+        let arrivals = stamped(&lab.left, None, &lab.right, &line, 1500);
         let total = injector.stop().total;
         assert_eq!((arrivals.len() as u64, total.queue_dropped), (N, 0), "{engine}");
         assert!(total.queued >= N - 10, "{engine} {total:?}");
         let took = arrivals[N as usize - 1].at_ms - arrivals[0].at_ms;
-        let expected = (N - 1) as f64 * FRAME as f64 * 8.0 / 8000.0;
+        let expected = (N - 1) as f64 * FRAME as f64 * 8.0 / 800.0;
         assert!((took - expected).abs() < 20.0, "{engine}: {took} ms, not {expected}");
 
-        // Room for 20 ms, and so for 20 frames besides the one that is being sent.
-        let injector = Injector::start(&lab.left, &format!("{on} --rate 8mbit,queue=20ms"));
-        let arrivals = stamped(&lab.left, None, &lab.right, &line, 200);
+        // Room for 200 ms, and so for 20 frames besides the one that is being sent.
+        let injector = Injector::start(&lab.left, &format!("{on} --rate 800kbit,queue=200ms"));
+        let arrivals = stamped(&lab.left, None, &lab.right, &line, 500);
         let total = injector.stop().total;
         let arrived = arrivals.len() as u64;
         assert_eq!(arrived + total.queue_dropped, N, "{engine} {total:?}");
         assert!((21..N).contains(&arrived), "{engine}: {arrived}");
         let longest = arrivals.iter().map(|arrival| arrival.delay_ms).fold(0.0, f64::max);
-        assert!((19.0..50.0).contains(&longest), "{engine}: {longest} ms");
+        assert!((190.0..240.0).contains(&longest), "{engine}: {longest} ms");
     }
 }
 
@@ -436,12 +437,7 @@ fn with_ecn_packets_are_marked_and_not_lost() {
 fn foreign_qdiscs_are_left_as_they_are() {
     let _turn = turn();
     let lab = Lab::new();
-    // What counts packets is no setting.
-    let show = || -> Vec<String> {
-        let shown = lab.left.run("tc qdisc show dev veth0");
-        let settings = |line: &str| line.split(" direct_packets_stat").next().map(str::to_owned);
-        shown.lines().filter(|line| !line.contains("clsact")).filter_map(settings).collect()
-    };
+    let show = || qdiscs(&lab.left);
     for (kind, options) in
         [("htb", "default 1"), ("pfifo", "limit 77"), ("tbf", "rate 1gbit burst 1mb latency 50ms")]
     {
@@ -461,6 +457,75 @@ fn foreign_qdiscs_are_left_as_they_are() {
         }
         lab.left.run("tc qdisc del dev veth0 root");
     }
+}
+
+#[test]
+fn flows_over_many_queues_keep_their_order_and_a_device_its_queues() {
+    const QUEUES: usize = 4;
+    const FLOWS: u64 = 16;
+    const N: usize = 1600;
+    const DELAY: f64 = 20.0;
+    let _turn = turn();
+    let lab = Lab::with_queues(QUEUES as u32);
+    let (left, right) = (&lab.left, &lab.right);
+    let queues = || (left.run("ip -d link show veth0"), left.run("ethtool -l veth0"));
+    let line = format!("--count {N} --every-us 1000 --flows {FLOWS}");
+    // Without a qdisc, as a veth pair is, and with one for each queue, as hardware has it.
+    for has_qdisc in [false, true] {
+        if has_qdisc {
+            left.run("tc qdisc add dev veth0 root handle 7: mq");
+            // The flows are many enough to take several queues, but for once in 10^9 times.
+            let before = queues_in_use(left);
+            stamped(left, None, right, &line, 0);
+            assert!(queues_in_use(left).difference(&before).count() > 1, "{before:?}");
+        }
+        let before = (qdiscs(left), queues());
+        assert_eq!(before.0.len(), if has_qdisc { 1 + QUEUES } else { 1 }, "{before:?}");
+        for engine in engines() {
+            for (direction, from, to) in [("egress", left, right), ("ingress", right, left)] {
+                let what = format!("{engine} {direction}, mq: {has_qdisc}");
+                let options = format!(
+                    "--engine {engine} --direction {direction} --interface veth0 --protocol udp --delay {DELAY}ms"
+                );
+                let injector = Injector::start(left, &options);
+                assert_eq!((qdiscs(left), queues()), before, "{what}");
+                let used = queues_in_use(left);
+                let arrivals = stamped(from, None, to, &line, 100);
+                let used: Vec<_> = queues_in_use(left).difference(&used).cloned().collect();
+                let summary = injector.stop();
+                assert_eq!((qdiscs(left), queues()), before, "{what}");
+
+                assert_eq!(arrivals.len(), N, "{what}: {summary:?}");
+                assert_eq!(summary.total.delayed, N as u64, "{what}: {summary:?}");
+                for flow in 0..FLOWS {
+                    let flow = arrivals.iter().filter(|arrival| arrival.number % FLOWS == flow);
+                    assert!(flow.is_sorted_by_key(|arrival| arrival.number), "{what}");
+                }
+                let early = arrivals.iter().find(|arrival| arrival.delay_ms < DELAY);
+                assert!(early.is_none(), "{what}: {early:?}");
+                let median = median(arrivals.iter().map(|arrival| arrival.delay_ms).collect());
+                assert!(median < DELAY + 5.0, "{what}: {median}");
+                let is_spread = has_qdisc && direction == "egress";
+                assert!(!is_spread || used.len() > 1, "{what}: of {QUEUES} queues in use {used:?}");
+            }
+        }
+    }
+}
+
+/// The qdiscs of a host's interface but for what injector may add for its programs.
+fn qdiscs(host: &Host) -> Vec<String> {
+    let shown = host.run("tc qdisc show dev veth0");
+    // What counts packets is no setting.
+    let settings = |line: &str| line.split(" direct_packets_stat").next().map(str::to_owned);
+    shown.lines().filter(|line| !line.contains("clsact")).filter_map(settings).collect()
+}
+
+/// The qdiscs of single queues with what they have sent so far: those that send change.
+fn queues_in_use(host: &Host) -> BTreeSet<String> {
+    let shown = host.run("tc -s qdisc show dev veth0");
+    let lines: Vec<_> = shown.lines().collect();
+    let queues = lines.windows(2).filter(|lines| lines[0].contains(" parent 7:"));
+    queues.map(|lines| format!("{} {}", lines[0], lines[1])).collect()
 }
 
 /// The least round-trip time that ping tells.

@@ -322,7 +322,8 @@ fn a_sender_does_not_notice_that_all_is_lost() {
         // A drop that the sender is told of puts it in state "cwr" at once.
         assert_eq!(report["after_write"]["congestion"], "open", "{report}");
         assert_eq!(report["after_write"]["window"], 10, "{report}");
-        // All of this holds for the target alone.
+        // All of this holds for the target alone. What takes this one's time is the machine.
+        let line = format!("tcp-connect --to {to} --bytes 20000");
         assert_complete(&talk(&lab.left, None, &line), "written", 20000);
     }
     let bytes = |stream: &Value| number(stream, "bytes");

@@ -134,8 +134,11 @@ impl Skew {
             return 0;
         }
         // Unsigned, as eBPF has no signed division.
-        let periods = match ((since - self.first_ns) as u64).checked_div(self.period_ns as u64) {
-            Some(periods) => periods as i64 + 1,
+        let periods = match (since - self.first_ns)
+            .cast_unsigned()
+            .checked_div(self.period_ns.cast_unsigned())
+        {
+            Some(periods) => periods.cast_signed() + 1,
             None => 0,
         };
         if self.flags & STROBE != 0 { periods & 1 } else { periods }
@@ -149,7 +152,7 @@ const fn scale(time: i64, rate: i64) -> i64 {
     let (rate_high, rate_low) = (rate >> 32, rate & LOW);
     let (time_high, time_low) = (time >> 32, time & LOW);
     // In 64 bits, as eBPF has no 128.
-    let low = ((time_low as u64).wrapping_mul(rate_low as u64) >> 32) as i64;
+    let low = (time_low.cast_unsigned().wrapping_mul(rate_low.cast_unsigned()) >> 32).cast_signed();
     time.wrapping_mul(rate_high).wrapping_add(time_high.wrapping_mul(rate_low)).wrapping_add(low)
 }
 

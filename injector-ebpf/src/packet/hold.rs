@@ -232,6 +232,7 @@ pub fn leave(ctx: &TcContext) -> Option<i32> {
         return None;
     }
     skb::forget_addressee(ctx);
+    skb::forget_queue(ctx);
     if route.restores != 0 {
         skb::set_marks(ctx, route.mark, route.priority, route.tc_index);
     }

@@ -160,3 +160,11 @@ pub fn forget_addressee(ctx: &TcContext) {
     // SAFETY: the context's own skb. It fails for no such packet as comes in.
     unsafe { bpf_skb_change_type(raw(ctx), PACKET_HOST) };
 }
+
+/// Has the kernel forget in which queue the packet came in: the next device's queue is chosen by that else (a TAP has
+/// but one, so all flows would share one), and not by the packet's flow.
+#[inline(always)]
+pub fn forget_queue(ctx: &TcContext) {
+    // SAFETY: tc programs may write this field.
+    unsafe { (*raw(ctx)).queue_mapping = 0 };
+}

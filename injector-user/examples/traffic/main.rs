@@ -78,6 +78,9 @@ enum Party {
         /// The type-of-service byte.
         #[arg(long, default_value_t = 0)]
         tos: u8,
+        /// So many sockets send them in turn.
+        #[arg(long, default_value_t = 1)]
+        flows: usize,
     },
     /// Says when stamped datagrams came and how long they were on their way, until standard input ends
     StampReceive {
@@ -166,8 +169,8 @@ fn main() -> ExitCode {
             let how = UdpSend { count, size, connected, replies, pause_us, endless };
             udp_send(to, bind, &how)
         }
-        Party::StampSend { to, count, size, every_us, tos } => {
-            stamp::send(to, count, size, every_us, tos)
+        Party::StampSend { to, count, size, every_us, tos, flows } => {
+            stamp::send(to, count, size, every_us, tos, flows)
         }
         Party::StampReceive { bind } => stamp::receive(bind),
         Party::TcpServe { bind, mode, bytes, chunk } => tcp_serve(bind, mode, bytes, chunk),

@@ -34,19 +34,30 @@ fn hurry() {
 }
 
 /// Sends `count` datagrams of `size` bytes, one `every_us` microseconds; those of which the time is over are sent
-/// at once.
-pub fn send(to: SocketAddr, count: u32, size: usize, every_us: u64, tos: u8) -> io::Result<Value> {
+/// at once. They come from `flows` sockets in turn.
+pub fn send(
+    to: SocketAddr,
+    count: u32,
+    size: usize,
+    every_us: u64,
+    tos: u8,
+    flows: usize,
+) -> io::Result<Value> {
     let any = match to.ip() {
         IpAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         IpAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
-    let socket = UdpSocket::bind(any)?;
-    enlarge(&socket)?;
-    set_option(&socket, libc::IPPROTO_IP, libc::IP_TOS, tos.into())?;
+    let open = |_| {
+        let socket = UdpSocket::bind(any)?;
+        enlarge(&socket)?;
+        set_option(&socket, libc::IPPROTO_IP, libc::IP_TOS, tos.into())?;
+        Ok(socket)
+    };
+    let sockets = (0..flows).map(open).collect::<io::Result<Vec<_>>>()?;
     hurry();
     let mut datagram = vec![0; size.max(STAMP)];
     let start = Instant::now();
-    for number in 0..count {
+    for (number, socket) in (0..count).zip(sockets.iter().cycle()) {
         let due = start + Duration::from_micros(every_us * u64::from(number));
         thread::sleep(due.saturating_duration_since(Instant::now()));
         datagram[..4].copy_from_slice(&number.to_be_bytes());

@@ -6,11 +6,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use crate::fault::network::hold::Engine;
-use crate::spec::{
-    SpecError, file,
-    rule::{Rule, RuleSpec},
-    value::Span,
-};
+use crate::spec::{Faults, SpecError, clock::ClockSpec, file, rule::RuleSpec, value::Span};
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -24,7 +20,7 @@ pub enum Output {
 
 /// The faults: from the command line, or from a file.
 #[derive(Args, Debug)]
-pub struct RulesArgs {
+pub struct FaultArgs {
     /// Take the rules from this file, in YAML or JSON, up to 65,536 of them; SIGHUP reads it again and
     /// changes all rules at once
     #[arg(long, value_name = "FILE", help_heading = "Faults")]
@@ -32,6 +28,9 @@ pub struct RulesArgs {
 
     #[command(flatten)]
     pub rule: RuleSpec,
+
+    #[command(flatten)]
+    pub clock: ClockSpec,
 }
 
 /// What `run` and `inject` have in common.
@@ -62,13 +61,19 @@ pub struct SessionArgs {
     pub output_file: Option<PathBuf>,
 }
 
-impl RulesArgs {
-    /// The rules, checked, and the file's seed if it has one.
-    pub fn read(&self) -> Result<(Option<u64>, Vec<Rule>), SpecError> {
-        match &self.rules {
-            Some(_) if self.rule != RuleSpec::default() => Err(SpecError::RulesAndRule),
-            Some(path) => Ok(file::read(path)?),
-            None => Ok((None, self.rule.check()?)),
+impl FaultArgs {
+    /// The faults, checked.
+    pub fn read(&self) -> Result<Faults, SpecError> {
+        let is_bare = self.rule == RuleSpec::default() && self.clock == ClockSpec::default();
+        if let Some(path) = &self.rules {
+            return if is_bare { Ok(file::read(path)?) } else { Err(SpecError::RulesAndRule) };
         }
+        let clock = self.clock.check()?;
+        // A clock fault needs no rule beside it; a rule that was begun must be right.
+        let rules = match &clock {
+            Some(_) if self.rule == RuleSpec::default() => Vec::new(),
+            _ => self.rule.check()?,
+        };
+        Ok(Faults { seed: None, rules, clock })
     }
 }

@@ -6,13 +6,14 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 
 use super::{
-    args::{RulesArgs, SessionArgs},
+    args::{FaultArgs, SessionArgs},
     report::{Reporter, Stream},
     session::{self, Asked, Plan, Session},
     signals::Signals,
 };
 use crate::{
     fault::network::HookChoice,
+    kernel::limits,
     spec::{SpecError, rule::check_for_xdp, target::TargetSpec},
     target::Target,
 };
@@ -26,7 +27,7 @@ pub struct InjectArgs {
     target: TargetSpec,
 
     #[command(flatten)]
-    rules: RulesArgs,
+    faults: FaultArgs,
 
     #[command(flatten)]
     session: SessionArgs,
@@ -52,7 +53,7 @@ pub struct InjectArgs {
 
 /// Faults the target.
 pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
-    let asked = Asked::read(&args.rules, &args.session)?;
+    let asked = Asked::read(&args.faults, &args.session)?;
     args.target.check(args.xdp).map_err(SpecError::from)?;
     if args.xdp {
         check_for_xdp(&asked.rules).map_err(SpecError::from)?;
@@ -63,6 +64,7 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
     let code = runtime.block_on(async {
         let mut signals = Signals::take().context("cannot take signals")?;
         let reporter = Reporter::new(&args.session, Stream::Stdout)?;
+        limits::raise_files().context("cannot raise the limit of open files")?;
         let wide = args.target.host || !args.target.interface.is_empty();
         let protect = args.protect || (wide && !args.no_protect);
         let target = Target::resolve(&args.target, protect)?;
@@ -70,9 +72,9 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
         let hook = if args.xdp { HookChoice::Xdp } else { args.hook };
         let options = crate::fault::network::Options { protect, hook, ..options };
         let title = title(&args.target, &target);
-        let plan = Plan { asked, target, title, options };
+        let plan = Plan { asked, target, title, options, outlived: true };
         let mut session =
-            Session::start(&mut instance, &args.session, &args.rules, plan, reporter)?;
+            Session::start(&mut instance, &args.session, &args.faults, plan, reporter)?;
         session.watch(&mut signals, None).await?;
         session.end()
     })?;

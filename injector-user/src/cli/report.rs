@@ -1,6 +1,7 @@
 //! What a session says: events as JSON lines, or the same for people.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     fs::File,
     io::{self, IsTerminal as _, Write},
@@ -15,9 +16,12 @@ use serde::Serialize;
 
 use super::args::{Output, SessionArgs};
 use crate::{
-    fault::network::{
-        Attached,
-        hold::{self, Engine},
+    fault::{
+        clock,
+        network::{
+            Attached,
+            hold::{self, Engine},
+        },
     },
     target::host::Resolved,
 };
@@ -46,6 +50,12 @@ pub enum Event<'a> {
         /// How packets are held back, if any rule does.
         #[serde(skip_serializing_if = "Option::is_none")]
         engine: Option<Engine>,
+        /// How clocks go wrong, if they do.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        clock: Option<&'a str>,
+        /// In how many processes they do so far.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        clocks: Option<ClocksReport>,
         /// From the start of the process until the faults were active.
         startup_ms: f64,
     },
@@ -60,6 +70,9 @@ pub enum Event<'a> {
         rules: Vec<&'a str>,
         /// What the old rules did.
         replaced: Vec<RuleReport<'a>>,
+        /// How clocks go wrong now, if they do.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        clock: Option<&'a str>,
     },
     /// Once a second.
     Progress {
@@ -68,6 +81,9 @@ pub enum Event<'a> {
         /// All rules together.
         #[serde(flatten)]
         total: Totals,
+        /// Processes with faulted clocks.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        clocks: Option<ClocksReport>,
     },
     /// Something that is probably not as it was meant.
     Warning {
@@ -90,6 +106,9 @@ pub enum Event<'a> {
         /// What became of packets that were held back, if any rule does.
         #[serde(skip_serializing_if = "Option::is_none")]
         held: Option<HeldReport>,
+        /// Processes with faulted clocks, if clocks were faulted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        clocks: Option<ClocksReport>,
     },
 }
 
@@ -242,6 +261,34 @@ impl From<(Engine, hold::Statistics)> for HeldReport {
     }
 }
 
+/// Processes whose clocks were faulted.
+#[derive(Debug, Serialize)]
+pub struct ClocksReport {
+    /// Programs: those that ran, and those executed since.
+    patched: u64,
+    /// Processes made by faulted ones.
+    inherited: u64,
+    /// Processes that are there now.
+    present: u64,
+    /// Processes that could not be faulted, by the reason.
+    refused: BTreeMap<&'static str, u64>,
+}
+
+impl From<clock::Statistics> for ClocksReport {
+    fn from(statistics: clock::Statistics) -> Self {
+        let clock::Statistics { patched, inherited, present, refused } = statistics;
+        Self { patched, inherited, present, refused }
+    }
+}
+
+impl ClocksReport {
+    /// Whether no process was faulted.
+    #[must_use]
+    pub const fn is_untouched(&self) -> bool {
+        self.patched == 0 && self.inherited == 0
+    }
+}
+
 #[derive(Serialize)]
 struct Line<'a> {
     /// RFC 3339.
@@ -337,22 +384,46 @@ fn human(event: &Event) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = match event {
-        Event::Started { target, seed, for_ms, attached, rules, resolved, engine, .. } => {
-            started(&mut text, target, *seed, *for_ms, attached, rules, resolved).and_then(|()| {
+        Event::Started {
+            target,
+            seed,
+            for_ms,
+            attached,
+            rules,
+            resolved,
+            engine,
+            clock,
+            clocks,
+            ..
+        } => started(&mut text, target, *seed, *for_ms, attached, rules, resolved)
+            .and_then(|()| {
                 let Some(engine) = engine else { return Ok(()) };
                 writeln!(text, "injector:   packets are held by the {engine} engine")
             })
-        }
+            .and_then(|()| {
+                let (Some(clock), Some(clocks)) = (clock, clocks) else { return Ok(()) };
+                writeln!(text, "injector:   {clock}")?;
+                clocks_line(&mut text, clocks)
+            }),
         Event::Attached { attached } => writeln!(text, "injector: also on {}", places(attached)),
-        Event::Changed { rules, replaced } => {
+        Event::Changed { rules, replaced, clock } => {
             writeln!(text, "injector: {} rules replaced the rules before, which did:", rules.len())
                 .and_then(|()| replaced.iter().try_for_each(|rule| rule_line(&mut text, rule)))
+                .and_then(|()| clock.map_or(Ok(()), |clock| writeln!(text, "injector:   {clock}")))
         }
-        Event::Progress { total, .. } => writeln!(text, "{}", counts(total)),
+        Event::Progress { total, clocks, .. } => match clocks {
+            Some(clocks) => {
+                writeln!(text, "{}, {} processes with wrong clocks", counts(total), clocks.present)
+            }
+            None => writeln!(text, "{}", counts(total)),
+        },
         Event::Warning { message } => writeln!(text, "injector: warning: {message}"),
-        Event::Summary { elapsed_ms, total, rules, seen, held, .. } => {
+        Event::Summary { elapsed_ms, total, rules, seen, held, clocks, .. } => {
             summary(&mut text, *elapsed_ms, total, rules, seen)
                 .and_then(|()| held.as_ref().map_or(Ok(()), |held| held_line(&mut text, held)))
+                .and_then(|()| {
+                    clocks.as_ref().map_or(Ok(()), |clocks| clocks_line(&mut text, clocks))
+                })
         }
     };
     text
@@ -375,7 +446,11 @@ fn started(
         writeln!(text, "injector: {name} is {}", addresses.join(", "))?;
     }
     let end = for_ms.map(|ms| format!(" for {:?}", Duration::from_millis(ms))).unwrap_or_default();
-    writeln!(text, "injector: faulting {target}{end} on {} (seed {seed})", places(attached))?;
+    let places = match attached {
+        [] => String::new(),
+        attached => format!(" on {}", places(attached)),
+    };
+    writeln!(text, "injector: faulting {target}{end}{places} (seed {seed})")?;
     for (number, name) in rules.iter().enumerate().take(LISTED) {
         writeln!(text, "injector:   rule {number}: {name}")?;
     }
@@ -426,6 +501,18 @@ fn summary(
             text,
             "injector: {unparsed} packets had broken or too many headers and passed unchanged"
         )?;
+    }
+    Ok(())
+}
+
+fn clocks_line(text: &mut String, clocks: &ClocksReport) -> std::fmt::Result {
+    let ClocksReport { patched, inherited, refused, .. } = clocks;
+    writeln!(
+        text,
+        "injector: the clocks of {patched} programs went wrong, and of {inherited} processes that they made"
+    )?;
+    for (reason, count) in refused {
+        writeln!(text, "injector: {count} processes kept the true time: {reason}")?;
     }
     Ok(())
 }

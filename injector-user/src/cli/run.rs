@@ -13,12 +13,13 @@ use nix::sys::signal::SigSet;
 use tokio::process::{Child, Command};
 
 use super::{
-    args::{RulesArgs, SessionArgs},
+    args::{FaultArgs, SessionArgs},
     report::{Reporter, Stream},
     session::{self, Asked, End, Plan, Session},
     signals::Signals,
 };
 use crate::{
+    kernel::limits,
     lifetime::{action::Action, instance::Instance},
     target::{
         Target,
@@ -39,7 +40,7 @@ const NOT_EXECUTABLE: u8 = 126;
 Example: injector run --loss 20% --remote 127.0.0.1/32 -- ping -c 20 127.0.0.1")]
 pub struct RunArgs {
     #[command(flatten)]
-    rules: RulesArgs,
+    faults: FaultArgs,
 
     #[command(flatten)]
     session: SessionArgs,
@@ -51,7 +52,7 @@ pub struct RunArgs {
 
 /// Runs the command; the exit code is its own.
 pub fn run(args: &RunArgs, verbose: bool) -> Result<ExitCode> {
-    let asked = Asked::read(&args.rules, &args.session)?;
+    let asked = Asked::read(&args.faults, &args.session)?;
     let mut instance = session::start_instance()?;
     let asked = asked.resolve()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -68,6 +69,7 @@ async fn under_faults(
 ) -> Result<ExitCode> {
     let mut signals = Signals::take().context("cannot take signals")?;
     let reporter = Reporter::new(&args.session, Stream::Stderr)?;
+    let files = limits::raise_files().context("cannot raise the limit of open files")?;
     let cgroup = make_cgroup(instance)?;
     let procs = fs::OpenOptions::new()
         .write(true)
@@ -76,9 +78,11 @@ async fn under_faults(
     let target = Target::of_command(cgroup)?;
     let options = session::options(&args.session, instance, asked.seed, verbose);
     let title = session::words(&args.command);
-    let plan = Plan { asked, target, title, options };
-    let mut session = Session::start(instance, &args.session, &args.rules, plan, reporter)?;
-    let mut child = match spawn(&args.command, &procs, signals.mask_before()) {
+    // Without a time limit the faults end with the command.
+    let outlived = args.session.duration.is_some();
+    let plan = Plan { asked, target, title, options, outlived };
+    let mut session = Session::start(instance, &args.session, &args.faults, plan, reporter)?;
+    let mut child = match spawn(&args.command, &procs, signals.mask_before(), files) {
         Ok(child) => child,
         Err(error) => {
             eprintln!("injector: cannot run {}: {error}", args.command[0].to_string_lossy());
@@ -104,8 +108,13 @@ fn make_cgroup(instance: &mut Instance) -> Result<Cgroup> {
     Ok(hierarchy.open(&path)?)
 }
 
-/// Starts the command inside the cgroup that `procs` belongs to.
-fn spawn(command: &[OsString], procs: &fs::File, mask: SigSet) -> io::Result<Child> {
+/// Starts the command inside the cgroup that `procs` belongs to, with the limit of open files that we had.
+fn spawn(
+    command: &[OsString],
+    procs: &fs::File,
+    mask: SigSet,
+    files: limits::Files,
+) -> io::Result<Child> {
     let procs = procs.try_clone()?;
     let mut builder = Command::new(&command[0]);
     builder.args(&command[1..]);
@@ -113,6 +122,7 @@ fn spawn(command: &[OsString], procs: &fs::File, mask: SigSet) -> io::Result<Chi
     unsafe {
         builder.pre_exec(move || {
             mask.thread_set_mask()?;
+            limits::set_files(files)?;
             // "0" is the writing process, so no packet is sent from outside the cgroup.
             io::Write::write_all(&mut &procs, b"0")
         });

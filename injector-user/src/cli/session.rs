@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use aya_log::EbpfLogger;
+use injector_common::counter::{RuleCounters, SeenCounters};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -15,16 +17,19 @@ use tokio::{io::unix::AsyncFd, process::Child, time::MissedTickBehavior};
 
 use super::{
     NOTHING_MATCHED,
-    args::{RulesArgs, SessionArgs},
+    args::{FaultArgs, SessionArgs},
     cleanup, privileges,
-    report::{self, Event, Reporter},
+    report::{self, ClocksReport, Event, Reporter},
     signals::Signals,
 };
 use crate::{
-    fault::network::{Network, Options, RENEWAL},
+    fault::{
+        clock::Clocks,
+        network::{Network, Options, RENEWAL},
+    },
     kernel::clock,
     lifetime::{instance::Instance, journal::Owner},
-    spec::{SpecError, rule::Rule},
+    spec::{Faults, SpecError, clock::ClockFault, rule::Rule},
     target::{Target, host},
 };
 
@@ -46,27 +51,30 @@ pub enum End {
 pub struct Session<'a> {
     instance: &'a mut Instance,
     args: &'a SessionArgs,
-    rules_args: &'a RulesArgs,
+    fault_args: &'a FaultArgs,
     rules: Vec<Rule>,
+    clock: Option<ClockFault>,
     seed: u64,
-    network: Network,
+    network: Option<Network>,
+    clocks: Option<Clocks>,
     reporter: Reporter,
     started: Instant,
 }
 
-/// The rules as they were asked for, checked and resolved.
+/// The faults as they were asked for, checked and resolved.
 pub struct Asked {
     pub rules: Vec<Rule>,
+    pub clock: Option<ClockFault>,
     pub seed: u64,
     pub resolved: Vec<host::Resolved>,
 }
 
 impl Asked {
-    /// Reads and checks the rules; nothing is touched.
-    pub fn read(rules: &RulesArgs, session: &SessionArgs) -> Result<Self, SpecError> {
-        let (file_seed, rules) = rules.read()?;
-        let seed = session.seed.or(file_seed).unwrap_or_else(rand::random);
-        Ok(Self { rules, seed, resolved: Vec::new() })
+    /// Reads and checks the faults; nothing is touched.
+    pub fn read(faults: &FaultArgs, session: &SessionArgs) -> Result<Self, SpecError> {
+        let Faults { seed, rules, clock } = faults.read()?;
+        let seed = session.seed.or(seed).unwrap_or_else(rand::random);
+        Ok(Self { rules, clock, seed, resolved: Vec::new() })
     }
 
     /// Resolves the host names.
@@ -83,6 +91,8 @@ pub struct Plan {
     /// The target, for people.
     pub title: String,
     pub options: Options,
+    /// Whether processes of the target may go on after the faults.
+    pub outlived: bool,
 }
 
 /// Undoes what dead injectors left, and registers this one.
@@ -114,14 +124,26 @@ impl<'a> Session<'a> {
     pub fn start(
         instance: &'a mut Instance,
         args: &'a SessionArgs,
-        rules_args: &'a RulesArgs,
+        fault_args: &'a FaultArgs,
         plan: Plan,
         mut reporter: Reporter,
     ) -> Result<Self> {
-        let Plan { asked: Asked { rules, seed, resolved }, target, title, options } = plan;
-        let network = Network::install(instance, target, &rules, options)?;
+        let Plan { asked, target, title, options, outlived } = plan;
+        let Asked { rules, clock, seed, resolved } = asked;
+        let clocks = match &clock {
+            Some(fault) => {
+                let cgroup = target.cgroup.as_ref();
+                Some(Clocks::install(instance, cgroup, fault, options.lasts, outlived)?)
+            }
+            None => None,
+        };
+        let network = if rules.is_empty() {
+            None
+        } else {
+            Some(Network::install(instance, target, &rules, options)?)
+        };
         let started = Instant::now();
-        let attached = network.attached();
+        let attached = network.as_ref().map(Network::attached).unwrap_or_default();
         reporter.say(&Event::Started {
             target: &title,
             pid: std::process::id(),
@@ -130,10 +152,23 @@ impl<'a> Session<'a> {
             attached: attached.iter().map(Into::into).collect(),
             rules: names(&rules),
             resolved: &resolved,
-            engine: network.engine(),
+            engine: network.as_ref().and_then(Network::engine),
+            clock: clock.as_ref().map(|fault| fault.name.as_str()),
+            clocks: clocks.as_ref().map(|clocks| clocks.statistics().into()),
             startup_ms: since_exec().unwrap_or_default().as_secs_f64() * 1e3,
         })?;
-        Ok(Self { instance, args, rules_args, rules, seed, network, reporter, started })
+        Ok(Self {
+            instance,
+            args,
+            fault_args,
+            rules,
+            clock,
+            seed,
+            network,
+            clocks,
+            reporter,
+            started,
+        })
     }
 
     /// Keeps the faults up until the end; hands signals on to `command` if there is one.
@@ -148,9 +183,14 @@ impl<'a> Session<'a> {
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         progress.tick().await;
         let end = self.args.duration.map(|span| self.started + span.0);
-        let logger = self.network.object().logger()?;
-        // SAFETY: the logger owns its ring buffer's descriptor, which it neither closes nor replaces.
-        let mut logger = unsafe { AsyncFd::register(logger) }.context("cannot watch the log")?;
+        let mut logger = match &mut self.network {
+            Some(network) => {
+                let logger = network.object().logger()?;
+                // SAFETY: the logger owns its ring buffer's descriptor, which it neither closes nor replaces.
+                Some(unsafe { AsyncFd::register(logger) }.context("cannot watch the log")?)
+            }
+            None => None,
+        };
         loop {
             tokio::select! {
                 biased;
@@ -162,7 +202,7 @@ impl<'a> Session<'a> {
                             // It may have ended meanwhile.
                             let _ = kill(Pid::from_raw(pid.cast_signed()), arrived.signal);
                         },
-                        None if arrived.signal == Signal::SIGHUP && self.rules_args.rules.is_some() => self.change()?,
+                        None if arrived.signal == Signal::SIGHUP && self.fault_args.rules.is_some() => self.change()?,
                         None if matches!(arrived.signal, Signal::SIGUSR1 | Signal::SIGUSR2) => {}
                         None => return Ok(End::Asked),
                     }
@@ -172,39 +212,61 @@ impl<'a> Session<'a> {
                         return Ok(End::Asked);
                     }
                     // The command goes on without faults.
-                    self.network.detach(self.instance)?;
+                    self.detach()?;
                     let Some(child) = &mut command else { return Ok(End::Asked) };
                     return Ok(End::Command(outlast(signals, child).await?));
                 }
-                _ = renewal.tick() => {
-                    self.network.renew()?;
-                    let new = self.network.attach(self.instance)?;
-                    if !new.is_empty() {
-                        self.reporter.say(&Event::Attached { attached: new.iter().map(Into::into).collect() })?;
-                    }
-                }
+                _ = renewal.tick() => self.renew()?,
                 _ = progress.tick() => self.progress()?,
-                ready = logger.readable_mut() => {
-                    let mut ready = ready.context("cannot read the log")?;
-                    ready.get_inner_mut().flush();
-                    ready.clear_ready();
-                }
+                ready = flush(&mut logger) => ready.context("cannot read the log")?,
             }
         }
     }
 
+    /// Goes on for a while, also on what is new.
+    fn renew(&mut self) -> Result<()> {
+        let Some(network) = &mut self.network else { return Ok(()) };
+        network.renew()?;
+        let new = network.attach(self.instance)?;
+        if !new.is_empty() {
+            let attached = new.iter().map(Into::into).collect();
+            self.reporter.say(&Event::Attached { attached })?;
+        }
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Result<()> {
+        if let Some(network) = &mut self.network {
+            network.detach(self.instance)?;
+        }
+        if let Some(clocks) = &mut self.clocks {
+            clocks.end(self.instance)?;
+        }
+        Ok(())
+    }
+
     /// Ends the faults, says what they did, and gives the exit code if that is not the command's.
     pub fn end(mut self) -> Result<ExitCode> {
-        self.network.detach(self.instance)?;
-        let counters = self.network.rule_counters()?;
+        self.detach()?;
+        let counters = self.rule_counters()?;
         let total = report::total(&counters);
-        let seen = self.network.seen_counters()?;
-        if total.matched == 0 {
+        let seen = match &mut self.network {
+            Some(network) => network.seen_counters()?,
+            None => SeenCounters::default(),
+        };
+        let clocks = self.clocks.as_ref().map(|clocks| ClocksReport::from(clocks.statistics()));
+        let mut missed = self.network.is_some() && total.matched == 0;
+        if missed {
             let message = if total.is_untouched() {
                 "no packet matched: nothing was faulted"
             } else {
                 "no packet was faulted: all that matched were protected, or came after the end"
             };
+            self.reporter.say(&Event::Warning { message })?;
+        }
+        if clocks.as_ref().is_some_and(ClocksReport::is_untouched) {
+            missed = true;
+            let message = "no process had its clocks faulted";
             self.reporter.say(&Event::Warning { message })?;
         }
         let names = names(&self.rules);
@@ -214,43 +276,80 @@ impl<'a> Session<'a> {
             rules: report::each(&names, &counters),
             total,
             seen: seen.into(),
-            held: self.network.held().map(Into::into),
+            held: self.network.as_ref().and_then(Network::held).map(Into::into),
+            clocks,
         })?;
-        let missed = self.args.require_match && total.matched == 0;
+        let missed = self.args.require_match && missed;
         Ok(if missed { ExitCode::from(NOTHING_MATCHED) } else { ExitCode::SUCCESS })
+    }
+
+    fn rule_counters(&mut self) -> Result<Vec<RuleCounters>> {
+        self.network.as_mut().map_or(Ok(Vec::new()), |network| Ok(network.rule_counters()?))
     }
 
     fn progress(&mut self) -> Result<()> {
         if !self.reporter.wants_progress() || self.rules.len() > COUNTED_RULES {
             return Ok(());
         }
-        let total = report::total(&self.network.rule_counters()?);
+        let total = report::total(&self.rule_counters()?);
         let elapsed_ms = self.started.elapsed().as_millis() as u64;
-        self.reporter.say(&Event::Progress { elapsed_ms, total })
+        let clocks = self.clocks.as_ref().map(|clocks| clocks.statistics().into());
+        self.reporter.say(&Event::Progress { elapsed_ms, total, clocks })
     }
 
-    /// Reads the rule file again. If it cannot be used, the rules stay as they are.
+    /// Reads the rule file again. If it cannot be used, the faults stay as they are.
     fn change(&mut self) -> Result<()> {
-        let read = || -> Result<Vec<Rule>> {
-            let (_, mut rules) = self.rules_args.read()?;
-            host::resolve(&mut rules)?;
-            Ok(rules)
-        };
-        let replaced = read().and_then(|rules| {
-            self.network.replace(self.instance, &rules)?;
-            Ok(std::mem::replace(&mut self.rules, rules))
-        });
-        match replaced {
+        match self.try_change() {
             Ok(old) => {
-                let counters = self.network.replaced_counters()?;
+                let counters = match &mut self.network {
+                    Some(network) => network.replaced_counters()?,
+                    None => Vec::new(),
+                };
                 let replaced = report::each(&names(&old), &counters);
-                self.reporter.say(&Event::Changed { rules: names(&self.rules), replaced })
+                self.reporter.say(&Event::Changed {
+                    rules: names(&self.rules),
+                    replaced,
+                    clock: self.clock.as_ref().map(|fault| fault.name.as_str()),
+                })
             }
             Err(error) => {
                 let message = format!("the rules stay as they were: {error:#}");
                 self.reporter.say(&Event::Warning { message: &message })
             }
         }
+    }
+
+    /// Returns the rules before.
+    fn try_change(&mut self) -> Result<Vec<Rule>> {
+        let Faults { mut rules, clock, .. } = self.fault_args.read()?;
+        host::resolve(&mut rules)?;
+        match (&self.clocks, &clock) {
+            (Some(clocks), clock) if *clock != self.clock => clocks.change(clock.as_ref())?,
+            (None, Some(_)) => bail!("none of the first faults was one of clocks: restart with it"),
+            _ => {}
+        }
+        self.clock = clock;
+        match &mut self.network {
+            Some(network) => network.replace(self.instance, &rules)?,
+            None if rules.is_empty() => {}
+            None => bail!("none of the first faults was one of packets: restart with them"),
+        }
+        Ok(std::mem::replace(&mut self.rules, rules))
+    }
+}
+
+/// Hands on what the eBPF side's log says, when there is something.
+async fn flush(
+    logger: &mut Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
+) -> std::io::Result<()> {
+    match logger {
+        Some(logger) => {
+            let mut ready = logger.readable_mut().await?;
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+            Ok(())
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -1,3 +1,4 @@
 //! Faults: install, observe, remove.
 
+pub mod clock;
 pub mod network;

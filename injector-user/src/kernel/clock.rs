@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use injector_common::model::clock::CLOCKS;
 use nix::time::{ClockId, clock_gettime};
 
 /// `CLOCK_MONOTONIC` in nanoseconds, which is what `bpf_ktime_get_ns` reads.
@@ -29,4 +30,26 @@ pub fn wait_for_readers() {
     if result != 0 {
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// What all true clocks read, in nanoseconds, by the numbers of [`injector_common::model::clock::Clock`].
+pub type TrueTime = [i64; CLOCKS];
+
+/// Reads all clocks by system calls, so that no fault of another injector is in the way.
+#[must_use]
+pub fn true_time() -> TrueTime {
+    const IDS: [libc::clockid_t; CLOCKS] = [
+        libc::CLOCK_REALTIME,
+        libc::CLOCK_MONOTONIC,
+        libc::CLOCK_MONOTONIC_RAW,
+        libc::CLOCK_BOOTTIME,
+        libc::CLOCK_TAI,
+    ];
+    IDS.map(|id| {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // Linux has had all of them since 3.10, so it does not fail.
+        // SAFETY: the pointer is to a timespec, which this fills.
+        unsafe { libc::syscall(libc::SYS_clock_gettime, id, &raw mut time) };
+        time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
+    })
 }

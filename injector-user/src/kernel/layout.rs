@@ -27,6 +27,24 @@ pub struct Layout {
     pub kernfs_id: u32,
 }
 
+/// Offsets in `struct task_struct`, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TaskLayout {
+    /// Of `pid`, which is the thread.
+    pub pid: u32,
+    /// Of `tgid`, which is the process.
+    pub tgid: u32,
+}
+
+impl TaskLayout {
+    /// That of the running kernel.
+    pub fn of_kernel() -> Result<Self, LayoutError> {
+        let btf = fs::read(VMLINUX).map_err(LayoutError::Read)?;
+        let [pid, tgid] = offsets(&btf, [("task_struct", "pid"), ("task_struct", "tgid")])?;
+        Ok(Self { pid, tgid })
+    }
+}
+
 /// Why the layout cannot be told.
 #[derive(Debug, Error)]
 pub enum LayoutError {

@@ -9,6 +9,11 @@ use std::{
 };
 
 use injector_common::packet::Direction;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use procfs::process::Process;
 use serde::{Deserialize, Serialize};
 
 use super::journal;
@@ -17,7 +22,7 @@ use crate::{
         clsact,
         device::{self, Identity},
         netns::Netns,
-        sysctl,
+        sysctl, vdso,
     },
     target::cgroup::{for_each_below, processes_below},
 };
@@ -65,6 +70,13 @@ pub enum Action {
         /// Its name.
         name: String,
     },
+    /// The clocks of a cgroup's processes were made to go wrong, and new programs are held at times.
+    SkewClocks {
+        /// Who patched their vDSO.
+        owner: u64,
+        /// The cgroup's directory.
+        cgroup: PathBuf,
+    },
     /// A setting of a network namespace was changed. Several injectors may do that; the last one to end sets
     /// it back.
     SetSysctl {
@@ -99,6 +111,10 @@ impl Action {
                 let identity = Identity { name: name.clone(), index: *interface };
                 device::remove(*netns, &identity).map_err(io::Error::other)
             }
+            Self::SkewClocks { owner, cgroup } => {
+                let_go(cgroup);
+                vdso::restore_all(*owner)
+            }
             Self::SetSysctl { netns, name, before, after } => {
                 // This one's journal says so as well.
                 if journal::announcements(self) > 1 {
@@ -120,9 +136,26 @@ impl Display for Action {
                 write!(f, "adding a tc filter to {name} {side}")
             }
             Self::AddDevice { name, .. } => write!(f, "making the network device {name}"),
+            Self::SkewClocks { cgroup, .. } => {
+                write!(f, "making the clocks of {} go wrong", cgroup.display())
+            }
             Self::SetSysctl { name, before, after, .. } => {
                 write!(f, "setting /proc/sys/net/{name} from {before} to {after}")
             }
+        }
+    }
+}
+
+/// Lets programs go on that were held before their first instruction. They are told from what others have stopped
+/// by their vDSO: it is as the kernel made it, while every other process of the target has it patched.
+fn let_go(cgroup: &Path) {
+    for pid in processes_below(cgroup) {
+        let is_stopped = Process::new(pid)
+            .and_then(|process| process.stat())
+            .is_ok_and(|stat| stat.state == 'T');
+        if is_stopped && matches!(vdso::owner_of(pid), Ok(None)) {
+            // It may have ended meanwhile.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
         }
     }
 }

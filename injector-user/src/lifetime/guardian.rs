@@ -41,6 +41,12 @@ impl Guardian {
         command.spawn().map(|child| Self { child }).map_err(LifetimeError::Guardian)
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
     /// Lets it go and waits for its end.
     pub fn dismiss(mut self) {
         drop(self.child.stdin.take());

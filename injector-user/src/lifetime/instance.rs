@@ -75,10 +75,22 @@ impl Instance {
         }
     }
 
+    /// The guardian's process, if there is one.
+    #[must_use]
+    pub fn guardian(&self) -> Option<i32> {
+        self.guardian.as_ref().map(Guardian::pid)
+    }
+
     /// Whether [`Self::perform`] did this, and it is not undone.
     #[must_use]
     pub fn has_done(&self, action: &Action) -> bool {
         self.done.iter().any(|(_, done)| done == action)
+    }
+
+    /// Says that what [`Self::perform`] did has been undone already.
+    pub fn was_undone(&mut self, id: u32) -> Result<(), LifetimeError> {
+        self.done.retain(|(done, _)| *done != id);
+        self.journal.as_mut().map_or(Ok(()), |journal| journal.undone(id))
     }
 
     /// Undoes what [`Self::perform`] did.
@@ -86,8 +98,7 @@ impl Instance {
         let Some(index) = self.done.iter().position(|(done, _)| *done == id) else { return Ok(()) };
         let (_, action) = &self.done[index];
         action.undo().map_err(|source| LifetimeError::Undo { what: action.to_string(), source })?;
-        self.done.remove(index);
-        self.journal.as_mut().map_or(Ok(()), |journal| journal.undone(id))
+        self.was_undone(id)
     }
 
     /// Undoes everything and gives the slot back.

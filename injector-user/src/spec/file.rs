@@ -10,8 +10,10 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::{
+    Faults,
+    clock::{ClockError, ClockSpec},
     distribution::Files,
-    rule::{Rule, RuleError, RuleSpec},
+    rule::{RuleError, RuleSpec},
 };
 
 /// Why a rule file cannot be used.
@@ -43,23 +45,34 @@ pub enum FileError {
         /// Why.
         source: RuleError,
     },
+    /// Its clock fault makes no sense.
+    #[error("{path}: clocks")]
+    Clock {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ClockError,
+    },
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RuleFile {
     seed: Option<u64>,
+    #[serde(default)]
     rules: Vec<RuleSpec>,
+    #[serde(default)]
+    clocks: ClockSpec,
 }
 
-/// Reads and checks a rule file; returns its seed, if it has one, and its rules.
-pub fn read(path: &Path) -> Result<(Option<u64>, Vec<Rule>), FileError> {
+/// Reads and checks a rule file.
+pub fn read(path: &Path) -> Result<Faults, FileError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| FileError::Read { path: path.into(), source })?;
     parse(path, &text)
 }
 
-fn parse(path: &Path, text: &str) -> Result<(Option<u64>, Vec<Rule>), FileError> {
+fn parse(path: &Path, text: &str) -> Result<Faults, FileError> {
     let mut options = serde_saphyr::Options::default();
     // 65,536 rules exceed what the parser takes from a stranger; this file is the operator's.
     options.budget = None;
@@ -75,10 +88,12 @@ fn parse(path: &Path, text: &str) -> Result<(Option<u64>, Vec<Rule>), FileError>
         })?;
         rules.extend(checked);
     }
+    let clock =
+        file.clocks.check().map_err(|source| FileError::Clock { path: path.into(), source })?;
     match rules.len() {
-        0 => Err(refused("rules".into(), RuleError::NoRules)),
+        0 if clock.is_none() => Err(refused("rules".into(), RuleError::NoRules)),
         n if n > MAX_RULES => Err(refused("rules".into(), RuleError::TooMany(n))),
-        _ => Ok((file.seed, rules)),
+        _ => Ok(Faults { seed: file.seed, rules, clock }),
     }
 }
 
@@ -88,7 +103,7 @@ mod tests {
 
     use super::*;
 
-    fn parsed(text: &str) -> Result<(Option<u64>, Vec<Rule>), FileError> {
+    fn parsed(text: &str) -> Result<Faults, FileError> {
         parse(Path::new("rules.yaml"), text)
     }
 
@@ -100,7 +115,7 @@ mod tests {
         );
         let (yaml, json) = (yaml.expect("valid"), json.expect("valid"));
         assert_eq!(yaml, json);
-        assert_eq!(yaml.0, Some(7));
+        assert_eq!(yaml.seed, Some(7));
     }
 
     #[test]
@@ -122,7 +137,7 @@ mod tests {
             "rules:\n  - delay: samples={path}\n  - delay: 1s,jitter=1s,dist={path}\n    rate: 1mbit\n    ecn: true\n",
         ));
         std::fs::remove_file(path.to_string()).expect("it is there");
-        let (_, rules) = rules.expect("valid");
+        let rules = rules.expect("valid").rules;
         let tables: Vec<_> = rules
             .iter()
             .map(|rule| {
@@ -143,9 +158,21 @@ mod tests {
         for _ in 0..MAX_RULES {
             text.push_str("  - loss: 1%\n");
         }
-        assert_eq!(parsed(&text).map(|(_, rules)| rules.len()).ok(), Some(MAX_RULES));
+        assert_eq!(parsed(&text).map(|faults| faults.rules.len()).ok(), Some(MAX_RULES));
         writeln!(text, "  - loss: 1%").expect("a string");
         assert!(parsed(&text).is_err());
+    }
+
+    #[test]
+    fn clocks_may_go_wrong_with_and_without_rules() {
+        let faults =
+            parsed("clocks:\n  clock: -1h,clock=all\n  allow-backward: true\n").expect("valid");
+        assert!(faults.rules.is_empty());
+        assert_eq!(faults.clock.map(|clock| clock.name), Some("clock -3600s,clock=all".into()));
+        let faults = parsed("rules: [{loss: 1%}]\nclocks: {clock-freeze: true}\n").expect("valid");
+        assert_eq!((faults.rules.len(), faults.clock.is_some()), (1, true));
+        let error = parsed("clocks: {clock: '1s,drift=x'}").expect_err("no drift");
+        assert!(error.source().is_some_and(|source| source.to_string().contains("drift")));
     }
 
     #[test]

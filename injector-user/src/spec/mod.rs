@@ -1,5 +1,6 @@
 //! What was asked: parsed and validated before anything is touched.
 
+pub mod clock;
 pub mod delay;
 pub mod distribution;
 pub mod fault;
@@ -11,12 +12,26 @@ pub mod value;
 
 use thiserror::Error;
 
+/// All faults of a session, checked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Faults {
+    /// What random decisions follow from, if a file says so.
+    pub seed: Option<u64>,
+    /// Packet faults, in order.
+    pub rules: Vec<rule::Rule>,
+    /// The clock fault.
+    pub clock: Option<clock::ClockFault>,
+}
+
 /// What was asked makes no sense, whatever the machine. Exit code 2.
 #[derive(Debug, Error)]
 pub enum SpecError {
     /// One rule contradicts itself.
     #[error(transparent)]
     Rule(#[from] rule::RuleError),
+    /// A clock fault contradicts itself.
+    #[error(transparent)]
+    Clock(#[from] clock::ClockError),
     /// The target contradicts itself.
     #[error(transparent)]
     Target(#[from] target::TargetError),

@@ -40,7 +40,7 @@ pub const INTERFACE: &str = "veth0";
 pub const INJECTOR: &str = env!("CARGO_BIN_EXE_injector");
 
 /// Anything that takes longer has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often a right implementation may fall outside the bounds of one check. A run makes fewer than
 /// a hundred of them, so it fails by chance less than once in 10^6 runs.
@@ -90,6 +90,17 @@ impl Lab {
     /// Makes the namespaces and the cable.
     #[must_use]
     pub fn new() -> Self {
+        Self::with_link("")
+    }
+
+    /// The same, and both ends of the cable have so many queues in each direction.
+    #[must_use]
+    pub fn with_queues(count: u32) -> Self {
+        Self::with_link(&format!("numtxqueues {count} numrxqueues {count}"))
+    }
+
+    /// Makes them with these options of `ip link add` for each end.
+    fn with_link(options: &str) -> Self {
         let name = unique();
         let host = |side: &str, number: u8| Host {
             netns: format!("{name}{side}"),
@@ -103,8 +114,8 @@ impl Lab {
             &[],
             &format!(
                 "netns add {l}\nnetns add {r}\n\
-                 link add {INTERFACE} address {lm} netns {l} type veth \
-                 peer name {INTERFACE} address {rm} netns {r}\n",
+                 link add {INTERFACE} {options} address {lm} netns {l} type veth \
+                 peer name {INTERFACE} {options} address {rm} netns {r}\n",
                 l = left.netns,
                 r = right.netns,
                 lm = left.mac(),
@@ -113,7 +124,19 @@ impl Lab {
         );
         left.set_up(right);
         right.set_up(left);
+        lab.wait_for_carrier();
         lab
+    }
+
+    /// Waits until the kernel has noted, which it does by and by, that both ends of the cable are up.
+    fn wait_for_carrier(&self) {
+        let end = Instant::now() + PATIENCE;
+        for host in [&self.left, &self.right] {
+            while !host.run(&format!("ip -o link show {INTERFACE}")).contains(" state UP ") {
+                assert!(Instant::now() < end, "{INTERFACE} does not come up");
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
     }
 
     /// Waits until no TCP connection will send anything any more.
@@ -334,6 +357,8 @@ impl Drop for TestCgroup {
 pub struct Process {
     /// The process.
     pub child: Child,
+    /// For how long it may say nothing.
+    pub patience: Duration,
     lines: Receiver<String>,
 }
 
@@ -351,23 +376,25 @@ impl Process {
         thread::spawn(move || {
             output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
-        Self { child, lines }
+        Self { child, patience: PATIENCE, lines }
     }
 
     /// The next line of its output as JSON; `None` at the end.
     pub fn next(&mut self) -> Option<Value> {
-        match self.lines.recv_timeout(PATIENCE) {
+        match self.lines.recv_timeout(self.patience) {
             Ok(line) => {
                 Some(serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}")))
             }
             Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("a process said nothing for {PATIENCE:?}"),
+            Err(RecvTimeoutError::Timeout) => {
+                panic!("a process said nothing for {:?}", self.patience)
+            }
         }
     }
 
     /// Reads up to the next event of this kind.
     pub fn wait_for(&mut self, event: &str) -> Value {
-        let end = Instant::now() + 2 * PATIENCE;
+        let end = Instant::now() + 2 * self.patience;
         loop {
             // Other events go on coming, so silence is not the only way to wait for ever.
             assert!(Instant::now() < end, "did not say {event}");
@@ -502,7 +529,14 @@ impl Injector {
     /// command line behind `inject`.
     #[must_use]
     pub fn start(host: &Host, line: &str) -> Self {
+        Self::start_within(host, line, PATIENCE)
+    }
+
+    /// The same for one that takes longer to start, or to end.
+    #[must_use]
+    pub fn start_within(host: &Host, line: &str, patience: Duration) -> Self {
         let mut process = Process::start(Self::command(host, line));
+        process.patience = patience;
         let started = process.wait_for("started");
         Self { process, started }
     }

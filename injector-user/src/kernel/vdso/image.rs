@@ -37,6 +37,18 @@ pub enum Unfit {
     UnknownLayout(#[from] UnknownLayout),
 }
 
+impl Unfit {
+    /// The same for all images that are unfit for the same reason.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Compat => "a program with 32-bit pointers",
+            Self::NoRoom { .. } => "no room in its vDSO",
+            Self::UnknownLayout(_) => "a vDSO of unknown layout",
+        }
+    }
+}
+
 /// What is not known about an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum UnknownLayout {

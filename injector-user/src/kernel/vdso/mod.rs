@@ -9,11 +9,14 @@
 //! - `image`: what is in the vDSO, and how it can be patched
 //! - `block`: the hook's data, by which a patch also describes itself
 //! - `x86_64`: the hook's code
+//! - `all`: putting things right on the whole machine
 //! - `process`, `threads`: access to a process, and stopping it
 
 #[cfg(target_arch = "x86_64")]
 #[path = "x86_64.rs"]
 mod arch;
+
+mod all;
 mod block;
 mod image;
 mod process;
@@ -26,7 +29,10 @@ use std::{io, mem::offset_of, sync::Arc};
 use injector_common::model::clock::Skew;
 use thiserror::Error;
 
-pub use self::image::{Unfit, UnknownLayout};
+pub use self::{
+    all::restore_all,
+    image::{Unfit, UnknownLayout},
+};
 use self::{
     block::{Block, Found, Header, Slot},
     image::Plan,
@@ -74,6 +80,29 @@ impl From<UnknownLayout> for Refusal {
     }
 }
 
+impl Refusal {
+    /// The same for all processes that are refused for the same reason, for counting.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Gone => "ended",
+            Self::NoVdso => "no vDSO",
+            Self::Unfit(unfit) => unfit.label(),
+            Self::Traced => "traced, as by a debugger",
+            Self::Owned(_) => "faulted by another injector",
+            Self::OtherVersion => "faulted by another version of injector before",
+            Self::Busy => "a thread could not be stopped",
+            Self::Failed { .. } => "refused by the system",
+        }
+    }
+
+    /// Whether it is worth while to try again later.
+    #[must_use]
+    pub const fn is_passing(&self) -> bool {
+        matches!(self, Self::Gone | Self::Traced | Self::Owned(_) | Self::Busy)
+    }
+}
+
 /// A process has ended, or executed another program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("it has ended")]
@@ -94,6 +123,12 @@ impl Patcher {
     #[must_use]
     pub const fn new(owner: u64) -> Self {
         Self { owner, plans: Vec::new() }
+    }
+
+    /// Whom it was made for.
+    #[must_use]
+    pub const fn owner(&self) -> u64 {
+        self.owner
     }
 
     /// Patches a process, or adopts one that has inherited our patch, and sets its skew.

@@ -1,0 +1,96 @@
+//! Hears of the target's processes as they come and go: the `injector-process` object.
+
+use std::{
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, MapData, RingBuf},
+    programs::RawTracePoint,
+};
+use injector_common::process::Event;
+
+use super::{KernelError, clock, layout::TaskLayout};
+
+/// The object, as the build script made it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector-process"));
+
+/// The programs, which are named after their tracepoints.
+const PROGRAMS: [(&str, &str); 3] = [
+    // A process is told of before it can be made, execute or end.
+    ("process_exit", "sched_process_exit"),
+    ("process_exec", "sched_process_exec"),
+    ("process_fork", "sched_process_fork"),
+];
+
+/// The events of one cgroup's processes. Programs and maps go when this is dropped, or the process dies.
+pub struct ProcessEvents {
+    events: RingBuf<MapData>,
+    listening_until: Array<MapData, u64>,
+    // Owns the programs and their links.
+    _ebpf: Ebpf,
+}
+
+impl ProcessEvents {
+    /// Starts to listen to the cgroup with this id and level, and those below it. Nothing is held before
+    /// [`Self::listen`] is called.
+    pub fn load(cgroup_id: u64, cgroup_level: u32) -> Result<Self, KernelError> {
+        let layout = TaskLayout::of_kernel()?;
+        let mut ebpf = EbpfLoader::new()
+            // Nothing in the object is relocated by the kernel's types; reading them takes long.
+            .btf(None)
+            .override_global("CGROUP_ID", &cgroup_id, true)
+            .override_global("CGROUP_LEVEL", &cgroup_level, true)
+            .override_global("PID_AT", &layout.pid, true)
+            .override_global("TGID_AT", &layout.tgid, true)
+            .load(OBJECT)
+            .map_err(|error| KernelError::Load(error.into()))?;
+        let events = take(&mut ebpf, "EVENTS")?;
+        let listening_until = take(&mut ebpf, "LISTENING_UNTIL")?;
+        for (name, tracepoint) in PROGRAMS {
+            let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+            let program: &mut RawTracePoint =
+                program.try_into().map_err(|_| KernelError::Missing(name))?;
+            program.load().and_then(|()| program.attach(tracepoint).map(drop)).map_err(
+                |source| KernelError::Program { program: name.into(), source: source.into() },
+            )?;
+        }
+        Ok(Self { events, listening_until, _ebpf: ebpf })
+    }
+
+    /// Has programs that the target executes held (by `SIGSTOP`) until they are let go on, for so long from now;
+    /// to be renewed, so that nothing waits for one who does not listen any more.
+    pub fn listen(&mut self, patience: Duration) -> Result<(), KernelError> {
+        let until = if patience.is_zero() { 0 } else { clock::deadline_ns(patience) };
+        self.listening_until
+            .set(0, until, 0)
+            .map_err(|source| KernelError::Map { map: "LISTENING_UNTIL", source: source.into() })
+    }
+
+    /// The next event, if there is one.
+    pub fn take(&mut self) -> Option<Event> {
+        self.events.next().and_then(|bytes| Event::from_bytes(&bytes))
+    }
+}
+
+/// Readable when there are events.
+impl AsFd for ProcessEvents {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring buffer owns its descriptor for as long as it lives.
+        unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) }
+    }
+}
+
+/// Takes a map out of the object, which need not keep it.
+fn take<T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, KernelError> {
+    let map = ebpf.take_map(name).ok_or(KernelError::Missing(name))?;
+    map.try_into().map_err(|source: aya::maps::MapError| KernelError::Map {
+        map: name,
+        source: source.into(),
+    })
+}

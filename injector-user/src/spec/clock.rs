@@ -1,0 +1,686 @@
+//! Clocks that go wrong: what was asked.
+
+use std::{
+    fmt::{self, Display, Formatter},
+    str::FromStr,
+    time::Duration,
+};
+
+use clap::Args;
+use injector_common::model::clock::Clock;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{
+    fault::parameters,
+    value::{Span, ValueError, serde_as_text},
+};
+
+/// The furthest that a clock is set off, in either direction: the kernel's own clocks end in 2262.
+pub const FURTHEST: SignedDuration = SignedDuration::from_hours(100 * 365 * 24);
+
+/// The most that a clock runs slow or fast, in millionths: 10 times as fast.
+const FASTEST_PPM: f64 = 9e6;
+
+/// The least time from one step to the next.
+const SHORTEST: Duration = Duration::from_micros(1);
+
+/// Why a clock fault makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ClockError {
+    /// A time in it is none.
+    #[error(transparent)]
+    Value(#[from] ValueError),
+    /// Not `OFFSET[,…]`.
+    #[error(
+        "`{0}` is not a clock fault: write OFFSET[,clock=CLOCKS][,drift=PPM][,slew=T], for instance +1h, \
+         -500ms,clock=all or 0s,drift=200"
+    )]
+    Shift(String),
+    /// Not an offset.
+    #[error(
+        "`{0}` is not an offset: write a signed duration (+1h, -500ms), or a time as RFC 3339 has it behind an @ \
+         (@2038-01-19T03:14:00Z)"
+    )]
+    Offset(String),
+    /// An offset beyond what clocks can be set to.
+    #[error(
+        "`{0}` is too far off: clocks can be set off by 100 years of 365 days in either direction"
+    )]
+    OffsetRange(String),
+    /// Not a set of clocks.
+    #[error(
+        "`{0}` is not a clock: write realtime, monotonic, boottime, tai or all, several with + between them"
+    )]
+    Clocks(String),
+    /// Not a drift.
+    #[error(
+        "`{0}` is not a drift: write millionths (ppm), negative if the clock is to run slow, for instance 200"
+    )]
+    Drift(String),
+    /// A drift with which a clock would go backward, or too fast.
+    #[error(
+        "`{0}` is out of range: a drift is above -1000000 (the clock stands) and up to 9000000 ppm"
+    )]
+    DriftRange(String),
+    /// Nothing to slew.
+    #[error("`{0}`: slew is the time in which an offset is reached; the offset is 0")]
+    NothingToSlew(String),
+    /// Not `OFFSET,at=T[,every=T]`.
+    #[error(
+        "`{0}` is not a jump: write OFFSET,at=T[,every=T], for instance -2s,at=10s or +100ms,at=0s,every=1s"
+    )]
+    Jump(String),
+    /// Not `OFFSET,period=T`.
+    #[error("`{0}` is not a strobe: write OFFSET,period=T, for instance +200ms,period=10ms")]
+    Strobe(String),
+    /// Steps that come too fast.
+    #[error("`{0}` is too short: steps come 1us apart at the least")]
+    Period(String),
+    /// Two faults that exclude each other.
+    #[error("--clock-jump, --clock-strobe and --clock-freeze exclude each other")]
+    Steps,
+    /// A clock that stands and runs.
+    #[error(
+        "--clock-freeze goes with an offset, but not with drift or slew, as a clock that stands does neither"
+    )]
+    FrozenDrift,
+    /// A clock without a fault.
+    #[error(
+        "--clock says which clocks, but not what is to be wrong with them: give an offset, a drift, or one of --clock-jump, --clock-strobe, --clock-freeze"
+    )]
+    NoFault,
+    /// A flag without what it is about.
+    #[error("--allow-backward goes with --clock, --clock-jump or --clock-strobe")]
+    NothingAllowed,
+    /// A clock that must not step back would.
+    #[error(
+        "this would set the {clocks} clock back {when}, which programs do not expect of it: leave it out of clock=, or \
+         give --allow-backward if that is what is to be tested"
+    )]
+    Backward {
+        /// Which clocks.
+        clocks: &'static str,
+        /// When.
+        when: &'static str,
+    },
+}
+
+serde_as_text! {
+    Shift: "an offset of a clock such as +1h or -500ms,clock=all",
+    Jump: "a jump of a clock such as -2s,at=10s",
+    Strobe: "a strobing clock such as +200ms,period=10ms",
+}
+
+/// How far a clock is set off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offset {
+    /// By so much.
+    By(SignedDuration),
+    /// So that the realtime clock shows this at the start.
+    To(Timestamp),
+}
+
+impl Offset {
+    /// The offset in nanoseconds if the faults start at `realtime_ns` of the true realtime clock.
+    #[must_use]
+    pub fn nanoseconds(self, realtime_ns: i64) -> i64 {
+        let ns = match self {
+            Self::By(offset) => offset.as_nanos(),
+            Self::To(time) => time.as_nanosecond() - i128::from(realtime_ns),
+        };
+        ns as i64
+    }
+
+    const fn is_zero(self) -> bool {
+        matches!(self, Self::By(offset) if offset.is_zero())
+    }
+}
+
+impl FromStr for Offset {
+    type Err = ClockError;
+
+    fn from_str(text: &str) -> Result<Self, ClockError> {
+        let malformed = || ClockError::Offset(text.into());
+        let far = || ClockError::OffsetRange(text.into());
+        if let Some(time) = text.strip_prefix('@') {
+            let time: Timestamp = time.parse().map_err(|_| malformed())?;
+            // From today on, as far as an offset by a duration goes.
+            let (first, last) =
+                (Timestamp::UNIX_EPOCH - FURTHEST, Timestamp::UNIX_EPOCH + 2 * FURTHEST);
+            return if time < first || time > last { Err(far()) } else { Ok(Self::To(time)) };
+        }
+        if text == "0" {
+            return Ok(Self::By(SignedDuration::ZERO));
+        }
+        let (is_negative, length) = match text.strip_prefix('-') {
+            Some(length) => (true, length),
+            None => (false, text.strip_prefix('+').unwrap_or(text)),
+        };
+        // `parse` would take a second sign, and "ago".
+        if !length.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
+            return Err(malformed());
+        }
+        let length: SignedDuration = length.parse().map_err(|_| malformed())?;
+        if length.is_negative() {
+            return Err(malformed());
+        }
+        if length > FURTHEST {
+            return Err(far());
+        }
+        Ok(Self::By(if is_negative { -length } else { length }))
+    }
+}
+
+impl Display for Offset {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        match self {
+            Self::By(offset) => {
+                write!(
+                    f,
+                    "{}{:?}",
+                    if offset.is_negative() { '-' } else { '+' },
+                    offset.unsigned_abs()
+                )
+            }
+            Self::To(time) => write!(f, "@{time}"),
+        }
+    }
+}
+
+/// Which clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clocks {
+    /// `CLOCK_REALTIME`.
+    pub realtime: bool,
+    /// `CLOCK_MONOTONIC`, raw included.
+    pub monotonic: bool,
+    /// `CLOCK_BOOTTIME`.
+    pub boottime: bool,
+    /// `CLOCK_TAI`.
+    pub tai: bool,
+}
+
+impl Clocks {
+    const NONE: Self = Self { realtime: false, monotonic: false, boottime: false, tai: false };
+    const ALL: Self = Self { realtime: true, monotonic: true, boottime: true, tai: true };
+
+    /// Whether `clock` is one of them.
+    #[must_use]
+    pub const fn has(self, clock: Clock) -> bool {
+        match clock {
+            Clock::Realtime => self.realtime,
+            Clock::Monotonic | Clock::MonotonicRaw => self.monotonic,
+            Clock::Boottime => self.boottime,
+            Clock::Tai => self.tai,
+        }
+    }
+
+    /// Those of them that never go backward by themselves, for people.
+    const fn steady(self) -> Option<&'static str> {
+        match (self.monotonic, self.boottime) {
+            (true, true) => Some("monotonic and the boottime"),
+            (true, false) => Some("monotonic"),
+            (false, true) => Some("boottime"),
+            (false, false) => None,
+        }
+    }
+}
+
+impl Default for Clocks {
+    fn default() -> Self {
+        Self { realtime: true, ..Self::NONE }
+    }
+}
+
+impl FromStr for Clocks {
+    type Err = ClockError;
+
+    fn from_str(text: &str) -> Result<Self, ClockError> {
+        text.split('+').try_fold(Self::NONE, |clocks, name| {
+            Ok(match name.trim() {
+                "realtime" => Self { realtime: true, ..clocks },
+                "monotonic" => Self { monotonic: true, ..clocks },
+                "boottime" => Self { boottime: true, ..clocks },
+                "tai" => Self { tai: true, ..clocks },
+                "all" => Self::ALL,
+                _ => return Err(ClockError::Clocks(text.into())),
+            })
+        })
+    }
+}
+
+impl Display for Clocks {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        if *self == Self::ALL {
+            return f.write_str("all");
+        }
+        let names = [
+            (self.realtime, "realtime"),
+            (self.monotonic, "monotonic"),
+            (self.boottime, "boottime"),
+            (self.tai, "tai"),
+        ];
+        let names: Vec<&str> =
+            names.into_iter().filter_map(|(is, name)| is.then_some(name)).collect();
+        f.write_str(&names.join("+"))
+    }
+}
+
+/// Which clocks are set off, how far, and how they run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shift {
+    /// How far.
+    pub offset: Offset,
+    /// Which clocks.
+    pub clocks: Clocks,
+    /// How much too fast they run, in millionths.
+    pub drift_ppm: f64,
+    /// The time in which the offset is reached; at once if 0.
+    pub slew: Span,
+}
+
+impl Default for Shift {
+    fn default() -> Self {
+        Self {
+            offset: Offset::By(SignedDuration::ZERO),
+            clocks: Clocks::default(),
+            drift_ppm: 0.0,
+            slew: Span::default(),
+        }
+    }
+}
+
+impl FromStr for Shift {
+    type Err = ClockError;
+
+    fn from_str(text: &str) -> Result<Self, ClockError> {
+        // The offset may be left out.
+        let whole = if text.split(',').next().is_some_and(|first| first.contains('=')) {
+            format!("0,{text}")
+        } else {
+            text.to_owned()
+        };
+        let (offset, [clock, drift, slew]) = parameters(&whole, ["clock", "drift", "slew"])
+            .ok_or_else(|| ClockError::Shift(text.into()))?;
+        let shift = Self {
+            offset: offset.parse()?,
+            clocks: clock.map_or(Ok(Clocks::default()), str::parse)?,
+            drift_ppm: drift.map_or(Ok(0.0), parse_drift)?,
+            slew: slew.map_or(Ok(Span::default()), str::parse)?,
+        };
+        if slew.is_some() && shift.offset.is_zero() {
+            return Err(ClockError::NothingToSlew(text.into()));
+        }
+        Ok(shift)
+    }
+}
+
+fn parse_drift(text: &str) -> Result<f64, ClockError> {
+    let malformed = || ClockError::Drift(text.into());
+    let number = text.strip_suffix("ppm").unwrap_or(text).trim();
+    // `parse` would take "inf", "nan" and "1e1" as well.
+    if !number.bytes().all(|byte| byte.is_ascii_digit() || b"+-.".contains(&byte)) {
+        return Err(malformed());
+    }
+    let ppm: f64 = number.parse().map_err(|_| malformed())?;
+    if ppm > -1e6 && ppm <= FASTEST_PPM {
+        Ok(ppm)
+    } else {
+        Err(ClockError::DriftRange(text.into()))
+    }
+}
+
+impl Display for Shift {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        self.offset.fmt(f)?;
+        if self.clocks != Clocks::default() {
+            write!(f, ",clock={}", self.clocks)?;
+        }
+        if self.drift_ppm != 0.0 {
+            write!(f, ",drift={}", self.drift_ppm)?;
+        }
+        if !self.slew.0.is_zero() {
+            write!(f, ",slew={}", self.slew)?;
+        }
+        Ok(())
+    }
+}
+
+/// An offset that comes all at once, later, and perhaps again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Jump {
+    /// How far.
+    pub offset: SignedDuration,
+    /// When, from the start.
+    pub at: Span,
+    /// And again after each such time.
+    pub every: Option<Span>,
+}
+
+impl FromStr for Jump {
+    type Err = ClockError;
+
+    fn from_str(text: &str) -> Result<Self, ClockError> {
+        let malformed = || ClockError::Jump(text.into());
+        let (offset, [at, every]) = parameters(text, ["at", "every"]).ok_or_else(malformed)?;
+        let at: Span = at.ok_or_else(malformed)?.parse()?;
+        let every = every.map(parse_period).transpose()?;
+        Ok(Self { offset: relative(offset)?, at, every })
+    }
+}
+
+impl Display for Jump {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        write!(f, "{},at={}", Offset::By(self.offset), self.at)?;
+        self.every.map_or(Ok(()), |every| write!(f, ",every={every}"))
+    }
+}
+
+/// An offset that comes and goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Strobe {
+    /// How far.
+    pub offset: SignedDuration,
+    /// For how long the clock is off, and then right, in turns.
+    pub period: Span,
+}
+
+impl FromStr for Strobe {
+    type Err = ClockError;
+
+    fn from_str(text: &str) -> Result<Self, ClockError> {
+        let malformed = || ClockError::Strobe(text.into());
+        let (offset, [period]) = parameters(text, ["period"]).ok_or_else(malformed)?;
+        Ok(Self { offset: relative(offset)?, period: parse_period(period.ok_or_else(malformed)?)? })
+    }
+}
+
+impl Display for Strobe {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        write!(f, "{},period={}", Offset::By(self.offset), self.period)
+    }
+}
+
+fn parse_period(text: &str) -> Result<Span, ClockError> {
+    let period: Span = text.parse()?;
+    if period.0 < SHORTEST { Err(ClockError::Period(text.into())) } else { Ok(period) }
+}
+
+fn relative(text: &str) -> Result<SignedDuration, ClockError> {
+    match text.parse()? {
+        Offset::By(offset) if !offset.is_zero() => Ok(offset),
+        _ => Err(ClockError::Offset(text.into())),
+    }
+}
+
+/// Clock faults as written: the options of the command line and the keys of a rule file are these fields.
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct ClockSpec {
+    /// Set clocks off, for instance by +1h or to @2038-01-19T03:14:00Z. CLOCKS are realtime (if none are named),
+    /// monotonic, boottime, tai or all; PPM makes them run too fast or (negative) too slow; with slew the offset is
+    /// reached little by little
+    #[arg(
+        long,
+        value_name = "OFFSET[,clock=CLOCKS][,drift=PPM][,slew=T]",
+        help_heading = "Clock faults",
+        allow_hyphen_values = true
+    )]
+    pub clock: Option<Shift>,
+
+    /// Have the clocks jump, once or again and again
+    #[arg(
+        long,
+        value_name = "OFFSET,at=T[,every=T]",
+        help_heading = "Clock faults",
+        allow_hyphen_values = true
+    )]
+    pub clock_jump: Option<Jump>,
+
+    /// Have the clocks jump to and fro
+    #[arg(
+        long,
+        value_name = "OFFSET,period=T",
+        help_heading = "Clock faults",
+        allow_hyphen_values = true
+    )]
+    pub clock_strobe: Option<Strobe>,
+
+    /// Have the clocks stand still
+    #[arg(long, help_heading = "Clock faults")]
+    pub clock_freeze: bool,
+
+    /// Let even clocks step back that never do by themselves (monotonic, boottime)
+    #[arg(long, help_heading = "Clock faults")]
+    pub allow_backward: bool,
+}
+
+/// A clock fault, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClockFault {
+    /// From the start.
+    pub shift: Shift,
+    /// Later.
+    pub steps: Option<Steps>,
+    /// Whether the clocks stand.
+    pub frozen: bool,
+    /// Whether even steady clocks may step back.
+    allow_backward: bool,
+    /// As it was written, for people.
+    pub name: String,
+}
+
+/// Steps of a clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steps {
+    /// They add up.
+    Jump(Jump),
+    /// Every second one is taken back.
+    Strobe(Strobe),
+}
+
+impl ClockSpec {
+    /// Checks it; `None` if nothing was asked of clocks.
+    pub fn check(&self) -> Result<Option<ClockFault>, ClockError> {
+        let shift = self.clock.unwrap_or_default();
+        let steps = match (self.clock_jump, self.clock_strobe) {
+            (Some(_), Some(_)) => return Err(ClockError::Steps),
+            (Some(jump), None) => Some(Steps::Jump(jump)),
+            (None, Some(strobe)) => Some(Steps::Strobe(strobe)),
+            (None, None) => None,
+        };
+        if self.clock_freeze && steps.is_some() {
+            return Err(ClockError::Steps);
+        }
+        if self.clock_freeze && (shift.drift_ppm != 0.0 || !shift.slew.0.is_zero()) {
+            return Err(ClockError::FrozenDrift);
+        }
+        let has_fault = steps.is_some()
+            || self.clock_freeze
+            || !shift.offset.is_zero()
+            || shift.drift_ppm != 0.0;
+        if !has_fault {
+            return match self {
+                Self { clock: Some(_), .. } => Err(ClockError::NoFault),
+                Self { allow_backward: true, .. } => Err(ClockError::NothingAllowed),
+                _ => Ok(None),
+            };
+        }
+        Ok(Some(ClockFault {
+            shift,
+            steps,
+            frozen: self.clock_freeze,
+            allow_backward: self.allow_backward,
+            name: self.to_string(),
+        }))
+    }
+}
+
+impl Display for ClockSpec {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        let mut words = Vec::new();
+        if let Some(shift) = &self.clock {
+            words.push(format!("clock {shift}"));
+        }
+        if let Some(jump) = &self.clock_jump {
+            words.push(format!("clock-jump {jump}"));
+        }
+        if let Some(strobe) = &self.clock_strobe {
+            words.push(format!("clock-strobe {strobe}"));
+        }
+        if self.clock_freeze {
+            words.push("clock-freeze".into());
+        }
+        f.write_str(&words.join(" "))
+    }
+}
+
+impl ClockFault {
+    /// Checks that no steady clock steps back: at the start, on the way, or at the end. `outlived` says whether
+    /// processes may see the end of the fault; the end of an offset of an hour is a step of an hour back.
+    pub fn check_backward(&self, realtime_ns: i64, outlived: bool) -> Result<(), ClockError> {
+        let Some(clocks) = self.shift.clocks.steady().filter(|_| !self.allow_backward) else {
+            return Ok(());
+        };
+        let offset = self.shift.offset.nanoseconds(realtime_ns);
+        let slew = self.shift.slew.0.as_nanos() as f64;
+        // Slower than time itself goes by.
+        let is_slewed_back =
+            slew > 0.0 && offset as f64 / slew + self.shift.drift_ppm / 1e6 <= -1.0;
+        let is_set_back = (slew == 0.0 && offset < 0) || is_slewed_back;
+        let (steps_back, steps_ahead) = match self.steps {
+            Some(Steps::Jump(jump)) => (jump.offset.is_negative(), !jump.offset.is_negative()),
+            Some(Steps::Strobe(_)) => (true, false),
+            None => (false, false),
+        };
+        let is_ahead = offset > 0 || self.shift.drift_ppm > 0.0 || steps_ahead;
+        let when = if is_set_back {
+            "at the start"
+        } else if steps_back {
+            "on the way"
+        } else if is_ahead && outlived {
+            "at the end of the fault"
+        } else {
+            return Ok(());
+        };
+        Err(ClockError::Backward { clocks, when })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shifts_print_as_they_were_written() {
+        for text in [
+            "+3600s",
+            "-500ms",
+            "+0ns,drift=200",
+            "+1s,clock=all,drift=-12.5,slew=600s",
+            "@2038-01-19T03:14:00Z,clock=realtime+tai",
+        ] {
+            assert_eq!(text.parse::<Shift>().map(|shift| shift.to_string()), Ok(text.into()));
+        }
+        for (text, printed) in [
+            ("1h", "+3600s"),
+            ("drift=5ppm", "+0ns,drift=5"),
+            ("clock=monotonic+boottime", "+0ns,clock=monotonic+boottime"),
+            ("-1h30m , clock=tai+realtime", "-5400s,clock=realtime+tai"),
+        ] {
+            assert_eq!(text.parse::<Shift>().map(|shift| shift.to_string()), Ok(printed.into()));
+        }
+    }
+
+    #[test]
+    fn wrong_shifts_are_refused_by_what_is_wrong() {
+        let error = |text: &str| text.parse::<Shift>().expect_err(text);
+        for text in ["", "1", "+-1s", "--1s", "+1s ago", "1 parsec", "@yesterday", "@2038-01-19"] {
+            assert_eq!(error(text), ClockError::Offset(text.into()), "{text}");
+        }
+        for text in ["+101y", "@2262-01-01T00:00:00Z", "-2000000h"] {
+            let found = error(text);
+            let expected = [ClockError::OffsetRange(text.into()), ClockError::Offset(text.into())];
+            assert!(expected.contains(&found), "{text}: {found}");
+        }
+        assert_eq!(error("1s,clock=cpu"), ClockError::Clocks("cpu".into()));
+        assert_eq!(error("1s,drift=fast"), ClockError::Drift("fast".into()));
+        assert_eq!(error("1s,drift=-1000000"), ClockError::DriftRange("-1000000".into()));
+        assert_eq!(error("slew=1s"), ClockError::NothingToSlew("slew=1s".into()));
+        assert_eq!(error("1s,clok=all"), ClockError::Shift("1s,clok=all".into()));
+    }
+
+    #[test]
+    fn steps_print_as_they_were_written() {
+        for text in ["-2s,at=10s", "+100ms,at=0ns,every=1s"] {
+            assert_eq!(text.parse::<Jump>().map(|jump| jump.to_string()), Ok(text.into()));
+        }
+        let strobe = "+200ms,period=10ms";
+        assert_eq!(strobe.parse::<Strobe>().map(|strobe| strobe.to_string()), Ok(strobe.into()));
+        assert!(matches!("1s".parse::<Jump>(), Err(ClockError::Jump(_))));
+        assert!(matches!("0s,at=1s".parse::<Jump>(), Err(ClockError::Offset(_))));
+        assert!(matches!("1s,period=10ns".parse::<Strobe>(), Err(ClockError::Period(_))));
+    }
+
+    fn fault(clock: &str, jump: Option<&str>, strobe: Option<&str>, freeze: bool) -> ClockFault {
+        let spec = ClockSpec {
+            clock: Some(clock.parse().expect(clock)),
+            clock_jump: jump.map(|jump| jump.parse().expect(jump)),
+            clock_strobe: strobe.map(|strobe| strobe.parse().expect(strobe)),
+            clock_freeze: freeze,
+            allow_backward: false,
+        };
+        spec.check().expect("valid").expect("a fault")
+    }
+
+    #[test]
+    fn steady_clocks_are_not_set_back_unless_that_is_allowed() {
+        let back = |fault: ClockFault, outlived| {
+            let allowed = ClockFault { allow_backward: true, ..fault.clone() };
+            assert_eq!(allowed.check_backward(0, outlived), Ok(()));
+            fault.check_backward(0, outlived).err().map(|error| match error {
+                ClockError::Backward { when, .. } => when,
+                error => panic!("{error}"),
+            })
+        };
+        let start = Some("at the start");
+        assert_eq!(back(fault("-1h", None, None, false), true), None);
+        assert_eq!(back(fault("-1h,clock=all", None, None, false), false), start);
+        assert_eq!(back(fault("-1h,clock=all,slew=30m", None, None, false), false), start);
+        assert_eq!(back(fault("-1h,clock=all,slew=2h", None, None, false), true), None);
+        assert_eq!(back(fault("-1us,clock=boottime", None, None, false), false), start);
+        assert_eq!(back(fault("drift=-500000,clock=all", None, None, false), true), None);
+        let end = Some("at the end of the fault");
+        assert_eq!(back(fault("+1h,clock=all", None, None, false), true), end);
+        assert_eq!(back(fault("+1h,clock=all", None, None, false), false), None);
+        assert_eq!(back(fault("drift=1,clock=monotonic", None, None, false), true), end);
+        assert_eq!(back(fault("clock=monotonic", None, None, true), true), None);
+        let way = Some("on the way");
+        let monotonic = "clock=monotonic";
+        assert_eq!(back(fault(monotonic, Some("-1s,at=1s"), None, false), false), way);
+        assert_eq!(back(fault(monotonic, Some("+1s,at=1s"), None, false), false), None);
+        assert_eq!(back(fault(monotonic, None, Some("+1s,period=1s"), false), false), way);
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        let check = |spec: ClockSpec| spec.check();
+        let clock = |text: &str| Some(text.parse().expect(text));
+        let jump = Some("1s,at=1s".parse().expect("a jump"));
+        let strobe = Some("1s,period=1s".parse().expect("a strobe"));
+        assert_eq!(check(ClockSpec::default()), Ok(None));
+        let spec = ClockSpec { clock: clock("clock=all"), ..ClockSpec::default() };
+        assert_eq!(check(spec), Err(ClockError::NoFault));
+        let spec = ClockSpec { allow_backward: true, ..ClockSpec::default() };
+        assert_eq!(check(spec), Err(ClockError::NothingAllowed));
+        let spec = ClockSpec { clock_jump: jump, clock_strobe: strobe, ..ClockSpec::default() };
+        assert_eq!(check(spec), Err(ClockError::Steps));
+        let spec = ClockSpec { clock_jump: jump, clock_freeze: true, ..ClockSpec::default() };
+        assert_eq!(check(spec), Err(ClockError::Steps));
+        let spec =
+            ClockSpec { clock: clock("drift=1"), clock_freeze: true, ..ClockSpec::default() };
+        assert_eq!(check(spec), Err(ClockError::FrozenDrift));
+    }
+}
