@@ -9,7 +9,7 @@ use injector_common::model::clock::{Clock, Skew, Span};
 pub const MAGIC: [u8; 16] = *b"injector vdso 01";
 
 /// Blocks begin at multiples of this.
-pub const ALIGNMENT: usize = 32;
+pub const ALIGNMENT: usize = 8;
 
 /// What is patched, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,22 +42,22 @@ impl Function {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
     /// Where, from the start of the vDSO.
-    pub offset: u32,
+    pub offset: u16,
     /// How many of `bytes` count.
-    pub length: u32,
+    pub length: u8,
     /// What was there before.
-    pub bytes: [u8; 8],
+    pub bytes: [u8; 5],
 }
 
 impl Entry {
     /// What was there before.
     pub fn original(&self) -> &[u8] {
-        &self.bytes[..self.bytes.len().min(self.length as usize)]
+        &self.bytes[..self.bytes.len().min(usize::from(self.length))]
     }
 
     /// Whether something else is there now.
     pub fn is_replaced(&self, image: &[u8]) -> bool {
-        image.get(self.offset as usize..).is_some_and(|rest| !rest.starts_with(self.original()))
+        image.get(usize::from(self.offset)..).is_some_and(|rest| !rest.starts_with(self.original()))
     }
 }
 
@@ -89,10 +89,9 @@ pub struct Slot {
 
 /// The hook's data.
 ///
-/// The hook reads the index, the version of that slot, what it needs of it, and the version again: if it was odd
-/// or has changed, it begins anew. The one writer changes the slot that is not at the index, and then the index.
-/// So what the hook takes was written as a whole, and the index points to a whole slot even if the writer was
-/// killed.
+/// The hook reads which slot is current, that one's version, what it needs of it, and the version again: if it was odd
+/// or has changed, it begins anew. The one writer changes the other slot, and then which is current.
+/// So what the hook takes was written as a whole, and the current slot is whole even if the writer was killed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
@@ -100,8 +99,8 @@ pub struct Block {
     pub header: Header,
     /// For each id of `clock_gettime` where in [`Skew::clocks`] its clock is, in bytes, or [`NO_SPAN`].
     pub spans: [u8; Self::IDS],
-    /// Which slot is whole: 0 or 1. Only its first byte is read and written.
-    pub index: u64,
+    /// Where the current slot begins, in bytes from the first. Only the lowest byte is read and written.
+    pub current: u64,
     /// The skew.
     pub slots: [Slot; 2],
 }
@@ -117,10 +116,11 @@ unsafe impl Pod for Slot {}
 unsafe impl Pod for Block {}
 
 const _: () = {
-    assert!(size_of::<Header>() == 16 + 8 + 4 + 4 + 3 * 16);
+    assert!(size_of::<Header>() == 16 + 8 + 4 + 4 + 3 * 8);
     assert!(size_of::<Slot>() == 8 + size_of::<Skew>());
     assert!(size_of::<Block>() == size_of::<Header>() + Block::IDS + 8 + 2 * size_of::<Slot>());
     assert!(offset_of!(Block, header) == 0);
+    assert!(size_of::<Slot>() <= 0xff);
     assert!(size_of::<Span>() * Clock::ALL.len() < 0x80);
 };
 
@@ -138,7 +138,7 @@ impl Block {
             }
             id += 1;
         }
-        Self { header, spans, index: 0, slots: [Slot { version: 2, skew }; 2] }
+        Self { header, spans, current: 0, slots: [Slot { version: 2, skew }; 2] }
     }
 }
 
@@ -168,7 +168,7 @@ impl Found {
     /// The entries that lie outside the block, as all do if nobody else wrote here.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         let inside = |entry: &&Entry| {
-            entry.length > 0 && entry.offset as usize + entry.original().len() <= self.at
+            entry.length > 0 && usize::from(entry.offset) + entry.original().len() <= self.at
         };
         self.header.entries.iter().filter(inside)
     }
@@ -183,7 +183,7 @@ impl Found {
     pub fn pristine(&self, image: &[u8]) -> Box<[u8]> {
         let mut image: Box<[u8]> = image.into();
         for entry in self.entries() {
-            let start = entry.offset as usize;
+            let start = usize::from(entry.offset);
             image[start..start + entry.original().len()].copy_from_slice(entry.original());
         }
         let end = image.len().min(self.at + (self.header.size as usize).max(size_of::<Header>()));

@@ -102,11 +102,12 @@ impl Plan {
         }
         let entries = entries(&elf)?;
         let mut hook = arch::hook().to_vec();
-        let at = room(&elf, image, hook.len())?;
+        let (at, free) = room(&elf, image)?;
 
         let mut plan_entries = [Entry::default(); Function::ALL.len()];
         let mut jumps = [[0; arch::JUMP]; Function::ALL.len()];
         let mut moved_to = Vec::new();
+        let mut used = 0;
         for (index, function) in Function::ALL.into_iter().enumerate() {
             let entry = entries[index];
             let (trampoline, length) = arch::trampoline(function);
@@ -115,13 +116,20 @@ impl Plan {
                 return Err(UnknownLayout::Move(entry).into());
             }
             hook[trampoline..trampoline + moved.code.len()].copy_from_slice(&moved.code);
+            used = used.max(trampoline + moved.code.len());
             moved_to
                 .extend(moved.inner.iter().map(|(from, to)| (entry + from, at + trampoline + to)));
-            let mut bytes = [0; 8];
+            let mut bytes = Entry::default().bytes;
             bytes[..arch::JUMP].copy_from_slice(&image[entry..entry + arch::JUMP]);
-            plan_entries[index] = Entry { offset: entry as u32, length: arch::JUMP as u32, bytes };
+            let offset = u16::try_from(entry).map_err(|_| UnknownLayout::Symbol)?;
+            plan_entries[index] = Entry { offset, length: arch::JUMP as u8, bytes };
             jumps[index] = arch::jump(entry, at + arch::replacement(function))
                 .ok_or(UnknownLayout::Move(entry))?;
+        }
+        // The last trampoline is seldom full.
+        hook.truncate(used);
+        if hook.len() > free {
+            return Err(Unfit::NoRoom { needed: hook.len(), free });
         }
         Ok(Self { at, hook, entries: plan_entries, jumps, moved: moved_to })
     }
@@ -166,7 +174,10 @@ impl Plan {
 
     /// Each function's offset, and what is written there.
     pub fn jumps(&self) -> impl Iterator<Item = (usize, &[u8])> {
-        self.entries.iter().zip(&self.jumps).map(|(entry, jump)| (entry.offset as usize, &jump[..]))
+        self.entries
+            .iter()
+            .zip(&self.jumps)
+            .map(|(entry, jump)| (usize::from(entry.offset), &jump[..]))
     }
 
     /// Where to go on from an instruction pointer that may not stay where it is; `None` if it may.
@@ -174,8 +185,8 @@ impl Plan {
     /// An error if it is where no thread can be, as an instruction begins elsewhere.
     pub fn refuge(&self, offset: usize) -> Result<Option<usize>, UnknownLayout> {
         let replaced = |entry: &Entry| {
-            let start = entry.offset as usize;
-            offset > start && offset < start + entry.length as usize
+            let start = usize::from(entry.offset);
+            offset > start && offset < start + usize::from(entry.length)
         };
         if !self.entries.iter().any(replaced) {
             return Ok(None);
@@ -219,20 +230,18 @@ fn entries(elf: &Elf) -> Result<[usize; Function::ALL.len()], UnknownLayout> {
     Ok(found)
 }
 
-/// Room for the hook, after all that the image consists of.
-fn room(elf: &Elf, image: &[u8], needed: usize) -> Result<usize, Unfit> {
+/// Where there is room for the hook, after all that the image consists of, and how much.
+fn room(elf: &Elf, image: &[u8]) -> Result<(usize, usize), UnknownLayout> {
     let end = end(elf).map_err(|_| UnknownLayout::Elf)?;
     let mut at = end.next_multiple_of(block::ALIGNMENT);
     // The header is written at once only within a page.
     if at / PAGE != (at + size_of::<Header>() - 1) / PAGE {
         at = at.next_multiple_of(PAGE);
     }
-    let free = image.get(at..).unwrap_or_default();
-    let zeroes = free.iter().take_while(|byte| **byte == 0).count();
-    if zeroes < free.len() || free.len() < needed {
-        return Err(Unfit::NoRoom { needed, free: zeroes });
-    }
-    Ok(at)
+    let rest = image.get(at..).unwrap_or_default();
+    // What is there belongs to something that is not known.
+    let free = if rest.iter().all(|byte| *byte == 0) { rest.len() } else { 0 };
+    Ok((at, free))
 }
 
 /// Where the image ends: headers, segments and sections.

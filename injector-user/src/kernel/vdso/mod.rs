@@ -235,10 +235,11 @@ impl Patched {
 /// Writes a skew to the slot that is not in use, and then has it used.
 fn set(vdso: &Vdso, at: usize, skew: &Skew) -> Result<(), Refusal> {
     // One who was killed may have left the unused slot half-written, and the version odd.
-    let mut index = [0];
-    vdso.read(at + offset_of!(Block, index), &mut index)?;
-    let unused = index[0] & 1 ^ 1;
-    let slot = at + offset_of!(Block, slots) + usize::from(unused) * size_of::<Slot>();
+    let current = at + offset_of!(Block, current);
+    let mut used = [0];
+    vdso.read(current, &mut used)?;
+    let unused = if used == [0] { size_of::<Slot>() } else { 0 };
+    let slot = at + offset_of!(Block, slots) + unused;
     let version = slot + offset_of!(Slot, version);
     let mut old = [0; size_of::<u64>()];
     vdso.read(version, &mut old)?;
@@ -248,7 +249,7 @@ fn set(vdso: &Vdso, at: usize, skew: &Skew) -> Result<(), Refusal> {
     vdso.write(version, &odd.to_ne_bytes())?;
     vdso.write(slot + offset_of!(Slot, skew), block::as_bytes(skew))?;
     vdso.write(version, &(odd + 1).to_ne_bytes())?;
-    vdso.write(at + offset_of!(Block, index), &[unused])
+    vdso.write(current, &[unused as u8])
 }
 
 /// Puts the original functions of a process back, if they have been replaced, by `owner` or else by anyone.
@@ -272,7 +273,7 @@ pub fn restore(pid: i32, owner: Option<u64>) -> Result<bool, Refusal> {
         while_stopped(&process, |_| {
             let image = vdso.image()?;
             for entry in found.entries().filter(|entry| entry.is_replaced(&image)) {
-                vdso.write(entry.offset as usize, entry.original())?;
+                vdso.write(usize::from(entry.offset), entry.original())?;
             }
             vdso.write(found.at, block::as_bytes(&header))
         })?;
