@@ -164,7 +164,7 @@ fn from_now(clocks: &[Clock], lease: Duration, skew: Skew) -> Skew {
     Skew { clocks: spans, ..skew }
 }
 
-const LONG: Duration = Duration::from_secs(3600);
+const LONG: Duration = Duration::from_hours(1);
 
 fn realtime(offset: i64) -> Skew {
     from_now(&[Clock::Realtime], LONG, Skew { offset, ..Skew::TRUE })
@@ -423,7 +423,8 @@ fn signals_are_neither_lost_nor_invented() {
     for _ in 0..200 {
         // Standard signals are not queued, so the one before must have been taken.
         let pending = || {
-            let status = fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
+            let status =
+                fs::read_to_string(format!("/proc/{}/status", program.pid())).expect("it runs");
             status
                 .lines()
                 .any(|line| line.starts_with("ShdPnd") && !line.ends_with(&"0".repeat(16)))
