@@ -56,7 +56,7 @@ impl Entry {
     }
 
     /// Whether something else is there now.
-    pub fn is_replaced(&self, image: &[u8]) -> bool {
+    pub fn is_replaced(self, image: &[u8]) -> bool {
         image.get(usize::from(self.offset)..).is_some_and(|rest| !rest.starts_with(self.original()))
     }
 }
