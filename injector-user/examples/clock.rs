@@ -383,17 +383,17 @@ fn skew(pids: &[i32]) {
         |offset| Skew { offset, clocks: [Span { base: 0, lease: i64::MAX }; ALL], ..Skew::TRUE };
     let mut patcher = Patcher::new(u64::from(std::process::id()));
     let start = Instant::now();
-    let mut patched = Vec::new();
+    let mut done = Vec::new();
     for pid in pids {
         match patcher.patch(*pid, &skew(3600 * SECOND)) {
-            Ok(process) => patched.push(process),
+            Ok(process) => done.push(process),
             Err(refusal) => say(&json!({ "pid": pid, "refused": refusal.to_string() })),
         }
     }
-    say(&json!({ "patched": patched.len(), "us": start.elapsed().as_micros() as u64 }));
+    say(&json!({ "patched": done.len(), "us": start.elapsed().as_micros() as u64 }));
     while line() {
         let start = Instant::now();
-        let set = patched.iter_mut().filter_map(|process| process.set(&skew(SECOND)).ok()).count();
+        let set = done.iter_mut().filter_map(|process| process.set(&skew(SECOND)).ok()).count();
         say(&json!({ "set": set, "us": start.elapsed().as_micros() as u64 }));
     }
     let start = Instant::now();

@@ -114,7 +114,7 @@ mod tests {
     const NOW: TrueTime =
         [1_800_000_000 * SECOND, 50 * SECOND, 49 * SECOND, 60 * SECOND, 99 * SECOND];
 
-    fn skew(spec: ClockSpec) -> Skew {
+    fn skew(spec: &ClockSpec) -> Skew {
         let fault = spec.check().expect("valid").expect("a fault");
         Timed::starting(&fault, NOW, later(NOW, Some(Duration::from_secs(100)))).renewed(NOW)
     }
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn only_the_named_clocks_are_skewed() {
-        let skew = skew(shift("-5s,clock=monotonic+tai"));
+        let skew = skew(&shift("-5s,clock=monotonic+tai"));
         for (clock, offset) in [
             (Clock::Realtime, 0),
             (Clock::Monotonic, -5),
@@ -140,13 +140,13 @@ mod tests {
 
     #[test]
     fn an_absolute_time_is_what_the_clock_shows_at_the_start() {
-        let skew = skew(shift("@2038-01-19T03:14:00Z"));
+        let skew = skew(&shift("@2038-01-19T03:14:00Z"));
         assert_eq!(skew.read(Clock::Realtime, NOW[0]), 2_147_483_640 * SECOND);
     }
 
     #[test]
     fn a_slewed_clock_arrives_at_its_offset() {
-        let skew = skew(shift("-3s,slew=2s"));
+        let skew = skew(&shift("-3s,slew=2s"));
         let at = |since: i64| skew.read(Clock::Realtime, NOW[0] + since) - NOW[0] - since;
         assert_eq!(at(0), 0);
         assert!((at(SECOND) + 3 * SECOND / 2).abs() < 10);
@@ -159,8 +159,8 @@ mod tests {
             clock_jump: Some(text.parse().expect(text)),
             ..ClockSpec::default()
         };
-        let once = skew(jump("-2s,at=1s"));
-        let often = skew(jump("-2s,at=1s,every=500ms"));
+        let once = skew(&jump("-2s,at=1s"));
+        let often = skew(&jump("-2s,at=1s,every=500ms"));
         let at = |skew: Skew, ms: i64| {
             (skew.read(Clock::Realtime, NOW[0] + ms * 1_000_000) - NOW[0]) / 1_000_000 - ms
         };
