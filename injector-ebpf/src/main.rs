@@ -12,6 +12,7 @@
 mod atomic;
 mod clock;
 mod maps;
+mod object;
 mod packet;
 
 use aya_ebpf::{
@@ -64,14 +65,3 @@ pub fn hold_ingress(ctx: TcContext) -> i32 {
 pub fn xdp_ingress(ctx: XdpContext) -> u32 {
     packet::xdp(&ctx)
 }
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
-    // Nothing here can panic; the verifier refuses a program in which this loop can be reached.
-    loop {}
-}
-
-/// The helpers for sockets and checksums are for programs under the GPL only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 4] = *b"GPL\0";

@@ -6,7 +6,7 @@
 use aya_ebpf::helpers::{bpf_probe_read_user, bpf_probe_write_user};
 
 use crate::{
-    maps,
+    current, maps,
     skew::count,
     task::{self, kernel},
 };
@@ -22,7 +22,7 @@ const ENTRIES: u32 = 40;
 /// A program begins.
 #[inline(always)]
 pub fn hide_vdso() {
-    if maps::HIDE_VDSO.load() == 0 || !task::is_target() {
+    if maps::HIDE_VDSO.load() == 0 || !current::is_in_target() {
         return;
     }
     // Without a vDSO there is nothing to hide.

@@ -6,7 +6,7 @@
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, bpf_probe_write_user},
+    helpers::{bpf_probe_read_user, bpf_probe_write_user},
     programs::TracePointContext,
 };
 use injector_common::{
@@ -15,7 +15,7 @@ use injector_common::{
 };
 
 use crate::{
-    atomic, maps,
+    atomic, current, maps,
     skew::{self, count},
     task::{self, Arguments},
 };
@@ -90,7 +90,7 @@ impl Call {
 pub fn begins(call: Call) {
     let arguments = Arguments::current();
     let pointer = call.pointer(arguments);
-    if pointer == 0 || !task::is_target() || !skew::has_lease() {
+    if pointer == 0 || !current::is_in_target() || !skew::has_lease() {
         return;
     }
     match call.clock(arguments) {
@@ -103,7 +103,7 @@ pub fn begins(call: Call) {
 #[inline(always)]
 pub fn returned(call: Call) {
     let pointer = call.pointer(Arguments::current());
-    if pointer != 0 && task::is_target() {
+    if pointer != 0 && current::is_in_target() {
         put_back(pointer);
     }
 }
@@ -111,7 +111,7 @@ pub fn returned(call: Call) {
 /// `timer_create(clock, event, timer)` has returned: remembers which clock it is.
 #[inline(always)]
 pub fn timer_created(ctx: &TracePointContext) {
-    if !task::is_target() || task::returned(ctx) != 0 {
+    if !current::is_in_target() || task::returned(ctx) != 0 {
         return;
     }
     let arguments = Arguments::current();
@@ -120,8 +120,11 @@ pub fn timer_created(ctx: &TracePointContext) {
         return;
     };
     // If there is no room, its deadlines are left alone.
-    let _ =
-        maps::TIMERS.insert(TimerKey { process: process(), timer }, arguments.first() as i32, 0);
+    let _ = maps::TIMERS.insert(
+        TimerKey { process: current::process_and_thread().0, timer },
+        arguments.first() as i32,
+        0,
+    );
 }
 
 /// The clock of a futex operation with an absolute deadline.
@@ -162,22 +165,16 @@ fn timerfd_clock(fd: i32) -> Option<i32> {
 /// The clock of a POSIX timer that was made while the probes were there.
 #[inline(always)]
 fn timer_clock(timer: i32) -> Option<i32> {
-    let key = TimerKey { process: process(), timer };
+    let key = TimerKey { process: current::process_and_thread().0, timer };
     // SAFETY: an entry that is replaced meanwhile is another timer's clock; so is the call's then.
     unsafe { maps::TIMERS.get(&key) }.copied()
-}
-
-/// The number of the current process.
-#[inline(always)]
-fn process() -> u32 {
-    (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
 /// Replaces the deadline at `pointer`, by the clock with this id.
 #[inline(never)]
 fn replace(pointer: u64, clock: i32) {
     let Some(clock) = Clock::of_id(clock) else { return };
-    let key = DeadlineKey { pointer, process: process(), reserved: 0 };
+    let key = DeadlineKey { pointer, process: current::process_and_thread().0, reserved: 0 };
     if let Some(replaced) = maps::REPLACED.get_ptr_mut(&key) {
         // Another thread waits with it. Were that on its way out, this one's deadline is lost.
         // SAFETY: in the map, aligned.
@@ -231,7 +228,7 @@ fn replace(pointer: u64, clock: i32) {
 /// Puts the deadline back that was at `pointer`, if no other call waits with it.
 #[inline(never)]
 fn put_back(pointer: u64) {
-    let key = DeadlineKey { pointer, process: process(), reserved: 0 };
+    let key = DeadlineKey { pointer, process: current::process_and_thread().0, reserved: 0 };
     let Some(replaced) = maps::REPLACED.get_ptr_mut(&key) else { return };
     // SAFETY: in the map, aligned.
     let calls = unsafe { atomic::fetch_add(&raw mut (*replaced).calls, 1_u64.wrapping_neg()) };

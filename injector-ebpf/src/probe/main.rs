@@ -16,8 +16,12 @@
 #[allow(dead_code, reason = "shared with the other object")]
 mod atomic;
 mod auxv;
+#[path = "../current.rs"]
+mod current;
 mod deadlines;
 mod maps;
+#[path = "../object.rs"]
+mod object;
 mod results;
 mod skew;
 mod task;
@@ -115,14 +119,3 @@ pub fn sys_exit_mq_timedreceive(_: TracePointContext) {
 pub fn sched_process_exec(_: TracePointContext) {
     auxv::hide_vdso();
 }
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
-    // Nothing here can panic; the verifier refuses a program in which this loop can be reached.
-    loop {}
-}
-
-/// The helpers that read and write memory are for programs under the GPL only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 4] = *b"GPL\0";

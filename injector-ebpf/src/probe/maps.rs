@@ -10,14 +10,6 @@ use injector_common::{
     probe::{DeadlineKey, ProbeControl, ProbeCounters, Replaced, TimerKey},
 };
 
-/// Id of the target cgroup.
-#[unsafe(no_mangle)]
-pub static CGROUP_ID: Global<u64> = Global::new(0);
-
-/// Depth of the target cgroup below the hierarchy's root.
-#[unsafe(no_mangle)]
-pub static CGROUP_LEVEL: Global<u32> = Global::new(0);
-
 /// Non-zero: leave calls from inside the vDSO alone, as what they return is skewed there.
 #[unsafe(no_mangle)]
 pub static SKIP_VDSO: Global<u32> = Global::new(0);

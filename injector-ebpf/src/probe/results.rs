@@ -9,7 +9,7 @@ use aya_ebpf::{
 use injector_common::model::clock::Clock;
 
 use crate::{
-    maps,
+    current, maps,
     skew::{self, count},
     task::{self, Arguments},
 };
@@ -37,7 +37,7 @@ pub fn gettimeofday(ctx: &TracePointContext) {
 /// Those of a call that is to be changed.
 #[inline(always)]
 fn arguments(ctx: &TracePointContext) -> Option<Arguments> {
-    if !task::is_target() || task::returned(ctx) != 0 {
+    if !current::is_in_target() || task::returned(ctx) != 0 {
         return None;
     }
     let arguments = Arguments::current();

@@ -1,13 +1,10 @@
-//! The current task: whether it is in the target, its user registers, and a way through its structures.
+//! The current task: its user registers, and a way through its structures.
 
 use aya_ebpf::{
     EbpfContext as _,
     helpers::{
         bpf_probe_read_kernel,
-        generated::{
-            bpf_get_current_ancestor_cgroup_id, bpf_get_current_task, bpf_get_current_task_btf,
-            bpf_task_pt_regs,
-        },
+        generated::{bpf_get_current_task, bpf_get_current_task_btf, bpf_task_pt_regs},
     },
     programs::TracePointContext,
 };
@@ -95,14 +92,6 @@ impl Arguments {
     pub fn caller(self) -> u64 {
         register!(self.0, ip)
     }
-}
-
-/// Whether the current task is in the target cgroup or below it.
-#[inline(always)]
-pub fn is_target() -> bool {
-    // SAFETY: takes no pointers.
-    let id = unsafe { bpf_get_current_ancestor_cgroup_id(maps::CGROUP_LEVEL.load().cast_signed()) };
-    id == maps::CGROUP_ID.load()
 }
 
 /// What a system call has returned. Only for `sys_exit` tracepoints.

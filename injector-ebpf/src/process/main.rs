@@ -4,11 +4,16 @@
 #![allow(missing_docs, reason = "aya's macros generate undocumented public functions")]
 #![allow(clippy::needless_pass_by_value, reason = "aya's macros want the context by value")]
 
+#[path = "../current.rs"]
+mod current;
+#[path = "../object.rs"]
+mod object;
+
 use aya_ebpf::{
     EbpfContext as _, Global,
     helpers::{
-        bpf_get_current_pid_tgid, bpf_probe_read_kernel,
-        generated::{bpf_get_current_ancestor_cgroup_id, bpf_ktime_get_ns, bpf_send_signal},
+        bpf_probe_read_kernel,
+        generated::{bpf_ktime_get_ns, bpf_send_signal},
     },
     macros::{map, raw_tracepoint},
     maps::{Array, RingBuf},
@@ -16,13 +21,7 @@ use aya_ebpf::{
 };
 use injector_common::process::{EXEC, EXIT, Event, FORK};
 
-/// Id of the target cgroup.
-#[unsafe(no_mangle)]
-static CGROUP_ID: Global<u64> = Global::new(0);
-
-/// Depth of the target cgroup below the hierarchy's root.
-#[unsafe(no_mangle)]
-static CGROUP_LEVEL: Global<u32> = Global::new(0);
+use current::{is_in_target, process_and_thread};
 
 /// Offset of `pid` in the kernel's `struct task_struct`, in bytes.
 #[unsafe(no_mangle)]
@@ -67,7 +66,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(_: RawTracePointContext) -> i32 {
     if is_in_target() {
-        tell(EXEC, current().0, is_heard());
+        tell(EXEC, process_and_thread().0, is_heard());
     }
     0
 }
@@ -75,7 +74,7 @@ pub fn process_exec(_: RawTracePointContext) -> i32 {
 /// The current thread ends.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn process_exit(_: RawTracePointContext) -> i32 {
-    let (process, thread) = current();
+    let (process, thread) = process_and_thread();
     if process == thread && is_in_target() {
         tell(EXIT, process, false);
     }
@@ -88,23 +87,9 @@ pub fn process_exit(_: RawTracePointContext) -> i32 {
 fn tell(kind: u32, pid: u32, hold: bool) {
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return };
     // SAFETY: no pointers are passed.
-    let held = hold && unsafe { bpf_send_signal(SIGSTOP) } == 0;
-    entry.write(Event { kind, pid, held: u32::from(held), reserved: 0 });
+    let is_stopped = hold && unsafe { bpf_send_signal(SIGSTOP) } == 0;
+    entry.write(Event { kind, pid, held: u32::from(is_stopped), reserved: 0 });
     entry.submit(0);
-}
-
-/// The current process and thread.
-#[inline(always)]
-fn current() -> (u32, u32) {
-    let both = bpf_get_current_pid_tgid();
-    ((both >> 32) as u32, both as u32)
-}
-
-#[inline(always)]
-fn is_in_target() -> bool {
-    let level = CGROUP_LEVEL.load().cast_signed();
-    // SAFETY: no pointers are passed.
-    unsafe { bpf_get_current_ancestor_cgroup_id(level) == CGROUP_ID.load() }
 }
 
 #[inline(always)]
@@ -113,14 +98,3 @@ fn is_heard() -> bool {
     let now = unsafe { bpf_ktime_get_ns() };
     LISTENING_UNTIL.get(0).is_some_and(|&until| now < until)
 }
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
-    // Nothing here can panic; the verifier refuses a program in which this loop can be reached.
-    loop {}
-}
-
-/// `bpf_send_signal` and reading kernel memory are for programs under the GPL only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 4] = *b"GPL\0";

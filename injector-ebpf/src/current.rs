@@ -1,0 +1,29 @@
+//! The current process, and whether it is in the target.
+
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_current_ancestor_cgroup_id},
+};
+
+/// Id of the target cgroup.
+#[unsafe(no_mangle)]
+static CGROUP_ID: Global<u64> = Global::new(0);
+
+/// Depth of the target cgroup below the hierarchy's root.
+#[unsafe(no_mangle)]
+static CGROUP_LEVEL: Global<u32> = Global::new(0);
+
+/// Whether the current process is in the target cgroup or below it.
+#[inline(always)]
+pub fn is_in_target() -> bool {
+    let level = CGROUP_LEVEL.load().cast_signed();
+    // SAFETY: no pointers are passed.
+    unsafe { bpf_get_current_ancestor_cgroup_id(level) == CGROUP_ID.load() }
+}
+
+/// The numbers of the current process and thread, in the first PID namespace.
+#[inline(always)]
+pub fn process_and_thread() -> (u32, u32) {
+    let both = bpf_get_current_pid_tgid();
+    ((both >> 32) as u32, both as u32)
+}
