@@ -8,32 +8,31 @@
 //! It takes `bpf_probe_write_user`, which lockdown forbids.
 
 use std::{
-    fs, io,
+    fs,
     io::{IoSlice, IoSliceMut},
 };
 
 use aya::{
-    Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData},
     programs::{ProgramError, TracePoint, trace_point::TracePointLink},
 };
 use injector_common::{
-    model::clock::{Clock, Skew},
+    model::clock::{Skew, Span},
     probe::{DeadlineKey, ProbeControl, ProbeCounters, Replaced},
 };
 use nix::{
     errno::Errno,
     sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev},
-    time::{ClockId, clock_gettime},
     unistd::Pid,
 };
 use thiserror::Error;
 
 use super::{
     KernelError,
-    clock::{monotonic_ns, wait_for_readers},
+    clock::{monotonic_ns, true_time, wait_for_readers},
+    ebpf,
     layout::{LayoutError, ProbeLayout},
-    object::{load, map},
 };
 
 /// The object, as the build script made it.
@@ -186,8 +185,8 @@ impl ClockProbe {
         probe.set(&Skew::TRUE)?;
         let events = EVENTS.iter().map(|&(_, event, _)| event);
         for event in events.chain(config.hide_vdso.then_some(EXEC.1)) {
-            let program = probe.program(event)?;
-            load(event, || program.load()).map_err(|error| {
+            let program: &mut TracePoint = ebpf::program(&mut probe.ebpf, event)?;
+            ebpf::load(event, || program.load()).map_err(|error| {
                 if is_forbidden(&error) {
                     ClockProbeError::Lockdown(UNTOLD.into())
                 } else {
@@ -198,17 +197,12 @@ impl ClockProbe {
         Ok(probe)
     }
 
-    fn program(&mut self, name: &'static str) -> Result<&mut TracePoint, KernelError> {
-        let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
-        program.try_into().map_err(|_| KernelError::Missing(name))
-    }
-
     fn attach_to(
         &mut self,
         category: &str,
         event: &'static str,
     ) -> Result<TracePointLink, ClockProbeError> {
-        let program = self.program(event)?;
+        let program: &mut TracePoint = ebpf::program(&mut self.ebpf, event)?;
         let link = program.attach(category, event).and_then(|id| program.take_link(id));
         link.map_err(|source| ClockProbeError::Attach { event, source: source.into() })
     }
@@ -216,43 +210,27 @@ impl ClockProbe {
     /// Has the target's clocks go wrong in this way from now on; to be repeated to renew the lease.
     pub fn set(&mut self, skew: &Skew) -> Result<(), KernelError> {
         let generation = self.generation + 1;
-        self.array("SKEWS", |array: &mut Array<_, Skew>| {
+        ebpf::array(&mut self.ebpf, "SKEWS", |array: &mut Array<_, Skew>| {
             array.set((generation & 1) as u32, skew, 0)
         })?;
         let control = ProbeControl { generation, lease_ns: lease_ns(skew) };
-        self.array("CONTROL", |array| array.set(0, control, 0))?;
+        ebpf::array(&mut self.ebpf, "CONTROL", |array| array.set(0, control, 0))?;
         self.generation = generation;
         Ok(())
     }
 
-    fn array<T: Pod>(
-        &mut self,
-        name: &'static str,
-        work: impl FnOnce(&mut Array<&mut MapData, T>) -> Result<(), MapError>,
-    ) -> Result<(), KernelError> {
-        let mut array = map(&mut self.ebpf, name)?;
-        work(&mut array).map_err(|source| KernelError::Map { map: name, source: source.into() })
-    }
-
     /// What the probes did.
     pub fn counters(&mut self) -> Result<ProbeCounters, KernelError> {
-        let counters: PerCpuArray<&mut MapData, ProbeCounters> = map(&mut self.ebpf, "COUNTERS")?;
-        let values = counters
-            .get(&0, 0)
-            .map_err(|source| KernelError::Map { map: "COUNTERS", source: source.into() })?;
-        let mut sum = ProbeCounters::default();
-        values.iter().for_each(|&value| sum += value);
-        Ok(sum)
+        ebpf::sum(&mut self.ebpf, "COUNTERS")
     }
 
     /// Gives those that wait for a deadline back what they wait for. They have the true time in their memory, and
     /// nobody else will put that right.
     fn put_back(&mut self) -> Result<(), KernelError> {
         let replaced: HashMap<&mut MapData, DeadlineKey, Replaced> =
-            map(&mut self.ebpf, "REPLACED")?;
+            ebpf::map(&mut self.ebpf, "REPLACED")?;
         for entry in &replaced {
-            let (key, replaced) = entry
-                .map_err(|source| KernelError::Map { map: "REPLACED", source: source.into() })?;
+            let (key, replaced) = entry.map_err(|source| ebpf::map_error("REPLACED", source))?;
             if let Err(error) = put_back(&key, &replaced) {
                 // It may have ended.
                 tracing::debug!(process = key.process, %error, "a deadline is not put back");
@@ -288,26 +266,7 @@ fn put_back(key: &DeadlineKey, replaced: &Replaced) -> Result<(), Errno> {
 
 /// When the last of the leases runs out, in nanoseconds of `CLOCK_MONOTONIC`; 0 if there is none.
 fn lease_ns(skew: &Skew) -> u64 {
-    let leases = Clock::ALL.into_iter().filter_map(|clock| {
-        let lease = skew.clocks[clock as usize].lease;
-        if lease == i64::MIN {
-            return None;
-        }
-        let left = lease.saturating_sub(now_ns(clock).ok()?);
-        Some(u64::try_from(left).unwrap_or(0))
-    });
-    leases.max().map_or(0, |left| monotonic_ns().saturating_add(left))
-}
-
-/// What the true clock reads, in nanoseconds.
-pub fn now_ns(clock: Clock) -> io::Result<i64> {
-    let id = match clock {
-        Clock::Realtime => ClockId::CLOCK_REALTIME,
-        Clock::Monotonic => ClockId::CLOCK_MONOTONIC,
-        Clock::MonotonicRaw => ClockId::CLOCK_MONOTONIC_RAW,
-        Clock::Boottime => ClockId::CLOCK_BOOTTIME,
-        Clock::Tai => ClockId::CLOCK_TAI,
-    };
-    let time = clock_gettime(id)?;
-    Ok(time.tv_sec().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec()))
+    let leases = skew.clocks.iter().zip(true_time()).filter(|(span, _)| **span != Span::TRUE);
+    let left = leases.map(|(span, now)| u64::try_from(span.lease.saturating_sub(now)).unwrap_or(0));
+    left.max().map_or(0, |left| monotonic_ns().saturating_add(left))
 }

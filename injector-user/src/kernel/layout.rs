@@ -39,8 +39,7 @@ pub struct TaskLayout {
 impl TaskLayout {
     /// That of the running kernel.
     pub fn of_kernel() -> Result<Self, LayoutError> {
-        let btf = fs::read(VMLINUX).map_err(LayoutError::Read)?;
-        let [pid, tgid] = offsets(&btf, [("task_struct", "pid"), ("task_struct", "tgid")])?;
+        let [pid, tgid] = offsets_of_kernel([("task_struct", "pid"), ("task_struct", "tgid")])?;
         Ok(Self { pid, tgid })
     }
 }
@@ -62,7 +61,6 @@ pub enum LayoutError {
 impl Layout {
     /// That of the running kernel.
     pub fn of_kernel() -> Result<Self, LayoutError> {
-        let btf = fs::read(VMLINUX).map_err(LayoutError::Read)?;
         let wanted = [
             ("sock", "sk_cgrp_data"),
             ("sock_cgroup_data", "cgroup"),
@@ -72,7 +70,7 @@ impl Layout {
             ("kernfs_node", "id"),
         ];
         let [data, in_data, cgroup_level, cgroup_ancestors, cgroup_kn, kernfs_id] =
-            offsets(&btf, wanted)?;
+            offsets_of_kernel(wanted)?;
         Ok(Self {
             sock_cgroup: data + in_data,
             cgroup_level,
@@ -113,7 +111,6 @@ pub struct ProbeLayout {
 impl ProbeLayout {
     /// That of the running kernel.
     pub fn of_kernel() -> Result<Self, LayoutError> {
-        let btf = fs::read(VMLINUX).map_err(LayoutError::Read)?;
         let [
             task_mm,
             task_files,
@@ -126,22 +123,19 @@ impl ProbeLayout {
             table_files,
             file_data,
             timerfd_clock,
-        ] = offsets(
-            &btf,
-            [
-                ("task_struct", "mm"),
-                ("task_struct", "files"),
-                ("mm_struct", "context.vdso"),
-                ("mm_struct", "context.vdso_image"),
-                ("mm_struct", "saved_auxv"),
-                ("vdso_image", "size"),
-                ("files_struct", "fdt"),
-                ("fdtable", "max_fds"),
-                ("fdtable", "fd"),
-                ("file", "private_data"),
-                ("timerfd_ctx", "clockid"),
-            ],
-        )?;
+        ] = offsets_of_kernel([
+            ("task_struct", "mm"),
+            ("task_struct", "files"),
+            ("mm_struct", "context.vdso"),
+            ("mm_struct", "context.vdso_image"),
+            ("mm_struct", "saved_auxv"),
+            ("vdso_image", "size"),
+            ("files_struct", "fdt"),
+            ("fdtable", "max_fds"),
+            ("fdtable", "fd"),
+            ("file", "private_data"),
+            ("timerfd_ctx", "clockid"),
+        ])?;
         Ok(Self {
             task_mm,
             task_files,
@@ -156,6 +150,13 @@ impl ProbeLayout {
             timerfd_clock,
         })
     }
+}
+
+/// Offsets in the running kernel, see [`offsets`].
+fn offsets_of_kernel<const N: usize>(
+    wanted: [(&'static str, &'static str); N],
+) -> Result<[u32; N], LayoutError> {
+    offsets(&fs::read(VMLINUX).map_err(LayoutError::Read)?, wanted)
 }
 
 /// Offsets of members in structures, in bytes. A member of a member is written as in C, `a.b`.
@@ -338,6 +339,9 @@ mod tests {
             kernfs_id: offset("kernfs_node", "id"),
         };
         assert_eq!(Layout::of_kernel().expect("readable"), expected);
+        let expected =
+            TaskLayout { pid: offset("task_struct", "pid"), tgid: offset("task_struct", "tgid") };
+        assert_eq!(TaskLayout::of_kernel().expect("readable"), expected);
         let expected = ProbeLayout {
             task_mm: offset("task_struct", "mm"),
             task_files: offset("task_struct", "files"),

@@ -8,7 +8,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
-    programs::{Program, ProgramError, SchedClassifier, Xdp},
+    programs::{Program, SchedClassifier, Xdp},
     util::nr_cpus,
 };
 use aya_log::EbpfLogger;
@@ -22,7 +22,7 @@ use injector_common::{
     rule::Rule,
 };
 
-use super::{KernelError, layout::Layout, mapped::Mapped};
+use super::{KernelError, ebpf, layout::Layout, mapped::Mapped};
 
 /// The object, as the build script made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector"));
@@ -137,7 +137,7 @@ impl Object {
         });
         thread::scope(|scope| {
             let loads = wanted.map(|(name, program)| {
-                let load = move || load(&name, || program.load());
+                let load = move || ebpf::load(&name, || program.load());
                 thread::Builder::new().spawn_scoped(scope, load).map_err(KernelError::Thread)
             });
             let loads: Vec<_> = loads.collect::<Result<_, _>>()?;
@@ -150,21 +150,18 @@ impl Object {
 
     /// A tc program, loaded.
     pub fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, KernelError> {
-        let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
-        let program: &mut SchedClassifier =
-            program.try_into().map_err(|_| KernelError::Missing(name))?;
+        let program: &mut SchedClassifier = ebpf::program(&mut self.ebpf, name)?;
         if program.fd().is_err() {
-            load(name, || program.load())?;
+            ebpf::load(name, || program.load())?;
         }
         Ok(program)
     }
 
     /// The XDP program, loaded.
     pub fn xdp(&mut self, name: &'static str) -> Result<&mut Xdp, KernelError> {
-        let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
-        let program: &mut Xdp = program.try_into().map_err(|_| KernelError::Missing(name))?;
+        let program: &mut Xdp = ebpf::program(&mut self.ebpf, name)?;
         if program.fd().is_err() {
-            load(name, || program.load())?;
+            ebpf::load(name, || program.load())?;
         }
         Ok(program)
     }
@@ -257,7 +254,7 @@ impl Object {
         let route = Route { interface, direction: direction as u32, ..Route::default() };
         self.array("ROUTES", |array: &mut Array<_, Route>| array.set(tag, route, 0))?;
         let key = u64::from(interface) << 1 | direction as u64;
-        let mut tags: HashMap<&mut MapData, u64, u32> = map(&mut self.ebpf, "ROUTE_TAGS")?;
+        let mut tags: HashMap<&mut MapData, u64, u32> = ebpf::map(&mut self.ebpf, "ROUTE_TAGS")?;
         tags.insert(key, tag, 0)
             .map_err(|source| KernelError::Map { map: "ROUTE_TAGS", source: source.into() })
     }
@@ -317,7 +314,7 @@ impl Object {
         before: &[(K, u32)],
         after: &[(K, u32)],
     ) -> Result<(), KernelError> {
-        let mut entries: HashMap<&mut MapData, K, u32> = map(&mut self.ebpf, name)?;
+        let mut entries: HashMap<&mut MapData, K, u32> = ebpf::map(&mut self.ebpf, name)?;
         let fail = |source: MapError| KernelError::Map { map: name, source: source.into() };
         for (key, _) in before {
             entries.remove(key).map_err(fail)?;
@@ -331,7 +328,7 @@ impl Object {
     /// Adds to the connections that are left alone.
     pub fn protect(&mut self, connections: &[Connection]) -> Result<(), KernelError> {
         let mut protected: HashMap<&mut MapData, Connection, u8> =
-            map(&mut self.ebpf, "PROTECTED")?;
+            ebpf::map(&mut self.ebpf, "PROTECTED")?;
         for connection in connections {
             protected
                 .insert(connection, 1, 0)
@@ -363,17 +360,11 @@ impl Object {
 
     /// What was seen on the attached interfaces.
     pub fn seen_counters(&mut self) -> Result<SeenCounters, KernelError> {
-        let seen: PerCpuArray<&mut MapData, SeenCounters> = map(&mut self.ebpf, "SEEN")?;
-        let values = seen
-            .get(&0, 0)
-            .map_err(|source| KernelError::Map { map: "SEEN", source: source.into() })?;
-        let mut sum = SeenCounters::default();
-        values.iter().for_each(|&value| sum += value);
-        Ok(sum)
+        ebpf::sum(&mut self.ebpf, "SEEN")
     }
 
     fn counters(&mut self) -> Result<PerCpuArray<&mut MapData, RuleCounters>, KernelError> {
-        map(&mut self.ebpf, "COUNTERS")
+        ebpf::map(&mut self.ebpf, "COUNTERS")
     }
 
     fn array<T: Pod>(
@@ -381,43 +372,11 @@ impl Object {
         name: &'static str,
         work: impl FnOnce(&mut Array<&mut MapData, T>) -> Result<(), MapError>,
     ) -> Result<(), KernelError> {
-        let mut array = map(&mut self.ebpf, name)?;
-        work(&mut array).map_err(|source| KernelError::Map { map: name, source: source.into() })
+        ebpf::array(&mut self.ebpf, name, work)
     }
 }
 
 /// Twice as many slots as entries, so that few entries share one.
 fn slots_per_bank(capacity: Capacity) -> u32 {
     (2 * capacity.entries).next_power_of_two()
-}
-
-/// A map by its name.
-pub(super) fn map<'a, T: TryFrom<&'a mut Map, Error = MapError>>(
-    ebpf: &'a mut Ebpf,
-    name: &'static str,
-) -> Result<T, KernelError> {
-    let map = ebpf.map_mut(name).ok_or(KernelError::Missing(name))?;
-    map.try_into().map_err(|source: MapError| KernelError::Map { map: name, source: source.into() })
-}
-
-/// Loads a program; an error says what the verifier said last.
-pub(super) fn load(
-    program: &str,
-    load: impl FnOnce() -> Result<(), ProgramError>,
-) -> Result<(), KernelError> {
-    load().map_err(|error| match error {
-        // The verifier's log is thousands of lines long; its last ones say what is wrong.
-        ProgramError::LoadError { io_error, verifier_log } => {
-            let log = verifier_log.to_string();
-            tracing::debug!(program, log, "refused");
-            let mut lines: Vec<&str> = log.lines().rev().take(5).collect();
-            lines.reverse();
-            KernelError::Refused {
-                program: program.into(),
-                reason: lines.join("; "),
-                source: io_error,
-            }
-        }
-        error => KernelError::Program { program: program.into(), source: error.into() },
-    })
 }

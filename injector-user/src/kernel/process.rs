@@ -12,7 +12,7 @@ use aya::{
 };
 use injector_common::process::Event;
 
-use super::{KernelError, clock, layout::TaskLayout};
+use super::{KernelError, clock, ebpf, layout::TaskLayout};
 
 /// The object, as the build script made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector-process"));
@@ -47,15 +47,15 @@ impl ProcessEvents {
             .override_global("TGID_AT", &layout.tgid, true)
             .load(OBJECT)
             .map_err(|error| KernelError::Load(error.into()))?;
-        let events = take(&mut ebpf, "EVENTS")?;
-        let listening_until = take(&mut ebpf, "LISTENING_UNTIL")?;
+        let events = ebpf::take_map(&mut ebpf, "EVENTS")?;
+        let listening_until = ebpf::take_map(&mut ebpf, "LISTENING_UNTIL")?;
         for (name, tracepoint) in PROGRAMS {
-            let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
-            let program: &mut RawTracePoint =
-                program.try_into().map_err(|_| KernelError::Missing(name))?;
-            program.load().and_then(|()| program.attach(tracepoint).map(drop)).map_err(
-                |source| KernelError::Program { program: name.into(), source: source.into() },
-            )?;
+            let program: &mut RawTracePoint = ebpf::program(&mut ebpf, name)?;
+            ebpf::load(name, || program.load())?;
+            program.attach(tracepoint).map_err(|source| KernelError::Program {
+                program: name.into(),
+                source: source.into(),
+            })?;
         }
         Ok(Self { events, listening_until, _ebpf: ebpf })
     }
@@ -66,7 +66,7 @@ impl ProcessEvents {
         let until = if patience.is_zero() { 0 } else { clock::deadline_ns(patience) };
         self.listening_until
             .set(0, until, 0)
-            .map_err(|source| KernelError::Map { map: "LISTENING_UNTIL", source: source.into() })
+            .map_err(|source| ebpf::map_error("LISTENING_UNTIL", source))
     }
 
     /// The next event, if there is one.
@@ -81,16 +81,4 @@ impl AsFd for ProcessEvents {
         // SAFETY: the ring buffer owns its descriptor for as long as it lives.
         unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) }
     }
-}
-
-/// Takes a map out of the object, which need not keep it.
-fn take<T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-) -> Result<T, KernelError> {
-    let map = ebpf.take_map(name).ok_or(KernelError::Missing(name))?;
-    map.try_into().map_err(|source: aya::maps::MapError| KernelError::Map {
-        map: name,
-        source: source.into(),
-    })
 }

@@ -1,0 +1,90 @@
+//! Programs and maps of a loaded object, by their names.
+
+use std::ops::AddAssign;
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, Map, MapData, MapError, PerCpuArray},
+    programs::{Program, ProgramError},
+};
+
+use super::KernelError;
+
+/// A map.
+pub(super) fn map<'a, T: TryFrom<&'a mut Map, Error = MapError>>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<T, KernelError> {
+    let map = ebpf.map_mut(name).ok_or(KernelError::Missing(name))?;
+    map.try_into().map_err(|source| map_error(name, source))
+}
+
+/// A map, taken out of the object, which need not keep it.
+pub(super) fn take_map<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, KernelError> {
+    let map = ebpf.take_map(name).ok_or(KernelError::Missing(name))?;
+    map.try_into().map_err(|source| map_error(name, source))
+}
+
+/// Works on an array.
+pub(super) fn array<T: Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    work: impl FnOnce(&mut Array<&mut MapData, T>) -> Result<(), MapError>,
+) -> Result<(), KernelError> {
+    let mut array = map(ebpf, name)?;
+    work(&mut array).map_err(|source| map_error(name, source))
+}
+
+/// The sum over all processors of the one element of an array.
+pub(super) fn sum<T: Pod + Default + AddAssign>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, KernelError> {
+    let array: PerCpuArray<&mut MapData, T> = map(ebpf, name)?;
+    let values = array.get(&0, 0).map_err(|source| map_error(name, source))?;
+    let mut sum = T::default();
+    values.iter().for_each(|&value| sum += value);
+    Ok(sum)
+}
+
+/// What a map operation's error is to us.
+pub(super) fn map_error(map: &'static str, source: MapError) -> KernelError {
+    KernelError::Map { map, source: source.into() }
+}
+
+/// A program of a type.
+pub(super) fn program<'a, T>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut T, KernelError>
+where
+    &'a mut T: TryFrom<&'a mut Program>,
+{
+    let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+    program.try_into().map_err(|_| KernelError::Missing(name))
+}
+
+/// Loads a program; an error says what the verifier said last.
+pub(super) fn load(
+    program: &str,
+    load: impl FnOnce() -> Result<(), ProgramError>,
+) -> Result<(), KernelError> {
+    load().map_err(|error| match error {
+        // The verifier's log is thousands of lines long; its last ones say what is wrong.
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            tracing::debug!(program, log, "refused");
+            let mut lines: Vec<&str> = log.lines().rev().take(5).collect();
+            lines.reverse();
+            KernelError::Refused {
+                program: program.into(),
+                reason: lines.join("; "),
+                source: io_error,
+            }
+        }
+        error => KernelError::Program { program: program.into(), source: error.into() },
+    })
+}
