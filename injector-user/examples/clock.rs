@@ -280,59 +280,56 @@ fn hammer(threads: u32, offsets: &[i64], all: bool, tolerance: i64) {
 }
 
 fn threads() {
-    let is_over = Arc::new(AtomicBool::new(false));
-    let made = {
-        let is_over = is_over.clone();
-        thread::spawn(move || {
-            let mut made = 0u64;
-            while !is_over.load(Ordering::Relaxed) {
-                let work = || {
-                    for _ in 0..50 {
-                        std::hint::black_box(by_vdso(libc::CLOCK_REALTIME));
-                    }
-                };
-                let some: Vec<_> = (0..4).map(|_| thread::spawn(work)).collect();
-                for thread in some {
-                    thread.join().expect("it does not panic");
-                    made += 1;
-                }
+    keep_making(|| {
+        let work = || {
+            for _ in 0..50 {
+                std::hint::black_box(by_vdso(libc::CLOCK_REALTIME));
             }
-            made
-        })
-    };
-    until_end();
-    is_over.store(true, Ordering::Relaxed);
-    say(&json!({ "made": made.join().expect("it does not panic") }));
+        };
+        let some: Vec<_> = (0..4).map(|_| thread::spawn(work)).collect();
+        let made = some.len() as u64;
+        for thread in some {
+            thread.join().expect("it does not panic");
+        }
+        made
+    });
 }
 
 fn forks() {
+    keep_making(|| {
+        // SAFETY: the child only reads the time and ends.
+        unsafe {
+            let child = libc::fork();
+            if child == 0 {
+                for _ in 0..20 {
+                    by_vdso(libc::CLOCK_REALTIME);
+                }
+                libc::_exit(0);
+            }
+            let mut status = 0;
+            while libc::waitpid(child, &raw mut status, 0) != child {}
+            assert_eq!(status, 0);
+        }
+        1
+    });
+}
+
+/// Makes some again and again until standard input ends, and prints how many there were.
+fn keep_making(make: impl Fn() -> u64 + Send + 'static) {
     let is_over = Arc::new(AtomicBool::new(false));
-    let made = {
+    let worker = {
         let is_over = is_over.clone();
         thread::spawn(move || {
-            let mut made = 0u64;
+            let mut total = 0;
             while !is_over.load(Ordering::Relaxed) {
-                // SAFETY: the child only reads the time and ends.
-                unsafe {
-                    let child = libc::fork();
-                    if child == 0 {
-                        for _ in 0..20 {
-                            by_vdso(libc::CLOCK_REALTIME);
-                        }
-                        libc::_exit(0);
-                    }
-                    let mut status = 0;
-                    while libc::waitpid(child, &raw mut status, 0) != child {}
-                    assert_eq!(status, 0);
-                }
-                made += 1;
+                total += make();
             }
-            made
+            total
         })
     };
     until_end();
     is_over.store(true, Ordering::Relaxed);
-    say(&json!({ "made": made.join().expect("it does not panic") }));
+    say(&json!({ "made": worker.join().expect("it does not panic") }));
 }
 
 fn fork() {
@@ -378,14 +375,17 @@ fn vfork(sleep: u64) {
     }
 }
 
+/// All clocks off by so much, for ever.
+fn ahead(offset: i64) -> Skew {
+    Skew { offset, clocks: [Span { base: 0, lease: i64::MAX }; ALL], ..Skew::TRUE }
+}
+
 fn skew(pids: &[i32]) {
-    let skew =
-        |offset| Skew { offset, clocks: [Span { base: 0, lease: i64::MAX }; ALL], ..Skew::TRUE };
     let mut patcher = Patcher::new(u64::from(std::process::id()));
     let start = Instant::now();
     let mut done = Vec::new();
     for pid in pids {
-        match patcher.patch(*pid, &skew(3600 * SECOND)) {
+        match patcher.patch(*pid, &ahead(3600 * SECOND)) {
             Ok(process) => done.push(process),
             Err(refusal) => say(&json!({ "pid": pid, "refused": refusal.to_string() })),
         }
@@ -393,7 +393,7 @@ fn skew(pids: &[i32]) {
     say(&json!({ "patched": done.len(), "us": start.elapsed().as_micros() as u64 }));
     while line() {
         let start = Instant::now();
-        let set = done.iter_mut().filter_map(|process| process.set(&skew(SECOND)).ok()).count();
+        let set = done.iter_mut().filter_map(|process| process.set(&ahead(SECOND)).ok()).count();
         say(&json!({ "set": set, "us": start.elapsed().as_micros() as u64 }));
     }
     let start = Instant::now();
@@ -402,11 +402,7 @@ fn skew(pids: &[i32]) {
 }
 
 fn skew_loop(owner: u64, pid: i32) {
-    let skew = Skew {
-        offset: 3600 * SECOND,
-        clocks: [Span { base: 0, lease: i64::MAX }; ALL],
-        ..Skew::TRUE
-    };
+    let skew = ahead(3600 * SECOND);
     let mut patcher = Patcher::new(owner);
     ready();
     loop {

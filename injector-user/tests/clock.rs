@@ -77,10 +77,18 @@ fn a_frozen_clock_stands_and_a_drifting_one_runs_away() {
     assert!(times[1] - times[0] >= 9.9, "{times:?}");
 }
 
-/// A shell in the cgroup that prints the time again and again.
-fn ticker(host: &Host, cgroup: &TestCgroup, file: &std::path::Path) -> std::process::Child {
+/// What a ticker does that is not to take much of the processor.
+const PAUSE: &str = "sleep 0.01";
+
+/// A shell in the cgroup that prints the time again and again, and executes `between` meanwhile.
+fn ticker(
+    host: &Host,
+    cgroup: &TestCgroup,
+    file: &std::path::Path,
+    between: &str,
+) -> std::process::Child {
     let script = format!(
-        "while :; do echo ${{EPOCHREALTIME}} > {0}.new; mv {0}.new {0}; sleep 0.01; done",
+        "while :; do echo ${{EPOCHREALTIME}} > {0}.new; mv {0}.new {0}; {between}; done",
         file.display()
     );
     let mut command = host.command("bash", Some(cgroup));
@@ -98,8 +106,8 @@ fn a_running_process_is_faulted_changed_and_left_as_it_was() {
     let lab = Lab::new();
     let (cgroup, beside) = (TestCgroup::new(), TestCgroup::new());
     let (file, other) = (support::scratch_file(), support::scratch_file());
-    let mut faulted = ticker(&lab.left, &cgroup, &file);
-    let mut spared = ticker(&lab.left, &beside, &other);
+    let mut faulted = ticker(&lab.left, &cgroup, &file, PAUSE);
+    let mut spared = ticker(&lab.left, &beside, &other, PAUSE);
     thread::sleep(Duration::from_millis(200));
     assert_near(last(&file), 0.0, 1.0);
     let rules = RuleFile::new("clocks: {clock: +1h}");
@@ -123,13 +131,31 @@ fn a_running_process_is_faulted_changed_and_left_as_it_was() {
 }
 
 #[test]
+fn a_change_of_which_a_part_is_refused_changes_no_clock() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let file = support::scratch_file();
+    let mut faulted = ticker(&lab.left, &cgroup, &file, PAUSE);
+    let rules = RuleFile::new("{rules: [{loss: 1%}], clocks: {clock: +1h}}");
+    let mut injector = Injector::on(&lab.left, &cgroup, &rules.option());
+    // None of the first rules held packets, so these cannot be had.
+    rules.write("{rules: [{delay: 10ms}], clocks: {clock: -1h}}");
+    injector.process.signal(Signal::SIGHUP);
+    injector.process.wait_for("warning");
+    assert_near(last(&file), 3600.0, 1.0);
+    faulted.kill().expect("it runs");
+    faulted.wait().expect("it ends");
+}
+
+#[test]
 fn after_sigkill_time_is_true_within_three_seconds_and_nothing_stays_stopped() {
     let lab = Lab::new();
     for round in 0..10u64 {
         let cgroup = TestCgroup::new();
         let file = support::scratch_file();
-        let mut faulted = ticker(&lab.left, &cgroup, &file);
+        let mut faulted = ticker(&lab.left, &cgroup, &file, "/bin/true");
         let injector = Injector::on(&lab.left, &cgroup, "--clock +1h");
+        // There is always a program that is held, or about to be.
         thread::sleep(Duration::from_millis(23 * round));
         injector.process.signal(Signal::SIGKILL);
         thread::sleep(Duration::from_secs(3));

@@ -13,7 +13,6 @@ use super::{
 };
 use crate::{
     fault::network::HookChoice,
-    kernel::limits,
     spec::{SpecError, rule::check_for_xdp, target::TargetSpec},
     target::Target,
 };
@@ -64,7 +63,6 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
     let code = runtime.block_on(async {
         let mut signals = Signals::take().context("cannot take signals")?;
         let reporter = Reporter::new(&args.session, Stream::Stdout)?;
-        limits::raise_files().context("cannot raise the limit of open files")?;
         let wide = args.target.host || !args.target.interface.is_empty();
         let protect = args.protect || (wide && !args.no_protect);
         let target = Target::resolve(&args.target, protect)?;

@@ -69,7 +69,7 @@ async fn under_faults(
 ) -> Result<ExitCode> {
     let mut signals = Signals::take().context("cannot take signals")?;
     let reporter = Reporter::new(&args.session, Stream::Stderr)?;
-    let files = limits::raise_files().context("cannot raise the limit of open files")?;
+    let files = limits::files().context("cannot read the limit of open files")?;
     let cgroup = make_cgroup(instance)?;
     let procs = fs::OpenOptions::new()
         .write(true)

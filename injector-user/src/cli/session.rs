@@ -323,17 +323,21 @@ impl<'a> Session<'a> {
     fn try_change(&mut self) -> Result<Vec<Rule>> {
         let Faults { mut rules, clock, .. } = self.fault_args.read()?;
         host::resolve(&mut rules)?;
-        match (&self.clocks, &clock) {
-            (Some(clocks), clock) if *clock != self.clock => clocks.change(clock.as_ref())?,
+        // Whatever can be refused comes first, so that nothing is changed by half.
+        let timed = match (&self.clocks, &clock) {
+            (Some(clocks), clock) if *clock != self.clock => Some(clocks.check(clock.as_ref())?),
             (None, Some(_)) => bail!("none of the first faults was one of clocks: restart with it"),
-            _ => {}
-        }
-        self.clock = clock;
+            _ => None,
+        };
         match &mut self.network {
             Some(network) => network.replace(self.instance, &rules)?,
             None if rules.is_empty() => {}
             None => bail!("none of the first faults was one of packets: restart with them"),
         }
+        if let (Some(clocks), Some(timed)) = (&self.clocks, timed) {
+            clocks.set(timed);
+        }
+        self.clock = clock;
         Ok(std::mem::replace(&mut self.rules, rules))
     }
 }

@@ -5,12 +5,15 @@ use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 /// The limit of open files, soft and hard.
 pub type Files = (rlim_t, rlim_t);
 
-/// Lets this process have as many files open as it may: it has one for each process whose clocks it faults.
-/// Returns the limit before.
-pub fn raise_files() -> nix::Result<Files> {
-    let before = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, before.1, before.1)?;
-    Ok(before)
+/// The limit of open files of this process.
+pub fn files() -> nix::Result<Files> {
+    getrlimit(Resource::RLIMIT_NOFILE)
+}
+
+/// Lets this process have as many files open as it may.
+pub fn raise_files() -> nix::Result<()> {
+    let (_, hard) = files()?;
+    set_files((hard, hard))
 }
 
 /// Sets the limit. Async-signal-safe.

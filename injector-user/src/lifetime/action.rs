@@ -91,6 +91,9 @@ pub enum Action {
     },
 }
 
+/// How long a process that has been stopped may take until it does stop.
+const SETTLING: Duration = Duration::from_millis(300);
+
 /// Processes that exit keep their cgroup busy for a moment.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -147,16 +150,26 @@ impl Display for Action {
 }
 
 /// Lets programs go on that were held before their first instruction. They are told from what others have stopped
-/// by their vDSO: it is as the kernel made it, while every other process of the target has it patched.
+/// by their vDSO: it is as the kernel made it, while every other process of the target has it patched. (A program
+/// is let go on before it is patched, see `Patcher::patch_held`.)
+///
+/// One that was just being held, or patched, stops only when it gets a processor; so they are looked for for a while.
 fn let_go(cgroup: &Path) {
-    for pid in processes_below(cgroup) {
-        let is_stopped = Process::new(pid)
-            .and_then(|process| process.stat())
-            .is_ok_and(|stat| stat.state == 'T');
-        if is_stopped && matches!(vdso::owner_of(pid), Ok(None)) {
-            // It may have ended meanwhile.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+    let end = Instant::now() + SETTLING;
+    loop {
+        for pid in processes_below(cgroup) {
+            let is_stopped = Process::new(pid)
+                .and_then(|process| process.stat())
+                .is_ok_and(|stat| stat.state == 'T');
+            if is_stopped && matches!(vdso::owner_of(pid), Ok(None)) {
+                // It may have ended meanwhile.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+            }
         }
+        if Instant::now() > end {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -8,18 +8,24 @@ use std::{
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::{LifetimeError, action::Action};
+use crate::kernel::pidfd;
 
 /// How many injectors may run at once: each has a bit of its own in `skb->tc_index`.
 pub const SLOTS: u32 = 16;
 
 /// Where the journals are.
 const FOLDER: &str = "/run/injector";
+
+/// How long a process may take to end once its lock is free: the kernel closes its files one by one, and its
+/// programs act until theirs are.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Who keeps a journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,7 +178,15 @@ impl Journal {
     pub fn settle(mut self) -> Result<Vec<Action>, LifetimeError> {
         let mut settled = Vec::new();
         let mut failure = None;
-        for (id, action) in self.read()?.actions.into_iter().rev() {
+        let Contents { owner, actions } = self.read()?;
+        if let Some(owner) = owner
+            && owner.pid != std::process::id()
+            // Without waiting, what it still does might be left.
+            && let Err(error) = pidfd::wait_for_end(owner.pid, PATIENCE)
+        {
+            tracing::debug!(%error, "cannot wait for the end of a dead injector");
+        }
+        for (id, action) in actions.into_iter().rev() {
             match action.undo() {
                 Ok(()) => {
                     self.undone(id)?;

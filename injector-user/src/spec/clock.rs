@@ -146,7 +146,7 @@ impl FromStr for Offset {
         let far = || ClockError::OffsetRange(text.into());
         if let Some(time) = text.strip_prefix('@') {
             let time: Timestamp = time.parse().map_err(|_| malformed())?;
-            // From today on, as far as an offset by a duration goes.
+            // The clock reads from 1870 to 2169, whatever it reads now.
             let (first, last) =
                 (Timestamp::UNIX_EPOCH - FURTHEST, Timestamp::UNIX_EPOCH + 2 * FURTHEST);
             return if time < first || time > last { Err(far()) } else { Ok(Self::To(time)) };

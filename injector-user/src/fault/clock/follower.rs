@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use injector_common::process::{EXEC, EXIT, Event, FORK};
+use injector_common::{
+    model::clock::Skew,
+    process::{EXEC, EXIT, Event, FORK},
+};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -22,11 +25,13 @@ use nix::{
     },
     unistd::Pid,
 };
+use procfs::process::{Process, Status};
 
-use super::skew::{self, Timed};
+use super::skew::Timed;
 use crate::{
     kernel::{
         KernelError,
+        clock::true_time,
         process::ProcessEvents,
         vdso::{self, Patched, Patcher, Refusal},
     },
@@ -38,6 +43,9 @@ const RENEWAL: Duration = Duration::from_millis(500);
 
 /// For how long new programs are held, should this thread not be heard of.
 const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// How often to look around at the start, while there is something new.
+const ROUNDS: u32 = 8;
 
 /// Why processes are left alone whose clocks count from another start.
 const OTHER_TIME: &str = "in another time namespace";
@@ -93,7 +101,9 @@ impl Follower {
             patcher: Patcher::new(owner),
             timed,
             processes: HashMap::new(),
-            refused: HashSet::new(),
+            kept: HashMap::new(),
+            stopped: HashSet::new(),
+            is_listening: false,
             time_namespace: time_namespace(std::process::id().cast_signed()),
             statistics: Arc::clone(&statistics),
         };
@@ -103,8 +113,12 @@ impl Follower {
             std::thread::Builder::new()
                 .name("clocks".into())
                 .spawn(move || {
+                    // Nothing is held yet. One may have made another before it was patched itself; where that goes on
+                    // for ever, the events tell of the rest.
+                    (0..ROUNDS).any(|_| !work.look_around());
                     work.listen();
-                    work.look_around();
+                    work.handle_events();
+                    work.count_present();
                     // Whoever started this waits for it.
                     let _ = ready.send(());
                     work.run(&orders, &bell);
@@ -160,8 +174,12 @@ struct Work {
     patcher: Patcher,
     timed: Timed,
     processes: HashMap<i32, Patched>,
-    /// Those that cannot be faulted for good, each counted once.
-    refused: HashSet<i32>,
+    /// Those that could not be faulted.
+    kept: HashMap<i32, Kept>,
+    /// Those that were stopped, and not faulted, when we last looked around.
+    stopped: HashSet<i32>,
+    /// Whether new programs are held.
+    is_listening: bool,
     /// Our own.
     time_namespace: Option<PathBuf>,
     statistics: Arc<Mutex<Statistics>>,
@@ -174,9 +192,7 @@ impl Work {
             self.wait(bell, renewal.saturating_duration_since(Instant::now()));
             // It only wakes; what is to be done is in the channel.
             let _ = bell.read();
-            while let Some(event) = self.events.take() {
-                self.handle(event);
-            }
+            self.handle_events();
             while let Ok(command) = orders.try_recv() {
                 match command {
                     Command::Set(timed, done) => {
@@ -197,6 +213,7 @@ impl Work {
                 self.renew();
                 self.look_around();
             }
+            self.count_present();
         }
     }
 
@@ -217,79 +234,115 @@ impl Work {
 
     /// Has new programs held, and says that this thread lives.
     fn listen(&mut self) {
+        self.is_listening = true;
         if let Err(error) = self.events.listen(PATIENCE) {
             tracing::error!(%error, "new programs are not held, and may see the true time at first");
+        }
+    }
+
+    fn handle_events(&mut self) {
+        while let Some(event) = self.events.take() {
+            self.handle(event);
         }
     }
 
     fn handle(&mut self, event: Event) {
         let pid = event.pid.cast_signed();
         match event.kind {
-            FORK => self.take(pid, Origin::Made),
+            FORK => self.adopt(pid),
             EXEC => {
                 // What it was is gone with its memory.
                 self.forget(pid);
-                self.take(pid, Origin::Found);
-                if event.held != 0 {
-                    // It cannot have ended: only SIGKILL reaches it meanwhile, and then there is nothing to do.
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+                let is_held = event.held != 0;
+                if is_held {
+                    wait_until_held(pid);
+                }
+                if !self.take(pid, is_held) {
+                    let_go(event);
                 }
             }
             EXIT => self.forget(pid),
             _ => {}
         }
-        self.count(|_| {});
     }
 
-    /// Processes of which no event told: they were there before, or came from another cgroup.
-    fn look_around(&mut self) {
+    /// Processes of which no event told: they were there before, or came from another cgroup. Returns whether there
+    /// was any.
+    fn look_around(&mut self) -> bool {
+        let mut is_new = false;
         let present: HashSet<i32> = self.cgroup.processes().into_iter().collect();
+        let mut stopped = HashSet::new();
         for &pid in &present {
-            if !self.processes.contains_key(&pid) {
-                self.take(pid, Origin::Found);
+            if self.processes.contains_key(&pid) {
+                continue;
             }
+            // It may be held, and the event of that be on its way. What is stopped for longer was not by us.
+            if self.is_listening && is_stopped(pid) {
+                stopped.insert(pid);
+                if !self.stopped.contains(&pid) {
+                    continue;
+                }
+            }
+            is_new |= self.take(pid, false);
         }
-        self.refused.retain(|pid| present.contains(pid));
+        self.stopped = stopped;
+        self.kept.retain(|pid, _| present.contains(pid));
         let gone: Vec<i32> =
             self.processes.keys().copied().filter(|pid| !present.contains(pid)).collect();
         for pid in gone {
             self.leave(pid);
         }
-        self.count(|_| {});
+        is_new
     }
 
-    /// Makes the clocks of a process go wrong.
-    fn take(&mut self, pid: i32, origin: Origin) {
-        if self.spared.contains(&pid) || self.refused.contains(&pid) {
-            return;
+    /// Makes the clocks of a process go wrong. Returns whether they do; then it is held no more.
+    fn take(&mut self, pid: i32, is_held: bool) -> bool {
+        if self.spared.contains(&pid) || self.kept.get(&pid).is_some_and(|kept| kept.for_good) {
+            return false;
         }
         // Its monotonic clocks are others than ours, and so the lease would not end when it should.
         if time_namespace(pid).is_some_and(|theirs| Some(theirs) != self.time_namespace) {
-            self.count(|statistics| *statistics.refused.entry(OTHER_TIME).or_default() += 1);
-            self.refused.insert(pid);
-            return;
+            self.keep(pid, Kept { reason: OTHER_TIME, for_good: true });
+            return false;
         }
-        let skew = self.timed.renewed(skew::now());
-        match self.patcher.patch(pid, &skew) {
+        let skew = self.timed.renewed(true_time());
+        let patched = if is_held {
+            self.patcher.patch_held(pid, &skew)
+        } else {
+            self.patcher.patch(pid, &skew)
+        };
+        match patched {
             Ok(patched) => {
                 self.processes.insert(pid, patched);
-                self.count(|statistics| match origin {
-                    Origin::Found => statistics.patched += 1,
-                    Origin::Made => statistics.inherited += 1,
-                });
+                self.count(|statistics| statistics.patched += 1);
+                return true;
             }
             // It ended, or will be tried again when we look around.
             Err(Refusal::Gone) => {}
             Err(refusal) => {
                 tracing::debug!(pid, %refusal, "its clocks stay right");
-                let label = refusal.label();
-                if !refusal.is_passing() || !self.statistics_know(label) {
-                    self.count(|statistics| *statistics.refused.entry(label).or_default() += 1);
-                }
-                if !refusal.is_passing() {
-                    self.refused.insert(pid);
-                }
+                let (reason, for_good) = (refusal.label(), !refusal.is_passing());
+                self.keep(pid, Kept { reason, for_good });
             }
+        }
+        false
+    }
+
+    /// A process that was made by one of the target. It has inherited the patch, unless it has executed a program since,
+    /// and may be held: then the event of that comes. Any other is found when we look around.
+    fn adopt(&mut self, pid: i32) {
+        let skew = self.timed.renewed(true_time());
+        if let Ok(Some(patched)) = self.patcher.adopt(pid, &skew) {
+            self.processes.insert(pid, patched);
+            self.count(|statistics| statistics.inherited += 1);
+        }
+    }
+
+    /// A process that keeps the true time. Counted once for each reason, however often it is tried.
+    fn keep(&mut self, pid: i32, kept: Kept) {
+        let before = self.kept.insert(pid, kept);
+        if before.is_none_or(|before| before.reason != kept.reason) {
+            self.count(|statistics| *statistics.refused.entry(kept.reason).or_default() += 1);
         }
     }
 
@@ -297,7 +350,7 @@ impl Work {
     fn leave(&mut self, pid: i32) {
         if let Some(mut patched) = self.processes.remove(&pid) {
             // If it has ended there is nothing to put right.
-            if patched.set(&injector_common::model::clock::Skew::TRUE).is_ok() {
+            if patched.set(&Skew::TRUE).is_ok() {
                 self.restore(pid);
             }
         }
@@ -305,11 +358,11 @@ impl Work {
 
     fn forget(&mut self, pid: i32) {
         self.processes.remove(&pid);
-        self.refused.remove(&pid);
+        self.kept.remove(&pid);
     }
 
     fn renew(&mut self) {
-        let skew = self.timed.renewed(skew::now());
+        let skew = self.timed.renewed(true_time());
         self.processes.retain(|_, patched| patched.set(&skew).is_ok());
     }
 
@@ -317,15 +370,13 @@ impl Work {
         // The time is right at once, everywhere; then the code is put back, which takes longer.
         for patched in self.processes.values_mut() {
             // One that has ended needs nothing.
-            let _ = patched.set(&injector_common::model::clock::Skew::TRUE);
+            let _ = patched.set(&Skew::TRUE);
         }
         if let Err(error) = self.events.listen(Duration::ZERO) {
             tracing::error!(%error, "new programs may still be held for {PATIENCE:?}");
         }
         while let Some(event) = self.events.take() {
-            if event.kind == EXEC && event.held != 0 {
-                let _ = kill(Pid::from_raw(event.pid.cast_signed()), Signal::SIGCONT);
-            }
+            let_go(event);
         }
         let pids: HashSet<i32> =
             self.processes.keys().copied().chain(self.cgroup.processes()).collect();
@@ -344,15 +395,45 @@ impl Work {
         }
     }
 
-    fn statistics_know(&self, label: &str) -> bool {
-        let statistics = self.statistics.lock().unwrap_or_else(PoisonError::into_inner);
-        statistics.refused.contains_key(label)
+    fn count(&self, change: impl FnOnce(&mut Statistics)) {
+        change(&mut self.statistics.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn count(&self, change: impl FnOnce(&mut Statistics)) {
-        let mut statistics = self.statistics.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut statistics);
-        statistics.present = self.processes.len() as u64;
+    fn count_present(&self) {
+        self.count(|statistics| statistics.present = self.processes.len() as u64);
+    }
+}
+
+/// Waits until the `SIGSTOP` that holds a program has reached it: the eBPF side cannot send it at once, but by an
+/// interrupt that comes a moment later, and a `SIGCONT` before it would be of no use.
+fn wait_until_held(pid: i32) {
+    const STOP: u64 = 1 << (Signal::SIGSTOP as u64 - 1);
+    let end = Instant::now() + Duration::from_millis(100);
+    while Instant::now() < end {
+        // One that has been killed is not there.
+        let Some(status) = status(pid) else { return };
+        if status.state.starts_with(['T', 't', 'Z', 'X']) || status.shdpnd & STOP != 0 {
+            return;
+        }
+        std::thread::sleep(Duration::from_micros(20));
+    }
+}
+
+/// What the kernel says of a process; `None` if it is not there.
+fn status(pid: i32) -> Option<Status> {
+    Process::new(pid).and_then(|process| process.status()).ok()
+}
+
+fn is_stopped(pid: i32) -> bool {
+    status(pid).is_some_and(|status| status.state.starts_with('T'))
+}
+
+/// Lets a program go on, if it was held.
+fn let_go(event: Event) {
+    if event.held != 0 {
+        wait_until_held(event.pid.cast_signed());
+        // It cannot have ended: only SIGKILL reaches it meanwhile, and then there is nothing to do.
+        let _ = kill(Pid::from_raw(event.pid.cast_signed()), Signal::SIGCONT);
     }
 }
 
@@ -361,11 +442,10 @@ fn time_namespace(pid: i32) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/{pid}/ns/time")).ok()
 }
 
-/// How a process came to have its clocks faulted.
+/// Why a process keeps the true time.
 #[derive(Clone, Copy)]
-enum Origin {
-    /// It was there, or executed another program.
-    Found,
-    /// A faulted process made it, so that it has inherited the fault.
-    Made,
+struct Kept {
+    reason: &'static str,
+    /// Else it is tried again.
+    for_good: bool,
 }

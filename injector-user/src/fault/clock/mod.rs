@@ -15,7 +15,11 @@ pub use follower::Statistics;
 use skew::Timed;
 
 use crate::{
-    kernel::{KernelError, clock::TrueTime},
+    kernel::{
+        KernelError,
+        clock::{TrueTime, true_time},
+        limits,
+    },
     lifetime::{LifetimeError, action::Action, instance::Instance},
     spec::clock::{ClockError, ClockFault},
     target::cgroup::Cgroup,
@@ -38,6 +42,9 @@ pub enum ClockFaultError {
     /// Something cannot be done so that it can be undone.
     #[error(transparent)]
     Lifetime(#[from] LifetimeError),
+    /// There cannot be as many open files as it may take.
+    #[error("cannot raise the limit of open files")]
+    Files(#[source] nix::Error),
 }
 
 /// Installed clock faults. Dropping them puts clocks right.
@@ -62,8 +69,10 @@ impl Clocks {
         outlived: bool,
     ) -> Result<Self, ClockFaultError> {
         let cgroup = cgroup.ok_or(ClockFaultError::NoCgroup)?;
-        let now = skew::now();
+        let now = true_time();
         fault.check_backward(now[0], outlived)?;
+        // One for each process.
+        limits::raise_files().map_err(ClockFaultError::Files)?;
         let owner = u64::from(std::process::id()) << 32 | u64::from(rand::random::<u32>());
         let ends = skew::later(now, lasts);
         let timed = Timed::starting(fault, now, ends);
@@ -81,18 +90,17 @@ impl Clocks {
         }
     }
 
-    /// Makes them go wrong in another way from now on, or right if there is no fault.
-    pub fn change(&self, fault: Option<&ClockFault>) -> Result<(), ClockFaultError> {
-        let now = skew::now();
-        let timed = match fault {
-            Some(fault) => {
-                fault.check_backward(now[0], self.outlived)?;
-                Timed::starting(fault, now, self.ends)
-            }
-            None => Timed::right(),
-        };
+    /// Checks another fault, or none, that is to begin now; nothing is changed.
+    pub fn check(&self, fault: Option<&ClockFault>) -> Result<Timed, ClockFaultError> {
+        let now = true_time();
+        let Some(fault) = fault else { return Ok(Timed::right()) };
+        fault.check_backward(now[0], self.outlived)?;
+        Ok(Timed::starting(fault, now, self.ends))
+    }
+
+    /// Makes clocks go wrong in another way.
+    pub fn set(&self, timed: Timed) {
         self.follower.set(timed);
-        Ok(())
     }
 
     /// What became of processes.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use injector_common::model::clock::{CLOCKS, Clock, FREEZE, STROBE, Skew, Span};
 
 use crate::{
-    kernel::clock::{self, TrueTime},
+    kernel::clock::TrueTime,
     spec::clock::{ClockFault, Steps},
 };
 
@@ -97,12 +97,6 @@ pub fn later(now: TrueTime, after: Option<Duration>) -> TrueTime {
 
 fn nanoseconds(span: Duration) -> i64 {
     i64::try_from(span.as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// Reads all true clocks.
-#[must_use]
-pub fn now() -> TrueTime {
-    clock::true_time()
 }
 
 #[cfg(test)]

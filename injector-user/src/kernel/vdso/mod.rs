@@ -27,6 +27,10 @@ mod threads;
 use std::{io, mem::offset_of, sync::Arc};
 
 use injector_common::model::clock::Skew;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use thiserror::Error;
 
 pub use self::{
@@ -139,21 +143,67 @@ impl Patcher {
     ///
     /// Of all that have one memory, as a process and its children by vfork(2), one is to be patched.
     pub fn patch(&mut self, pid: i32, skew: &Skew) -> Result<Patched, Refusal> {
+        self.patch_and(pid, skew, || {})
+    }
+
+    /// The same for a program that is held by `SIGSTOP` before its first instruction, and lets it go on.
+    ///
+    /// `SIGCONT` is sent before anything is written, and acts when the threads go on. So whenever this is broken off,
+    /// a stopped process without a patch is one that is still held, and none with a patch is.
+    pub fn patch_held(&mut self, pid: i32, skew: &Skew) -> Result<Patched, Refusal> {
+        self.patch_and(pid, skew, || {
+            // One that has been killed needs nothing.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+        })
+    }
+
+    /// Sets the skew of a process that has inherited our patch; `None` if it has not, and is left alone then.
+    pub fn adopt(&self, pid: i32, skew: &Skew) -> Result<Option<Patched>, Refusal> {
+        let vdso = Process::open(pid)?.vdso()?;
+        let image = vdso.image()?;
+        let found = block::find(&image);
+        self.adopt_found(pid, skew, found.as_ref(), vdso, &image).map(Result::ok)
+    }
+
+    /// As [`Self::adopt`], for a patch that has been looked for; gives the vDSO back if that is not ours.
+    fn adopt_found(
+        &self,
+        pid: i32,
+        skew: &Skew,
+        found: Option<&Found>,
+        vdso: Vdso,
+        image: &[u8],
+    ) -> Result<Result<Patched, Vdso>, Refusal> {
+        let Some(found) = found else { return Ok(Err(vdso)) };
+        match found.owner() {
+            Some(owner) if owner != self.owner => Err(Refusal::Owned(owner)),
+            Some(_) if found.is_complete(image) => {
+                let mut patched = Patched { pid, vdso, at: found.at };
+                patched.set(skew).map_err(|Gone| Refusal::Gone)?;
+                Ok(Ok(patched))
+            }
+            _ => Ok(Err(vdso)),
+        }
+    }
+
+    /// Calls `then` before anything is written, when the threads are stopped if they have to be.
+    fn patch_and(
+        &mut self,
+        pid: i32,
+        skew: &Skew,
+        then: impl FnOnce() + Send,
+    ) -> Result<Patched, Refusal> {
         let process = Process::open(pid)?;
         let vdso = process.vdso()?;
         let image = vdso.image()?;
         let found = block::find(&image);
-        if let Some(found) = &found {
-            match found.owner() {
-                Some(owner) if owner != self.owner => return Err(Refusal::Owned(owner)),
-                Some(_) if found.is_complete(&image) => {
-                    let mut patched = Patched { pid, vdso, at: found.at };
-                    patched.set(skew).map_err(|Gone| Refusal::Gone)?;
-                    return Ok(patched);
-                }
-                _ => {}
+        let vdso = match self.adopt_found(pid, skew, found.as_ref(), vdso, &image)? {
+            Ok(patched) => {
+                then();
+                return Ok(patched);
             }
-        }
+            Err(vdso) => vdso,
+        };
         let plan = self.plan(found.as_ref(), &image)?;
         if found.is_some_and(|found| !plan.fits(&found, &image)) {
             return Err(Refusal::OtherVersion);
@@ -163,6 +213,7 @@ impl Patcher {
             if vdso.image()? != image {
                 return Err(if process.is_gone() { Refusal::Gone } else { Refusal::Busy });
             }
+            then();
             write(&plan, self.owner, skew, found.as_ref(), &vdso, stopped)
         })?;
         Ok(Patched { pid, at: plan.at(), vdso })
