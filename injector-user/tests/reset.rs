@@ -75,6 +75,9 @@ fn new_connections_come_about_and_are_reset_at_their_first_data() {
 
 #[test]
 fn accepted_connections_of_the_target_are_reset_on_its_side() {
+    /// So much that it is not all sent when the answer begins: one that has been sent all is told EPIPE.
+    const MUCH: u64 = 100 * BYTES;
+
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
     for direction in ["egress", "ingress"] {
@@ -83,15 +86,15 @@ fn accepted_connections_of_the_target_are_reset_on_its_side() {
         let line = format!("--reset --direction {direction}");
         let injector = Injector::on(&lab.left, &cgroup, &line);
         for family in FAMILIES {
-            let line = |port| {
+            let line = |port, bytes| {
                 let to = lab.left.at(family, port);
-                format!("tcp-connect --mode echo --to {to} --bytes {BYTES} --timeout-ms 300")
+                format!("tcp-connect --mode echo --to {to} --bytes {bytes} --timeout-ms 300")
             };
-            let report = talk(&lab.right, None, &line(9000));
+            let report = talk(&lab.right, None, &line(9000, MUCH));
             assert_eq!(report["connected"], true, "{report}");
             // The peer is told by the target's kernel if at all, when it sends to what is no more.
             assert_ne!(report["error"], Value::Null, "{report}");
-            assert_whole(&talk(&lab.right, None, &line(9001)));
+            assert_whole(&talk(&lab.right, None, &line(9001, BYTES)));
         }
         let report = target.finish();
         let streams = report["streams"].as_array().expect("a list");
