@@ -85,6 +85,6 @@ fn findings() -> Result<Vec<Finding>> {
     };
     let mut findings = vec![cgroup];
     findings.extend(probe::hooks()?);
-    findings.push(probe::clocks());
+    findings.extend(probe::clocks());
     Ok(findings)
 }

@@ -16,6 +16,7 @@ use super::{
     layout::Layout,
     netns::Netns,
     object::{Capacity, Constants, HoldDevice, Object},
+    vdso,
 };
 
 /// Packet faults, by their options.
@@ -186,8 +187,8 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
 
 /// Tries what faults the clocks of processes. Nothing is attached.
 #[must_use]
-pub fn clocks() -> Finding {
-    let verdict = match clock_probe::refusal() {
+pub fn clocks() -> [Finding; 2] {
+    let probes = match clock_probe::refusal() {
         None => Verdict::Ok,
         Some(error) => Verdict::of(
             Err::<(), _>(error),
@@ -195,12 +196,20 @@ pub fn clocks() -> Finding {
              CONFIG_FTRACE_SYSCALLS",
         ),
     };
-    Finding {
-        subject: "clock probes",
-        faults: &["clock"],
-        serves: "time read by direct system calls, and deadlines",
-        verdict,
-    }
+    [
+        Finding {
+            subject: "vDSO",
+            faults: &["clock"],
+            serves: "--clock and its kin: time that programs read without a system call",
+            verdict: Verdict::of(vdso::check(), "boot with proc_mem.force_override=always"),
+        },
+        Finding {
+            subject: "clock probes",
+            faults: &["clock"],
+            serves: "time read by direct system calls, and deadlines (no option uses them yet)",
+            verdict: probes,
+        },
+    ]
 }
 
 /// What the EDT engine takes, on an interface of a namespace that goes.

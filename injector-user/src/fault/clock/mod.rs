@@ -18,7 +18,7 @@ use crate::{
     kernel::{
         KernelError,
         clock::{TrueTime, true_time},
-        limits,
+        limits, vdso,
     },
     lifetime::{LifetimeError, action::Action, instance::Instance},
     spec::clock::{ClockError, ClockFault},
@@ -42,6 +42,9 @@ pub enum ClockFaultError {
     /// Something cannot be done so that it can be undone.
     #[error(transparent)]
     Lifetime(#[from] LifetimeError),
+    /// The kernel does not let processes be patched.
+    #[error(transparent)]
+    Unwritable(#[from] vdso::Unwritable),
     /// There cannot be as many open files as it may take.
     #[error("cannot raise the limit of open files")]
     Files(#[source] nix::Error),
@@ -71,6 +74,7 @@ impl Clocks {
         let cgroup = cgroup.ok_or(ClockFaultError::NoCgroup)?;
         let now = true_time();
         fault.check_backward(now[0], outlived)?;
+        vdso::check()?;
         // One for each process.
         limits::raise_files().map_err(ClockFaultError::Files)?;
         let owner = u64::from(std::process::id()) << 32 | u64::from(rand::random::<u32>());

@@ -334,6 +334,28 @@ pub fn restore(pid: i32, owner: Option<u64>) -> Result<bool, Refusal> {
     Ok(true)
 }
 
+/// Whether this kernel lets vDSOs be written at any time, by trying it on our own: with `proc_mem.force_override=ptrace`
+/// or `never` (Linux 6.12, kernel-parameters.rst) it does not, or only while a process is traced.
+pub fn check() -> Result<(), Unwritable> {
+    let pid = std::process::id().cast_signed();
+    let written = Process::open(pid).and_then(|process| process.vdso()).and_then(|vdso| {
+        // The last byte is behind the image; it becomes what it was.
+        let last = vdso.image()?.len() - 1;
+        let mut byte = [0];
+        vdso.read(last, &mut byte)?;
+        vdso.write(last, &byte)
+    });
+    written.map_err(|_| Unwritable)
+}
+
+/// The kernel does not let the vDSO of a process be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error(
+    "clocks cannot be faulted here: the kernel does not let /proc/PID/mem write what a process itself may not, where \
+     the vDSO is patched; boot with proc_mem.force_override=always"
+)]
+pub struct Unwritable;
+
 /// Whose patch a process has; `None` without one.
 pub fn owner_of(pid: i32) -> Result<Option<u64>, Refusal> {
     let image = Process::open(pid)?.vdso()?.image()?;
