@@ -12,10 +12,13 @@ pub struct Control {
     /// `CLOCK_MONOTONIC` nanoseconds after which no rule acts any more, unless the injector renews it.
     /// A stopped or dead injector therefore stops faulting by itself.
     pub lease_deadline_ns: u64,
+    /// Id of the target cgroup, if packets of one are meant. Together with the level it changes when a container comes
+    /// again in another cgroup; a packet that meets the one of before with the other of now is nobody's.
+    pub cgroup_id: u64,
+    /// Depth of the target cgroup below the hierarchy's root.
+    pub cgroup_level: u32,
     /// Which of the two rule-set banks is active: 0 or 1. A change fills the other bank, then flips this.
     pub bank: u32,
-    /// Keeps the size a multiple of 8 without implicit padding.
-    pub reserved: u32,
 }
 
 /// One of the two banks of the `RULE_SETS` map: how to classify under the rules of that bank.

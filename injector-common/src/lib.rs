@@ -10,6 +10,8 @@
 pub mod classify;
 pub mod control;
 pub mod counter;
+pub mod errno;
+pub mod glob;
 pub mod hold;
 pub mod model;
 pub mod packet;

@@ -16,7 +16,7 @@ pub struct ProbeControl {
     pub lease_ns: u64,
 }
 
-/// A deadline in the memory of a process, which is replaced while the kernel has it.
+/// A deadline in the memory of a process, which is replaced while the kernel reads it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct DeadlineKey {
@@ -36,7 +36,7 @@ pub struct Replaced {
     pub wanted: [i64; 2],
     /// What the kernel was given instead.
     pub given: [i64; 2],
-    /// Calls that wait with it. Threads may share a deadline.
+    /// Calls that read it now. Threads may share a deadline.
     pub calls: u64,
 }
 

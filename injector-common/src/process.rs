@@ -7,6 +7,46 @@ pub const EXEC: u32 = 1;
 /// A process ends.
 pub const EXIT: u32 = 2;
 
+/// [`Event::held`]: it goes on as it likes.
+pub const FREE: u32 = 0;
+/// [`Event::held`]: it was sent `SIGSTOP`, and waits for `SIGCONT` before its first instruction.
+pub const STOPPED: u32 = 1;
+/// [`Event::held`]: it waits in the kernel, in execve(2), for a few milliseconds at the most. See [`Wait`].
+pub const WAITING: u32 = 2;
+
+/// A program that waits in the kernel, by the processor on which it does. Userspace lets it go on by writing its number
+/// to the same place of another array.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wait {
+    /// Of the last one that waited here, or waits.
+    pub number: u64,
+    /// Of the last one that went on.
+    pub ended: u64,
+    /// Of the last one that nobody let go on, and which was sent `SIGSTOP`.
+    pub stopped: u64,
+}
+
+/// What the kernel side counts that waits for a system call.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallCounters {
+    /// Calls.
+    pub calls: u64,
+    /// Signals that were sent.
+    pub sent: u64,
+    /// Signals that could not be sent.
+    pub failed: u64,
+}
+
+impl core::ops::AddAssign for CallCounters {
+    fn add_assign(&mut self, other: Self) {
+        self.calls += other.calls;
+        self.sent += other.sent;
+        self.failed += other.failed;
+    }
+}
+
 /// One record of the ring buffer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,10 +55,12 @@ pub struct Event {
     pub kind: u32,
     /// The process, as the initial PID namespace numbers it.
     pub pid: u32,
-    /// Not 0 if it was sent `SIGSTOP`, and waits for `SIGCONT` before its first instruction.
+    /// [`FREE`], [`STOPPED`] or [`WAITING`].
     pub held: u32,
-    /// Keeps the size a multiple of 8.
-    pub reserved: u32,
+    /// Where it waits.
+    pub processor: u32,
+    /// As which it waits.
+    pub number: u64,
 }
 
 impl Event {
@@ -29,6 +71,7 @@ impl Event {
             let bytes = bytes.get(4 * number..4 * number + 4)?;
             Some(u32::from_ne_bytes(bytes.try_into().ok()?))
         };
-        Some(Self { kind: word(0)?, pid: word(1)?, held: word(2)?, reserved: word(3)? })
+        let number = u64::from_ne_bytes(bytes.get(16..24)?.try_into().ok()?);
+        Some(Self { kind: word(0)?, pid: word(1)?, held: word(2)?, processor: word(3)?, number })
     }
 }

@@ -3,10 +3,13 @@
 use crate::{
     classify::{ShortKey, Slot, TupleKey},
     control::{Connection, Control, RuleSet},
-    counter::{RuleCounters, SeenCounters},
+    counter::{Delays, RuleCounters, SeenCounters},
+    errno::{ErrnoCounters, Remote},
+    glob::Glob,
     hold::{self, Hold, HoldState, Route},
     model::clock::Skew,
     probe::{DeadlineKey, ProbeControl, ProbeCounters, Replaced, TimerKey},
+    process::{CallCounters, Wait},
     rule::Rule,
 };
 
@@ -24,6 +27,7 @@ pod!(
     Connection,
     Control,
     RuleSet,
+    Delays,
     RuleCounters,
     SeenCounters,
     Rule,
@@ -37,7 +41,12 @@ pod!(
     ProbeControl,
     ProbeCounters,
     Replaced,
-    TimerKey
+    TimerKey,
+    CallCounters,
+    Wait,
+    ErrnoCounters,
+    Glob,
+    Remote
 );
 
 const _: () = {
@@ -45,8 +54,9 @@ const _: () = {
     assert!(size_of::<Slot>() == 16);
     assert!(size_of::<TupleKey>() == 28);
     assert!(size_of::<Connection>() == 36);
-    assert!(size_of::<Control>() == 16);
-    assert!(size_of::<RuleCounters>() == 136);
+    assert!(size_of::<Control>() == 24);
+    assert!(size_of::<RuleCounters>() == 144);
+    assert!(size_of::<Delays>() == 672);
     assert!(size_of::<SeenCounters>() == 32);
     assert!(size_of::<Rule>() == 64);
     assert!(size_of::<Hold>() == 72);
@@ -59,4 +69,9 @@ const _: () = {
     assert!(size_of::<ProbeCounters>() == 56);
     assert!(size_of::<Replaced>() == 40);
     assert!(size_of::<TimerKey>() == 8);
+    assert!(size_of::<CallCounters>() == 24);
+    assert!(size_of::<Wait>() == 24);
+    assert!(size_of::<ErrnoCounters>() == 24);
+    assert!(size_of::<Glob>() == 258 * 32);
+    assert!(size_of::<Remote>() == 32);
 };

@@ -10,19 +10,15 @@ use aya_ebpf::{
 use injector_common::{
     classify::{ShortKey, Slot, TupleKey},
     control::{Connection, Control, Flow, FragmentKey, FragmentPorts, PortClasses, RuleSet},
-    counter::{RuleCounters, SeenCounters},
+    counter::{Delays, RuleCounters, SeenCounters},
     hold::{self, Hold, HoldState, Route, TAGS, Table},
     packet::Packet,
     rule::Rule,
 };
 
-/// Id of the target cgroup, or 0 for every packet on the attached interfaces.
+/// Non-zero: only packets of the cgroup that [`CONTROL`] names; else every packet on the attached interfaces.
 #[unsafe(no_mangle)]
-pub static CGROUP_ID: Global<u64> = Global::new(0);
-
-/// Depth of the target cgroup below the hierarchy's root.
-#[unsafe(no_mangle)]
-pub static CGROUP_LEVEL: Global<u32> = Global::new(0);
+pub static OF_CGROUP: Global<u32> = Global::new(0);
 
 /// Offset of `sk_cgrp_data.cgroup` in the kernel's `struct sock`, in bytes, as the following ones.
 #[unsafe(no_mangle)]
@@ -152,6 +148,14 @@ pub static HOLDS: Array<Hold> = Array::with_max_entries(2, 0);
 /// What they remember.
 #[map]
 pub static HOLD_STATES: Array<HoldState> = Array::with_max_entries(2, 0);
+
+/// For how long they held packets back.
+#[map]
+pub static DELAYS: Array<Delays> = Array::with_max_entries(2, 0);
+
+/// For how long the packet at hand is to be held, in nanoseconds.
+#[map]
+pub static WAIT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// Distribution tables, per bank.
 #[map]

@@ -71,7 +71,7 @@ enum Program {
     },
     /// Sleeps
     Sleep,
-    /// Prints the nanoseconds that a call takes, for each line of standard input
+    /// For each line of standard input prints the nanoseconds that a call takes, and what time it is
     Speed {
         #[arg(long, default_value_t = 2_000_000)]
         calls: u32,
@@ -381,7 +381,7 @@ fn ahead(offset: i64) -> Skew {
 }
 
 fn skew(pids: &[i32]) {
-    let mut patcher = Patcher::new(u64::from(std::process::id()));
+    let patcher = Patcher::new(u64::from(std::process::id()));
     let start = Instant::now();
     let mut done = Vec::new();
     for pid in pids {
@@ -403,7 +403,7 @@ fn skew(pids: &[i32]) {
 
 fn skew_loop(owner: u64, pid: i32) {
     let skew = ahead(3600 * SECOND);
-    let mut patcher = Patcher::new(owner);
+    let patcher = Patcher::new(owner);
     ready();
     loop {
         if let Err(refusal) = patcher.patch(pid, &skew) {
@@ -432,6 +432,8 @@ fn speed(calls: u32) {
             "coarse": best(&|| { std::hint::black_box(by_vdso(libc::CLOCK_REALTIME_COARSE)); }),
             "gettimeofday": best(&|| { std::hint::black_box(gettimeofday()); }),
             "time": best(&|| { std::hint::black_box(time()); }),
+            "system_call": best(&|| { std::hint::black_box(by_kernel(libc::CLOCK_REALTIME)); }),
+            "now": by_vdso(libc::CLOCK_REALTIME),
         }));
     }
 }

@@ -10,7 +10,7 @@ use std::{
     io::Write as _,
     ops::RangeInclusive,
     os::unix::{fs::MetadataExt as _, process::CommandExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -86,8 +86,7 @@ fn command(program: impl AsRef<Path>, cgroup: Option<&TestCgroup>) -> Command {
 }
 
 fn clockcalls(cgroup: Option<&TestCgroup>, line: &str) -> Command {
-    let path = Path::new(INJECTOR).parent().expect("a folder").join("examples/clockcalls");
-    let mut command = command(path, cgroup);
+    let mut command = command(clockcalls_path(), cgroup);
     command.args(line.split_whitespace());
     command
 }
@@ -136,7 +135,7 @@ fn they_are_refused_under_lockdown_only() {
     let mut doctor = Command::new(INJECTOR);
     let output = doctor.args(["doctor", "--output", "json"]).output().expect("it runs");
     let text = String::from_utf8(output.stdout).expect("text");
-    let line = text.lines().find(|line| line.contains("clock probes")).expect("a finding");
+    let line = text.lines().find(|line| line.contains("engine probe")).expect("a finding");
     let finding: Value = serde_json::from_str(line).expect("JSON");
     assert_eq!(finding["verdict"] == "ok", !is_locked_down(), "{finding}");
 }
@@ -152,14 +151,14 @@ fn offsets_are_exact_in_the_cgroup_and_below_and_nowhere_else() {
     for ns in [1, -1, HOUR, -HOUR, 500_000_001, 12 * 365 * 24 * HOUR, -80 * 365 * 24 * HOUR] {
         for clocks in [&[Clock::Realtime][..], &Clock::ALL] {
             let skew = skewed(clocks, offset(ns));
-            probe.set(&skew).expect("it can be set");
+            probe.set(&skew);
             check(&run(Some(&cgroup), "read"), &skew);
             check(&run(Some(&below), "read"), &skew);
             check(&run(Some(&other), "read"), &Skew::TRUE);
             check(&run(None, "read"), &Skew::TRUE);
         }
     }
-    let counters = probe.counters().expect("readable");
+    let counters = probe.counters();
     assert!(counters.matched > counters.rewritten && counters.rewritten > 0, "{counters:?}");
     assert_eq!(counters.failed, 0, "{counters:?}");
     drop(probe);
@@ -179,26 +178,26 @@ fn drift_freeze_strobe_and_the_end_of_the_lease_are_those_of_the_model() {
         strobe,
     ] {
         let skew = skewed(&Clock::ALL, skew);
-        probe.set(&skew).expect("it can be set");
+        probe.set(&skew);
         for _ in 0..3 {
             check(&run(Some(&cgroup), "read"), &skew);
         }
     }
     // A switch back between two readings is no range to lie within.
     let skew = skewed(&Clock::ALL, Skew { flags: STROBE, period_ns: HOUR, ..strobe });
-    probe.set(&skew).expect("it can be set");
+    probe.set(&skew);
     check(&run(Some(&cgroup), "read"), &skew);
 
     let mut skew = skewed(&Clock::ALL, offset(HOUR));
     for span in &mut skew.clocks {
         span.lease = span.base + SECOND;
     }
-    probe.set(&skew).expect("it can be set");
+    probe.set(&skew);
     thread::sleep(Duration::from_millis(1100));
     check(&run(Some(&cgroup), "read"), &Skew::TRUE);
     let report = run(Some(&cgroup), "wait nanosleep 0 300");
     assert!(number(&report, "waited_ns") >= 300_000_000 - EARLY, "{report}");
-    assert_eq!(probe.counters().expect("readable").deadlines, 0);
+    assert_eq!(probe.counters().deadlines, 0);
 }
 
 /// Checks a report of `wait` with this time to wait for, by the true clock.
@@ -240,8 +239,8 @@ fn who_waits_for_a_time_wakes_when_its_clock_reads_it() {
     let Some(mut probe) = attach(&cgroup, |_| {}) else { return };
     for ns in [HOUR, -HOUR] {
         let skew = skewed(&Clock::ALL, offset(ns));
-        probe.set(&skew).expect("it can be set");
-        let before = probe.counters().expect("readable").deadlines;
+        probe.set(&skew);
+        let before = probe.counters().deadlines;
         for way in WAYS {
             // Before the boot there is no time to wait for.
             if ns < 0 && !way.ends_with(" 0") && !way.ends_with(" 11") {
@@ -251,7 +250,7 @@ fn who_waits_for_a_time_wakes_when_its_clock_reads_it() {
             check_wait(way, &report, MS * 1_000_000);
             check_wait(way, &run(None, &format!("wait {way} 1")), 1_000_000);
         }
-        let counters = probe.counters().expect("readable");
+        let counters = probe.counters();
         assert!(counters.deadlines > before, "{counters:?}");
         assert_eq!((counters.failed, counters.left), (0, 0), "{counters:?}");
     }
@@ -263,30 +262,30 @@ fn who_waits_by_a_clock_that_goes_wrong_wakes_earlier_or_later() {
     let Some(mut probe) = attach(&cgroup, |_| {}) else { return };
     for (drift, true_ms) in [(1 << 32, 500), (-(1 << 31), 2000)] {
         let skew = skewed(&[Clock::Realtime], Skew { drift, ..offset(-SECOND) });
-        probe.set(&skew).expect("it can be set");
+        probe.set(&skew);
         let report = run(Some(&cgroup), "wait nanosleep 0 1000");
         check_wait("drift", &report, true_ms * 1_000_000);
     }
     // Steps forward over what is waited for, a second from now.
     let step = Skew { step: HOUR, first_ns: SECOND, period_ns: i64::MAX, ..Skew::TRUE };
     let start = Instant::now();
-    probe.set(&skewed(&[Clock::Realtime], step)).expect("it can be set");
+    probe.set(&skewed(&[Clock::Realtime], step));
     let report = run(Some(&cgroup), "wait cond 0 1800000");
     let elapsed = start.elapsed();
     assert!(elapsed >= Duration::from_secs(1) && elapsed < Duration::from_secs(8), "{report}");
     // Who waits by a clock that stands is left alone: by the true clock, that has passed.
     let frozen = Skew { flags: FREEZE, ..offset(-HOUR) };
-    probe.set(&skewed(&[Clock::Realtime], frozen)).expect("it can be set");
+    probe.set(&skewed(&[Clock::Realtime], frozen));
     let report = run(Some(&cgroup), "wait nanosleep 0 1000");
     assert!(number(&report, "waited_ns") < 1_000_000_000, "{report}");
-    assert_eq!(probe.counters().expect("readable").left, 1);
+    assert_eq!(probe.counters().left, 1);
 }
 
 #[test]
 fn threads_may_share_a_deadline_and_it_may_be_constant() {
     let cgroup = TestCgroup::new();
     let Some(mut probe) = attach(&cgroup, |_| {}) else { return };
-    probe.set(&skewed(&Clock::ALL, offset(HOUR))).expect("it can be set");
+    probe.set(&skewed(&Clock::ALL, offset(HOUR)));
     let report = run(Some(&cgroup), "share 0 1500");
     for waited in integers(&report["waited_ns"]) {
         let allowed = 1_500_000_000 - EARLY..=1_500_000_000 + LATE;
@@ -295,7 +294,7 @@ fn threads_may_share_a_deadline_and_it_may_be_constant() {
     assert_eq!(report["deadline"], report["deadline_after"]);
     let report = run(Some(&cgroup), "constant 0");
     assert_eq!((&report["result"], &report["deadline"]), (&0.into(), &1.into()), "{report}");
-    let counters = probe.counters().expect("readable");
+    let counters = probe.counters();
     assert_eq!((counters.failed, counters.left), (1, 0), "{counters:?}");
 }
 
@@ -303,10 +302,10 @@ fn threads_may_share_a_deadline_and_it_may_be_constant() {
 fn who_waits_when_the_probes_go_has_its_deadline_again() {
     let cgroup = TestCgroup::new();
     let Some(mut probe) = attach(&cgroup, |_| {}) else { return };
-    probe.set(&skewed(&[Clock::Realtime], offset(HOUR))).expect("it can be set");
+    probe.set(&skewed(&[Clock::Realtime], offset(HOUR)));
     let waiter = Process::start(clockcalls(Some(&cgroup), "wait futex 0 3000"));
     let end = Instant::now() + Duration::from_secs(3);
-    while probe.counters().expect("readable").deadlines == 0 {
+    while probe.counters().deadlines == 0 {
         assert!(Instant::now() < end, "it does not wait");
         thread::sleep(Duration::from_millis(20));
     }
@@ -322,7 +321,7 @@ fn a_program_without_vdso_makes_system_calls() {
     let hide = |config: &mut Config| (config.skip_vdso, config.hide_vdso) = (false, true);
     let Some(mut probe) = attach(&cgroup, hide) else { return };
     let skew = skewed(&Clock::ALL, offset(HOUR));
-    probe.set(&skew).expect("it can be set");
+    probe.set(&skew);
     let now = || true_time()[Clock::Realtime as usize];
 
     // Dynamic. All readings are by system call now.
@@ -355,7 +354,7 @@ fn a_program_without_vdso_makes_system_calls() {
     }
     // Others have theirs.
     check(&run(None, "read"), &Skew::TRUE);
-    let counters = probe.counters().expect("readable");
+    let counters = probe.counters();
     assert_eq!((counters.hidden, counters.not_hidden), (3, 0), "{counters:?}");
 }
 
@@ -363,7 +362,7 @@ fn a_program_without_vdso_makes_system_calls() {
 fn calls_from_the_vdso_may_be_faulted_too() {
     let cgroup = TestCgroup::new();
     let Some(mut probe) = attach(&cgroup, |config| config.skip_vdso = false) else { return };
-    probe.set(&skewed(&Clock::ALL, offset(HOUR))).expect("it can be set");
+    probe.set(&skewed(&Clock::ALL, offset(HOUR)));
     for clock in Clock::ALL {
         let id = ["0", "1", "4", "7", "11"][clock as usize];
         let now = || true_time()[clock as usize];
@@ -382,17 +381,68 @@ fn no_reading_is_of_two_skews() {
         skewed(&[Clock::Realtime], step)
     };
     let skews = [twice(HOUR), twice(-HOUR)];
-    probe.set(&skews[0]).expect("it can be set");
+    probe.set(&skews[0]);
     let line = format!("hammer 4000 {} {}", 2 * HOUR, -2 * HOUR);
     let mut hammer = Process::start(clockcalls(Some(&cgroup), &line));
     let mut changes = 0;
     while hammer.child.try_wait().expect("it is ours").is_none() {
-        probe.set(&skews[changes % 2]).expect("it can be set");
+        probe.set(&skews[changes % 2]);
         changes += 1;
     }
     let report = hammer.next().expect("a report");
     assert_eq!(report["wrong"], 0, "{changes} changes: {report}");
     assert!(integers(&report["seen"]).iter().all(|&seen| seen > 100), "{report}");
+}
+
+fn clockcalls_path() -> PathBuf {
+    Path::new(INJECTOR).parent().expect("a folder").join("examples/clockcalls")
+}
+
+#[test]
+fn a_command_under_the_probe_engine_has_no_vdso_and_wrong_clocks() {
+    let mut command = Command::new(INJECTOR);
+    command.args(["run", "--engine", "probe", "--clock", "+1h", "--"]);
+    let now = || true_time()[Clock::Realtime as usize];
+    let before = now();
+    let output = command.arg(clockcalls_path()).arg("read").output().expect("it runs");
+    let after = now();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if is_locked_down() {
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("locked down"), "{said}");
+        return;
+    }
+    let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
+    for reading in integers(&report["clocks"]["0"]) {
+        assert!((before + HOUR..=after + HOUR).contains(&reading), "{report}");
+    }
+    assert!(
+        said.contains("(engine probe)") && said.contains("1 new programs had no vDSO"),
+        "{said}"
+    );
+}
+
+#[test]
+fn who_waits_when_injector_is_killed_has_its_deadline_in_its_memory() {
+    if is_locked_down() {
+        return;
+    }
+    let cgroup = TestCgroup::new();
+    let mut command = Command::new(INJECTOR);
+    command.args(["inject", "--engine", "probe", "--clock", "+1h", "--output", "json", "--cgroup"]);
+    let mut injector = Process::start({
+        command.arg(&cgroup.path);
+        command
+    });
+    injector.wait_for("started");
+    let sleeper = Process::start(clockcalls(Some(&cgroup), "wait futex 0 3000"));
+    thread::sleep(Duration::from_millis(1500));
+    injector.signal(Signal::SIGKILL);
+    let report = sleeper.finish();
+    assert_eq!(report["deadline"], report["deadline_after"], "{report}");
+    // It was the true time that the kernel had; by the other one it would be an hour.
+    let slept = number(&report, "waited_ns");
+    assert!((3_000_000_000 - EARLY..=3_000_000_000 + LATE).contains(&slept), "{report}");
 }
 
 /// What it costs; says so, and checks nothing.
@@ -407,6 +457,6 @@ fn cost_of_a_call() {
     let Some(mut probe) = attach(&cgroup, |_| {}) else { return };
     measure("with probes, another process", None);
     measure("with probes, the target, not skewed", Some(&cgroup));
-    probe.set(&skewed(&Clock::ALL, offset(HOUR))).expect("it can be set");
+    probe.set(&skewed(&Clock::ALL, offset(HOUR)));
     measure("with probes, the target, skewed", Some(&cgroup));
 }

@@ -104,6 +104,13 @@ fn a_fixed_delay_is_never_undercut_and_keeps_the_order() {
             let total = summary.total;
             assert_eq!(arrivals.len(), COUNT, "{engine} {ms} ms: {total:?} {:?}", summary.held);
             assert_eq!((total.delayed, total.reordered), (COUNT as u64, 0), "{engine} {ms} ms");
+            let told = &total.delay["egress"];
+            assert_eq!(told["count"], COUNT, "{engine} {ms} ms: {told}");
+            assert_eq!(told["sum_ms"], (COUNT as u64 * ms) as f64, "{engine} {ms} ms: {told}");
+            let buckets = told["buckets"].as_array().expect("a list");
+            let up_to = buckets[0]["up_to_ms"].as_f64().expect("a number");
+            let is_right = buckets.len() == 1 && (ms as f64..1.5 * ms as f64).contains(&up_to);
+            assert!(is_right, "{engine} {ms} ms: {told}");
             assert!(arrivals.is_sorted_by_key(|arrival| arrival.number), "{engine} {ms} ms");
             let early = arrivals.iter().find(|arrival| arrival.delay_ms < ms as f64);
             assert!(early.is_none(), "{engine} {ms} ms: {early:?}");

@@ -3,34 +3,18 @@
 mod support;
 
 use std::{
-    fs::File,
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
-    thread,
     time::Duration,
 };
 
-use nix::sched::{CloneFlags, setns};
-use support::{Family, Host, INTERFACE, Injector, Lab};
-
-/// Runs `work` inside the namespace of a host; sockets that it makes are there, but are this process's.
-fn inside<T: Send>(host: &Host, work: impl FnOnce() -> T + Send) -> T {
-    let netns = File::open(Path::new("/run/netns").join(&host.netns)).expect("it is there");
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            setns(&netns, CloneFlags::CLONE_NEWNET).expect("root may");
-            work()
-        });
-        thread.join().expect("it does not panic")
-    })
-}
+use support::{Family, INTERFACE, Injector, Lab};
 
 /// A connection between the two hosts, both ends held by this process, which starts injector: so this
 /// is what a shell's sshd holds.
 fn connection(lab: &Lab, at: SocketAddr) -> (TcpStream, TcpStream) {
-    let listener = inside(&lab.right, || TcpListener::bind(at)).expect("the address is its own");
-    let near = inside(&lab.left, || TcpStream::connect(at)).expect("somebody listens");
+    let listener = lab.right.inside(|| TcpListener::bind(at)).expect("the address is its own");
+    let near = lab.left.inside(|| TcpStream::connect(at)).expect("somebody listens");
     let (far, _) = listener.accept().expect("somebody has connected");
     for end in [&near, &far] {
         end.set_read_timeout(Some(Duration::from_secs(3))).expect("a timeout");
@@ -58,8 +42,7 @@ fn connections_of_the_shell_go_on_and_others_do_not() {
 
         let injector = Injector::start(&lab.left, &format!("--interface {INTERFACE} --loss 100%"));
         exchange(&mut own).expect("it is the operator's");
-        let other =
-            inside(&lab.left, || TcpStream::connect_timeout(&at, Duration::from_millis(500)));
+        let other = lab.left.inside(|| TcpStream::connect_timeout(&at, Duration::from_millis(500)));
         assert!(other.is_err(), "a connection made later is not protected");
         let total = injector.stop().total;
         assert!(total.protected >= 2, "{total:?}");

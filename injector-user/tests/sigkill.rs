@@ -9,6 +9,7 @@ use std::{
     fs,
     path::Path,
     process::{Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -23,8 +24,15 @@ use support::{
     listing::{PATIENCE, assert_nothing_is_left, cleanup, listing},
 };
 
+/// One test after another: each injector that starts undoes what it finds, so what another test's has left as well.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
+    let _turn = turn();
     let mut random = SmallRng::seed_from_u64(20_261_124);
     let lab = Lab::new();
     let file = RuleFile::new("rules: [{loss: 10%}]");
@@ -86,6 +94,7 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
 
 #[test]
 fn what_a_killed_guardian_leaves_is_undone_by_the_next_start() {
+    let _turn = turn();
     let lab = Lab::new();
     let mut command = lab.left.command(support::INJECTOR, None);
     command.args(["run", "--output", "json", "--output-file", "/dev/stdout", "--loss", "1%"]);

@@ -1,6 +1,8 @@
 //! Clocks that go wrong in running processes, by their vDSO. All processes here are started by the test that
 //! patches them, and end with it.
 
+mod support;
+
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
@@ -22,15 +24,13 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
+use support::{PATIENCE, state, wait_for_state};
 
 const SECOND: i64 = 1_000_000_000;
 const MILLISECOND: i64 = 1_000_000;
 const HOUR: i64 = 3600 * SECOND;
 
 const OWNER: u64 = 0x7e57;
-
-/// Anything that takes longer has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running `examples/clock`.
 struct Program {
@@ -115,15 +115,11 @@ impl Program {
 
     /// What the kernel says it does: R, S, T, t, Z…
     fn state(&self) -> char {
-        state(self.pid())
+        state(self.child.id())
     }
 
-    fn wait_for_state(&self, wanted: &[char]) {
-        let end = Instant::now() + PATIENCE;
-        while !wanted.contains(&self.state()) {
-            assert!(Instant::now() < end, "it is {}, not {wanted:?}", self.state());
-            thread::sleep(Duration::from_millis(1));
-        }
+    fn wait_for_state(&self, wanted: char) {
+        wait_for_state(self.child.id(), wanted);
     }
 }
 
@@ -132,11 +128,6 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn state(pid: i32) -> char {
-    let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    status.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('-')
 }
 
 fn now(id: i32) -> i64 {
@@ -299,7 +290,7 @@ fn time_becomes_true_when_the_lease_ends() {
 #[test]
 fn a_fork_inherits_and_is_adopted() {
     let mut program = Program::start("fork");
-    let mut patcher = Patcher::new(OWNER);
+    let patcher = Patcher::new(OWNER);
     let _parent = patcher.patch(program.pid(), &realtime(HOUR)).expect("it can be patched");
     program.tell();
     assert_eq!(program.line()["event"], "ready");
@@ -339,7 +330,7 @@ fn what_has_ended_is_gone() {
     let mut patched = patch(&program, &realtime(HOUR));
     let pid = program.pid();
     program.child.kill().expect("it runs");
-    program.wait_for_state(&['Z']);
+    program.wait_for_state('Z');
     assert!(patched.set(&realtime(0)).is_err());
     let zombie = Patcher::new(OWNER).patch(pid, &realtime(0));
     assert!(matches!(zombie, Err(Refusal::Gone)), "{zombie:?}");
@@ -396,15 +387,15 @@ fn a_stopped_process_stays_stopped() {
         kill(pid, Signal::SIGSTOP).expect("it runs");
         // With and without the stop having happened.
         if program.pid() % 2 == 0 {
-            program.wait_for_state(&['T']);
+            program.wait_for_state('T');
         }
         let _patched = patch(&program, &realtime(HOUR));
-        program.wait_for_state(&['T']);
+        program.wait_for_state('T');
         thread::sleep(Duration::from_millis(5));
         assert_eq!(program.state(), 'T');
         assert!(restore(program.pid(), None).expect("it is there"));
         thread::sleep(Duration::from_millis(2));
-        program.wait_for_state(&['T']);
+        program.wait_for_state('T');
         let _patched = patch(&program, &realtime(HOUR));
         kill(pid, Signal::SIGCONT).expect("it is there");
         assert_realtime(&program.ask(), HOUR);
@@ -446,7 +437,7 @@ fn signals_are_neither_lost_nor_invented() {
 fn a_process_that_waits_for_a_vfork_is_patched() {
     let mut program = Program::start("vfork --sleep 1500");
     program.tell();
-    program.wait_for_state(&['D']);
+    program.wait_for_state('D');
     let start = Instant::now();
     let _patched = patch(&program, &realtime(HOUR));
     assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
@@ -556,7 +547,7 @@ fn readers_see_one_skew_or_the_other() {
         all(Skew { offset: OFFSETS[1] - HOUR, step: HOUR, period_ns: 1 << 62, ..Skew::TRUE }),
     ];
     let mut patched = {
-        let mut patcher = Patcher::new(OWNER);
+        let patcher = Patcher::new(OWNER);
         patcher.patch(program.pid(), &skews[0]).expect("it can be patched")
     };
     let end = Instant::now() + Duration::from_secs(5);
@@ -577,7 +568,7 @@ fn patching_under_load_crashes_nothing() {
     let hammer = Program::start(&format!("hammer --all --offset 0 --offset {HOUR}"));
     let maker = Program::start("threads");
     let forker = Program::start("forks");
-    let mut patcher = Patcher::new(OWNER);
+    let patcher = Patcher::new(OWNER);
     let skew = from_now(&Clock::ALL, LONG, Skew { offset: HOUR, ..Skew::TRUE });
     let mut longest = Duration::ZERO;
     for _ in 0..200 {
@@ -598,7 +589,7 @@ fn patching_under_load_crashes_nothing() {
 
 #[test]
 fn a_patcher_may_be_killed_at_any_moment() {
-    let target = Program::start(&format!("hammer --threads 4 --offset 0 --offset {HOUR}"));
+    let target = Program::start(&format!("hammer --threads 4 --all --offset 0 --offset {HOUR}"));
     let mut reader = Program::start("read");
     for moment in 0..50u64 {
         // Pseudo-random microseconds; a round takes some hundreds.
@@ -610,13 +601,13 @@ fn a_patcher_may_be_killed_at_any_moment() {
             patcher.child.kill().expect("it runs");
             patcher.child.wait().expect("our child");
             thread::sleep(Duration::from_millis(2));
-            let state = state(pid);
+            let state = state(pid.cast_unsigned());
             assert!(matches!(state, 'R' | 'S'), "it is {state}");
             let _ = restore(pid, None).expect("it runs");
             assert_eq!(owner_of(pid).expect("it runs"), None);
         }
         assert_realtime(&reader.ask(), 0);
-        let mut patcher = Patcher::new(OWNER);
+        let patcher = Patcher::new(OWNER);
         patcher.patch(reader.pid(), &realtime(HOUR)).expect("it can be patched again");
         assert_realtime(&reader.ask(), HOUR);
         assert!(restore(reader.pid(), Some(OWNER)).expect("it runs"));

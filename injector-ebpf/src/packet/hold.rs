@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use injector_common::{
-    counter::RuleCounters,
+    counter::{Delays, RuleCounters},
     hold::{self, HoldState, Route, Slot, TAGS},
     model::delay::{Memory, Tables},
     packet::Direction,
@@ -75,7 +75,9 @@ pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction:
     if release <= now {
         return AT_ONCE;
     }
-    counters.delay_ns += release - now;
+    let Some(wait) = maps::WAIT.get_ptr_mut(0) else { return AT_ONCE };
+    // SAFETY: per CPU; `send` reads it on this CPU before anything else is judged.
+    unsafe { *wait = release - now };
     release
 }
 
@@ -169,6 +171,8 @@ pub fn send(
     release: u64,
     is_copy: bool,
 ) -> Sent {
+    let Some(wait) = maps::WAIT.get(0) else { return Sent::Refused };
+    let wait = *wait;
     let Some(tag) = tag(ctx, direction, release) else { return Sent::Refused };
     if !skb::push_tag(ctx, tag) {
         return Sent::Refused;
@@ -177,17 +181,31 @@ pub fn send(
     // UDP after a send buffer; a clone belongs to no socket, and a TAP takes packets away from theirs.
     let is_orphan = maps::HOLD_IN_USERSPACE.load() != 0 || direction == Direction::Ingress;
     if is_orphan && !is_copy {
-        matched.counters.delayed += 1;
+        count(matched, direction, wait);
         return Sent::Redirect;
     }
     let is_sent = ctx.clone_redirect(maps::HOLD_INTERFACE.load(), 0).is_ok();
     if is_sent {
-        matched.counters.delayed += 1;
+        count(matched, direction, wait);
     }
     if is_copy || !is_sent {
         skb::pop_tag(ctx);
     }
     if is_sent { Sent::Cloned } else { Sent::Refused }
+}
+
+/// Counts a packet that is held for so many nanoseconds.
+#[inline(always)]
+fn count(matched: &mut Match, direction: Direction, wait: u64) {
+    matched.counters.delayed += 1;
+    matched.counters.delay_ns[direction as usize] += wait;
+    if let Some(delays) = maps::DELAYS.get_ptr_mut(matched.index)
+        // SAFETY: a map value; another CPU that counts in the same place does so by the same instruction.
+        && let Some(count) = unsafe { (*delays).counts.get_mut(Delays::place(direction as usize, wait)) }
+    {
+        // SAFETY: a map value, aligned to 8.
+        unsafe { atomic::fetch_add(count, 1) };
+    }
 }
 
 /// What the tag says, after noting down the time.

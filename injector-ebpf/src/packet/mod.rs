@@ -74,7 +74,7 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
         return None;
     }
     let (control, set) = active()?;
-    if direction == Direction::Egress && !scope::sends(ctx) {
+    if direction == Direction::Egress && !scope::sends(ctx, &control) {
         return None;
     }
     let seen = seen(direction)?;
@@ -86,7 +86,9 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
     if number == find::NO_RULE {
         return None;
     }
-    if direction == Direction::Ingress && !scope::receives(ctx, packet) {
+    if direction == Direction::Ingress
+        && !scope::receives(ctx, packet, control.cgroup_id, control.cgroup_level)
+    {
         return None;
     }
     let mut matched = counted(number, &control, packet, direction, ctx.len())?;

@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use injector_common::{
-    control::Flow,
+    control::{Control, Flow},
     packet::{Direction, Family, Packet, protocol},
 };
 
@@ -23,21 +23,19 @@ const CURRENT_NETNS: u64 = u64::MAX;
 
 /// Whether the target sends this packet.
 #[inline(always)]
-pub fn sends(ctx: &TcContext) -> bool {
-    let id = maps::CGROUP_ID.load();
-    if id == 0 {
+pub fn sends(ctx: &TcContext, control: &Control) -> bool {
+    if maps::OF_CGROUP.load() == 0 {
         return true;
     }
     // SAFETY: the context's own skb.
-    id == unsafe {
-        bpf_skb_ancestor_cgroup_id(ctx.skb.skb, maps::CGROUP_LEVEL.load().cast_signed())
-    }
+    control.cgroup_id
+        == unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, control.cgroup_level.cast_signed()) }
 }
 
 /// Notes whom the target talks to, where [`receives`] will find no socket.
 #[inline(always)]
 pub fn remember(packet: &Packet, direction: Direction) {
-    if maps::CGROUP_ID.load() == 0 || direction == Direction::Ingress || has_socket_lookup(packet) {
+    if maps::OF_CGROUP.load() == 0 || direction == Direction::Ingress || has_socket_lookup(packet) {
         return;
     }
     let flow = flow(packet, direction);
@@ -48,13 +46,12 @@ pub fn remember(packet: &Packet, direction: Direction) {
     }
 }
 
-/// Whether the target is to receive this packet.
+/// Whether the target, the cgroup with this id and level, is to receive this packet.
 ///
 /// A function of its own, so that the verifier goes but once through what comes after it.
 #[inline(never)]
-pub fn receives(ctx: &TcContext, packet: &Packet) -> bool {
-    let id = maps::CGROUP_ID.load();
-    if id == 0 {
+pub fn receives(ctx: &TcContext, packet: &Packet, id: u64, level: u32) -> bool {
+    if maps::OF_CGROUP.load() == 0 {
         return true;
     }
     if !has_socket_lookup(packet) {
@@ -62,7 +59,7 @@ pub fn receives(ctx: &TcContext, packet: &Packet) -> bool {
         return unsafe { maps::FLOWS.get(&flow(packet, Direction::Ingress)) }.is_some();
     }
     // Of a fragment whose first one was not seen the receiver cannot be told.
-    packet.has_ports && receiver_is_in(ctx, packet, id)
+    packet.has_ports && receiver_is_in(ctx, packet, id, level)
 }
 
 #[inline(always)]
@@ -81,8 +78,8 @@ fn flow(packet: &Packet, direction: Direction) -> Flow {
 }
 
 #[inline(always)]
-fn receiver_is_in(ctx: &TcContext, packet: &Packet, id: u64) -> bool {
-    with_receiver(ctx, packet, |socket| cgroup_of(socket as usize)) == Some(Some(id))
+fn receiver_is_in(ctx: &TcContext, packet: &Packet, id: u64, level: u32) -> bool {
+    with_receiver(ctx, packet, |socket| cgroup_of(socket as usize, level)) == Some(Some(id))
 }
 
 /// Whether the TCP connection of a received packet is (still) known here, beyond a listener for it.
@@ -140,8 +137,7 @@ fn with_receiver<T>(
 /// `bpf_sk_ancestor_cgroup_id` would tell, but it is not for tc programs. So the kernel's own structures
 /// are read, by offsets that userspace took from the kernel's BTF.
 #[inline(always)]
-fn cgroup_of(socket: usize) -> Option<u64> {
-    let level = maps::CGROUP_LEVEL.load();
+fn cgroup_of(socket: usize, level: u32) -> Option<u64> {
     // The verifier keeps programs from calculating with a socket's address; read from the stack where
     // it has been put, it is a number.
     let address: u64 = read((&raw const socket) as u64)?;

@@ -5,11 +5,7 @@
 
 use aya_ebpf::helpers::{bpf_probe_read_user, bpf_probe_write_user};
 
-use crate::{
-    current, maps,
-    skew::count,
-    task::{self, kernel},
-};
+use crate::{current, kernel::field, maps, skew::count, task};
 
 const AT_NULL: u64 = 0;
 const AT_IGNORE: u64 = 1;
@@ -55,9 +51,9 @@ fn hide(vdso: u64) -> Option<()> {
 /// Where they are, by the kernel's copy of the vector.
 #[inline(always)]
 fn random_bytes() -> Option<u64> {
-    let mm: u64 = kernel(task::address(), maps::TASK_MM.load())?;
+    let mm: u64 = field(task::address(), maps::TASK_MM.load())?;
     for n in 0..ENTRIES {
-        let [kind, value]: [u64; 2] = kernel(mm, maps::MM_AUXV.load() + 16 * n)?;
+        let [kind, value]: [u64; 2] = field(mm, maps::MM_AUXV.load() + 16 * n)?;
         match kind {
             AT_NULL => return None,
             AT_RANDOM => return Some(value),

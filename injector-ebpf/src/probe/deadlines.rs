@@ -1,13 +1,12 @@
 //! Absolute deadlines: what a process waits for by its faulted clock is replaced by the true time of it
-//! while the kernel has it.
+//! while the kernel reads it.
 //!
-//! The kernel takes deadlines from the caller's memory only, so that is where the true time is put when the
-//! call begins; what was there is put back when it returns. Threads may share the variable.
+//! The kernel takes deadlines from the caller's memory only, so that is where the true time is put just before
+//! it is read; what was there is put back at once. Threads may share the variable.
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::{bpf_probe_read_user, bpf_probe_write_user},
-    programs::TracePointContext,
 };
 use injector_common::{
     model::clock::Clock,
@@ -15,7 +14,9 @@ use injector_common::{
 };
 
 use crate::{
-    atomic, current, maps,
+    atomic, current,
+    kernel::field,
+    maps,
     skew::{self, count},
     task::{self, Arguments},
 };
@@ -36,7 +37,7 @@ const FIRST_EXPIRATION: u64 = 16;
 
 /// The system calls that take deadlines.
 #[derive(Clone, Copy)]
-pub enum Call {
+enum Call {
     /// `clock_nanosleep(clock, flags, deadline, …)`.
     Nanosleep,
     /// `timerfd_settime(fd, flags, itimerspec, …)`.
@@ -52,6 +53,20 @@ pub enum Call {
 }
 
 impl Call {
+    /// The current one, if it takes a deadline.
+    #[inline(always)]
+    fn of(arguments: Arguments) -> Option<Self> {
+        Some(match arguments.call() {
+            task::CLOCK_NANOSLEEP => Self::Nanosleep,
+            task::TIMERFD_SETTIME => Self::TimerFd,
+            task::TIMER_SETTIME => Self::Timer,
+            task::FUTEX => Self::Futex,
+            task::FUTEX_WAITV => Self::FutexWaitv,
+            task::MQ_TIMEDSEND | task::MQ_TIMEDRECEIVE => Self::MessageQueue,
+            _ => return None,
+        })
+    }
+
     /// Where the deadline is, if there is one; 0 if not.
     #[inline(always)]
     fn pointer(self, arguments: Arguments) -> u64 {
@@ -85,12 +100,16 @@ impl Call {
     }
 }
 
-/// A call begins: gives the kernel the true time.
+/// The kernel is about to read a time: gives it the true one.
 #[inline(always)]
-pub fn begins(call: Call) {
+pub fn is_read() {
+    if !current::is_in_target() || !skew::has_lease() {
+        return;
+    }
     let arguments = Arguments::current();
+    let Some(call) = Call::of(arguments) else { return };
     let pointer = call.pointer(arguments);
-    if pointer == 0 || !current::is_in_target() || !skew::has_lease() {
+    if pointer == 0 {
         return;
     }
     match call.clock(arguments) {
@@ -99,19 +118,24 @@ pub fn begins(call: Call) {
     }
 }
 
-/// It has returned: gives the caller its deadline back.
+/// It has read it: gives the caller its deadline back.
 #[inline(always)]
-pub fn returned(call: Call) {
-    let pointer = call.pointer(Arguments::current());
-    if pointer != 0 && current::is_in_target() {
+pub fn was_read() {
+    if !current::is_in_target() {
+        return;
+    }
+    let arguments = Arguments::current();
+    let Some(call) = Call::of(arguments) else { return };
+    let pointer = call.pointer(arguments);
+    if pointer != 0 {
         put_back(pointer);
     }
 }
 
 /// `timer_create(clock, event, timer)` has returned: remembers which clock it is.
 #[inline(always)]
-pub fn timer_created(ctx: &TracePointContext) {
-    if !current::is_in_target() || task::returned(ctx) != 0 {
+pub fn timer_created() {
+    if !current::is_in_target() {
         return;
     }
     let arguments = Arguments::current();
@@ -150,16 +174,16 @@ fn futex_clock(operation: u64) -> Option<i32> {
 /// The clock of a timer's file descriptor. That of another file may come out as any: the call will fail.
 #[inline(always)]
 fn timerfd_clock(fd: i32) -> Option<i32> {
-    let files: u64 = task::kernel(task::address(), maps::TASK_FILES.load())?;
-    let table: u64 = task::kernel(files, maps::FILES_TABLE.load())?;
-    let length: u32 = task::kernel(table, maps::TABLE_LENGTH.load())?;
+    let files: u64 = field(task::address(), maps::TASK_FILES.load())?;
+    let table: u64 = field(files, maps::FILES_TABLE.load())?;
+    let length: u32 = field(table, maps::TABLE_LENGTH.load())?;
     if fd < 0 || fd as u32 >= length {
         return None;
     }
-    let files: u64 = task::kernel(table, maps::TABLE_FILES.load())?;
-    let file: u64 = task::kernel(files.wrapping_add(8 * fd as u64), 0)?;
-    let data: u64 = task::kernel(file, maps::FILE_DATA.load())?;
-    task::kernel(data, maps::TIMERFD_CLOCK.load())
+    let files: u64 = field(table, maps::TABLE_FILES.load())?;
+    let file: u64 = field(files, 8 * fd as u64)?;
+    let data: u64 = field(file, maps::FILE_DATA.load())?;
+    field(data, maps::TIMERFD_CLOCK.load())
 }
 
 /// The clock of a POSIX timer that was made while the probes were there.
@@ -176,7 +200,7 @@ fn replace(pointer: u64, clock: i32) {
     let Some(clock) = Clock::of_id(clock) else { return };
     let key = DeadlineKey { pointer, process: current::process_and_thread().0, reserved: 0 };
     if let Some(replaced) = maps::REPLACED.get_ptr_mut(&key) {
-        // Another thread waits with it. Were that on its way out, this one's deadline is lost.
+        // Another thread has it read just now. Were that on its way out, this one's deadline is lost.
         // SAFETY: in the map, aligned.
         if unsafe { atomic::fetch_add(&raw mut (*replaced).calls, 1) } == 0 {
             count(|counters| &mut counters.left);
@@ -225,7 +249,7 @@ fn replace(pointer: u64, clock: i32) {
     }
 }
 
-/// Puts the deadline back that was at `pointer`, if no other call waits with it.
+/// Puts the deadline back that was at `pointer`, if no other thread has it read.
 #[inline(never)]
 fn put_back(pointer: u64) {
     let key = DeadlineKey { pointer, process: current::process_and_thread().0, reserved: 0 };
@@ -235,7 +259,7 @@ fn put_back(pointer: u64) {
     if calls != 1 {
         return;
     }
-    // SAFETY: in the map; not written by others while no call waits with it.
+    // SAFETY: in the map; not written by others while no call uses it.
     let Replaced { wanted, given, .. } = unsafe { *replaced };
     let pointer = pointer as *mut [i64; 2];
     // SAFETY: the helper checks the address.

@@ -19,6 +19,8 @@ mod auxv;
 #[path = "../current.rs"]
 mod current;
 mod deadlines;
+#[path = "../kernel.rs"]
+mod kernel;
 mod maps;
 #[path = "../object.rs"]
 mod object;
@@ -26,93 +28,48 @@ mod results;
 mod skew;
 mod task;
 
-use aya_ebpf::{macros::tracepoint, programs::TracePointContext};
+use aya_ebpf::{
+    macros::{kprobe, kretprobe, tracepoint},
+    programs::{ProbeContext, RetProbeContext, TracePointContext},
+};
 
-use deadlines::Call;
-
-#[tracepoint]
-pub fn sys_exit_clock_gettime(ctx: TracePointContext) {
-    results::clock_gettime(&ctx);
+/// `put_timespec64` has written a time to the caller's memory.
+#[kretprobe]
+pub fn time_was_written(_: RetProbeContext) -> u32 {
+    results::clock_gettime();
+    0
 }
 
-#[tracepoint]
-pub fn sys_exit_gettimeofday(ctx: TracePointContext) {
-    results::gettimeofday(&ctx);
+/// `gettimeofday` returns.
+#[kretprobe]
+pub fn gettimeofday_returns(ctx: RetProbeContext) -> u32 {
+    if ctx.ret::<i64>() == 0 {
+        results::gettimeofday();
+    }
+    0
 }
 
-#[tracepoint]
-pub fn sys_enter_clock_nanosleep(_: TracePointContext) {
-    deadlines::begins(Call::Nanosleep);
+/// `get_timespec64` or `get_itimerspec64` is about to read a time from the caller's memory.
+#[kprobe]
+pub fn deadline_is_read(_: ProbeContext) -> u32 {
+    deadlines::is_read();
+    0
 }
 
-#[tracepoint]
-pub fn sys_exit_clock_nanosleep(_: TracePointContext) {
-    deadlines::returned(Call::Nanosleep);
+/// It has done so.
+#[kretprobe]
+pub fn deadline_was_read(_: RetProbeContext) -> u32 {
+    deadlines::was_read();
+    0
 }
 
-#[tracepoint]
-pub fn sys_enter_timerfd_settime(_: TracePointContext) {
-    deadlines::begins(Call::TimerFd);
-}
-
-#[tracepoint]
-pub fn sys_exit_timerfd_settime(_: TracePointContext) {
-    deadlines::returned(Call::TimerFd);
-}
-
-#[tracepoint]
-pub fn sys_exit_timer_create(ctx: TracePointContext) {
-    deadlines::timer_created(&ctx);
-}
-
-#[tracepoint]
-pub fn sys_enter_timer_settime(_: TracePointContext) {
-    deadlines::begins(Call::Timer);
-}
-
-#[tracepoint]
-pub fn sys_exit_timer_settime(_: TracePointContext) {
-    deadlines::returned(Call::Timer);
-}
-
-#[tracepoint]
-pub fn sys_enter_futex(_: TracePointContext) {
-    deadlines::begins(Call::Futex);
-}
-
-#[tracepoint]
-pub fn sys_exit_futex(_: TracePointContext) {
-    deadlines::returned(Call::Futex);
-}
-
-#[tracepoint]
-pub fn sys_enter_futex_waitv(_: TracePointContext) {
-    deadlines::begins(Call::FutexWaitv);
-}
-
-#[tracepoint]
-pub fn sys_exit_futex_waitv(_: TracePointContext) {
-    deadlines::returned(Call::FutexWaitv);
-}
-
-#[tracepoint]
-pub fn sys_enter_mq_timedsend(_: TracePointContext) {
-    deadlines::begins(Call::MessageQueue);
-}
-
-#[tracepoint]
-pub fn sys_exit_mq_timedsend(_: TracePointContext) {
-    deadlines::returned(Call::MessageQueue);
-}
-
-#[tracepoint]
-pub fn sys_enter_mq_timedreceive(_: TracePointContext) {
-    deadlines::begins(Call::MessageQueue);
-}
-
-#[tracepoint]
-pub fn sys_exit_mq_timedreceive(_: TracePointContext) {
-    deadlines::returned(Call::MessageQueue);
+/// `timer_create` returns.
+#[kretprobe]
+pub fn timer_create_returns(ctx: RetProbeContext) -> u32 {
+    if ctx.ret::<i64>() == 0 {
+        deadlines::timer_created();
+    }
+    0
 }
 
 #[tracepoint]

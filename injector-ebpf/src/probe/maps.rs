@@ -2,8 +2,9 @@
 
 use aya_ebpf::{
     Global,
+    bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap},
 };
 use injector_common::{
     model::clock::Skew,
@@ -62,17 +63,21 @@ pub static FILE_DATA: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static TIMERFD_CLOCK: Global<u32> = Global::new(0);
 
+// What userspace reads and writes while the probes are there is mapped into its memory: while bpf(2) works on a map, the
+// kernel leaves out programs of kprobes on that processor (`bpf_disable_instrumentation`, kernel/bpf/syscall.c), also
+// for other threads where it can be preempted.
+
 /// Which skew counts, and until when deadlines are replaced.
 #[map]
-pub static CONTROL: Array<ProbeControl> = Array::with_max_entries(1, 0);
+pub static CONTROL: Array<ProbeControl> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// How the target's clocks go wrong, see [`ProbeControl`].
 #[map]
-pub static SKEWS: Array<Skew> = Array::with_max_entries(2, 0);
+pub static SKEWS: Array<Skew> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 
-/// What was done.
+/// What was done, by the number of the processor. Userspace makes it long enough.
 #[map]
-pub static COUNTERS: PerCpuArray<ProbeCounters> = PerCpuArray::with_max_entries(1, 0);
+pub static COUNTERS: Array<ProbeCounters> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Deadlines that are replaced now.
 #[map]

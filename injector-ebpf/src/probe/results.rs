@@ -1,11 +1,8 @@
-//! Results of time system calls, rewritten in the caller's memory when the call returns.
+//! Results of time system calls, rewritten in the caller's memory once the kernel has written them.
 //!
 //! The arguments are still in the caller's registers then, so that nothing need be kept from its beginning.
 
-use aya_ebpf::{
-    helpers::{bpf_probe_read_user, bpf_probe_write_user},
-    programs::TracePointContext,
-};
+use aya_ebpf::helpers::{bpf_probe_read_user, bpf_probe_write_user};
 use injector_common::model::clock::Clock;
 
 use crate::{
@@ -18,8 +15,12 @@ const SECOND: i64 = 1_000_000_000;
 
 /// `clock_gettime(clock, timespec)`.
 #[inline(always)]
-pub fn clock_gettime(ctx: &TracePointContext) {
-    let Some(arguments) = arguments(ctx) else { return };
+pub fn clock_gettime() {
+    let Some(arguments) = arguments() else { return };
+    // Others write times as well: how long is left to sleep, or the resolution of a clock.
+    if arguments.call() != task::CLOCK_GETTIME {
+        return;
+    }
     if let Some(clock) = Clock::of_id(arguments.first() as i32) {
         rewrite::<1>(arguments.second(), clock);
     }
@@ -27,8 +28,8 @@ pub fn clock_gettime(ctx: &TracePointContext) {
 
 /// `gettimeofday(timeval, timezone)`.
 #[inline(always)]
-pub fn gettimeofday(ctx: &TracePointContext) {
-    let Some(arguments) = arguments(ctx) else { return };
+pub fn gettimeofday() {
+    let Some(arguments) = arguments() else { return };
     if arguments.first() != 0 {
         rewrite::<1000>(arguments.first(), Clock::Realtime);
     }
@@ -36,8 +37,8 @@ pub fn gettimeofday(ctx: &TracePointContext) {
 
 /// Those of a call that is to be changed.
 #[inline(always)]
-fn arguments(ctx: &TracePointContext) -> Option<Arguments> {
-    if !current::is_in_target() || task::returned(ctx) != 0 {
+fn arguments() -> Option<Arguments> {
+    if !current::is_in_target() {
         return None;
     }
     let arguments = Arguments::current();

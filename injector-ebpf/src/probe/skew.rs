@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use injector_common::{
     model::clock::{Clock, Skew},
     probe::{ProbeControl, ProbeCounters},
@@ -60,8 +60,10 @@ pub fn has_lease() -> bool {
 /// Counts one in this CPU's counters.
 #[inline(always)]
 pub fn count(field: impl Fn(&mut ProbeCounters) -> &mut u64) {
-    if let Some(counters) = maps::COUNTERS.get_ptr_mut(0) {
-        // SAFETY: in the map. Per CPU; a program that interrupts this one may cost it a count.
+    // SAFETY: takes no pointers.
+    let processor = unsafe { bpf_get_smp_processor_id() };
+    if let Some(counters) = maps::COUNTERS.get_ptr_mut(processor) {
+        // SAFETY: in the map. This processor's; a program that interrupts this one may cost it a count.
         *field(unsafe { &mut *counters }) += 1;
     }
 }

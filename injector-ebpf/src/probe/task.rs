@@ -1,15 +1,22 @@
 //! The current task: its user registers, and a way through its structures.
 
-use aya_ebpf::{
-    EbpfContext as _,
-    helpers::{
-        bpf_probe_read_kernel,
-        generated::{bpf_get_current_task, bpf_get_current_task_btf, bpf_task_pt_regs},
-    },
-    programs::TracePointContext,
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_task, bpf_get_current_task_btf, bpf_task_pt_regs,
 };
 
-use crate::maps;
+use crate::{kernel::field, maps};
+
+// System calls by their numbers on x86-64 (arch/x86/entry/syscalls/syscall_64.tbl). Those of 32-bit programs have others,
+// and x32's have a bit set.
+
+pub const FUTEX: u64 = 202;
+pub const TIMER_SETTIME: u64 = 223;
+pub const CLOCK_GETTIME: u64 = 228;
+pub const CLOCK_NANOSLEEP: u64 = 230;
+pub const MQ_TIMEDSEND: u64 = 242;
+pub const MQ_TIMEDRECEIVE: u64 = 243;
+pub const TIMERFD_SETTIME: u64 = 286;
+pub const FUTEX_WAITV: u64 = 449;
 
 /// The user's registers as the kernel keeps them during a system call: `struct pt_regs` of x86-64, whose
 /// layout ptrace(2) fixes.
@@ -25,7 +32,7 @@ pub struct Registers {
     dx: u64,
     si: u64,
     di: u64,
-    _orig_ax: u64,
+    orig_ax: u64,
     ip: u64,
 }
 
@@ -55,6 +62,12 @@ impl Arguments {
     #[inline(always)]
     pub fn current() -> Self {
         Self(Registers::current())
+    }
+
+    /// The number of the system call.
+    #[inline(always)]
+    pub fn call(self) -> u64 {
+        register!(self.0, orig_ax)
     }
 
     /// The first one.
@@ -94,15 +107,6 @@ impl Arguments {
     }
 }
 
-/// What a system call has returned. Only for `sys_exit` tracepoints.
-#[inline(always)]
-pub fn returned(ctx: &TracePointContext) -> i64 {
-    // `perf_call_bpf_exit` hands over a pointer, the call's number, and this.
-    const AT: usize = 16;
-    // SAFETY: within the context; the verifier checks it.
-    unsafe { ctx.as_ptr().byte_add(AT).cast::<i64>().read_volatile() }
-}
-
 /// The address of the current `task_struct`.
 #[inline(always)]
 pub fn address() -> u64 {
@@ -110,22 +114,14 @@ pub fn address() -> u64 {
     unsafe { bpf_get_current_task() }
 }
 
-/// Reads a value of the kernel's.
-#[inline(always)]
-pub fn kernel<T>(structure: u64, offset: u32) -> Option<T> {
-    let address = structure.wrapping_add(u64::from(offset)) as *const T;
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_kernel(address) }.ok()
-}
-
 /// Where the current process has its vDSO, and how long that is; `None` if it has none.
 #[inline(always)]
 pub fn vdso() -> Option<(u64, u64)> {
-    let mm: u64 = kernel(address(), maps::TASK_MM.load())?;
-    let start: u64 = kernel(mm, maps::MM_VDSO.load())?;
-    let image: u64 = kernel(mm, maps::MM_VDSO_IMAGE.load())?;
+    let mm: u64 = field(address(), maps::TASK_MM.load())?;
+    let start: u64 = field(mm, maps::MM_VDSO.load())?;
+    let image: u64 = field(mm, maps::MM_VDSO_IMAGE.load())?;
     if start == 0 || image == 0 {
         return None;
     }
-    Some((start, kernel(image, maps::VDSO_IMAGE_SIZE.load())?))
+    Some((start, field(image, maps::VDSO_IMAGE_SIZE.load())?))
 }

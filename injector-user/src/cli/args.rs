@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use crate::fault::network::hold::Engine;
-use crate::spec::{Faults, SpecError, clock::ClockSpec, file, rule::RuleSpec, value::Span};
+use crate::fault::{clock, network::hold};
+use crate::kernel::hook;
+use crate::spec::{
+    Faults, SpecError, clock::ClockSpec, distribution::Files, file, file::FaultsSpec,
+    process::ProcessSpec, rule::RuleSpec, value::Span,
+};
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -16,6 +20,26 @@ pub enum Output {
     Human,
     /// JSON, one object a line.
     Json,
+}
+
+/// Ways to fault of which there is more than one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// The best that work here
+    Auto,
+    /// Delays in the kernel, by `sch_fq`: exact, and cheap
+    Edt,
+    /// Delays in userspace, behind a TAP device: for kernels without `sch_fq`
+    Tap,
+    /// Clocks by patching the vDSO of each process
+    Vdso,
+    /// Clocks by probes on system calls; alone, new programs are left without vDSO
+    Probe,
+    /// Failing system calls by programs of the BPF LSM
+    Lsm,
+    /// Failing system calls by programs that replace what a security hook returns, for kernels where the BPF LSM is not
+    /// active
+    FmodRet,
 }
 
 /// The faults: from the command line, or from a file.
@@ -31,6 +55,9 @@ pub struct FaultArgs {
 
     #[command(flatten)]
     pub clock: ClockSpec,
+
+    #[command(flatten)]
+    pub process: ProcessSpec,
 }
 
 /// What `run` and `inject` have in common.
@@ -44,9 +71,9 @@ pub struct SessionArgs {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 
-    /// How delayed packets are held back [default: the best that works here]
-    #[arg(long, value_enum, value_name = "ENGINE")]
-    pub engine: Option<Engine>,
+    /// How packets are delayed, clocks faulted and system calls failed; `vdso,probe` for both [default: auto]
+    #[arg(long = "engine", value_enum, value_delimiter = ',', value_name = "ENGINE")]
+    pub engines: Vec<Engine>,
 
     /// Exit with 3 if no packet matched
     #[arg(long)]
@@ -62,18 +89,72 @@ pub struct SessionArgs {
 }
 
 impl FaultArgs {
+    /// What the rule file says, if there is one.
+    pub fn load(&self) -> Result<Option<FaultsSpec>, SpecError> {
+        let Some(path) = &self.rules else { return Ok(None) };
+        let is_bare = self.rule == RuleSpec::default()
+            && self.clock == ClockSpec::default()
+            && self.process == ProcessSpec::default();
+        if is_bare { Ok(Some(file::load(path)?)) } else { Err(SpecError::RulesAndRule) }
+    }
+
     /// The faults, checked.
     pub fn read(&self) -> Result<Faults, SpecError> {
-        let is_bare = self.rule == RuleSpec::default() && self.clock == ClockSpec::default();
-        if let Some(path) = &self.rules {
-            return if is_bare { Ok(file::read(path)?) } else { Err(SpecError::RulesAndRule) };
+        self.check(self.load()?.as_ref())
+    }
+
+    /// The faults, checked; `loaded` is what the rule file says, if there is one.
+    pub fn check(&self, loaded: Option<&FaultsSpec>) -> Result<Faults, SpecError> {
+        if let Some((path, spec)) = self.rules.as_ref().zip(loaded) {
+            return Ok(spec.check_with(path, &mut Files::default())?);
         }
         let clock = self.clock.check()?;
-        // A clock fault needs no rule beside it; a rule that was begun must be right.
-        let rules = match &clock {
-            Some(_) if self.rule == RuleSpec::default() => Vec::new(),
-            _ => self.rule.check()?,
+        let processes = self.process.check()?;
+        // Such a fault needs no rule beside it; a rule that was begun must be right.
+        let is_enough = clock.is_some() || processes.is_some();
+        let rules = if is_enough && self.rule == RuleSpec::default() {
+            Vec::new()
+        } else {
+            self.rule.check()?
         };
-        Ok(Faults { seed: None, rules, clock })
+        Ok(Faults { seed: None, rules, clock, processes })
+    }
+}
+
+impl SessionArgs {
+    /// How to delay packets, if that was said.
+    pub fn delay_engine(&self) -> Result<Option<hold::Engine>, SpecError> {
+        let engine = |engine| match engine {
+            Engine::Edt => Some(hold::Engine::Edt),
+            Engine::Tap => Some(hold::Engine::Tap),
+            _ => None,
+        };
+        let engines: Vec<_> = self.engines.iter().copied().filter_map(engine).collect();
+        match engines[..] {
+            [] => Ok(None),
+            [engine] => Ok(Some(engine)),
+            _ => Err(SpecError::Engines),
+        }
+    }
+
+    /// How to have system calls fail, if that was said.
+    #[must_use]
+    pub fn errno_engine(&self) -> Option<hook::Engine> {
+        self.engines.iter().find_map(|engine| match engine {
+            Engine::Lsm => Some(hook::Engine::Lsm),
+            Engine::FmodRet => Some(hook::Engine::FmodRet),
+            _ => None,
+        })
+    }
+
+    /// How to fault clocks, as far as that was said.
+    #[must_use]
+    pub fn clock_engines(&self) -> Vec<clock::engine::Engine> {
+        let engine = |engine| match engine {
+            Engine::Vdso => Some(clock::engine::Engine::Vdso),
+            Engine::Probe => Some(clock::engine::Engine::Probe),
+            _ => None,
+        };
+        self.engines.iter().copied().filter_map(engine).collect()
     }
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{args::Output, cleanup, privileges};
 use crate::{
+    fault::process,
     kernel::probe::{self, Finding, Verdict},
     target::cgroup::Hierarchy,
 };
@@ -39,7 +40,7 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
             Output::Human => print(finding),
         }
     }
-    for fault in probe::faults() {
+    for fault in probe::faults().chain(process::probe::FAULTS) {
         let finding = FaultFinding::of(fault, &findings);
         match args.output {
             Output::Json => println!("{}", serde_json::to_string(&finding)?),
@@ -86,5 +87,6 @@ fn findings() -> Result<Vec<Finding>> {
     let mut findings = vec![cgroup];
     findings.extend(probe::hooks()?);
     findings.extend(probe::clocks());
+    findings.extend(process::probe::findings());
     Ok(findings)
 }

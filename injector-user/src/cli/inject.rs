@@ -1,12 +1,13 @@
 //! `injector inject`: faults for what is there already.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 
 use super::{
     args::{FaultArgs, SessionArgs},
+    remote::{self, AgentOptions},
     report::{Reporter, Stream},
     session::{self, Asked, Plan, Session},
     signals::Signals,
@@ -31,13 +32,16 @@ pub struct InjectArgs {
     #[command(flatten)]
     session: SessionArgs,
 
+    #[command(flatten)]
+    agent: AgentOptions,
+
     /// Lose and corrupt received packets at the XDP hook, before the kernel makes buffers of them:
     /// cheapest, but for a whole host, namespace or interface only
-    #[arg(long)]
+    #[arg(long, conflicts_with = "agent")]
     xdp: bool,
 
     /// Where to attach otherwise
-    #[arg(long, value_enum, default_value_t, value_name = "HOOK", conflicts_with = "xdp")]
+    #[arg(long, value_enum, default_value_t, value_name = "HOOK", conflicts_with_all = ["xdp", "agent"])]
     hook: HookChoice,
 
     /// Leave TCP port 22, the connections of the shell that started this, and loopback alone unless it is
@@ -52,8 +56,21 @@ pub struct InjectArgs {
 
 /// Faults the target.
 pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
+    if let Some(at) = &args.agent.agent {
+        let protect = match (args.protect, args.no_protect) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        };
+        let request = remote::request(&args.target, &args.faults, &args.session, protect)?;
+        let client = args.agent.client(at)?;
+        return remote::run(client, &request, &args.session, &title(&args.target, None));
+    }
     let asked = Asked::read(&args.faults, &args.session)?;
     args.target.check(args.xdp).map_err(SpecError::from)?;
+    if asked.clock.is_some() {
+        args.target.check_for_clocks().map_err(SpecError::from)?;
+    }
     if args.xdp {
         check_for_xdp(&asked.rules).map_err(SpecError::from)?;
     }
@@ -66,10 +83,10 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
         let wide = args.target.host || !args.target.interface.is_empty();
         let protect = args.protect || (wide && !args.no_protect);
         let target = Target::resolve(&args.target, protect)?;
-        let options = session::options(&args.session, &instance, asked.seed, verbose);
+        let options = session::options(&args.session, &instance, &asked, verbose);
         let hook = if args.xdp { HookChoice::Xdp } else { args.hook };
         let options = crate::fault::network::Options { protect, hook, ..options };
-        let title = title(&args.target, &target);
+        let title = title(&args.target, Some(&target));
         let plan = Plan { asked, target, title, options, outlived: true };
         let mut session =
             Session::start(&mut instance, &args.session, &args.faults, plan, reporter)?;
@@ -80,21 +97,63 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
     Ok(code)
 }
 
-/// What is faulted, for people.
-fn title(spec: &TargetSpec, target: &Target) -> String {
-    let mut parts = Vec::new();
-    if let Some(cgroup) = &target.cgroup {
-        let count = cgroup.processes().len();
-        parts.push(format!("cgroup {} ({count} processes)", cgroup.path.display()));
+/// What is faulted, for people: as it was found, or else, where an agent looks for it, as it was asked for.
+fn title(spec: &TargetSpec, found: Option<&Target>) -> String {
+    let path = |kind: &str, path: &Path| format!("{kind} {}", path.display());
+    let whose = match found {
+        Some(target) => vec![
+            target.title().map(str::to_owned),
+            target.cgroup.as_ref().map(|cgroup| {
+                format!("{} ({} processes)", path("cgroup", &cgroup.path), cgroup.processes().len())
+            }),
+        ],
+        None => vec![
+            spec.cgroup.as_deref().map(|cgroup| path("cgroup", cgroup)),
+            spec.pid.map(|pid| format!("process {pid}")),
+            spec.container.as_ref().map(|container| format!("container {container}")),
+            spec.pod.as_ref().map(|pod| format!("pod {pod}")),
+        ],
+    };
+    let places = [
+        spec.netns.as_deref().map(|netns| path("network namespace", netns)),
+        (!spec.interface.is_empty()).then(|| format!("interface {}", spec.interface.join(", "))),
+        spec.host.then(|| "host".into()),
+    ];
+    whose.into_iter().chain(places).flatten().collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_target_has_a_title() {
+        let netns = || Some("left".into());
+        for (spec, expected) in [
+            (TargetSpec { cgroup: Some("/a".into()), ..TargetSpec::default() }, "cgroup /a"),
+            (
+                TargetSpec { pid: Some(1), netns: netns(), ..TargetSpec::default() },
+                "process 1, network namespace left",
+            ),
+            (
+                TargetSpec { container: Some("web".into()), ..TargetSpec::default() },
+                "container web",
+            ),
+            (
+                TargetSpec { pod: "default/web-0".parse().ok(), ..TargetSpec::default() },
+                "pod default/web-0",
+            ),
+            (
+                TargetSpec {
+                    netns: netns(),
+                    interface: vec!["a".into(), "b".into()],
+                    ..TargetSpec::default()
+                },
+                "network namespace left, interface a, b",
+            ),
+            (TargetSpec { host: true, ..TargetSpec::default() }, "host"),
+        ] {
+            assert_eq!(title(&spec, None), expected);
+        }
     }
-    if let Some(netns) = &spec.netns {
-        parts.push(format!("network namespace {}", netns.display()));
-    }
-    if !spec.interface.is_empty() {
-        parts.push(format!("interface {}", spec.interface.join(", ")));
-    }
-    if spec.host {
-        parts.push("host".into());
-    }
-    parts.join(", ")
 }

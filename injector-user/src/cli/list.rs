@@ -1,27 +1,55 @@
 //! `injector list`: what is running.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
 
-use super::{args::Output, cleanup, privileges};
-use crate::lifetime::instance;
+use super::{args::Output, cleanup, privileges, remote::AgentOptions};
+use crate::{
+    agent::{
+        SOCKET,
+        api::{Fault, Health, Phase},
+        client::ClientError,
+    },
+    lifetime::instance,
+};
 
-/// List the running injectors of this host
+/// An agent that says how it is only after this time is not well.
+const HEALTH_PATIENCE: Duration = Duration::from_secs(4);
+
+/// List the running injectors of this host, and the faults of its agent
 #[derive(Args, Debug)]
 pub struct ListArgs {
     /// How to print
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Output,
+
+    /// Only say how the agent is; fails if it is not well
+    #[arg(long)]
+    health: bool,
+
+    #[command(flatten)]
+    agent: AgentOptions,
 }
 
-/// Prints one line an injector.
+/// Prints one line an injector, and one a fault of the agent.
 pub fn run(args: &ListArgs) -> Result<ExitCode> {
+    if args.health {
+        return health(args);
+    }
     privileges::check()?;
     cleanup::undo_first();
-    let running = instance::running()?;
-    if args.output == Output::Human && running.is_empty() {
+    let mut running = instance::running()?;
+    // An agent has several slots.
+    let mut owners = Vec::new();
+    running.retain(|injector| {
+        let is_new = !owners.contains(&injector.owner);
+        owners.push(injector.owner.clone());
+        is_new
+    });
+    let faults = faults(args)?;
+    if args.output == Output::Human && running.is_empty() && faults.is_empty() {
         println!("no injector is running");
     }
     for injector in running {
@@ -33,5 +61,58 @@ pub fn run(args: &ListArgs) -> Result<ExitCode> {
             }
         }
     }
+    for fault in faults {
+        match args.output {
+            Output::Json => println!("{}", serde_json::to_string(&fault)?),
+            Output::Human => print(&fault),
+        }
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints how the agent is. Takes nothing but the right to ask it, and little time: probes do this all along.
+fn health(args: &ListArgs) -> Result<ExitCode> {
+    let mut client = args.agent.client(args.agent.agent.as_deref().unwrap_or(SOCKET))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let asked = async { tokio::time::timeout(HEALTH_PATIENCE, client.health()).await };
+    let health = runtime.block_on(asked).context("the agent does not answer")??;
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string(&health)?),
+        Output::Human => println!("{}: {} faults act", health.status, health.active),
+    }
+    Ok(if health.status == Health::OK { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(fault: &Fault) {
+    let kinds: Vec<String> = fault.kinds.iter().map(ToString::to_string).collect();
+    let packets = &fault.packets;
+    println!(
+        "   fault  {}  {} ({}), until {}, for {}: {} packets matched, {} dropped",
+        fault.created,
+        fault.name,
+        kinds.join(", "),
+        fault.ends,
+        fault.owner,
+        packets.matched,
+        packets.dropped
+    );
+}
+
+/// The faults that act by the agent that was named, or else by this host's, if there is one.
+fn faults(args: &ListArgs) -> Result<Vec<Fault>> {
+    let at = match &args.agent.agent {
+        Some(at) => at.as_str(),
+        None if Path::new(SOCKET).exists() => SOCKET,
+        None => return Ok(Vec::new()),
+    };
+    let mut client = args.agent.client(at)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match runtime.block_on(client.list()) {
+        Ok(list) => {
+            Ok(list.faults.into_iter().filter(|fault| fault.phase == Phase::Active).collect())
+        }
+        // What a dead agent left.
+        Err(ClientError::Connect { .. }) if args.agent.agent.is_none() => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
 }

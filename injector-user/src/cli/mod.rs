@@ -1,13 +1,18 @@
 //! The command line: parsing and printing, nothing else.
 
+mod agent;
+mod apply;
 mod args;
 mod cleanup;
+mod crd;
 mod doctor;
 mod guardian;
 mod inject;
 mod list;
 mod man;
+mod page;
 mod privileges;
+mod remote;
 mod report;
 mod run;
 mod session;
@@ -44,14 +49,20 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one in the whole process")]
 enum Command {
     Run(run::RunArgs),
     Inject(inject::InjectArgs),
+    Apply(apply::ApplyArgs),
+    Agent(agent::AgentArgs),
+    Report(page::ReportArgs),
     Doctor(doctor::DoctorArgs),
     List(list::ListArgs),
     Cleanup(cleanup::CleanupArgs),
     Completions(man::CompletionsArgs),
     Man(man::ManArgs),
+    #[command(hide = true)]
+    Crd(crd::CrdArgs),
     #[command(hide = true, name = lifetime::guardian::SUBCOMMAND)]
     Guardian(guardian::GuardianArgs),
 }
@@ -64,11 +75,15 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(&args, cli.verbose),
         Command::Inject(args) => inject::run(&args, cli.verbose),
+        Command::Apply(args) => apply::run(&args, cli.verbose),
+        Command::Agent(args) => agent::run(&args, cli.verbose),
+        Command::Report(args) => page::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::List(args) => list::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Completions(args) => Ok(man::completions(&args, &mut Cli::command())),
         Command::Man(args) => man::man(&args, Cli::command()),
+        Command::Crd(args) => crd::run(&args),
         Command::Guardian(args) => guardian::run(&args),
     };
     result.unwrap_or_else(|error| {
@@ -85,7 +100,10 @@ fn start_log(verbose: bool) {
         .with_default_directive(default.parse().unwrap_or_default())
         .from_env_lossy()
         // The netlink crates say much that is of no interest here.
-        .add_directive("netlink_proto=warn".parse().unwrap_or_default());
+        .add_directive("netlink_proto=warn".parse().unwrap_or_default())
+        // What those of Kubernetes say is said by whoever asked them.
+        .add_directive("kube_client=off".parse().unwrap_or_default())
+        .add_directive("kube_runtime=off".parse().unwrap_or_default());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

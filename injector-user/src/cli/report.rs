@@ -1,7 +1,6 @@
 //! What a session says: events as JSON lines, or the same for people.
 
 use std::{
-    collections::BTreeMap,
     fmt::Write as _,
     fs::File,
     io::{self, IsTerminal as _, Write},
@@ -10,18 +9,23 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use injector_common::counter::{RuleCounters, SeenCounters};
+use injector_common::counter::SeenCounters;
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::args::{Output, SessionArgs};
 use crate::{
     fault::{
-        clock,
-        network::{
-            Attached,
-            hold::{self, Engine},
+        clock::{
+            self,
+            report::{CallsReport, ClocksReport},
         },
+        network::{
+            counts::Counts,
+            hold::{self, Engine},
+            report::{AttachedReport, Totals},
+        },
+        process,
     },
     target::host::Resolved,
 };
@@ -42,7 +46,7 @@ pub enum Event<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         for_ms: Option<u64>,
         /// Where the programs are attached.
-        attached: Vec<AttachedReport<'a>>,
+        attached: Vec<AttachedReport>,
         /// The rules' names.
         rules: Vec<&'a str>,
         /// What host names were resolved to.
@@ -53,16 +57,34 @@ pub enum Event<'a> {
         /// How clocks go wrong, if they do.
         #[serde(skip_serializing_if = "Option::is_none")]
         clock: Option<&'a str>,
+        /// What makes clocks go wrong.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        clock_engines: Vec<clock::engine::Engine>,
         /// In how many processes they do so far.
         #[serde(skip_serializing_if = "Option::is_none")]
         clocks: Option<ClocksReport>,
+        /// What is done to processes, if anything is.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        process: Option<&'a str>,
         /// From the start of the process until the faults were active.
         startup_ms: f64,
     },
     /// Programs were attached to interfaces that have come since.
     Attached {
         /// Where.
-        attached: Vec<AttachedReport<'a>>,
+        attached: Vec<AttachedReport>,
+    },
+    /// The container or pod that is faulted has ended, and is waited for.
+    Gone {
+        /// Which.
+        target: &'a str,
+    },
+    /// It has come again, and is faulted as before.
+    Followed {
+        /// What it is now.
+        target: &'a str,
+        /// Where programs are attached by now; where its processes are still on the way to, they will be soon.
+        attached: Vec<AttachedReport>,
     },
     /// The rules were replaced.
     Changed {
@@ -84,6 +106,9 @@ pub enum Event<'a> {
         /// Processes with faulted clocks.
         #[serde(skip_serializing_if = "Option::is_none")]
         clocks: Option<ClocksReport>,
+        /// What was done to processes.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        processes: Option<process::Statistics>,
     },
     /// Something that is probably not as it was meant.
     Warning {
@@ -109,102 +134,16 @@ pub enum Event<'a> {
         /// Processes with faulted clocks, if clocks were faulted.
         #[serde(skip_serializing_if = "Option::is_none")]
         clocks: Option<ClocksReport>,
+        /// What was done to processes, if they were faulted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        processes: Option<process::Statistics>,
     },
-}
-
-/// Where a program is attached.
-#[derive(Debug, Serialize)]
-pub struct AttachedReport<'a> {
-    netns: &'a str,
-    netns_inode: u64,
-    interface: &'a str,
-    hook: String,
-}
-
-impl<'a> From<&'a Attached> for AttachedReport<'a> {
-    fn from(attached: &'a Attached) -> Self {
-        Self {
-            netns: attached.netns.label(),
-            netns_inode: attached.netns.inode(),
-            interface: &attached.interface,
-            hook: attached.hook.to_string(),
-        }
-    }
-}
-
-/// Packets and bytes of one direction.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Traffic {
-    packets: u64,
-    bytes: u64,
-}
-
-/// Counters, of one rule or of all.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Totals {
-    /// Packets that a rule matched.
-    pub matched: u64,
-    dropped: u64,
-    corrupted: u64,
-    duplicated: u64,
-    reset: u64,
-    delayed: u64,
-    /// For how long on average, in milliseconds.
-    mean_delay_ms: f64,
-    reordered: u64,
-    queued: u64,
-    queue_dropped: u64,
-    marked: u64,
-    protected: u64,
-    expired: u64,
-    skipped: u64,
-    egress: Traffic,
-    ingress: Traffic,
-}
-
-impl From<RuleCounters> for Totals {
-    fn from(counters: RuleCounters) -> Self {
-        let traffic = |direction: usize| Traffic {
-            packets: counters.packets[direction],
-            bytes: counters.bytes[direction],
-        };
-        Self {
-            matched: counters.matched(),
-            dropped: counters.dropped,
-            corrupted: counters.corrupted,
-            duplicated: counters.duplicated,
-            reset: counters.reset,
-            delayed: counters.delayed,
-            mean_delay_ms: counters.delay_ns as f64 / 1e6 / counters.delayed.max(1) as f64,
-            reordered: counters.reordered,
-            queued: counters.queued,
-            queue_dropped: counters.queue_dropped,
-            marked: counters.marked,
-            protected: counters.protected,
-            expired: counters.expired,
-            skipped: counters.skipped,
-            egress: traffic(0),
-            ingress: traffic(1),
-        }
-    }
-}
-
-impl Totals {
-    /// Whether no packet fell under a rule, not even one that was then left alone.
-    #[must_use]
-    pub const fn is_untouched(&self) -> bool {
-        self.matched == 0 && self.protected == 0 && self.expired == 0
-    }
 }
 
 /// The sum over all rules.
 #[must_use]
-pub fn total(counters: &[RuleCounters]) -> Totals {
-    let mut sum = RuleCounters::default();
-    for &rule in counters {
-        sum += rule;
-    }
-    sum.into()
+pub fn total(counts: &[Counts]) -> Totals {
+    (&counts.iter().sum::<Counts>()).into()
 }
 
 /// One rule's counters.
@@ -216,12 +155,18 @@ pub struct RuleReport<'a> {
     totals: Totals,
 }
 
+impl<'a> RuleReport<'a> {
+    /// Of counters that came from elsewhere.
+    pub const fn new(rule: usize, name: &'a str, totals: Totals) -> Self {
+        Self { rule, name, totals }
+    }
+}
+
 /// Each rule's counters.
 #[must_use]
-pub fn each<'a>(names: &[&'a str], counters: &[RuleCounters]) -> Vec<RuleReport<'a>> {
-    let report =
-        |(rule, (&name, &counters))| RuleReport { rule, name, totals: Totals::from(counters) };
-    names.iter().zip(counters).enumerate().map(report).collect()
+pub fn each<'a>(names: &[&'a str], counts: &[Counts]) -> Vec<RuleReport<'a>> {
+    let report = |(rule, (&name, counts))| RuleReport { rule, name, totals: Totals::from(counts) };
+    names.iter().zip(counts).enumerate().map(report).collect()
 }
 
 /// What was seen on the attached interfaces, matched or not.
@@ -258,34 +203,6 @@ pub struct HeldReport {
 impl From<(Engine, hold::Statistics)> for HeldReport {
     fn from((engine, statistics): (Engine, hold::Statistics)) -> Self {
         Self { engine, dropped: statistics.dropped, lost: statistics.held }
-    }
-}
-
-/// Processes whose clocks were faulted.
-#[derive(Debug, Serialize)]
-pub struct ClocksReport {
-    /// Programs: those that ran, and those executed since.
-    patched: u64,
-    /// Processes made by faulted ones.
-    inherited: u64,
-    /// Processes that are there now.
-    present: u64,
-    /// Processes that could not be faulted, by the reason.
-    refused: BTreeMap<&'static str, u64>,
-}
-
-impl From<clock::Statistics> for ClocksReport {
-    fn from(statistics: clock::Statistics) -> Self {
-        let clock::Statistics { patched, inherited, present, refused } = statistics;
-        Self { patched, inherited, present, refused }
-    }
-}
-
-impl ClocksReport {
-    /// Whether no process was faulted.
-    #[must_use]
-    pub const fn is_untouched(&self) -> bool {
-        self.patched == 0 && self.inherited == 0
     }
 }
 
@@ -338,6 +255,35 @@ impl Reporter {
     #[must_use]
     pub fn wants_progress(&self) -> bool {
         self.output == Output::Json || self.live.is_some()
+    }
+
+    /// Warns of each kind of fault that has done nothing; the kinds that were not asked for are absent. Returns whether
+    /// there is one.
+    pub fn warn_of_idle(
+        &mut self,
+        packets: Option<&Totals>,
+        clocks: Option<&ClocksReport>,
+        processes: Option<&process::Statistics>,
+    ) -> Result<bool> {
+        let packets = packets.filter(|total| total.matched == 0).map(|total| {
+            if total.is_untouched() {
+                "no packet matched: nothing was faulted"
+            } else {
+                "no packet was faulted: all that matched were protected, or came after the end"
+            }
+        });
+        let clocks = clocks
+            .is_some_and(ClocksReport::is_untouched)
+            .then_some("no process had its clocks faulted");
+        let processes: Vec<String> =
+            processes.into_iter().flat_map(process::Statistics::idle).collect();
+        let mut is_idle = false;
+        for message in packets.into_iter().chain(clocks).chain(processes.iter().map(String::as_str))
+        {
+            is_idle = true;
+            self.say(&Event::Warning { message })?;
+        }
+        Ok(is_idle)
     }
 
     /// Prints an event.
@@ -393,7 +339,9 @@ fn human(event: &Event) -> String {
             resolved,
             engine,
             clock,
+            clock_engines,
             clocks,
+            process,
             ..
         } => started(&mut text, target, *seed, *for_ms, attached, rules, resolved)
             .and_then(|()| {
@@ -402,27 +350,51 @@ fn human(event: &Event) -> String {
             })
             .and_then(|()| {
                 let (Some(clock), Some(clocks)) = (clock, clocks) else { return Ok(()) };
-                writeln!(text, "injector:   {clock}")?;
+                let engines: Vec<String> = clock_engines.iter().map(ToString::to_string).collect();
+                writeln!(text, "injector:   {clock} (engine {})", engines.join(", "))?;
                 clocks_line(&mut text, clocks)
+            })
+            .and_then(|()| {
+                process.map_or(Ok(()), |process| writeln!(text, "injector:   {process}"))
             }),
         Event::Attached { attached } => writeln!(text, "injector: also on {}", places(attached)),
+        Event::Gone { target } => {
+            writeln!(text, "injector: {target} is gone: waiting for it to come again")
+        }
+        Event::Followed { target, attached } => {
+            let places = if attached.is_empty() { String::new() } else { places(attached) };
+            let on = if places.is_empty() { "" } else { " on " };
+            writeln!(text, "injector: {target} is there again: faulting it{on}{places}")
+        }
         Event::Changed { rules, replaced, clock } => {
             writeln!(text, "injector: {} rules replaced the rules before, which did:", rules.len())
                 .and_then(|()| replaced.iter().try_for_each(|rule| rule_line(&mut text, rule)))
                 .and_then(|()| clock.map_or(Ok(()), |clock| writeln!(text, "injector:   {clock}")))
         }
-        Event::Progress { total, clocks, .. } => match clocks {
-            Some(clocks) => {
-                writeln!(text, "{}, {} processes with wrong clocks", counts(total), clocks.present)
-            }
-            None => writeln!(text, "{}", counts(total)),
-        },
+        Event::Progress { total, clocks, processes, .. } => {
+            process_counts(&mut text, processes.as_ref()).and_then(|()| match clocks {
+                Some(clocks) => {
+                    writeln!(
+                        text,
+                        "{}, {} processes with wrong clocks",
+                        counts(total),
+                        clocks.present
+                    )
+                }
+                None => writeln!(text, "{}", counts(total)),
+            })
+        }
         Event::Warning { message } => writeln!(text, "injector: warning: {message}"),
-        Event::Summary { elapsed_ms, total, rules, seen, held, clocks, .. } => {
+        Event::Summary { elapsed_ms, total, rules, seen, held, clocks, processes, .. } => {
             summary(&mut text, *elapsed_ms, total, rules, seen)
                 .and_then(|()| held.as_ref().map_or(Ok(()), |held| held_line(&mut text, held)))
                 .and_then(|()| {
                     clocks.as_ref().map_or(Ok(()), |clocks| clocks_line(&mut text, clocks))
+                })
+                .and_then(|()| {
+                    processes
+                        .as_ref()
+                        .map_or(Ok(()), |processes| process_lines(&mut text, processes))
                 })
         }
     };
@@ -463,7 +435,7 @@ fn started(
 fn places(attached: &[AttachedReport]) -> String {
     let mut places: Vec<String> = Vec::new();
     for AttachedReport { netns, interface, hook, .. } in attached {
-        let place = if *netns == "current" {
+        let place = if netns == "current" {
             format!("{interface} ({hook})")
         } else {
             format!("{interface} in {netns} ({hook})")
@@ -506,13 +478,102 @@ fn summary(
 }
 
 fn clocks_line(text: &mut String, clocks: &ClocksReport) -> std::fmt::Result {
-    let ClocksReport { patched, inherited, refused, .. } = clocks;
-    writeln!(
-        text,
-        "injector: the clocks of {patched} programs went wrong, and of {inherited} processes that they made"
-    )?;
+    let ClocksReport { patched, inherited, refused, calls, .. } = clocks;
+    if *patched + *inherited > 0 || calls.is_none() {
+        writeln!(
+            text,
+            "injector: the clocks of {patched} programs went wrong, and of {inherited} processes that they made"
+        )?;
+    }
     for (reason, count) in refused {
         writeln!(text, "injector: {count} processes kept the true time: {reason}")?;
+    }
+    let Some(calls) = calls else { return Ok(()) };
+    let CallsReport { matched, rewritten, deadlines, .. } = calls;
+    writeln!(
+        text,
+        "injector: {matched} system calls read clocks, {rewritten} of them wrongly; {deadlines} deadlines were moved"
+    )?;
+    for (count, what) in [
+        (calls.vdso_hidden, "new programs had no vDSO"),
+        (calls.vdso_not_hidden, "new programs kept the true time: their vDSO was not found"),
+        (calls.deadlines_left, "deadlines were left as they were"),
+        (calls.failed, "results or deadlines could not be written"),
+    ] {
+        if count > 0 {
+            writeln!(text, "injector: {count} {what}")?;
+        }
+    }
+    Ok(())
+}
+
+fn process_lines(text: &mut String, statistics: &process::Statistics) -> std::fmt::Result {
+    if let Some(pauses) = &statistics.pauses {
+        let process::PauseStatistics { by, done, planned_ms, stopped_ms, latest_ms, .. } = pauses;
+        writeln!(
+            text,
+            "injector: {done} pauses by {by}: {stopped_ms:.1} ms stopped, {planned_ms:.1} ms planned; the latest began \
+             {latest_ms:.1} ms late"
+        )?;
+        for (count, what) in [
+            (pauses.skipped, "pauses were left out, as nothing ran that could be stopped"),
+            (pauses.unsettled, "pauses began before all processes stood"),
+        ] {
+            if count > 0 {
+                writeln!(text, "injector: {count} {what}")?;
+            }
+        }
+    }
+    for process::LimitStatistics { limit, throttled_ms } in &statistics.limits {
+        write!(text, "injector: limited by {limit}")?;
+        if let Some(throttled_ms) = throttled_ms {
+            write!(text, ": {throttled_ms:.1} ms of waiting")?;
+        }
+        writeln!(text)?;
+    }
+    for kill in &statistics.kills {
+        let process::KillStatistics { name, sent, failed, calls } = kill;
+        write!(text, "injector: kill {name}: {sent} signals sent")?;
+        if let Some(calls) = calls {
+            write!(text, ", {calls} calls seen")?;
+        }
+        if *failed > 0 {
+            write!(text, ", {failed} could not be sent")?;
+        }
+        writeln!(text)?;
+    }
+    statistics.errnos.iter().try_for_each(|errno| errno_line(text, errno))
+}
+
+fn errno_line(text: &mut String, errno: &process::ErrnoStatistics) -> std::fmt::Result {
+    let process::ErrnoStatistics { name, engine, hook, matched, failed, unknown, missed } = errno;
+    writeln!(
+        text,
+        "injector: errno {name}: {failed} of {matched} calls failed, by {engine} at {hook}"
+    )?;
+    for (count, what) in [
+        (*unknown, "calls did not fail as their path could not be told"),
+        (*missed, "calls of any process were not shown to injector by the kernel"),
+    ] {
+        if count > 0 {
+            writeln!(text, "injector: {count} {what}")?;
+        }
+    }
+    Ok(())
+}
+
+/// For the live line.
+fn process_counts(text: &mut String, processes: Option<&process::Statistics>) -> std::fmt::Result {
+    let Some(process::Statistics { pauses, kills, errnos, .. }) = processes else { return Ok(()) };
+    if let Some(pauses) = pauses {
+        write!(text, "{} pauses, ", pauses.done)?;
+    }
+    if !kills.is_empty() {
+        write!(text, "{} signals, ", kills.iter().map(|kill| kill.sent).sum::<u64>())?;
+    }
+    if !errnos.is_empty() {
+        let failed: u64 = errnos.iter().map(|errno| errno.failed).sum();
+        write!(text, "{failed} failed calls, ")?;
     }
     Ok(())
 }

@@ -76,7 +76,7 @@ async fn under_faults(
         .open(cgroup.path.join("cgroup.procs"))
         .with_context(|| format!("cannot use the cgroup {}", cgroup.path.display()))?;
     let target = Target::of_command(cgroup)?;
-    let options = session::options(&args.session, instance, asked.seed, verbose);
+    let options = session::options(&args.session, instance, &asked, verbose);
     let title = session::words(&args.command);
     // Without a time limit the faults end with the command.
     let outlived = args.session.duration.is_some();

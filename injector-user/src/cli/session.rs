@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use aya_log::EbpfLogger;
-use injector_common::counter::{RuleCounters, SeenCounters};
+use injector_common::counter::SeenCounters;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -19,22 +19,24 @@ use super::{
     NOTHING_MATCHED,
     args::{FaultArgs, SessionArgs},
     cleanup, privileges,
-    report::{self, ClocksReport, Event, Reporter},
+    report::{self, Event, Reporter},
     signals::Signals,
 };
 use crate::{
     fault::{
-        clock::Clocks,
-        network::{Network, Options, RENEWAL},
+        clock::{Clocks, report::ClocksReport},
+        network::{Network, Options, RENEWAL, counts::Counts, hold::Engine},
+        process::Processes,
+        retarget,
     },
     kernel::clock,
     lifetime::{instance::Instance, journal::Owner},
-    spec::{Faults, SpecError, clock::ClockFault, rule::Rule},
-    target::{Target, host},
+    spec::{Faults, SpecError, clock::ClockFault, process::ProcessFaults, rule::Rule},
+    target::{Followed, Target, cgroup, host},
 };
 
 /// The kernel side's log level for `--verbose`.
-const VERBOSE_LOG: u8 = aya_log::Level::Debug as u8;
+pub const VERBOSE_LOG: u8 = aya_log::Level::Debug as u8;
 
 /// More rules than that are not read every second.
 const COUNTED_RULES: usize = 4096;
@@ -52,11 +54,14 @@ pub struct Session<'a> {
     instance: &'a mut Instance,
     args: &'a SessionArgs,
     fault_args: &'a FaultArgs,
+    target: Target,
     rules: Vec<Rule>,
     clock: Option<ClockFault>,
     seed: u64,
     network: Option<Network>,
     clocks: Option<Clocks>,
+    process_faults: Option<ProcessFaults>,
+    processes: Option<Processes>,
     reporter: Reporter,
     started: Instant,
 }
@@ -65,6 +70,9 @@ pub struct Session<'a> {
 pub struct Asked {
     pub rules: Vec<Rule>,
     pub clock: Option<ClockFault>,
+    /// How to delay packets, if that was said.
+    pub engine: Option<Engine>,
+    pub processes: Option<ProcessFaults>,
     pub seed: u64,
     pub resolved: Vec<host::Resolved>,
 }
@@ -72,9 +80,10 @@ pub struct Asked {
 impl Asked {
     /// Reads and checks the faults; nothing is touched.
     pub fn read(faults: &FaultArgs, session: &SessionArgs) -> Result<Self, SpecError> {
-        let Faults { seed, rules, clock } = faults.read()?;
+        let Faults { seed, rules, clock, processes } = faults.read()?;
         let seed = session.seed.or(seed).unwrap_or_else(rand::random);
-        Ok(Self { rules, clock, seed, resolved: Vec::new() })
+        let engine = session.delay_engine()?;
+        Ok(Self { rules, clock, processes, engine, seed, resolved: Vec::new() })
     }
 
     /// Resolves the host names.
@@ -97,23 +106,32 @@ pub struct Plan {
 
 /// Undoes what dead injectors left, and registers this one.
 pub fn start_instance() -> Result<Instance> {
+    Ok(Instance::start(start()?)?)
+}
+
+/// Undoes what dead injectors left; returns who this one is.
+pub fn start() -> Result<Owner> {
     privileges::check()?;
+    // There are no other threads yet, which would stay behind.
+    if let Err(error) = cgroup::enter_host_namespace() {
+        tracing::warn!(%error, "cannot enter the host's cgroup namespace: which cgroup a process is in is not known");
+    }
     cleanup::undo_first();
-    let owner = Owner {
+    Ok(Owner {
         pid: std::process::id(),
         started: jiff::Timestamp::now().to_string(),
         command: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
-    };
-    Ok(Instance::start(owner)?)
+    })
 }
 
 /// How to install, from the options.
-pub fn options(args: &SessionArgs, instance: &Instance, seed: u64, verbose: bool) -> Options {
+pub fn options(args: &SessionArgs, instance: &Instance, asked: &Asked, verbose: bool) -> Options {
+    let &Asked { seed, engine, .. } = asked;
     Options {
         judged_bit: 1 << instance.slot(),
         seed,
         lasts: args.duration.map(|span| span.0),
-        engine: args.engine,
+        engine,
         log_level: if verbose { VERBOSE_LOG } else { 0 },
         ..Options::default()
     }
@@ -129,18 +147,34 @@ impl<'a> Session<'a> {
         mut reporter: Reporter,
     ) -> Result<Self> {
         let Plan { asked, target, title, options, outlived } = plan;
-        let Asked { rules, clock, seed, resolved } = asked;
-        let clocks = match &clock {
+        let Asked { rules, clock, processes: process_faults, seed, resolved, .. } = asked;
+        let mut clocks = match &clock {
             Some(fault) => {
                 let cgroup = target.cgroup.as_ref();
-                Some(Clocks::install(instance, cgroup, fault, options.lasts, outlived)?)
+                let engines = args.clock_engines();
+                Some(Clocks::install(
+                    instance,
+                    cgroup,
+                    Some(fault),
+                    options.lasts,
+                    outlived,
+                    &engines,
+                )?)
+            }
+            None => None,
+        };
+        // Nothing is due before it is watched, so whatever is refused later leaves nothing stopped.
+        let processes = match &process_faults {
+            Some(faults) => {
+                let (lasts, engine) = (options.lasts, args.errno_engine());
+                Some(Processes::install(instance, &target, faults, seed, lasts, engine)?)
             }
             None => None,
         };
         let network = if rules.is_empty() {
             None
         } else {
-            Some(Network::install(instance, target, &rules, options)?)
+            Some(Network::install(instance, target.clone(), &rules, options)?)
         };
         let started = Instant::now();
         let attached = network.as_ref().map(Network::attached).unwrap_or_default();
@@ -154,18 +188,23 @@ impl<'a> Session<'a> {
             resolved: &resolved,
             engine: network.as_ref().and_then(Network::engine),
             clock: clock.as_ref().map(|fault| fault.name.as_str()),
-            clocks: clocks.as_ref().map(|clocks| clocks.statistics().into()),
+            clock_engines: clocks.as_ref().map(Clocks::engines).unwrap_or_default(),
+            clocks: clocks.as_mut().map(ClocksReport::of),
+            process: process_faults.as_ref().map(|faults| faults.name.as_str()),
             startup_ms: since_exec().unwrap_or_default().as_secs_f64() * 1e3,
         })?;
         Ok(Self {
             instance,
             args,
             fault_args,
+            target,
             rules,
             clock,
             seed,
             network,
             clocks,
+            process_faults,
+            processes,
             reporter,
             started,
         })
@@ -197,6 +236,9 @@ impl<'a> Session<'a> {
                 status = wait(&mut command) => return Ok(End::Command(status.context("cannot wait for the command")?)),
                 arrived = signals.next() => {
                     let arrived = arrived.context("cannot read signals")?;
+                    if command.is_some() {
+                        self.interrupt()?;
+                    }
                     match &command {
                         Some(child) => if !arrived.from_terminal && let Some(pid) = child.id() {
                             // It may have ended meanwhile.
@@ -216,6 +258,7 @@ impl<'a> Session<'a> {
                     let Some(child) = &mut command else { return Ok(End::Asked) };
                     return Ok(End::Command(outlast(signals, child).await?));
                 }
+                () = until(self.processes.as_ref().and_then(Processes::due)) => self.step()?,
                 _ = renewal.tick() => self.renew()?,
                 _ = progress.tick() => self.progress()?,
                 ready = flush(&mut logger) => ready.context("cannot read the log")?,
@@ -225,6 +268,12 @@ impl<'a> Session<'a> {
 
     /// Goes on for a while, also on what is new.
     fn renew(&mut self) -> Result<()> {
+        if let Some(followed) = self.target.follow()? {
+            self.follow(&followed)?;
+        }
+        if let Some(clocks) = &mut self.clocks {
+            clocks.renew();
+        }
         let Some(network) = &mut self.network else { return Ok(()) };
         network.renew()?;
         let new = network.attach(self.instance)?;
@@ -235,7 +284,42 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Has the faults go on in a container that has come again.
+    fn follow(&mut self, followed: &Followed) -> Result<()> {
+        let (network, clocks) = (self.network.as_mut(), self.clocks.as_mut());
+        let target = self.target.title().unwrap_or_default();
+        match followed {
+            Followed::Gone => self.reporter.say(&Event::Gone { target }),
+            Followed::Again => {
+                let processes = self.processes.as_mut();
+                retarget(self.instance, &self.target, network, clocks, processes)?;
+                let attached = self.network.as_ref().map(Network::attached).unwrap_or_default();
+                let attached = attached.iter().map(Into::into).collect();
+                self.reporter.say(&Event::Followed { target, attached })
+            }
+        }
+    }
+
+    /// Does what is due to processes.
+    fn step(&mut self) -> Result<()> {
+        match &mut self.processes {
+            Some(processes) => Ok(processes.step(self.instance)?),
+            None => Ok(()),
+        }
+    }
+
+    /// The command is to see its signals at once, though it be paused.
+    fn interrupt(&mut self) -> Result<()> {
+        match &mut self.processes {
+            Some(processes) => Ok(processes.interrupt(self.instance)?),
+            None => Ok(()),
+        }
+    }
+
     fn detach(&mut self) -> Result<()> {
+        if let Some(processes) = &mut self.processes {
+            processes.end(self.instance)?;
+        }
         if let Some(network) = &mut self.network {
             network.detach(self.instance)?;
         }
@@ -248,64 +332,55 @@ impl<'a> Session<'a> {
     /// Ends the faults, says what they did, and gives the exit code if that is not the command's.
     pub fn end(mut self) -> Result<ExitCode> {
         self.detach()?;
-        let counters = self.rule_counters()?;
-        let total = report::total(&counters);
+        let counts = self.counts()?;
+        let total = report::total(&counts);
         let seen = match &mut self.network {
             Some(network) => network.seen_counters()?,
             None => SeenCounters::default(),
         };
-        let clocks = self.clocks.as_ref().map(|clocks| ClocksReport::from(clocks.statistics()));
-        let mut missed = self.network.is_some() && total.matched == 0;
-        if missed {
-            let message = if total.is_untouched() {
-                "no packet matched: nothing was faulted"
-            } else {
-                "no packet was faulted: all that matched were protected, or came after the end"
-            };
-            self.reporter.say(&Event::Warning { message })?;
-        }
-        if clocks.as_ref().is_some_and(ClocksReport::is_untouched) {
-            missed = true;
-            let message = "no process had its clocks faulted";
-            self.reporter.say(&Event::Warning { message })?;
-        }
+        let clocks = self.clocks.as_mut().map(ClocksReport::of);
+        let processes = self.processes.as_mut().map(Processes::statistics).transpose()?;
+        let packets = self.network.is_some().then_some(&total);
+        let missed = self.reporter.warn_of_idle(packets, clocks.as_ref(), processes.as_ref())?;
         let names = names(&self.rules);
         self.reporter.say(&Event::Summary {
             elapsed_ms: self.started.elapsed().as_millis() as u64,
             seed: self.seed,
-            rules: report::each(&names, &counters),
+            rules: report::each(&names, &counts),
             total,
             seen: seen.into(),
             held: self.network.as_ref().and_then(Network::held).map(Into::into),
             clocks,
+            processes,
         })?;
         let missed = self.args.require_match && missed;
         Ok(if missed { ExitCode::from(NOTHING_MATCHED) } else { ExitCode::SUCCESS })
     }
 
-    fn rule_counters(&mut self) -> Result<Vec<RuleCounters>> {
-        self.network.as_mut().map_or(Ok(Vec::new()), |network| Ok(network.rule_counters()?))
+    fn counts(&mut self) -> Result<Vec<Counts>> {
+        self.network.as_mut().map_or(Ok(Vec::new()), |network| Ok(network.counts()?))
     }
 
     fn progress(&mut self) -> Result<()> {
         if !self.reporter.wants_progress() || self.rules.len() > COUNTED_RULES {
             return Ok(());
         }
-        let total = report::total(&self.rule_counters()?);
+        let total = report::total(&self.counts()?);
         let elapsed_ms = self.started.elapsed().as_millis() as u64;
-        let clocks = self.clocks.as_ref().map(|clocks| clocks.statistics().into());
-        self.reporter.say(&Event::Progress { elapsed_ms, total, clocks })
+        let clocks = self.clocks.as_mut().map(ClocksReport::of);
+        let processes = self.processes.as_mut().map(Processes::statistics).transpose()?;
+        self.reporter.say(&Event::Progress { elapsed_ms, total, clocks, processes })
     }
 
     /// Reads the rule file again. If it cannot be used, the faults stay as they are.
     fn change(&mut self) -> Result<()> {
         match self.try_change() {
             Ok(old) => {
-                let counters = match &mut self.network {
-                    Some(network) => network.replaced_counters()?,
+                let counts = match &mut self.network {
+                    Some(network) => network.replaced_counts()?,
                     None => Vec::new(),
                 };
-                let replaced = report::each(&names(&old), &counters);
+                let replaced = report::each(&names(&old), &counts);
                 self.reporter.say(&Event::Changed {
                     rules: names(&self.rules),
                     replaced,
@@ -321,7 +396,10 @@ impl<'a> Session<'a> {
 
     /// Returns the rules before.
     fn try_change(&mut self) -> Result<Vec<Rule>> {
-        let Faults { mut rules, clock, .. } = self.fault_args.read()?;
+        let Faults { mut rules, clock, processes, .. } = self.fault_args.read()?;
+        if processes != self.process_faults {
+            bail!("process faults cannot be changed while they act: restart with them");
+        }
         host::resolve(&mut rules)?;
         // Whatever can be refused comes first, so that nothing is changed by half.
         let timed = match (&self.clocks, &clock) {
@@ -334,7 +412,7 @@ impl<'a> Session<'a> {
             None if rules.is_empty() => {}
             None => bail!("none of the first faults was one of packets: restart with them"),
         }
-        if let (Some(clocks), Some(timed)) = (&self.clocks, timed) {
+        if let (Some(clocks), Some(timed)) = (&mut self.clocks, timed) {
             clocks.set(timed);
         }
         self.clock = clock;

@@ -9,14 +9,19 @@ use nix::time::{ClockId, clock_gettime};
 #[must_use]
 pub fn monotonic_ns() -> u64 {
     // Linux always has this clock; were it gone, all deadlines would count as passed.
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map_or(u64::MAX, |time| u64::try_from(Duration::from(time).as_nanos()).unwrap_or(u64::MAX))
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(u64::MAX, |time| nanoseconds(time.into()))
 }
 
 /// The deadline that lies `after` from now, in nanoseconds of `CLOCK_MONOTONIC`.
 #[must_use]
 pub fn deadline_ns(after: Duration) -> u64 {
-    monotonic_ns().saturating_add(u64::try_from(after.as_nanos()).unwrap_or(u64::MAX))
+    monotonic_ns().saturating_add(nanoseconds(after))
+}
+
+/// A span in nanoseconds; one that is too long for them is as good as for ever.
+#[must_use]
+pub fn nanoseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Returns once no eBPF program that was running at the call can still be running.

@@ -1,21 +1,29 @@
 //! The clock probes: eBPF that faults the time system calls of a cgroup, for programs that make them.
 //!
 //! Results of `clock_gettime` and `gettimeofday` are rewritten in the caller's memory; absolute deadlines in
-//! faulted time are replaced by the true time while the kernel has them; the vDSO may be hidden from new
+//! faulted time are replaced by the true time while the kernel reads them; the vDSO may be hidden from new
 //! programs, so that they make system calls at all. What `time(2)` returns cannot be changed, as it is in a
-//! register. System calls of 32-bit programs do not reach the tracepoints.
+//! register. Calls of 32-bit programs are left alone.
+//!
+//! The probes are kprobes on the few functions by which the kernel reads and writes times. Not tracepoints of system
+//! calls: those slow each call of each process of the machine down. Not fentry and fexit: while a thread is preempted
+//! within such a program, the kernel leaves the program out on that processor (`__bpf_prog_enter_recur`,
+//! kernel/bpf/trampoline.c), and a process would see the true time. Programs of kprobes are not preempted.
 //!
 //! It takes `bpf_probe_write_user`, which lockdown forbids.
 
 use std::{
+    collections::HashSet,
     fs,
     io::{IoSlice, IoSliceMut},
+    sync::atomic::{Ordering, fence},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData},
-    programs::{ProgramError, TracePoint, trace_point::TracePointLink},
+    maps::{HashMap, MapData},
+    programs::{KProbe, ProgramError, TracePoint, kprobe::KProbeLink, trace_point::TracePointLink},
+    util::nr_cpus,
 };
 use injector_common::{
     model::clock::{Skew, Span},
@@ -33,32 +41,23 @@ use super::{
     clock::{monotonic_ns, true_time, wait_for_readers},
     ebpf,
     layout::{LayoutError, ProbeLayout},
+    mapped::Mapped,
 };
 
 /// The object, as the build script made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector-probe"));
 
-/// The programs, each named as the event to which it is attached, and whether there is no doing without.
-const EVENTS: [(&str, &str, bool); 17] = [
-    ("syscalls", "sys_exit_clock_gettime", true),
-    ("syscalls", "sys_exit_gettimeofday", true),
-    // Puts back before it replaces, so that nothing that was replaced is forgotten.
-    ("syscalls", "sys_exit_clock_nanosleep", true),
-    ("syscalls", "sys_enter_clock_nanosleep", true),
-    ("syscalls", "sys_exit_futex", true),
-    ("syscalls", "sys_enter_futex", true),
-    // What follows is there by the kernel's configuration.
-    ("syscalls", "sys_exit_timerfd_settime", false),
-    ("syscalls", "sys_enter_timerfd_settime", false),
-    ("syscalls", "sys_exit_timer_create", false),
-    ("syscalls", "sys_exit_timer_settime", false),
-    ("syscalls", "sys_enter_timer_settime", false),
-    ("syscalls", "sys_exit_futex_waitv", false),
-    ("syscalls", "sys_enter_futex_waitv", false),
-    ("syscalls", "sys_exit_mq_timedsend", false),
-    ("syscalls", "sys_enter_mq_timedsend", false),
-    ("syscalls", "sys_exit_mq_timedreceive", false),
-    ("syscalls", "sys_enter_mq_timedreceive", false),
+/// The programs, the kernel's function to which each is attached, and whether there is no doing without. What is put
+/// back comes before what replaces, so that nothing that was replaced is forgotten.
+const PROBES: [(&str, &str, bool); 7] = [
+    ("time_was_written", "put_timespec64", true),
+    ("gettimeofday_returns", "__x64_sys_gettimeofday", true),
+    ("deadline_was_read", "get_timespec64", true),
+    ("deadline_is_read", "get_timespec64", true),
+    ("deadline_was_read", "get_itimerspec64", true),
+    ("deadline_is_read", "get_itimerspec64", true),
+    // There by the kernel's configuration.
+    ("timer_create_returns", "__x64_sys_timer_create", false),
 ];
 
 /// Attached if the vDSO is to be hidden.
@@ -80,10 +79,12 @@ pub enum ClockProbeError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// A program cannot be attached.
-    #[error("cannot attach to the event {event} (CONFIG_FTRACE_SYSCALLS, tracefs)")]
+    #[error(
+        "cannot attach to the kernel's {place} (CONFIG_KPROBES, CONFIG_KPROBE_EVENTS, tracefs)"
+    )]
     Attach {
-        /// The event.
-        event: &'static str,
+        /// The function or event.
+        place: &'static str,
         /// Why.
         source: Box<ProgramError>,
     },
@@ -104,7 +105,12 @@ pub struct Config {
 #[derive(Debug)]
 pub struct ClockProbe {
     ebpf: Ebpf,
-    links: Vec<TracePointLink>,
+    control: Mapped<ProbeControl>,
+    skews: Mapped<Skew>,
+    counters: Mapped<ProbeCounters>,
+    processors: u32,
+    probes: Vec<KProbeLink>,
+    exec: Option<TracePointLink>,
     generation: u64,
 }
 
@@ -135,20 +141,30 @@ fn is_forbidden(error: &KernelError) -> bool {
     matches!(error, KernelError::Refused { reason, .. } if WORDS.iter().any(|words| reason.contains(words)))
 }
 
+fn load_error(error: KernelError) -> ClockProbeError {
+    if is_forbidden(&error) { ClockProbeError::Lockdown(UNTOLD.into()) } else { error.into() }
+}
+
+fn attach_error(place: &'static str, source: ProgramError) -> ClockProbeError {
+    ClockProbeError::Attach { place, source: source.into() }
+}
+
 impl ClockProbe {
     /// Loads and attaches the probes. All clocks read true until [`Self::set`].
     pub fn attach(config: &Config) -> Result<Self, ClockProbeError> {
         let mut probe = Self::loaded(config)?;
-        for (category, event, is_needed) in EVENTS {
-            match probe.attach_to(category, event) {
-                Ok(link) => probe.links.push(link),
+        for (program, function, is_needed) in PROBES {
+            match probe.attach_to(program, function) {
+                Ok(link) => probe.probes.push(link),
                 Err(error) if is_needed => return Err(error),
-                Err(error) => tracing::debug!(event, %error, "not there"),
+                Err(error) => tracing::debug!(function, %error, "not there"),
             }
         }
         if config.hide_vdso {
-            let link = probe.attach_to(EXEC.0, EXEC.1)?;
-            probe.links.push(link);
+            let (category, event) = EXEC;
+            let program: &mut TracePoint = ebpf::program(&mut probe.ebpf, event)?;
+            let link = program.attach(category, event).and_then(|id| program.take_link(id));
+            probe.exec = Some(link.map_err(|source| attach_error(event, source))?);
         }
         Ok(probe)
     }
@@ -161,7 +177,10 @@ impl ClockProbe {
         let layout = ProbeLayout::of_kernel()?;
         let (id, level) = config.cgroup;
         let (skip_vdso, hide_vdso) = (u32::from(config.skip_vdso), u32::from(config.hide_vdso));
-        let ebpf = EbpfLoader::new()
+        let processors =
+            nr_cpus().map_err(|(_, error)| ebpf::map_error("COUNTERS", error.into()))? as u32;
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries("COUNTERS", processors)
             // Nothing in the object is relocated by the kernel's types; reading them takes long.
             .btf(None)
             .override_global("CGROUP_ID", &id, true)
@@ -181,51 +200,61 @@ impl ClockProbe {
             .override_global("TIMERFD_CLOCK", &layout.timerfd_clock, true)
             .load(OBJECT)
             .map_err(|error| KernelError::Load(error.into()))?;
-        let mut probe = Self { ebpf, links: Vec::new(), generation: 0 };
-        probe.set(&Skew::TRUE)?;
-        let events = EVENTS.iter().map(|&(_, event, _)| event);
-        for event in events.chain(config.hide_vdso.then_some(EXEC.1)) {
-            let program: &mut TracePoint = ebpf::program(&mut probe.ebpf, event)?;
-            ebpf::load(event, || program.load()).map_err(|error| {
-                if is_forbidden(&error) {
-                    ClockProbeError::Lockdown(UNTOLD.into())
-                } else {
-                    error.into()
-                }
-            })?;
+        let mut probe = Self {
+            control: ebpf::mapped(&mut ebpf, "CONTROL", 1)?,
+            skews: ebpf::mapped(&mut ebpf, "SKEWS", 2)?,
+            counters: ebpf::mapped(&mut ebpf, "COUNTERS", processors)?,
+            processors,
+            ebpf,
+            probes: Vec::new(),
+            exec: None,
+            generation: 0,
+        };
+        probe.set(&Skew::TRUE);
+        let mut loaded = HashSet::new();
+        for (name, ..) in PROBES {
+            if loaded.insert(name) {
+                let program: &mut KProbe = ebpf::program(&mut probe.ebpf, name)?;
+                ebpf::load(name, || program.load()).map_err(load_error)?;
+            }
+        }
+        if config.hide_vdso {
+            let program: &mut TracePoint = ebpf::program(&mut probe.ebpf, EXEC.1)?;
+            ebpf::load(EXEC.1, || program.load()).map_err(load_error)?;
         }
         Ok(probe)
     }
 
     fn attach_to(
         &mut self,
-        category: &str,
-        event: &'static str,
-    ) -> Result<TracePointLink, ClockProbeError> {
-        let program: &mut TracePoint = ebpf::program(&mut self.ebpf, event)?;
-        let link = program.attach(category, event).and_then(|id| program.take_link(id));
-        link.map_err(|source| ClockProbeError::Attach { event, source: source.into() })
+        program: &'static str,
+        function: &'static str,
+    ) -> Result<KProbeLink, ClockProbeError> {
+        let program: &mut KProbe = ebpf::program(&mut self.ebpf, program)?;
+        let link = program.attach(function, 0).and_then(|id| program.take_link(id));
+        link.map_err(|source| attach_error(function, source))
     }
 
     /// Has the target's clocks go wrong in this way from now on; to be repeated to renew the lease.
-    pub fn set(&mut self, skew: &Skew) -> Result<(), KernelError> {
-        let generation = self.generation + 1;
-        ebpf::array(&mut self.ebpf, "SKEWS", |array: &mut Array<_, Skew>| {
-            array.set((generation & 1) as u32, skew, 0)
-        })?;
-        let control = ProbeControl { generation, lease_ns: lease_ns(skew) };
-        ebpf::array(&mut self.ebpf, "CONTROL", |array| array.set(0, control, 0))?;
-        self.generation = generation;
-        Ok(())
+    pub fn set(&mut self, skew: &Skew) {
+        self.generation += 1;
+        self.skews.set((self.generation & 1) as u32, *skew);
+        // Whoever sees the generation sees the skew.
+        fence(Ordering::Release);
+        let generation = self.generation;
+        self.control.set(0, ProbeControl { generation, lease_ns: lease_ns(skew) });
     }
 
     /// What the probes did.
-    pub fn counters(&mut self) -> Result<ProbeCounters, KernelError> {
-        ebpf::sum(&mut self.ebpf, "COUNTERS")
+    #[must_use]
+    pub fn counters(&self) -> ProbeCounters {
+        let mut sum = ProbeCounters::default();
+        (0..self.processors).for_each(|processor| sum += self.counters.get(processor));
+        sum
     }
 
-    /// Gives those that wait for a deadline back what they wait for. They have the true time in their memory, and
-    /// nobody else will put that right.
+    /// Gives those whose deadline was being read back what they wait for. They have the true time in their memory,
+    /// and nobody else will put that right.
     fn put_back(&mut self) -> Result<(), KernelError> {
         let replaced: HashMap<&mut MapData, DeadlineKey, Replaced> =
             ebpf::map(&mut self.ebpf, "REPLACED")?;
@@ -243,7 +272,7 @@ impl ClockProbe {
 impl Drop for ClockProbe {
     fn drop(&mut self) {
         // First those that replace.
-        while self.links.pop().is_some() {}
+        while self.probes.pop().is_some() {}
         wait_for_readers();
         if let Err(error) = self.put_back() {
             tracing::warn!(%error, "deadlines are not put back");

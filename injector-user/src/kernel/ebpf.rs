@@ -1,14 +1,14 @@
 //! Programs and maps of a loaded object, by their names.
 
-use std::ops::AddAssign;
+use std::{io, ops::AddAssign};
 
 use aya::{
     Ebpf, Pod,
     maps::{Array, Map, MapData, MapError, PerCpuArray},
-    programs::{Program, ProgramError},
+    programs::{Program, ProgramError, RawTracePoint},
 };
 
-use super::KernelError;
+use super::{KernelError, mapped::Mapped};
 
 /// A map.
 pub(super) fn map<'a, T: TryFrom<&'a mut Map, Error = MapError>>(
@@ -36,6 +36,18 @@ pub(super) fn array<T: Pod>(
 ) -> Result<(), KernelError> {
     let mut array = map(ebpf, name)?;
     work(&mut array).map_err(|source| map_error(name, source))
+}
+
+/// An array of so many values that is to be mapped into memory.
+pub(super) fn mapped<T: Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    length: u32,
+) -> Result<Mapped<T>, KernelError> {
+    let Some(Map::Array(map)) = ebpf.map_mut(name) else {
+        return Err(KernelError::Missing(name));
+    };
+    Mapped::new(map.fd(), length).map_err(|source| KernelError::Mapping { map: name, source })
 }
 
 /// The sum over all processors of the one element of an array.
@@ -67,24 +79,36 @@ where
     program.try_into().map_err(|_| KernelError::Missing(name))
 }
 
+/// Loads and attaches the program of a raw tracepoint. The object keeps its link.
+pub(super) fn attach_raw_tracepoint(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    tracepoint: &str,
+) -> Result<(), KernelError> {
+    let program: &mut RawTracePoint = program(ebpf, name)?;
+    load(name, || program.load())?;
+    let attached = program.attach(tracepoint).map(drop);
+    attached.map_err(|source| KernelError::Program { program: name.into(), source: source.into() })
+}
+
 /// Loads a program; an error says what the verifier said last.
 pub(super) fn load(
     program: &str,
     load: impl FnOnce() -> Result<(), ProgramError>,
 ) -> Result<(), KernelError> {
     load().map_err(|error| match error {
-        // The verifier's log is thousands of lines long; its last ones say what is wrong.
         ProgramError::LoadError { io_error, verifier_log } => {
-            let log = verifier_log.to_string();
-            tracing::debug!(program, log, "refused");
-            let mut lines: Vec<&str> = log.lines().rev().take(5).collect();
-            lines.reverse();
-            KernelError::Refused {
-                program: program.into(),
-                reason: lines.join("; "),
-                source: io_error,
-            }
+            refused(program, &verifier_log.to_string(), io_error)
         }
         error => KernelError::Program { program: program.into(), source: error.into() },
     })
+}
+
+/// That the verifier refused a program.
+pub(super) fn refused(program: &str, log: &str, source: io::Error) -> KernelError {
+    tracing::debug!(program, log, "refused");
+    // The verifier's log is thousands of lines long; its last ones say what is wrong.
+    let mut lines: Vec<&str> = log.lines().rev().take(5).collect();
+    lines.reverse();
+    KernelError::Refused { program: program.into(), reason: lines.join("; "), source }
 }

@@ -1,11 +1,14 @@
 //! Network interfaces and their link layers.
 
+use std::net::IpAddr;
+
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use injector_common::packet::parse::Link;
 use rtnetlink::{
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
+        address::{AddressAttribute, AddressMessage},
         link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
         tc::TcMessage,
     },
@@ -57,6 +60,34 @@ pub fn list(netns: &Netns) -> Result<Vec<Interface>, KernelError> {
                 .await
                 .map_err(failed("listing the interfaces"))?;
             Ok(messages.into_iter().filter_map(interface).collect())
+        })
+    })?
+}
+
+/// The addresses of all interfaces of a namespace.
+pub fn addresses(netns: &Netns) -> Result<Vec<IpAddr>, KernelError> {
+    netns.run(|| {
+        block_on(async |handle| {
+            let messages: Vec<AddressMessage> = handle
+                .address()
+                .get()
+                .execute()
+                .boxed()
+                .try_collect()
+                .await
+                .map_err(failed("listing the addresses"))?;
+            let attributes = messages.into_iter().flat_map(|message| message.attributes);
+            // `IFA_ADDRESS` would be the peer's, on a point-to-point link; IPv6 has the one only.
+            let mut found: Vec<IpAddr> = attributes
+                .filter_map(|attribute| match attribute {
+                    AddressAttribute::Local(address)
+                    | AddressAttribute::Address(address @ IpAddr::V6(_)) => Some(address),
+                    _ => None,
+                })
+                .collect();
+            found.sort_unstable();
+            found.dedup();
+            Ok(found)
         })
     })?
 }

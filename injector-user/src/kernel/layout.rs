@@ -27,20 +27,34 @@ pub struct Layout {
     pub kernfs_id: u32,
 }
 
-/// Offsets in `struct task_struct`, in bytes.
+/// Offsets in `struct task_struct`, but for the last one, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TaskLayout {
     /// Of `pid`, which is the thread.
     pub pid: u32,
     /// Of `tgid`, which is the process.
     pub tgid: u32,
+    /// Of `real_parent`.
+    pub parent: u32,
+    /// Of `signal`.
+    pub signal: u32,
+    /// Of `pids[PIDTYPE_PGID]` in `struct signal_struct` (Linux 4.19).
+    pub group: u32,
 }
 
 impl TaskLayout {
     /// That of the running kernel.
     pub fn of_kernel() -> Result<Self, LayoutError> {
-        let [pid, tgid] = offsets_of_kernel([("task_struct", "pid"), ("task_struct", "tgid")])?;
-        Ok(Self { pid, tgid })
+        /// `PIDTYPE_PGID`, in bytes.
+        const PGID: u32 = 2 * 8;
+        let [pid, tgid, parent, signal, pids] = offsets_of_kernel([
+            ("task_struct", "pid"),
+            ("task_struct", "tgid"),
+            ("task_struct", "real_parent"),
+            ("task_struct", "signal"),
+            ("signal_struct", "pids"),
+        ])?;
+        Ok(Self { pid, tgid, parent, signal, group: pids + PGID })
     }
 }
 
@@ -152,6 +166,64 @@ impl ProbeLayout {
     }
 }
 
+/// What failing system calls are matched by. Offsets in bytes, by the name of what the eBPF side calls them.
+pub type ErrnoLayout = [(&'static str, u64); 17];
+
+/// Those of the running kernel, and the numbers of functions as by [`functions`].
+pub fn errno_layout(names: &[String]) -> Result<(ErrnoLayout, Vec<Option<u32>>), LayoutError> {
+    const WANTED: [(&str, (&str, &str)); 17] = [
+        ("FILE_PATH", ("file", "f_path")),
+        ("PATH_MOUNT", ("path", "mnt")),
+        ("PATH_ENTRY", ("path", "dentry")),
+        ("ENTRY_PARENT", ("dentry", "d_parent")),
+        ("ENTRY_NAME", ("dentry", "d_name.name")),
+        ("ENTRY_LENGTH", ("dentry", "d_name.len")),
+        ("MOUNT_ROOT", ("vfsmount", "mnt_root")),
+        ("MOUNT_VFS", ("mount", "mnt")),
+        ("MOUNT_PARENT", ("mount", "mnt_parent")),
+        ("MOUNT_POINT", ("mount", "mnt_mountpoint")),
+        ("TASK_FS", ("task_struct", "fs")),
+        ("FS_ROOT", ("fs_struct", "root")),
+        ("SOCKET_SK", ("socket", "sk")),
+        // The first member of `struct sock`.
+        ("SOCK_FAMILY", ("sock_common", "skc_family")),
+        ("SOCK_ADDRESS", ("sock_common", "skc_daddr")),
+        ("SOCK_ADDRESS6", ("sock_common", "skc_v6_daddr")),
+        ("MESSAGE_NAME", ("msghdr", "msg_name")),
+    ];
+    // Read once: that takes longest.
+    let btf = fs::read(VMLINUX).map_err(LayoutError::Read)?;
+    let offsets = offsets(&btf, WANTED.map(|(_, wanted)| wanted))?;
+    let mut found = WANTED.map(|(name, _)| (name, 0));
+    found.iter_mut().zip(offsets).for_each(|((_, found), offset)| *found = u64::from(offset));
+    Ok((found, functions_in(&btf, names)?))
+}
+
+/// The numbers that functions of the running kernel have in BTF; `None` for those that it does not have.
+pub fn functions(names: &[String]) -> Result<Vec<Option<u32>>, LayoutError> {
+    functions_in(&fs::read(VMLINUX).map_err(LayoutError::Read)?, names)
+}
+
+fn functions_in(btf: &[u8], names: &[String]) -> Result<Vec<Option<u32>>, LayoutError> {
+    let sections = Sections::of(btf).ok_or(LayoutError::Malformed)?;
+    let mut found = vec![None; names.len()];
+    // 0 is void.
+    let (mut at, mut number) = (0, 1);
+    while at < sections.types.len() {
+        let read = sections.read_type(at).ok_or(LayoutError::Malformed)?;
+        if read.is_function {
+            for (name, found) in names.iter().zip(&mut found) {
+                if found.is_none() && sections.is_named(read.name, name) {
+                    *found = Some(number);
+                }
+            }
+        }
+        at = read.next;
+        number += 1;
+    }
+    Ok(found)
+}
+
 /// Offsets in the running kernel, see [`offsets`].
 fn offsets_of_kernel<const N: usize>(
     wanted: [(&'static str, &'static str); N],
@@ -201,6 +273,7 @@ struct Type<'a> {
     members: &'a [u8],
     /// The type of which it is another name (typedef, const and the like).
     alias: Option<usize>,
+    is_function: bool,
     /// Where the next type is.
     next: usize,
 }
@@ -225,6 +298,7 @@ impl<'a> Sections<'a> {
     fn read_type(&self, at: usize) -> Option<Type<'a>> {
         const STRUCT: u32 = 4;
         const UNION: u32 = 5;
+        const FUNC: u32 = 12;
 
         let name = word(self.types, at)?;
         let info = word(self.types, at + 4)?;
@@ -250,7 +324,7 @@ impl<'a> Sections<'a> {
             8..=11 | 18 => Some(word(self.types, at + 8)? as usize),
             _ => None,
         };
-        Some(Type { name, members, alias, next })
+        Some(Type { name, members, alias, is_function: kind == FUNC, next })
     }
 
     fn is_named(&self, name: u32, expected: &str) -> bool {
@@ -339,8 +413,13 @@ mod tests {
             kernfs_id: offset("kernfs_node", "id"),
         };
         assert_eq!(Layout::of_kernel().expect("readable"), expected);
-        let expected =
-            TaskLayout { pid: offset("task_struct", "pid"), tgid: offset("task_struct", "tgid") };
+        let expected = TaskLayout {
+            pid: offset("task_struct", "pid"),
+            tgid: offset("task_struct", "tgid"),
+            parent: offset("task_struct", "real_parent"),
+            signal: offset("task_struct", "signal"),
+            group: offset("signal_struct", "pids") + 16,
+        };
         assert_eq!(TaskLayout::of_kernel().expect("readable"), expected);
         let expected = ProbeLayout {
             task_mm: offset("task_struct", "mm"),

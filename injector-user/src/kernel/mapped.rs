@@ -15,6 +15,8 @@ pub struct Mapped<T: Pod> {
 
 // SAFETY: the mapping belongs to the process, and is reached by volatile accesses only.
 unsafe impl<T: Pod + Send> Send for Mapped<T> {}
+// SAFETY: as above; the kernel side may write at any time as well.
+unsafe impl<T: Pod + Sync> Sync for Mapped<T> {}
 
 impl<T: Pod> Mapped<T> {
     /// Maps the map of `length` values behind a file descriptor.

@@ -1,16 +1,20 @@
 //! The only place that talks to the kernel's BPF and netlink interfaces (aya, rtnetlink).
 
 pub mod attach;
+pub mod calls;
 pub mod clock;
 pub mod clock_probe;
 pub mod clsact;
 pub mod device;
 mod ebpf;
+pub mod errno;
 pub mod fq;
+pub mod hook;
 pub mod interface;
 pub mod layout;
 pub mod limits;
 pub mod mapped;
+pub mod memory;
 pub mod netns;
 pub mod object;
 pub mod pidfd;
@@ -43,6 +47,12 @@ pub enum KernelError {
         /// Why.
         source: nix::Error,
     },
+    /// Processes have other numbers here than the kernel tells.
+    #[error(
+        "processes can be faulted only from the host's PID namespace, where they have the numbers that the kernel tells of: \
+         run injector there (a container with --pid host)"
+    )]
+    PidNamespace,
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),

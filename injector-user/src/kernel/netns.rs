@@ -3,13 +3,19 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     thread,
 };
 
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    sys::statfs::{NSFS_MAGIC, fstatfs},
+};
 
 use super::KernelError;
 
@@ -65,7 +71,14 @@ impl Netns {
 
     fn open(path: &Path, label: String) -> Result<Self, KernelError> {
         let fail = |source: io::Error| KernelError::OpenNetns { path: path.into(), source };
-        let file = File::open(path).map_err(fail)?;
+        // Others may name it. Whatever it is, nothing happens by looking what: a named pipe would wait, and devices do
+        // as they please.
+        let mut options = File::options();
+        let found = options.read(true).custom_flags(libc::O_PATH).open(path).map_err(fail)?;
+        if fstatfs(&found).map_err(|error| fail(error.into()))?.filesystem_type() != NSFS_MAGIC {
+            return Err(fail(io::Error::other("it is no namespace")));
+        }
+        let file = File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(fail)?;
         let inode = file.metadata().map_err(fail)?.ino();
         Ok(Self { file: Arc::new(file), inode, label })
     }
@@ -117,4 +130,21 @@ pub(super) fn in_thread<T: Send>(
         // The process aborts on panic, so there is none to join.
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_namespace_is_not_opened() {
+        for path in ["/dev/zero", "/dev/tty", "/etc/passwd", "/proc/self/exe", "/"] {
+            assert!(Netns::find(Path::new(path)).is_err(), "{path}");
+        }
+        let error = Netns::find(Path::new("/dev/null")).expect_err("it is a device");
+        let error = format!("{:#}", anyhow::Error::new(error));
+        assert!(error.contains("it is no namespace"), "{error}");
+        let ours = Netns::current().expect("it is there");
+        assert_eq!(Netns::find(Path::new("/proc/self/ns/net")).expect("it is there"), ours);
+    }
 }

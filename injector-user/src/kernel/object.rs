@@ -7,7 +7,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::{Program, SchedClassifier, Xdp},
     util::nr_cpus,
 };
@@ -15,11 +15,11 @@ use aya_log::EbpfLogger;
 use injector_common::{
     classify::{ShortKey, Slot, TupleKey},
     control::{Connection, Control, PortClasses, RuleSet},
-    counter::{RuleCounters, SeenCounters},
+    counter::{Delays, RuleCounters, SeenCounters},
     hold::{self, Hold, HoldState, MAX_TABLES, Route, TAGS, Table},
     model::delay::Memory,
     packet::Direction,
-    rule::Rule,
+    rule::{RULE_HOLDS, Rule},
 };
 
 use super::{KernelError, ebpf, layout::Layout, mapped::Mapped};
@@ -30,8 +30,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/in
 /// What is fixed when the object is loaded, so that the verifier can drop what is not used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Constants {
-    /// Id and level of the target cgroup; `None` for every packet.
-    pub cgroup: Option<(u64, u32)>,
+    /// Whether packets of a cgroup are meant, the one in [`Control`]; else all.
+    pub of_cgroup: bool,
     /// How to tell a receiving socket's cgroup.
     pub layout: Layout,
     /// The bit of `skb->tc_index` that marks judged packets.
@@ -52,7 +52,7 @@ pub struct HoldDevice {
 }
 
 /// How much the maps hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
     /// Rules per bank.
     pub rules: u32,
@@ -79,8 +79,8 @@ impl Object {
         capacity: Capacity,
         log_level: u8,
     ) -> Result<Self, KernelError> {
-        let (id, level) = constants.cgroup.unwrap_or_default();
         let layout = &constants.layout;
+        let of_cgroup = u32::from(constants.of_cgroup);
         let protect = u32::from(constants.protect);
         let banks = 2 * capacity.rules;
         let hold = constants.hold.map_or(0, |hold| hold.interface);
@@ -90,8 +90,7 @@ impl Object {
         let ebpf = EbpfLoader::new()
             // Nothing in the object is relocated by the kernel's types; reading them takes long.
             .btf(None)
-            .override_global("CGROUP_ID", &id, true)
-            .override_global("CGROUP_LEVEL", &level, true)
+            .override_global("OF_CGROUP", &of_cgroup, true)
             .override_global("SOCK_CGROUP", &layout.sock_cgroup, true)
             .override_global("CGROUP_LEVEL_AT", &layout.cgroup_level, true)
             .override_global("CGROUP_ANCESTORS_AT", &layout.cgroup_ancestors, true)
@@ -113,6 +112,7 @@ impl Object {
             .map_max_entries("SHORT_ENTRIES", 2 * capacity.entries)
             .map_max_entries("HOLDS", if_held(banks))
             .map_max_entries("HOLD_STATES", if_held(banks))
+            .map_max_entries("DELAYS", if_held(banks))
             .map_max_entries("TABLES", if_held(2 * MAX_TABLES))
             .map_max_entries("ROUTES", if_held(TAGS))
             .map_max_entries("HELD", if_held(TAGS))
@@ -219,6 +219,12 @@ impl Object {
         Ok(())
     }
 
+    /// Replaces one rule of bank `bank`; what it counts and remembers stays.
+    pub fn set_rule(&mut self, bank: u32, number: u32, rule: Rule) -> Result<(), KernelError> {
+        let index = bank * self.capacity.rules + number;
+        self.array("RULES", |array: &mut Array<_, Rule>| array.set(index, rule, 0))
+    }
+
     /// Replaces what the rules of bank `bank` hold packets by, in the order of the rules.
     pub fn set_holds(
         &mut self,
@@ -238,9 +244,40 @@ impl Object {
                 array.set(index, HoldState { memory, ..HoldState::default() }, 0)
             })
         })?;
+        self.array("DELAYS", |array: &mut Array<_, Delays>| {
+            (first..)
+                .zip(rules)
+                .take(holds.len())
+                .filter(|(_, rule)| rule.flags & RULE_HOLDS != 0)
+                .try_for_each(|(index, _)| array.set(index, Delays::default(), 0))
+        })?;
         self.array("TABLES", |array: &mut Array<_, Table>| {
             let first = bank * MAX_TABLES;
             (first..).zip(tables).try_for_each(|(index, table)| array.set(index, **table, 0))
+        })
+    }
+
+    /// Has rules of bank `to` remember what rules of the other bank do: pairs of their numbers, the old one first.
+    pub fn carry(&mut self, to: u32, pairs: &[(u32, u32)], holds: bool) -> Result<(), KernelError> {
+        let (from, to) = ((1 - to) * self.capacity.rules, to * self.capacity.rules);
+        self.used[usize::from(to != 0)] = true;
+        let places: Vec<(u32, u32)> =
+            pairs.iter().map(|(old, new)| (from + old, to + new)).collect();
+        self.copy::<u64>("STATES", &places)?;
+        if holds { self.copy::<HoldState>("HOLD_STATES", &places) } else { Ok(()) }
+    }
+
+    /// Copies values of an array from each first place to the second.
+    fn copy<T: Pod>(
+        &mut self,
+        map: &'static str,
+        places: &[(u32, u32)],
+    ) -> Result<(), KernelError> {
+        self.array(map, |array: &mut Array<_, T>| {
+            places.iter().try_for_each(|(from, to)| {
+                let value = array.get(from, 0)?;
+                array.set(*to, value, 0)
+            })
         })
     }
 
@@ -261,14 +298,8 @@ impl Object {
 
     /// What userspace must know of packets on the way to it, and where it says where they go.
     pub fn held_packets(&mut self) -> Result<(Mapped<hold::Slot>, Mapped<Route>), KernelError> {
-        Ok((self.mapped("HELD")?, self.mapped("ROUTES")?))
-    }
-
-    fn mapped<T: Pod>(&mut self, name: &'static str) -> Result<Mapped<T>, KernelError> {
-        let Some(Map::Array(map)) = self.ebpf.map_mut(name) else {
-            return Err(KernelError::Missing(name));
-        };
-        Mapped::new(map.fd(), TAGS).map_err(|source| KernelError::Mapping { map: name, source })
+        let ebpf = &mut self.ebpf;
+        Ok((ebpf::mapped(ebpf, "HELD", TAGS)?, ebpf::mapped(ebpf, "ROUTES", TAGS)?))
     }
 
     /// Replaces the entries `before` by `after`.
@@ -356,6 +387,17 @@ impl Object {
                 Ok(sum)
             })
             .collect()
+    }
+
+    /// For how long a rule of bank `bank`, one of those that hold packets, held them back.
+    pub fn delays(&mut self, bank: u32, number: u32) -> Result<Delays, KernelError> {
+        let index = bank * self.capacity.rules + number;
+        let mut delays = Delays::default();
+        self.array("DELAYS", |array: &mut Array<_, Delays>| {
+            delays = array.get(&index, 0)?;
+            Ok(())
+        })?;
+        Ok(delays)
     }
 
     /// What was seen on the attached interfaces.

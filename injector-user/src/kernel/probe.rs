@@ -21,7 +21,7 @@ use super::{
 
 /// Packet faults, by their options.
 pub fn faults() -> impl Iterator<Item = &'static str> {
-    HOOK_FAULTS.into_iter().chain(HELD_FAULTS)
+    HOOK_FAULTS.into_iter().chain(HELD_FAULTS).chain(["clock"])
 }
 
 /// Those of them for which a hook is enough.
@@ -100,10 +100,10 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
     const XDP: &str = "--xdp: received packets of a host, namespace or interface";
 
     let mut object = Object::load(
-        // Any cgroup will do to have the verifier see the code that tells whose packet it is, and any interface
-        // for that which holds packets.
+        // So that the verifier sees the code that tells whose packet it is; any interface will do for that which holds
+        // packets.
         Constants {
-            cgroup: Some((1, 0)),
+            of_cgroup: true,
             judged_bit: 1,
             protect: true,
             hold: Some(HoldDevice { interface: 1, is_tap: false }),
@@ -193,20 +193,20 @@ pub fn clocks() -> [Finding; 2] {
         Some(error) => Verdict::of(
             Err::<(), _>(error),
             "a kernel that is not locked down (no Secure Boot, or lockdown=none), with CONFIG_DEBUG_INFO_BTF and \
-             CONFIG_FTRACE_SYSCALLS",
+             CONFIG_KPROBE_EVENTS",
         ),
     };
     [
         Finding {
-            subject: "vDSO",
+            subject: "engine vdso",
             faults: &["clock"],
             serves: "--clock and its kin: time that programs read without a system call",
             verdict: Verdict::of(vdso::check(), "boot with proc_mem.force_override=always"),
         },
         Finding {
-            subject: "clock probes",
+            subject: "engine probe",
             faults: &["clock"],
-            serves: "time read by direct system calls, and deadlines (no option uses them yet)",
+            serves: "--clock and its kin: time that programs read by system calls, and absolute deadlines",
             verdict: probes,
         },
     ]

@@ -3,17 +3,14 @@
 use std::{
     fmt::{self, Display, Formatter},
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
 use injector_common::packet::Direction;
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use procfs::process::Process;
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::journal;
@@ -22,9 +19,10 @@ use crate::{
         clsact,
         device::{self, Identity},
         netns::Netns,
+        pidfd::Handle,
         sysctl, vdso,
     },
-    target::cgroup::{for_each_below, processes_below},
+    target::cgroup::{FREEZE, for_each_below, processes_below},
 };
 
 /// Something done to the machine, with all that is needed to undo it. Undoing is idempotent, and right
@@ -77,6 +75,36 @@ pub enum Action {
         /// The cgroup's directory.
         cgroup: PathBuf,
     },
+    /// A cgroup was frozen that was not.
+    FreezeCgroup {
+        /// Its directory.
+        path: PathBuf,
+        /// Inode of that, so that none is thawed that others made with its name.
+        inode: u64,
+    },
+    /// The cgroups below a cgroup were given a controller.
+    EnableController {
+        /// Its directory.
+        cgroup: PathBuf,
+        /// Which controller.
+        controller: String,
+    },
+    /// A limit of a cgroup was set.
+    SetLimit {
+        /// The file.
+        path: PathBuf,
+        /// Inode of its directory, so that none is changed that others made with its name.
+        inode: u64,
+        /// The line of the file before.
+        before: String,
+        /// The line of the file since.
+        after: String,
+    },
+    /// Processes were stopped that ran.
+    StopProcesses {
+        /// Which.
+        processes: Vec<StoppedProcess>,
+    },
     /// A setting of a network namespace was changed. Several injectors may do that; the last one to end sets
     /// it back.
     SetSysctl {
@@ -89,6 +117,15 @@ pub enum Action {
         /// What it is.
         after: String,
     },
+}
+
+/// A process that was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoppedProcess {
+    /// Its number.
+    pub pid: i32,
+    /// When it was made, so that it is not taken for another one with its number.
+    pub started: u64,
 }
 
 /// How long a process that has been stopped may take until it does stop.
@@ -118,6 +155,25 @@ impl Action {
                 let_go(cgroup);
                 vdso::restore_all(*owner)
             }
+            Self::FreezeCgroup { path, inode } => thaw(path, *inode),
+            // It would be lost with the controller.
+            Self::EnableController { cgroup, controller } if is_used(cgroup, controller) => Ok(()),
+            Self::EnableController { cgroup, controller } => {
+                let control = cgroup.join("cgroup.subtree_control");
+                match fs::write(control, format!("-{controller}")) {
+                    // By now it is used further below, by somebody else.
+                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+                    Err(error) if is_gone(&error) => Ok(()),
+                    written => written,
+                }
+            }
+            Self::SetLimit { path, inode, before, after } => {
+                restore_limit(path, *inode, before, after)
+            }
+            Self::StopProcesses { processes } => {
+                processes.iter().for_each(let_stopped_go);
+                Ok(())
+            }
             Self::SetSysctl { netns, name, before, after } => {
                 // This one's journal says so as well.
                 if journal::announcements(self) > 1 {
@@ -142,10 +198,78 @@ impl Display for Action {
             Self::SkewClocks { cgroup, .. } => {
                 write!(f, "making the clocks of {} go wrong", cgroup.display())
             }
+            Self::FreezeCgroup { path, .. } => write!(f, "freezing the cgroup {}", path.display()),
+            Self::EnableController { cgroup, controller } => {
+                write!(f, "enabling the {controller} controller below {}", cgroup.display())
+            }
+            Self::SetLimit { path, before, after, .. } => {
+                write!(f, "setting {} from {before} to {after}", path.display())
+            }
+            Self::StopProcesses { processes } => {
+                let pids: Vec<String> =
+                    processes.iter().map(|process| process.pid.to_string()).collect();
+                write!(f, "stopping the processes {}", pids.join(", "))
+            }
             Self::SetSysctl { name, before, after, .. } => {
                 write!(f, "setting /proc/sys/net/{name} from {before} to {after}")
             }
         }
+    }
+}
+
+/// Thaws a cgroup, if it is still there.
+fn thaw(path: &Path, inode: u64) -> io::Result<()> {
+    if !is_same(path, inode) {
+        return Ok(());
+    }
+    match fs::write(path.join(FREEZE), "0") {
+        // It was removed just now.
+        Err(error) if is_gone(&error) => Ok(()),
+        written => written,
+    }
+}
+
+/// Sets a limit back, unless someone has changed it since.
+fn restore_limit(path: &Path, inode: u64, before: &str, after: &str) -> io::Result<()> {
+    let is_same = path.parent().is_some_and(|cgroup| is_same(cgroup, inode));
+    // A line may have a space at its end.
+    let is_ours = is_same && fs::read_to_string(path)?.lines().any(|line| line.trim_end() == after);
+    if is_ours { fs::write(path, before) } else { Ok(()) }
+}
+
+/// Whether somebody has set something of a controller by now, in a cgroup below this one.
+fn is_used(cgroup: &Path, controller: &str) -> bool {
+    // What the files say that nobody has written to (cgroup-v2.rst).
+    let defaults: &[(&str, &str)] = match controller {
+        "cpu" => &[("cpu.max", "max 100000"), ("cpu.weight", "100")],
+        "io" => &[("io.max", ""), ("io.weight", "default 100")],
+        _ => &[],
+    };
+    let is_set = |child: &Path| {
+        defaults.iter().any(|(file, default)| {
+            fs::read_to_string(child.join(file)).is_ok_and(|text| text.trim() != *default)
+        })
+    };
+    let below = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    below.map(|entry| entry.path()).any(|path| path.is_dir() && is_set(&path))
+}
+
+/// Whether a cgroup is there, and none that others made with its name.
+fn is_same(cgroup: &Path, inode: u64) -> bool {
+    cgroup.metadata().is_ok_and(|metadata| metadata.ino() == inode)
+}
+
+/// Whether a file of a cgroup cannot be used because the cgroup was removed.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}
+
+/// Lets a process go on, unless it has ended. One that goes on already only sees a `SIGCONT`, which it may have been
+/// on the way to stop without.
+fn let_stopped_go(process: &StoppedProcess) {
+    if let Some(handle) = Handle::find(process.pid, process.started) {
+        // It may have ended meanwhile.
+        let _ = handle.signal(Signal::SIGCONT as i32);
     }
 }
 
@@ -158,12 +282,11 @@ fn let_go(cgroup: &Path) {
     let end = Instant::now() + SETTLING;
     loop {
         for pid in processes_below(cgroup) {
-            let is_stopped = Process::new(pid)
-                .and_then(|process| process.stat())
-                .is_ok_and(|stat| stat.state == 'T');
-            if is_stopped && matches!(vdso::owner_of(pid), Ok(None)) {
+            // It is this one, or none, however soon its number is another's.
+            let Some(process) = Handle::open(pid) else { continue };
+            if process.is_stopped() && matches!(vdso::owner_of(pid), Ok(None)) {
                 // It may have ended meanwhile.
-                let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+                let _ = process.signal(Signal::SIGCONT as i32);
             }
         }
         if Instant::now() > end {

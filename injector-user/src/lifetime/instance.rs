@@ -46,6 +46,14 @@ impl Instance {
         self.slot
     }
 
+    /// Starts the guardian if there is none yet, so that what is performed later need not wait for it.
+    pub fn guard(&mut self) -> Result<(), LifetimeError> {
+        if self.guardian.is_none() {
+            self.guardian = Some(Guardian::start(self.slot)?);
+        }
+        Ok(())
+    }
+
     /// Does something that must be undone at the end: journalled first, and under a guardian's eyes.
     ///
     /// Returns a number by which it can be undone earlier.
@@ -54,9 +62,7 @@ impl Instance {
         action: Action,
         work: impl FnOnce() -> std::io::Result<()>,
     ) -> Result<u32, LifetimeError> {
-        if self.guardian.is_none() {
-            self.guardian = Some(Guardian::start(self.slot)?);
-        }
+        self.guard()?;
         let id = self.next_id;
         self.next_id += 1;
         if let Some(journal) = &mut self.journal {

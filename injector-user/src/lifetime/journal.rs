@@ -1,7 +1,8 @@
 //! Journals: one file for each running injector, locked by it for as long as it lives.
 //!
-//! A journal is a sequence of JSON lines. A line is written whole, and reaches the disk before what it
-//! announces is done; a last line that is cut off therefore announces nothing that has happened.
+//! A journal is a sequence of JSON lines. A line is written whole, before what it announces is done; a last line that
+//! is cut off therefore announces nothing that has happened. Nothing is flushed to a disk, which would take milliseconds
+//! where /run is on one: what is written outlives any process, and what it announces does not outlive the kernel.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -71,7 +72,24 @@ pub fn path(slot: u32) -> PathBuf {
 /// What the journal of a slot says, whoever keeps it; `None` if there is none.
 #[must_use]
 pub fn peek(slot: u32) -> Option<Contents> {
-    fs::read_to_string(path(slot)).ok().map(|text| parse(&text))
+    let mut text = String::new();
+    open(&path(slot), false).and_then(|mut file| file.read_to_string(&mut text)).ok()?;
+    Some(parse(&text))
+}
+
+/// Opens a journal. What it says is done, with all that root may do: so it is not read where others may have written it,
+/// however that came about.
+fn open(path: &Path, create: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(create).mode(0o600);
+    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    let is_ours = [0, nix::unistd::geteuid().as_raw()].contains(&metadata.uid());
+    if !metadata.is_file() || !is_ours || metadata.mode() & 0o022 != 0 {
+        let error = "others can write to it: remove it, and see who did";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, error));
+    }
+    Ok(file)
 }
 
 /// Whether any journal says that this is done.
@@ -118,9 +136,7 @@ impl Journal {
             if create {
                 fs::DirBuilder::new().recursive(true).mode(0o700).create(FOLDER).map_err(fail)?;
             }
-            let file =
-                OpenOptions::new().read(true).write(true).create(create).mode(0o600).open(&path);
-            let file = match file {
+            let file = match open(&path, create) {
                 Ok(file) => file,
                 // The folder was removed since, by one that ended.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && create => continue,
@@ -217,8 +233,7 @@ impl Journal {
         let mut text = serde_json::to_vec(line).map_err(|error| fail(error.into()))?;
         text.push(b'\n');
         self.file.seek(io::SeekFrom::End(0)).map_err(fail)?;
-        self.file.write_all(&text).map_err(fail)?;
-        self.file.sync_data().map_err(fail)
+        self.file.write_all(&text).map_err(fail)
     }
 }
 

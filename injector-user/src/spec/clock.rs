@@ -9,6 +9,7 @@ use std::{
 use clap::Args;
 use injector_common::model::clock::Clock;
 use jiff::{SignedDuration, Timestamp};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -416,7 +417,7 @@ fn relative(text: &str) -> Result<SignedDuration, ClockError> {
 }
 
 /// Clock faults as written: the options of the command line and the keys of a rule file are these fields.
-#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct ClockSpec {
     /// Set clocks off, for instance by +1h or to @2038-01-19T03:14:00Z. CLOCKS are realtime (if none are named),

@@ -130,7 +130,7 @@ impl Display for DelaySpec {
 
 impl Distribution {
     /// The distribution of this name; what is no name of one is a file.
-    fn named(name: &str) -> Self {
+    pub(super) fn named(name: &str) -> Self {
         match name {
             "uniform" => Self::Uniform,
             "normal" => Self::Normal,

@@ -41,6 +41,9 @@ pub enum DistributionError {
         /// Why.
         reason: String,
     },
+    /// It is not to be read for whoever asks.
+    #[error("{0}: the agent reads no files for others; name a distribution, or do without")]
+    Closed(PathBuf),
     /// It is larger than what is read.
     #[error("{0}: a distribution is at most {most} MiB long", most = MOST_BYTES >> 20)]
     TooLong(PathBuf),
@@ -87,9 +90,18 @@ pub struct Custom {
 
 /// The files that have been read, so that each is read once, however many rules name it.
 #[derive(Debug, Default)]
-pub struct Files(HashMap<PathBuf, Custom>);
+pub struct Files {
+    read: HashMap<PathBuf, Custom>,
+    is_closed: bool,
+}
 
 impl Files {
+    /// None may be read: who asks is not who may read them.
+    #[must_use]
+    pub fn closed() -> Self {
+        Self { is_closed: true, ..Self::default() }
+    }
+
     /// The distribution of the jitter that is in the file.
     pub fn distribution(&mut self, path: &Path) -> Result<Table, DistributionError> {
         let custom = self.read(path)?;
@@ -110,10 +122,13 @@ impl Files {
     }
 
     fn read(&mut self, path: &Path) -> Result<&Custom, DistributionError> {
-        if !self.0.contains_key(path) {
-            self.0.insert(path.into(), parse(path, &text_of(path)?)?);
+        if self.is_closed {
+            return Err(DistributionError::Closed(path.into()));
         }
-        Ok(&self.0[path])
+        if !self.read.contains_key(path) {
+            self.read.insert(path.into(), parse(path, &text_of(path)?)?);
+        }
+        Ok(&self.read[path])
     }
 }
 

@@ -6,13 +6,15 @@ use std::{
 };
 
 use injector_common::rule::MAX_RULES;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
     Faults,
     clock::{ClockError, ClockSpec},
     distribution::Files,
+    process::{ProcessError, ProcessSpec},
     rule::{RuleError, RuleSpec},
 };
 
@@ -53,48 +55,83 @@ pub enum FileError {
         /// Why.
         source: ClockError,
     },
+    /// Its process faults make no sense.
+    #[error("{path}: processes")]
+    Process {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ProcessError,
+    },
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RuleFile {
-    seed: Option<u64>,
-    #[serde(default)]
-    rules: Vec<RuleSpec>,
-    #[serde(default)]
-    clocks: ClockSpec,
+/// What a rule file says, and a fault of a scenario.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct FaultsSpec {
+    /// What random decisions follow from; rule files only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Packet faults, in order: the first rule that matches a packet decides.
+    pub rules: Vec<RuleSpec>,
+    /// How clocks go wrong.
+    pub clocks: ClockSpec,
+    /// What becomes of processes.
+    pub processes: ProcessSpec,
+}
+
+impl FaultsSpec {
+    /// Checks everything. `path` is the file that it is from, for errors.
+    pub fn check_with(&self, path: &Path, files: &mut Files) -> Result<Faults, FileError> {
+        let refused = |place: String, source| FileError::Rule { path: path.into(), place, source };
+        let mut rules = Vec::with_capacity(self.rules.len());
+        for (number, spec) in self.rules.iter().enumerate() {
+            let checked = spec.check_with(files).map_err(|source| {
+                let name =
+                    spec.name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
+                refused(format!("rule {number}{name}"), source)
+            })?;
+            rules.extend(checked);
+        }
+        let clock =
+            self.clocks.check().map_err(|source| FileError::Clock { path: path.into(), source })?;
+        let processes = self
+            .processes
+            .check_with(files)
+            .map_err(|source| FileError::Process { path: path.into(), source })?;
+        match rules.len() {
+            0 if clock.is_none() && processes.is_none() => {
+                Err(refused("rules".into(), RuleError::NoRules))
+            }
+            n if n > MAX_RULES => Err(refused("rules".into(), RuleError::TooMany(n))),
+            _ => Ok(Faults { seed: self.seed, rules, clock, processes }),
+        }
+    }
 }
 
 /// Reads and checks a rule file.
 pub fn read(path: &Path) -> Result<Faults, FileError> {
+    load(path)?.check_with(path, &mut Files::default())
+}
+
+/// Reads a rule file.
+pub fn load(path: &Path) -> Result<FaultsSpec, FileError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| FileError::Read { path: path.into(), source })?;
     parse(path, &text)
 }
 
-fn parse(path: &Path, text: &str) -> Result<Faults, FileError> {
+fn parse(path: &Path, text: &str) -> Result<FaultsSpec, FileError> {
+    from_yaml(text).map_err(|source| FileError::Parse { path: path.into(), source: source.into() })
+}
+
+/// Reads YAML of any size: 65,536 rules exceed what the parser takes from a stranger; these files are the operator's.
+pub(super) fn from_yaml<T: serde::de::DeserializeOwned>(
+    text: &str,
+) -> Result<T, serde_saphyr::Error> {
     let mut options = serde_saphyr::Options::default();
-    // 65,536 rules exceed what the parser takes from a stranger; this file is the operator's.
     options.budget = None;
-    let file: RuleFile = serde_saphyr::from_str_with_options(text, options)
-        .map_err(|source| FileError::Parse { path: path.into(), source: source.into() })?;
-    let refused = |place: String, source| FileError::Rule { path: path.into(), place, source };
-    let mut rules = Vec::with_capacity(file.rules.len());
-    let mut files = Files::default();
-    for (number, spec) in file.rules.iter().enumerate() {
-        let checked = spec.check_with(&mut files).map_err(|source| {
-            let name = spec.name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
-            refused(format!("rule {number}{name}"), source)
-        })?;
-        rules.extend(checked);
-    }
-    let clock =
-        file.clocks.check().map_err(|source| FileError::Clock { path: path.into(), source })?;
-    match rules.len() {
-        0 if clock.is_none() => Err(refused("rules".into(), RuleError::NoRules)),
-        n if n > MAX_RULES => Err(refused("rules".into(), RuleError::TooMany(n))),
-        _ => Ok(Faults { seed: file.seed, rules, clock }),
-    }
+    serde_saphyr::from_str_with_options(text, options)
 }
 
 #[cfg(test)]
@@ -104,7 +141,8 @@ mod tests {
     use super::*;
 
     fn parsed(text: &str) -> Result<Faults, FileError> {
-        parse(Path::new("rules.yaml"), text)
+        let path = Path::new("rules.yaml");
+        parse(path, text)?.check_with(path, &mut Files::default())
     }
 
     #[test]
@@ -173,6 +211,18 @@ mod tests {
         assert_eq!((faults.rules.len(), faults.clock.is_some()), (1, true));
         let error = parsed("clocks: {clock: '1s,drift=x'}").expect_err("no drift");
         assert!(error.source().is_some_and(|source| source.to_string().contains("drift")));
+    }
+
+    #[test]
+    fn processes_may_be_faulted_with_and_without_rules() {
+        let faults = parsed("processes:\n  pause: 2s,every=5s\n  kill: [at=10s]\n  cpu: 25%\n");
+        let name = faults.expect("valid").processes.map(|processes| processes.name);
+        assert_eq!(name.as_deref(), Some("pause 2s,every=5s kill at=10s cpu 25%"));
+        let faults = parsed("processes: {errno: ['write/pwrite64=ENOSPC,30%,path=/data/*']}");
+        let name = faults.expect("valid").processes.map(|processes| processes.name);
+        assert_eq!(name.as_deref(), Some("errno write/pwrite64=ENOSPC,30%,path=/data/*"));
+        let error = parsed("processes: {kill: [at=x]}").expect_err("no time");
+        assert!(error.source().is_some_and(|source| source.to_string().contains('x')));
     }
 
     #[test]

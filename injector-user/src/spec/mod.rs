@@ -3,10 +3,13 @@
 pub mod clock;
 pub mod delay;
 pub mod distribution;
+pub mod errno;
 pub mod fault;
 pub mod file;
+pub mod process;
 pub mod rate;
 pub mod rule;
+pub mod scenario;
 pub mod target;
 pub mod value;
 
@@ -21,6 +24,8 @@ pub struct Faults {
     pub rules: Vec<rule::Rule>,
     /// The clock fault.
     pub clock: Option<clock::ClockFault>,
+    /// The faults of processes.
+    pub processes: Option<process::ProcessFaults>,
 }
 
 /// What was asked makes no sense, whatever the machine. Exit code 2.
@@ -32,6 +37,9 @@ pub enum SpecError {
     /// A clock fault contradicts itself.
     #[error(transparent)]
     Clock(#[from] clock::ClockError),
+    /// A process fault contradicts itself.
+    #[error(transparent)]
+    Process(#[from] process::ProcessError),
     /// The target contradicts itself.
     #[error(transparent)]
     Target(#[from] target::TargetError),
@@ -40,7 +48,13 @@ pub enum SpecError {
         "--rules takes all faults and matches from the file; leave the other fault and match options out"
     )]
     RulesAndRule,
+    /// Two engines for one thing.
+    #[error("--engine: packets are delayed by one engine, edt or tap")]
+    Engines,
     /// The rule file cannot be used.
     #[error(transparent)]
     File(#[from] file::FileError),
+    /// The scenario cannot be used.
+    #[error(transparent)]
+    Scenario(#[from] scenario::ScenarioError),
 }

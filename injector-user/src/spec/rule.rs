@@ -1,6 +1,7 @@
 //! A rule: which packets, and what is to happen to them.
 
 use clap::{Args, ValueEnum};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -73,7 +74,9 @@ pub enum RuleError {
 }
 
 /// Which way packets go, seen from the faulted host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// Sent packets.
@@ -86,7 +89,9 @@ pub enum Direction {
 }
 
 /// How a corrupted packet meets its receiver.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum CorruptMode {
     /// A checksum is wrong, so the receiving kernel drops it.
@@ -97,7 +102,7 @@ pub enum CorruptMode {
 }
 
 /// A rule as written: the options of the command line and the keys of a rule file are these fields.
-#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct RuleSpec {
     /// What the rule is called in the output; files only.
@@ -180,6 +185,7 @@ pub struct RuleSpec {
     /// Lose all packets to and from these addresses; with --direction, one way only
     #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Faults")]
     #[serde(deserialize_with = "one_or_many")]
+    #[schemars(with = "OneOrMany<Remote>")]
     pub partition: Vec<Remote>,
 
     /// Reset matching TCP connections, each once, by an RST to the local side
@@ -193,11 +199,13 @@ pub struct RuleSpec {
     /// Only this protocol: tcp, udp, icmp, icmpv6, sctp, … or a number; repeatable
     #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', help_heading = "Match")]
     #[serde(deserialize_with = "one_or_many")]
+    #[schemars(with = "OneOrMany<Protocol>")]
     pub protocol: Vec<Protocol>,
 
     /// Only packets to or from these addresses, prefixes or host names (resolved once); repeatable
     #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Match")]
     #[serde(deserialize_with = "one_or_many")]
+    #[schemars(with = "OneOrMany<Remote>")]
     pub remote: Vec<Remote>,
 
     /// Only these ports of the peer: lists (80,443), ranges (8000-8100), exclusions (!22)
@@ -218,17 +226,20 @@ pub struct RuleSpec {
 }
 
 /// A list, or one element standing for a list of it.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum OneOrMany<T> {
+    /// A list.
+    Many(Vec<T>),
+    /// One element.
+    One(T),
+}
+
 fn one_or_many<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     T: std::str::FromStr<Err: std::fmt::Display> + Deserialize<'de>,
     D: serde::Deserializer<'de>,
 {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum OneOrMany<T> {
-        Many(Vec<T>),
-        One(T),
-    }
     Ok(match OneOrMany::deserialize(deserializer)? {
         OneOrMany::Many(many) => many,
         OneOrMany::One(one) => vec![one],
@@ -252,6 +263,33 @@ pub struct Matching {
     pub tcp_flags: Option<TcpFlags>,
     /// Only TCP segments with payload.
     pub data_only: bool,
+}
+
+impl Matching {
+    /// Whether there may be packets that this and the other match; host names may stand for any address.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let both = Direction::Both;
+        (self.direction == other.direction || self.direction == both || other.direction == both)
+            && overlap(&self.protocols, &other.protocols, |a, b| a == b)
+            && overlap(&self.remotes, &other.remotes, |a, b| match (a, b) {
+                (Remote::Net(a), Remote::Net(b)) => a.contains(b) || b.contains(a),
+                _ => true,
+            })
+            && share(self.remote_ports.as_ref(), other.remote_ports.as_ref())
+            && share(self.local_ports.as_ref(), other.local_ports.as_ref())
+            && self.tcp_flags.is_none_or(|a| other.tcp_flags.is_none_or(|b| a.overlaps(b)))
+    }
+}
+
+/// Whether there may be something that is in both lists; an empty one is everything.
+fn overlap<T>(a: &[T], b: &[T], same: impl Fn(&T, &T) -> bool) -> bool {
+    a.is_empty() || b.is_empty() || a.iter().any(|a| b.iter().any(|b| same(a, b)))
+}
+
+fn share(a: Option<&PortSet>, b: Option<&PortSet>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else { return true };
+    a.ranges().any(|a| b.ranges().any(|b| a.start() <= b.end() && b.start() <= a.end()))
 }
 
 /// Which packets are lost.

@@ -68,6 +68,16 @@ macro_rules! serde_as_text {
                 $crate::spec::value::from_text(deserializer, $expecting)
             }
         }
+
+        impl schemars::JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({"type": ["string", "number"], "description": $expecting})
+            }
+        }
     )+};
 }
 pub(super) use serde_as_text;
@@ -363,6 +373,14 @@ pub struct TcpFlags {
     pub set: u8,
     /// Flags that are looked at; those of them that are not in `set` must be clear.
     pub mask: u8,
+}
+
+impl TcpFlags {
+    /// Whether a segment can have both.
+    #[must_use]
+    pub const fn overlaps(self, other: Self) -> bool {
+        (self.set ^ other.set) & self.mask & other.mask == 0
+    }
 }
 
 const TCP_FLAGS: [(&str, u8); 8] = [

@@ -1,18 +1,25 @@
 //! Cgroups of the v2 hierarchy.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
+};
 use procfs::{ProcError, process::Process};
 
 use super::ResolveError;
 
 /// Inode, and so id, of the hierarchy's root.
 const ROOT_ID: u64 = 1;
+
+/// The file of a cgroup by which it is frozen (Linux 5.2).
+pub const FREEZE: &str = "cgroup.freeze";
 
 /// The v2 hierarchy as it is mounted here.
 #[derive(Clone, Debug)]
@@ -50,6 +57,12 @@ impl Hierarchy {
         } else {
             Err(ResolveError::CgroupNamespace(mount))
         }
+    }
+
+    /// The directory of its root.
+    #[must_use]
+    pub fn mount(&self) -> &Path {
+        &self.mount
     }
 
     /// Opens a cgroup by its path, or by its path relative to the root. The root itself is refused.
@@ -103,11 +116,35 @@ impl Hierarchy {
             .find(|cgroup| cgroup.hierarchy == 0)
             .map(|cgroup| cgroup.pathname);
         let path = path.ok_or(ResolveError::NoHierarchy)?;
+        if path.starts_with("/..") {
+            return Err(ResolveError::CgroupNamespace(self.mount.clone()));
+        }
         Ok(self.mount.join(path.trim_start_matches('/')))
     }
 }
 
+/// Has the calling thread, and those that it will start, be told cgroups by their paths on the host. In a container that
+/// has the host's processes and its hierarchy, but a cgroup namespace of its own, they are told by others.
+pub fn enter_host_namespace() -> io::Result<()> {
+    const OURS: &str = "/proc/thread-self/ns/cgroup";
+    // Init and the parent of the kernel's threads, of which init may be guarded from us. In a PID namespace of our own
+    // they are others, which have ours.
+    const HOSTS: [&str; 2] = ["/proc/1/ns/cgroup", "/proc/2/ns/cgroup"];
+    let Some(ours) = inode(Path::new(OURS)) else { return Ok(()) };
+    let hosts = File::open(HOSTS[0]).or_else(|_| File::open(HOSTS[1]))?;
+    if hosts.metadata()?.ino() == ours {
+        return Ok(());
+    }
+    Ok(setns(hosts, CloneFlags::CLONE_NEWCGROUP)?)
+}
+
 impl Cgroup {
+    /// Whether it is still there, and has processes.
+    #[must_use]
+    pub fn is_populated(&self) -> bool {
+        inode(&self.path) == Some(self.id) && !says(&self.path, "populated 0")
+    }
+
     /// The processes in it and below it, as far as they can be read.
     #[must_use]
     pub fn processes(&self) -> Vec<i32> {
@@ -115,36 +152,49 @@ impl Cgroup {
     }
 }
 
+/// Whether this line is in its `cgroup.events`.
+#[must_use]
+pub fn says(cgroup: &Path, line: &str) -> bool {
+    let events = fs::read_to_string(cgroup.join("cgroup.events")).unwrap_or_default();
+    events.lines().any(|event| event == line)
+}
+
 /// The processes in the cgroup directory `path` and below it, as far as they can be read.
 #[must_use]
 pub fn processes_below(path: &Path) -> Vec<i32> {
     let mut pids = Vec::new();
-    for_each_below(path, &mut |directory| {
+    // What cannot be read is left out.
+    let _ = for_each_below(path, &mut |directory| {
         let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
         pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
         Ok(())
-    })
-    .unwrap_or_default();
+    });
     pids
 }
 
-/// Calls `work` for `path` and the cgroups below it, the deepest first.
+/// Calls `work` for `path` and the cgroups below it, the deepest first. What fails for one keeps none of the others from
+/// it: who may make cgroups can make them so deep that their paths are too long. The first failure is returned.
 pub fn for_each_below(
     path: &Path,
     work: &mut dyn FnMut(&Path) -> io::Result<()>,
 ) -> io::Result<()> {
-    match fs::read_dir(path) {
+    // The directory is closed before others are opened.
+    let entries: io::Result<Vec<_>> = fs::read_dir(path).map(|entries| entries.flatten().collect());
+    let mut result = Ok(());
+    match entries {
         Ok(entries) => {
-            for entry in entries.flatten() {
+            for entry in entries {
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    for_each_below(&entry.path(), work)?;
+                    let below = for_each_below(&entry.path(), work);
+                    result = result.and(below);
                 }
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
+        Err(error) => result = Err(error),
     }
-    work(path)
+    let done = work(path);
+    result.and(done)
 }
 
 fn inode(path: &Path) -> Option<u64> {
@@ -153,4 +203,40 @@ fn inode(path: &Path) -> Option<u64> {
 
 fn proc_error(what: &str, source: ProcError) -> ResolveError {
     ResolveError::Proc { what: what.into(), source: source.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::{fcntl::OFlag, sys::stat::Mode};
+
+    use super::*;
+
+    /// Folders so deep that their path is too long, as anybody can make them: one below the other's descriptor.
+    fn dig(path: &Path, name: &str, depth: usize) {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut folder = nix::fcntl::open(path, flags, Mode::empty()).expect("a folder");
+        for _ in 0..depth {
+            let mode = Mode::from_bits_truncate(0o700);
+            nix::sys::stat::mkdirat(&folder, name, mode).expect("it can be made");
+            folder = nix::fcntl::openat(&folder, name, flags, Mode::empty()).expect("it is there");
+        }
+    }
+
+    #[test]
+    fn cgroups_too_deep_to_be_read_hide_no_others() {
+        let root = std::env::temp_dir().join(format!("injector-deep-{}", std::process::id()));
+        for (name, pid) in [("a", "11"), ("m", "12"), ("z", "13")] {
+            fs::create_dir_all(root.join(name)).expect("it can be made");
+            fs::write(root.join(name).join("cgroup.procs"), pid).expect("it can be written");
+        }
+        dig(&root.join("m"), &"x".repeat(250), 20);
+        // As deep as paths reach: that is to take no more stack, and files, than there is.
+        dig(&root.join("z"), "x", 2100);
+        let mut pids = processes_below(&root);
+        pids.sort_unstable();
+        assert!(for_each_below(&root, &mut |_| Ok(())).is_err(), "it is not deep enough");
+        // Removes what is deeper than paths reach.
+        fs::remove_dir_all(&root).expect("it can be removed");
+        assert_eq!(pids, [11, 12, 13]);
+    }
 }

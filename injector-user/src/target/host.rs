@@ -6,13 +6,14 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::ResolveError;
 use crate::spec::{rule::Rule, value::Remote};
 
 /// What a host name was resolved to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Resolved {
     /// The name as written.
     pub name: String,

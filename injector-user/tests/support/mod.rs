@@ -4,6 +4,9 @@
 //! also when the test panics. Injector is only ever started inside a namespace of a [`Lab`].
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod agent;
+pub mod container;
+pub mod daemonset;
 pub mod listing;
 
 use std::{
@@ -15,7 +18,7 @@ use std::{
     ops::RangeInclusive,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::{
         atomic::{AtomicU32, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError},
@@ -25,6 +28,7 @@ use std::{
 };
 
 use nix::{
+    fcntl::{Flock, FlockArg},
     sched::{CloneFlags, setns},
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -212,11 +216,26 @@ impl Host {
         (self.address(family), port).into()
     }
 
+    fn namespace(&self) -> File {
+        File::open(Path::new("/run/netns").join(&self.netns)).expect("the namespace is there")
+    }
+
+    /// Runs `work` inside the namespace; sockets that it makes are there, but are this process's.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let netns = self.namespace();
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&netns, CloneFlags::CLONE_NEWNET).expect("root may");
+                work()
+            });
+            thread.join().expect("it does not panic")
+        })
+    }
+
     /// A command inside the namespace, and inside a cgroup if one is given. It dies with the test.
     #[must_use]
     pub fn command(&self, program: impl AsRef<OsStr>, cgroup: Option<&TestCgroup>) -> Command {
-        let netns =
-            File::open(Path::new("/run/netns").join(&self.netns)).expect("the namespace is there");
+        let netns = self.namespace();
         let procs = cgroup.map(|cgroup| {
             let path = cgroup.path.join("cgroup.procs");
             File::options().write(true).open(path).expect("the cgroup is there")
@@ -291,6 +310,14 @@ impl Drop for Lab {
     }
 }
 
+/// The right to use the names of `scripts/experiments/redis-nodes`, which one at a time may have.
+#[must_use]
+pub fn ddia_turn() -> Flock<File> {
+    let lock = std::env::temp_dir().join("injector-test-ddia.lock");
+    let file = File::options().create(true).append(true).open(lock).expect("it can be made");
+    Flock::lock(file, FlockArg::LockExclusive).expect("it can be waited for")
+}
+
 /// Runs a batch of ip(8) commands.
 pub fn ip(options: &[&str], batch: &str) {
     let mut child = Command::new("ip")
@@ -338,6 +365,18 @@ impl TestCgroup {
     fn make(path: PathBuf) -> Self {
         fs::create_dir(&path).expect("a cgroup can be made");
         Self { path }
+    }
+
+    /// The file that says whether it is frozen, and is told to be.
+    #[must_use]
+    pub fn freezer(&self) -> PathBuf {
+        self.path.join("cgroup.freeze")
+    }
+
+    /// Whether it is frozen.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        fs::read_to_string(self.freezer()).expect("Linux 5.2").trim() == "1"
     }
 }
 
@@ -467,11 +506,77 @@ fn traffic(host: &Host, cgroup: Option<&TestCgroup>, line: &str) -> Command {
     command
 }
 
+/// `injector run` of a bash script; also the last line of its report, which is JSON, if there is one.
+#[must_use]
+pub fn run_bash(options: &str, script: &str) -> (Output, Option<Value>) {
+    let file = scratch_file();
+    let output = Command::new(INJECTOR)
+        .args(["run", "--output", "json", "--output-file"])
+        .arg(&file)
+        .args(options.split_whitespace())
+        .args(["--", "bash", "-c", script])
+        .output()
+        .expect("it can be run");
+    let report = fs::read_to_string(&file).unwrap_or_default();
+    let _ = fs::remove_file(&file);
+    let last = report.lines().last().map(|line| serde_json::from_str(line).expect("JSON"));
+    (output, last)
+}
+
+/// `injector apply` on a scenario, inside the namespace of `host`, not yet started.
+#[must_use]
+pub fn apply(host: &Host, scenario: &Path, options: &[&str]) -> Command {
+    let mut command = host.command(INJECTOR, None);
+    command.args(["apply", "--output", "json"]).arg(scenario).args(options);
+    command
+}
+
+/// Starts it, and waits until the scenario has begun.
+#[must_use]
+pub fn start_scenario(host: &Host, scenario: &Path, options: &[&str]) -> Process {
+    let mut process = Process::start(apply(host, scenario, options));
+    process.wait_for("started");
+    process
+}
+
 /// A number in a report.
 #[must_use]
 #[track_caller]
 pub fn number(report: &Value, key: &str) -> u64 {
     report[key].as_u64().unwrap_or_else(|| panic!("no number {key} in {report}"))
+}
+
+/// Whether this runs in a virtual machine of `cargo xtask vm`, which has few programs.
+#[must_use]
+pub fn is_guest() -> bool {
+    Path::new("/vm/jobs").exists()
+}
+
+/// Waits until it is so.
+#[track_caller]
+pub fn wait_until(patience: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + patience;
+    while !is_so() {
+        assert!(Instant::now() < end, "never: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The state of a process, as `proc_pid_stat(5)` has it; `-` if there is no such process.
+#[must_use]
+pub fn state(pid: u32) -> char {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('-')
+}
+
+/// Waits for a state: a process that has no processor takes a signal when it gets one.
+#[track_caller]
+pub fn wait_for_state(pid: u32, wanted: char) {
+    let end = Instant::now() + PATIENCE;
+    while state(pid) != wanted {
+        assert!(Instant::now() < end, "it is {}, not {wanted}", state(pid));
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// A path for a file of the test's own; not made yet.
@@ -588,7 +693,7 @@ pub struct Held {
 }
 
 /// What a rule did.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[allow(missing_docs, reason = "the names are those of the output")]
 pub struct Counts {
     pub matched: u64,
@@ -606,6 +711,8 @@ pub struct Counts {
     pub skipped: u64,
     pub egress: Way,
     pub ingress: Way,
+    #[serde(default)]
+    pub delay: Value,
 }
 
 /// Traffic of one direction.

@@ -14,7 +14,7 @@ use std::{
 
 use injector_common::{
     model::clock::Skew,
-    process::{EXEC, EXIT, Event, FORK},
+    process::{EXEC, EXIT, Event, FORK, FREE, STOPPED, WAITING},
 };
 use nix::{
     errno::Errno,
@@ -32,7 +32,8 @@ use crate::{
     kernel::{
         KernelError,
         clock::true_time,
-        process::ProcessEvents,
+        limits,
+        process::{Gate, ProcessEvents},
         vdso::{self, Patched, Patcher, Refusal},
     },
     target::cgroup::Cgroup,
@@ -43,6 +44,12 @@ const RENEWAL: Duration = Duration::from_millis(500);
 
 /// For how long new programs are held, should this thread not be heard of.
 const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// How many events to handle before commands are looked at.
+const EVENTS: usize = 256;
+
+/// How many programs to patch at a time: each waits for a processor, to stop there, and for little else.
+const HANDS: usize = 8;
 
 /// How often to look around at the start, while there is something new.
 const ROUNDS: u32 = 8;
@@ -61,6 +68,18 @@ pub struct Statistics {
     pub present: u64,
     /// How many could not be faulted, by the reason.
     pub refused: BTreeMap<&'static str, u64>,
+}
+
+impl Statistics {
+    /// Goes on with those of the next cgroup.
+    pub(super) fn add(&mut self, next: Self) {
+        self.patched += next.patched;
+        self.inherited += next.inherited;
+        self.present = next.present;
+        for (reason, count) in next.refused {
+            *self.refused.entry(reason).or_default() += count;
+        }
+    }
 }
 
 /// What the thread is told.
@@ -97,14 +116,19 @@ impl Follower {
         let mut work = Work {
             events,
             cgroup,
-            spared,
-            patcher: Patcher::new(owner),
+            surgeon: Surgeon {
+                patcher: Patcher::new(owner),
+                spared,
+                time_namespace: time_namespace(std::process::id().cast_signed()),
+            },
             timed,
+            changed: Instant::now(),
             processes: HashMap::new(),
+            newborn: HashSet::new(),
             kept: HashMap::new(),
             stopped: HashSet::new(),
             is_listening: false,
-            time_namespace: time_namespace(std::process::id().cast_signed()),
+            renewal: Instant::now() + RENEWAL,
             statistics: Arc::clone(&statistics),
         };
         let (ready, is_ready) = mpsc::channel();
@@ -113,6 +137,11 @@ impl Follower {
             std::thread::Builder::new()
                 .name("clocks".into())
                 .spawn(move || {
+                    // On a busy machine leases would end before they are renewed.
+                    if let Err(error) = limits::prefer_this_thread() {
+                        tracing::debug!(%error, "clocks may be right for a moment when this machine is busy");
+                    }
+                    work.surgeon.patcher.prepare();
                     // Nothing is held yet. One may have made another before it was patched itself; where that goes on
                     // for ever, the events tell of the rest.
                     (0..ROUNDS).any(|_| !work.look_around());
@@ -169,27 +198,30 @@ impl Drop for Follower {
 struct Work {
     events: ProcessEvents,
     cgroup: Cgroup,
-    /// Processes of our own that may be in the target.
-    spared: Vec<i32>,
-    patcher: Patcher,
+    surgeon: Surgeon,
     timed: Timed,
+    /// When `timed` was set.
+    changed: Instant,
     processes: HashMap<i32, Patched>,
+    /// Made since leases were renewed, with a patch and a lease that they have inherited. Most soon end or execute
+    /// a program.
+    newborn: HashSet<i32>,
     /// Those that could not be faulted.
     kept: HashMap<i32, Kept>,
     /// Those that were stopped, and not faulted, when we last looked around.
     stopped: HashSet<i32>,
     /// Whether new programs are held.
     is_listening: bool,
-    /// Our own.
-    time_namespace: Option<PathBuf>,
+    /// When leases are to be renewed.
+    renewal: Instant,
     statistics: Arc<Mutex<Statistics>>,
 }
 
 impl Work {
     fn run(&mut self, orders: &Receiver<Command>, bell: &EventFd) {
-        let mut renewal = Instant::now() + RENEWAL;
+        let mut look = Instant::now() + RENEWAL;
         loop {
-            self.wait(bell, renewal.saturating_duration_since(Instant::now()));
+            self.wait(bell, look.min(self.renewal).saturating_duration_since(Instant::now()));
             // It only wakes; what is to be done is in the channel.
             let _ = bell.read();
             self.handle_events();
@@ -197,6 +229,7 @@ impl Work {
                 match command {
                     Command::Set(timed, done) => {
                         self.timed = timed;
+                        self.changed = Instant::now();
                         self.renew();
                         let _ = done.send(());
                     }
@@ -207,13 +240,23 @@ impl Work {
                     }
                 }
             }
-            if Instant::now() >= renewal {
-                renewal = Instant::now() + RENEWAL;
-                self.listen();
-                self.renew();
+            self.keep_up();
+            if Instant::now() >= look {
+                look = Instant::now() + RENEWAL;
                 self.look_around();
             }
             self.count_present();
+        }
+    }
+
+    /// Renews leases when it is time, also while there is much else to do.
+    fn keep_up(&mut self) {
+        if Instant::now() >= self.renewal {
+            self.renewal = Instant::now() + RENEWAL;
+            if self.is_listening {
+                self.listen();
+            }
+            self.renew();
         }
     }
 
@@ -241,28 +284,66 @@ impl Work {
     }
 
     fn handle_events(&mut self) {
-        while let Some(event) = self.events.take() {
-            self.handle(event);
+        let mut executed = Vec::new();
+        for _ in 0..EVENTS {
+            let Some(event) = self.events.take() else { break };
+            let pid = event.pid.cast_signed();
+            if executed.iter().any(|before: &Event| before.pid == event.pid) {
+                self.take_executed(&mut executed);
+            }
+            match event.kind {
+                FORK => {
+                    self.newborn.insert(pid);
+                }
+                EXEC => {
+                    // What it was is gone with its memory.
+                    self.forget(pid);
+                    executed.push(event);
+                }
+                EXIT => self.forget(pid),
+                _ => {}
+            }
+            if executed.len() == HANDS {
+                self.take_executed(&mut executed);
+            }
+            self.keep_up();
+        }
+        self.take_executed(&mut executed);
+        // One that was made while the skew changed may have inherited the old one.
+        if self.changed.elapsed() < RENEWAL {
+            self.adopt_newborn();
         }
     }
 
-    fn handle(&mut self, event: Event) {
-        let pid = event.pid.cast_signed();
-        match event.kind {
-            FORK => self.adopt(pid),
-            EXEC => {
-                // What it was is gone with its memory.
-                self.forget(pid);
-                let is_held = event.held != 0;
-                if is_held {
+    /// Makes the clocks of programs that were executed go wrong, and lets those go on that are held.
+    fn take_executed(&mut self, executed: &mut Vec<Event>) {
+        // Mostly there is but one, which needs no other thread.
+        let Some(last) = executed.pop() else { return };
+        let skew = self.timed.renewed(true_time());
+        let (surgeon, kept) = (&self.surgeon, &self.kept);
+        let gate = self.events.gate();
+        let gate = &*gate;
+        let operated = std::thread::scope(|scope| {
+            let operate = |event: Event| {
+                let pid = event.pid.cast_signed();
+                if event.held == STOPPED {
                     wait_until_held(pid);
                 }
-                if !self.take(pid, is_held) {
-                    let_go(event);
+                let patched = surgeon.operate(pid, kept.get(&pid), &skew, event.held);
+                if event.held == WAITING || !matches!(patched, Some(Ok(_))) {
+                    let_go(gate, event);
                 }
-            }
-            EXIT => self.forget(pid),
-            _ => {}
+                (pid, patched)
+            };
+            let threads: Vec<_> =
+                executed.drain(..).map(|event| scope.spawn(move || operate(event))).collect();
+            let last = operate(last);
+            // The process aborts on panic, so all of them come back.
+            let others = threads.into_iter().filter_map(|thread| thread.join().ok());
+            others.chain([last]).collect::<Vec<_>>()
+        });
+        for (pid, patched) in operated {
+            self.took(pid, patched);
         }
     }
 
@@ -273,7 +354,7 @@ impl Work {
         let present: HashSet<i32> = self.cgroup.processes().into_iter().collect();
         let mut stopped = HashSet::new();
         for &pid in &present {
-            if self.processes.contains_key(&pid) {
+            if self.processes.contains_key(&pid) || self.newborn.contains(&pid) {
                 continue;
             }
             // It may be held, and the event of that be on its way. What is stopped for longer was not by us.
@@ -283,7 +364,8 @@ impl Work {
                     continue;
                 }
             }
-            is_new |= self.take(pid, false);
+            is_new |= self.take(pid);
+            self.keep_up();
         }
         self.stopped = stopped;
         self.kept.retain(|pid, _| present.contains(pid));
@@ -295,46 +377,37 @@ impl Work {
         is_new
     }
 
-    /// Makes the clocks of a process go wrong. Returns whether they do; then it is held no more.
-    fn take(&mut self, pid: i32, is_held: bool) -> bool {
-        if self.spared.contains(&pid) || self.kept.get(&pid).is_some_and(|kept| kept.for_good) {
-            return false;
-        }
-        // Its monotonic clocks are others than ours, and so the lease would not end when it should.
-        if time_namespace(pid).is_some_and(|theirs| Some(theirs) != self.time_namespace) {
-            self.keep(pid, Kept { reason: OTHER_TIME, for_good: true });
-            return false;
-        }
+    /// Makes the clocks of a process go wrong. Returns whether they do.
+    fn take(&mut self, pid: i32) -> bool {
         let skew = self.timed.renewed(true_time());
-        let patched = if is_held {
-            self.patcher.patch_held(pid, &skew)
-        } else {
-            self.patcher.patch(pid, &skew)
-        };
+        let patched = self.surgeon.operate(pid, self.kept.get(&pid), &skew, FREE);
+        self.took(pid, patched)
+    }
+
+    /// What came of trying that. Returns whether its clocks go wrong.
+    fn took(&mut self, pid: i32, patched: Option<Result<Patched, Kept>>) -> bool {
         match patched {
-            Ok(patched) => {
+            Some(Ok(patched)) => {
                 self.processes.insert(pid, patched);
+                self.newborn.remove(&pid);
                 self.count(|statistics| statistics.patched += 1);
                 return true;
             }
-            // It ended, or will be tried again when we look around.
-            Err(Refusal::Gone) => {}
-            Err(refusal) => {
-                tracing::debug!(pid, %refusal, "its clocks stay right");
-                let (reason, for_good) = (refusal.label(), !refusal.is_passing());
-                self.keep(pid, Kept { reason, for_good });
-            }
+            Some(Err(kept)) => self.keep(pid, kept),
+            None => {}
         }
         false
     }
 
-    /// A process that was made by one of the target. It has inherited the patch, unless it has executed a program since,
-    /// and may be held: then the event of that comes. Any other is found when we look around.
-    fn adopt(&mut self, pid: i32) {
+    /// Processes that were made by some of the target. They have inherited the patch, unless they have executed
+    /// a program since, and may be held: then the event of that comes. Any other is found when we look around.
+    fn adopt_newborn(&mut self) {
         let skew = self.timed.renewed(true_time());
-        if let Ok(Some(patched)) = self.patcher.adopt(pid, &skew) {
-            self.processes.insert(pid, patched);
-            self.count(|statistics| statistics.inherited += 1);
+        for pid in std::mem::take(&mut self.newborn) {
+            if let Ok(Some(patched)) = self.surgeon.patcher.adopt(pid, &skew) {
+                self.processes.insert(pid, patched);
+                self.count(|statistics| statistics.inherited += 1);
+            }
         }
     }
 
@@ -357,16 +430,20 @@ impl Work {
     }
 
     fn forget(&mut self, pid: i32) {
+        self.newborn.remove(&pid);
         self.processes.remove(&pid);
         self.kept.remove(&pid);
     }
 
+    /// Sets the skew of all, with a new lease.
     fn renew(&mut self) {
         let skew = self.timed.renewed(true_time());
         self.processes.retain(|_, patched| patched.set(&skew).is_ok());
+        self.adopt_newborn();
     }
 
     fn end(&mut self) {
+        self.adopt_newborn();
         // The time is right at once, everywhere; then the code is put back, which takes longer.
         for patched in self.processes.values_mut() {
             // One that has ended needs nothing.
@@ -375,8 +452,9 @@ impl Work {
         if let Err(error) = self.events.listen(Duration::ZERO) {
             tracing::error!(%error, "new programs may still be held for {PATIENCE:?}");
         }
+        let gate = self.events.gate();
         while let Some(event) = self.events.take() {
-            let_go(event);
+            let_go(&gate, event);
         }
         let pids: HashSet<i32> =
             self.processes.keys().copied().chain(self.cgroup.processes()).collect();
@@ -387,7 +465,7 @@ impl Work {
     }
 
     fn restore(&self, pid: i32) {
-        match vdso::restore(pid, Some(self.patcher.owner())) {
+        match vdso::restore(pid, Some(self.surgeon.patcher.owner())) {
             Ok(_) | Err(Refusal::Gone) => {}
             Err(refusal) => {
                 tracing::debug!(pid, %refusal, "its vDSO stays patched, but reads true");
@@ -400,7 +478,52 @@ impl Work {
     }
 
     fn count_present(&self) {
-        self.count(|statistics| statistics.present = self.processes.len() as u64);
+        self.count(|statistics| {
+            statistics.present = (self.processes.len() + self.newborn.len()) as u64;
+        });
+    }
+}
+
+/// Patches one process. Several may be at a time.
+struct Surgeon {
+    patcher: Patcher,
+    /// Processes of our own that may be in the target.
+    spared: Vec<i32>,
+    /// Our own.
+    time_namespace: Option<PathBuf>,
+}
+
+impl Surgeon {
+    /// Makes the clocks of a process go wrong; then it is stopped no more, if `held` says that it was. `kept` is why it
+    /// was left alone before. `None` if it is to be left alone again, or has ended.
+    fn operate(
+        &self,
+        pid: i32,
+        kept: Option<&Kept>,
+        skew: &Skew,
+        held: u32,
+    ) -> Option<Result<Patched, Kept>> {
+        if self.spared.contains(&pid) || kept.is_some_and(|kept| kept.for_good) {
+            return None;
+        }
+        // Its monotonic clocks are others than ours, and so the lease would not end when it should.
+        if time_namespace(pid).is_some_and(|theirs| Some(theirs) != self.time_namespace) {
+            return Some(Err(Kept { reason: OTHER_TIME, for_good: true }));
+        }
+        let patched = match held {
+            STOPPED => self.patcher.patch_held(pid, skew),
+            WAITING => self.patcher.patch_entering(pid, skew),
+            _ => self.patcher.patch(pid, skew),
+        };
+        match patched {
+            Ok(patched) => Some(Ok(patched)),
+            // It ended, or will be tried again when we look around.
+            Err(Refusal::Gone) => None,
+            Err(refusal) => {
+                tracing::debug!(pid, %refusal, "its clocks stay right");
+                Some(Err(Kept { reason: refusal.label(), for_good: !refusal.is_passing() }))
+            }
+        }
     }
 }
 
@@ -429,8 +552,13 @@ fn is_stopped(pid: i32) -> bool {
 }
 
 /// Lets a program go on, if it was held.
-fn let_go(event: Event) {
-    if event.held != 0 {
+fn let_go(gate: &Gate, event: Event) {
+    let is_stopped = match event.held {
+        STOPPED => true,
+        WAITING => gate.release(&event),
+        _ => false,
+    };
+    if is_stopped {
         wait_until_held(event.pid.cast_signed());
         // It cannot have ended: only SIGKILL reaches it meanwhile, and then there is nothing to do.
         let _ = kill(Pid::from_raw(event.pid.cast_signed()), Signal::SIGCONT);

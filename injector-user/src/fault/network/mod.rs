@@ -2,17 +2,21 @@
 
 mod attachments;
 pub mod compile;
+pub mod counts;
+pub mod delays;
 pub mod hold;
 mod protect;
+pub mod report;
+pub mod shared;
 
 use std::{collections::BTreeSet, time::Duration};
 
 use clap::ValueEnum;
 use injector_common::{
     control::{Control, MAX_MASKS},
-    counter::{RuleCounters, SeenCounters},
+    counter::SeenCounters,
     packet::{Direction, parse::Link},
-    rule::MAX_RULES,
+    rule::{MAX_RULES, RULE_HOLDS},
 };
 use thiserror::Error;
 
@@ -32,6 +36,7 @@ use crate::{
 };
 use attachments::{Attachment, Attachments};
 use compile::{CompileError, Compiled, compile};
+use counts::Counts;
 use hold::{Engine, Holds};
 
 /// For how long the kernel side goes on without hearing from us. Covers a busy machine; a stopped or
@@ -77,6 +82,11 @@ pub enum NetworkError {
         "the new rules delay packets or limit their rate, which none of the first ones did: restart with them"
     )]
     NoHold,
+    /// The change brings the first rule for received packets of a cgroup.
+    #[error(
+        "the new rules are for received packets, which none of the first ones were: restart with them"
+    )]
+    NoIngress,
     /// The EDT engine cannot be had.
     #[error(
         "--engine edt takes the fq qdisc (sch_fq, CONFIG_NET_SCH_FQ), which this kernel refuses; --engine tap works without"
@@ -170,12 +180,18 @@ pub struct Network {
     active: u32,
     /// What the active rules look at.
     sides: Sides,
+    /// What later rules will look at, as far as that is known.
+    later: Sides,
+    /// Whether it can be told whose a received packet is.
+    tells_receivers: bool,
+    /// The rules in the bank that is not active are ready to be.
+    is_prepared: bool,
     /// When all rules end, by `CLOCK_MONOTONIC`.
     deadline_ns: u64,
 }
 
 /// Which packets any rule of a set is for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Sides {
     egress: bool,
     ingress: bool,
@@ -184,6 +200,10 @@ struct Sides {
 impl Sides {
     const fn of(compiled: &Compiled) -> Self {
         Self { egress: compiled.egress, ingress: compiled.ingress }
+    }
+
+    const fn or(self, other: Self) -> Self {
+        Self { egress: self.egress || other.egress, ingress: self.ingress || other.ingress }
     }
 }
 
@@ -195,17 +215,35 @@ impl Network {
         rules: &[Rule],
         options: Options,
     ) -> Result<Self, NetworkError> {
+        Self::install_for(instance, target, rules, &[], options)
+    }
+
+    /// The same, with all that it takes for rules that will replace these later: room, devices, attached programs.
+    pub fn install_for(
+        instance: &mut Instance,
+        target: Target,
+        rules: &[Rule],
+        later: &[Vec<Rule>],
+        options: Options,
+    ) -> Result<Self, NetworkError> {
         let mut compiled = compile(rules, options.seed)?;
-        let holds = if compiled.needs_hold() {
-            let engine = Engine::choose(options.engine)?;
-            Some(Holds::new(engine, instance.slot(), hold::room_for(&compiled.holds)))
-        } else {
-            None
+        let mut needs = Needs::default();
+        needs.add(&compiled);
+        for rules in later {
+            needs.add(&compile(rules, options.seed)?);
+        }
+        let holds = match needs.hold {
+            Some(limit) => {
+                let engine = Engine::choose(options.engine)?;
+                Some(Holds::new(engine, instance.slot(), limit))
+            }
+            None => None,
         };
+        let tells_receivers = target.cgroup.is_none() || needs.sides.ingress;
         let constants = Constants {
-            cgroup: target.cgroup.as_ref().map(|cgroup| (cgroup.id, cgroup.level)),
+            of_cgroup: target.cgroup.is_some(),
             layout: match target.cgroup {
-                Some(_) if compiled.ingress => Layout::of_kernel().map_err(KernelError::from)?,
+                Some(_) if needs.sides.ingress => Layout::of_kernel().map_err(KernelError::from)?,
                 _ => Layout::default(),
             },
             judged_bit: options.judged_bit,
@@ -215,7 +253,7 @@ impl Network {
                 is_tap: holds.engine() == Engine::Tap,
             }),
         };
-        let object = Object::load(constants, room_for(&compiled), options.log_level)?;
+        let object = Object::load(constants, needs.capacity, options.log_level)?;
         let mut network = Self {
             attachments: Attachments::new(options.hook),
             holds,
@@ -226,6 +264,9 @@ impl Network {
             banks: [None, None],
             active: 0,
             sides: Sides::of(&compiled),
+            later: needs.sides,
+            tells_receivers,
+            is_prepared: false,
             deadline_ns: u64::MAX,
         };
         if options.protect {
@@ -248,7 +289,19 @@ impl Network {
     /// Replaces all rules at once: each packet meets either the old rules or the new ones. Counters
     /// start again at 0.
     pub fn replace(&mut self, instance: &mut Instance, rules: &[Rule]) -> Result<(), NetworkError> {
-        let mut compiled = compile(rules, self.options.seed)?;
+        self.prepare(rules, self.options.seed)?;
+        self.commit()?;
+        // Once no program can be reading the old bank any more, its counters are final.
+        clock::wait_for_readers();
+        self.attach(instance)?;
+        Ok(())
+    }
+
+    /// Gets other rules ready, so that [`Self::commit`] has little to do. Nothing may be reading the bank that is not
+    /// active: [`clock::wait_for_readers`] must have been called since the last change. What the rules before the
+    /// active ones did is forgotten.
+    pub fn prepare(&mut self, rules: &[Rule], seed: u64) -> Result<(), NetworkError> {
+        let mut compiled = compile(rules, seed)?;
         compiled.start(clock::monotonic_ns(), self.deadline_ns);
         let capacity = self.object.capacity();
         let (rules, entries) = (compiled.rules.len(), compiled.entry_count());
@@ -262,25 +315,73 @@ impl Network {
         if compiled.needs_hold() && self.holds.is_none() {
             return Err(NetworkError::NoHold);
         }
-        let other = 1 - self.active;
+        if compiled.ingress && !self.tells_receivers {
+            return Err(NetworkError::NoIngress);
+        }
+        self.is_prepared = false;
         self.sides = Sides::of(&compiled);
-        self.fill(other, compiled)?;
-        self.active = other;
-        self.renew()?;
-        // Once no program can be reading the old bank any more, its counters are final.
-        clock::wait_for_readers();
-        self.attach(instance)?;
+        self.fill(1 - self.active, compiled)?;
+        self.is_prepared = true;
+        Ok(())
+    }
+
+    /// Has rules that were made ready go on where active ones are: pairs of their numbers, the active one first. What
+    /// these decide until [`Self::commit`] is forgotten, so that should come at once.
+    pub fn carry(&mut self, pairs: &[(u32, u32)]) -> Result<(), NetworkError> {
+        let holds =
+            |bank: u32| self.banks[bank as usize].as_ref().is_some_and(Compiled::needs_hold);
+        let both = holds(self.active) && holds(1 - self.active);
+        Ok(self.object.carry(1 - self.active, pairs, both)?)
+    }
+
+    /// Has the rules act that were made ready, instead of those that do. Without any, nothing changes.
+    pub fn commit(&mut self) -> Result<(), NetworkError> {
+        if std::mem::take(&mut self.is_prepared) {
+            self.active = 1 - self.active;
+        }
+        self.renew()
+    }
+
+    /// Has active rules end at other times, by their numbers, of `CLOCK_MONOTONIC`.
+    pub fn set_deadlines(
+        &mut self,
+        deadlines: impl IntoIterator<Item = (usize, u64)>,
+    ) -> Result<(), NetworkError> {
+        let bank = self.active;
+        let Some(compiled) = &mut self.banks[bank as usize] else { return Ok(()) };
+        for (number, deadline_ns) in deadlines {
+            if let Some(rule) = compiled.rules.get_mut(number) {
+                rule.deadline_ns = deadline_ns.min(self.deadline_ns);
+                self.object.set_rule(bank, number as u32, *rule)?;
+            }
+        }
         Ok(())
     }
 
     /// Renews the lease; to be called every [`RENEWAL`].
     pub fn renew(&mut self) -> Result<(), NetworkError> {
+        let (cgroup_id, cgroup_level) =
+            self.target.cgroup.as_ref().map(|cgroup| (cgroup.id, cgroup.level)).unwrap_or_default();
         let control = Control {
             lease_deadline_ns: clock::deadline_ns(LEASE),
+            cgroup_id,
+            cgroup_level,
             bank: self.active,
-            reserved: 0,
         };
         Ok(self.object.set_control(control)?)
+    }
+
+    /// Faults packets of another target of the same kind from now on: a container that has come again. Counters and
+    /// random streams go on.
+    pub fn retarget(
+        &mut self,
+        instance: &mut Instance,
+        target: Target,
+    ) -> Result<(), NetworkError> {
+        self.target = target;
+        self.renew()?;
+        self.attach(instance)?;
+        Ok(())
     }
 
     /// Attaches to what is not attached yet: interfaces and namespaces come and go. Returns what is new.
@@ -352,16 +453,26 @@ impl Network {
     }
 
     /// What each rule of the active set did, in order.
-    pub fn rule_counters(&mut self) -> Result<Vec<RuleCounters>, NetworkError> {
-        let count = self.active_rules() as u32;
-        Ok(self.object.rule_counters(self.active, count)?)
+    pub fn counts(&mut self) -> Result<Vec<Counts>, NetworkError> {
+        self.counts_of(self.active)
     }
 
     /// What each rule of the set before the last [`Self::replace`] did.
-    pub fn replaced_counters(&mut self) -> Result<Vec<RuleCounters>, NetworkError> {
-        let bank = 1 - self.active;
-        let count = self.banks[bank as usize].as_ref().map_or(0, |compiled| compiled.rules.len());
-        Ok(self.object.rule_counters(bank, count as u32)?)
+    pub fn replaced_counts(&mut self) -> Result<Vec<Counts>, NetworkError> {
+        self.counts_of(1 - self.active)
+    }
+
+    fn counts_of(&mut self, bank: u32) -> Result<Vec<Counts>, NetworkError> {
+        let Some(compiled) = &self.banks[bank as usize] else { return Ok(Vec::new()) };
+        let counters = self.object.rule_counters(bank, compiled.rules.len() as u32)?;
+        let rules = (0..).zip(&compiled.rules).zip(counters);
+        rules
+            .map(|((number, rule), counters)| {
+                let holds = rule.flags & RULE_HOLDS != 0;
+                let delays = holds.then(|| self.object.delays(bank, number)).transpose()?;
+                Ok(Counts { counters, delays: delays.map(Box::new) })
+            })
+            .collect()
     }
 
     /// What was seen on the attached interfaces.
@@ -386,17 +497,14 @@ impl Network {
         &mut self.object
     }
 
-    fn active_rules(&self) -> usize {
-        self.banks[self.active as usize].as_ref().map_or(0, |compiled| compiled.rules.len())
-    }
-
     /// Which hooks the active rules need.
     fn directions(&self) -> (bool, bool) {
         if self.options.hook == HookChoice::Xdp {
             return (false, true);
         }
+        let sides = self.sides.or(self.later);
         // Whose an answer without a socket is, is told by what was sent.
-        (self.sides.egress || self.target.cgroup.is_some(), self.sides.ingress)
+        (sides.egress || self.target.cgroup.is_some(), sides.ingress)
     }
 
     fn fill(&mut self, bank: u32, compiled: Compiled) -> Result<(), NetworkError> {
@@ -427,6 +535,31 @@ impl Network {
             })
             .collect();
         Ok(self.object.load_programs(&names)?)
+    }
+}
+
+/// What several sets of rules, one after another, take.
+#[derive(Default)]
+struct Needs {
+    capacity: Capacity,
+    sides: Sides,
+    /// How many packets may wait, if any set holds packets.
+    hold: Option<u32>,
+}
+
+impl Needs {
+    fn add(&mut self, compiled: &Compiled) {
+        let room = room_for(compiled);
+        self.capacity = Capacity {
+            rules: self.capacity.rules.max(room.rules),
+            entries: self.capacity.entries.max(room.entries),
+            masks: self.capacity.masks.max(room.masks),
+        };
+        self.sides = self.sides.or(Sides::of(compiled));
+        if compiled.needs_hold() {
+            let limit = hold::room_for(&compiled.holds);
+            self.hold = Some(self.hold.unwrap_or_default().max(limit));
+        }
     }
 }
 

@@ -211,7 +211,7 @@ fn entries(elf: &Elf) -> Result<[usize; Function::ALL.len()], UnknownLayout> {
     for (function, entry) in Function::ALL.into_iter().zip(&mut found) {
         let symbol = elf.dynamic_symbols().find(|symbol| symbol.name() == Ok(function.name()));
         *entry = symbol.ok_or(UnknownLayout::Symbol)?.address() as usize;
-        if *entry < start || *entry + arch::JUMP > start + code.len() {
+        if *entry < start || entry.saturating_add(arch::JUMP) > start + code.len() {
             return Err(UnknownLayout::Symbol);
         }
         if *entry / PAGE != (*entry + arch::JUMP - 1) / PAGE {
@@ -233,6 +233,9 @@ fn entries(elf: &Elf) -> Result<[usize; Function::ALL.len()], UnknownLayout> {
 /// Where there is room for the hook, after all that the image consists of, and how much.
 fn room(elf: &Elf, image: &[u8]) -> Result<(usize, usize), UnknownLayout> {
     let end = end(elf).map_err(|_| UnknownLayout::Elf)?;
+    if end > image.len() {
+        return Err(UnknownLayout::Elf);
+    }
     let mut at = end.next_multiple_of(block::ALIGNMENT);
     // The header is written at once only within a page.
     if at / PAGE != (at + size_of::<Header>() - 1) / PAGE {
@@ -249,8 +252,9 @@ fn end(elf: &Elf) -> object::Result<usize> {
     let header = elf.elf_header();
     let mut end = size_of::<FileHeader64<LittleEndian>>() as u64;
     let mut extend = |range: Range<u64>| end = end.max(range.end);
-    let table =
-        |offset: u64, size: u16, count: usize| offset..offset + u64::from(size) * count as u64;
+    let table = |offset: u64, size: u16, count: usize| {
+        offset..offset.saturating_add(u64::from(size).saturating_mul(count as u64))
+    };
     let little = LittleEndian;
     extend(table(
         header.e_phoff(little),

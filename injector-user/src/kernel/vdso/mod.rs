@@ -24,7 +24,11 @@ mod process;
 mod tests;
 mod threads;
 
-use std::{io, mem::offset_of, sync::Arc};
+use std::{
+    io,
+    mem::offset_of,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use injector_common::model::clock::Skew;
 use nix::{
@@ -112,12 +116,15 @@ impl Refusal {
 #[error("it has ended")]
 pub struct Gone;
 
+/// More plans are not remembered: processes can change their images as they like.
+const MOST_PLANS: usize = 16;
+
 /// Patches processes.
 #[derive(Debug)]
 pub struct Patcher {
     owner: u64,
     /// By the image without any patch. All processes of a kernel have the same, or one of two.
-    plans: Vec<(Box<[u8]>, Planned)>,
+    plans: Mutex<Vec<(Box<[u8]>, Planned)>>,
 }
 
 type Planned = Result<Arc<Plan>, Unfit>;
@@ -126,7 +133,18 @@ impl Patcher {
     /// For the injector that `owner` identifies, which is not 0.
     #[must_use]
     pub const fn new(owner: u64) -> Self {
-        Self { owner, plans: Vec::new() }
+        Self { owner, plans: Mutex::new(Vec::new()) }
+    }
+
+    /// Gets ready for processes whose vDSO is as that of this process, so that the first one does not wait for it.
+    pub fn prepare(&self) {
+        let pid = std::process::id().cast_signed();
+        let image =
+            Process::open(pid).and_then(|process| process.vdso()).and_then(|vdso| vdso.image());
+        match image {
+            Ok(image) => drop(self.plan(block::find(&image).as_ref(), &image)),
+            Err(error) => tracing::debug!(%error, "cannot read the vDSO of this process"),
+        }
     }
 
     /// Whom it was made for.
@@ -141,8 +159,9 @@ impl Patcher {
     /// waited for meanwhile by waitpid(2) in other threads: they would take the stops for themselves. (A child
     /// of tokio's is waited for by a pidfd, which is fine.)
     ///
-    /// Of all that have one memory, as a process and its children by vfork(2), one is to be patched.
-    pub fn patch(&mut self, pid: i32, skew: &Skew) -> Result<Patched, Refusal> {
+    /// Of all that have one memory, as a process and its children by vfork(2), one is to be patched. Several processes
+    /// may be patched at a time.
+    pub fn patch(&self, pid: i32, skew: &Skew) -> Result<Patched, Refusal> {
         self.patch_and(pid, skew, || {})
     }
 
@@ -150,11 +169,19 @@ impl Patcher {
     ///
     /// `SIGCONT` is sent before anything is written, and acts when the threads go on. So whenever this is broken off,
     /// a stopped process without a patch is one that is still held, and none with a patch is.
-    pub fn patch_held(&mut self, pid: i32, skew: &Skew) -> Result<Patched, Refusal> {
+    pub fn patch_held(&self, pid: i32, skew: &Skew) -> Result<Patched, Refusal> {
         self.patch_and(pid, skew, || {
             // One that has been killed needs nothing.
             let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
         })
+    }
+
+    /// The same for a program that is still in execve(2), and stays there meanwhile: it has no thread to be stopped.
+    pub fn patch_entering(&self, pid: i32, skew: &Skew) -> Result<Patched, Refusal> {
+        let vdso = Process::open(pid)?.vdso()?;
+        let plan = self.plan(None, &vdso.image()?)?;
+        write(&plan, self.owner, skew, None, &vdso, None)?;
+        Ok(Patched { pid, at: plan.at(), vdso })
     }
 
     /// Sets the skew of a process that has inherited our patch; `None` if it has not, and is left alone then.
@@ -188,7 +215,7 @@ impl Patcher {
 
     /// Calls `then` before anything is written, when the threads are stopped if they have to be.
     fn patch_and(
-        &mut self,
+        &self,
         pid: i32,
         skew: &Skew,
         then: impl FnOnce() + Send,
@@ -214,30 +241,33 @@ impl Patcher {
                 return Err(if process.is_gone() { Refusal::Gone } else { Refusal::Busy });
             }
             then();
-            write(&plan, self.owner, skew, found.as_ref(), &vdso, stopped)
+            write(&plan, self.owner, skew, found.as_ref(), &vdso, Some(stopped))
         })?;
         Ok(Patched { pid, at: plan.at(), vdso })
     }
 
-    fn plan(&mut self, found: Option<&Found>, image: &[u8]) -> Planned {
+    fn plan(&self, found: Option<&Found>, image: &[u8]) -> Planned {
         let pristine = found.map_or_else(|| image.into(), |found| found.pristine(image));
-        if let Some((_, plan)) = self.plans.iter().find(|(of, _)| *of == pristine) {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, plan)) = plans.iter().find(|(of, _)| *of == pristine) {
             return plan.clone();
         }
         let plan = Plan::new(&pristine).map(Arc::new);
-        self.plans.push((pristine, plan.clone()));
+        if plans.len() < MOST_PLANS {
+            plans.push((pristine, plan.clone()));
+        }
         plan
     }
 }
 
-/// Writes a whole patch. Whenever it is broken off, what is there describes itself and does no harm.
+/// Writes a whole patch, while threads are stopped or there is none. Whenever it is broken off, what is there describes itself and does no harm.
 fn write(
     plan: &Plan,
     owner: u64,
     skew: &Skew,
     found: Option<&Found>,
     vdso: &Vdso,
-    stopped: &Stopped,
+    stopped: Option<&Stopped>,
 ) -> Result<(), Refusal> {
     let start = vdso.start();
     let refuge = |pointer: u64| match pointer.checked_sub(start) {
@@ -255,7 +285,9 @@ fn write(
         vdso.write(plan.at() + size_of::<Header>(), &plan.body(*skew))?;
         vdso.write(plan.at(), block::as_bytes(&armed))?;
     }
-    stopped.relocate(refuge)?;
+    if let Some(stopped) = stopped {
+        stopped.relocate(refuge)?;
+    }
     for (entry, jump) in plan.jumps() {
         vdso.write(entry, jump)?;
     }
@@ -285,18 +317,21 @@ impl Patched {
 
 /// Writes a skew to the slot that is not in use, and then has it used.
 fn set(vdso: &Vdso, at: usize, skew: &Skew) -> Result<(), Refusal> {
-    // One who was killed may have left the unused slot half-written, and the version odd.
+    // One who was killed may have left the unused slot half-written, and the version odd. Of processes that share
+    // their memory, until one executes a program, each is set. So both are read anew, at once.
     let current = at + offset_of!(Block, current);
-    let mut used = [0];
+    let first = offset_of!(Block, slots) - offset_of!(Block, current);
+    let mut used =
+        [0; offset_of!(Block, slots) - offset_of!(Block, current) + 2 * size_of::<Slot>()];
     vdso.read(current, &mut used)?;
-    let unused = if used == [0] { size_of::<Slot>() } else { 0 };
-    let slot = at + offset_of!(Block, slots) + unused;
+    let unused = if used[0] == 0 { size_of::<Slot>() } else { 0 };
+    let slot = current + first + unused;
     let version = slot + offset_of!(Slot, version);
-    let mut old = [0; size_of::<u64>()];
-    vdso.read(version, &mut old)?;
-    let odd = u64::from_ne_bytes(old) | 1;
+    let old = &used[first + unused + offset_of!(Slot, version)..];
+    let old: u64 = block::from_bytes(old).unwrap_or_default();
+    let odd = old | 1;
     // Were it odd before, it is raised too: somebody may have read it so.
-    let odd = if odd == u64::from_ne_bytes(old) { odd + 2 } else { odd };
+    let odd = if odd == old { odd + 2 } else { odd };
     vdso.write(version, &odd.to_ne_bytes())?;
     vdso.write(slot + offset_of!(Slot, skew), block::as_bytes(skew))?;
     vdso.write(version, &(odd + 1).to_ne_bytes())?;

@@ -19,7 +19,7 @@ use procfs::{
     process::{MMPermissions, MMapPath, MemoryMaps, Status},
 };
 
-use super::Refusal;
+use super::{Refusal, image::UnknownLayout};
 
 /// An open folder /proc/PID.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ impl Process {
             .contains(MMPermissions::READ | MMPermissions::EXECUTE | MMPermissions::PRIVATE)
             || end - start > Vdso::MOST
         {
-            return Err(super::image::UnknownLayout::Elf.into());
+            return Err(UnknownLayout::Elf.into());
         }
         let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
         let memory = openat(self.folder.as_fd(), "mem", flags, Mode::empty())
@@ -150,14 +150,23 @@ impl Vdso {
 
     /// Reads a part.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Refusal> {
-        self.memory.read_exact_at(bytes, self.start + offset as u64).map_err(inaccessible)
+        let at = self.address(offset, bytes.len())?;
+        self.memory.read_exact_at(bytes, at).map_err(inaccessible)
     }
 
     /// Writes a part, for this process alone: its page becomes a private copy, though it is not writable.
     ///
     /// One call is one copy by the kernel for each page.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Refusal> {
-        self.memory.write_all_at(bytes, self.start + offset as u64).map_err(inaccessible)
+        let at = self.address(offset, bytes.len())?;
+        self.memory.write_all_at(bytes, at).map_err(inaccessible)
+    }
+
+    /// Where a part is. What a process has written into its vDSO may say that it is elsewhere: what is mapped there, it
+    /// chooses, and so for how long whoever accesses it waits.
+    fn address(&self, offset: usize, length: usize) -> Result<u64, Refusal> {
+        let is_within = offset.checked_add(length).is_some_and(|end| end <= self.length);
+        if is_within { Ok(self.start + offset as u64) } else { Err(UnknownLayout::Elf.into()) }
     }
 }
 
@@ -167,5 +176,25 @@ fn inaccessible(source: io::Error) -> Refusal {
         (io::ErrorKind::UnexpectedEof | io::ErrorKind::WriteZero, _)
         | (_, Some(libc::EIO | libc::ESRCH | libc::EFAULT)) => Refusal::Gone,
         _ => Refusal::Failed { what: "accessing its memory", source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_accessed_but_the_vdso() {
+        let pid = std::process::id().cast_signed();
+        let vdso = Process::open(pid).and_then(|process| process.vdso()).expect("it has one");
+        let end = vdso.length;
+        let mut byte = [0];
+        assert!(vdso.read(end - 1, &mut byte).is_ok());
+        for offset in [end, end + 4096, usize::MAX] {
+            let read = vdso.read(offset, &mut byte);
+            assert!(matches!(read, Err(Refusal::Unfit(_))), "{offset:#x}: {read:?}");
+        }
+        let written = vdso.write(end - 1, &[0; 2]);
+        assert!(matches!(written, Err(Refusal::Unfit(_))), "{written:?}");
     }
 }

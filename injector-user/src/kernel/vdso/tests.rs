@@ -16,7 +16,7 @@ use procfs::process::MMapPath;
 use proptest::prelude::*;
 
 use super::{
-    arch,
+    MOST_PLANS, Patcher, arch,
     block::{self, Block, Function, Header, Slot},
     image::{Plan, Unfit, UnknownLayout},
 };
@@ -394,4 +394,29 @@ fn what_is_cut_off_or_damaged_does_not_panic() {
         damaged[at] ^= 0xff;
         let _ = Plan::new(&damaged);
     }
+}
+
+#[test]
+fn numbers_at_their_ends_do_not_panic() {
+    let image = vdso();
+    for at in (0..image.len() - 8).step_by(4) {
+        for number in [u64::MAX, u64::MAX - 4, 1 << 63, 0xffff_ffff, 0xffff, 0] {
+            let mut forged = image.clone();
+            forged[at..at + 8].copy_from_slice(&number.to_le_bytes());
+            let _ = Plan::new(&forged);
+        }
+    }
+}
+
+#[test]
+fn processes_that_change_their_image_take_no_memory() {
+    let image = vdso();
+    let patcher = Patcher::new(1);
+    for number in 0..100 {
+        let mut forged = image.clone();
+        *forged.last_mut().expect("not empty") = number;
+        let planned = patcher.plan(None, &forged);
+        assert_eq!(planned.is_ok(), number == 0);
+    }
+    assert!(patcher.plans.lock().expect("no panic").len() <= MOST_PLANS);
 }

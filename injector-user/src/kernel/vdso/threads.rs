@@ -18,9 +18,9 @@ use nix::{
 
 use super::{Refusal, arch, process::Process};
 
-/// How long a thread may take to stop. They stop within microseconds; only one that sleeps uninterruptibly in
-/// the kernel, or gets no processor, takes longer.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a thread may take to stop. They stop within microseconds; only one that gets no processor, as there are
+/// many others, takes longer. Leases of other processes are not renewed meanwhile.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// After so long it is looked at whether a thread sleeps in the kernel.
 const DOZE: Duration = Duration::from_millis(2);

@@ -7,7 +7,7 @@ use iced_x86::{
     BlockEncoder, BlockEncoderOptions, Code, Decoder, DecoderOptions, FlowControl, Instruction,
     InstructionBlock, OpKind,
 };
-use injector_common::model::clock::{FREEZE, STROBE, Skew, Span};
+use injector_common::model::clock::{Clock, FREEZE, STROBE, Skew, Span};
 
 use super::{
     block::{Block, Function, Slot},
@@ -21,6 +21,9 @@ pub const JUMP: usize = 5;
 pub const MACHINE: u16 = object::elf::EM_X86_64;
 
 const BITS: u32 = 64;
+
+// The hook has the span of the real-time clock as a zero.
+const _: () = assert!(Clock::Realtime as usize == 0);
 
 /// Room for one function's displaced instructions and a jump back: one that begins within the first [`JUMP`]
 /// bytes may have 15. None grows by being moved.
@@ -50,8 +53,7 @@ global_asm!(
     "sub rsp, 16",
     "push 5", // CLOCK_REALTIME_COARSE
     "pop rdi",
-    "mov rsi, rsp",
-    "call injector_vdso_clock_gettime",
+    "call .Linjector_realtime",
     "pop rdx",
     "pop rcx",
     "pop rdi",
@@ -80,8 +82,7 @@ global_asm!(
     "2: cmp qword ptr [rsp + 16], 0",
     "je 3f",
     "xor edi, edi", // CLOCK_REALTIME
-    "mov rsi, rsp",
-    "call injector_vdso_clock_gettime",
+    "call .Linjector_realtime",
     "test eax, eax",
     "jnz 3f",
     "pop rdx",
@@ -95,6 +96,18 @@ global_asm!(
     "ret",
     "3: add rsp, 24",
     "2: ret",
+
+    // Reads the real-time clock edi into the timespec that the caller has on top of its stack.
+    ".Linjector_realtime:",
+    "lea rsi, [rsp + 8]",
+    "sub rsp, 8", // keeps the stack aligned
+    "call .Linjector_original_clock_gettime",
+    "pop rsi",
+    "test eax, eax",
+    "jnz 2b",
+    "lea rsi, [rsp + 8]",
+    "xor ecx, ecx",
+    "jmp .Linjector_skew",
 
     // int clock_gettime(clockid_t edi, struct timespec *rsi)
     ".hidden injector_vdso_clock_gettime",

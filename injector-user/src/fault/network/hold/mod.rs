@@ -17,7 +17,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::ValueEnum;
 use injector_common::{
     hold::{Hold, TAGS},
     packet::Direction,
@@ -43,7 +42,7 @@ use line::Line;
 use super::NetworkError;
 
 /// How packets are held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
     /// In the kernel, by `sch_fq`: exact, and cheap

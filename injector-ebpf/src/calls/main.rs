@@ -1,0 +1,90 @@
+//! Counts the target's calls of a system call, and sends a signal to the process that makes the N-th.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+#![allow(missing_docs, reason = "aya's macros generate undocumented public functions")]
+#![allow(clippy::needless_pass_by_value, reason = "aya's macros want the context by value")]
+
+#[allow(dead_code, reason = "this object needs a part of it")]
+#[path = "../atomic.rs"]
+mod atomic;
+#[path = "../current.rs"]
+mod current;
+#[path = "../object.rs"]
+mod object;
+#[path = "../registers.rs"]
+mod registers;
+
+use aya_ebpf::{
+    EbpfContext as _, Global,
+    helpers::generated::{bpf_ktime_get_ns, bpf_send_signal},
+    macros::{map, raw_tracepoint},
+    maps::Array,
+    programs::RawTracePointContext,
+};
+use injector_common::process::CallCounters;
+
+use current::{is_in_target, process_and_thread};
+
+/// The one process that is meant; 0 for all of the cgroup.
+#[unsafe(no_mangle)]
+static PROCESS: Global<u32> = Global::new(0);
+
+/// The number of the system call.
+#[unsafe(no_mangle)]
+static SYSCALL: Global<u64> = Global::new(0);
+
+/// Which call, from 1.
+#[unsafe(no_mangle)]
+static COUNT: Global<u64> = Global::new(0);
+
+/// What is sent.
+#[unsafe(no_mangle)]
+static SIGNAL: Global<u32> = Global::new(0);
+
+/// Until when, by `CLOCK_MONOTONIC`.
+#[unsafe(no_mangle)]
+static ENDS_NS: Global<u64> = Global::new(0);
+
+/// What was seen and sent.
+#[map]
+static CALLS: Array<CallCounters> = Array::with_max_entries(1, 0);
+
+/// A system call begins.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn call_enter(ctx: RawTracePointContext) -> i32 {
+    let arguments = ctx.as_ptr().cast::<u64>();
+    // SAFETY: the arguments are the registers and the number of the call (include/trace/events/syscalls.h).
+    let (registers, syscall) = unsafe { (*arguments, *arguments.add(1)) };
+    // Cheapest first: this runs at every call of every process.
+    if syscall == SYSCALL.load() && is_meant() && registers::are_native(registers) {
+        count();
+    }
+    0
+}
+
+#[inline(always)]
+fn is_meant() -> bool {
+    match PROCESS.load() {
+        0 => is_in_target(),
+        process => process_and_thread().0 == process,
+    }
+}
+
+#[inline(always)]
+fn count() {
+    // SAFETY: no pointers are passed.
+    if unsafe { bpf_ktime_get_ns() } >= ENDS_NS.load() {
+        return;
+    }
+    let Some(counters) = CALLS.get_ptr_mut(0) else { return };
+    // SAFETY: the map's one value, of aligned words.
+    unsafe {
+        if atomic::fetch_add(&raw mut (*counters).calls, 1) + 1 == COUNT.load() {
+            let result = bpf_send_signal(SIGNAL.load());
+            let counter =
+                if result == 0 { &raw mut (*counters).sent } else { &raw mut (*counters).failed };
+            atomic::fetch_add(counter, 1);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Which system call is under way, and whether it is one that is meant.
+
+use aya_ebpf::{
+    Global,
+    helpers::{
+        bpf_probe_read_kernel,
+        generated::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs},
+    },
+    macros::map,
+    maps::Array,
+};
+use injector_common::errno::CALLS as MOST_CALLS;
+
+use crate::current::{is_in_target, process_and_thread};
+
+/// The one process that is meant; 0 for all of the cgroup.
+#[unsafe(no_mangle)]
+static PROCESS: Global<u32> = Global::new(0);
+
+/// Injector's own process, which may be in the cgroup.
+#[unsafe(no_mangle)]
+static INJECTOR: Global<u32> = Global::new(0);
+
+/// Its guardian.
+#[unsafe(no_mangle)]
+static GUARDIAN: Global<u32> = Global::new(0);
+
+/// By the number of a system call, whether it is meant.
+#[map]
+static CALLS: Array<u32> = Array::with_max_entries(MOST_CALLS, 0);
+
+/// Until when calls fail, by `CLOCK_MONOTONIC`; renewed for as long as injector lives.
+#[map]
+static LEASE: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Where `struct pt_regs` of x86-64 has the number of the call; the instruction pointer and the code segment follow.
+const NUMBER_AT: u64 = 15 * 8;
+
+/// The segment of 64-bit programs (arch/x86/include/asm/segment.h). Those of 32 bit have other numbers, and kernel
+/// threads none.
+const USER_CS: u64 = 0x33;
+
+/// Whether the current call is to be looked at.
+#[inline(always)]
+pub fn is_meant() -> bool {
+    // Cheapest first: this runs for every process of the machine.
+    let process = process_and_thread().0;
+    let is_ours = match PROCESS.load() {
+        0 => is_in_target() && process != INJECTOR.load() && process != GUARDIAN.load(),
+        meant => process == meant,
+    };
+    is_ours && is_named() && has_lease()
+}
+
+#[inline(always)]
+fn is_named() -> bool {
+    // SAFETY: takes the current task, which lives as long as the program runs.
+    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as u64 };
+    let words = (registers + NUMBER_AT) as *const [u64; 3];
+    // SAFETY: a failing read is an error, whatever the address.
+    let Ok([number, _, segment]) = (unsafe { bpf_probe_read_kernel(words) }) else { return false };
+    // Numbers of x32 have a bit set that is beyond the array.
+    segment & 0xffff == USER_CS && CALLS.get(number as u32).is_some_and(|&is_meant| is_meant != 0)
+}
+
+#[inline(always)]
+fn has_lease() -> bool {
+    // SAFETY: no pointers are passed.
+    let now = unsafe { bpf_ktime_get_ns() };
+    LEASE.get(0).is_some_and(|&until| now < until)
+}

@@ -1,0 +1,152 @@
+//! Holding a program that is being executed until userspace is done with it.
+//!
+//! It is sent `SIGSTOP`. But a shell with job control sees its commands stop, and takes that as if a user had stopped
+//! them. Each of them is in a process group of its own; so a program that is not in its parent's waits here instead, in the
+//! kernel, which takes the processor for some hundred microseconds and nobody sees. Only if userspace is late is it
+//! stopped after all.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_MMAPABLE,
+    helpers::generated::{
+        bpf_get_current_task, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_loop, bpf_send_signal,
+    },
+    macros::map,
+    maps::Array,
+};
+use injector_common::process::{EXEC, Event, FREE, STOPPED, WAITING, Wait};
+
+use crate::{EVENTS, current::process_and_thread, kernel::field};
+
+/// Offset of `real_parent` in the kernel's `struct task_struct`, in bytes.
+#[unsafe(no_mangle)]
+static PARENT_AT: Global<u32> = Global::new(0);
+
+/// Offset of `signal` there.
+#[unsafe(no_mangle)]
+static SIGNAL_AT: Global<u32> = Global::new(0);
+
+/// Offset of `pids[PIDTYPE_PGID]` in `struct signal_struct`.
+#[unsafe(no_mangle)]
+static GROUP_AT: Global<u32> = Global::new(0);
+
+/// For how long a program may wait in the kernel, in nanoseconds; 0 if it may not.
+#[unsafe(no_mangle)]
+static LONGEST_WAIT: Global<u64> = Global::new(0);
+
+/// Until when userspace is known to listen, by `CLOCK_MONOTONIC`: nothing is held after that, so that nothing
+/// waits for a dead injector.
+#[map]
+static LISTENING_UNTIL: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Who waits, by the number of the processor. Userspace makes it long enough, and the next one.
+#[map]
+static WAITS: Array<Wait> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Whom userspace lets go on.
+#[map]
+static RELEASED: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// `SIGSTOP`, the same on all architectures that Linux has but those of MIPS, SPARC, Alpha and PA-RISC.
+const SIGSTOP: u32 = 19;
+
+/// More often than that it is not looked whether the wait is over; the time ends it before.
+const LOOKS: u32 = 1 << 20;
+
+/// Tells userspace of a program that is being executed, and holds it if userspace listens. What userspace does not hear
+/// of is not held: nobody would let it go on.
+#[inline(always)]
+pub fn executed() {
+    let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return };
+    let (pid, _) = process_and_thread();
+    let mut event = Event { kind: EXEC, pid, held: FREE, ..Event::default() };
+    if !is_heard() {
+        entry.write(event);
+        entry.submit(0);
+        return;
+    }
+    // SAFETY: takes no pointers.
+    event.processor = unsafe { bpf_get_smp_processor_id() };
+    let wait =
+        WAITS.get_ptr_mut(event.processor).filter(|_| LONGEST_WAIT.load() != 0 && has_own_group());
+    let Some(wait) = wait else {
+        event.held = if stop() { STOPPED } else { FREE };
+        entry.write(event);
+        entry.submit(0);
+        return;
+    };
+    // SAFETY: in the map. Nothing else writes to it: programs of tracepoints are not preempted.
+    event.number = unsafe { (*wait).number } + 1;
+    event.held = WAITING;
+    // SAFETY: as above.
+    unsafe { (&raw mut (*wait).number).write_volatile(event.number) };
+    entry.write(event);
+    entry.submit(0);
+    let mut turn = Turn {
+        processor: event.processor,
+        number: event.number,
+        until: now() + LONGEST_WAIT.load(),
+    };
+    // SAFETY: the context lives until the loop ends.
+    unsafe { bpf_loop(LOOKS, is_over as *mut c_void, (&raw mut turn).cast(), 0) };
+    if !is_released(&turn) && stop() {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*wait).stopped).write_volatile(event.number) };
+    }
+    // SAFETY: as above.
+    unsafe { (&raw mut (*wait).ended).write_volatile(event.number) };
+}
+
+/// What is waited for.
+struct Turn {
+    processor: u32,
+    number: u64,
+    until: u64,
+}
+
+/// Ends the loop with 1.
+extern "C" fn is_over(_: u64, turn: *mut Turn) -> u64 {
+    // SAFETY: that of the caller of the loop.
+    let turn = unsafe { &*turn };
+    u64::from(is_released(turn) || now() >= turn.until)
+}
+
+#[inline(always)]
+fn is_released(turn: &Turn) -> bool {
+    let Some(released) = RELEASED.get_ptr(turn.processor) else { return true };
+    // SAFETY: in the map.
+    unsafe { released.read_volatile() == turn.number }
+}
+
+#[inline(always)]
+fn stop() -> bool {
+    // SAFETY: no pointers are passed.
+    unsafe { bpf_send_signal(SIGSTOP) == 0 }
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: no pointers are passed.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+#[inline(always)]
+fn is_heard() -> bool {
+    LISTENING_UNTIL.get(0).is_some_and(|&until| now() < until)
+}
+
+/// Whether the current process is in another process group than its parent, as a shell with job control has it.
+#[inline(always)]
+fn has_own_group() -> bool {
+    // SAFETY: takes no pointers.
+    let task = unsafe { bpf_get_current_task() };
+    let parent = field(task, PARENT_AT.load()).unwrap_or(0);
+    group(task) != group(parent)
+}
+
+#[inline(always)]
+fn group(task: u64) -> u64 {
+    field(task, SIGNAL_AT.load()).and_then(|signal| field(signal, GROUP_AT.load())).unwrap_or(0)
+}

@@ -1,0 +1,323 @@
+//! What is said over the API, and how it fails.
+
+use std::{
+    fmt::{self, Display, Formatter},
+    sync::Arc,
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    fault::{
+        clock::report::ClocksReport,
+        network::report::{AttachedReport, Totals},
+        process,
+    },
+    spec::{
+        clock::ClockSpec, process::ProcessSpec, rule::RuleSpec, target::TargetSpec, value::Span,
+    },
+    target::host::Resolved,
+};
+
+/// A fault that is asked for: what, to whom, and for how long. It says what a rule file says.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct FaultRequest {
+    /// What to call it: up to 128 letters, digits, dots, dashes and underscores, the first a letter or digit; one is
+    /// made up if it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What is faulted.
+    pub target: TargetSpec,
+    /// What random decisions follow from: with it, they are repeatable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Packet faults, in order: the first rule that matches a packet decides.
+    pub rules: Vec<RuleSpec>,
+    /// How clocks go wrong.
+    pub clocks: ClockSpec,
+    /// What is done to processes.
+    pub processes: ProcessSpec,
+    /// How long it lasts, at most 24h. This, a lease or both must be given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r#for: Option<Span>,
+    /// For how long it outlives its last renewal, 1s to 10m. A fault with a lease ends after 24h in any case.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Span>,
+}
+
+/// A fault that acts, or did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Fault {
+    /// Its name, by which it is addressed.
+    pub name: String,
+    /// Whether it acts.
+    pub phase: Phase,
+    /// Why it ended, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// What went wrong, if that is why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Who asked for it.
+    pub owner: String,
+    /// What is faulted.
+    pub target: TargetSpec,
+    /// Of which kinds it is.
+    pub kinds: Vec<Kind>,
+    /// What random decisions follow from.
+    pub seed: u64,
+    /// When it began, in RFC 3339.
+    pub created: String,
+    /// When it ends, unless its lease is renewed; or when it ended.
+    pub ends: String,
+    /// How long it was to last, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_ms: Option<u64>,
+    /// For how long it outlives its last renewal, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_ms: Option<u64>,
+    /// Where programs are attached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attached: Vec<AttachedReport>,
+    /// What host names were resolved to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resolved: Vec<Resolved>,
+    /// What was done to packets.
+    pub packets: Totals,
+    /// The same for each rule; not in lists and events.
+    #[serde(default, skip_serializing_if = "has_none")]
+    pub rules: Arc<Vec<RuleStatus>>,
+    /// What was done to clocks, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<ClocksReport>,
+    /// What was done to processes, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<process::Statistics>,
+}
+
+impl Fault {
+    /// Without what may be very long.
+    #[must_use]
+    pub fn in_short(&self) -> Self {
+        Self { rules: Arc::default(), ..self.clone() }
+    }
+}
+
+/// What serde asks.
+fn has_none(rules: &Arc<Vec<RuleStatus>>) -> bool {
+    rules.is_empty()
+}
+
+/// A rule of a fault.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RuleStatus {
+    /// Its name.
+    pub name: String,
+    /// What it did.
+    #[serde(flatten)]
+    pub packets: Totals,
+}
+
+/// Whether a fault acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// It does.
+    Active,
+    /// It did.
+    Ended,
+}
+
+/// Why a fault ended.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// A client deleted it.
+    Deleted,
+    /// Its time was over.
+    Expired,
+    /// Its lease was not renewed.
+    Lapsed,
+    /// It could not go on.
+    Failed,
+    /// The agent ended.
+    Stopped,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Deleted, Self::Expired, Self::Lapsed, Self::Failed, Self::Stopped];
+}
+
+impl Display for Reason {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deleted => "deleted",
+            Self::Expired => "expired",
+            Self::Lapsed => "lapsed",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// What is faulted.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Packets.
+    Network,
+    /// Clocks.
+    Clock,
+    /// Processes.
+    Process,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Network, Self::Clock, Self::Process];
+}
+
+impl Display for Kind {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Network => "network",
+            Self::Clock => "clock",
+            Self::Process => "process",
+        })
+    }
+}
+
+/// All faults.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct FaultList {
+    /// Those that act, and the last 64 that did.
+    pub faults: Vec<Fault>,
+}
+
+/// How the agent is.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Health {
+    /// `ok`, or else what is wrong.
+    pub status: String,
+    /// Faults that act.
+    pub active: usize,
+    /// The agent's version.
+    pub version: String,
+}
+
+impl Health {
+    /// The status of an agent that is well.
+    pub const OK: &str = "ok";
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Problem {
+    /// The HTTP status.
+    pub status: u16,
+    /// The kind of failure.
+    pub error: Code,
+    /// What is wrong, and what to do about it.
+    pub message: String,
+}
+
+/// Kinds of failures.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// Not HTTP, or not JSON.
+    BadRequest,
+    /// No token, or a wrong one.
+    Unauthorized,
+    /// Asked in a way that is not let in.
+    Forbidden,
+    /// There is no such thing.
+    NotFound,
+    /// Not with what is there already.
+    Conflict,
+    /// It makes no sense, or not on this machine.
+    Invalid,
+    /// As many as there may be are there already.
+    TooMany,
+    /// The kernel refused.
+    Failed,
+    /// Not now.
+    Busy,
+}
+
+impl Code {
+    /// Its HTTP status.
+    #[must_use]
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::BadRequest => 400,
+            Self::Unauthorized => 401,
+            Self::Forbidden => 403,
+            Self::NotFound => 404,
+            Self::Conflict => 409,
+            Self::Invalid => 422,
+            Self::TooMany => 429,
+            Self::Failed => 500,
+            Self::Busy => 503,
+        }
+    }
+
+    /// The one that stands for an HTTP status.
+    #[must_use]
+    pub const fn of_status(status: u16) -> Self {
+        match status {
+            401 => Self::Unauthorized,
+            403 => Self::Forbidden,
+            404 | 405 => Self::NotFound,
+            409 => Self::Conflict,
+            422 => Self::Invalid,
+            429 => Self::TooMany,
+            503 => Self::Busy,
+            500..=599 => Self::Failed,
+            _ => Self::BadRequest,
+        }
+    }
+}
+
+impl Problem {
+    /// Says what is wrong.
+    #[must_use]
+    pub fn new(error: Code, message: impl Into<String>) -> Self {
+        Self { status: error.status(), error, message: message.into() }
+    }
+
+    /// Says what went wrong, with all its causes.
+    #[must_use]
+    pub fn from_error(code: Code, error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::new(code, text(error))
+    }
+
+    /// There is no such fault.
+    #[must_use]
+    pub fn no_fault(name: &str) -> Self {
+        Self::new(Code::NotFound, format!("there is no active fault {name}"))
+    }
+}
+
+/// What went wrong, with all its causes.
+pub(super) fn text(error: impl std::error::Error + Send + Sync + 'static) -> String {
+    format!("{:#}", anyhow::Error::new(error))
+}
+
+impl Display for Problem {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Problem {}

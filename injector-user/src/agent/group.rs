@@ -1,0 +1,278 @@
+//! Packet faults that share an installation: those of one target that match different packets. So a few slots (see
+//! [`crate::lifetime::journal::SLOTS`]) serve many faults, and each fault still acts as if it were alone.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::plan::Plan;
+use crate::{
+    fault::{
+        RetargetError,
+        network::{Attached, Network, NetworkError, Options, counts::Counts, shared::Shared},
+        retarget,
+    },
+    kernel::clock,
+    lifetime::{LifetimeError, instance::Instance, journal::Owner},
+    spec::{rule::Rule, scenario::random::packet_seed, target::TargetSpec, value::Span},
+    target::{Followed, Target},
+};
+
+/// More comparisons of rules than that are not made for one fault.
+const COMPARISONS: usize = 1 << 20;
+
+/// The rules of a fault.
+#[derive(Debug)]
+pub struct Member {
+    fault: u64,
+    rules: Vec<Rule>,
+    /// For how long it acts if nothing else is said.
+    lasts: Duration,
+    /// When it began, by `CLOCK_MONOTONIC`.
+    began_ns: u64,
+    /// When it ends.
+    ends_ns: u64,
+}
+
+impl Member {
+    /// The rules of the fault of this number.
+    pub const fn new(fault: u64, rules: Vec<Rule>, lasts: Duration) -> Self {
+        Self { fault, rules, lasts, began_ns: 0, ends_ns: 0 }
+    }
+
+    /// Time counts from now.
+    fn begin(&mut self) {
+        self.began_ns = clock::monotonic_ns();
+        self.ends_ns = self.began_ns.saturating_add(clock::nanoseconds(self.lasts));
+    }
+
+    /// When a rule ends: with the fault, or before.
+    fn deadline_ns(&self, rule: &Rule) -> u64 {
+        let own = rule.lasts.map_or(u64::MAX, |span| clock::nanoseconds(span.0));
+        self.began_ns.saturating_add(own).min(self.ends_ns)
+    }
+}
+
+/// The faults that share an installation.
+#[derive(Debug)]
+pub struct Group {
+    target: TargetSpec,
+    /// Where that is now.
+    found: Target,
+    /// Whether it is for one fault alone: its decisions are to be repeatable.
+    is_closed: bool,
+    // Dropped in this order.
+    shared: Shared<(u64, u32)>,
+    instance: Instance,
+    members: Vec<Member>,
+    seed: u64,
+    changes: u64,
+}
+
+impl Group {
+    /// Installs what `plan` takes, and then the fault.
+    pub fn install(
+        plan: &Plan,
+        member: Member,
+        seed: u64,
+        owner: Owner,
+        log_level: u8,
+    ) -> Result<Self, NetworkError> {
+        let mut instance = Instance::start(owner)?;
+        let options = Options {
+            judged_bit: 1 << instance.slot(),
+            protect: plan.protect,
+            seed,
+            log_level,
+            ..Options::default()
+        };
+        let (target, later) = (plan.target.clone(), [member.rules.clone()]);
+        let network = Network::install_for(&mut instance, target, &[], &later, options)?;
+        let mut group = Self {
+            target: plan.spec.clone(),
+            found: plan.target.clone(),
+            is_closed: plan.faults.seed.is_some(),
+            shared: Shared::new(Some(network)),
+            instance,
+            members: Vec::new(),
+            seed,
+            changes: 0,
+        };
+        group.admit(member)?;
+        Ok(group)
+    }
+
+    /// Has a fault act as well, from now on, however long it took to get here.
+    fn admit(&mut self, mut member: Member) -> Result<(), NetworkError> {
+        member.begin();
+        self.members.push(member);
+        self.apply()
+    }
+
+    /// Adds a fault, if it belongs here and fits in; else gives it back. If that fails, nothing has changed.
+    pub fn add(&mut self, plan: &Plan, member: Member) -> Result<Option<Member>, NetworkError> {
+        if !self.takes(plan, &member) {
+            return Ok(Some(member));
+        }
+        match self.admit(member) {
+            Ok(()) => Ok(None),
+            Err(error) => {
+                let member = self.members.pop();
+                match error {
+                    // Refused before anything was changed.
+                    NetworkError::Compile(_)
+                    | NetworkError::NoRoom { .. }
+                    | NetworkError::NoHold
+                    | NetworkError::NoIngress => Ok(member),
+                    error => {
+                        self.apply()?;
+                        Err(error)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a fault belongs here: it has the same target, which is still the same one (a number, a name or a path may
+    /// have become another's), and no packet falls under its rules and under others'.
+    fn takes(&self, plan: &Plan, member: &Member) -> bool {
+        if self.is_closed
+            || plan.faults.seed.is_some()
+            || self.target != plan.spec
+            || !self.found.is_same(&plan.target)
+        {
+            return false;
+        }
+        let rules = || self.members.iter().flat_map(|member| &member.rules);
+        rules().count().saturating_mul(member.rules.len()) <= COMPARISONS
+            && !rules()
+                .any(|old| member.rules.iter().any(|new| new.matching.overlaps(&old.matching)))
+    }
+
+    /// Has the rules of all members act, and no others.
+    fn apply(&mut self) -> Result<(), NetworkError> {
+        let now = clock::monotonic_ns();
+        let owned = self
+            .members
+            .iter()
+            .flat_map(|member| {
+                (0..).zip(&member.rules).map(move |(number, rule)| {
+                    let left = member.deadline_ns(rule).saturating_sub(now);
+                    let lasts = Some(Span(Duration::from_nanos(left)));
+                    ((member.fault, number), Rule { lasts, ..rule.clone() })
+                })
+            })
+            .collect();
+        let seed = if self.is_closed { self.seed } else { packet_seed(self.seed, 0, self.changes) };
+        self.changes += 1;
+        self.shared.prepare(owned, seed)?;
+        self.shared.carry()?;
+        self.shared.commit()?;
+        clock::wait_for_readers();
+        self.shared.settle([])?;
+        self.look_around()
+    }
+
+    /// Removes a fault, and tells what each of its rules did. The last one to go takes everything along.
+    pub fn remove(mut self, fault: u64) -> (Option<Self>, Result<Vec<Counts>, NetworkError>) {
+        self.members.retain(|member| member.fault != fault);
+        let is_last = self.members.is_empty();
+        let removed = if is_last { self.detach() } else { self.apply() };
+        if let Err(error) = removed {
+            // Its rules may still act, so none of the others' can stay.
+            let _ = self.end();
+            return (None, Err(error));
+        }
+        let counters = self.counts(fault);
+        if is_last {
+            let ended = self.end();
+            return (None, counters.and_then(|counters| Ok(ended.map(|()| counters)?)));
+        }
+        self.shared.forget(|(owner, _)| *owner == fault);
+        (Some(self), counters)
+    }
+
+    fn detach(&mut self) -> Result<(), NetworkError> {
+        match self.shared.network_mut() {
+            Some(network) => network.detach(&mut self.instance),
+            None => Ok(()),
+        }
+    }
+
+    /// Has a fault end at another time.
+    pub fn extend(&mut self, fault: u64, ends_ns: u64) -> Result<(), NetworkError> {
+        let mut deadlines = Vec::new();
+        let mut first = 0;
+        for member in &mut self.members {
+            if member.fault == fault {
+                member.ends_ns = ends_ns;
+                let ends = member.rules.iter().map(|rule| member.deadline_ns(rule));
+                deadlines = (first..).zip(ends).collect();
+            }
+            first += member.rules.len();
+        }
+        match self.shared.network_mut() {
+            Some(network) => network.set_deadlines(deadlines),
+            None => Ok(()),
+        }
+    }
+
+    /// Goes on for a while, also on what is new.
+    pub fn renew(&mut self) -> Result<(), RetargetError> {
+        if self.found.follow()? == Some(Followed::Again) {
+            let network = self.shared.network_mut();
+            retarget(&mut self.instance, &self.found, network, None, None)?;
+        }
+        if let Some(network) = self.shared.network_mut() {
+            network.renew()?;
+        }
+        Ok(self.look_around()?)
+    }
+
+    fn look_around(&mut self) -> Result<(), NetworkError> {
+        match self.shared.network_mut() {
+            Some(network) => network.attach(&mut self.instance).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Where programs are attached.
+    pub fn attached(&self) -> Vec<Attached> {
+        self.shared.network().map(Network::attached).unwrap_or_default()
+    }
+
+    /// How many rules there are.
+    pub fn rules(&self) -> usize {
+        self.members.iter().map(|member| member.rules.len()).sum()
+    }
+
+    /// What each rule of each fault did.
+    pub fn all_counts(&mut self) -> Result<BTreeMap<u64, Vec<Counts>>, NetworkError> {
+        let mut counts: BTreeMap<u64, Vec<Counts>> = BTreeMap::new();
+        for ((fault, _), of_rule) in self.shared.counts()? {
+            counts.entry(fault).or_default().push(of_rule);
+        }
+        Ok(counts)
+    }
+
+    fn counts(&mut self, fault: u64) -> Result<Vec<Counts>, NetworkError> {
+        Ok(self.all_counts()?.remove(&fault).unwrap_or_default())
+    }
+
+    /// Ends all its faults at once, and tells what each of their rules did.
+    pub fn end_all(mut self) -> Result<BTreeMap<u64, Vec<Counts>>, NetworkError> {
+        let counts = self.detach().and_then(|()| self.all_counts());
+        self.end()?;
+        counts
+    }
+
+    /// Ends it, whatever its members.
+    pub fn end(mut self) -> Result<(), LifetimeError> {
+        let detached = self.detach();
+        let Self { shared, instance, .. } = self;
+        drop(shared);
+        instance.end()?;
+        match detached {
+            Err(NetworkError::Lifetime(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}

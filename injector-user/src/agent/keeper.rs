@@ -1,0 +1,699 @@
+//! The thread that owns all faults: it alone makes, renews and ends them.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    LONGEST_LIFE,
+    api::{Code, Fault, Phase, Problem, Reason, RuleStatus, text},
+    board::{Board, What},
+    group::{Group, Member},
+    plan::Plan,
+    stepper::{SharedInstance, Stepper},
+};
+use crate::{
+    fault::{
+        RetargetError,
+        clock::{ClockFaultError, Clocks, report::ClocksReport},
+        network::{
+            NetworkError, RENEWAL,
+            counts::Counts,
+            report::{AttachedReport, Totals},
+        },
+        process::{ProcessFaultError, Processes},
+        retarget,
+    },
+    kernel::{
+        clock::{deadline_ns, monotonic_ns, nanoseconds},
+        memory,
+    },
+    lifetime::{LifetimeError, instance::Instance, journal::Owner},
+    target::{Followed, Target},
+};
+
+/// Requests that may wait for the keeper.
+const WAITING: usize = 64;
+
+/// More rules than that are not read at each renewal.
+const COUNTED_RULES: usize = 4096;
+
+/// How often watchers are told of what faults do, in renewals.
+const TOLD: u32 = 4;
+
+/// What to do, and whom to tell.
+enum Order {
+    Create { plan: Box<Plan>, by: String, reply: Reply },
+    Renew { name: String, reply: Reply },
+    Delete { name: String, reply: Reply },
+    Stop,
+}
+
+type Reply = oneshot::Sender<Result<Arc<Fault>, Problem>>;
+
+/// Asks the keeper.
+#[derive(Clone, Debug)]
+pub struct Handle(SyncSender<Order>);
+
+impl Handle {
+    /// Begins a fault. If this is not waited for to its end, there is none.
+    pub async fn create(&self, plan: Plan, by: String) -> Result<Arc<Fault>, Problem> {
+        self.ask(|reply| Order::Create { plan: plan.into(), by, reply }).await
+    }
+
+    /// Renews the lease of a fault.
+    pub async fn renew(&self, name: String) -> Result<Arc<Fault>, Problem> {
+        self.ask(|reply| Order::Renew { name, reply }).await
+    }
+
+    /// Ends a fault.
+    pub async fn delete(&self, name: String) -> Result<Arc<Fault>, Problem> {
+        self.ask(|reply| Order::Delete { name, reply }).await
+    }
+
+    async fn ask(&self, order: impl FnOnce(Reply) -> Order) -> Result<Arc<Fault>, Problem> {
+        let (reply, answer) = oneshot::channel();
+        self.0.try_send(order(reply)).map_err(|error| match error {
+            TrySendError::Full(_) => Problem::new(
+                Code::Busy,
+                format!("{WAITING} requests wait for the kernel already: try again"),
+            ),
+            TrySendError::Disconnected(_) => stopping(),
+        })?;
+        answer.await.unwrap_or_else(|_| Err(stopping()))
+    }
+}
+
+fn stopping() -> Problem {
+    Problem::new(Code::Busy, "the agent is ending")
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub struct Running {
+    handle: Handle,
+    thread: JoinHandle<()>,
+}
+
+impl Running {
+    /// Starts it. Nothing is faulted yet.
+    pub fn start(
+        owner: Owner,
+        board: Arc<Board>,
+        most_faults: usize,
+        log_level: u8,
+    ) -> Result<Self, LifetimeError> {
+        let instance = Arc::new(Mutex::new(Instance::start(owner.clone())?));
+        let (sender, orders) = mpsc::sync_channel(WAITING);
+        let keeper = Keeper {
+            owner,
+            board,
+            most_faults,
+            log_level,
+            orders,
+            active: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            instance,
+            next: 0,
+            rounds: 0,
+        };
+        let thread = thread::Builder::new()
+            .name("keeper".into())
+            .spawn(move || keeper.run())
+            .map_err(LifetimeError::Guardian)?;
+        Ok(Self { handle: Handle(sender), thread })
+    }
+
+    /// What asks it.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Ends all faults, and waits for that.
+    pub fn stop(self) {
+        // It may have ended by itself; it has nothing to say then.
+        let _ = self.handle.0.send(Order::Stop);
+        let _ = self.thread.join();
+    }
+}
+
+/// A fault that acts.
+struct Active {
+    number: u64,
+    /// What is told of it.
+    fault: Fault,
+    /// When it ends, by `CLOCK_MONOTONIC`, unless its lease is renewed.
+    ends_ns: u64,
+    /// When it ends in any case.
+    last_ns: u64,
+    lease: Option<Duration>,
+    clocks: Option<Wrong>,
+    processes: Option<Stepper>,
+    /// The group that its rules are in.
+    group: Option<u64>,
+    /// Something has been counted that watchers were not told.
+    is_news: bool,
+}
+
+/// Clocks that are wrong.
+struct Wrong {
+    clocks: Clocks,
+    /// Whose.
+    target: Target,
+}
+
+impl Wrong {
+    fn is_of(&self, target: &Target) -> bool {
+        self.target.cgroup == target.cgroup
+    }
+
+    /// Goes on for a while, also in a container that has come again.
+    fn renew(&mut self, instance: &Mutex<Instance>) -> Result<(), RetargetError> {
+        if self.target.follow()? == Some(Followed::Again) {
+            let mut instance = instance.lock().unwrap_or_else(PoisonError::into_inner);
+            retarget(&mut instance, &self.target, None, Some(&mut self.clocks), None)?;
+        }
+        self.clocks.renew();
+        Ok(())
+    }
+}
+
+impl Active {
+    fn reason(&self) -> Reason {
+        if self.ends_ns < self.last_ns { Reason::Lapsed } else { Reason::Expired }
+    }
+}
+
+struct Keeper {
+    owner: Owner,
+    board: Arc<Board>,
+    most_faults: usize,
+    log_level: u8,
+    orders: Receiver<Order>,
+    active: BTreeMap<String, Active>,
+    groups: BTreeMap<u64, Group>,
+    /// Of process and clock faults; groups have their own.
+    instance: SharedInstance,
+    /// The number of the next fault or group.
+    next: u64,
+    rounds: u32,
+}
+
+impl Keeper {
+    fn run(mut self) {
+        let mut renewal = Instant::now() + RENEWAL;
+        loop {
+            self.board.is_alive();
+            let now = Instant::now();
+            if now >= renewal {
+                self.renew_all();
+                renewal = Instant::now() + RENEWAL;
+            }
+            self.end_due();
+            let mut wait = renewal.saturating_duration_since(Instant::now());
+            if let Some(ends_ns) = self.active.values().map(|active| active.ends_ns).min() {
+                wait = wait.min(Duration::from_nanos(ends_ns.saturating_sub(monotonic_ns())));
+            }
+            match self.orders.recv_timeout(wait) {
+                Ok(Order::Create { plan, by, reply }) => {
+                    if reply.is_closed() {
+                        continue;
+                    }
+                    let created = self.create(*plan, by);
+                    self.answer_created(created, reply);
+                }
+                Ok(Order::Renew { name, reply }) => {
+                    let _ = reply.send(self.renew(&name));
+                }
+                Ok(Order::Delete { name, reply }) => {
+                    let _ = reply.send(self.end(&name, Reason::Deleted, None));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.stop();
+    }
+
+    /// Nobody knows of a fault whose client has gone before it was told.
+    fn answer_created(&mut self, created: Result<Arc<Fault>, Problem>, reply: Reply) {
+        if let Err(Ok(fault)) = reply.send(created) {
+            tracing::info!(fault.name, "its client has gone");
+            let _ = self.end(&fault.name, Reason::Lapsed, None);
+        }
+    }
+
+    fn stop(mut self) {
+        let mut lost: BTreeMap<u64, String> = BTreeMap::new();
+        // All faults of a group at once: one after another, those that are left would be installed anew each time.
+        for (number, group) in std::mem::take(&mut self.groups) {
+            match group.end_all() {
+                Ok(counts) => {
+                    for active in self.active.values_mut() {
+                        if let Some(counts) = counts.get(&active.number) {
+                            active.count(counts);
+                        }
+                    }
+                }
+                Err(error) => {
+                    lost.insert(number, text(error));
+                }
+            }
+        }
+        let names: Vec<String> = self.active.keys().cloned().collect();
+        for name in names {
+            let group = self.active.get(&name).and_then(|active| active.group);
+            let error = group.and_then(|group| lost.get(&group)).cloned();
+            // It is there.
+            let _ = self.end(&name, Reason::Stopped, error);
+        }
+    }
+
+    fn create(&mut self, plan: Plan, by: String) -> Result<Arc<Fault>, Problem> {
+        if self.active.contains_key(&plan.name) {
+            let message = format!("there is an active fault {} already", plan.name);
+            return Err(Problem::new(Code::Conflict, message));
+        }
+        if self.active.len() >= self.most_faults {
+            let message = format!("{} faults act already, which is the most", self.most_faults);
+            return Err(Problem::new(Code::TooMany, message));
+        }
+        let seed = plan.faults.seed.unwrap_or_else(rand::random);
+        let number = self.number();
+        let lasts = plan.lasts.unwrap_or(LONGEST_LIFE);
+        let first = plan.lease.map_or(lasts, |lease| lease.min(lasts));
+        let group = if plan.faults.rules.is_empty() {
+            None
+        } else {
+            let member = Member::new(number, plan.faults.rules.clone(), first);
+            Some(self.join(&plan, member, seed).map_err(of_network)?)
+        };
+        // Packet faults take the longest to make.
+        let began_ns = monotonic_ns();
+        let last_ns = began_ns.saturating_add(nanoseconds(lasts));
+        let ends_ns = began_ns.saturating_add(nanoseconds(first));
+        let (clocks, processes) = match self.fault_others(&plan, seed, lasts) {
+            Ok(others) => others,
+            Err(problem) => {
+                if let Err(error) = self.leave(group, number) {
+                    tracing::error!(%error, "cannot end packet faults");
+                }
+                return Err(problem);
+            }
+        };
+        let attached = group
+            .and_then(|group| self.groups.get(&group))
+            .map(Group::attached)
+            .unwrap_or_default();
+        let rule = |rule: &crate::spec::rule::Rule| RuleStatus {
+            name: rule.name.clone(),
+            packets: Totals::default(),
+        };
+        let kinds = plan.kinds();
+        let fault = Fault {
+            kinds,
+            phase: Phase::Active,
+            reason: None,
+            error: None,
+            owner: by,
+            seed,
+            created: jiff::Timestamp::now().to_string(),
+            ends: wall(ends_ns),
+            for_ms: plan.lasts.map(|lasts| lasts.as_millis() as u64),
+            lease_ms: plan.lease.map(|lease| lease.as_millis() as u64),
+            attached: attached.iter().map(Into::into).collect(),
+            packets: Totals::default(),
+            rules: Arc::new(plan.faults.rules.iter().map(rule).collect()),
+            clocks: None,
+            processes: None,
+            name: plan.name,
+            target: plan.spec,
+            resolved: plan.resolved,
+        };
+        let mut active = Active {
+            number,
+            fault,
+            ends_ns,
+            last_ns,
+            lease: plan.lease,
+            clocks,
+            processes,
+            group,
+            is_news: false,
+        };
+        active.look();
+        let told = self.board.put(What::Created, active.fault.clone());
+        self.active.insert(told.name.clone(), active);
+        Ok(told)
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Faults all but packets, as far as that is asked for.
+    fn fault_others(
+        &self,
+        plan: &Plan,
+        seed: u64,
+        lasts: Duration,
+    ) -> Result<(Option<Wrong>, Option<Stepper>), Problem> {
+        let mut clocks = self.wrong(plan, lasts)?;
+        match self.step(plan, seed, lasts) {
+            Ok(processes) => Ok((clocks, processes)),
+            Err(problem) => {
+                self.put_right(&mut clocks);
+                Err(problem)
+            }
+        }
+    }
+
+    /// Makes clocks go wrong, if that is asked for.
+    fn wrong(&self, plan: &Plan, lasts: Duration) -> Result<Option<Wrong>, Problem> {
+        let Some(fault) = &plan.faults.clock else { return Ok(None) };
+        let cgroup = plan.target.cgroup.as_ref();
+        let is_there = |active: &&Active| {
+            active.clocks.as_ref().is_some_and(|wrong| wrong.is_of(&plan.target))
+        };
+        if let Some(active) = self.active.values().find(is_there) {
+            let message = format!("the clocks of this target are faulted by {}", active.fault.name);
+            return Err(Problem::new(Code::Conflict, message));
+        }
+        let mut instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner);
+        let clocks = Clocks::install(&mut instance, cgroup, Some(fault), Some(lasts), true, &[])
+            .map_err(|error| match error {
+                ClockFaultError::Kernel(_)
+                | ClockFaultError::Lifetime(_)
+                | ClockFaultError::Files(_) => Problem::from_error(Code::Failed, error),
+                error => Problem::from_error(Code::Invalid, error),
+            })?;
+        Ok(Some(Wrong { clocks, target: plan.target.clone() }))
+    }
+
+    fn put_right(&self, wrong: &mut Option<Wrong>) {
+        let mut instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Err(error)) = wrong.take().map(|mut wrong| wrong.clocks.end(&mut instance)) {
+            tracing::error!(%error, "cannot put clocks right");
+        }
+    }
+
+    /// Faults processes, if that is asked for.
+    fn step(&self, plan: &Plan, seed: u64, lasts: Duration) -> Result<Option<Stepper>, Problem> {
+        let Some(faults) = &plan.faults.processes else { return Ok(None) };
+        let installed = {
+            let mut instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner);
+            Processes::install(&mut instance, &plan.target, faults, seed, Some(lasts), None)
+        };
+        let processes = installed.map_err(|error| match error {
+            ProcessFaultError::Kernel(_)
+            | ProcessFaultError::Lifetime(_)
+            | ProcessFaultError::Limit { .. } => Problem::from_error(Code::Failed, error),
+            ProcessFaultError::Frozen(_) | ProcessFaultError::Tighter(..) => {
+                Problem::from_error(Code::Conflict, error)
+            }
+            error => Problem::from_error(Code::Invalid, error),
+        })?;
+        Stepper::start(processes, plan.target.clone(), self.instance.clone())
+            .map(Some)
+            .map_err(|error| Problem::from_error(Code::Failed, error))
+    }
+
+    /// Adds rules to a group that takes them, or else to a new one. Returns its number.
+    fn join(&mut self, plan: &Plan, member: Member, seed: u64) -> Result<u64, NetworkError> {
+        let mut member = member;
+        for (&number, group) in &mut self.groups {
+            match group.add(plan, member)? {
+                Some(refused) => member = refused,
+                None => return Ok(number),
+            }
+        }
+        let group = Group::install(plan, member, seed, self.owner.clone(), self.log_level)?;
+        let number = self.number();
+        self.groups.insert(number, group);
+        Ok(number)
+    }
+
+    /// Removes the rules of a fault from their group, and tells what they did.
+    fn leave(&mut self, group: Option<u64>, fault: u64) -> Result<Vec<Counts>, NetworkError> {
+        let Some((number, group)) =
+            group.and_then(|number| self.groups.remove(&number).map(|group| (number, group)))
+        else {
+            return Ok(Vec::new());
+        };
+        let (left, counters) = group.remove(fault);
+        match left {
+            Some(group) => drop(self.groups.insert(number, group)),
+            // Programs and maps to be loaded take megabytes for a moment.
+            None => memory::give_back(),
+        }
+        counters
+    }
+
+    fn renew(&mut self, name: &str) -> Result<Arc<Fault>, Problem> {
+        let active = self.active.get_mut(name).ok_or_else(|| Problem::no_fault(name))?;
+        let Some(lease) = active.lease else {
+            let message = format!("{name} has no lease: it lasts for a fixed time");
+            return Err(Problem::new(Code::Conflict, message));
+        };
+        let ends_ns = deadline_ns(lease).min(active.last_ns);
+        if let Some(group) = active.group.and_then(|group| self.groups.get_mut(&group)) {
+            group.extend(active.number, ends_ns).map_err(of_network)?;
+        }
+        active.ends_ns = ends_ns;
+        active.fault.ends = wall(ends_ns);
+        Ok(self.board.put(What::Renewed, active.fault.clone()))
+    }
+
+    /// Ends a fault and tells what it did.
+    fn end(
+        &mut self,
+        name: &str,
+        reason: Reason,
+        error: Option<String>,
+    ) -> Result<Arc<Fault>, Problem> {
+        let mut active = self.active.remove(name).ok_or_else(|| Problem::no_fault(name))?;
+        let mut errors: Vec<String> = error.into_iter().collect();
+        if let Some(stepper) = active.processes.take() {
+            match stepper.end() {
+                Ok(statistics) => active.fault.processes = Some(statistics),
+                Err(error) => errors.push(text(error)),
+            }
+        }
+        if let Some(mut wrong) = active.clocks.take() {
+            let mut instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = wrong.clocks.end(&mut instance) {
+                errors.push(text(error));
+            }
+            active.fault.clocks = Some(ClocksReport::of(&mut wrong.clocks));
+        }
+        match self.leave(active.group, active.number) {
+            Ok(counts) => {
+                active.count(&counts);
+            }
+            Err(error) => errors.push(text(error)),
+        }
+        let fault = &mut active.fault;
+        fault.phase = Phase::Ended;
+        fault.ends = jiff::Timestamp::now().to_string();
+        fault.reason = Some(if errors.is_empty() { reason } else { Reason::Failed });
+        fault.error = (!errors.is_empty()).then(|| errors.join("; "));
+        if let Some(error) = &fault.error {
+            tracing::error!(fault.name, error, "a fault failed");
+        }
+        Ok(self.board.put(What::Ended, active.fault))
+    }
+
+    fn end_due(&mut self) {
+        let now = monotonic_ns();
+        let due = self.active.iter().filter(|(_, active)| active.ends_ns <= now);
+        let due: Vec<(String, Reason)> =
+            due.map(|(name, active)| (name.clone(), active.reason())).collect();
+        for (name, reason) in due {
+            // It is there.
+            let _ = self.end(&name, reason, None);
+        }
+    }
+
+    /// Goes on for a while, and counts. What cannot go on ends.
+    fn renew_all(&mut self) {
+        self.rounds = self.rounds.wrapping_add(1);
+        let mut failed: Vec<(String, String)> = Vec::new();
+        let mut counts = BTreeMap::new();
+        let mut attached: BTreeMap<u64, Vec<AttachedReport>> = BTreeMap::new();
+        let mut lost: BTreeMap<u64, String> = BTreeMap::new();
+        for (&number, group) in &mut self.groups {
+            let counted = group.renew().and_then(|()| {
+                if group.rules() > COUNTED_RULES && !self.rounds.is_multiple_of(4 * TOLD) {
+                    return Ok(BTreeMap::new());
+                }
+                Ok(group.all_counts()?)
+            });
+            match counted {
+                Ok(counted) => {
+                    counts.extend(counted);
+                    attached.insert(number, group.attached().iter().map(Into::into).collect());
+                }
+                Err(error) => {
+                    lost.insert(number, text(error));
+                }
+            }
+        }
+        for (name, active) in &mut self.active {
+            if let Some(error) = active.group.and_then(|group| lost.get(&group)) {
+                failed.push((name.clone(), error.clone()));
+                continue;
+            }
+            if active.group.is_some_and(|group| !self.groups.contains_key(&group)) {
+                failed.push((name.clone(), "the faults beside it could not be changed".into()));
+                continue;
+            }
+            if let Some(error) = active.processes.as_ref().and_then(Stepper::take_error) {
+                failed.push((name.clone(), text(error)));
+                continue;
+            }
+            let clocks = active.clocks.as_mut();
+            if let Some(Err(error)) = clocks.map(|wrong| wrong.renew(&self.instance)) {
+                failed.push((name.clone(), text(error)));
+                continue;
+            }
+            let mut is_changed = active.look();
+            if let Some(counts) = counts.get(&active.number) {
+                is_changed |= active.count(counts);
+            }
+            if let Some(attached) = active.group.and_then(|group| attached.get(&group)) {
+                is_changed |= note(&mut active.fault.attached, attached);
+            }
+            active.is_news |= is_changed;
+            if active.is_news && self.rounds.is_multiple_of(TOLD) {
+                active.is_news = false;
+                self.board.put(What::Counted, active.fault.clone());
+            } else if is_changed {
+                self.board.update(active.fault.clone());
+            }
+        }
+        for (name, error) in failed {
+            // It is there.
+            let _ = self.end(&name, Reason::Failed, Some(error));
+        }
+    }
+}
+
+impl Active {
+    /// Notes what its rules did; returns whether that is news.
+    fn count(&mut self, counts: &[Counts]) -> bool {
+        // Its group has gone, and the counters with it: what was read of them last is still true.
+        if counts.is_empty() {
+            return false;
+        }
+        let all = Totals::from(&counts.iter().sum::<Counts>());
+        if all == self.fault.packets {
+            return false;
+        }
+        // What was told before stays with those who have it.
+        let rules = Arc::make_mut(&mut self.fault.rules);
+        for (status, counts) in rules.iter_mut().zip(counts) {
+            status.packets = counts.into();
+        }
+        self.fault.packets = all;
+        true
+    }
+
+    /// Notes what was done to clocks and processes; returns whether that is news.
+    fn look(&mut self) -> bool {
+        let mut is_news = false;
+        if let Some(wrong) = &mut self.clocks {
+            let report = ClocksReport::of(&mut wrong.clocks);
+            is_news |= note(&mut self.fault.clocks, &Some(report));
+        }
+        if let Some(stepper) = &self.processes {
+            is_news |= note(&mut self.fault.processes, &Some(stepper.statistics()));
+        }
+        is_news
+    }
+}
+
+/// Notes what is so now; returns whether that is news.
+fn note<T: Clone + PartialEq>(told: &mut T, now: &T) -> bool {
+    let is_news = told != now;
+    if is_news {
+        told.clone_from(now);
+    }
+    is_news
+}
+
+fn of_network(error: NetworkError) -> Problem {
+    match error {
+        NetworkError::Lifetime(LifetimeError::NoSlot) => Problem::new(
+            Code::Busy,
+            format!(
+                "{error}; faults of the same target share one as long as they match different packets"
+            ),
+        ),
+        NetworkError::Kernel(_) | NetworkError::Lifetime(_) | NetworkError::Loopback(_) => {
+            Problem::from_error(Code::Failed, error)
+        }
+        error => Problem::from_error(Code::Invalid, error),
+    }
+}
+
+/// What the wall clock will show at a time of `CLOCK_MONOTONIC`.
+fn wall(at_ns: u64) -> String {
+    let left = Duration::from_nanos(at_ns.saturating_sub(monotonic_ns()));
+    (jiff::Timestamp::now() + left).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use injector_common::counter::RuleCounters;
+    use serde_json::json;
+
+    use super::*;
+
+    fn active() -> Active {
+        let fault = json!({
+            "name": "a",
+            "phase": "active",
+            "owner": "a test",
+            "target": {"host": true},
+            "kinds": ["network"],
+            "seed": 1,
+            "created": "",
+            "ends": "",
+            "packets": Totals::default(),
+            "rules": [RuleStatus { name: "b".into(), packets: Totals::default() }],
+        });
+        Active {
+            number: 1,
+            fault: serde_json::from_value(fault).expect("a fault"),
+            ends_ns: 0,
+            last_ns: 0,
+            lease: None,
+            clocks: None,
+            processes: None,
+            group: None,
+            is_news: false,
+        }
+    }
+
+    #[test]
+    fn counts_outlive_what_they_were_read_from() {
+        let mut active = active();
+        let counters = RuleCounters { packets: [3, 0], dropped: 2, ..RuleCounters::default() };
+        let counts = [Counts { counters, delays: None }];
+        assert!(active.count(&counts));
+        assert!(!active.count(&counts));
+        assert!(!active.count(&[]));
+        assert_eq!((active.fault.packets.matched, active.fault.packets.dropped), (3, 2));
+        assert_eq!(active.fault.rules[0].packets, active.fault.packets);
+    }
+}

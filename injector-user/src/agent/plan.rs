@@ -1,0 +1,229 @@
+//! From a request to what is to be done: all that can be refused without touching anything, and all that may wait for
+//! others (name servers, file systems).
+
+use std::{path::Path, time::Duration};
+
+use super::{
+    LONGEST_LEASE, LONGEST_LIFE, SHORTEST_LEASE,
+    api::{Code, FaultRequest, Kind, Problem},
+};
+use crate::{
+    spec::{
+        Faults, SpecError, distribution::Files, file::FaultsSpec, target::TargetSpec, value::Span,
+    },
+    target::{
+        ResolveError, Target,
+        host::{self, Resolved},
+    },
+};
+
+/// The longest name.
+const LONGEST_NAME: usize = 128;
+
+/// The most interfaces of a target: they are kept, and told of, with the fault.
+const LONGEST_LIST: usize = 1024;
+
+/// A request that has been checked.
+#[derive(Debug)]
+pub struct Plan {
+    /// What to call it.
+    pub name: String,
+    /// The target as written.
+    pub spec: TargetSpec,
+    /// The target as found.
+    pub target: Target,
+    /// Whether what the operator needs is left alone.
+    pub protect: bool,
+    /// What is to be done.
+    pub faults: Faults,
+    /// What host names were resolved to.
+    pub resolved: Vec<Resolved>,
+    /// How long it lasts.
+    pub lasts: Option<Duration>,
+    /// For how long it outlives its last renewal.
+    pub lease: Option<Duration>,
+}
+
+impl Plan {
+    /// The kinds of its faults.
+    #[must_use]
+    pub fn kinds(&self) -> Vec<Kind> {
+        let is = |kind: &Kind| match kind {
+            Kind::Network => !self.faults.rules.is_empty(),
+            Kind::Clock => self.faults.clock.is_some(),
+            Kind::Process => self.faults.processes.is_some(),
+        };
+        Kind::ALL.into_iter().filter(is).collect()
+    }
+
+    /// In a few words, for the audit log.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        /// More rules than that are only counted.
+        const NAMED: usize = 8;
+        let Faults { rules, clock, processes, .. } = &self.faults;
+        let mut words: Vec<&str> =
+            rules.iter().take(NAMED).map(|rule| rule.name.as_str()).collect();
+        let more = rules.len().saturating_sub(NAMED);
+        let more = (more > 0).then(|| format!("and {more} more rules"));
+        words.extend(more.as_deref());
+        words.extend(clock.as_ref().map(|clock| clock.name.as_str()));
+        words.extend(processes.as_ref().map(|processes| processes.name.as_str()));
+        words.join("; ")
+    }
+
+    /// The same, and for how long.
+    #[must_use]
+    pub fn lasting(&self) -> String {
+        let lasts = self.lasts.map(|lasts| format!(" for {lasts:?}")).unwrap_or_default();
+        let lease =
+            self.lease.map(|lease| format!(" with a lease of {lease:?}")).unwrap_or_default();
+        format!("{}{lasts}{lease}", self.summary())
+    }
+}
+
+/// Checks a request and finds what it names. May take its time.
+pub fn plan(request: FaultRequest) -> Result<Plan, Problem> {
+    plan_for(request, Target::resolve)
+}
+
+/// The same, of a target that is found in another way than by what is written of it.
+pub fn plan_for(
+    request: FaultRequest,
+    find: impl FnOnce(&TargetSpec, bool) -> Result<Target, ResolveError>,
+) -> Result<Plan, Problem> {
+    let mut faults = check(&request)?;
+    let FaultRequest { name, target: spec, r#for: lasts, lease, .. } = request;
+    let name = name.unwrap_or_else(|| format!("fault-{:08x}", rand::random::<u32>()));
+    let (lasts, lease) = (lasts.map(|span| span.0), lease.map(|span| span.0));
+    let resolved = host::resolve(&mut faults.rules).map_err(unresolved)?;
+    let protect = spec.protect.unwrap_or_else(|| spec.is_wide());
+    let target = find(&spec, protect).map_err(unresolved)?;
+    Ok(Plan { name, spec, target, protect, faults, resolved, lasts, lease })
+}
+
+/// Checks a request as far as that can be done whatever there is on this host.
+pub fn check(request: &FaultRequest) -> Result<Faults, Problem> {
+    let FaultRequest { name, target: spec, seed, rules, clocks, processes, r#for, lease } = request;
+    if name.as_ref().is_some_and(|name| !is_name(name)) {
+        return Err(Problem::new(
+            Code::Invalid,
+            "a name is up to 128 letters, digits, dots, dashes and underscores, the first a letter or digit",
+        ));
+    }
+    check_times(r#for.map(|span| span.0), lease.map(|span| span.0))?;
+    check_target(spec)?;
+    let faults = FaultsSpec {
+        seed: *seed,
+        rules: rules.clone(),
+        clocks: clocks.clone(),
+        processes: processes.clone(),
+    };
+    let faults = faults
+        .check_with(Path::new("the fault"), &mut Files::closed())
+        .map_err(|error| Problem::from_error(Code::Invalid, error))?;
+    if faults.clock.is_some() {
+        spec.check_for_clocks().map_err(|error| Problem::from_error(Code::Invalid, error))?;
+    }
+    Ok(faults)
+}
+
+fn unresolved(error: ResolveError) -> Problem {
+    Problem::from_error(Code::Invalid, error)
+}
+
+fn is_name(name: &str) -> bool {
+    name.len() <= LONGEST_NAME
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+}
+
+fn check_times(lasts: Option<Duration>, lease: Option<Duration>) -> Result<(), Problem> {
+    let invalid = |message: String| Err(Problem::new(Code::Invalid, message));
+    if lasts.is_none() && lease.is_none() {
+        return invalid(
+            "every fault must end: give `for`, how long it lasts, or `lease`, for how long it outlives its last renewal"
+                .into(),
+        );
+    }
+    if lasts.is_some_and(|lasts| lasts.is_zero() || lasts > LONGEST_LIFE) {
+        return invalid(format!("`for` is more than 0s and at most {}", Span(LONGEST_LIFE)));
+    }
+    if lease.is_some_and(|lease| !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&lease)) {
+        return invalid(format!("`lease` is {} to {}", Span(SHORTEST_LEASE), Span(LONGEST_LEASE)));
+    }
+    Ok(())
+}
+
+/// What the command line's parser sees to for others.
+fn check_target(spec: &TargetSpec) -> Result<(), Problem> {
+    spec.check(false)
+        .map_err(|error| Problem::from_error(Code::Invalid, SpecError::from(error)))?;
+    if spec.host && spec.netns.is_some() {
+        return Err(Problem::new(Code::Invalid, "a host has no netns beside it"));
+    }
+    if spec.interface.len().max(spec.address.len()) > LONGEST_LIST {
+        let message = format!("a target has up to {LONGEST_LIST} interfaces and addresses");
+        return Err(Problem::new(Code::Invalid, message));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(json: &str) -> String {
+        let request: FaultRequest = serde_json::from_str(json).expect(json);
+        let problem = plan(request).expect_err(json);
+        assert_eq!(problem.error, Code::Invalid, "{problem}");
+        problem.message
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_the_reason() {
+        for (json, reason) in [
+            (r#"{"target": {"host": true}, "rules": [{"loss": "1%"}]}"#, "every fault must end"),
+            (r#"{"target": {"host": true}, "rules": [{"loss": "1%"}], "for": "25h"}"#, "`for`"),
+            (r#"{"target": {"host": true}, "rules": [{"loss": "1%"}], "for": "0s"}"#, "`for`"),
+            (r#"{"target": {"host": true}, "rules": [{"loss": "1%"}], "lease": "11m"}"#, "`lease`"),
+            (r#"{"target": {"host": true}, "rules": [{"loss": "1%"}], "lease": "9ms"}"#, "`lease`"),
+            (r#"{"target": {}, "rules": [{"loss": "1%"}], "for": "1s"}"#, "no target"),
+            (
+                r#"{"target": {"host": true, "pid": 1}, "rules": [{"loss": "1%"}], "for": "1s"}"#,
+                "a target has one of cgroup, pid",
+            ),
+            (
+                r#"{"target": {"host": true, "netns": "x"}, "rules": [{"loss": "1%"}], "for": "1s"}"#,
+                "no netns beside it",
+            ),
+            (r#"{"target": {"host": true}, "for": "1s"}"#, "no rule"),
+            (r#"{"target": {"host": true}, "rules": [{}], "for": "1s"}"#, "rule 0"),
+            (r#"{"name": "../x", "target": {"host": true}, "for": "1s"}"#, "a name is"),
+            (
+                r#"{"target": {"host": true}, "rules": [{"delay": "samples=/etc/shadow"}], "for": "1s"}"#,
+                "reads no files",
+            ),
+            (
+                r#"{"target": {"pid": 1}, "processes": {"pause": "1s,jitter=1s,dist=/etc/shadow"}, "for": "1s"}"#,
+                "reads no files",
+            ),
+            (
+                r#"{"target": {"host": true}, "clocks": {"clock": "1s"}, "for": "1s"}"#,
+                "clocks are faulted for the processes of a cgroup",
+            ),
+            (
+                r#"{"target": {"netns": "no-such"}, "rules": [{"loss": "1%"}], "for": "1s"}"#,
+                "no-such",
+            ),
+        ] {
+            let message = refused(json);
+            assert!(message.contains(reason), "{json}: {message}");
+        }
+        let many = vec!["lo"; 2000];
+        let json = serde_json::json!({
+            "target": {"interface": many}, "rules": [{"loss": "1%"}], "for": "1s",
+        });
+        assert!(refused(&json.to_string()).contains("up to 1024"));
+    }
+}

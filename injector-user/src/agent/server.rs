@@ -1,0 +1,346 @@
+//! Where the agent listens, and how it serves connections.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::net::UnixStream as StdUnixStream,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use axum::{Router, body::Body};
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::stat::{Mode, umask};
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        self, ServerConfig,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _},
+    },
+};
+use tower::ServiceExt as _;
+
+use super::{
+    access::Peer,
+    routes::{Agent, over},
+};
+
+/// How long a client may take to shake hands, or to say what it wants; idle connections are closed after it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long open connections may go on when the agent ends.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long to wait after a connection could not be taken.
+const BREATH: Duration = Duration::from_millis(100);
+
+/// What a client over the limit of connections is told.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n\
+Content-Length: 76\r\n\r\n{\"status\":503,\"error\":\"busy\",\"message\":\"there are too many connections now\"}";
+
+/// Why the agent cannot listen.
+#[derive(Debug, Error)]
+pub enum ListenError {
+    /// Another agent does.
+    #[error("an agent serves {0} already: name another socket with --socket, or end that one")]
+    Taken(PathBuf),
+    /// Something else is there.
+    #[error("{0} is there and is no socket: name another one with --socket")]
+    NoSocket(PathBuf),
+    /// It cannot be made.
+    #[error("cannot make the socket {path}")]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The address cannot be had.
+    #[error("cannot listen on {address}")]
+    Address {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Anybody could ask.
+    #[error(
+        "{0} can be reached from other hosts: give --tls-cert and --tls-key, and --token-file as well, or listen on \
+         127.0.0.1"
+    )]
+    Unguarded(SocketAddr),
+    /// A certificate or a key cannot be read.
+    #[error("cannot read {path}")]
+    Pem {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: pem::Error,
+    },
+    /// They do not go together.
+    #[error("cannot use the certificate and the key")]
+    Tls(#[source] rustls::Error),
+}
+
+/// The socket, removed when this is dropped.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Makes the socket, which its owner alone can open. What a dead agent left there is removed.
+    pub fn bind(path: &Path) -> Result<Self, ListenError> {
+        use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
+
+        let fail = |source| ListenError::Socket { path: path.into(), source };
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if !metadata.file_type().is_socket() => {
+                return Err(ListenError::NoSocket(path.into()));
+            }
+            Ok(_) if StdUnixStream::connect(path).is_ok() => {
+                return Err(ListenError::Taken(path.into()));
+            }
+            Ok(_) => fs::remove_file(path).map_err(fail)?,
+            Err(_) => {}
+        }
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fail)?;
+        }
+        // It is never open to others, not even for a moment. There is but one thread yet.
+        let before = umask(Mode::from_bits_truncate(0o177));
+        let listener = UnixListener::bind(path);
+        umask(before);
+        Ok(Self { listener: listener.map_err(fail)?, path: path.into() })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // It may have been removed already; and its folder goes if nobody else uses it.
+        let _ = fs::remove_file(&self.path);
+        if let Some(folder) = self.path.parent().filter(|folder| folder.ends_with("run/injector")) {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+/// A TCP address that is listened on.
+pub struct Tcp {
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+}
+
+impl std::fmt::Debug for Tcp {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("Tcp").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}
+
+impl Tcp {
+    /// Listens, unless that would let anybody on the network in.
+    pub async fn bind(
+        address: SocketAddr,
+        tls: Option<(&Path, &Path)>,
+        has_tokens: bool,
+    ) -> Result<Self, ListenError> {
+        if !address.ip().is_loopback() && (tls.is_none() || !has_tokens) {
+            return Err(ListenError::Unguarded(address));
+        }
+        let tls = tls.map(|(certificate, key)| acceptor(certificate, key)).transpose()?;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| ListenError::Address { address, source })?;
+        Ok(Self { listener, tls })
+    }
+
+    /// Where it does.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, ListenError> {
+    let fail = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ListenError::Pem { path, source }
+    };
+    let chain = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect)
+        .map_err(fail(certificate))?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(fail(key))?;
+    let mut config = ServerConfig::builder_with_provider(ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+        .map_err(ListenError::Tls)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// What serves connections.
+struct Service {
+    agent: Arc<Agent>,
+    router: Router,
+    ending: watch::Receiver<bool>,
+}
+
+/// Serves until `ending` says so, and then for a little while the connections that are open.
+pub async fn serve(
+    agent: Arc<Agent>,
+    router: Router,
+    socket: Socket,
+    tcp: Option<Tcp>,
+    mut ending: watch::Receiver<bool>,
+) {
+    let service = Arc::new(Service { agent, router, ending: ending.clone() });
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = over(&mut ending) => break,
+            // Those that have ended are forgotten.
+            Some(_) = connections.join_next() => {}
+            accepted = socket.listener.accept() => match accepted {
+                Ok((stream, _)) => take_unix(&service, &mut connections, stream),
+                Err(error) => pause(&error).await,
+            },
+            accepted = accept(tcp.as_ref()) => match accepted {
+                Ok((stream, address, tls)) => take_tcp(&service, &mut connections, stream, address, tls),
+                Err(error) => pause(&error).await,
+            },
+        }
+    }
+    drop(socket);
+    drop(tcp);
+    let all = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(GRACE, all).await;
+}
+
+async fn accept(tcp: Option<&Tcp>) -> io::Result<(TcpStream, SocketAddr, Option<TlsAcceptor>)> {
+    match tcp {
+        Some(tcp) => {
+            let (stream, address) = tcp.listener.accept().await?;
+            Ok((stream, address, tcp.tls.clone()))
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn pause(error: &io::Error) {
+    tracing::warn!(%error, "cannot take a connection");
+    tokio::time::sleep(BREATH).await;
+}
+
+/// A connection that is counted for as long as this lives.
+struct Place(Arc<Agent>);
+
+impl Place {
+    /// On the network, strangers take places as well. Some are left to the socket, so that this host can always ask.
+    fn take(agent: &Arc<Agent>, peer: &Peer) -> Option<Self> {
+        let all = agent.limits.connections;
+        let most = match peer {
+            Peer::Unix { .. } | Peer::Kubernetes { .. } => all,
+            Peer::Tcp { .. } => all - all / 4,
+        };
+        if agent.connections.fetch_add(1, Relaxed) >= most {
+            agent.connections.fetch_sub(1, Relaxed);
+            return None;
+        }
+        Some(Self(agent.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+fn take_unix(service: &Arc<Service>, connections: &mut JoinSet<()>, mut stream: UnixStream) {
+    let Ok(peer) = stream.peer_cred() else { return };
+    let peer = Peer::Unix { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() };
+    let service = service.clone();
+    let Some(place) = Place::take(&service.agent, &peer) else {
+        connections.spawn(async move {
+            // It may have gone.
+            let _ = tokio::time::timeout(GRACE, stream.write_all(FULL)).await;
+        });
+        return;
+    };
+    connections.spawn(async move {
+        let _place = place;
+        talk(&service, stream, peer).await;
+    });
+}
+
+fn take_tcp(
+    service: &Arc<Service>,
+    connections: &mut JoinSet<()>,
+    mut stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<TlsAcceptor>,
+) {
+    let service = service.clone();
+    let peer = Peer::Tcp { address };
+    let Some(place) = Place::take(&service.agent, &peer) else {
+        // Under TLS it takes work to say more than goodbye.
+        if tls.is_none() {
+            connections.spawn(async move {
+                let _ = tokio::time::timeout(GRACE, stream.write_all(FULL)).await;
+            });
+        }
+        return;
+    };
+    connections.spawn(async move {
+        let _place = place;
+        // It only makes answers later.
+        let _ = stream.set_nodelay(true);
+        match tls {
+            None => talk(&service, stream, peer).await,
+            Some(tls) => match tokio::time::timeout(PATIENCE, tls.accept(stream)).await {
+                Ok(Ok(stream)) => talk(&service, stream, peer).await,
+                Ok(Err(error)) => tracing::debug!(%error, %address, "no TLS"),
+                Err(_) => tracing::debug!(%address, "no TLS in time"),
+            },
+        }
+    });
+}
+
+/// Serves one connection.
+async fn talk<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    service: &Service,
+    stream: S,
+    peer: Peer,
+) {
+    let answer = service_fn(|mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        service.router.clone().oneshot(request.map(Body::new))
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), answer);
+    tokio::pin!(connection);
+    let mut ending = service.ending.clone();
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = over(&mut ending) => {
+            connection.as_mut().graceful_shutdown();
+            connection.as_mut().await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, %peer, "a connection ended");
+    }
+}

@@ -1,0 +1,220 @@
+//! `injector agent`: faults by an API.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use nix::sys::signal::Signal;
+use sd_notify::NotifyState;
+use tokio::sync::watch;
+
+use super::{session, signals::Signals};
+use crate::{
+    agent::{
+        Limits, SOCKET,
+        access::Access,
+        audit::Audit,
+        board::Board,
+        keeper::Running,
+        routes::{self, Agent, HUNG},
+        server::{self, Socket, Tcp},
+    },
+    kernel::memory,
+    kubernetes::{self, Kubernetes},
+    spec::value::Span,
+};
+
+/// Threads that check requests: most of what they do is waiting.
+const CHECKING: usize = 8;
+
+/// How long they wait for more of them before they go, with their memory.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Serve an API by which clients begin, watch and end faults of this host
+///
+/// HTTP and JSON over a socket that root alone can open; over TCP as well with --listen. Each fault ends with its time,
+/// or when its client no longer renews it; all end with the agent. GET /openapi.json describes the API, see
+/// docs/agent.md.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example: injector agent --listen 0.0.0.0:7440 --tls-cert tls.crt --tls-key tls.key --token-file tokens")]
+pub struct AgentArgs {
+    /// The socket
+    #[arg(long, value_name = "PATH", default_value = SOCKET)]
+    socket: PathBuf,
+
+    /// Listen on this TCP address too: with TLS and tokens, or on the loopback
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+
+    /// The certificate for it, with those that vouch for it, in PEM
+    #[arg(long, value_name = "FILE", requires_all = ["listen", "tls_key"])]
+    tls_cert: Option<PathBuf>,
+
+    /// The certificate's key, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// Who may ask over TCP: a file of lines NAME:TOKEN, that nobody else can read
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    token_file: Option<PathBuf>,
+
+    /// Write who asked what to this file instead of standard error: JSON, one request a line
+    #[arg(long, value_name = "FILE")]
+    audit_log: Option<PathBuf>,
+
+    /// Write down requests that only read, too
+    #[arg(long)]
+    audit_reads: bool,
+
+    /// Carry out the `FaultInjection` resources of a Kubernetes cluster in the pods of this node too
+    ///
+    /// The cluster is that of KUBECONFIG, of ~/.kube/config, or of the pod's service account; see docs/kubernetes.md.
+    #[arg(long, requires = "node", help_heading = "Kubernetes")]
+    kubernetes: bool,
+
+    /// The name of this node in the cluster
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", help_heading = "Kubernetes")]
+    node: Option<String>,
+
+    /// The namespace for the lease by which others see that the agent is there; by default that of the agent's pod
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", help_heading = "Kubernetes")]
+    lease_namespace: Option<String>,
+
+    /// End faults of the cluster when its API server was not reached for so long, 3s to 10m
+    #[arg(long, value_name = "T", default_value = "30s", help_heading = "Kubernetes")]
+    api_patience: Span,
+
+    /// Faults at once
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    max_faults: usize,
+
+    /// Connections at once
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    max_connections: usize,
+
+    /// Bytes of a request
+    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
+    max_body: usize,
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
+    let access = match &args.token_file {
+        Some(path) => Access::read(path)?,
+        None => Access::default(),
+    };
+    // Before there are other threads.
+    memory::share();
+    let owner = session::start()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(CHECKING)
+        .thread_keep_alive(IDLE)
+        .build()?;
+    let served = runtime.block_on(async {
+        // Before there are other threads, so that all of them leave signals to this one.
+        let mut signals = Signals::take().context("cannot take signals")?;
+        let socket = Socket::bind(&args.socket)?;
+        let tls = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
+        let tcp = match args.listen {
+            Some(address) => Some(Tcp::bind(address, tls, args.token_file.is_some()).await?),
+            None => None,
+        };
+        let audit = Audit::open(args.audit_log.as_deref(), args.audit_reads)
+            .context("cannot write the audit log")?;
+        let board = Arc::new(Board::default());
+        let log_level = if verbose { session::VERBOSE_LOG } else { 0 };
+        let keeper = Running::start(owner, board.clone(), args.max_faults, log_level)?;
+        let limits = Limits {
+            connections: args.max_connections,
+            body: args.max_body,
+            request: Duration::from_secs(30),
+        };
+        let (end, ending) = watch::channel(false);
+        let agent =
+            Agent::new(board.clone(), keeper.handle(), access, audit, limits, ending.clone());
+        let agent = Arc::new(agent);
+        say_where(&args.socket, tcp.as_ref(), args)?;
+        let router = routes::router(agent.clone());
+        let cluster = join_cluster(args, &agent).await?;
+        let server = tokio::spawn(server::serve(agent, router, socket, tcp, ending));
+        notify(&[NotifyState::Ready]);
+        wait(&mut signals, &board).await?;
+        notify(&[NotifyState::Stopping]);
+        // Faults first: those who watch are told of their end.
+        let farewell = match cluster {
+            Some(cluster) => Some(cluster.end().await),
+            None => None,
+        };
+        tokio::task::spawn_blocking(move || keeper.stop()).await.context("cannot end faults")?;
+        if let Some(farewell) = farewell {
+            farewell.await.context("cannot take leave of the Kubernetes API")?;
+        }
+        let _ = end.send(true);
+        server.await.context("cannot end connections")
+    });
+    // A check that waits for somebody is not waited for.
+    runtime.shutdown_background();
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Begins to carry out what a cluster asks for, if that is wanted.
+async fn join_cluster(args: &AgentArgs, agent: &Arc<Agent>) -> Result<Option<Kubernetes>> {
+    let Some(node) = args.node.clone().filter(|_| args.kubernetes) else { return Ok(None) };
+    let options = kubernetes::Options {
+        namespace: args.lease_namespace.clone(),
+        patience: args.api_patience.0,
+        node,
+    };
+    Ok(Some(Kubernetes::start(agent.clone(), options).await?))
+}
+
+fn say_where(socket: &Path, tcp: Option<&Tcp>, args: &AgentArgs) -> Result<()> {
+    println!("injector: the agent serves {}", socket.display());
+    if let Some(tcp) = tcp {
+        let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
+        println!("injector: the agent serves {scheme}://{}", tcp.address()?);
+        if args.token_file.is_none() {
+            eprintln!(
+                "injector: warning: every user of this host can fault it by that address; --token-file asks for tokens"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Tells systemd, if that started us.
+fn notify(states: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "cannot tell systemd");
+    }
+}
+
+/// Waits for the signal to end; tells the watchdog that all is well as long as it is.
+async fn wait(signals: &mut Signals, board: &Board) -> Result<()> {
+    let patience = sd_notify::watchdog_enabled();
+    let mut ticks = tokio::time::interval(patience.unwrap_or(HUNG) / 3);
+    loop {
+        tokio::select! {
+            arrived = signals.next() => {
+                let signal = arrived.context("cannot read signals")?.signal;
+                if !matches!(signal, Signal::SIGHUP | Signal::SIGUSR1 | Signal::SIGUSR2) {
+                    return Ok(());
+                }
+            }
+            _ = ticks.tick() => {
+                let is_well = Duration::from_nanos(board.silent_ns()) < HUNG;
+                if patience.is_some() && is_well {
+                    notify(&[NotifyState::Watchdog]);
+                }
+            }
+        }
+    }
+}

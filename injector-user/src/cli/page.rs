@@ -1,0 +1,106 @@
+//! `injector report`: a timeline as a page.
+
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::scenario::{
+    chart::Series,
+    page::page,
+    timeline::{Event, Line},
+};
+
+/// Draw the timeline of a scenario as one HTML page, which needs no network to be looked at
+#[derive(Args, Debug)]
+pub struct ReportArgs {
+    /// What `injector apply --timeline` wrote
+    file: PathBuf,
+
+    /// Where the page goes [default: the timeline's name, with .html]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Measurements of the system under test to be shown over the same time: CSV whose first column is the time, in
+    /// seconds since 1970 or as RFC 3339 has it, and whose first line names the other columns; repeatable
+    #[arg(long, value_name = "CSV")]
+    measured: Vec<PathBuf>,
+}
+
+/// Writes the page.
+pub fn run(args: &ReportArgs) -> Result<ExitCode> {
+    let text = fs::read_to_string(&args.file)
+        .with_context(|| format!("cannot read {}", args.file.display()))?;
+    let mut timeline: Vec<Line> = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        timeline.push(serde_json::from_str(line).with_context(|| {
+            format!("{}, line {number}, is not of a timeline", args.file.display())
+        })?);
+    }
+    let started = timeline.iter().find(|line| matches!(line.event, Event::Started { .. }));
+    let Some(started) = started else {
+        bail!("{} is not a timeline: nothing is started in it", args.file.display());
+    };
+    let start = seconds(&started.time).context("the time of the start is none")?;
+    let mut measured = Vec::new();
+    for path in &args.measured {
+        let text =
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        measured.extend(series(&text, start).with_context(|| format!("{}", path.display()))?);
+    }
+    let path = args.output.clone().unwrap_or_else(|| args.file.with_extension("html"));
+    fs::write(&path, page(&timeline, &measured))
+        .with_context(|| format!("cannot write to {}", path.display()))?;
+    println!("{}", path.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A time in seconds since 1970.
+fn seconds(text: &str) -> Option<f64> {
+    text.parse().ok().or_else(|| {
+        let time: jiff::Timestamp = text.parse().ok()?;
+        Some(time.as_nanosecond() as f64 / 1e9)
+    })
+}
+
+/// The columns of a CSV file, over the time since `start`.
+fn series(text: &str, start: f64) -> Result<Vec<Series>> {
+    let mut rows =
+        csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(text.as_bytes());
+    let names = rows.headers()?.iter().skip(1);
+    let mut series: Vec<Series> =
+        names.map(|name| Series { name: name.into(), points: Vec::new() }).collect();
+    for row in rows.records() {
+        let row = row?;
+        let mut cells = row.iter();
+        let line = row.position().map_or(0, csv::Position::line);
+        let time = cells.next().and_then(seconds);
+        let time = time.with_context(|| format!("line {line} does not begin with a time"))?;
+        for (series, cell) in series.iter_mut().zip(cells) {
+            // An empty cell is a gap.
+            if let Ok(value) = cell.parse() {
+                series.points.push((time - start, value));
+            }
+        }
+    }
+    Ok(series)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measurements_are_told_by_either_kind_of_time() {
+        let text = "time,\"ops, all\",ms\n1970-01-01T00:01:41Z,5,\n102.5, 6,0.5\n";
+        let series = series(text, 100.0).expect("valid");
+        assert_eq!(series[0].name, "ops, all");
+        assert_eq!(series[0].points, [(1.0, 5.0), (2.5, 6.0)]);
+        assert_eq!(
+            (series[1].name.as_str(), series[1].points.as_slice()),
+            ("ms", &[(2.5, 0.5)][..])
+        );
+        let wrong = super::series("time,x\n1,1\nsoon,1", 0.0).expect_err("no time");
+        assert_eq!(wrong.to_string(), "line 3 does not begin with a time");
+    }
+}

@@ -1,0 +1,280 @@
+//! `injector inject --agent`: the same, carried out by an agent.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration, time::Instant};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use injector_common::counter::SeenCounters;
+use tokio::time::MissedTickBehavior;
+
+use super::{
+    FAILED, NOTHING_MATCHED,
+    args::{FaultArgs, SessionArgs},
+    report::{Event, Reporter, RuleReport, Stream},
+    signals::Signals,
+};
+use crate::{
+    agent::{
+        api::{Fault, FaultRequest, Phase, Reason},
+        client::{Client, ClientError, Endpoint},
+    },
+    spec::{SpecError, file::FaultsSpec, target::TargetSpec, value::Span},
+};
+
+/// For how long the fault outlives this command.
+const LEASE: Duration = Duration::from_secs(10);
+
+/// How often the lease is renewed.
+const RENEWAL: Duration = Duration::from_secs(2);
+
+/// For how long an agent may be out of reach: after that, the lease is over.
+const PATIENCE: Duration = LEASE;
+
+/// Which agent, and how to be let in.
+#[derive(Args, Debug)]
+pub struct AgentOptions {
+    /// Have the agent do it that serves this socket, or this URL (http://HOST:PORT, https://HOST:PORT): the fault ends
+    /// with this command, and at the latest 10s after it
+    #[arg(long, value_name = "SOCKET|URL", help_heading = "Agent")]
+    pub agent: Option<String>,
+
+    /// The certificate of who vouches for an agent at an https URL
+    #[arg(long, value_name = "FILE", help_heading = "Agent", requires = "agent")]
+    pub agent_ca: Option<PathBuf>,
+
+    /// The file with the token for an agent at a URL
+    #[arg(long, value_name = "FILE", help_heading = "Agent", requires = "agent")]
+    pub agent_token: Option<PathBuf>,
+}
+
+impl AgentOptions {
+    /// What asks that agent.
+    pub fn client(&self, at: &str) -> Result<Client> {
+        let at: Endpoint = at.parse()?;
+        let token = match &self.agent_token {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read {}", path.display()))?;
+                let text = text.trim();
+                // A line of the agent's own file will do as well.
+                Some(text.split_once(':').map_or(text, |(_, token)| token).to_owned())
+            }
+            None => None,
+        };
+        Ok(Client::new(at, token, self.agent_ca.as_deref())?)
+    }
+}
+
+/// The request that stands for the options.
+pub fn request(
+    target: &TargetSpec,
+    faults: &FaultArgs,
+    session: &SessionArgs,
+    protect: Option<bool>,
+) -> Result<FaultRequest, SpecError> {
+    // What is wrong with it is better said by this command's words; and files are read by who names them.
+    let loaded = faults.load()?;
+    let checked = faults.check(loaded.as_ref())?;
+    target.check(false)?;
+    if checked.clock.is_some() {
+        target.check_for_clocks()?;
+    }
+    let FaultsSpec { seed, rules, clocks, processes } = loaded.unwrap_or_else(|| FaultsSpec {
+        seed: None,
+        rules: if checked.rules.is_empty() { Vec::new() } else { vec![faults.rule.clone()] },
+        clocks: faults.clock.clone(),
+        processes: faults.process.clone(),
+    });
+    let target = TargetSpec { protect: protect.or(target.protect), ..target.clone() };
+    Ok(FaultRequest {
+        name: None,
+        target,
+        seed: session.seed.or(seed),
+        rules,
+        clocks,
+        processes,
+        r#for: session.duration,
+        lease: Some(Span(LEASE)),
+    })
+}
+
+/// Has the agent fault, and keeps that up until the end.
+pub fn run(
+    mut client: Client,
+    request: &FaultRequest,
+    session: &SessionArgs,
+    title: &str,
+) -> Result<ExitCode> {
+    if !session.engines.is_empty() {
+        bail!("--engine: the agent chooses engines itself");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut signals = Signals::take().context("cannot take signals")?;
+        let reporter = Reporter::new(session, Stream::Stdout)?;
+        let fault = client.create(request).await?;
+        let mut remote =
+            Remote { client, name: fault.name.clone(), reporter, started: Instant::now() };
+        remote.say_started(&fault, title, session)?;
+        let ended = remote.watch(&mut signals).await;
+        match ended {
+            Ok(fault) => remote.finish(&fault, session.require_match),
+            Err(error) => {
+                // Should that fail as well, the lease ends it.
+                let _ = remote.client.delete(&remote.name).await;
+                Err(error)
+            }
+        }
+    })
+}
+
+struct Remote {
+    client: Client,
+    name: String,
+    reporter: Reporter,
+    started: Instant,
+}
+
+impl Remote {
+    fn say_started(&mut self, fault: &Fault, title: &str, session: &SessionArgs) -> Result<()> {
+        let target = format!("{title} by the agent, as {}", fault.name);
+        self.reporter.say(&Event::Started {
+            target: &target,
+            pid: std::process::id(),
+            seed: fault.seed,
+            for_ms: session.duration.map(|span| span.0.as_millis() as u64),
+            attached: fault.attached.clone(),
+            rules: fault.rules.iter().map(|rule| rule.name.as_str()).collect(),
+            resolved: &fault.resolved,
+            engine: None,
+            clock: None,
+            clock_engines: Vec::new(),
+            clocks: fault.clocks.clone(),
+            process: None,
+            startup_ms: self.started.elapsed().as_secs_f64() * 1e3,
+        })
+    }
+
+    /// Keeps the fault up; returns it as it ended.
+    async fn watch(&mut self, signals: &mut Signals) -> Result<Fault> {
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await;
+        let (mut renewed, mut heard) = (Instant::now(), Instant::now());
+        loop {
+            tokio::select! {
+                biased;
+                arrived = signals.next() => {
+                    use nix::sys::signal::Signal;
+                    let signal = arrived.context("cannot read signals")?.signal;
+                    if !matches!(signal, Signal::SIGUSR1 | Signal::SIGUSR2) {
+                        return Ok(self.client.delete(&self.name).await?);
+                    }
+                }
+                _ = ticks.tick() => {
+                    let is_due = renewed.elapsed() >= RENEWAL;
+                    let fault = if is_due {
+                        self.client.renew(&self.name).await
+                    } else {
+                        self.client.get(&self.name).await
+                    };
+                    let fault = match fault {
+                        // It has ended, or never was there for an agent that was started since.
+                        Err(error) if error.is_not_found() => self.client.get(&self.name).await,
+                        fault => fault,
+                    };
+                    match fault {
+                        Ok(fault) if fault.phase == Phase::Ended => return Ok(fault),
+                        Ok(fault) => {
+                            if is_due {
+                                renewed = Instant::now();
+                            }
+                            heard = Instant::now();
+                            self.say_progress(&fault)?;
+                        }
+                        Err(error @ ClientError::Refused(_)) => return Err(error.into()),
+                        Err(error) if heard.elapsed() > PATIENCE => return Err(error.into()),
+                        Err(error) => tracing::warn!(%error, "trying again"),
+                    }
+                }
+            }
+        }
+    }
+
+    fn say_progress(&mut self, fault: &Fault) -> Result<()> {
+        if !self.reporter.wants_progress() {
+            return Ok(());
+        }
+        self.reporter.say(&Event::Progress {
+            elapsed_ms: self.started.elapsed().as_millis() as u64,
+            total: fault.packets.clone(),
+            clocks: fault.clocks.clone(),
+            processes: fault.processes.clone(),
+        })
+    }
+
+    /// Says what was done, and gives the exit code.
+    fn finish(mut self, fault: &Fault, require_match: bool) -> Result<ExitCode> {
+        let packets = (!fault.rules.is_empty()).then_some(&fault.packets);
+        let missed =
+            self.reporter.warn_of_idle(packets, fault.clocks.as_ref(), fault.processes.as_ref())?;
+        let rules = fault.rules.iter().enumerate();
+        self.reporter.say(&Event::Summary {
+            elapsed_ms: self.started.elapsed().as_millis() as u64,
+            seed: fault.seed,
+            rules: rules
+                .map(|(number, rule)| RuleReport::new(number, &rule.name, rule.packets.clone()))
+                .collect(),
+            total: fault.packets.clone(),
+            seen: SeenCounters::default().into(),
+            held: None,
+            clocks: fault.clocks.clone(),
+            processes: fault.processes.clone(),
+        })?;
+        match fault.reason {
+            Some(Reason::Deleted | Reason::Expired) | None => {}
+            Some(reason) => {
+                let error = fault.error.as_deref().map(|error| format!(": {error}"));
+                eprintln!("injector: the fault ended early: {reason}{}", error.unwrap_or_default());
+                return Ok(ExitCode::from(FAILED));
+            }
+        }
+        let missed = require_match && missed;
+        Ok(if missed { ExitCode::from(NOTHING_MATCHED) } else { ExitCode::SUCCESS })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, os::fd::AsRawFd as _};
+
+    use super::*;
+    use crate::{
+        cli::args::Output,
+        spec::{clock::ClockSpec, process::ProcessSpec, rule::RuleSpec},
+    };
+
+    #[test]
+    fn rules_may_come_from_what_can_be_read_once() {
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        writer.write_all(b"seed: 7\nrules: [{loss: 1%}, {loss: 2%}]\n").expect("room in the pipe");
+        drop(writer);
+        let faults = FaultArgs {
+            rules: Some(format!("/proc/self/fd/{}", reader.as_raw_fd()).into()),
+            rule: RuleSpec::default(),
+            clock: ClockSpec::default(),
+            process: ProcessSpec::default(),
+        };
+        let session = SessionArgs {
+            duration: None,
+            seed: None,
+            engines: Vec::new(),
+            require_match: false,
+            output: Output::default(),
+            output_file: None,
+        };
+        let target = TargetSpec { host: true, ..TargetSpec::default() };
+        let request = request(&target, &faults, &session, None).expect("a request");
+        assert_eq!((request.seed, request.rules.len()), (Some(7), 2));
+    }
+}

@@ -1,0 +1,110 @@
+//! Packet faults of several owners at one target: their rules come and go, and what each owner's did is kept.
+
+use std::collections::BTreeMap;
+
+use super::{Network, NetworkError, counts::Counts};
+use crate::spec::rule::Rule;
+
+/// The packet faults of a target, if it has any, with the owner of each rule.
+#[derive(Debug)]
+pub struct Shared<K> {
+    network: Option<Network>,
+    /// The owners of the active rules, in order.
+    owners: Vec<K>,
+    /// Those of the rules that are ready.
+    next: Vec<K>,
+    /// What the rules of each owner did before the active ones came.
+    done: BTreeMap<K, Counts>,
+}
+
+impl<K: Copy + Ord> Shared<K> {
+    /// Of a network in which no rule is active.
+    #[must_use]
+    pub const fn new(network: Option<Network>) -> Self {
+        Self { network, owners: Vec::new(), next: Vec::new(), done: BTreeMap::new() }
+    }
+
+    /// The network.
+    #[must_use]
+    pub const fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
+    }
+
+    /// The network.
+    pub const fn network_mut(&mut self) -> Option<&mut Network> {
+        self.network.as_mut()
+    }
+
+    /// Gets other rules ready, see [`Network::prepare`].
+    pub fn prepare(&mut self, owned: Vec<(K, Rule)>, seed: u64) -> Result<(), NetworkError> {
+        let (owners, rules): (Vec<K>, Vec<Rule>) = owned.into_iter().unzip();
+        if let Some(network) = &mut self.network {
+            network.prepare(&rules, seed)?;
+        }
+        self.next = owners;
+        Ok(())
+    }
+
+    /// Has those of them go on where they are whose owners have rules that act; to be called before [`Self::commit`].
+    /// Each owner may have but one rule.
+    pub fn carry(&mut self) -> Result<(), NetworkError> {
+        let old: BTreeMap<K, u32> = self.owners.iter().copied().zip(0..).collect();
+        let new = self.next.iter().zip(0..);
+        let pairs: Vec<(u32, u32)> =
+            new.filter_map(|(owner, new)| Some((*old.get(owner)?, new))).collect();
+        match &mut self.network {
+            Some(network) if !pairs.is_empty() => network.carry(&pairs),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has them act, see [`Network::commit`].
+    pub fn commit(&mut self) -> Result<(), NetworkError> {
+        self.network.as_mut().map_or(Ok(()), Network::commit)
+    }
+
+    /// Tells what the rules before did since they came. To be called once after [`Self::commit`], when
+    /// [`crate::kernel::clock::wait_for_readers`] has made their counters final. Of the owners `known` it is said even
+    /// if they had no rule.
+    pub fn settle(
+        &mut self,
+        known: impl IntoIterator<Item = K>,
+    ) -> Result<BTreeMap<K, Counts>, NetworkError> {
+        let counts = match &mut self.network {
+            Some(network) => network.replaced_counts()?,
+            None => Vec::new(),
+        };
+        let mut replaced: BTreeMap<K, Counts> =
+            known.into_iter().map(|owner| (owner, Counts::default())).collect();
+        for (&owner, counts) in self.owners.iter().zip(&counts) {
+            *replaced.entry(owner).or_default() += counts;
+        }
+        for (&owner, counts) in &replaced {
+            *self.done.entry(owner).or_default() += counts;
+        }
+        self.owners = std::mem::take(&mut self.next);
+        Ok(replaced)
+    }
+
+    /// What rules did that are no longer active, from the start.
+    #[must_use]
+    pub const fn done(&self) -> &BTreeMap<K, Counts> {
+        &self.done
+    }
+
+    /// What the rules of each owner did, from the start.
+    pub fn counts(&mut self) -> Result<BTreeMap<K, Counts>, NetworkError> {
+        let mut counts = self.done.clone();
+        if let Some(network) = &mut self.network {
+            for (&owner, active) in self.owners.iter().zip(&network.counts()?) {
+                *counts.entry(owner).or_default() += active;
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Forgets what the rules of some owners did.
+    pub fn forget(&mut self, is_gone: impl Fn(&K) -> bool) {
+        self.done.retain(|owner, _| !is_gone(owner));
+    }
+}

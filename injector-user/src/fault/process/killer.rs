@@ -1,0 +1,178 @@
+//! Signals: at a time, by userspace, or at a call, by the eBPF side.
+
+use std::{collections::HashSet, time::Instant};
+
+use injector_common::process::CallCounters;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{ProcessFaultError, scope::Scope};
+use crate::{
+    kernel::{KernelError, calls::CallWatch},
+    spec::process::{Kill, Syscall, When},
+};
+
+/// How often to look for processes that were made while others were killed.
+const ROUNDS: u32 = 8;
+
+/// What became of a kind of signal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KillStatistics {
+    /// As it was written.
+    pub name: String,
+    /// Signals that were sent.
+    pub sent: u64,
+    /// Signals that could not be sent.
+    pub failed: u64,
+    /// Calls that were seen, if it waits for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calls: Option<u64>,
+}
+
+/// Signals of one kind.
+#[derive(Debug)]
+struct Kind {
+    kill: Kill,
+    /// When it is to be sent next, by us.
+    next: Option<Instant>,
+    /// What sends it at a call.
+    watch: Option<CallWatch>,
+    /// What the watches before that one had seen.
+    before: CallCounters,
+    statistics: KillStatistics,
+}
+
+/// Sends signals.
+#[derive(Debug)]
+pub struct Killer {
+    scope: Scope,
+    kinds: Vec<Kind>,
+    ends_ns: u64,
+}
+
+impl Killer {
+    /// Nothing is sent yet by time, which counts from now; at calls from now on, up to `ends_ns` of
+    /// `CLOCK_MONOTONIC`.
+    pub fn install(scope: &Scope, kills: &[Kill], ends_ns: u64) -> Result<Self, ProcessFaultError> {
+        let now = Instant::now();
+        let install = |&kill: &Kill| {
+            let (next, watch) = match kill.when {
+                When::Timed { at, .. } => (Some(now + at.0), None),
+                When::Call { syscall, count } => {
+                    (None, Some(watch(scope, kill, syscall, count, ends_ns)?))
+                }
+            };
+            let calls = watch.is_some().then_some(0);
+            let statistics = KillStatistics { name: kill.to_string(), sent: 0, failed: 0, calls };
+            Ok(Kind { kill, next, watch, before: CallCounters::default(), statistics })
+        };
+        let kinds = kills.iter().map(install).collect::<Result<_, KernelError>>()?;
+        Ok(Self { scope: scope.clone(), kinds, ends_ns })
+    }
+
+    /// Sends them to another target from now on. Calls are counted on; what waited for one and has sent its signal is
+    /// done.
+    pub fn retarget(&mut self, scope: &Scope) -> Result<(), KernelError> {
+        self.scope = scope.clone();
+        for kind in &mut self.kinds {
+            let (Some(counted), When::Call { syscall, count }) = (kind.count()?, kind.kill.when)
+            else {
+                continue;
+            };
+            // If the next one cannot be, this one stays, and it is tried again the next time.
+            kind.watch = match count.saturating_sub(counted.calls) {
+                0 => None,
+                left => Some(watch(scope, kind.kill, syscall, left, self.ends_ns)?),
+            };
+            kind.before = counted;
+        }
+        Ok(())
+    }
+
+    /// When there is something to do.
+    pub fn due(&self) -> Option<Instant> {
+        self.kinds.iter().filter_map(|kind| kind.next).min()
+    }
+
+    /// Does what is due.
+    pub fn step(&mut self, now: Instant) {
+        for kind in &mut self.kinds {
+            let Some(next) = kind.next.filter(|&next| now >= next) else { continue };
+            kind.next = match kind.kill.when {
+                // One that was missed is not made up for.
+                When::Timed { every: Some(every), .. } => Some((next + every.0).max(now)),
+                _ => None,
+            };
+            send(&self.scope, kind);
+        }
+    }
+
+    /// What became of them so far.
+    pub fn statistics(&mut self) -> Result<Vec<KillStatistics>, KernelError> {
+        for kind in &mut self.kinds {
+            kind.count()?;
+        }
+        Ok(self.kinds.iter().map(|kind| kind.statistics.clone()).collect())
+    }
+
+    /// Sends none any more.
+    pub fn end(&mut self) -> Result<(), KernelError> {
+        self.statistics()?;
+        for kind in &mut self.kinds {
+            kind.next = None;
+            kind.watch = None;
+        }
+        Ok(())
+    }
+}
+
+impl Kind {
+    /// Reads what the eBPF side counted, if that sends it.
+    fn count(&mut self) -> Result<Option<CallCounters>, KernelError> {
+        let Some(watch) = &self.watch else { return Ok(None) };
+        let mut counters = watch.counters()?;
+        counters += self.before;
+        self.statistics.sent = counters.sent;
+        self.statistics.failed = counters.failed;
+        self.statistics.calls = Some(counters.calls);
+        Ok(Some(counters))
+    }
+}
+
+/// What sends a signal at the `count`-th call from now on.
+fn watch(
+    scope: &Scope,
+    kill: Kill,
+    syscall: Syscall,
+    count: u64,
+    ends_ns: u64,
+) -> Result<CallWatch, KernelError> {
+    let (number, signal) = (syscall.number(), kill.signal.0.cast_unsigned());
+    CallWatch::start(&scope.cgroup, scope.pid(), number, count, signal, ends_ns)
+}
+
+/// Sends it to all processes that are there.
+fn send(scope: &Scope, kind: &mut Kind) {
+    let signal = kind.kill.signal.0;
+    let mut seen = HashSet::new();
+    // Only of what is killed nothing may be left; of what takes another signal the children need not have it.
+    let rounds = if signal == libc::SIGKILL { ROUNDS } else { 1 };
+    for _ in 0..rounds {
+        let mut handles = scope.processes();
+        handles.retain(|handle| seen.insert((handle.pid, handle.started)));
+        if handles.is_empty() {
+            return;
+        }
+        for handle in handles {
+            match handle.signal(signal) {
+                Ok(()) => kind.statistics.sent += 1,
+                // It ended by itself.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                Err(error) => {
+                    tracing::debug!(pid = handle.pid, %error, "cannot send a signal");
+                    kind.statistics.failed += 1;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What this kernel can do to processes, for `injector doctor`. Nothing is stopped, sent or limited.
+
+use std::path::Path;
+
+use super::{failer, limit};
+use crate::{
+    kernel::{
+        calls::CallWatch,
+        hook::Engine,
+        layout,
+        probe::{Finding, Verdict},
+    },
+    spec::errno::HOOKS,
+    target::cgroup::{Cgroup, FREEZE, Hierarchy},
+};
+
+/// Process faults, by their options.
+pub const FAULTS: [&str; 5] = ["pause", "kill", "errno", "cpu", "io"];
+
+/// Tries what faults processes.
+#[must_use]
+pub fn findings() -> Vec<Finding> {
+    // No processor that this kernel knows has so many calls, so none is ever counted.
+    const NO_CALL: u32 = u32::MAX;
+
+    let nowhere = Cgroup { path: "/".into(), id: 0, level: 0 };
+    let watch = CallWatch::start(&nowhere, None, NO_CALL, 1, 0, 0);
+    let signals = "signals that injector sends itself, and SIGSTOP where there is no freezer";
+    let mut findings = vec![
+        Finding {
+            subject: "signals",
+            faults: &["pause", "kill"],
+            serves: signals,
+            verdict: Verdict::Ok,
+        },
+        Finding {
+            subject: "sys_enter",
+            faults: &["kill"],
+            serves: "--kill after=N:SYSCALL",
+            verdict: Verdict::of(watch, "Linux 5.12 or later with CONFIG_FTRACE_SYSCALLS"),
+        },
+    ];
+    findings.extend(failures());
+    // If there is none, that is said already, of the hierarchy itself.
+    if let Ok(hierarchy) = Hierarchy::find() {
+        findings.extend(controllers(hierarchy.mount()));
+    }
+    findings
+}
+
+/// How system calls can fail, and which, by the hooks that they pass.
+fn failures() -> Vec<Finding> {
+    /// One that few calls pass. What is to be found out is whether programs may be at hooks; BTF tells of the others.
+    const TRIED: &str = "file_lock";
+
+    let [lsm, fmod_ret] = [Engine::Lsm, Engine::FmodRet].map(|engine| failer::check(engine, TRIED));
+    let engine =
+        if lsm.is_ok() { Some(Engine::Lsm) } else { fmod_ret.is_ok().then_some(Engine::FmodRet) };
+    let serves = "--errno, at the kernel's security hooks";
+    let remedy = "a kernel with CONFIG_DEBUG_INFO_BTF, CONFIG_BPF_JIT and CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS, and \
+                  with bpf among the security modules (lsm=) for the lsm engine";
+    let finding = |subject, verdict| Finding { subject, faults: &["errno"], serves, verdict };
+    let mut findings = vec![
+        finding("engine lsm", Verdict::of(lsm, remedy)),
+        finding("engine fmod-ret", Verdict::of(fmod_ret, remedy)),
+    ];
+    // Without an engine, the hooks are of no use.
+    let Some(engine) = engine else { return findings };
+    let names: Vec<_> = HOOKS.iter().map(|hook| engine.function(hook.name)).collect();
+    let known = layout::functions(&names).unwrap_or_default();
+    findings.extend(HOOKS.iter().zip(known).map(|(hook, known)| Finding {
+        subject: hook.name,
+        faults: &[],
+        serves: hook.calls,
+        verdict: match known {
+            Some(_) => Verdict::Ok,
+            None => Verdict::Unavailable {
+                reason: format!("this kernel has no {}", engine.function(hook.name)),
+                remedy: "a kernel with CONFIG_SECURITY_NETWORK and CONFIG_SECURITY_PATH",
+            },
+        },
+    }));
+    findings
+}
+
+fn controllers(mount: &Path) -> [Finding; 3] {
+    // The root has no freezer, and all below it have one, if there are any.
+    let has_freezer = std::fs::read_dir(mount).is_ok_and(|entries| {
+        let mut below = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+        below.all(|cgroup| cgroup.join(FREEZE).exists())
+    });
+    let freezer = if has_freezer {
+        Verdict::Ok
+    } else {
+        Verdict::Unavailable {
+            reason: format!("no cgroup has {FREEZE}"),
+            remedy: "Linux 5.2 or later; processes are stopped by SIGSTOP meanwhile",
+        }
+    };
+    let remedy = "a kernel booted with cgroup v2 alone";
+    [
+        Finding {
+            subject: "cgroup.freeze",
+            faults: &["pause"],
+            serves: "a whole cgroup stopped at once, unseen by its processes",
+            verdict: freezer,
+        },
+        Finding {
+            subject: "cpu.max",
+            faults: &["cpu"],
+            serves: "--cpu",
+            verdict: Verdict::of(limit::check_controller(mount, "cpu"), remedy),
+        },
+        Finding {
+            subject: "io.max",
+            faults: &["io"],
+            serves: "--io",
+            verdict: Verdict::of(limit::check_controller(mount, "io"), remedy),
+        },
+    ]
+}

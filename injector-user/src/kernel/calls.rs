@@ -1,0 +1,74 @@
+//! Sends a signal to the process that makes the N-th call of a system call: the `injector-calls` object.
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, MapData},
+};
+use injector_common::process::CallCounters;
+
+use super::{KernelError, ebpf, process::check_namespace};
+use crate::target::cgroup::Cgroup;
+
+/// The object, as the build script made it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector-calls"));
+
+/// The program.
+const PROGRAM: &str = "call_enter";
+
+/// The tracepoint at which every system call begins.
+const TRACEPOINT: &str = "sys_enter";
+
+/// Where `struct pt_regs` has the code segment (arch/x86/include/asm/ptrace.h), by which 32-bit programs are told.
+pub const SEGMENT_AT: u64 = if cfg!(target_arch = "x86_64") { 17 * 8 } else { 0 };
+
+/// Counts the calls, and waits for the one that is meant. Goes when this is dropped, or the process dies.
+pub struct CallWatch {
+    counters: Array<MapData, CallCounters>,
+    // Owns the program and its link.
+    _ebpf: Ebpf,
+}
+
+impl CallWatch {
+    /// Waits for the `count`-th call of the system call number `syscall` by the processes of the cgroup, or by the
+    /// one process `pid` of it.
+    pub fn start(
+        cgroup: &Cgroup,
+        pid: Option<i32>,
+        syscall: u32,
+        count: u64,
+        signal: u32,
+        ends_ns: u64,
+    ) -> Result<Self, KernelError> {
+        if pid.is_some() {
+            check_namespace()?;
+        }
+        let process = pid.unwrap_or_default().cast_unsigned();
+        let mut ebpf = EbpfLoader::new()
+            // Nothing in the object is relocated by the kernel's types; reading them takes long.
+            .btf(None)
+            .override_global("CGROUP_ID", &cgroup.id, true)
+            .override_global("CGROUP_LEVEL", &cgroup.level, true)
+            .override_global("PROCESS", &process, true)
+            .override_global("SYSCALL", &u64::from(syscall), true)
+            .override_global("COUNT", &count, true)
+            .override_global("SIGNAL", &signal, true)
+            .override_global("ENDS_NS", &ends_ns, true)
+            .override_global("SEGMENT_AT", &SEGMENT_AT, true)
+            .load(OBJECT)
+            .map_err(|error| KernelError::Load(error.into()))?;
+        let counters = ebpf::take_map(&mut ebpf, "CALLS")?;
+        ebpf::attach_raw_tracepoint(&mut ebpf, PROGRAM, TRACEPOINT)?;
+        Ok(Self { counters, _ebpf: ebpf })
+    }
+
+    /// What was seen and sent so far.
+    pub fn counters(&self) -> Result<CallCounters, KernelError> {
+        self.counters.get(&0, 0).map_err(|source| ebpf::map_error("CALLS", source))
+    }
+}
+
+impl std::fmt::Debug for CallWatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("CallWatch").finish_non_exhaustive()
+    }
+}

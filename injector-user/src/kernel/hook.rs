@@ -1,0 +1,265 @@
+//! Programs at the kernel's security hooks, whose result becomes that of the hook.
+//!
+//! There are two types of them: those of the BPF LSM, where that is one of the active security modules, and those that
+//! replace what a function returns (`fmod_ret`), which the kernel allows for all functions `security_*`
+//! (`check_attach_modify_return`, kernel/bpf/verifier.c). aya 0.14 knows the first alone, and one program for one hook; here
+//! it is left to make the maps, and the program is loaded as whatever is wanted.
+
+use std::{
+    collections::HashSet,
+    ffi::c_long,
+    fmt::{self, Display, Formatter},
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+};
+
+use aya::{Ebpf, EbpfError, maps::Map};
+use aya_obj::generated::{
+    bpf_attach_type::{BPF_LSM_MAC, BPF_MODIFY_RETURN},
+    bpf_attr, bpf_cmd, bpf_insn, bpf_prog_info,
+    bpf_prog_type::{BPF_PROG_TYPE_LSM, BPF_PROG_TYPE_TRACING},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{KernelError, ebpf, layout::LayoutError};
+
+/// The active security modules.
+const MODULES: &str = "/sys/kernel/security/lsm";
+
+/// How a program comes to a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// By the BPF LSM.
+    Lsm,
+    /// By replacing what the hook's function returns.
+    FmodRet,
+}
+
+/// Why a program cannot be at a hook.
+#[derive(Debug, Error)]
+pub enum HookError {
+    /// The BPF LSM is not active, as far as can be told.
+    #[error(
+        "the BPF LSM is not active: {MODULES} does not list bpf (lsm=…,bpf on the kernel's command line adds it)"
+    )]
+    Inactive,
+    /// There is no such hook.
+    #[error("this kernel has no function {0} to attach to")]
+    Missing(String),
+    /// The kernel's types are not known.
+    #[error("cannot tell where this kernel has its security hooks")]
+    Layout(#[from] LayoutError),
+    /// Programs may not be at hooks at all.
+    #[error(
+        "this kernel refuses eBPF programs at its security hooks ({hook}); it takes one with CONFIG_BPF_JIT, \
+         CONFIG_DEBUG_INFO_BTF and CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS that allows them"
+    )]
+    Refused {
+        /// At which.
+        hook: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel refused something else.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl Display for Engine {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lsm => "lsm",
+            Self::FmodRet => "fmod-ret",
+        })
+    }
+}
+
+impl Engine {
+    /// The better one that this kernel has. Programs of the BPF LSM miss no call; the others are left out on a processor
+    /// while a thread is preempted in the midst of one (`__bpf_prog_enter_recur`, kernel/bpf/trampoline.c).
+    #[must_use]
+    pub fn best() -> Self {
+        if Self::Lsm.check().is_ok() { Self::Lsm } else { Self::FmodRet }
+    }
+
+    /// Whether programs of this type are ever called. The kernel takes those of the BPF LSM also where that is not active.
+    pub fn check(self) -> Result<(), HookError> {
+        let modules = || fs::read_to_string(MODULES).unwrap_or_default();
+        if self == Self::Lsm && !modules().trim().split(',').any(|module| module == "bpf") {
+            return Err(HookError::Inactive);
+        }
+        Ok(())
+    }
+
+    /// The kernel's function for a hook.
+    #[must_use]
+    pub fn function(self, hook: &str) -> String {
+        match self {
+            Self::Lsm => format!("bpf_lsm_{hook}"),
+            Self::FmodRet => format!("security_{hook}"),
+        }
+    }
+
+    const fn types(self) -> (u32, u32) {
+        match self {
+            Self::Lsm => (BPF_PROG_TYPE_LSM as u32, BPF_LSM_MAC as u32),
+            Self::FmodRet => (BPF_PROG_TYPE_TRACING as u32, BPF_MODIFY_RETURN as u32),
+        }
+    }
+}
+
+/// A program at a hook. It goes with this, or with the process.
+#[derive(Debug)]
+pub struct Hooked {
+    // Closed first.
+    _link: OwnedFd,
+    program: OwnedFd,
+}
+
+impl Hooked {
+    /// Attaches a program of an object, the maps of which are in `ebpf`, to a hook, the function of which has this number
+    /// in BTF.
+    pub fn attach(
+        object: &[u8],
+        ebpf: &Ebpf,
+        program: &'static str,
+        engine: Engine,
+        hook: &str,
+        number: u32,
+    ) -> Result<Self, HookError> {
+        let function = engine.function(hook);
+        let instructions = instructions(object, ebpf, program)?;
+        let program = load(&instructions, program, engine, number)
+            .map_err(|(source, log)| refused(function.clone(), program, source, &log))?;
+        let link =
+            open_link(&program).map_err(|source| HookError::Refused { hook: function, source })?;
+        Ok(Self { _link: link, program })
+    }
+
+    /// How often the kernel left the program out as another thread was in the midst of it on the same processor.
+    pub fn missed(&self) -> io::Result<u64> {
+        // SAFETY: zeroes are valid for the structure, which is of integers.
+        let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+        let mut attributes = attributes();
+        attributes.info.bpf_fd = self.program.as_raw_fd().cast_unsigned();
+        attributes.info.info_len = size_of_val(&info) as u32;
+        attributes.info.info = (&raw mut info) as u64;
+        // SAFETY: the structure is as long as is said, and lives during the call.
+        unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+        Ok(info.recursion_misses)
+    }
+}
+
+fn refused(hook: String, program: &str, source: io::Error, log: &str) -> HookError {
+    match source.raw_os_error() {
+        // The verifier's own, which has a reason.
+        Some(libc::EACCES | libc::EINVAL) if !log.is_empty() => {
+            ebpf::refused(program, log, source).into()
+        }
+        _ => HookError::Refused { hook, source },
+    }
+}
+
+/// The instructions of a program, with the maps that aya has made.
+fn instructions(
+    object: &[u8],
+    ebpf: &Ebpf,
+    program: &'static str,
+) -> Result<Vec<bpf_insn>, KernelError> {
+    let failed = |error: EbpfError| KernelError::Load(error.into());
+    let mut object = aya_obj::Object::parse(object).map_err(|error| failed(error.into()))?;
+    let maps = std::mem::take(&mut object.maps);
+    let maps: Vec<(&str, RawFd, &aya_obj::Map)> = maps
+        .iter()
+        .map(|(name, map)| match ebpf.map(name) {
+            Some(Map::Array(data)) => Ok((name.as_str(), data.fd().as_fd().as_raw_fd(), map)),
+            _ => Err(KernelError::Missing("map")),
+        })
+        .collect::<Result<_, _>>()?;
+    let sections: HashSet<usize> = object.functions.keys().map(|&(section, _)| section).collect();
+    object
+        .relocate_maps(maps.into_iter(), &sections)
+        .and_then(|()| object.relocate_calls(&sections))
+        .map_err(|error| failed(error.into()))?;
+    let found = object.programs.get(program).map(aya_obj::Program::function_key);
+    let function = found.and_then(|key| object.functions.remove(&key));
+    function.map(|function| function.instructions).ok_or(KernelError::Missing(program))
+}
+
+/// Loads a program; an error comes with what the verifier said.
+fn load(
+    instructions: &[bpf_insn],
+    name: &str,
+    engine: Engine,
+    function: u32,
+) -> Result<OwnedFd, (io::Error, String)> {
+    let try_load = |log: &mut [u8]| {
+        let mut attributes = attributes();
+        // SAFETY: all of it is zeroes, which are valid.
+        let program = unsafe { &mut attributes.__bindgen_anon_3 };
+        (program.prog_type, program.expected_attach_type) = engine.types();
+        program.insns = instructions.as_ptr() as u64;
+        program.insn_cnt = instructions.len() as u32;
+        program.license = c"GPL".as_ptr() as u64;
+        program.attach_btf_id = function;
+        // The last byte stays 0.
+        let room = program.prog_name.len() - 1;
+        program.prog_name[..room]
+            .iter_mut()
+            .zip(name.bytes())
+            .for_each(|(to, byte)| *to = byte.cast_signed());
+        if !log.is_empty() {
+            program.log_level = 1;
+            program.log_size = log.len() as u32;
+            program.log_buf = log.as_mut_ptr() as u64;
+        }
+        // SAFETY: what the attributes point to lives during the call, and is as long as they say.
+        unsafe { new_descriptor(bpf_cmd::BPF_PROG_LOAD, &mut attributes) }
+    };
+    try_load(&mut []).map_err(|error| {
+        let mut log = vec![0; 1 << 20];
+        // Fails again, with words. If they do not fit, it says so, and the words are there.
+        let error = try_load(&mut log).err().unwrap_or(error);
+        let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
+        (error, String::from_utf8_lossy(&log[..end]).into_owned())
+    })
+}
+
+fn open_link(program: &OwnedFd) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    attributes.raw_tracepoint.prog_fd = program.as_raw_fd().cast_unsigned();
+    // SAFETY: nothing is pointed to.
+    unsafe { new_descriptor(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attributes) }
+}
+
+fn attributes() -> bpf_attr {
+    // SAFETY: zeroes are valid for each of its structures, which are of integers.
+    unsafe { std::mem::zeroed() }
+}
+
+/// A call of bpf(2) that returns a new file descriptor.
+///
+/// # Safety
+///
+/// As for [`bpf`]; and it must be one of those calls.
+unsafe fn new_descriptor(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<OwnedFd> {
+    // SAFETY: as for this function; the descriptor is new.
+    unsafe { bpf(command, attributes).map(|fd| OwnedFd::from_raw_fd(fd as RawFd)) }
+}
+
+/// Calls bpf(2).
+///
+/// # Safety
+///
+/// Whatever the attributes point to must be there, and may be written as the call does.
+unsafe fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<c_long> {
+    let attributes: *mut bpf_attr = attributes;
+    // SAFETY: as for this function.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command as c_long, attributes, size_of::<bpf_attr>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

@@ -1,0 +1,7 @@
+//! Scenarios: a plan carried out on targets, and what is written down of it.
+
+pub mod chart;
+pub mod page;
+pub mod stage;
+pub mod tally;
+pub mod timeline;

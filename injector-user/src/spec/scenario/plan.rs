@@ -1,0 +1,658 @@
+//! From a scenario to what is active when: a pure function of the file and the seed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::Path,
+    time::Duration,
+};
+
+use super::{
+    Choice, FaultRef, PartitionSpec, Ramp, Scenario, ScenarioError, Step, StepError,
+    partition::{self, Shape},
+    ramp,
+    random::Random,
+};
+use crate::spec::{
+    Faults,
+    distribution::Files,
+    fault::Odds,
+    file::FaultsSpec,
+    process::ProcessFaults,
+    rule::{Direction, Loss, Matching, Rule},
+    value::{Percent, Remote, Span},
+};
+
+/// The most changes that a timeline may have.
+pub const MAX_CHANGES: usize = 1_000_000;
+
+/// What happens, and when.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The targets' names.
+    pub targets: Vec<String>,
+    /// Everything that is active at some time.
+    pub parts: Vec<Part>,
+    /// In the order of their times, of which no two are the same. After the last one nothing is active, if the
+    /// scenario ends.
+    pub changes: Vec<Change>,
+    /// When the scenario ends; not by itself if absent.
+    pub length: Option<Duration>,
+}
+
+/// Something that can be active at targets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// What the output calls it.
+    pub name: String,
+    /// The step that it is of, from 1.
+    pub step: usize,
+    /// What it does.
+    pub what: What,
+}
+
+/// What is done to a target.
+#[derive(Clone, Debug, PartialEq)]
+pub enum What {
+    /// Faults.
+    Faults(Box<Faults>),
+    /// Nothing passes between certain nodes.
+    Partition(Vec<Cut>),
+}
+
+/// A pair of nodes of which the first is not heard by the second, and where that is seen to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The target that loses packets.
+    pub at: usize,
+    /// Those that it sends, or that it receives.
+    pub direction: Direction,
+    /// To or from whom.
+    pub peer: Node,
+}
+
+/// A node of a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// A target, by its number.
+    Target(usize),
+    /// Somebody else.
+    Remote(Remote),
+}
+
+/// What is active from a time on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// From the start of the scenario.
+    pub at: Duration,
+    /// Targets for which it changes, and the parts that are active there.
+    pub sets: Vec<(usize, Vec<usize>)>,
+}
+
+impl Plan {
+    /// The rules of the parts that are active at a target, with the part that each is of. `addresses` are those of
+    /// all targets.
+    #[must_use]
+    pub fn rules(
+        &self,
+        target: usize,
+        parts: &[usize],
+        addresses: &[Vec<Remote>],
+    ) -> Vec<(usize, Rule)> {
+        let (mut cuts, mut others) = (Vec::new(), Vec::new());
+        for &number in parts {
+            let part = &self.parts[number];
+            match &part.what {
+                What::Faults(faults) => {
+                    for rule in &faults.rules {
+                        let name = format!("{}: {}", part.name, rule.name);
+                        let name = if part.name == rule.name { rule.name.clone() } else { name };
+                        others.push((number, Rule { name, ..rule.clone() }));
+                    }
+                }
+                What::Partition(all) => {
+                    let here = all.iter().filter(|cut| cut.at == target);
+                    let mut ways: BTreeMap<bool, Vec<Remote>> = BTreeMap::new();
+                    for cut in here {
+                        let remotes = ways.entry(cut.direction == Direction::Ingress).or_default();
+                        match &cut.peer {
+                            Node::Target(peer) => remotes.extend(addresses[*peer].iter().cloned()),
+                            Node::Remote(remote) => remotes.push(remote.clone()),
+                        }
+                    }
+                    for (is_ingress, remotes) in ways {
+                        cuts.push((number, cut_off(&part.name, is_ingress, remotes)));
+                    }
+                }
+            }
+        }
+        cuts.append(&mut others);
+        cuts
+    }
+
+    /// The part that is the clock fault, if there is one.
+    #[must_use]
+    pub fn clock(&self, parts: &[usize]) -> Option<usize> {
+        let has_clock = |faults: &Faults| faults.clock.is_some();
+        parts.iter().copied().find(|&part| self.parts[part].faults().is_some_and(has_clock))
+    }
+
+    /// The process faults among these parts, with the part that each is of.
+    pub fn processes(&self, parts: &[usize]) -> impl Iterator<Item = (usize, &ProcessFaults)> {
+        parts.iter().filter_map(|&part| Some((part, self.parts[part].processes()?)))
+    }
+
+    /// Whether the clocks of a target ever go wrong.
+    #[must_use]
+    pub fn ever_has_clock(&self, target: usize) -> bool {
+        self.sets(target).any(|parts| self.clock(parts).is_some())
+    }
+
+    /// All sets of parts that are active at a target at some time.
+    pub fn sets(&self, target: usize) -> impl Iterator<Item = &[usize]> {
+        let sets = self.changes.iter().flat_map(|change| &change.sets);
+        sets.filter(move |(at, _)| *at == target).map(|(_, parts)| parts.as_slice())
+    }
+
+    /// The targets whose addresses must be known.
+    #[must_use]
+    pub fn peers(&self) -> BTreeSet<usize> {
+        let cuts = self.parts.iter().flat_map(|part| match &part.what {
+            What::Partition(cuts) => cuts.as_slice(),
+            What::Faults(_) => &[],
+        });
+        cuts.filter_map(|cut| match cut.peer {
+            Node::Target(target) => Some(target),
+            Node::Remote(_) => None,
+        })
+        .collect()
+    }
+}
+
+impl Part {
+    /// The faults, if it is not a partition.
+    #[must_use]
+    pub const fn faults(&self) -> Option<&Faults> {
+        match &self.what {
+            What::Faults(faults) => Some(faults),
+            What::Partition(_) => None,
+        }
+    }
+
+    /// Whether it is about packets.
+    #[must_use]
+    pub fn has_rules(&self) -> bool {
+        self.faults().is_none_or(|faults| !faults.rules.is_empty())
+    }
+
+    /// The faults of processes, if there are any.
+    #[must_use]
+    pub fn processes(&self) -> Option<&ProcessFaults> {
+        self.faults().and_then(|faults| faults.processes.as_ref())
+    }
+
+    /// What it is about of that which only one fault at a time may be about.
+    fn claims(&self) -> Vec<&'static str> {
+        let Some(faults) = self.faults() else { return Vec::new() };
+        let processes = faults.processes.as_ref();
+        let claims = [
+            ("clocks", faults.clock.is_some()),
+            ("pauses", processes.is_some_and(|processes| processes.pause.is_some())),
+            ("processor time", processes.is_some_and(|processes| processes.cpu.is_some())),
+            ("block I/O", processes.is_some_and(|processes| processes.io.is_some())),
+        ];
+        claims.into_iter().filter(|(_, is_made)| *is_made).map(|(what, _)| what).collect()
+    }
+}
+
+/// Everything to these, or from these, is lost.
+fn cut_off(name: &str, is_ingress: bool, remotes: Vec<Remote>) -> Rule {
+    let (direction, way) =
+        if is_ingress { (Direction::Ingress, "from") } else { (Direction::Egress, "to") };
+    let listed: Vec<String> = remotes.iter().map(ToString::to_string).collect();
+    Rule {
+        name: format!("{name}: {way} {}", listed.join(", ")),
+        matching: Matching { direction, remotes, ..Matching::default() },
+        loss: Some(Loss::Random(Odds { probability: Percent::ALL, ..Odds::default() })),
+        ..Rule::default()
+    }
+}
+
+/// One time that something is active.
+struct Active {
+    from: Duration,
+    /// Never, if absent.
+    until: Option<Duration>,
+    targets: Vec<usize>,
+    part: usize,
+}
+
+struct Planner<'a> {
+    path: &'a Path,
+    scenario: &'a Scenario,
+    seed: u64,
+    targets: Vec<String>,
+    named: HashMap<&'a str, Faults>,
+    files: Files,
+    parts: Vec<Part>,
+    active: Vec<Active>,
+}
+
+/// Plans a scenario that was read from `path`. Files that faults name are read.
+pub fn plan(path: &Path, scenario: &Scenario, seed: u64) -> Result<Plan, ScenarioError> {
+    if scenario.targets.is_empty() {
+        return Err(ScenarioError::NoTargets(path.into()));
+    }
+    if scenario.timeline.is_empty() {
+        return Err(ScenarioError::NoTimeline(path.into()));
+    }
+    for (name, target) in &scenario.targets {
+        target.check(false).map_err(|source| ScenarioError::Target {
+            path: path.into(),
+            name: name.clone(),
+            source,
+        })?;
+    }
+    let mut planner = Planner {
+        path,
+        scenario,
+        seed,
+        targets: scenario.targets.keys().cloned().collect(),
+        named: HashMap::new(),
+        files: Files::default(),
+        parts: Vec::new(),
+        active: Vec::new(),
+    };
+    for (name, faults) in &scenario.faults {
+        let checked = planner.check(faults).map_err(|source| ScenarioError::Fault {
+            path: path.into(),
+            name: name.clone(),
+            source: source.into(),
+        })?;
+        planner.named.insert(name, checked);
+    }
+    for (number, step) in (1..).zip(&scenario.timeline) {
+        planner.step(number, step).map_err(|source| ScenarioError::Step {
+            path: path.into(),
+            number,
+            source: source.into(),
+        })?;
+    }
+    planner.finish()
+}
+
+impl Planner<'_> {
+    fn check(&mut self, faults: &FaultsSpec) -> Result<Faults, StepError> {
+        if faults.seed.is_some() {
+            return Err(StepError::Seed);
+        }
+        if faults.rules.iter().any(|rule| rule.r#for.is_some()) {
+            return Err(StepError::RuleFor);
+        }
+        Ok(faults.check_with(self.path, &mut self.files)?)
+    }
+
+    fn step(&mut self, number: usize, step: &Step) -> Result<(), StepError> {
+        let kinds = [
+            !step.faults.is_empty(),
+            step.ramp.is_some(),
+            step.partition.is_some(),
+            !step.choose.is_empty(),
+        ];
+        if kinds.into_iter().filter(|given| *given).count() != 1 {
+            return Err(StepError::What);
+        }
+        let random = Random::new(self.seed, number as u32);
+        let on = self.on(&step.on)?;
+        let times = self.times(step)?;
+        if let Some(ramp) = &step.ramp {
+            return self.ramp(number, step, ramp, &on, &times);
+        }
+        if step.partition.is_some() && !step.on.is_empty() {
+            return Err(StepError::PartitionOn);
+        }
+        // Faults are the same each time; partitions are drawn.
+        let fixed = self.faults(number, &step.faults)?;
+        let mut choices = Vec::with_capacity(step.choose.len());
+        for choice in &step.choose {
+            choices.push(self.choice(number, choice, &on)?);
+        }
+        let weights: Vec<usize> = step.choose.iter().map(|choice| choice.weight as usize).collect();
+        if !step.choose.is_empty() && weights.iter().sum::<usize>() == 0 {
+            return Err(StepError::NoWeight);
+        }
+        for (occurrence, (from, until)) in (0..).zip(times) {
+            let mut random = random.time(occurrence);
+            if let Some(partition) = &step.partition {
+                self.partition(number, partition, &mut random, from, until)?;
+            }
+            let (on, parts) = if step.choose.is_empty() {
+                (&on, &fixed)
+            } else {
+                let chosen = weighted(&weights, &mut random);
+                if let Some(partition) = &step.choose[chosen].partition {
+                    self.partition(number, partition, &mut random, from, until)?;
+                }
+                let (on, parts) = &choices[chosen];
+                (on, parts)
+            };
+            for &part in parts {
+                let part =
+                    if occurrence > 0 && step.every == step.r#for { self.anew(part) } else { part };
+                self.active.push(Active { from, until, targets: on.clone(), part });
+            }
+        }
+        Ok(())
+    }
+
+    fn choice(
+        &mut self,
+        number: usize,
+        choice: &Choice,
+        on: &[usize],
+    ) -> Result<(Vec<usize>, Vec<usize>), StepError> {
+        match (choice.faults.is_empty(), &choice.partition) {
+            (false, Some(_)) => return Err(StepError::What),
+            (true, Some(_)) if !choice.on.is_empty() => return Err(StepError::PartitionOn),
+            (true, None) if !choice.on.is_empty() => return Err(StepError::ChoiceWhat),
+            _ => {}
+        }
+        if let Some(partition) = &choice.partition {
+            self.nodes(partition)?;
+        }
+        let on = if choice.on.is_empty() { on.to_vec() } else { self.on(&choice.on)? };
+        Ok((on, self.faults(number, &choice.faults)?))
+    }
+
+    /// The targets of these names; all if there are none.
+    fn on(&self, names: &[String]) -> Result<Vec<usize>, StepError> {
+        if names.is_empty() {
+            return Ok((0..self.targets.len()).collect());
+        }
+        let mut on = Vec::with_capacity(names.len());
+        for name in names {
+            let target = self.target(name).ok_or_else(|| StepError::NoTarget(name.clone()))?;
+            if !on.contains(&target) {
+                on.push(target);
+            }
+        }
+        Ok(on)
+    }
+
+    fn target(&self, name: &str) -> Option<usize> {
+        self.targets.iter().position(|target| target == name)
+    }
+
+    /// From when to when a step is active.
+    fn times(&self, step: &Step) -> Result<Vec<(Duration, Option<Duration>)>, StepError> {
+        let end = self.scenario.r#for.map(|end| end.0);
+        if let Some(end) = end
+            && step.at.0 >= end
+        {
+            return Err(StepError::TooLate { at: step.at, end: Span(end) });
+        }
+        if step.r#for.is_some_and(|length| length.0.is_zero()) {
+            return Err(StepError::NoTime);
+        }
+        let until = |from: Duration| match (step.r#for, end) {
+            (Some(length), Some(end)) => Some((from + length.0).min(end)),
+            (Some(length), None) => Some(from + length.0),
+            (None, end) => end,
+        };
+        let Some(every) = step.every else {
+            if step.times.is_some() {
+                return Err(StepError::TimesWithoutEvery);
+            }
+            return Ok(vec![(step.at.0, until(step.at.0))]);
+        };
+        if step.times.is_none() && end.is_none() {
+            return Err(StepError::Endless);
+        }
+        if every.0.is_zero() || step.r#for.is_none_or(|length| length > every) {
+            return Err(StepError::Overlap);
+        }
+        let mut times = Vec::new();
+        let mut from = step.at.0;
+        for _ in 0..step.times.unwrap_or(u32::MAX) {
+            if end.is_some_and(|end| from >= end) {
+                break;
+            }
+            if times.len() >= MAX_CHANGES {
+                return Err(StepError::TooLong);
+            }
+            times.push((from, until(from)));
+            from += every.0;
+        }
+        Ok(times)
+    }
+
+    /// The faults that are referred to, as parts.
+    fn faults(&mut self, step: usize, refs: &[FaultRef]) -> Result<Vec<usize>, StepError> {
+        let mut parts = Vec::with_capacity(refs.len());
+        for fault in refs {
+            let (name, faults) = self.fault(fault)?;
+            parts.push(self.add(Part { name, step, what: What::Faults(faults.into()) }));
+        }
+        Ok(parts)
+    }
+
+    fn fault(&mut self, fault: &FaultRef) -> Result<(String, Faults), StepError> {
+        match fault {
+            FaultRef::Named(name) => match self.named.get(name.as_str()) {
+                Some(faults) => Ok((name.clone(), faults.clone())),
+                None => Err(StepError::NoFault(name.clone())),
+            },
+            FaultRef::Inline(faults) => {
+                let faults = self.check(faults)?;
+                Ok((title(&faults), faults))
+            }
+        }
+    }
+
+    /// A part that begins as it ends. What processes are to suffer begins anew, so that it is a part of its own; all
+    /// else goes on.
+    fn anew(&mut self, part: usize) -> usize {
+        match self.parts[part].processes() {
+            Some(_) => self.add(self.parts[part].clone()),
+            None => part,
+        }
+    }
+
+    fn add(&mut self, part: Part) -> usize {
+        self.parts.push(part);
+        self.parts.len() - 1
+    }
+
+    fn ramp(
+        &mut self,
+        number: usize,
+        step: &Step,
+        ramp: &Ramp,
+        on: &[usize],
+        times: &[(Duration, Option<Duration>)],
+    ) -> Result<(), StepError> {
+        let Some(length) = step.r#for else { return Err(StepError::RampFor) };
+        if !(2..=1000).contains(&ramp.steps) {
+            return Err(StepError::RampSteps);
+        }
+        let mut ends = Vec::with_capacity(2);
+        let mut name = None;
+        for end in [&ramp.from, &ramp.to] {
+            self.fault(end)?;
+            ends.push(match end {
+                FaultRef::Named(named) => {
+                    name.get_or_insert_with(Vec::new).push(named.as_str());
+                    &self.scenario.faults[named]
+                }
+                FaultRef::Inline(faults) => faults,
+            });
+        }
+        let faults = ramp::between(ends[0], ends[1], ramp.steps)?;
+        let mut parts = Vec::with_capacity(faults.len());
+        for faults in faults {
+            let faults = self.check(&faults)?;
+            let title = title(&faults);
+            let name = match &name {
+                Some(ends) => format!("{}: {title}", ends.join(" to ")),
+                None => format!("ramp of step {number}: {title}"),
+            };
+            parts.push(self.add(Part { name, step: number, what: What::Faults(faults.into()) }));
+        }
+        for &(start, end) in times {
+            for (n, &part) in (0u32..).zip(&parts) {
+                let at = |n: u32| start + length.0 * n / ramp.steps;
+                if end.is_some_and(|end| at(n) >= end) {
+                    break;
+                }
+                let until = end.map(|end| at(n + 1).min(end));
+                self.active.push(Active { from: at(n), until, targets: on.to_vec(), part });
+            }
+        }
+        Ok(())
+    }
+
+    fn nodes(&self, partition: &PartitionSpec) -> Result<(Vec<Node>, usize), StepError> {
+        let PartitionSpec { shape, nodes, primary } = partition;
+        let mut found = Vec::with_capacity(nodes.len());
+        for name in nodes {
+            let node = match self.target(name) {
+                Some(target) => Node::Target(target),
+                None => match name.parse() {
+                    Ok(Remote::Net(net)) => Node::Remote(Remote::Net(net)),
+                    _ => return Err(StepError::NoNode(name.clone())),
+                },
+            };
+            if found.contains(&node) {
+                return Err(StepError::NodeTwice(name.clone()));
+            }
+            found.push(node);
+        }
+        if found.len() < shape.least() {
+            return Err(StepError::TooFewNodes { shape: shape.name(), least: shape.least() });
+        }
+        let place = match (shape, primary) {
+            (Shape::PrimaryMinority, Some(primary)) => {
+                nodes.iter().position(|node| node == primary).ok_or(StepError::Primary)?
+            }
+            (Shape::PrimaryMinority, None) | (_, Some(_)) => return Err(StepError::Primary),
+            _ => 0,
+        };
+        Ok((found, place))
+    }
+
+    fn partition(
+        &mut self,
+        step: usize,
+        spec: &PartitionSpec,
+        random: &mut Random,
+        from: Duration,
+        until: Option<Duration>,
+    ) -> Result<(), StepError> {
+        let (nodes, primary) = self.nodes(spec)?;
+        let mut cuts = Vec::new();
+        for (from, to) in partition::cuts(spec.shape, nodes.len(), primary, random) {
+            // Where it is sent, if that can be had.
+            cuts.push(match (&nodes[from], &nodes[to]) {
+                (Node::Target(at), peer) => {
+                    Cut { at: *at, direction: Direction::Egress, peer: peer.clone() }
+                }
+                (peer, Node::Target(at)) => {
+                    Cut { at: *at, direction: Direction::Ingress, peer: peer.clone() }
+                }
+                (Node::Remote(_), Node::Remote(_)) => {
+                    let name = |node: usize| spec.nodes[node].clone();
+                    return Err(StepError::NoCut(name(from), name(to)));
+                }
+            });
+        }
+        let targets: BTreeSet<usize> = cuts.iter().map(|cut| cut.at).collect();
+        let name = format!("partition {}", spec.shape.name());
+        let part = self.add(Part { name, step, what: What::Partition(cuts) });
+        self.active.push(Active { from, until, targets: targets.into_iter().collect(), part });
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Plan, ScenarioError> {
+        let Self { path, scenario, targets, parts, active, .. } = self;
+        let length = match scenario.r#for {
+            Some(end) => Some(end.0),
+            // The last end, if all have one.
+            None => active
+                .iter()
+                .map(|active| active.until)
+                .try_fold(Duration::ZERO, |last, until| until.map(|until| last.max(until))),
+        };
+        let step = |part: usize, source| ScenarioError::Step {
+            path: path.into(),
+            number: parts[part].step,
+            source: Box::new(source),
+        };
+        // What begins and ends at each time; ends come first, so that something may go on anew.
+        let mut times: BTreeMap<Duration, [Vec<usize>; 2]> = BTreeMap::new();
+        for (number, active) in active.iter().enumerate() {
+            times.entry(active.from).or_default()[1].push(number);
+            if let Some(until) = active.until {
+                times.entry(until).or_default()[0].push(number);
+            }
+            if times.len() > MAX_CHANGES {
+                return Err(step(active.part, StepError::TooLong));
+            }
+        }
+        if let Some(length) = length {
+            times.entry(length).or_default();
+        }
+        let mut now: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); targets.len()];
+        let mut changes = Vec::with_capacity(times.len());
+        for (at, [ends, begins]) in times {
+            let mut touched: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+            for number in ends {
+                let Active { targets, part, .. } = &active[number];
+                for &target in targets {
+                    touched.entry(target).or_insert_with(|| now[target].clone());
+                    now[target].remove(part);
+                }
+            }
+            for number in begins {
+                let Active { targets: on, part, .. } = &active[number];
+                for &target in on {
+                    touched.entry(target).or_insert_with(|| now[target].clone());
+                    let mut others = now[target].iter().flat_map(|&other| parts[other].claims());
+                    let claims = parts[*part].claims();
+                    if let Some(what) = others.find(|other| claims.contains(other)) {
+                        let target = targets[target].clone();
+                        return Err(step(*part, StepError::Two { at: Span(at), what, target }));
+                    }
+                    now[target].insert(*part);
+                }
+            }
+            let sets: Vec<_> = touched
+                .into_iter()
+                .filter(|(target, before)| now[*target] != *before)
+                .map(|(target, _)| (target, now[target].iter().copied().collect()))
+                .collect();
+            if !sets.is_empty() {
+                changes.push(Change { at, sets });
+            }
+        }
+        Ok(Plan { targets, parts, changes, length })
+    }
+}
+
+/// One of the choices.
+fn weighted(weights: &[usize], random: &mut Random) -> usize {
+    let mut drawn = random.below(weights.iter().sum());
+    for (number, &weight) in weights.iter().enumerate() {
+        if drawn < weight {
+            return number;
+        }
+        drawn -= weight;
+    }
+    0
+}
+
+/// What a fault without a name is called.
+fn title(faults: &Faults) -> String {
+    let rules = faults.rules.iter().map(|rule| rule.name.as_str());
+    let clock = faults.clock.iter().map(|clock| clock.name.as_str());
+    let processes = faults.processes.iter().map(|processes| processes.name.as_str());
+    rules.chain(clock).chain(processes).collect::<Vec<_>>().join("; ")
+}

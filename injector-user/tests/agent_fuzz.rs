@@ -1,0 +1,230 @@
+//! Whatever bytes a request has, it is taken or refused, and nothing falls over.
+//!
+//! `PROPTEST_CASES=1000000 cargo test --test agent_fuzz` goes on for longer.
+
+use injector_user::{
+    agent::{
+        api::{Code, FaultRequest},
+        plan::plan,
+    },
+    spec::{distribution::Files, file::FaultsSpec},
+};
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+/// Words that mean something somewhere, and others.
+fn word() -> impl Strategy<Value = String> {
+    let known = prop::sample::select(vec![
+        "1%",
+        "100%,corr=25%",
+        "50ms",
+        "50ms,jitter=10ms,dist=normal",
+        "0s",
+        "-1s",
+        "1h",
+        "25h",
+        "1mbit,queue=200ms",
+        "10.0.0.0/8",
+        "::/0",
+        "fd00::1",
+        "tcp",
+        "icmp",
+        "80,443,!22",
+        "65536",
+        "syn,!ack",
+        "egress",
+        "both",
+        "wire",
+        "+1h,clock=all",
+        "-2s,at=10s",
+        "@2038-01-19T03:14:00Z",
+        "2s,every=10s",
+        "TERM,after=3:fsync",
+        "at=1s",
+        "25%",
+        "1mbps,device=/dev/null",
+        "samples=/etc/passwd",
+        "../..",
+        "/proc/self/mem",
+        "nosuchnamespace",
+        "9999999999999",
+        "1e400",
+        "NaN",
+        "\u{0}",
+        "💥",
+    ]);
+    prop_oneof![4 => known.prop_map(str::to_owned), 1 => ".{0,40}", 1 => "[0-9a-z,.%=:!-]{0,30}"]
+}
+
+fn key() -> impl Strategy<Value = String> {
+    let known = prop::sample::select(vec![
+        "name",
+        "target",
+        "seed",
+        "rules",
+        "clocks",
+        "processes",
+        "for",
+        "lease",
+        "cgroup",
+        "pid",
+        "netns",
+        "interface",
+        "host",
+        "address",
+        "protect",
+        "loss",
+        "loss-every",
+        "loss-state",
+        "loss-gemodel",
+        "corrupt",
+        "corrupt-mode",
+        "duplicate",
+        "delay",
+        "rtt",
+        "reorder",
+        "rate",
+        "ecn",
+        "partition",
+        "reset",
+        "direction",
+        "protocol",
+        "remote",
+        "remote-port",
+        "local-port",
+        "tcp-flags",
+        "data-only",
+        "clock",
+        "clock-jump",
+        "clock-strobe",
+        "clock-freeze",
+        "allow-backward",
+        "pause",
+        "kill",
+        "cpu",
+        "io",
+    ]);
+    prop_oneof![9 => known.prop_map(str::to_owned), 1 => ".{0,12}"]
+}
+
+fn value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        6 => word().prop_map(Value::from),
+        1 => any::<bool>().prop_map(Value::from),
+        1 => any::<i64>().prop_map(Value::from),
+        1 => any::<f64>().prop_map(Value::from),
+        1 => Just(Value::Null),
+    ];
+    leaf.prop_recursive(4, 48, 6, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((key(), inner), 0..6)
+                .prop_map(|entries| entries.into_iter().collect::<Map<_, _>>().into()),
+        ]
+    })
+}
+
+/// An object with some keys that go together.
+fn object(keys: &'static [&'static str]) -> impl Strategy<Value = Value> {
+    let entry = (prop::sample::select(keys), word(), any::<u8>());
+    prop::collection::vec(entry, 0..5).prop_map(|entries| {
+        let value = |word: String, kind: u8| match kind % 8 {
+            0 => json!(true),
+            1 => json!([word]),
+            2 => json!(u32::from(kind)),
+            _ => json!(word),
+        };
+        entries
+            .into_iter()
+            .map(|(key, word, kind)| (key.to_owned(), value(word, kind)))
+            .collect::<Map<_, _>>()
+            .into()
+    })
+}
+
+/// A request that is nearly right. Nothing of this host is a target.
+fn request() -> impl Strategy<Value = Value> {
+    const RULE: &[&str] = &[
+        "loss",
+        "loss-every",
+        "loss-state",
+        "corrupt",
+        "duplicate",
+        "delay",
+        "rtt",
+        "reorder",
+        "rate",
+        "ecn",
+        "partition",
+        "reset",
+        "direction",
+        "protocol",
+        "remote",
+        "remote-port",
+        "local-port",
+        "tcp-flags",
+        "data-only",
+    ];
+    const CLOCKS: &[&str] =
+        &["clock", "clock-jump", "clock-strobe", "clock-freeze", "allow-backward"];
+    const PROCESSES: &[&str] = &["pause", "kill", "cpu", "io"];
+    let rules = prop::collection::vec(object(RULE), 0..4);
+    (rules, object(CLOCKS), object(PROCESSES), word(), word(), value()).prop_map(
+        |(rules, clocks, processes, lasts, name, other)| {
+            json!({
+                "target": {"netns": "injector-fuzz-no-such"},
+                "name": name, "rules": rules, "clocks": clocks, "processes": processes, "for": lasts,
+                "lease": if other.is_null() { json!("10s") } else { json!(null) },
+            })
+        },
+    )
+}
+
+fn check(text: &str) {
+    let Ok(request) = serde_json::from_str::<FaultRequest>(text) else { return };
+    // What was understood is understood again.
+    let again = serde_json::to_string(&request).expect("plain data");
+    let again: FaultRequest =
+        serde_json::from_str(&again).unwrap_or_else(|e| panic!("{e}: {again}"));
+    assert_eq!(request, again);
+    // Name servers are not to be asked.
+    let is_name = |remote: &injector_user::spec::value::Remote| {
+        matches!(remote, injector_user::spec::value::Remote::Host(_))
+    };
+    if request.rules.iter().any(|rule| rule.remote.iter().chain(&rule.partition).any(is_name)) {
+        return;
+    }
+    if let Err(problem) = plan(request) {
+        assert_eq!(problem.error, Code::Invalid);
+        assert!(!problem.message.is_empty());
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_taken_or_refused(text in ".{0,200}") {
+        check(&text);
+    }
+
+    #[test]
+    fn any_json_is_taken_or_refused(value in value()) {
+        check(&value.to_string());
+    }
+
+    #[test]
+    fn nearly_right_requests_are_taken_or_refused(request in request()) {
+        check(&request.to_string());
+    }
+
+    #[test]
+    fn rule_files_of_any_kind_are_taken_or_refused(value in value(), cut in any::<prop::sample::Index>()) {
+        let text = value.to_string();
+        let end = text.char_indices().map(|(at, _)| at).nth(cut.index(text.chars().count().max(1)));
+        for text in [text.as_str(), &text[..end.unwrap_or_default()]] {
+            if let Ok(file) = serde_saphyr::from_str::<FaultsSpec>(text) {
+                // Refused or not, it is decided.
+                let _ = file.check_with("rules".as_ref(), &mut Files::closed());
+            }
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The published definition of the custom resource is that of the code, and structural.
+
+use std::{fs, path::Path};
+
+use injector_user::kubernetes::crd;
+use serde_json::Value;
+
+#[test]
+fn the_published_definition_is_that_of_the_code() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/kubernetes/crd.yaml");
+    let text = crd::definition_yaml().expect("plain data");
+    if std::env::var_os("INJECTOR_WRITE_SCHEMA").is_some() {
+        fs::create_dir_all(path.parent().expect("a folder")).expect("it can be made");
+        fs::write(&path, &text).expect("it can be written");
+    }
+    let published = fs::read_to_string(&path).unwrap_or_default();
+    assert!(published == text, "run this test with INJECTOR_WRITE_SCHEMA=1 to write it anew");
+}
+
+#[test]
+fn each_value_has_one_type_and_unknown_fields_of_what_is_asked_for_are_kept() {
+    let definition = serde_json::to_value(crd::definition()).expect("plain data");
+    let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    check(schema, "", false);
+}
+
+/// As <https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#specifying-a-structural-schema>
+/// has it; the tests with an API server show the rest.
+fn check(schema: &Value, path: &str, is_spec: bool) {
+    assert!(schema["type"].is_string(), "{path}: {schema}");
+    for never in ["$ref", "anyOf", "allOf", "default", "const"] {
+        assert!(schema[never].is_null(), "{path}: {never}");
+    }
+    let properties = schema["properties"].as_object();
+    assert_ne!(schema["additionalProperties"], false, "{path}");
+    assert!(properties.is_none() || schema["additionalProperties"].is_null(), "{path}");
+    if is_spec && properties.is_some() {
+        assert_eq!(schema["x-kubernetes-preserve-unknown-fields"], true, "{path}");
+    }
+    for (name, below) in properties.into_iter().flatten() {
+        check(below, &format!("{path}.{name}"), is_spec || path.is_empty() && name == "spec");
+    }
+    for key in ["items", "additionalProperties"] {
+        if schema[key].is_object() {
+            check(&schema[key], &format!("{path}[]"), is_spec);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Limits of processor time and block I/O: they hold, and what was there before is put back.
+
+mod support;
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use support::{INJECTOR, Injector, Lab, TestCgroup};
+
+fn has(controller: &str) -> bool {
+    let names = fs::read_to_string(support::hierarchy().join("cgroup.controllers"));
+    names.expect("a root").split_whitespace().any(|name| name == controller)
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Where the controller is not to be had, this must be said, and nothing run.
+fn is_refused(option: &str, controller: &str) {
+    let output = Command::new(INJECTOR)
+        .args(
+            ["run", option, "1", "--", "echo", "ran"]
+                .map(|word| if word == "1" && option == "--io" { "1mbps" } else { word }),
+        )
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("no {controller} controller")), "{said}");
+    assert!(output.stdout.is_empty());
+}
+
+/// Processor time that a busy loop of a second gets, in seconds.
+fn used(lab: &Lab, cgroup: &TestCgroup) -> f64 {
+    let script = "end=$((SECONDS+3)); while [ $SECONDS -lt $end ]; do :; done; read -r a < <(tr ' ' '\n' </proc/$$/stat | sed -n 14p); echo $a";
+    let mut command = lab.left.command("bash", Some(cgroup));
+    let output = command.args(["-c", script]).output().expect("bash");
+    let ticks: f64 = String::from_utf8_lossy(&output.stdout).trim().parse().expect("ticks");
+    ticks / 100.0
+}
+
+#[test]
+fn a_share_of_a_processor_is_all_that_a_cgroup_gets_and_goes_with_injector() {
+    if !has("cpu") {
+        return is_refused("--cpu", "cpu");
+    }
+    let lab = Lab::new();
+    let root = support::hierarchy().join("cgroup.subtree_control");
+    let before = read(&root);
+    let above = TestCgroup::new();
+    let cgroup = above.child("below");
+    let injector = Injector::on(&lab.left, &cgroup, "--cpu 20%");
+    assert_eq!(read(cgroup.path.join("cpu.max")).trim(), "20000 100000");
+    let used = used(&lab, &cgroup);
+    assert!((0.2..1.2).contains(&used), "{used} s of 2 to 3");
+    injector.process.signal(Signal::SIGTERM);
+    let summary: Value = injector.process.finish();
+    let limit = &summary["processes"]["limits"][0];
+    assert_eq!(limit["limit"], "cpu.max 20000 100000", "{summary}");
+    assert!(limit["throttled_ms"].as_f64() > Some(500.0), "{summary}");
+    assert_eq!(read(&root), before, "the controller is disabled again");
+    assert!(!cgroup.path.join("cpu.max").exists());
+    // What others have set meanwhile stays, and the controller with it.
+    let injector = Injector::on(&lab.left, &cgroup, "--cpu 10%");
+    let neighbour = TestCgroup::new();
+    let limit = neighbour.path.join("cpu.max");
+    fs::write(&limit, "50000 100000").expect("a limit");
+    injector.process.signal(Signal::SIGTERM);
+    injector.process.finish();
+    assert_eq!(read(&limit).trim(), "50000 100000");
+    drop(neighbour);
+    // What was there is put back, also when injector is killed.
+    fs::write(&root, "+cpu").expect("it can be enabled");
+    fs::write(above.path.join("cgroup.subtree_control"), "+cpu").expect("it can be enabled");
+    let file = cgroup.path.join("cpu.max");
+    fs::write(&file, "90000 200000").expect("a limit");
+    let injector = Injector::on(&lab.left, &cgroup, "--cpu 10%");
+    assert_eq!(read(&file).trim(), "20000 200000");
+    injector.process.signal(Signal::SIGKILL);
+    drop(injector);
+    let end = Instant::now() + Duration::from_secs(5);
+    while read(&file).trim() != "90000 200000" {
+        assert!(Instant::now() < end, "{}", read(&file));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // A wider limit than the one that is there would be none.
+    let line = format!("--cgroup {} --cpu 100%", cgroup.path.display());
+    let output = Injector::command(&lab.left, &line).output().expect("it runs");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("more tightly"), "{output:?}");
+    fs::write(above.path.join("cgroup.subtree_control"), "-cpu").expect("it can be disabled");
+    if !before.contains("cpu") {
+        fs::write(&root, "-cpu").expect("it can be disabled");
+    }
+}
+
+#[test]
+fn block_io_is_as_slow_as_asked_and_its_limit_goes_with_injector() {
+    if !has("io") {
+        return is_refused("--io", "io");
+    }
+    let device = "/dev/ram0";
+    assert!(Path::new(device).exists(), "no block device to write to (modprobe brd)");
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let root = support::hierarchy().join("cgroup.subtree_control");
+    let before = read(&root);
+    let write = || {
+        let started = Instant::now();
+        let line = format!("dd if=/dev/zero of={device} bs=64k count=32 oflag=direct status=none");
+        assert!(lab.left.run_in(Some(&cgroup), &line).0, "{line}");
+        started.elapsed()
+    };
+    let line = format!("--io 1mbps,device={device}");
+    let injector = Injector::on(&lab.left, &cgroup, &line);
+    let limits = read(cgroup.path.join("io.max"));
+    assert!(limits.contains("rbps=1000000 wbps=1000000"), "{limits}");
+    // 2 MiB.
+    let limited = write();
+    assert!(limited > Duration::from_millis(1500), "{limited:?}");
+    injector.process.signal(Signal::SIGTERM);
+    injector.process.finish();
+    assert_eq!(read(&root), before, "the controller is disabled again");
+    let free = write();
+    assert!(free < limited / 2, "{free:?} after {limited:?}");
+}
+
+#[test]
+fn a_pid_is_no_cgroup() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let mut sleep = lab.left.command("sleep", Some(&cgroup)).arg("30").spawn().expect("sleep");
+    let line = format!("--pid {} --cpu 10%", sleep.id());
+    let output = Injector::command(&lab.left, &line).output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("whole cgroup") && !output.status.success(), "{said}");
+    sleep.kill().expect("it runs");
+    sleep.wait().expect("it ends");
+}
