@@ -27,13 +27,19 @@ enum Command {
 #[derive(Subcommand)]
 enum Bench {
     Packets(bench::Args),
+    Clock(bench::clock::Args),
     Delay(bench::delay::Args),
+    Scenario(bench::scenario::Args),
+    Agent(bench::agent::Args),
 }
 
 fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Bench(Bench::Packets(args)) => bench::packets(&args),
+        Command::Bench(Bench::Clock(args)) => bench::clock::clock(&args),
         Command::Bench(Bench::Delay(args)) => bench::delay::delay(&args),
+        Command::Bench(Bench::Scenario(args)) => bench::scenario::run(&args),
+        Command::Bench(Bench::Agent(args)) => bench::agent::run(&args),
         Command::Vm(args) => vm::run(&args),
     }
 }

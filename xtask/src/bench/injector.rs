@@ -3,7 +3,7 @@
 use std::{
     env,
     io::{BufRead as _, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -26,29 +26,17 @@ pub struct Injector {
 impl Injector {
     /// Has cargo build it, which takes no time if it is up to date.
     pub fn build() -> Result<Self> {
-        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
-            .args([
-                "build",
-                "--release",
-                "--quiet",
-                "--package",
-                "injector-user",
-                "--bin",
-                "injector",
-            ])
-            .status()
-            .context("cannot run cargo")?;
-        ensure!(status.success(), "the injector does not build");
-        // Cargo puts all binaries of a profile into one folder.
-        let path = env::current_exe()?.with_file_name("injector");
-        ensure!(path.is_file(), "there is no {}: run this as `cargo xtask`", path.display());
-        Ok(Self { path })
+        Ok(Self { path: built(["--bin", "injector"], "injector")? })
     }
 
     /// The one at `path`.
     pub const fn at(path: PathBuf) -> Self {
         Self { path }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// A command inside `namespace`.
@@ -65,6 +53,21 @@ impl Injector {
             .arg(rules.path());
         Running::start(command)
     }
+}
+
+/// Has cargo build a program of injector-user, in release. `file` is below the folder of the profile's binaries.
+pub fn built(which: [&str; 2], file: &str) -> Result<PathBuf> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--release", "--quiet", "--package", "injector-user"])
+        .args(which)
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "{} does not build", which[1]);
+    // Cargo puts all binaries of a profile into one folder.
+    let path = env::current_exe()?.with_file_name(file);
+    ensure!(path.is_file(), "there is no {}: run this as `cargo xtask`", path.display());
+    Ok(path)
 }
 
 /// A running `injector inject`. Killed when dropped.
@@ -88,6 +91,14 @@ impl Running {
         running.wait_for("started")?;
         running.startup = before.elapsed();
         Ok(running)
+    }
+
+    /// Has it read its rule file again; returns how long it took until the new rules were active.
+    pub fn reload(&mut self) -> Result<Duration> {
+        let before = Instant::now();
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGHUP)?;
+        self.wait_for("changed")?;
+        Ok(before.elapsed())
     }
 
     /// Ends the faults; returns how many packets matched.

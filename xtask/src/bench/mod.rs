@@ -1,6 +1,9 @@
 //! `cargo xtask bench packets`: what the packet programs cost.
 
+pub mod agent;
 mod bpf;
+mod cgroup;
+pub mod clock;
 pub mod delay;
 mod frames;
 mod injector;
@@ -8,9 +11,12 @@ mod link;
 mod namespace;
 mod numbers;
 mod peer;
+mod places;
 mod report;
 mod rules;
+pub mod scenario;
 mod startup;
+mod target;
 mod test_run;
 mod throughput;
 mod traffic;

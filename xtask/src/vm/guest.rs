@@ -17,6 +17,9 @@ const INIT: &str = include_str!("init.bash");
 /// Where the guest's own things are. No path on the host begins so.
 const FOLDER: &str = "/vm";
 
+/// Tests that need programs which a guest has not.
+const NOT_HERE: [&str; 2] = ["clock_programs", "clock_stress"];
+
 /// What the guest is to do.
 #[derive(Debug)]
 pub struct Job {
@@ -50,9 +53,9 @@ pub struct Binaries {
 
 impl Binaries {
     /// Builds the programs and the named test files, which are the same that `cargo test` runs.
-    pub fn build(repository: &Path, tests: &Tests) -> Result<Self> {
+    pub fn build(repository: &Path, choice: &Tests) -> Result<Self> {
         let cargo = |arguments: &[&str]| cargo(repository, arguments);
-        let names = match tests {
+        let names = match choice {
             Tests::None => &[][..],
             Tests::All => &["*".to_owned()][..],
             Tests::Named(names) => names,
@@ -65,6 +68,9 @@ impl Binaries {
             }
             tests = cargo(&arguments)?;
             tests.retain(|artifact| artifact.kind == "test");
+            if matches!(choice, Tests::All) {
+                tests.retain(|artifact| !NOT_HERE.contains(&&*artifact.name));
+            }
             tests.sort_by(|a, b| a.name.cmp(&b.name));
         }
         let programs = cargo(&["build", "--bin", "injector", "--examples"])?;
@@ -85,15 +91,17 @@ impl Binaries {
 }
 
 impl Binaries {
-    /// Builds the program to measure; this one measures it.
+    /// Builds the program to measure, and what reads clocks; this one measures them.
     pub fn for_benchmarks(repository: &Path) -> Result<Self> {
-        let programs = cargo(repository, &["build", "--release", "--bin", "injector"])?;
-        let injector = programs.into_iter().find(|artifact| artifact.name == "injector");
-        Ok(Self {
-            injector: injector.context("cargo built no program")?.executable,
-            helpers: vec![env::current_exe()?],
-            tests: Vec::new(),
-        })
+        let programs =
+            cargo(repository, &["build", "--release", "--bin", "injector", "--example", "clock"])?;
+        let (injector, mut helpers): (Vec<_>, Vec<_>) = programs
+            .into_iter()
+            .map(|artifact| artifact.executable)
+            .partition(|path| path.ends_with("injector"));
+        helpers.push(env::current_exe()?);
+        let injector = injector.into_iter().next().context("cargo built no program")?;
+        Ok(Self { injector, helpers, tests: Vec::new() })
     }
 }
 

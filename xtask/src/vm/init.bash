@@ -18,6 +18,8 @@ mkdir -p /run/lock /var/run /var/lib
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 mount -t tracefs tracefs /sys/kernel/tracing
+# Where the kernel tells of its security modules.
+mount -t securityfs securityfs /sys/kernel/security
 
 stty -F /dev/ttyS1 raw -echo
 # A pipe, so that no program takes it for a terminal.
@@ -40,8 +42,9 @@ job() {
   local name=$1 start=$SECONDS
   shift
   say "start $name"
-  # One that hangs must not take the others with it.
-  timeout --kill-after 5 "$patience" "$@"
+  # One that hangs must not take the others with it. In a session of its own, so that this process, the parent of all that
+  # are left alone, is not in it: else one that ends hangs its group up while another one is stopped (kill_orphaned_pgrp).
+  setsid --wait timeout --kill-after 5 "$patience" "$@"
   say "end $name $? $((SECONDS - start))"
 }
 . /vm/jobs

@@ -136,8 +136,8 @@ fn boot(
     kernels.iter().map(run).collect()
 }
 
-/// Runs `cargo xtask bench delay --here` on the kernels that have netem and tcx; whether all targets are met.
-pub fn bench_delay(option: Option<&str>) -> Result<bool> {
+/// Runs `cargo xtask bench NAME --here` on the kernels that have netem and tcx; whether all targets are met.
+pub fn bench<'a>(name: &str, options: impl Iterator<Item = &'a str>) -> Result<bool> {
     qemu::check()?;
     let folders = Folders::new()?;
     let chosen = SERIES.iter().filter(|series| series.name != "6.1");
@@ -145,11 +145,10 @@ pub fn bench_delay(option: Option<&str>) -> Result<bool> {
         .map(|series| kernel::provide(series, &folders.work, false))
         .collect::<Result<_>>()?;
     let binaries = Binaries::for_benchmarks(&folders.repository)?;
-    let xtask = std::env::current_exe()?.display().to_string();
-    let injector = binaries.injector.display().to_string();
-    let mut command = vec![xtask, "bench".into(), "delay".into(), "--here".into()];
-    command.extend(["--injector".into(), injector]);
-    command.extend(option.map(String::from));
+    let mut command = vec![std::env::current_exe()?.display().to_string()];
+    command.extend(["bench", name, "--here", "--injector"].map(String::from));
+    command.push(binaries.injector.display().to_string());
+    command.extend(options.map(String::from));
     let tallies =
         boot(&folders, &kernels, &binaries, &[Job { name: "bench".into(), command }], 60)?;
     Ok(tallies.iter().all(Tally::is_good))

@@ -35,6 +35,8 @@ const WANTED: &[&str] = &[
     // Sockets.
     "sctp",
     "tcp_bbr",
+    // A block device in memory.
+    "brd",
 ];
 
 /// A module ready for insmod(8).

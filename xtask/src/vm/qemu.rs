@@ -89,7 +89,7 @@ impl Machine<'_> {
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2G"])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-serial", &console, "-serial", "stdio"])
-            .args(["-append", "console=ttyS0 panic=-1 oops=panic loglevel=6"])
+            .args(["-append", "console=ttyS0 panic=-1 oops=panic loglevel=6 no_timer_check"])
             .arg("-kernel")
             .arg(&self.kernel.image)
             .arg("-initrd")

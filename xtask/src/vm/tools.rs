@@ -12,9 +12,10 @@ use super::{archive::Archive, output_of};
 
 /// What the guest's init, injector and the tests call. Busybox stands in for everything else.
 const TOOLS: &[&str] = &[
-    "bash", "bpftool", "busybox", "cat", "dash", "dmesg", "echo", "env", "ethtool", "false", "ip",
-    "kill", "ls", "mount", "nsenter", "ping", "pkill", "prlimit", "ps", "rm", "seq", "setpriv",
-    "sh", "sleep", "stty", "tc", "timeout", "true", "umount", "unshare",
+    "bash", "bpftool", "busybox", "cat", "dash", "date", "dmesg", "echo", "env", "ethtool",
+    "false", "ip", "kill", "ls", "mount", "nsenter", "ping", "pkill", "prlimit", "ps", "rm",
+    "runc", "seq", "setpriv", "setsid", "sh", "sleep", "stty", "tc", "timeout", "true", "umount",
+    "unshare",
 ];
 
 /// Tools that are taken along if they are here.

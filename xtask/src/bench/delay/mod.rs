@@ -3,11 +3,18 @@
 mod contender;
 mod flow;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{injector::Injector, link::Link, numbers::median, say};
+use super::{
+    injector::Injector,
+    link::Link,
+    numbers::median,
+    places::Places,
+    say,
+    target::{self, Target},
+};
 use contender::Contender;
 use flow::{Delays, Flows};
 
@@ -17,21 +24,8 @@ use flow::{Delays, Flows};
 /// one veth pair. Needs root. Exits with 1 if a target is missed.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Measure on this machine only
-    #[arg(long)]
-    here: bool,
-
-    /// Measure in the virtual machines only
-    #[arg(long, conflicts_with = "here")]
-    vm: bool,
-
-    /// Take less time, with more noise in the figures
-    #[arg(long)]
-    quick: bool,
-
-    /// The binary to measure, instead of building it
-    #[arg(long, value_name = "PATH")]
-    injector: Option<PathBuf>,
+    #[command(flatten)]
+    places: Places,
 }
 
 /// Delays in milliseconds.
@@ -40,45 +34,17 @@ const DELAYS: [u32; 4] = [0, 1, 20, 100];
 /// The delay that the targets of the TAP engine are for, in milliseconds.
 const TAP_DELAY: u32 = 5;
 
-/// A promise, and what came of it.
-struct Target {
-    name: String,
-    /// Whether `measured` must be at least `limit`, else at most.
-    least: bool,
-    limit: f64,
-    measured: f64,
-}
-
-impl Target {
-    fn is_met(&self) -> bool {
-        if self.least { self.measured >= self.limit } else { self.measured <= self.limit }
-    }
-}
-
 /// Runs the benchmark and prints the report.
 pub fn delay(args: &Args) -> Result<ExitCode> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark loads eBPF programs: run it as root");
-    let mut good = true;
-    if !args.vm {
-        good &= here(args)?;
-    }
-    if !args.here {
-        let quick = args.quick.then_some("--quick");
-        good &= crate::vm::bench_delay(quick)?;
-    }
-    Ok(ExitCode::from(u8::from(!good)))
+    args.places.run("delay", &[], || here(args))
 }
 
 fn here(args: &Args) -> Result<bool> {
-    let injector = match &args.injector {
-        Some(path) => Injector::at(path.clone()),
-        None => Injector::build()?,
-    };
+    let injector = args.places.injector()?;
     let link = Link::new()?;
     let flows = Flows::new(&link)?;
     let mut contenders = Contender::here(&link)?;
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    println!("\n## Linux {}\n", release.trim());
     let mut targets = Vec::new();
     if contenders.contains(&Contender::Netem) {
         // Its targets are for machines, not for emulated ones.
@@ -87,14 +53,7 @@ fn here(args: &Args) -> Result<bool> {
     } else {
         alone(args, &injector, &link, &flows, &mut targets)?;
     }
-    println!("\n| target | limit | measured | |\n|---|--:|--:|---|");
-    for target in &targets {
-        let Target { name, least, limit, measured, .. } = target;
-        let sign = if *least { "≥" } else { "≤" };
-        let verdict = if target.is_met() { "met" } else { "MISSED" };
-        println!("| {name} | {sign} {limit:.3} | {measured:.3} | {verdict} |");
-    }
-    Ok(targets.iter().all(Target::is_met))
+    Ok(target::report(&targets))
 }
 
 /// What was measured of one contender at one delay, a value a round.
@@ -117,7 +76,7 @@ fn beside_netem(
     targets: &mut Vec<Target>,
 ) -> Result<()> {
     let (rounds, tcp_time) =
-        if args.quick { (1, Duration::from_secs(2)) } else { (3, Duration::from_secs(3)) };
+        if args.places.quick { (1, Duration::from_secs(2)) } else { (3, Duration::from_secs(3)) };
     println!(
         "| delay | | TCP Mbit/s | to netem | UDP packets/s without loss | to netem | mean ms | deviation ms | CPU s/GB |"
     );
@@ -180,7 +139,7 @@ fn alone(
     flows: &Flows,
     targets: &mut Vec<Target>,
 ) -> Result<()> {
-    let rounds = if args.quick { 1 } else { 5 };
+    let rounds = if args.places.quick { 1 } else { 5 };
     let time = Duration::from_secs(4);
     let (mut bare, mut ours, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
     let mut delays: Vec<Delays> = Vec::new();

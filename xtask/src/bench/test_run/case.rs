@@ -223,7 +223,7 @@ fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
     let Faults { seed, rules, .. } = file::read(&file.path())?;
     let compiled = compile(&rules, seed.unwrap_or_default())?;
     let constants = Constants {
-        cgroup: setting.cgroup,
+        of_cgroup: setting.cgroup.is_some(),
         layout: if looks_up { Layout::of_kernel()? } else { Layout::default() },
         // A mark of no bits.
         judged_bit: 0,
@@ -243,6 +243,8 @@ fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
     }
     object.set_rules(0, &compiled.rules)?;
     object.set_rule_set(0, &compiled.set)?;
-    object.set_control(Control { lease_deadline_ns: u64::MAX, bank: 0, reserved: 0 })?;
+    let (cgroup_id, cgroup_level) = setting.cgroup.unwrap_or_default();
+    let lease_deadline_ns = u64::MAX;
+    object.set_control(Control { lease_deadline_ns, cgroup_id, cgroup_level, bank: 0 })?;
     Ok(object)
 }

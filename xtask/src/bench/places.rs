@@ -1,0 +1,54 @@
+//! Benchmarks that are run on this machine, and in virtual machines.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+
+use super::injector::Injector;
+
+/// Where a benchmark is run, how thoroughly, and with which binary.
+#[derive(clap::Args, Debug)]
+pub struct Places {
+    /// Measure on this machine only
+    #[arg(long)]
+    here: bool,
+
+    /// Measure in the virtual machines only
+    #[arg(long, conflicts_with = "here")]
+    vm: bool,
+
+    /// Take less time, with more noise in the figures
+    #[arg(long)]
+    pub quick: bool,
+
+    /// The binary to measure, instead of building it
+    #[arg(long, value_name = "PATH")]
+    pub injector: Option<PathBuf>,
+}
+
+impl Places {
+    /// The binary to measure.
+    pub fn injector(&self) -> Result<Injector> {
+        self.injector.clone().map_or_else(Injector::build, |path| Ok(Injector::at(path)))
+    }
+
+    /// Runs a benchmark here, and then `cargo xtask bench NAME` with these options in the virtual machines.
+    pub fn run(
+        &self,
+        name: &str,
+        options: &[&str],
+        here: impl FnOnce() -> Result<bool>,
+    ) -> Result<ExitCode> {
+        let mut good = true;
+        if !self.vm {
+            let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+            println!("\n## Linux {}\n", release.trim());
+            good &= here()?;
+        }
+        if !self.here {
+            let quick = self.quick.then_some("--quick");
+            good &= crate::vm::bench(name, options.iter().copied().chain(quick))?;
+        }
+        Ok(ExitCode::from(u8::from(!good)))
+    }
+}
