@@ -1,11 +1,11 @@
 //! Whatever bytes a request has, it is taken or refused, and nothing falls over.
 //!
-//! `PROPTEST_CASES=1000000 cargo test --test agent_fuzz` goes on for longer.
+//! `scripts/fuzz` goes on for longer.
 
 use injector_user::{
     agent::{
         api::{Code, FaultRequest},
-        plan::plan,
+        plan::{plan, select},
     },
     spec::{distribution::Files, file::FaultsSpec},
 };
@@ -47,6 +47,8 @@ fn word() -> impl Strategy<Value = String> {
         "../..",
         "/proc/self/mem",
         "nosuchnamespace",
+        "shop/app=cart,tier in (web)",
+        "shop/cart-0",
         "9999999999999",
         "1e400",
         "NaN",
@@ -68,6 +70,9 @@ fn key() -> impl Strategy<Value = String> {
         "lease",
         "cgroup",
         "pid",
+        "container",
+        "pod",
+        "pods",
         "netns",
         "interface",
         "host",
@@ -169,10 +174,14 @@ fn request() -> impl Strategy<Value = Value> {
         &["clock", "clock-jump", "clock-strobe", "clock-freeze", "allow-backward"];
     const PROCESSES: &[&str] = &["pause", "kill", "cpu", "io"];
     let rules = prop::collection::vec(object(RULE), 0..4);
-    (rules, object(CLOCKS), object(PROCESSES), word(), word(), value()).prop_map(
-        |(rules, clocks, processes, lasts, name, other)| {
+    let target = prop_oneof![
+        Just(json!({"netns": "injector-fuzz-no-such"})),
+        word().prop_map(|pods| json!({"pods": pods})),
+    ];
+    (rules, object(CLOCKS), object(PROCESSES), word(), word(), value(), target).prop_map(
+        |(rules, clocks, processes, lasts, name, other, target)| {
             json!({
-                "target": {"netns": "injector-fuzz-no-such"},
+                "target": target,
                 "name": name, "rules": rules, "clocks": clocks, "processes": processes, "for": lasts,
                 "lease": if other.is_null() { json!("10s") } else { json!(null) },
             })
@@ -194,37 +203,50 @@ fn check(text: &str) {
     if request.rules.iter().any(|rule| rule.remote.iter().chain(&rule.partition).any(is_name)) {
         return;
     }
-    if let Err(problem) = plan(request) {
+    let planned = match request.target.pods.clone() {
+        Some(pods) => select(request, pods).map(drop),
+        None => plan(request).map(drop),
+    };
+    if let Err(problem) = planned {
         assert_eq!(problem.error, Code::Invalid);
         assert!(!problem.message.is_empty());
     }
 }
 
+/// Refused or not, it is decided.
+fn check_rules(text: &str) {
+    if let Ok(file) = serde_saphyr::from_str::<FaultsSpec>(text) {
+        let _ = file.check_with("rules".as_ref(), &mut Files::closed());
+    }
+}
+
 proptest! {
     #[test]
-    fn any_text_is_taken_or_refused(text in ".{0,200}") {
+    fn api_takes_or_refuses_any_text(text in ".{0,200}") {
         check(&text);
     }
 
     #[test]
-    fn any_json_is_taken_or_refused(value in value()) {
+    fn api_takes_or_refuses_any_json(value in value()) {
         check(&value.to_string());
     }
 
     #[test]
-    fn nearly_right_requests_are_taken_or_refused(request in request()) {
+    fn api_takes_or_refuses_what_is_nearly_right(request in request()) {
         check(&request.to_string());
     }
 
     #[test]
-    fn rule_files_of_any_kind_are_taken_or_refused(value in value(), cut in any::<prop::sample::Index>()) {
+    fn rules_of_any_text_are_taken_or_refused(text in "[ -~\n]{0,200}|.{0,200}") {
+        check_rules(&text);
+    }
+
+    #[test]
+    fn rules_of_any_kind_are_taken_or_refused(value in value(), cut in any::<prop::sample::Index>()) {
         let text = value.to_string();
         let end = text.char_indices().map(|(at, _)| at).nth(cut.index(text.chars().count().max(1)));
         for text in [text.as_str(), &text[..end.unwrap_or_default()]] {
-            if let Ok(file) = serde_saphyr::from_str::<FaultsSpec>(text) {
-                // Refused or not, it is decided.
-                let _ = file.check_with("rules".as_ref(), &mut Files::closed());
-            }
+            check_rules(text);
         }
     }
 }

@@ -64,6 +64,9 @@ pub struct Fault {
     pub owner: String,
     /// What is faulted.
     pub target: TargetSpec,
+    /// The fault of all selected pods that this one, of one of them, is a part of: it ends with that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<String>,
     /// Of which kinds it is.
     pub kinds: Vec<Kind>,
     /// What random decisions follow from.
@@ -95,9 +98,19 @@ pub struct Fault {
     /// What was done to processes, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processes: Option<process::Statistics>,
+    /// If labels select what is faulted: the pods that are, or are to be. Each has a fault of its own; what those do and
+    /// did is told here as well, all together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<Arc<Vec<PodStatus>>>,
 }
 
 impl Fault {
+    /// Whether it is one of pods that labels select: it does nothing itself.
+    #[must_use]
+    pub const fn is_of_selected(&self) -> bool {
+        self.target.pods.is_some()
+    }
+
     /// Without what may be very long.
     #[must_use]
     pub fn in_short(&self) -> Self {
@@ -108,6 +121,38 @@ impl Fault {
 /// What serde asks.
 fn has_none(rules: &Arc<Vec<RuleStatus>>) -> bool {
     rules.is_empty()
+}
+
+/// A pod, or a container of one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PodStatus {
+    /// The pod.
+    pub name: String,
+    /// Whether it is faulted.
+    pub state: PodState,
+    /// Packets that were matched.
+    pub matched: u64,
+    /// The name of its fault in the agent, by which metrics and the agent's API have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// Why it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// Whether a pod is faulted.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+pub enum PodState {
+    /// It cannot be.
+    Failed,
+    /// It is to be, as soon as that can be.
+    Waiting,
+    /// Its fault was ended through the agent's own API, and does not begin again.
+    Stopped,
+    /// It is.
+    Injecting,
 }
 
 /// A rule of a fault.

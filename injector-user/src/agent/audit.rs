@@ -13,7 +13,10 @@ use std::{
 use axum::http::{Method, StatusCode};
 use serde::Serialize;
 
-use super::access::{Peer, TokenName};
+use super::{
+    access::{Peer, TokenName},
+    plan::Terms,
+};
 use crate::spec::target::TargetSpec;
 
 /// No text is written down at greater length: a request may have millions of characters.
@@ -34,6 +37,14 @@ pub struct Subject {
     /// How.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub faults: Option<String>,
+}
+
+impl Subject {
+    /// Says of what was asked for how it was understood.
+    pub fn agree(&mut self, terms: &Terms) {
+        self.fault = Some(terms.name.clone());
+        self.faults = Some(cut(terms.lasting()));
+    }
 }
 
 /// A request.

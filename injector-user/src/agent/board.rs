@@ -166,7 +166,10 @@ impl Board {
                 if let Some(reason) = fault.reason {
                     *contents.ledger.ended.entry(reason).or_default() += 1;
                 }
-                contents.ledger.packets += &fault.packets;
+                // What its parts did is counted with them.
+                if !fault.is_of_selected() {
+                    contents.ledger.packets += &fault.packets;
+                }
             }
         });
         // Nobody may be watching. Those who do are not told of rules, and one that is slow is behind by many changes.

@@ -89,7 +89,7 @@ impl Group {
         let mut group = Self {
             target: plan.spec.clone(),
             found: plan.target.clone(),
-            is_closed: plan.faults.seed.is_some(),
+            is_closed: plan.terms.faults.seed.is_some(),
             shared: Shared::new(Some(network)),
             instance,
             members: Vec::new(),
@@ -135,7 +135,7 @@ impl Group {
     /// have become another's), and no packet falls under its rules and under others'.
     fn takes(&self, plan: &Plan, member: &Member) -> bool {
         if self.is_closed
-            || plan.faults.seed.is_some()
+            || plan.terms.faults.seed.is_some()
             || self.target != plan.spec
             || !self.found.is_same(&plan.target)
         {

@@ -14,11 +14,12 @@ use tokio::sync::oneshot;
 
 use super::{
     LONGEST_LIFE,
-    api::{Code, Fault, Phase, Problem, Reason, RuleStatus, text},
+    api::{Code, Fault, Phase, PodStatus, Problem, Reason, RuleStatus, text},
     board::{Board, What},
     group::{Group, Member},
-    plan::Plan,
+    plan::{Plan, Selection, Terms},
     stepper::{SharedInstance, Stepper},
+    sum::Sum,
 };
 use crate::{
     fault::{
@@ -37,6 +38,7 @@ use crate::{
         memory,
     },
     lifetime::{LifetimeError, instance::Instance, journal::Owner},
+    spec::{rule::Rule, target::TargetSpec},
     target::{Followed, Target},
 };
 
@@ -52,6 +54,8 @@ const TOLD: u32 = 4;
 /// What to do, and whom to tell.
 enum Order {
     Create { plan: Box<Plan>, by: String, reply: Reply },
+    Select { selection: Box<Selection>, by: String, reply: Reply },
+    Tell { name: String, pods: Vec<PodStatus> },
     Renew { name: String, reply: Reply },
     Delete { name: String, reply: Reply },
     Stop,
@@ -67,6 +71,17 @@ impl Handle {
     /// Begins a fault. If this is not waited for to its end, there is none.
     pub async fn create(&self, plan: Plan, by: String) -> Result<Arc<Fault>, Problem> {
         self.ask(|reply| Order::Create { plan: plan.into(), by, reply }).await
+    }
+
+    /// Begins a fault that is there for its parts: it does nothing, but they end with it at the latest, and what they do
+    /// is told of it.
+    pub async fn select(&self, selection: Selection, by: String) -> Result<Arc<Fault>, Problem> {
+        self.ask(|reply| Order::Select { selection: selection.into(), by, reply }).await
+    }
+
+    /// Says which pods such a fault has. It is said again, so it may be lost.
+    pub fn tell(&self, name: String, pods: Vec<PodStatus>) {
+        let _ = self.0.try_send(Order::Tell { name, pods });
     }
 
     /// Renews the lease of a fault.
@@ -160,6 +175,8 @@ struct Active {
     processes: Option<Stepper>,
     /// The group that its rules are in.
     group: Option<u64>,
+    /// What its ended parts did, if it is of pods that labels select.
+    ended_parts: Option<Sum>,
     /// Something has been counted that watchers were not told.
     is_news: bool,
 }
@@ -231,6 +248,11 @@ impl Keeper {
                     let created = self.create(*plan, by);
                     self.answer_created(created, reply);
                 }
+                Ok(Order::Select { selection, by, reply }) => {
+                    let created = self.select(*selection, by);
+                    self.answer_created(created, reply);
+                }
+                Ok(Order::Tell { name, pods }) => self.tell(&name, pods),
                 Ok(Order::Renew { name, reply }) => {
                     let _ = reply.send(self.renew(&name));
                 }
@@ -279,28 +301,32 @@ impl Keeper {
     }
 
     fn create(&mut self, plan: Plan, by: String) -> Result<Arc<Fault>, Problem> {
-        if self.active.contains_key(&plan.name) {
-            let message = format!("there is an active fault {} already", plan.name);
-            return Err(Problem::new(Code::Conflict, message));
-        }
-        if self.active.len() >= self.most_faults {
-            let message = format!("{} faults act already, which is the most", self.most_faults);
-            return Err(Problem::new(Code::TooMany, message));
-        }
-        let seed = plan.faults.seed.unwrap_or_else(rand::random);
+        self.admit(&plan.terms.name)?;
+        let whole = match &plan.part_of {
+            Some(whole) => Some(self.active.get(whole).ok_or_else(|| Problem::no_fault(whole))?),
+            None => None,
+        };
+        // A part lasts as long as the whole, and is renewed with it.
+        let ends_with = whole.map(|whole| (whole.ends_ns, whole.last_ns));
+        let (first, lasts) = match ends_with {
+            Some((ends_ns, last_ns)) => (left(ends_ns), left(last_ns)),
+            None => plan.terms.times(),
+        };
+        let seed = plan.terms.faults.seed.unwrap_or_else(rand::random);
         let number = self.number();
-        let lasts = plan.lasts.unwrap_or(LONGEST_LIFE);
-        let first = plan.lease.map_or(lasts, |lease| lease.min(lasts));
-        let group = if plan.faults.rules.is_empty() {
+        let rules = &plan.terms.faults.rules;
+        let group = if rules.is_empty() {
             None
         } else {
-            let member = Member::new(number, plan.faults.rules.clone(), first);
+            let member = Member::new(number, rules.clone(), first);
             Some(self.join(&plan, member, seed).map_err(of_network)?)
         };
         // Packet faults take the longest to make.
         let began_ns = monotonic_ns();
-        let last_ns = began_ns.saturating_add(nanoseconds(lasts));
-        let ends_ns = began_ns.saturating_add(nanoseconds(first));
+        let (ends_ns, last_ns) = ends_with.unwrap_or_else(|| {
+            let after = |time| began_ns.saturating_add(nanoseconds(time));
+            (after(first), after(lasts))
+        });
         let (clocks, processes) = match self.fault_others(&plan, seed, lasts) {
             Ok(others) => others,
             Err(problem) => {
@@ -314,46 +340,100 @@ impl Keeper {
             .and_then(|group| self.groups.get(&group))
             .map(Group::attached)
             .unwrap_or_default();
-        let rule = |rule: &crate::spec::rule::Rule| RuleStatus {
-            name: rule.name.clone(),
-            packets: Totals::default(),
-        };
-        let kinds = plan.kinds();
-        let fault = Fault {
-            kinds,
-            phase: Phase::Active,
-            reason: None,
-            error: None,
-            owner: by,
-            seed,
-            created: jiff::Timestamp::now().to_string(),
-            ends: wall(ends_ns),
-            for_ms: plan.lasts.map(|lasts| lasts.as_millis() as u64),
-            lease_ms: plan.lease.map(|lease| lease.as_millis() as u64),
-            attached: attached.iter().map(Into::into).collect(),
-            packets: Totals::default(),
-            rules: Arc::new(plan.faults.rules.iter().map(rule).collect()),
-            clocks: None,
-            processes: None,
-            name: plan.name,
-            target: plan.spec,
-            resolved: plan.resolved,
-        };
+        let lease = plan.terms.lease.filter(|_| plan.part_of.is_none());
         let mut active = Active {
             number,
-            fault,
             ends_ns,
             last_ns,
-            lease: plan.lease,
+            lease,
             clocks,
             processes,
             group,
+            ended_parts: None,
             is_news: false,
+            fault: Fault {
+                attached: attached.iter().map(Into::into).collect(),
+                part_of: plan.part_of,
+                resolved: plan.resolved,
+                ..new_fault(plan.terms, plan.spec, by, seed, ends_ns)
+            },
         };
+        if active.fault.part_of.is_some() {
+            (active.fault.for_ms, active.fault.lease_ms) = (None, None);
+        }
         active.look();
+        Ok(self.put_up(active))
+    }
+
+    /// Begins a fault that is there for its parts.
+    fn select(&mut self, selection: Selection, by: String) -> Result<Arc<Fault>, Problem> {
+        let Selection { terms, pods: _, request } = selection;
+        self.admit(&terms.name)?;
+        let (first, lasts) = terms.times();
+        let now = monotonic_ns();
+        let ends_ns = now.saturating_add(nanoseconds(first));
+        let seed = request.seed.unwrap_or_default();
+        let lease = terms.lease;
+        let fault = Fault {
+            pods: Some(Arc::default()),
+            ..new_fault(terms, request.target.clone(), by, seed, ends_ns)
+        };
+        let active = Active {
+            number: self.number(),
+            ends_ns,
+            last_ns: now.saturating_add(nanoseconds(lasts)),
+            lease,
+            clocks: None,
+            processes: None,
+            group: None,
+            ended_parts: Some(Sum::new(&fault.rules)),
+            is_news: false,
+            fault,
+        };
+        Ok(self.put_up(active))
+    }
+
+    /// Checks that there may be a fault of this name.
+    fn admit(&self, name: &str) -> Result<(), Problem> {
+        if self.active.contains_key(name) {
+            let message = format!("there is an active fault {name} already");
+            return Err(Problem::new(Code::Conflict, message));
+        }
+        if self.active.len() >= self.most_faults {
+            let message = format!("{} faults act already, which is the most", self.most_faults);
+            return Err(Problem::new(Code::TooMany, message));
+        }
+        Ok(())
+    }
+
+    fn put_up(&mut self, active: Active) -> Arc<Fault> {
         let told = self.board.put(What::Created, active.fault.clone());
         self.active.insert(told.name.clone(), active);
-        Ok(told)
+        told
+    }
+
+    /// Notes which pods a fault has.
+    fn tell(&mut self, name: &str, pods: Vec<PodStatus>) {
+        // It may have ended.
+        let Some(active) = self.active.get_mut(name) else { return };
+        if note(&mut active.fault.pods, &Some(Arc::new(pods))) {
+            self.board.put(What::Counted, active.fault.clone());
+        }
+    }
+
+    /// The parts of a fault.
+    fn parts<'a>(&'a self, whole: &'a str) -> impl Iterator<Item = &'a Active> {
+        self.active.values().filter(move |active| active.fault.part_of.as_deref() == Some(whole))
+    }
+
+    /// Notes what the parts of a fault do, and did. Returns whether that is news.
+    fn sum_up(&mut self, whole: &str) -> bool {
+        let ended = self.active.get(whole).and_then(|active| active.ended_parts.clone());
+        let Some(mut sum) = ended else { return false };
+        for part in self.parts(whole) {
+            sum.add(&part.fault);
+        }
+        self.active.get_mut(whole).is_some_and(|active| sum.note(&mut active.fault))
     }
 
     fn number(&mut self) -> u64 {
@@ -380,7 +460,7 @@ impl Keeper {
 
     /// Makes clocks go wrong, if that is asked for.
     fn wrong(&self, plan: &Plan, lasts: Duration) -> Result<Option<Wrong>, Problem> {
-        let Some(fault) = &plan.faults.clock else { return Ok(None) };
+        let Some(fault) = &plan.terms.faults.clock else { return Ok(None) };
         let cgroup = plan.target.cgroup.as_ref();
         let is_there = |active: &&Active| {
             active.clocks.as_ref().is_some_and(|wrong| wrong.is_of(&plan.target))
@@ -409,7 +489,7 @@ impl Keeper {
 
     /// Faults processes, if that is asked for.
     fn step(&self, plan: &Plan, seed: u64, lasts: Duration) -> Result<Option<Stepper>, Problem> {
-        let Some(faults) = &plan.faults.processes else { return Ok(None) };
+        let Some(faults) = &plan.terms.faults.processes else { return Ok(None) };
         let installed = {
             let mut instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner);
             Processes::install(&mut instance, &plan.target, faults, seed, Some(lasts), None)
@@ -462,10 +542,23 @@ impl Keeper {
     fn renew(&mut self, name: &str) -> Result<Arc<Fault>, Problem> {
         let active = self.active.get_mut(name).ok_or_else(|| Problem::no_fault(name))?;
         let Some(lease) = active.lease else {
-            let message = format!("{name} has no lease: it lasts for a fixed time");
+            let message = match &active.fault.part_of {
+                Some(whole) => format!("{name} is renewed with {whole}, of which it is a part"),
+                None => format!("{name} has no lease: it lasts for a fixed time"),
+            };
             return Err(Problem::new(Code::Conflict, message));
         };
         let ends_ns = deadline_ns(lease).min(active.last_ns);
+        let parts: Vec<String> = self.parts(name).map(|part| part.fault.name.clone()).collect();
+        for part in parts {
+            self.extend(&part, ends_ns)?;
+        }
+        self.extend(name, ends_ns)
+    }
+
+    /// Has a fault end at another time.
+    fn extend(&mut self, name: &str, ends_ns: u64) -> Result<Arc<Fault>, Problem> {
+        let active = self.active.get_mut(name).ok_or_else(|| Problem::no_fault(name))?;
         if let Some(group) = active.group.and_then(|group| self.groups.get_mut(&group)) {
             group.extend(active.number, ends_ns).map_err(of_network)?;
         }
@@ -481,8 +574,13 @@ impl Keeper {
         reason: Reason,
         error: Option<String>,
     ) -> Result<Arc<Fault>, Problem> {
-        let mut active = self.active.remove(name).ok_or_else(|| Problem::no_fault(name))?;
         let mut errors: Vec<String> = error.into_iter().collect();
+        let parts: Vec<String> = self.parts(name).map(|part| part.fault.name.clone()).collect();
+        for part in parts {
+            errors.extend(self.end(&part, reason, None)?.error.clone());
+        }
+        self.sum_up(name);
+        let mut active = self.active.remove(name).ok_or_else(|| Problem::no_fault(name))?;
         if let Some(stepper) = active.processes.take() {
             match stepper.end() {
                 Ok(statistics) => active.fault.processes = Some(statistics),
@@ -509,6 +607,10 @@ impl Keeper {
         fault.error = (!errors.is_empty()).then(|| errors.join("; "));
         if let Some(error) = &fault.error {
             tracing::error!(fault.name, error, "a fault failed");
+        }
+        let whole = fault.part_of.as_ref().and_then(|whole| self.active.get_mut(whole));
+        if let Some(sum) = whole.and_then(|whole| whole.ended_parts.as_mut()) {
+            sum.add_ended(fault);
         }
         Ok(self.board.put(What::Ended, active.fault))
     }
@@ -573,22 +675,71 @@ impl Keeper {
             if let Some(attached) = active.group.and_then(|group| attached.get(&group)) {
                 is_changed |= note(&mut active.fault.attached, attached);
             }
-            active.is_news |= is_changed;
-            if active.is_news && self.rounds.is_multiple_of(TOLD) {
-                active.is_news = false;
-                self.board.put(What::Counted, active.fault.clone());
-            } else if is_changed {
-                self.board.update(active.fault.clone());
-            }
+            active.report(is_changed, &self.board, self.rounds);
         }
         for (name, error) in failed {
             // It is there.
             let _ = self.end(&name, Reason::Failed, Some(error));
         }
+        let wholes = self.active.values().filter(|active| active.ended_parts.is_some());
+        let wholes: Vec<String> = wholes.map(|active| active.fault.name.clone()).collect();
+        for name in wholes {
+            let is_changed = self.sum_up(&name);
+            if let Some(active) = self.active.get_mut(&name) {
+                active.report(is_changed, &self.board, self.rounds);
+            }
+        }
+    }
+}
+
+impl Terms {
+    /// For how long it acts if it is not renewed, and for how long in any case.
+    fn times(&self) -> (Duration, Duration) {
+        let lasts = self.lasts.unwrap_or(LONGEST_LIFE);
+        (self.lease.map_or(lasts, |lease| lease.min(lasts)), lasts)
+    }
+}
+
+/// A fault that is about to act, and has done nothing yet.
+fn new_fault(terms: Terms, target: TargetSpec, by: String, seed: u64, ends_ns: u64) -> Fault {
+    let rule = |rule: &Rule| RuleStatus { name: rule.name.clone(), packets: Totals::default() };
+    let milliseconds = |time: Duration| time.as_millis() as u64;
+    Fault {
+        kinds: terms.kinds(),
+        phase: Phase::Active,
+        reason: None,
+        error: None,
+        owner: by,
+        target,
+        part_of: None,
+        seed,
+        created: jiff::Timestamp::now().to_string(),
+        ends: wall(ends_ns),
+        for_ms: terms.lasts.map(milliseconds),
+        lease_ms: terms.lease.map(milliseconds),
+        attached: Vec::new(),
+        resolved: Vec::new(),
+        packets: Totals::default(),
+        rules: Arc::new(terms.faults.rules.iter().map(rule).collect()),
+        clocks: None,
+        processes: None,
+        pods: None,
+        name: terms.name,
     }
 }
 
 impl Active {
+    /// Writes down what has changed, and tells watchers now and then.
+    fn report(&mut self, is_changed: bool, board: &Board, rounds: u32) {
+        self.is_news |= is_changed;
+        if self.is_news && rounds.is_multiple_of(TOLD) {
+            self.is_news = false;
+            board.put(What::Counted, self.fault.clone());
+        } else if is_changed {
+            board.update(self.fault.clone());
+        }
+    }
+
     /// Notes what its rules did; returns whether that is news.
     fn count(&mut self, counts: &[Counts]) -> bool {
         // Its group has gone, and the counters with it: what was read of them last is still true.
@@ -646,10 +797,14 @@ fn of_network(error: NetworkError) -> Problem {
     }
 }
 
-/// What the wall clock will show at a time of `CLOCK_MONOTONIC`.
+/// How long it is until a time of `CLOCK_MONOTONIC`.
+fn left(at_ns: u64) -> Duration {
+    Duration::from_nanos(at_ns.saturating_sub(monotonic_ns()))
+}
+
+/// What the wall clock will show then.
 fn wall(at_ns: u64) -> String {
-    let left = Duration::from_nanos(at_ns.saturating_sub(monotonic_ns()));
-    (jiff::Timestamp::now() + left).to_string()
+    (jiff::Timestamp::now() + left(at_ns)).to_string()
 }
 
 #[cfg(test)]
@@ -681,6 +836,7 @@ mod tests {
             clocks: None,
             processes: None,
             group: None,
+            ended_parts: None,
             is_news: false,
         }
     }

@@ -40,7 +40,9 @@ pub fn page(
     connections: usize,
 ) -> prometheus::Result<String> {
     let registry = Registry::new();
-    let (ledger, active) = board.counted();
+    let (ledger, mut active) = board.counted();
+    // What is done to selected pods is that of each pod.
+    active.retain(|fault| !fault.is_of_selected());
     faults(&registry, &active)?;
     totals(&registry, ledger, &active)?;
     server(&registry, board, requests, connections)?;

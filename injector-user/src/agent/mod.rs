@@ -14,8 +14,10 @@ pub mod keeper;
 mod metrics;
 pub mod plan;
 pub mod routes;
+pub mod selection;
 pub mod server;
 mod stepper;
+mod sum;
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! From a request to what is to be done: all that can be refused without touching anything, and all that may wait for
 //! others (name servers, file systems).
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use super::{
     LONGEST_LEASE, LONGEST_LIFE, SHORTEST_LEASE,
@@ -9,7 +9,11 @@ use super::{
 };
 use crate::{
     spec::{
-        Faults, SpecError, distribution::Files, file::FaultsSpec, target::TargetSpec, value::Span,
+        Faults, SpecError,
+        distribution::Files,
+        file::FaultsSpec,
+        target::{PodSelection, TargetSpec},
+        value::Span,
     },
     target::{
         ResolveError, Target,
@@ -23,28 +27,48 @@ const LONGEST_NAME: usize = 128;
 /// The most interfaces of a target: they are kept, and told of, with the fault.
 const LONGEST_LIST: usize = 1024;
 
-/// A request that has been checked.
+/// What is to be done, and for how long.
 #[derive(Debug)]
-pub struct Plan {
+pub struct Terms {
     /// What to call it.
     pub name: String,
-    /// The target as written.
-    pub spec: TargetSpec,
-    /// The target as found.
-    pub target: Target,
-    /// Whether what the operator needs is left alone.
-    pub protect: bool,
     /// What is to be done.
     pub faults: Faults,
-    /// What host names were resolved to.
-    pub resolved: Vec<Resolved>,
     /// How long it lasts.
     pub lasts: Option<Duration>,
     /// For how long it outlives its last renewal.
     pub lease: Option<Duration>,
 }
 
-impl Plan {
+/// A request that has been checked.
+#[derive(Debug)]
+pub struct Plan {
+    /// What is to be done, and for how long.
+    pub terms: Terms,
+    /// The target as written.
+    pub spec: TargetSpec,
+    /// The target as found.
+    pub target: Target,
+    /// The fault of selected pods that this is a part of. Its times are that one's.
+    pub part_of: Option<String>,
+    /// Whether what the operator needs is left alone.
+    pub protect: bool,
+    /// What host names were resolved to.
+    pub resolved: Vec<Resolved>,
+}
+
+/// A request for the pods that labels select, which has been checked as far as that can be done without a pod.
+#[derive(Debug)]
+pub struct Selection {
+    /// What is to be done to each, and for how long.
+    pub terms: Terms,
+    /// Which pods.
+    pub pods: PodSelection,
+    /// The request, with the seed and the name that it got.
+    pub request: Arc<FaultRequest>,
+}
+
+impl Terms {
     /// The kinds of its faults.
     #[must_use]
     pub fn kinds(&self) -> Vec<Kind> {
@@ -92,14 +116,29 @@ pub fn plan_for(
     request: FaultRequest,
     find: impl FnOnce(&TargetSpec, bool) -> Result<Target, ResolveError>,
 ) -> Result<Plan, Problem> {
-    let mut faults = check(&request)?;
-    let FaultRequest { name, target: spec, r#for: lasts, lease, .. } = request;
-    let name = name.unwrap_or_else(|| format!("fault-{:08x}", rand::random::<u32>()));
-    let (lasts, lease) = (lasts.map(|span| span.0), lease.map(|span| span.0));
-    let resolved = host::resolve(&mut faults.rules).map_err(unresolved)?;
+    let mut terms = agree(&request)?;
+    let spec = request.target;
+    let resolved = host::resolve(&mut terms.faults.rules).map_err(unresolved)?;
     let protect = spec.protect.unwrap_or_else(|| spec.is_wide());
     let target = find(&spec, protect).map_err(unresolved)?;
-    Ok(Plan { name, spec, target, protect, faults, resolved, lasts, lease })
+    Ok(Plan { terms, spec, target, part_of: None, protect, resolved })
+}
+
+/// Checks a request for `pods`.
+pub fn select(request: FaultRequest, pods: PodSelection) -> Result<Selection, Problem> {
+    let terms = agree(&request)?;
+    // All pods follow from the same one, which is told.
+    let seed = request.seed.unwrap_or_else(rand::random);
+    let request = FaultRequest { name: Some(terms.name.clone()), seed: Some(seed), ..request };
+    Ok(Selection { terms, pods, request: Arc::new(request) })
+}
+
+fn agree(request: &FaultRequest) -> Result<Terms, Problem> {
+    let faults = check(request)?;
+    let made_up = || format!("fault-{:08x}", rand::random::<u32>());
+    let name = request.name.clone().unwrap_or_else(made_up);
+    let (lasts, lease) = (request.r#for.map(|span| span.0), request.lease.map(|span| span.0));
+    Ok(Terms { name, faults, lasts, lease })
 }
 
 /// Checks a request as far as that can be done whatever there is on this host.

@@ -39,6 +39,7 @@ use super::{
     board::{Board, Change, What},
     keeper::Handle,
     metrics, plan,
+    selection::Cluster,
 };
 
 /// Silent connections of watchers are told so often that they are not forgotten.
@@ -63,6 +64,8 @@ pub struct Agent {
     pub board: Arc<Board>,
     /// Who changes it.
     pub keeper: Handle,
+    /// Who knows the pods of this node.
+    pub cluster: Cluster,
     /// Who may ask.
     pub access: Access,
     /// Where it is written down who asked.
@@ -93,6 +96,7 @@ impl Agent {
         Self {
             board,
             keeper,
+            cluster: Cluster::default(),
             access,
             audit,
             limits,
@@ -383,15 +387,22 @@ async fn create(
         target: audit::in_short(&request.target),
         faults: None,
     };
-    let planned = tokio::task::spawn_blocking(move || plan::plan(request)).await;
-    let planned = planned.unwrap_or_else(|_| Err(Problem::new(Code::Failed, "cannot check it")));
-    let answer = match planned {
-        Ok(plan) => {
-            subject.fault = Some(plan.name.clone());
-            subject.faults = Some(audit::cut(plan.lasting()));
-            agent.keeper.create(plan, asker).await
-        }
-        Err(problem) => Err(problem),
+    let pods = request.target.pods.clone();
+    let answer = match pods {
+        None => match check(|| plan::plan(request)).await {
+            Ok(plan) => {
+                subject.agree(&plan.terms);
+                agent.keeper.create(plan, asker).await
+            }
+            Err(problem) => Err(problem),
+        },
+        Some(pods) => match check(|| plan::select(request, pods)).await {
+            Ok(selection) => {
+                subject.agree(&selection.terms);
+                agent.cluster.create(selection, asker).await
+            }
+            Err(problem) => Err(problem),
+        },
     };
     let mut response = match answer {
         Ok(fault) => {
@@ -406,6 +417,14 @@ async fn create(
     };
     response.extensions_mut().insert(subject);
     response
+}
+
+/// Does what may take its time.
+async fn check<T: Send + 'static>(
+    check: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    let checked = tokio::task::spawn_blocking(check).await;
+    checked.unwrap_or_else(|_| Err(Problem::new(Code::Failed, "cannot check it")))
 }
 
 async fn get(State(agent): Shared, Path(Named { name }): Path<Named>) -> Response {

@@ -17,7 +17,7 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::watch,
+    sync::{Semaphore, watch},
     task::JoinSet,
 };
 use tokio_rustls::{
@@ -40,6 +40,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long open connections may go on when the agent ends.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// How long a client over the limit of connections is listened to, and how many of them at once.
+const REFUSAL: Duration = Duration::from_millis(250);
+const REFUSALS: usize = 16;
 
 /// How long to wait after a connection could not be taken.
 const BREATH: Duration = Duration::from_millis(100);
@@ -193,6 +197,7 @@ struct Service {
     agent: Arc<Agent>,
     router: Router,
     ending: watch::Receiver<bool>,
+    refusals: Semaphore,
 }
 
 /// Serves until `ending` says so, and then for a little while the connections that are open.
@@ -203,7 +208,8 @@ pub async fn serve(
     tcp: Option<Tcp>,
     mut ending: watch::Receiver<bool>,
 ) {
-    let service = Arc::new(Service { agent, router, ending: ending.clone() });
+    let refusals = Semaphore::new(REFUSALS);
+    let service = Arc::new(Service { agent, router, ending: ending.clone(), refusals });
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -267,15 +273,28 @@ impl Drop for Place {
     }
 }
 
-fn take_unix(service: &Arc<Service>, connections: &mut JoinSet<()>, mut stream: UnixStream) {
+/// Tells a client over the limit that it is. What it sends is read, if there are not too many like it: it would hear of a
+/// connection that was reset, and not of the answer, if that were closed before.
+async fn refuse(service: &Service, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let place = service.refusals.try_acquire();
+    let talk = async {
+        stream.write_all(FULL).await?;
+        if place.is_ok() {
+            stream.shutdown().await?;
+            tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+        }
+        io::Result::Ok(())
+    };
+    // It may have gone.
+    let _ = tokio::time::timeout(REFUSAL, talk).await;
+}
+
+fn take_unix(service: &Arc<Service>, connections: &mut JoinSet<()>, stream: UnixStream) {
     let Ok(peer) = stream.peer_cred() else { return };
     let peer = Peer::Unix { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() };
     let service = service.clone();
     let Some(place) = Place::take(&service.agent, &peer) else {
-        connections.spawn(async move {
-            // It may have gone.
-            let _ = tokio::time::timeout(GRACE, stream.write_all(FULL)).await;
-        });
+        connections.spawn(async move { refuse(&service, stream).await });
         return;
     };
     connections.spawn(async move {
@@ -287,7 +306,7 @@ fn take_unix(service: &Arc<Service>, connections: &mut JoinSet<()>, mut stream: 
 fn take_tcp(
     service: &Arc<Service>,
     connections: &mut JoinSet<()>,
-    mut stream: TcpStream,
+    stream: TcpStream,
     address: SocketAddr,
     tls: Option<TlsAcceptor>,
 ) {
@@ -296,9 +315,7 @@ fn take_tcp(
     let Some(place) = Place::take(&service.agent, &peer) else {
         // Under TLS it takes work to say more than goodbye.
         if tls.is_none() {
-            connections.spawn(async move {
-                let _ = tokio::time::timeout(GRACE, stream.write_all(FULL)).await;
-            });
+            connections.spawn(async move { refuse(&service, stream).await });
         }
         return;
     };

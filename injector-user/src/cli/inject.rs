@@ -112,6 +112,7 @@ fn title(spec: &TargetSpec, found: Option<&Target>) -> String {
             spec.pid.map(|pid| format!("process {pid}")),
             spec.container.as_ref().map(|container| format!("container {container}")),
             spec.pod.as_ref().map(|pod| format!("pod {pod}")),
+            spec.pods.as_ref().map(|pods| format!("pods {pods}")),
         ],
     };
     let places = [
@@ -142,6 +143,13 @@ mod tests {
             (
                 TargetSpec { pod: "default/web-0".parse().ok(), ..TargetSpec::default() },
                 "pod default/web-0",
+            ),
+            (
+                TargetSpec {
+                    pods: "shop/app.kubernetes.io/name=cart,tier in (web)".parse().ok(),
+                    ..TargetSpec::default()
+                },
+                "pods shop/app.kubernetes.io/name=cart,tier in (web)",
             ),
             (
                 TargetSpec {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     agent::{
-        api::{Fault, FaultRequest, Phase, Reason},
+        api::{Fault, FaultRequest, Phase, PodState, PodStatus, Reason},
         client::{Client, ClientError, Endpoint},
     },
     spec::{SpecError, file::FaultsSpec, target::TargetSpec, value::Span},
@@ -113,8 +113,14 @@ pub fn run(
         let mut signals = Signals::take().context("cannot take signals")?;
         let reporter = Reporter::new(session, Stream::Stdout)?;
         let fault = client.create(request).await?;
-        let mut remote =
-            Remote { client, name: fault.name.clone(), reporter, started: Instant::now() };
+        let mut remote = Remote {
+            client,
+            name: fault.name.clone(),
+            reporter,
+            started: Instant::now(),
+            pods: Vec::new(),
+            has_faulted_pods: false,
+        };
         remote.say_started(&fault, title, session)?;
         let ended = remote.watch(&mut signals).await;
         match ended {
@@ -133,6 +139,9 @@ struct Remote {
     name: String,
     reporter: Reporter,
     started: Instant,
+    /// What was said of pods.
+    pods: Vec<PodStatus>,
+    has_faulted_pods: bool,
 }
 
 impl Remote {
@@ -190,6 +199,7 @@ impl Remote {
                                 renewed = Instant::now();
                             }
                             heard = Instant::now();
+                            self.say_pods(&fault)?;
                             self.say_progress(&fault)?;
                         }
                         Err(error @ ClientError::Refused(_)) => return Err(error.into()),
@@ -199,6 +209,21 @@ impl Remote {
                 }
             }
         }
+    }
+
+    /// Says which pods are faulted, when that changes.
+    fn say_pods(&mut self, fault: &Fault) -> Result<()> {
+        let Some(pods) = &fault.pods else { return Ok(()) };
+        self.has_faulted_pods |= pods.iter().any(|pod| pod.state == PodState::Injecting);
+        // That more was matched is no change.
+        let is_same = |(one, other): (&PodStatus, &PodStatus)| {
+            *one == PodStatus { matched: one.matched, ..other.clone() }
+        };
+        if pods.len() != self.pods.len() || !self.pods.iter().zip(&**pods).all(is_same) {
+            self.reporter.say(&Event::Pods { pods })?;
+            self.pods.clone_from(pods);
+        }
+        Ok(())
     }
 
     fn say_progress(&mut self, fault: &Fault) -> Result<()> {
@@ -215,9 +240,15 @@ impl Remote {
 
     /// Says what was done, and gives the exit code.
     fn finish(mut self, fault: &Fault, require_match: bool) -> Result<ExitCode> {
+        self.say_pods(fault)?;
         let packets = (!fault.rules.is_empty()).then_some(&fault.packets);
-        let missed =
+        let mut missed =
             self.reporter.warn_of_idle(packets, fault.clocks.as_ref(), fault.processes.as_ref())?;
+        if fault.pods.is_some() && !self.has_faulted_pods {
+            missed = true;
+            let message = "no pod was faulted: none of the agent's node was selected and ran";
+            self.reporter.say(&Event::Warning { message })?;
+        }
         let rules = fault.rules.iter().enumerate();
         self.reporter.say(&Event::Summary {
             elapsed_ms: self.started.elapsed().as_millis() as u64,

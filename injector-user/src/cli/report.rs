@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::args::{Output, SessionArgs};
 use crate::{
+    agent::api::{PodState, PodStatus},
     fault::{
         clock::{
             self,
@@ -85,6 +86,11 @@ pub enum Event<'a> {
         target: &'a str,
         /// Where programs are attached by now; where its processes are still on the way to, they will be soon.
         attached: Vec<AttachedReport>,
+    },
+    /// Which pods are faulted now, of those that labels select.
+    Pods {
+        /// All that are selected.
+        pods: &'a [PodStatus],
     },
     /// The rules were replaced.
     Changed {
@@ -366,6 +372,8 @@ fn human(event: &Event) -> String {
             let on = if places.is_empty() { "" } else { " on " };
             writeln!(text, "injector: {target} is there again: faulting it{on}{places}")
         }
+        Event::Pods { pods: [] } => writeln!(text, "injector: no pod is selected now"),
+        Event::Pods { pods } => pods.iter().try_for_each(|pod| pod_line(&mut text, pod)),
         Event::Changed { rules, replaced, clock } => {
             writeln!(text, "injector: {} rules replaced the rules before, which did:", rules.len())
                 .and_then(|()| replaced.iter().try_for_each(|rule| rule_line(&mut text, rule)))
@@ -430,6 +438,18 @@ fn started(
         writeln!(text, "injector:   and {} more rules", rules.len() - LISTED)?;
     }
     Ok(())
+}
+
+fn pod_line(text: &mut String, pod: &PodStatus) -> std::fmt::Result {
+    let PodStatus { name, state, message, .. } = pod;
+    let state = match state {
+        PodState::Injecting => "is faulted",
+        PodState::Waiting => "waits to be faulted",
+        PodState::Failed => "cannot be faulted",
+        PodState::Stopped => "is faulted no more",
+    };
+    let why = message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+    writeln!(text, "injector: pod {name} {state}{why}")
 }
 
 fn places(attached: &[AttachedReport]) -> String {

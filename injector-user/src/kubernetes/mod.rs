@@ -1,5 +1,6 @@
 //! Faults that a Kubernetes cluster asks for: the agent of each node carries out the `FaultInjection` resources of the
-//! cluster in the pods of its node.
+//! cluster in the pods of its node. Those that its own clients ask for, of pods by labels, it carries out alike
+//! ([`selection`]).
 //!
 //! Nothing is faulted but by the agent's own keeper, with a lease that is renewed for as long as the API server is
 //! reached ([`presence`]): what happens without it ends by itself. [`reconcile`] compares what is asked for ([`crd`])
@@ -10,6 +11,7 @@ mod pods;
 mod presence;
 mod reconcile;
 mod schema;
+mod selection;
 mod status;
 mod watch;
 mod work;
@@ -26,6 +28,7 @@ use tokio::{
 use crate::agent::{LONGEST_LEASE, SHORTEST_LEASE, routes::Agent};
 use presence::Presence;
 use reconcile::Reconciler;
+use selection::Selections;
 
 /// How long to take leave of the API server.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -120,6 +123,16 @@ impl Kubernetes {
         let (ending, ends) = signal::channel(false);
         let (tell_ended, ended) = oneshot::channel();
         let beats = tokio::spawn(presence.clone().beat(ends.clone()));
+        if let Some(orders) = agent.cluster.join() {
+            let selections = Selections {
+                client: client.clone(),
+                node: options.node.clone(),
+                times,
+                agent: agent.clone(),
+                presence: presence.clone(),
+            };
+            tokio::spawn(selections.serve(orders, ends.clone()));
+        }
         let reconciler =
             Reconciler::new(client, options.node, times, agent, presence.clone(), ends);
         let task = tokio::spawn(async move {

@@ -7,6 +7,12 @@ use k8s_openapi::api::core::v1 as core;
 use super::crd::PodTarget;
 use crate::spec::target::PodName;
 
+/// What fields of the pods of a node are.
+#[must_use]
+pub fn of_node(node: &str) -> String {
+    format!("spec.nodeName={node}")
+}
+
 /// A pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
@@ -58,9 +64,15 @@ impl Pod {
     /// Whether it is a target.
     #[must_use]
     pub fn is_selected(&self, namespace: &str, target: &PodTarget) -> bool {
-        !self.is_over
+        self.is_alive()
             && self.name.namespace == namespace
             && target.selects(&self.name.name, &self.labels)
+    }
+
+    /// Whether it has not ended for good.
+    #[must_use]
+    pub const fn is_alive(&self) -> bool {
+        !self.is_over
     }
 
     /// What of it is one, or why nothing is yet.

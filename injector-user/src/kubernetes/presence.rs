@@ -64,6 +64,12 @@ impl Presence {
         reached != 0 && monotonic_ns() < reached.saturating_add(nanoseconds(self.times.answer()))
     }
 
+    /// Whether the API server was not reached for so long that faults end.
+    pub fn is_away(&self) -> bool {
+        let reached = self.reached_ns.load(Relaxed);
+        monotonic_ns() >= reached.saturating_add(nanoseconds(self.times.patience))
+    }
+
     /// Renews the lease until the agent ends.
     pub async fn beat(self: Arc<Self>, mut ends: watch::Receiver<bool>) {
         let mut is_away = false;

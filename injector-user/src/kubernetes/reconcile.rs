@@ -13,7 +13,10 @@ use kube::{
     Api, Client, ResourceExt as _,
     api::{ApiResource, Patch, PatchParams},
     core::Object,
-    runtime::events::{Event, EventType, Recorder, Reporter},
+    runtime::{
+        events::{Event, EventType, Recorder, Reporter},
+        watcher,
+    },
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -27,11 +30,11 @@ use tokio::{
 use super::{
     Times,
     crd::{FaultInjection, FaultInjectionSpec, FaultInjectionStatus, NodeState, NodeStatus},
-    pods::Pod,
+    pods::{self, Pod},
     presence::{Others, Presence, Unanswered, within},
     status::{self, Verdict, differs, sum_up},
     watch::Watched,
-    work::{OWNER, Work},
+    work::{OWNER, Origin, Work},
 };
 use crate::{
     agent::{
@@ -93,13 +96,18 @@ impl Reconciler {
         let kind = ApiResource::erase::<FaultInjection>(&());
         let faults = Api::all_with(client.clone(), &kind);
         let pods = Api::all(client.clone());
-        let of_node = format!("spec.nodeName={node}");
+        let of_node = watcher::Config::default().fields(&pods::of_node(&node));
         let reporter =
             Reporter { controller: "injector.dev/agent".into(), instance: Some(node.clone()) };
         Self {
             recorder: Recorder::new(client.clone(), reporter),
-            faults: Watched::new("fault injections", faults, None, |object| Some(object.into())),
-            pods: Watched::new("pods", pods, Some(&of_node), Pod::of),
+            faults: Watched::new(
+                "fault injections",
+                faults,
+                watcher::Config::default(),
+                |object| Some(object.into()),
+            ),
+            pods: Watched::new("pods", pods, of_node, Pod::of),
             others: Others::new(presence.clone()),
             client,
             kind,
@@ -196,7 +204,7 @@ impl Reconciler {
         let (verdict, spec) = self.judge(uid, object);
         let own = own(object, &self.node);
         if !self.works.contains_key(uid) {
-            let work = Work::new(name_of(object), own);
+            let work = Work::new(Origin::of_resource(&name_of(object)), own);
             self.works.insert(uid.into(), work);
         }
         let Some(work) = self.works.get_mut(uid) else { return Ok(()) };
@@ -228,7 +236,7 @@ impl Reconciler {
         {
             for (pod, mut plan) in plans {
                 let Some(left) = left(&spec, &start) else { break };
-                plan.lasts = Some(left);
+                plan.terms.lasts = Some(left);
                 let Some(work) = self.works.get_mut(uid) else { break };
                 work.begin(&self.agent, &pod, plan).await;
             }

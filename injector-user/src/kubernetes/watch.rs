@@ -41,20 +41,16 @@ impl<K, T> Watched<K, T>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    /// Watches all that `api` has, or of that what the fields of `selector` say; `take` says what is kept of each.
+    /// Watches all that `api` has, or of that what `config` selects; `take` says what is kept of each.
     pub fn new(
         what: &'static str,
         api: Api<K>,
-        selector: Option<&str>,
+        config: watcher::Config,
         take: fn(K) -> Option<T>,
     ) -> Self {
-        let mut config = watcher::Config::default().timeout(WATCH_SECONDS);
-        if let Some(selector) = selector {
-            config = config.fields(selector);
-        }
         Self {
             what,
-            stream: watcher::watcher(api, config).boxed(),
+            stream: watcher::watcher(api, config.timeout(WATCH_SECONDS)).boxed(),
             take,
             objects: BTreeMap::new(),
             versions: BTreeMap::new(),

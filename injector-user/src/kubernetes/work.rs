@@ -1,8 +1,9 @@
-//! What this agent does about one resource: which pods it faults, by which of its own faults, and what those did.
+//! What this agent does about one resource, or one fault of selected pods: which pods it faults, by which of its own
+//! faults, and what those did.
 
 use std::{
     collections::BTreeMap,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
+    hash::{DefaultHasher, Hash, Hasher as _},
     sync::Arc,
     time::Duration,
 };
@@ -11,14 +12,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use tokio::time::Instant;
 
 use super::{
-    crd::{Counters, FaultInjectionSpec, NodeState, NodeStatus, PodState, PodStatus},
+    crd::{Counters, FaultInjectionSpec, NodeState, NodeStatus},
     pods::{Part, Pod},
     status,
 };
 use crate::{
     agent::{
         access::Peer,
-        api::{Code, Fault, Phase, Problem, Reason},
+        api::{Code, Fault, Phase, PodState, PodStatus, Problem, Reason},
         audit::{self, Record, Subject},
         plan::{self, Plan},
         routes::Agent,
@@ -55,11 +56,87 @@ struct Acting {
     fault: Option<Arc<Fault>>,
 }
 
+impl Acting {
+    /// To be faulted now, if that can be.
+    fn new(pod: PodName, part: Result<Part, String>) -> Self {
+        Self {
+            pod,
+            state: PodState::Waiting,
+            message: part.clone().err(),
+            part,
+            again: Instant::now(),
+            fault: None,
+        }
+    }
+}
+
+/// Where what is asked for comes from.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// What asks for it, as the audit log names it.
+    peer: Peer,
+    /// Whose the faults are.
+    owner: String,
+    /// Where it is asked for, as the audit log names it.
+    path: String,
+    /// How the names of the faults begin.
+    names: String,
+    /// The fault that they are parts of.
+    part_of: Option<String>,
+    /// Tells it from all others.
+    hash: u64,
+}
+
+impl Origin {
+    /// A resource.
+    pub fn of_resource(resource: &PodName) -> Self {
+        let PodName { namespace, name } = resource;
+        let peer = Peer::Kubernetes { resource: resource.to_string() };
+        Self {
+            owner: peer.to_string(),
+            peer,
+            path: format!(
+                "/apis/injector.dev/v1alpha1/namespaces/{namespace}/faultinjections/{name}"
+            ),
+            names: format!("{}.{}", in_short(namespace), in_short(name)),
+            part_of: None,
+            hash: hash_of((namespace, name)),
+        }
+    }
+
+    /// A fault of the pods that labels select.
+    pub fn of_fault(fault: &Fault) -> Self {
+        Self {
+            peer: Peer::Kubernetes { resource: fault.name.clone() },
+            owner: fault.owner.clone(),
+            path: format!("/v1/faults/{}", fault.name),
+            names: in_short(&fault.name),
+            part_of: Some(fault.name.clone()),
+            hash: hash_of((&fault.name, &fault.created)),
+        }
+    }
+
+    /// What the agent calls the fault of a pod: for people, and like no other's.
+    fn fault_name(&self, pod: &PodName, uid: &str) -> String {
+        let hash = hash_of((self.hash, uid)) as u32;
+        format!("{}.{}.{hash:08x}", self.names, in_short(&pod.name))
+    }
+}
+
+fn in_short(text: &str) -> String {
+    text.chars().take(34).collect()
+}
+
+fn hash_of(parts: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    parts.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// What is done about a resource.
 #[derive(Debug)]
 pub struct Work {
-    /// The resource, as the audit log and metrics name it: `NAMESPACE/NAME`.
-    pub resource: PodName,
+    origin: Origin,
     /// The generation that it was said, by this agent since it runs, that pods may be faulted by.
     pub claimed: Option<i64>,
     /// The generation that acts.
@@ -78,9 +155,9 @@ pub struct Work {
 
 impl Work {
     /// Nothing yet, but what former agents of the node wrote down.
-    pub fn new(resource: PodName, before: Option<&NodeStatus>) -> Self {
+    pub fn new(origin: Origin, before: Option<&NodeStatus>) -> Self {
         Self {
-            resource,
+            origin,
             claimed: None,
             generation: None,
             acting: BTreeMap::new(),
@@ -119,17 +196,9 @@ impl Work {
             self.end(agent, &uid).await;
         }
         for pod in pods {
-            self.acting.entry(pod.uid.clone()).or_insert_with(|| {
-                let part = pod.part(&spec.target);
-                Acting {
-                    pod: pod.name.clone(),
-                    state: PodState::Waiting,
-                    message: part.clone().err(),
-                    part,
-                    again: Instant::now(),
-                    fault: None,
-                }
-            });
+            self.acting
+                .entry(pod.uid.clone())
+                .or_insert_with(|| Acting::new(pod.name.clone(), pod.part(&spec.target)));
         }
     }
 
@@ -191,7 +260,7 @@ impl Work {
             if !is_due {
                 continue;
             }
-            let name = fault_name(&self.resource, &acting.pod, uid);
+            let name = self.origin.fault_name(&acting.pod, uid);
             let found = find(spec, name, &acting.pod, uid, part, left, lease).await;
             match found {
                 Ok(plan) => plans.push((uid.clone(), plan)),
@@ -206,25 +275,15 @@ impl Work {
     }
 
     /// Faults a pod.
-    pub async fn begin(&mut self, agent: &Agent, uid: &str, plan: Plan) {
+    pub async fn begin(&mut self, agent: &Agent, uid: &str, mut plan: Plan) {
         let Some(acting) = self.acting.get_mut(uid) else { return };
         let began = Instant::now();
-        let subject = Subject {
-            fault: Some(plan.name.clone()),
-            target: audit::in_short(&plan.spec),
-            faults: Some(audit::cut(plan.lasting())),
-        };
-        let peer = peer(&self.resource);
-        let created = agent.keeper.create(plan, peer.to_string()).await;
-        write_down(
-            agent,
-            &peer,
-            "POST",
-            &self.resource,
-            &subject,
-            began,
-            created.as_ref().map(|_| 201),
-        );
+        let mut subject = Subject { target: audit::in_short(&plan.spec), ..Subject::default() };
+        subject.agree(&plan.terms);
+        plan.part_of.clone_from(&self.origin.part_of);
+        let created = agent.keeper.create(plan, self.origin.owner.clone()).await;
+        let outcome = created.as_ref().map(|_| 201);
+        write_down(agent, &self.origin, "POST", &subject, began, outcome);
         match created {
             Ok(fault) => {
                 acting.state = PodState::Injecting;
@@ -250,6 +309,23 @@ impl Work {
         }
     }
 
+    /// Ends all faults, which may begin again later, and says why.
+    pub async fn suspend(&mut self, agent: &Agent, why: &str) {
+        let is_stopped = |acting: &Acting| acting.state == PodState::Stopped;
+        let pods: Vec<(String, PodName, Result<Part, String>)> = self
+            .acting
+            .iter()
+            .filter(|(_, acting)| !is_stopped(acting))
+            .map(|(uid, acting)| (uid.clone(), acting.pod.clone(), acting.part.clone()))
+            .collect();
+        for (uid, pod, part) in pods {
+            self.end(agent, &uid).await;
+            let mut acting = Acting::new(pod, part);
+            acting.message = Some(why.into());
+            self.acting.insert(uid, acting);
+        }
+    }
+
     async fn end(&mut self, agent: &Agent, uid: &str) {
         let Some(fault) = self.acting.remove(uid).and_then(|acting| acting.fault) else { return };
         let began = Instant::now();
@@ -263,39 +339,37 @@ impl Work {
                 ended => break ended,
             }
         };
-        let peer = peer(&self.resource);
-        write_down(
-            agent,
-            &peer,
-            "DELETE",
-            &self.resource,
-            &subject,
-            began,
-            ended.as_ref().map(|_| 200),
-        );
+        let outcome = ended.as_ref().map(|_| 200);
+        write_down(agent, &self.origin, "DELETE", &subject, began, outcome);
         // It may have ended by itself meanwhile, or with the agent.
         let last = ended.ok().or_else(|| agent.board.find(&fault.name));
         add(&mut self.done, &last.filter(|last| last.created == fault.created).unwrap_or(fault));
     }
 
-    /// What this node does about it.
-    pub fn status(&self, node: &str, generation: i64, over: Option<NodeState>) -> NodeStatus {
-        let mut done = self.done;
-        let mut pods: Vec<PodStatus> = Vec::new();
-        for acting in self.acting.values() {
+    /// The pods that are, or are to be, faulted; those first that are not.
+    pub fn pods(&self) -> Vec<PodStatus> {
+        let status = |acting: &Acting| {
             let fault = acting.fault.as_deref();
-            if let Some(fault) = fault {
-                add(&mut done, fault);
-            }
-            pods.push(PodStatus {
+            PodStatus {
                 name: acting.pod.name.clone(),
                 state: acting.state,
                 matched: fault.map_or(0, |fault| fault.packets.matched),
                 fault: fault.map(|fault| fault.name.clone()),
                 message: acting.message.clone(),
-            });
-        }
+            }
+        };
+        let mut pods: Vec<PodStatus> = self.acting.values().map(status).collect();
         pods.sort_by(|one, other| (one.state, &one.name).cmp(&(other.state, &other.name)));
+        pods
+    }
+
+    /// What this node does about it.
+    pub fn status(&self, node: &str, generation: i64, over: Option<NodeState>) -> NodeStatus {
+        let mut done = self.done;
+        for fault in self.acting.values().filter_map(|acting| acting.fault.as_deref()) {
+            add(&mut done, fault);
+        }
+        let mut pods = self.pods();
         let is = |state| pods.iter().any(|pod| pod.state == state);
         let state = over.unwrap_or(if is(PodState::Injecting) {
             NodeState::Injecting
@@ -355,34 +429,19 @@ async fn find(
     }
 }
 
-/// What the agent calls the fault of a pod: for people, and like no other's.
-fn fault_name(resource: &PodName, pod: &PodName, uid: &str) -> String {
-    let cut = |text: &str| text.chars().take(34).collect::<String>();
-    let mut hasher = DefaultHasher::new();
-    (&resource.namespace, &resource.name, uid).hash(&mut hasher);
-    let (namespace, name) = (cut(&resource.namespace), cut(&resource.name));
-    format!("{namespace}.{name}.{}.{:08x}", cut(&pod.name), hasher.finish() as u32)
-}
-
-fn peer(resource: &PodName) -> Peer {
-    Peer::Kubernetes { resource: resource.to_string() }
-}
-
 fn write_down(
     agent: &Agent,
-    peer: &Peer,
+    origin: &Origin,
     method: &str,
-    resource: &PodName,
     subject: &Subject,
     began: Instant,
     outcome: Result<u16, &Problem>,
 ) {
-    let PodName { namespace, name } = resource;
     agent.audit.write(&Record {
-        peer,
+        peer: &origin.peer,
         token: None,
         method,
-        path: &format!("/apis/injector.dev/v1alpha1/namespaces/{namespace}/faultinjections/{name}"),
+        path: &origin.path,
         status: outcome.unwrap_or_else(|problem| problem.status),
         error: outcome.err().map(|problem| audit::cut(problem.message.clone())).as_deref(),
         subject: Some(subject),
@@ -420,7 +479,8 @@ mod tests {
         let long = "x".repeat(253);
         let of = |namespace: &str, name: &str, pod: &str, uid: &str| {
             let name = PodName { namespace: namespace.into(), name: name.into() };
-            fault_name(&name, &PodName { namespace: namespace.into(), name: pod.into() }, uid)
+            let pod = PodName { namespace: namespace.into(), name: pod.into() };
+            Origin::of_resource(&name).fault_name(&pod, uid)
         };
         assert!(of(&long, &long, &long, "1").len() <= 128);
         assert_ne!(of("a", "b", &long, "1"), of("a", "b", &long, "2"));

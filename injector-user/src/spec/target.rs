@@ -19,8 +19,8 @@ use super::value::serde_as_text;
 pub enum TargetError {
     /// No target.
     #[error(
-        "no target was given: give one of --cgroup, --pid, --container, --pod, --netns, --interface, --host, or use \
-         `injector run` to fault a new command"
+        "no target was given: give one of --cgroup, --pid, --container, --pod, --pods, --netns, --interface, --host, or \
+         use `injector run` to fault a new command"
     )]
     Missing,
     /// Two targets in one.
@@ -29,10 +29,21 @@ pub enum TargetError {
     /// Not a pod.
     #[error("`{0}` is not a pod: write its namespace and its name, for instance default/web-0")]
     Pod(String),
+    /// Not pods.
+    #[error(
+        "`{0}` does not say which pods: write their namespace and a label selector, for instance \
+         shop/app=cart,tier!=db"
+    )]
+    Pods(String),
+    /// Pods are faulted as a whole.
+    #[error(
+        "pods that labels select are faulted wherever they are: give no netns, interface, address or protect beside them"
+    )]
+    WithPods,
     /// Clocks of what is no process.
     #[error(
-        "clocks are faulted for the processes of a cgroup: name one with --cgroup, --pid, --container or --pod, or \
-         use `injector run`"
+        "clocks are faulted for the processes of a cgroup: name one with --cgroup, --pid, --container, --pod or --pods, \
+         or use `injector run`"
     )]
     Clock,
     /// XDP with a target that it cannot tell.
@@ -44,6 +55,7 @@ pub enum TargetError {
 
 serde_as_text! {
     PodName: "a pod, as namespace/name",
+    PodSelection: "pods, as namespace/selector",
 }
 
 /// The name of a Kubernetes pod.
@@ -73,6 +85,41 @@ impl FromStr for PodName {
 impl Display for PodName {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The longest label selector.
+const LONGEST_SELECTOR: usize = 4096;
+
+/// Kubernetes pods that labels select.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodSelection {
+    /// Their namespace.
+    pub namespace: String,
+    /// What is so of their labels, as `kubectl --selector` has it. The API server reads it.
+    pub selector: String,
+}
+
+impl FromStr for PodSelection {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        // A label may have a slash as well: app.kubernetes.io/name.
+        let (namespace, selector) =
+            text.split_once('/').ok_or_else(|| TargetError::Pods(text.into()))?;
+        let is_namespace = !namespace.is_empty()
+            && namespace.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-');
+        let selector = selector.trim();
+        if !is_namespace || selector.is_empty() || selector.len() > LONGEST_SELECTOR {
+            return Err(TargetError::Pods(text.into()));
+        }
+        Ok(Self { namespace: namespace.into(), selector: selector.into() })
+    }
+}
+
+impl Display for PodSelection {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.selector)
     }
 }
 
@@ -108,6 +155,16 @@ pub struct TargetSpec {
         conflicts_with_all = ["cgroup", "pid", "container", "host"]
     )]
     pub pod: Option<PodName>,
+
+    /// The Kubernetes pods of this node that labels select, those that come later included; carried out by an agent that
+    /// has joined the cluster (--agent). Labels are selected as by kubectl --selector
+    #[arg(
+        long,
+        value_name = "NAMESPACE/SELECTOR",
+        help_heading = "Target",
+        conflicts_with_all = ["cgroup", "pid", "container", "pod", "host", "netns", "interface"]
+    )]
+    pub pods: Option<PodSelection>,
 
     /// This network namespace, by name (ip netns) or path
     #[arg(long, value_name = "NAME|PATH", help_heading = "Target")]
@@ -151,7 +208,14 @@ impl TargetSpec {
             return Err(TargetError::Missing);
         }
         if processes.len() + usize::from(self.host) > 1 {
-            return Err(TargetError::Several("cgroup, pid, container, pod and host"));
+            return Err(TargetError::Several("cgroup, pid, container, pod, pods and host"));
+        }
+        let is_narrowed = self.netns.is_some()
+            || !self.interface.is_empty()
+            || !self.address.is_empty()
+            || self.protect == Some(true);
+        if self.pods.is_some() && is_narrowed {
+            return Err(TargetError::WithPods);
         }
         match processes.first() {
             Some(option) if xdp => Err(TargetError::Xdp(option)),
@@ -166,6 +230,7 @@ impl TargetSpec {
             ("pid", self.pid.is_some()),
             ("container", self.container.is_some()),
             ("pod", self.pod.is_some()),
+            ("pods", self.pods.is_some()),
         ];
         given.into_iter().filter_map(|(option, is_given)| is_given.then_some(option)).collect()
     }

@@ -92,6 +92,12 @@ pub enum ResolveError {
     /// A host name without addresses.
     #[error("the host name {0} has no addresses")]
     NoAddress(String),
+    /// Pods are not known here.
+    #[error(
+        "pods are selected by labels through the Kubernetes API, by an agent that has joined the cluster: start `injector \
+         agent --kubernetes --node NAME`, and ask it with --agent SOCKET; without one, name each pod with --pod"
+    )]
+    NoCluster,
     /// No such container, or pod.
     #[error(transparent)]
     Container(#[from] ContainerError),
@@ -183,6 +189,9 @@ impl Target {
 
     /// What `spec`, which has been checked, means here. `protect` spares the loopback unless it is named.
     pub fn resolve(spec: &TargetSpec, protect: bool) -> Result<Self, ResolveError> {
+        if spec.pods.is_some() {
+            return Err(ResolveError::NoCluster);
+        }
         let mut cgroup = None;
         let mut process = None;
         let mut netns = spec.netns.as_deref().map(Netns::find).transpose()?;

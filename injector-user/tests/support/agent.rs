@@ -74,9 +74,8 @@ impl Agent {
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
             body.len()
         );
-        stream.write_all(head.as_bytes()).expect("it reads");
-        // It may have refused already.
-        let _ = stream.write_all(body);
+        // It may have refused already, and then it has answered.
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
         let answer = String::from_utf8(answer).expect("text");

@@ -1,6 +1,8 @@
 //! A Kubernetes cluster without nodes: etcd and kube-apiserver on free ports of the loopback. The test plays the
 //! kubelet.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use std::{
     cell::RefCell,
     fs,

@@ -1,6 +1,6 @@
 //! What clock faults did, as it is told.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, ops::AddAssign};
 
 use injector_common::probe::ProbeCounters;
 use schemars::JsonSchema;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Clocks, Statistics};
 
 /// Processes whose clocks were faulted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClocksReport {
     /// Programs: those that ran, and those executed since.
     pub patched: u64,
@@ -25,7 +25,7 @@ pub struct ClocksReport {
 }
 
 /// Time system calls, of the probe engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CallsReport {
     /// Readings of clocks.
     pub matched: u64,
@@ -55,6 +55,32 @@ impl From<ProbeCounters> for CallsReport {
             deadlines_left: left,
             vdso_hidden: hidden,
             vdso_not_hidden: not_hidden,
+        }
+    }
+}
+
+impl AddAssign for CallsReport {
+    fn add_assign(&mut self, other: Self) {
+        self.matched += other.matched;
+        self.rewritten += other.rewritten;
+        self.failed += other.failed;
+        self.deadlines += other.deadlines;
+        self.deadlines_left += other.deadlines_left;
+        self.vdso_hidden += other.vdso_hidden;
+        self.vdso_not_hidden += other.vdso_not_hidden;
+    }
+}
+
+impl AddAssign<&Self> for ClocksReport {
+    fn add_assign(&mut self, other: &Self) {
+        self.patched += other.patched;
+        self.inherited += other.inherited;
+        self.present += other.present;
+        for (reason, count) in &other.refused {
+            *self.refused.entry(reason.clone()).or_default() += count;
+        }
+        if let Some(calls) = other.calls {
+            *self.calls.get_or_insert_default() += calls;
         }
     }
 }
