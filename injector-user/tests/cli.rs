@@ -53,6 +53,8 @@ fn contradictions_are_wrong_usage() {
         ("run --partition 10.0.0.1 --remote 10.0.0.2 -- true", &["--remote", "--partition"]),
         ("inject --loss 1%", &["no target", "--cgroup", "--host"]),
         ("inject --host --pid 1 --loss 1%", &["--host", "--pid"]),
+        ("inject --pods a/b=c --interface lo --loss 1%", &["--pods", "--interface"]),
+        ("inject --pods b=c --loss 1%", &["b=c", "which pods"]),
         ("inject --host --xdp --duplicate 1%", &["--xdp", "--duplicate"]),
         ("inject --cgroup /x --xdp --loss 1%", &["--xdp", "--cgroup"]),
         ("inject --host --rules /x --loss 1%", &["--rules"]),
@@ -85,6 +87,7 @@ fn what_is_not_there_is_a_failure_that_names_it() {
         ("inject --cgroup / --loss 1%", &["root cgroup", "--host"]),
         ("inject --pid 999999999 --loss 1%", &["no process 999999999"]),
         ("inject --netns nosuch --loss 1%", &["nosuch"]),
+        ("inject --pods a/b=c --loss 1%", &["--kubernetes", "--agent", "--pod"]),
         ("inject --interface nosuch0 --loss 1%", &["nosuch0", "lo"]),
         (
             "inject --interface lo --loss 1% --remote no-such-host.invalid",

@@ -302,12 +302,8 @@ impl Keeper {
 
     fn create(&mut self, plan: Plan, by: String) -> Result<Arc<Fault>, Problem> {
         self.admit(&plan.terms.name)?;
-        let whole = match &plan.part_of {
-            Some(whole) => Some(self.active.get(whole).ok_or_else(|| Problem::no_fault(whole))?),
-            None => None,
-        };
         // A part lasts as long as the whole, and is renewed with it.
-        let ends_with = whole.map(|whole| (whole.ends_ns, whole.last_ns));
+        let ends_with = plan.part_of.as_deref().map(|whole| self.times_of(whole)).transpose()?;
         let (first, lasts) = match ends_with {
             Some((ends_ns, last_ns)) => (left(ends_ns), left(last_ns)),
             None => plan.terms.times(),
@@ -340,12 +336,11 @@ impl Keeper {
             .and_then(|group| self.groups.get(&group))
             .map(Group::attached)
             .unwrap_or_default();
-        let lease = plan.terms.lease.filter(|_| plan.part_of.is_none());
         let mut active = Active {
             number,
             ends_ns,
             last_ns,
-            lease,
+            lease: plan.terms.lease,
             clocks,
             processes,
             group,
@@ -353,14 +348,11 @@ impl Keeper {
             is_news: false,
             fault: Fault {
                 attached: attached.iter().map(Into::into).collect(),
-                part_of: plan.part_of,
+                part_of: plan.part_of.map(|whole| whole.name.clone()),
                 resolved: plan.resolved,
                 ..new_fault(plan.terms, plan.spec, by, seed, ends_ns)
             },
         };
-        if active.fault.part_of.is_some() {
-            (active.fault.for_ms, active.fault.lease_ms) = (None, None);
-        }
         active.look();
         Ok(self.put_up(active))
     }
@@ -419,6 +411,15 @@ impl Keeper {
         if note(&mut active.fault.pods, &Some(Arc::new(pods))) {
             self.board.put(What::Counted, active.fault.clone());
         }
+    }
+
+    /// When a fault ends unless it is renewed, and in any case; if it is still that one, and acts.
+    fn times_of(&self, fault: &Fault) -> Result<(u64, u64), Problem> {
+        self.active
+            .get(&fault.name)
+            .filter(|active| active.fault.created == fault.created)
+            .map(|active| (active.ends_ns, active.last_ns))
+            .ok_or_else(|| Problem::no_fault(&fault.name))
     }
 
     /// The parts of a fault.

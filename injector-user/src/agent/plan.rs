@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use super::{
     LONGEST_LEASE, LONGEST_LIFE, SHORTEST_LEASE,
-    api::{Code, FaultRequest, Kind, Problem},
+    api::{Code, Fault, FaultRequest, Kind, Problem},
 };
 use crate::{
     spec::{
@@ -49,8 +49,8 @@ pub struct Plan {
     pub spec: TargetSpec,
     /// The target as found.
     pub target: Target,
-    /// The fault of selected pods that this is a part of. Its times are that one's.
-    pub part_of: Option<String>,
+    /// The fault of selected pods that this is a part of. It has that one's times, and none of its own.
+    pub part_of: Option<Arc<Fault>>,
     /// Whether what the operator needs is left alone.
     pub protect: bool,
     /// What host names were resolved to.

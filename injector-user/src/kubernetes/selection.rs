@@ -111,7 +111,7 @@ impl Selections {
         self,
         pods: &PodSelection,
         request: &FaultRequest,
-        fault: &Fault,
+        fault: &Arc<Fault>,
         mut ends: signal::Receiver<bool>,
     ) {
         let (agent, name) = (&self.agent, &fault.name);
@@ -133,8 +133,8 @@ impl Selections {
             }
             // Its parts have ended with it.
             let is_there =
-                |found: &Arc<Fault>| found.phase == Phase::Active && found.created == fault.created;
-            if agent.board.find(name).filter(is_there).is_none() {
+                |found: Arc<Fault>| found.phase == Phase::Active && found.created == fault.created;
+            if !agent.board.find(name).is_some_and(is_there) {
                 return;
             }
             let Some(all) = watched.all() else { continue };

@@ -82,7 +82,7 @@ pub struct Origin {
     /// How the names of the faults begin.
     names: String,
     /// The fault that they are parts of.
-    part_of: Option<String>,
+    part_of: Option<Arc<Fault>>,
     /// Tells it from all others.
     hash: u64,
 }
@@ -105,13 +105,13 @@ impl Origin {
     }
 
     /// A fault of the pods that labels select.
-    pub fn of_fault(fault: &Fault) -> Self {
+    pub fn of_fault(fault: &Arc<Fault>) -> Self {
         Self {
             peer: Peer::Kubernetes { resource: fault.name.clone() },
             owner: fault.owner.clone(),
             path: format!("/v1/faults/{}", fault.name),
             names: in_short(&fault.name),
-            part_of: Some(fault.name.clone()),
+            part_of: Some(fault.clone()),
             hash: hash_of((&fault.name, &fault.created)),
         }
     }
@@ -278,9 +278,12 @@ impl Work {
     pub async fn begin(&mut self, agent: &Agent, uid: &str, mut plan: Plan) {
         let Some(acting) = self.acting.get_mut(uid) else { return };
         let began = Instant::now();
+        if let Some(whole) = &self.origin.part_of {
+            plan.part_of = Some(whole.clone());
+            (plan.terms.lasts, plan.terms.lease) = (None, None);
+        }
         let mut subject = Subject { target: audit::in_short(&plan.spec), ..Subject::default() };
         subject.agree(&plan.terms);
-        plan.part_of.clone_from(&self.origin.part_of);
         let created = agent.keeper.create(plan, self.origin.owner.clone()).await;
         let outcome = created.as_ref().map(|_| 201);
         write_down(agent, &self.origin, "POST", &subject, began, outcome);

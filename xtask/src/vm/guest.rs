@@ -17,8 +17,18 @@ const INIT: &str = include_str!("init.bash");
 /// Where the guest's own things are. No path on the host begins so.
 const FOLDER: &str = "/vm";
 
-/// Tests that need programs which a guest has not.
-const NOT_HERE: [&str; 2] = ["clock_programs", "clock_stress"];
+/// Tests that need programs or files which a guest has not, or no kernel.
+const NOT_HERE: [&str; 9] = [
+    "agent_fuzz",
+    "agent_schema",
+    "clock_programs",
+    "clock_stress",
+    "experiments",
+    "kubernetes",
+    "kubernetes_crd",
+    "scenario_schema",
+    "selection",
+];
 
 /// What the guest is to do.
 #[derive(Debug)]
