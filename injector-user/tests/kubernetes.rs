@@ -396,8 +396,7 @@ fn faults_outlive_an_api_server_that_is_away_for_a_moment_and_no_longer() {
     wait_until(&second, true, to);
     let lasted = away.elapsed();
     assert!((Duration::from_secs(12)..Duration::from_secs(30)).contains(&lasted), "{lasted:?}");
-    let active = agent.active();
-    assert_eq!(active.len(), 1, "{active:#?}");
+    let active = agent.wait_for_active(1);
     assert_eq!(active[0]["name"], "own");
 
     // There again, it goes on.

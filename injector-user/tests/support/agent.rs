@@ -126,6 +126,20 @@ impl Agent {
         faults.into_iter().filter(|fault| fault["phase"] == "active").collect()
     }
 
+    /// Waits until so many faults act: the kernel's deadlines may be before the agent has seen them.
+    #[track_caller]
+    pub fn wait_for_active(&self, count: usize) -> Vec<Value> {
+        let end = Instant::now() + Duration::from_secs(2);
+        loop {
+            let active = self.active();
+            if active.len() == count {
+                return active;
+            }
+            assert!(Instant::now() < end, "{active:#?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// What it has written down about who asked what.
     #[must_use]
     pub fn audited(&self) -> Vec<Value> {
