@@ -91,7 +91,8 @@ impl Selections {
         let api = self.api(pods);
         match within(self.times.answer(), api.list_metadata(&params)).await {
             Ok(_) => Ok(()),
-            Err(Unanswered::Refused(error)) if matches!(*error, kube::Error::Api(_)) => {
+            Err(Unanswered::Refused(error)) if matches!(&*error, kube::Error::Api(status) if status.code < 500) =>
+            {
                 let message = format!("pods {pods}: {}", Unanswered::Refused(error));
                 Err(Problem::new(Code::Invalid, message))
             }

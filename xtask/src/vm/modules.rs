@@ -32,6 +32,7 @@ const WANTED: &[&str] = &[
     "cls_u32",
     "act_mirred",
     "act_gact",
+    "act_skbedit",
     // Sockets.
     "sctp",
     "tcp_bbr",

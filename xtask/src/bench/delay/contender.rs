@@ -1,9 +1,6 @@
 //! What delays the packets of the near end.
 
-use std::{
-    fmt::{self, Display, Formatter},
-    process::Command,
-};
+use std::fmt::{self, Display, Formatter};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -12,11 +9,28 @@ use super::super::{
     link::{Link, NEAR},
 };
 
+/// Has all that the near end sends go through another device first. There it is marked, and passes the second time.
+const DETOUR: [&str; 9] = [
+    "ip link add detour0 type veth peer name detour1",
+    "ip link set detour0 up",
+    "ip link set detour1 up",
+    "tc qdisc add dev detour0 root fq limit 1000000 flow_limit 1000000",
+    "tc qdisc add dev detour1 clsact",
+    "tc filter add dev detour1 ingress u32 match u32 0 0 \
+     action skbedit mark 1 pipe action mirred egress redirect dev near0",
+    "tc qdisc add dev near0 clsact",
+    "tc filter add dev near0 egress prio 1 u32 match mark 1 0xffffffff action pass",
+    "tc filter add dev near0 egress prio 2 u32 match u32 0 0 action mirred egress redirect dev detour0",
+];
+
 /// Who delays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contender {
     /// The kernel's own emulator, as the root qdisc.
     Netem,
+    /// Nothing but the way that ours takes: through fq on a second device and back, by tc's own actions. It delays
+    /// nothing, and shows what leaving the interface's root qdisc alone costs by itself.
+    Detour,
     /// Ours in the kernel.
     Edt,
     /// Ours in userspace.
@@ -27,6 +41,7 @@ impl Display for Contender {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         f.write_str(match self {
             Self::Netem => "netem",
+            Self::Detour => "second device (fq, no eBPF)",
             Self::Edt => "injector (edt)",
             Self::Tap => "injector (tap)",
         })
@@ -37,7 +52,7 @@ impl Display for Contender {
 #[derive(Debug)]
 pub struct Active<'a> {
     link: &'a Link,
-    has_qdisc: bool,
+    undo: &'static [&'static str],
     running: Option<Running>,
 }
 
@@ -45,12 +60,14 @@ impl Contender {
     /// Those that this kernel can have.
     pub fn here(link: &Link) -> Result<Vec<Self>> {
         let mut all = Vec::new();
-        for (kind, contender) in [("netem", Self::Netem), ("fq", Self::Edt)] {
+        for (kind, contenders) in
+            [("netem", &[Self::Netem][..]), ("fq", &[Self::Detour, Self::Edt])]
+        {
             let mut add = link.near.command("tc")?;
             add.args(["qdisc", "add", "dev", NEAR, "root", kind]);
             if add.output().context("cannot run tc")?.status.success() {
-                run(link.near.command("tc")?.args(["qdisc", "del", "dev", NEAR, "root"]))?;
-                all.push(contender);
+                run(link, "tc qdisc del dev near0 root")?;
+                all.extend(contenders);
             }
         }
         all.push(Self::Tap);
@@ -60,15 +77,22 @@ impl Contender {
     /// Delays what the near end sends by so many milliseconds.
     pub fn start<'a>(self, link: &'a Link, injector: &Injector, ms: u32) -> Result<Active<'a>> {
         /// More than ever waits; netem's default of 1000 would lose most.
-        const LIMIT: &str = "1000000";
+        const LIMIT: u32 = 1_000_000;
 
-        let mut active = Active { link, has_qdisc: false, running: None };
+        let mut active = Active { link, undo: &[], running: None };
         let delay = format!("{ms}ms");
         let engine = match self {
             Self::Netem => {
-                let add = ["qdisc", "add", "dev", NEAR, "root", "netem", "limit", LIMIT, "delay"];
-                run(link.near.command("tc")?.args(add).arg(&delay))?;
-                active.has_qdisc = true;
+                active.undo = &["tc qdisc del dev near0 root"];
+                run(
+                    link,
+                    &format!("tc qdisc add dev near0 root netem limit {LIMIT} delay {delay}"),
+                )?;
+                return Ok(active);
+            }
+            Self::Detour => {
+                active.undo = &["tc qdisc del dev near0 clsact", "ip link del detour0"];
+                DETOUR.iter().try_for_each(|line| run(link, line))?;
                 return Ok(active);
             }
             Self::Edt => "edt",
@@ -84,13 +108,9 @@ impl Contender {
 
 impl Drop for Active<'_> {
     fn drop(&mut self) {
-        if self.has_qdisc {
-            // The qdisc goes with the namespace at the latest.
-            let _ = self
-                .link
-                .near
-                .command("tc")
-                .and_then(|mut tc| run(tc.args(["qdisc", "del", "dev", NEAR, "root"])));
+        for line in self.undo {
+            // All of it goes with the namespace at the latest.
+            let _ = run(self.link, line);
         }
         if let Some(running) = self.running.take() {
             // Dropped, it would be killed, and its device left to the guardian.
@@ -99,8 +119,11 @@ impl Drop for Active<'_> {
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().context("cannot run tc")?;
-    ensure!(status.success(), "{command:?} failed");
+/// Runs a command at the near end.
+fn run(link: &Link, line: &str) -> Result<()> {
+    let mut words = line.split(' ');
+    let program = words.next().context("an empty line")?;
+    let status = link.near.command(program)?.args(words).status().context("cannot run it")?;
+    ensure!(status.success(), "{line} failed");
     Ok(())
 }
