@@ -120,10 +120,10 @@ impl Drop for Active<'_> {
 }
 
 /// Runs a command at the near end.
-fn run(link: &Link, line: &str) -> Result<()> {
-    let mut words = line.split(' ');
+fn run(link: &Link, command: &str) -> Result<()> {
+    let mut words = command.split(' ');
     let program = words.next().context("an empty line")?;
     let status = link.near.command(program)?.args(words).status().context("cannot run it")?;
-    ensure!(status.success(), "{line} failed");
+    ensure!(status.success(), "{command} failed");
     Ok(())
 }
