@@ -53,8 +53,8 @@ const FAILURES: u32 = PAUSES - 1;
 pub enum ProcessFaultError {
     /// No processes.
     #[error(
-        "processes are faulted by their cgroup or one by one: name them with --cgroup, --container, --pod, --pods or \
-         --pid, or use `injector run`"
+        "processes are faulted by their cgroup or one by one: name them with --cgroup, --container, --pod or --pid, or \
+         use `injector run`"
     )]
     NoProcesses,
     /// The process ended.
