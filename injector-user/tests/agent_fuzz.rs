@@ -12,6 +12,59 @@ use injector_user::{
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
+/// Keys of requests and targets, and those of rules that say no more by themselves.
+const OTHERS: &[&str] = &[
+    "name",
+    "target",
+    "seed",
+    "rules",
+    "clocks",
+    "processes",
+    "for",
+    "lease",
+    "cgroup",
+    "pid",
+    "container",
+    "pod",
+    "pods",
+    "netns",
+    "interface",
+    "host",
+    "address",
+    "protect",
+    "loss-gemodel",
+    "corrupt-mode",
+];
+
+/// Keys of rules.
+const RULE: &[&str] = &[
+    "loss",
+    "loss-every",
+    "loss-state",
+    "corrupt",
+    "duplicate",
+    "delay",
+    "rtt",
+    "reorder",
+    "rate",
+    "ecn",
+    "partition",
+    "reset",
+    "direction",
+    "protocol",
+    "remote",
+    "remote-port",
+    "local-port",
+    "tcp-flags",
+    "data-only",
+];
+
+/// Keys of clock faults.
+const CLOCKS: &[&str] = &["clock", "clock-jump", "clock-strobe", "clock-freeze", "allow-backward"];
+
+/// Keys of process faults.
+const PROCESSES: &[&str] = &["pause", "kill", "cpu", "io"];
+
 /// Words that mean something somewhere, and others.
 fn word() -> impl Strategy<Value = String> {
     let known = prop::sample::select(vec![
@@ -59,56 +112,7 @@ fn word() -> impl Strategy<Value = String> {
 }
 
 fn key() -> impl Strategy<Value = String> {
-    let known = prop::sample::select(vec![
-        "name",
-        "target",
-        "seed",
-        "rules",
-        "clocks",
-        "processes",
-        "for",
-        "lease",
-        "cgroup",
-        "pid",
-        "container",
-        "pod",
-        "pods",
-        "netns",
-        "interface",
-        "host",
-        "address",
-        "protect",
-        "loss",
-        "loss-every",
-        "loss-state",
-        "loss-gemodel",
-        "corrupt",
-        "corrupt-mode",
-        "duplicate",
-        "delay",
-        "rtt",
-        "reorder",
-        "rate",
-        "ecn",
-        "partition",
-        "reset",
-        "direction",
-        "protocol",
-        "remote",
-        "remote-port",
-        "local-port",
-        "tcp-flags",
-        "data-only",
-        "clock",
-        "clock-jump",
-        "clock-strobe",
-        "clock-freeze",
-        "allow-backward",
-        "pause",
-        "kill",
-        "cpu",
-        "io",
-    ]);
+    let known = prop::sample::select([OTHERS, RULE, CLOCKS, PROCESSES].concat());
     prop_oneof![9 => known.prop_map(str::to_owned), 1 => ".{0,12}"]
 }
 
@@ -149,30 +153,6 @@ fn object(keys: &'static [&'static str]) -> impl Strategy<Value = Value> {
 
 /// A request that is nearly right. Nothing of this host is a target.
 fn request() -> impl Strategy<Value = Value> {
-    const RULE: &[&str] = &[
-        "loss",
-        "loss-every",
-        "loss-state",
-        "corrupt",
-        "duplicate",
-        "delay",
-        "rtt",
-        "reorder",
-        "rate",
-        "ecn",
-        "partition",
-        "reset",
-        "direction",
-        "protocol",
-        "remote",
-        "remote-port",
-        "local-port",
-        "tcp-flags",
-        "data-only",
-    ];
-    const CLOCKS: &[&str] =
-        &["clock", "clock-jump", "clock-strobe", "clock-freeze", "allow-backward"];
-    const PROCESSES: &[&str] = &["pause", "kill", "cpu", "io"];
     let rules = prop::collection::vec(object(RULE), 0..4);
     let target = prop_oneof![
         Just(json!({"netns": "injector-fuzz-no-such"})),

@@ -9,13 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cluster::{Cluster, fault, faults, start};
+use cluster::{Cluster, fault, faults, start, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{
-    Family, Lab,
-    container::{Container, Machine, PATIENCE},
-};
+use support::{Family, Lab, container::Machine};
 
 /// So short that a test can wait for what comes after it.
 const SHORT: [&str; 2] = ["--api-patience", "9s"];
@@ -43,16 +40,6 @@ fn condition<'a>(fault: &'a Value, name: &str) -> &'a Value {
     let conditions = fault["status"]["conditions"].as_array();
     let conditions = conditions.map(Vec::as_slice).unwrap_or_default();
     conditions.iter().find(|condition| condition["type"] == name).unwrap_or(&Value::Null)
-}
-
-/// Waits until a container's pings are answered, or are not.
-#[track_caller]
-fn wait_until(container: &Container, answered: bool, to: std::net::IpAddr) {
-    let end = Instant::now() + PATIENCE;
-    while container.pings(to) != answered {
-        assert!(Instant::now() < end, "pings are not as they are to be: {answered}");
-        thread::sleep(Duration::from_millis(100));
-    }
 }
 
 #[test]

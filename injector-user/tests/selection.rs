@@ -7,19 +7,14 @@ mod support;
 
 use std::{
     io::{BufRead as _, BufReader},
-    net::IpAddr,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use cluster::{Cluster, start};
+use cluster::{Cluster, start, wait_until};
 use serde_json::{Value, json};
-use support::{
-    Family, INJECTOR, Lab,
-    agent::Agent,
-    container::{Container, Machine, PATIENCE},
-};
+use support::{Family, INJECTOR, Lab, agent::Agent, container::Machine};
 
 /// What is sent is lost, and nothing that is received: see tests/containers.rs.
 fn all_lost(pods: &str) -> Value {
@@ -34,16 +29,6 @@ fn all_lost(pods: &str) -> Value {
 fn with(mut request: Value, key: &str, value: impl Into<Value>) -> Value {
     request[key] = value.into();
     request
-}
-
-/// Waits until a container's pings are answered, or are not.
-#[track_caller]
-fn wait_until(container: &Container, answered: bool, to: IpAddr) {
-    let end = Instant::now() + PATIENCE;
-    while container.pings(to) != answered {
-        assert!(Instant::now() < end, "pings are not as they are to be: {answered}");
-        thread::sleep(Duration::from_millis(100));
-    }
 }
 
 /// Whether these pods, and no others, are faulted.

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use tokio::sync::broadcast;
+use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::api::{Code, Fault, Phase, Reason};
 use crate::{fault::network::report::Totals, kernel::clock};
@@ -55,6 +55,18 @@ pub struct Change {
     pub what: What,
     /// To what, as it is now, in short.
     pub fault: Arc<Fault>,
+}
+
+/// Waits until one of certain faults has ended, or may have without being seen.
+pub async fn ended(changes: &mut broadcast::Receiver<Change>, is_one: impl Fn(&Fault) -> bool) {
+    loop {
+        match changes.recv().await {
+            Ok(Change { what: What::Ended, fault }) if is_one(&fault) => return,
+            Ok(_) => {}
+            Err(RecvError::Lagged(_)) => return,
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
 }
 
 /// What is counted for as long as the agent runs.

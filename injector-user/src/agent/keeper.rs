@@ -364,7 +364,7 @@ impl Keeper {
         let (first, lasts) = terms.times();
         let now = monotonic_ns();
         let ends_ns = now.saturating_add(nanoseconds(first));
-        let seed = request.seed.unwrap_or_default();
+        let seed = terms.faults.seed.unwrap_or_else(rand::random);
         let lease = terms.lease;
         let fault = Fault {
             pods: Some(Arc::default()),
@@ -425,6 +425,10 @@ impl Keeper {
     /// The parts of a fault.
     fn parts<'a>(&'a self, whole: &'a str) -> impl Iterator<Item = &'a Active> {
         self.active.values().filter(move |active| active.fault.part_of.as_deref() == Some(whole))
+    }
+
+    fn names_of_parts(&self, whole: &str) -> Vec<String> {
+        self.parts(whole).map(|part| part.fault.name.clone()).collect()
     }
 
     /// Notes what the parts of a fault do, and did. Returns whether that is news.
@@ -550,8 +554,7 @@ impl Keeper {
             return Err(Problem::new(Code::Conflict, message));
         };
         let ends_ns = deadline_ns(lease).min(active.last_ns);
-        let parts: Vec<String> = self.parts(name).map(|part| part.fault.name.clone()).collect();
-        for part in parts {
+        for part in self.names_of_parts(name) {
             self.extend(&part, ends_ns)?;
         }
         self.extend(name, ends_ns)
@@ -576,8 +579,7 @@ impl Keeper {
         error: Option<String>,
     ) -> Result<Arc<Fault>, Problem> {
         let mut errors: Vec<String> = error.into_iter().collect();
-        let parts: Vec<String> = self.parts(name).map(|part| part.fault.name.clone()).collect();
-        for part in parts {
+        for part in self.names_of_parts(name) {
             errors.extend(self.end(&part, reason, None)?.error.clone());
         }
         self.sum_up(name);

@@ -64,7 +64,7 @@ pub struct Selection {
     pub terms: Terms,
     /// Which pods.
     pub pods: PodSelection,
-    /// The request, with the seed and the name that it got.
+    /// The request, with the seed that it got.
     pub request: Arc<FaultRequest>,
 }
 
@@ -126,10 +126,10 @@ pub fn plan_for(
 
 /// Checks a request for `pods`.
 pub fn select(request: FaultRequest, pods: PodSelection) -> Result<Selection, Problem> {
-    let terms = agree(&request)?;
     // All pods follow from the same one, which is told.
     let seed = request.seed.unwrap_or_else(rand::random);
-    let request = FaultRequest { name: Some(terms.name.clone()), seed: Some(seed), ..request };
+    let request = FaultRequest { seed: Some(seed), ..request };
+    let terms = agree(&request)?;
     Ok(Selection { terms, pods, request: Arc::new(request) })
 }
 

@@ -20,10 +20,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    sync::{
-        broadcast::{Receiver, error::RecvError},
-        watch as signal,
-    },
+    sync::watch as signal,
     time::{Instant, MissedTickBehavior},
 };
 
@@ -38,7 +35,7 @@ use super::{
 };
 use crate::{
     agent::{
-        board::{Change, What},
+        board::ended,
         routes::{Agent, over},
     },
     spec::target::PodName,
@@ -135,7 +132,7 @@ impl Reconciler {
                 () = over(&mut ends) => break,
                 () = self.faults.next() => {}
                 () = self.pods.next() => {}
-                () = ended(&mut changes) => {}
+                () = ended(&mut changes, |fault| fault.owner.starts_with(OWNER)) => {}
                 _ = ticks.tick() => {}
             }
             self.reconcile_all().await;
@@ -530,18 +527,6 @@ impl Reconciler {
                 tracing::debug!(%error, "cannot publish an event");
             }
         });
-    }
-}
-
-/// Waits until a fault of the cluster has ended.
-async fn ended(changes: &mut Receiver<Change>) {
-    loop {
-        match changes.recv().await {
-            Ok(Change { what: What::Ended, fault }) if fault.owner.starts_with(OWNER) => return,
-            Ok(_) => {}
-            Err(RecvError::Lagged(_)) => return,
-            Err(RecvError::Closed) => std::future::pending().await,
-        }
     }
 }
 

@@ -8,10 +8,7 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1 as core;
 use kube::{Api, Client, api::ListParams, runtime::watcher};
 use tokio::{
-    sync::{
-        broadcast::{Receiver, error::RecvError},
-        mpsc, watch as signal,
-    },
+    sync::{mpsc, watch as signal},
     time::MissedTickBehavior,
 };
 
@@ -27,7 +24,7 @@ use crate::{
     agent::{
         LONGEST_LIFE,
         api::{Code, Fault, FaultRequest, Phase, Problem},
-        board::{Change, What},
+        board::ended,
         routes::{Agent, over},
         selection::Order,
     },
@@ -117,6 +114,8 @@ impl Selections {
     ) {
         let (agent, name) = (&self.agent, &fault.name);
         let mut changes = agent.board.watch();
+        let is_its =
+            |ended: &Fault| ended.name == *name || ended.part_of.as_deref() == Some(name.as_str());
         let config =
             watcher::Config::default().fields(&pods::of_node(&self.node)).labels(&pods.selector);
         let mut watched = Watched::new("pods", self.api(pods), config, Pod::of);
@@ -129,7 +128,7 @@ impl Selections {
                 biased;
                 () = over(&mut ends) => return,
                 () = watched.next() => {}
-                () = ended(&mut changes, name) => {}
+                () = ended(&mut changes, is_its) => {}
                 _ = ticks.tick() => {}
             }
             // Its parts have ended with it.
@@ -165,21 +164,5 @@ fn spec(request: &FaultRequest) -> FaultInjectionSpec {
         rules,
         clocks,
         processes,
-    }
-}
-
-/// Waits until the fault, or a part of it, has ended.
-async fn ended(changes: &mut Receiver<Change>, name: &str) {
-    loop {
-        match changes.recv().await {
-            Ok(Change { what: What::Ended, fault })
-                if fault.name == name || fault.part_of.as_deref() == Some(name) =>
-            {
-                return;
-            }
-            Ok(_) => {}
-            Err(RecvError::Lagged(_)) => return,
-            Err(RecvError::Closed) => std::future::pending().await,
-        }
     }
 }

@@ -6,7 +6,7 @@
 use std::{
     cell::RefCell,
     fs,
-    net::TcpListener,
+    net::{IpAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -28,7 +28,7 @@ use tokio::runtime::Runtime;
 use super::support::{
     INJECTOR,
     agent::Agent,
-    container::{Container, Machine},
+    container::{self, Container, Machine},
     scratch_file,
 };
 
@@ -287,6 +287,16 @@ pub fn start<'a>(
 ) -> Container<'a> {
     let folder = format!("kubepods/burstable/pod{uid}");
     machine.start(host, &folder, &Machine::id("abc"), pod, "app")
+}
+
+/// Waits until a container's pings are answered, or are not.
+#[track_caller]
+pub fn wait_until(container: &Container, answered: bool, to: IpAddr) {
+    let end = Instant::now() + container::PATIENCE;
+    while container.pings(to) != answered {
+        assert!(Instant::now() < end, "pings are not as they are to be: {answered}");
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// The path of a fault.
