@@ -2,8 +2,12 @@
 
 mod support;
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
 use serde_json::Value;
-use support::{FAMILIES, Family, Host, Injector, Lab, Process, TestCgroup, number, serve, talk};
+use support::{
+    FAMILIES, Family, Host, INTERFACE, Injector, Lab, Process, TestCgroup, number, serve, talk,
+};
 
 const BYTES: u64 = 20_000;
 
@@ -177,4 +181,160 @@ fn connections_to_other_ports_of_the_target_are_not_reset() {
     assert_whole(&talk(&lab.left, Some(&cgroup), &line(9000)));
     assert_eq!(talk(&lab.left, Some(&cgroup), &line(9001))["error"], "ECONNRESET");
     assert_eq!(injector.stop().total.reset, 1);
+}
+
+/// Addresses of the host itself, which it reaches over its loopback.
+fn own_addresses(host: &Host, port: u16) -> [SocketAddr; 5] {
+    [
+        (Ipv4Addr::LOCALHOST, port).into(),
+        (Ipv6Addr::LOCALHOST, port).into(),
+        host.at(Family::V4, port),
+        host.at(Family::V6, port),
+        (Ipv4Addr::new(127, 9, 8, 7), port).into(),
+    ]
+}
+
+#[test]
+fn connections_of_a_host_to_itself_are_reset_on_the_clients_side() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let _server = serve(&lab.left, None, "tcp-serve --mode echo --bind [::]:9000");
+    for line in [
+        "--reset --direction egress",
+        "--reset --direction ingress",
+        "--reset",
+        "--reset --direction egress --hook clsact",
+    ] {
+        let all = own_addresses(&lab.left, 9000);
+        let targets = all.map(|to| (to, hold(&lab.left, Some(&cgroup), to)));
+        let others = all.map(|to| hold(&lab.left, None, to));
+        let injector = Injector::on(&lab.left, &cgroup, line);
+        for (to, connection) in targets {
+            let report = go(connection);
+            assert_eq!(report["error"], "ECONNRESET", "{line} {to} {report}");
+        }
+        for connection in others {
+            assert_whole(&go(connection));
+        }
+        let total = injector.stop().total;
+        assert_eq!((total.reset, total.skipped), (all.len() as u64, 0), "{line}");
+    }
+}
+
+#[test]
+fn connections_of_a_host_to_itself_are_reset_on_the_servers_side() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    for direction in ["egress", "ingress"] {
+        let server = serve(&lab.left, Some(&cgroup), "tcp-serve --mode echo --bind [::]:9000");
+        let all = own_addresses(&lab.left, 9000);
+        let clients = all.map(|to| (to, hold(&lab.left, None, to)));
+        let line = format!("--reset --direction {direction}");
+        let injector = Injector::on(&lab.left, &cgroup, &line);
+        for (to, connection) in clients {
+            // What it sends again is answered by the kernel, as its peer is gone.
+            let report = go(connection);
+            assert_eq!(report["error"], "ECONNRESET", "{direction} {to} {report}");
+        }
+        let total = injector.stop().total;
+        assert_eq!(total.reset, all.len() as u64, "{direction}");
+        let report = server.finish();
+        let streams = report["streams"].as_array().expect("a list");
+        assert_eq!(streams.len(), all.len(), "{direction} {report}");
+        for stream in streams {
+            assert_eq!(stream["error"], "ECONNRESET", "{direction} {report}");
+        }
+    }
+}
+
+#[test]
+fn with_syn_asked_for_connecting_to_the_host_itself_is_refused() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let _server = serve(&lab.left, None, "tcp-serve --mode echo --bind [::]:9000");
+    let line = "--reset --tcp-flags syn,!ack --direction egress";
+    let injector = Injector::on(&lab.left, &cgroup, line);
+    for to in own_addresses(&lab.left, 9000) {
+        let line = format!("tcp-connect --mode echo --to {to} --bytes {BYTES} --timeout-ms 2000");
+        let report = talk(&lab.left, Some(&cgroup), &line);
+        assert_eq!(report["error"], "ECONNREFUSED", "{to} {report}");
+        assert_whole(&talk(&lab.left, None, &line));
+    }
+    assert_eq!(injector.stop().total.reset, 5);
+}
+
+#[test]
+fn connections_over_a_faulted_loopback_are_reset() {
+    let lab = Lab::new();
+    let _server = serve(&lab.left, None, "tcp-serve --mode echo --bind [::]:9000");
+    for direction in ["egress", "ingress", "both"] {
+        let line = format!("--interface lo --reset --direction {direction} --remote-port 9000");
+        let injector = Injector::start(&lab.left, &line);
+        for to in own_addresses(&lab.left, 9000) {
+            let report = go(hold(&lab.left, None, to));
+            assert_eq!(report["error"], "ECONNRESET", "{direction} {to} {report}");
+        }
+        assert_eq!(injector.stop().total.reset, 5, "{direction}");
+    }
+}
+
+#[test]
+fn connections_to_a_link_local_address_of_the_host_are_reset() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let address: Ipv6Addr = "fe80::9".parse().expect("an address");
+    lab.left.run(&format!("ip addr add {address}/64 dev {INTERFACE} nodad"));
+    let link = lab.left.run(&format!("ip -o link show {INTERFACE}"));
+    let index = link.split(':').next().and_then(|index| index.parse().ok()).expect("an index");
+    let to = SocketAddrV6::new(address, 9000, 0, index).into();
+    let _server = serve(&lab.left, None, "tcp-serve --mode echo --bind [::]:9000");
+    // Received packets of such a connection cannot be told to be the cgroup's.
+    let of_cgroup = format!("--cgroup {} --direction egress", cgroup.path.display());
+    for target in [&of_cgroup, "--interface lo --direction egress", "--interface lo"] {
+        let connection = hold(&lab.left, Some(&cgroup), to);
+        let injector = Injector::start(&lab.left, &format!("{target} --reset --remote-port 9000"));
+        assert_eq!(go(connection)["error"], "ECONNRESET", "{target}");
+        assert_eq!(injector.stop().total.reset, 1, "{target}");
+    }
+}
+
+#[test]
+fn connections_of_multipath_tcp_are_reset() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    // A connection whose last path was reset ends after this time.
+    if !lab.left.run_in(None, "sysctl -q -w net.mptcp.enabled=1 net.mptcp.close_timeout=1").0 {
+        // No multipath TCP, or one that cannot be told so: before Linux 6.8.
+        return;
+    }
+    // With one that does not know of it, it is plain TCP.
+    for kind in ["--mptcp", ""] {
+        let server =
+            serve(&lab.left, None, &format!("tcp-serve --mode echo --bind [::]:9000 {kind}"));
+        let line = "--reset --tcp-flags syn,!ack --direction egress";
+        let injector = Injector::on(&lab.left, &cgroup, line);
+        for to in own_addresses(&lab.left, 9000) {
+            let line = format!("tcp-connect --mptcp --to {to} --bytes 9 --timeout-ms 2000");
+            let report = talk(&lab.left, Some(&cgroup), &line);
+            assert_eq!(report["error"], "ECONNREFUSED", "{kind} {to} {report}");
+        }
+        assert_eq!(injector.stop().total.reset, 5, "{kind}");
+
+        for direction in ["egress", "ingress"] {
+            let connections = own_addresses(&lab.left, 9000).map(|to| {
+                let line = format!(
+                    "tcp-connect --mptcp --mode echo --hold --to {to} --bytes {BYTES} --timeout-ms 5000"
+                );
+                (to, serve(&lab.left, Some(&cgroup), &line))
+            });
+            let line = format!("--reset --direction {direction}");
+            let injector = Injector::on(&lab.left, &cgroup, &line);
+            for (to, connection) in connections {
+                let report = go(connection);
+                assert_eq!(report["error"], "ECONNRESET", "{kind} {direction} {to} {report}");
+            }
+            assert_eq!(injector.stop().total.reset, 5, "{kind} {direction}");
+        }
+        drop(server);
+    }
 }

@@ -105,7 +105,7 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
                 matched.counters.reset += 1;
                 debug!(ctx, "rule {}: connection reset", number);
             }
-            return Some(if direction == Direction::Egress {
+            return Some(if direction == Direction::Egress && !skb::comes_back(ctx) {
                 Fate::TurnedBack
             } else {
                 Fate::Pass

@@ -75,6 +75,16 @@ pub fn parse(ctx: &TcContext, link: Link, packet: &mut Packet) -> Result<(), Unp
     unsafe { parse::parse(ctx.data(), ctx.data_end(), ctx.len(), link, packet) }
 }
 
+/// Whether the interface is the loopback, which gives each sent packet to this host together with the
+/// packet's route. If the packet is redirected, it loses that route, and the kernel takes an IPv4 packet from
+/// one of its own addresses for a martian.
+#[inline(always)]
+pub fn comes_back(ctx: &TcContext) -> bool {
+    /// The loopback's index in every network namespace (`LOOPBACK_IFINDEX`).
+    const LOOPBACK: u32 = 1;
+    interface(ctx) == LOOPBACK
+}
+
 /// Sends the packet into the receive path of its own interface.
 #[inline(always)]
 pub fn turn_back(ctx: &TcContext) -> i32 {

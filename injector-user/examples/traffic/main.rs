@@ -24,6 +24,7 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// A party is done when it has heard nothing for so long after it was told to end.
 const QUIET: Duration = Duration::from_millis(100);
@@ -99,6 +100,9 @@ enum Party {
         /// Bytes of one write.
         #[arg(long, default_value_t = 65536)]
         chunk: usize,
+        /// Multipath TCP, for those that ask for it.
+        #[arg(long)]
+        mptcp: bool,
     },
     /// Connects, moves bytes, and says how it ended
     TcpConnect {
@@ -120,6 +124,9 @@ enum Party {
         /// Make so many connections, one after another.
         #[arg(long, default_value_t = 1)]
         connections: u32,
+        /// Multipath TCP.
+        #[arg(long)]
+        mptcp: bool,
     },
     /// Writes on many connections at once for a while
     TcpFlood {
@@ -173,11 +180,13 @@ fn main() -> ExitCode {
             stamp::send(to, count, size, every_us, tos, flows)
         }
         Party::StampReceive { bind } => stamp::receive(bind),
-        Party::TcpServe { bind, mode, bytes, chunk } => tcp_serve(bind, mode, bytes, chunk),
-        Party::TcpConnect { to, mode, bytes, chunk, timeout_ms, hold, connections } => {
+        Party::TcpServe { bind, mode, bytes, chunk, mptcp } => {
+            tcp_serve(bind, mode, bytes, chunk, mptcp)
+        }
+        Party::TcpConnect { to, mode, bytes, chunk, timeout_ms, hold, connections, mptcp } => {
             let timeout = Duration::from_millis(timeout_ms);
             let mut reports: Vec<Value> = (0..connections)
-                .map(|_| tcp_connect(to, mode, bytes, chunk, timeout, hold))
+                .map(|_| tcp_connect(to, mode, bytes, chunk, timeout, hold, mptcp))
                 .collect();
             Ok(if connections == 1 { reports.remove(0) } else { Value::Array(reports) })
         }
@@ -476,8 +485,40 @@ fn echo_all(mut connection: &TcpStream) -> Stream {
     }
 }
 
-fn tcp_serve(bind: SocketAddr, mode: Mode, bytes: usize, chunk: usize) -> io::Result<Value> {
-    let listener = TcpListener::bind(bind)?;
+/// A socket of multipath TCP (RFC 8684).
+fn multipath_socket(for_address: SocketAddr) -> io::Result<Socket> {
+    let domain = Domain::for_address(for_address);
+    Socket::new(domain, Type::STREAM, Some(Protocol::from(libc::IPPROTO_MPTCP)))
+}
+
+fn listen(bind: SocketAddr, mptcp: bool) -> io::Result<TcpListener> {
+    if !mptcp {
+        return TcpListener::bind(bind);
+    }
+    let socket = multipath_socket(bind)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&bind.into())?;
+    socket.listen(128)?;
+    Ok(socket.into())
+}
+
+fn connect(to: SocketAddr, timeout: Duration, mptcp: bool) -> io::Result<TcpStream> {
+    if !mptcp {
+        return TcpStream::connect_timeout(&to, timeout);
+    }
+    let socket = multipath_socket(to)?;
+    socket.connect_timeout(&to.into(), timeout)?;
+    Ok(socket.into())
+}
+
+fn tcp_serve(
+    bind: SocketAddr,
+    mode: Mode,
+    bytes: usize,
+    chunk: usize,
+    mptcp: bool,
+) -> io::Result<Value> {
+    let listener = listen(bind, mptcp)?;
     listener.set_nonblocking(true)?;
     let ended = end_of_input();
     ready();
@@ -562,9 +603,10 @@ fn tcp_connect(
     chunk: usize,
     timeout: Duration,
     hold: bool,
+    mptcp: bool,
 ) -> Value {
     let started = Instant::now();
-    let connection = match TcpStream::connect_timeout(&to, timeout) {
+    let connection = match connect(to, timeout, mptcp) {
         Ok(connection) => connection,
         Err(error) => {
             let elapsed_ms = started.elapsed().as_millis() as u64;

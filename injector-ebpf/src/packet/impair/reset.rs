@@ -31,7 +31,8 @@ pub const FIRST_RESET: u32 = 1;
 /// It is now another RST of its connection.
 pub const RESET_AGAIN: u32 = 2;
 
-/// Turns the packet into the RST for its local side, to be turned back on egress, unless it is not to be.
+/// Turns the packet into the RST for its local side, unless it is not to be. On egress it must then be turned
+/// back, but on the loopback it comes back by itself.
 /// `is_known` tells of a received packet whether its connection is (still) known here.
 ///
 /// A function of its own with a number for a result, so that the verifier goes but once through what
