@@ -71,8 +71,8 @@ fn a_wrong_rule_file_is_named_with_the_place() {
         ("rules:\n  - loss: 101%\n", &["101%"][..]),
         ("rules:\n  - loss: 1%\n    los: 2%\n", &["los"]),
         ("rules:\n  - name: first\n    remote: 10.0.0.1\n", &["rule 0 (first)", "no fault"]),
-        ("rules: []\n", &["no rule"]),
-        ("rules: 7\n", &["not a rule file"]),
+        ("rules: []\n", &["rules: this list is empty"]),
+        ("rules: 7\n", &["not a valid rule file"]),
     ] {
         let file = RuleFile::new(text);
         assert_refused(&format!("inject --host {}", file.option()), 2, words);

@@ -15,7 +15,8 @@ use crate::{
         process,
     },
     spec::{
-        clock::ClockSpec, process::ProcessSpec, rule::RuleSpec, target::TargetSpec, value::Span,
+        clock::ClockSpec, list::list, process::ProcessSpec, rule::RuleSpec, target::TargetSpec,
+        value::Span,
     },
     target::host::Resolved,
 };
@@ -34,6 +35,8 @@ pub struct FaultRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
     /// Packet faults, in order: the first rule that matches a packet decides.
+    #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
     pub rules: Vec<RuleSpec>,
     /// How clocks go wrong.
     pub clocks: ClockSpec,

@@ -23,6 +23,7 @@ use crate::{
     },
     spec::{
         clock::ClockSpec,
+        list::list,
         process::ProcessSpec,
         rule::RuleSpec,
         target::{PodName, TargetSpec},
@@ -57,7 +58,8 @@ pub struct FaultInjectionSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
     /// Packet faults, in order: the first rule that matches a packet decides.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
     pub rules: Vec<RuleSpec>,
     /// How clocks go wrong.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -95,7 +97,8 @@ pub struct PodSelector {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub match_labels: BTreeMap<String, String>,
     /// What else is so of labels.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
     pub match_expressions: Vec<Requirement>,
 }
 
@@ -108,7 +111,8 @@ pub struct Requirement {
     /// What is so of it.
     pub operator: Operator,
     /// With these values, for In and `NotIn`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
     pub values: Vec<String>,
 }
 
@@ -268,7 +272,7 @@ pub struct Counters {
 impl FaultInjectionSpec {
     /// Reads a specification and checks all that can be checked without a pod. The error says what is wrong.
     pub fn check(spec: &serde_json::Value) -> Result<Self, String> {
-        let spec: Self = serde_json::from_value(spec.clone())
+        let spec: Self = serde_path_to_error::deserialize(spec)
             .map_err(|error| format!("the specification is not understood: {error}"))?;
         spec.target.check()?;
         let name = PodName { namespace: String::new(), name: String::new() };

@@ -14,8 +14,10 @@ use super::{
     Faults,
     clock::{ClockError, ClockSpec},
     distribution::Files,
+    list::list,
     process::{ProcessError, ProcessSpec},
     rule::{RuleError, RuleSpec},
+    yaml::{self, YamlError},
 };
 
 /// Why a rule file cannot be used.
@@ -30,13 +32,8 @@ pub enum FileError {
         source: io::Error,
     },
     /// It is not what a rule file looks like.
-    #[error("{path} is not a rule file")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: Box<serde_saphyr::Error>,
-    },
+    #[error("not a valid rule file")]
+    Parse(#[source] YamlError),
     /// One of its rules, or their number, makes no sense.
     #[error("{path}: {place}")]
     Rule {
@@ -73,6 +70,8 @@ pub struct FaultsSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
     /// Packet faults, in order: the first rule that matches a packet decides.
+    #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
     pub rules: Vec<RuleSpec>,
     /// How clocks go wrong.
     pub clocks: ClockSpec,
@@ -122,16 +121,7 @@ pub fn load(path: &Path) -> Result<FaultsSpec, FileError> {
 }
 
 fn parse(path: &Path, text: &str) -> Result<FaultsSpec, FileError> {
-    from_yaml(text).map_err(|source| FileError::Parse { path: path.into(), source: source.into() })
-}
-
-/// Reads YAML of any size: 65,536 rules exceed what the parser takes from a stranger; these files are the operator's.
-pub(super) fn from_yaml<T: serde::de::DeserializeOwned>(
-    text: &str,
-) -> Result<T, serde_saphyr::Error> {
-    let mut options = serde_saphyr::Options::default();
-    options.budget = None;
-    serde_saphyr::from_str_with_options(text, options)
+    yaml::read(path, text).map_err(FileError::Parse)
 }
 
 #[cfg(test)]
@@ -223,6 +213,31 @@ mod tests {
         assert_eq!(name.as_deref(), Some("errno write/pwrite64=ENOSPC,30%,path=/data/*"));
         let error = parsed("processes: {kill: [at=x]}").expect_err("no time");
         assert!(error.source().is_some_and(|source| source.to_string().contains('x')));
+    }
+
+    #[test]
+    fn what_yaml_refuses_is_told_with_its_place_and_without_advice_for_programmers() {
+        for (text, place, reason) in [
+            (
+                "rules:\n - loss: 1%\n   protocol: no\n",
+                "3:14: rules[0].protocol",
+                "is not a protocol",
+            ),
+            ("rules:\n - loss: 1%\n   remote: no\n", "3:12: rules[0].remote", "quote it"),
+            ("rules:\n - loss: 1%\n   remote: 010.1.1.1\n", "3:12: rules[0].remote", "an address"),
+            ("rules:\n - loss: 1%\n   remote: [1.2.3]\n", "3:13: rules[0].remote[0]", "an address"),
+            ("rules:\n - loss: 1%\n   loss: 2%\n", "3:4: rules[0]", "`loss` is there twice"),
+            ("rules:\n - loss: 1%\n---\nseed: 1\n", "4:1: ", "more than one YAML document"),
+            ("rules:\n - loss: 1%\n   remote: []\n", "3:12: rules[0].remote", "is empty"),
+        ] {
+            let error = parsed(text).expect_err(text);
+            let told = error.source().map(ToString::to_string).unwrap_or_default();
+            assert!(told.starts_with(&format!("rules.yaml:{place}")), "{text}: {told}");
+            assert!(told.contains(reason), "{text}: {told}");
+            for word in ["Options", "from_str", "untagged"] {
+                assert!(!told.contains(word), "{text}: {told}");
+            }
+        }
     }
 
     #[test]

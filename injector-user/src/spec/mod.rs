@@ -6,12 +6,15 @@ pub mod distribution;
 pub mod errno;
 pub mod fault;
 pub mod file;
+pub mod list;
 pub mod process;
 pub mod rate;
 pub mod rule;
 pub mod scenario;
 pub mod target;
 pub mod value;
+mod yaml;
+pub use yaml::YamlError;
 
 use thiserror::Error;
 

@@ -18,6 +18,7 @@ use super::{
     distribution::{DistributionError, Files},
     errno::{ErrnoError, Failure},
     fault::{FaultError, parameters},
+    list::list,
     rate::BitRate,
     value::{Percent, Span, ValueError, serde_as_text},
 };
@@ -450,6 +451,8 @@ pub struct ProcessSpec {
         value_name = "[SIGNAL,]at=T|every=T|after=N:SYSCALL",
         help_heading = "Process faults"
     )]
+    #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
     pub kill: Vec<Kill>,
 
     /// Have system calls fail with an error, with a probability (100% if none is given), in the kernel and before they do
@@ -459,6 +462,8 @@ pub struct ProcessSpec {
         value_name = "SYSCALL[/SYSCALL]=ERRNO[,P][,path=GLOB][,remote=CIDR]",
         help_heading = "Process faults"
     )]
+    #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
     pub errno: Vec<Failure>,
 
     /// Let all processes together have so much of one processor; 150% is one and a half

@@ -9,6 +9,7 @@ use super::{
     delay::{Delay, DelaySpec, LONGEST, Reorder},
     distribution::{DistributionError, Files},
     fault::{Every, LossGemodel, LossState, Odds},
+    list::{OneOrMany, one_or_many},
     rate::Rate,
     value::{Percent, PortSet, Protocol, Remote, Span, TcpFlags},
 };
@@ -184,7 +185,7 @@ pub struct RuleSpec {
 
     /// Lose all packets to and from these addresses; with --direction, one way only
     #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Faults")]
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "OneOrMany<Remote>")]
     pub partition: Vec<Remote>,
 
@@ -198,13 +199,13 @@ pub struct RuleSpec {
 
     /// Only this protocol: tcp, udp, icmp, icmpv6, sctp, … or a number; repeatable
     #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', help_heading = "Match")]
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "OneOrMany<Protocol>")]
     pub protocol: Vec<Protocol>,
 
     /// Only packets to or from these addresses, prefixes or host names (resolved once); repeatable
     #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Match")]
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "OneOrMany<Remote>")]
     pub remote: Vec<Remote>,
 
@@ -223,27 +224,6 @@ pub struct RuleSpec {
     /// Only TCP segments with payload
     #[arg(long, help_heading = "Match")]
     pub data_only: bool,
-}
-
-/// A list, or one element standing for a list of it.
-#[derive(Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub(super) enum OneOrMany<T> {
-    /// A list.
-    Many(Vec<T>),
-    /// One element.
-    One(T),
-}
-
-fn one_or_many<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
-where
-    T: std::str::FromStr<Err: std::fmt::Display> + Deserialize<'de>,
-    D: serde::Deserializer<'de>,
-{
-    Ok(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::Many(many) => many,
-        OneOrMany::One(one) => vec![one],
-    })
 }
 
 /// Which packets a rule is for. Empty and absent fields match everything.

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::value::serde_as_text;
+use super::{list::list, value::serde_as_text};
 
 /// Why a target makes no sense.
 #[derive(Debug, PartialEq, Eq, Error)]
@@ -172,6 +172,8 @@ pub struct TargetSpec {
 
     /// This interface; repeatable
     #[arg(long, value_name = "IF", help_heading = "Target")]
+    #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
     pub interface: Vec<String>,
 
     /// This whole host: all interfaces of the current network namespace
@@ -181,6 +183,8 @@ pub struct TargetSpec {
     /// The addresses by which others reach it, for partitions; by default, those of the interfaces in its network
     /// namespace; scenarios only.
     #[arg(skip)]
+    #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
     pub address: Vec<IpAddr>,
 
     /// Whether TCP port 22, the connections of the shell that started this, and the loopback are left alone; by

@@ -101,6 +101,15 @@ where
             text.parse().map_err(E::custom)
         }
 
+        fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<T, E> {
+            let words = if value { "yes, on and true" } else { "no, off and false" };
+            let hint = format!("unquoted, YAML reads {words} as a boolean");
+            match value.to_string().parse::<T>() {
+                Ok(_) => Err(E::custom(format!("this is not {}: quote it ({hint})", self.0))),
+                Err(error) => Err(E::custom(format!("{error} ({hint})"))),
+            }
+        }
+
         fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<T, E> {
             self.visit_str(&number.to_string())
         }

@@ -8,25 +8,22 @@ pub mod random;
 use std::{
     collections::BTreeMap,
     fmt, io,
-    marker::PhantomData,
     path::{Path, PathBuf},
 };
 
 use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer,
-    de::{
-        MapAccess, SeqAccess, Visitor,
-        value::{MapAccessDeserializer, StrDeserializer},
-    },
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
 use thiserror::Error;
 
 use super::{
-    file::{self, FaultsSpec, FileError},
-    rule::OneOrMany,
+    file::{FaultsSpec, FileError},
+    list::{OneOrMany, list, one_or_many},
     target::{TargetError, TargetSpec},
     value::Span,
+    yaml::{self, YamlError},
 };
 use partition::Shape;
 
@@ -42,19 +39,11 @@ pub enum ScenarioError {
         source: io::Error,
     },
     /// It is not what a scenario looks like.
-    #[error("{path} is not a scenario")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: Box<serde_saphyr::Error>,
-    },
+    #[error("not a valid scenario")]
+    Parse(#[source] YamlError),
     /// Nothing to fault.
     #[error("{0}: there are no targets")]
     NoTargets(PathBuf),
-    /// Nothing happens.
-    #[error("{0}: there is nothing in its timeline")]
-    NoTimeline(PathBuf),
     /// A target makes no sense.
     #[error("{path}: target {name}")]
     Target {
@@ -202,6 +191,8 @@ pub struct Scenario {
     pub faults: BTreeMap<String, FaultsSpec>,
     /// What happens. Of steps that are active at the same target, the rules of the first one in the file come first;
     /// partitions come before all others.
+    #[serde(deserialize_with = "list")]
+    #[schemars(length(min = 1))]
     pub timeline: Vec<Step>,
 }
 
@@ -218,11 +209,11 @@ pub struct Step {
     /// How many times altogether; as often as there is time if absent.
     pub times: Option<u32>,
     /// At which targets; at all if absent.
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "one_or_many")]
     #[schemars(with = "OneOrMany<String>")]
     pub on: Vec<String>,
     /// These faults, all at once: names, or faults as they are written below `faults`.
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "one_or_many")]
     #[schemars(with = "OneOrMany<FaultRef>")]
     pub faults: Vec<FaultRef>,
     /// A fault that turns into another little by little.
@@ -230,6 +221,8 @@ pub struct Step {
     /// A partition.
     pub partition: Option<PartitionSpec>,
     /// One of these, drawn at random each time.
+    #[serde(deserialize_with = "list")]
+    #[schemars(length(min = 1))]
     pub choose: Vec<Choice>,
 }
 
@@ -262,6 +255,8 @@ pub struct PartitionSpec {
     /// Which nodes are cut off from which.
     pub shape: Shape,
     /// Targets, and addresses or prefixes of others.
+    #[serde(deserialize_with = "list")]
+    #[schemars(length(min = 1))]
     pub nodes: Vec<String>,
     /// The primary, for primary-minority.
     #[serde(default)]
@@ -276,11 +271,11 @@ pub struct Choice {
     #[serde(default = "one")]
     pub weight: u32,
     /// At which targets; where the step says if absent.
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(with = "OneOrMany<String>")]
     pub on: Vec<String>,
     /// These faults.
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(with = "OneOrMany<FaultRef>")]
     pub faults: Vec<FaultRef>,
     /// A partition.
@@ -300,8 +295,7 @@ pub fn read(path: &Path) -> Result<Scenario, ScenarioError> {
 }
 
 fn parse(path: &Path, text: &str) -> Result<Scenario, ScenarioError> {
-    file::from_yaml(text)
-        .map_err(|source| ScenarioError::Parse { path: path.into(), source: source.into() })
+    yaml::read(path, text).map_err(ScenarioError::Parse)
 }
 
 /// The JSON Schema of scenarios, as it is published in docs/.
@@ -334,41 +328,6 @@ impl<'de> Deserialize<'de> for FaultRef {
         // Not by serde's `untagged`, which would not say what is wrong with a fault.
         deserializer.deserialize_any(Either)
     }
-}
-
-/// A list, or one element standing for a list of it, which is a text or a map.
-fn list<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
-where
-    T: Deserialize<'de>,
-    D: Deserializer<'de>,
-{
-    struct List<T>(PhantomData<T>);
-
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
-        type Value = Vec<T>;
-
-        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-            f.write_str("one, or a list")
-        }
-
-        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<T>, E> {
-            Ok(vec![T::deserialize(StrDeserializer::new(text))?])
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Vec<T>, A::Error> {
-            Ok(vec![T::deserialize(MapAccessDeserializer::new(map))?])
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
-            let mut items = Vec::new();
-            while let Some(item) = seq.next_element()? {
-                items.push(item);
-            }
-            Ok(items)
-        }
-    }
-
-    deserializer.deserialize_any(List(PhantomData))
 }
 
 #[cfg(test)]

@@ -242,9 +242,6 @@ pub fn plan(path: &Path, scenario: &Scenario, seed: u64) -> Result<Plan, Scenari
     if scenario.targets.is_empty() {
         return Err(ScenarioError::NoTargets(path.into()));
     }
-    if scenario.timeline.is_empty() {
-        return Err(ScenarioError::NoTimeline(path.into()));
-    }
     for (name, target) in &scenario.targets {
         target.check(false).map_err(|source| ScenarioError::Target {
             path: path.into(),

@@ -196,7 +196,7 @@ fn what_makes_no_sense_is_refused_and_where_is_said() {
             source = error.source();
         }
         assert!(text.contains(words), "{step}: {text}");
-        assert!(text.contains("step 2") || text.contains("not a scenario"), "{text}");
+        assert!(text.contains("step 2") || text.contains("not a valid scenario"), "{text}");
     }
     for yaml in [
         "targets: {}\ntimeline: [{faults: x}]",
