@@ -6,7 +6,7 @@
 use injector_common::{
     classify::{Found, ShortKey, Slot, Tuple, TupleKey, TupleMask, field, is_short, masked, tuple},
     control::MAX_MASKS,
-    packet::{Direction, Family, Packet, protocol},
+    packet::{Direction, Family, IcmpKind, Packet, protocol},
 };
 use proptest::{
     prelude::*,
@@ -127,6 +127,7 @@ fn packet() -> impl Strategy<Value = Packet> {
             source_port: ports[0],
             destination_port: ports[1],
             echo_id: ports[2],
+            icmp: IcmpKind::default(),
             l3: offsets[0],
             l4: offsets[1],
             payload: offsets[2],
@@ -250,6 +251,7 @@ mod two_packets {
                 source_port: other.source_port,
                 destination_port: other.destination_port,
                 echo_id: other.echo_id,
+                icmp: other.icmp,
                 l3: other.l3,
                 l4: other.l4,
                 payload: other.payload,

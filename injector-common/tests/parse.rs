@@ -8,7 +8,7 @@ use frames::{
     Network, QINQ, ROUTING, Recipe, SHIM6, Upper, VLAN, recipe, v4_udp, v6_udp,
 };
 use injector_common::packet::{
-    Family, Packet,
+    Family, IcmpKind, Packet,
     parse::{Link, Unparsed, parse, parse_slice},
     protocol, tcp_flag,
 };
@@ -98,6 +98,7 @@ fn assert_consistent(packet: &Packet, readable: usize, length: usize) {
     }
     let is_icmp = matches!(packet.protocol, protocol::ICMP | protocol::ICMPV6);
     assert!(packet.echo_id == 0 || is_icmp && !packet.later_fragment, "{packet:?}");
+    assert!(packet.icmp == IcmpKind::default() || is_icmp && !packet.later_fragment, "{packet:?}");
 
     assert!(packet.fragment || !packet.later_fragment, "{packet:?}");
     assert!(packet.fragment || packet.fragment_id == 0, "{packet:?}");
@@ -130,6 +131,7 @@ mod by_hand {
             source_port: 49_320,
             destination_port: 443,
             echo_id: 0,
+            icmp: IcmpKind::default(),
             l3: 14,
             l4: 34,
             payload: 74,
@@ -169,6 +171,7 @@ mod by_hand {
             source_port: 5353,
             destination_port: 53,
             echo_id: 0,
+            icmp: IcmpKind::default(),
             l3: 22,
             l4: 62,
             payload: 70,
@@ -867,6 +870,7 @@ mod an_upper_layer_header {
             bytes[usize::from(frame.packet.l4)] = kind;
             let packet = ethernet(&bytes).expect("a valid frame");
             assert_eq!(packet.echo_id, id, "type {kind}, IPv6: {v6}");
+            assert_eq!(packet.icmp.kind, kind, "IPv6: {v6}");
         }
     }
 }

@@ -1,5 +1,7 @@
-//! `--protect` leaves the operator's own connections alone. Port 22 is in xdp.rs.
+//! `--protect` leaves the operator's own connections alone, and what they need. Port 22 is in xdp.rs.
 
+#[path = "support/frames.rs"]
+mod frames;
 mod support;
 
 use std::{
@@ -8,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use support::{Family, INTERFACE, Injector, Lab};
+use serde_json::Value;
+
+use frames::{ethernet, ethertype, hex, ip, ip_udp};
+use support::{FAMILIES, Family, Host, INTERFACE, Injector, Lab, number, serve, talk};
 
 /// A connection between the two hosts, both ends held by this process, which starts injector: so this
 /// is what a shell's sshd holds.
@@ -88,5 +93,114 @@ fn the_log_of_the_ebpf_side_is_on_with_verbose_and_off_without() {
         let output = command.output().expect("it runs");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(said.contains("rule 0: lost"), logged, "{verbose}: {said}");
+    }
+}
+
+/// Has both ends of the cable forget each other's link-layer address.
+fn forget_neighbours(lab: &Lab) {
+    for host in [&lab.left, &lab.right] {
+        for family in ["-4", "-6"] {
+            host.run(&format!("ip {family} neigh flush dev {INTERFACE} nud permanent"));
+            host.run(&format!("ip {family} neigh flush dev {INTERFACE}"));
+        }
+    }
+}
+
+#[test]
+fn ssh_comes_through_though_neighbours_have_to_be_found_anew() {
+    let lab = Lab::new();
+    let _server = serve(&lab.right, None, "tcp-serve --mode echo --bind [::]:22");
+    for host in [&lab.left, &lab.right] {
+        let line = format!("--interface {INTERFACE} --loss 100%");
+        let injector = Injector::start(host, &line);
+        for family in FAMILIES {
+            let to = lab.right.at(family, 22);
+            forget_neighbours(&lab);
+            let line =
+                format!("tcp-connect --hold --mode echo --to {to} --bytes 1000 --timeout-ms 5000");
+            let mut connection = serve(&lab.left, None, &line);
+            forget_neighbours(&lab);
+            connection.tell("go");
+            let report = connection.finish();
+            assert_eq!(report["error"], Value::Null, "{} {family:?} {report}", host.netns);
+            assert_eq!(number(&report["read"], "bytes"), 1000, "{} {family:?}", host.netns);
+        }
+        let total = injector.stop().total;
+        assert!(total.protected > 0, "{total:?}");
+    }
+}
+
+/// Messages of each kind that hosts need to reach each other, and some that they do not.
+fn messages(from: &Host, to: &Host) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    const ICMP: u8 = 1;
+    const ICMPV6: u8 = 58;
+    let frame = |family, packet: &[u8]| ethernet(from, to, &[], ethertype(family), packet);
+    let icmp = |family, kind: u8, code: u8| {
+        let protocol = if family == Family::V4 { ICMP } else { ICMPV6 };
+        // With a hop limit of less than 255, and no checksum, the kernel takes no notice.
+        let message = [kind, code, 0, 0, 1, 2, 3, 4, 0xee, kind, code, protocol];
+        frame(family, &ip(from.address(family), to.address(family), protocol, &message))
+    };
+    let udp = |family, ports: (u16, u16)| {
+        let body = [&ports.0.to_be_bytes()[..], &ports.1.to_be_bytes()].concat();
+        frame(family, &ip_udp(from.address(family), to.address(family), ports, &body))
+    };
+    let mut needed = vec![
+        icmp(Family::V4, 3, 4),
+        udp(Family::V4, (68, 67)),
+        udp(Family::V4, (67, 68)),
+        udp(Family::V4, (67, 67)),
+        udp(Family::V6, (546, 547)),
+        udp(Family::V6, (547, 546)),
+    ];
+    let kinds = [2, 130, 131, 132, 133, 134, 135, 136, 137, 143];
+    needed.extend(kinds.map(|kind| icmp(Family::V6, kind, 0)));
+    let mut others = vec![
+        icmp(Family::V4, 3, 1),
+        icmp(Family::V4, 8, 4),
+        // What these numbers mean is another thing in each family.
+        icmp(Family::V4, 135, 0),
+        icmp(Family::V6, 3, 4),
+        udp(Family::V4, (67, 9000)),
+        udp(Family::V4, (546, 547)),
+        udp(Family::V6, (547, 9000)),
+        udp(Family::V6, (68, 67)),
+    ];
+    others.extend([1, 128, 129, 138, 139, 144].map(|kind| icmp(Family::V6, kind, 0)));
+    (needed, others)
+}
+
+/// Sends frames from one host to the other, `count` times each; returns how many a packet socket saw there.
+fn send(from: &Host, to: &Host, frames: &[Vec<u8>], count: u64) -> u64 {
+    let options = |name: &str, skip: usize| -> String {
+        frames.iter().map(|frame| format!(" {name} {}", hex(&frame[skip..]))).collect()
+    };
+    let line = format!("sniff --interface {INTERFACE}{}", options("--ending", 14));
+    let sniffer = serve(to, None, &line);
+    let line = format!("raw-send --interface {INTERFACE} --count {count}{}", options("--frame", 0));
+    assert_eq!(number(&talk(from, None, &line), "errors"), 0);
+    number(&sniffer.finish(), "frames")
+}
+
+#[test]
+fn what_hosts_need_to_reach_each_other_is_protected_and_nothing_beside_it() {
+    const COUNT: u64 = 3;
+    let lab = Lab::new();
+    for (options, is_sent) in
+        [("--direction egress", true), ("--direction ingress", false), ("--xdp", false)]
+    {
+        let (from, to) = if is_sent { (&lab.left, &lab.right) } else { (&lab.right, &lab.left) };
+        let (needed, others) = messages(from, to);
+        let (v4, v6) = (lab.right.address(Family::V4), lab.right.address(Family::V6));
+        let line =
+            format!("--interface {INTERFACE} {options} --loss 100% --remote {v4} --remote {v6}");
+        let injector = Injector::start(&lab.left, &line);
+        let (all, none) = (COUNT * needed.len() as u64, COUNT * others.len() as u64);
+        assert_eq!(send(from, to, &needed, COUNT), all, "{options}");
+        let arrived = send(from, to, &others, COUNT);
+        // A packet socket sees what comes before it is lost, but for XDP.
+        assert!(arrived == 0 || options.ends_with("ingress"), "{options}: {arrived}");
+        let total = injector.stop().total;
+        assert_eq!((total.protected, total.matched, total.dropped), (all, none, none), "{options}");
     }
 }

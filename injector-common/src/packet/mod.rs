@@ -58,6 +58,15 @@ pub mod tcp_flag {
     pub const CWR: u8 = 0x80;
 }
 
+/// The first two bytes of an ICMP message (RFC 792, RFC 4443).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct IcmpKind {
+    /// Its type.
+    pub kind: u8,
+    /// Its code.
+    pub code: u8,
+}
+
 /// What the parser found. Offsets count from the first byte of the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
@@ -87,6 +96,8 @@ pub struct Packet {
     pub destination_port: u16,
     /// ICMP echo identifier in host byte order, 0 if this is no echo request or reply.
     pub echo_id: u16,
+    /// ICMP type and code, 0 for other protocols and for later fragments.
+    pub icmp: IcmpKind,
     /// Where the IP header starts.
     pub l3: u16,
     /// Where the upper-layer header starts.
@@ -114,11 +125,32 @@ impl Packet {
         source_port: 0,
         destination_port: 0,
         echo_id: 0,
+        icmp: IcmpKind { kind: 0, code: 0 },
         l3: 0,
         l4: 0,
         payload: 0,
         end: 0,
     };
+
+    /// Whether hosts reach each other only as long as such packets pass, whatever they talk about:
+    ///
+    /// - neighbour discovery (RFC 4861), and multicast listener discovery (RFC 2710, RFC 3810), without which a
+    ///   switch that snoops does not deliver its packets; ARP is not IP, and never touched
+    /// - DHCP (RFC 2131) and DHCPv6 (RFC 8415)
+    /// - path MTU discovery (RFC 1191, RFC 8201)
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_essential(&self) -> bool {
+        let IcmpKind { kind, code } = self.icmp;
+        let port = self.destination_port;
+        match (self.family, self.protocol) {
+            (Family::V4, protocol::UDP) => matches!(port, 67 | 68),
+            (Family::V6, protocol::UDP) => matches!(port, 546 | 547),
+            (Family::V4, protocol::ICMP) => kind == 3 && code == 4,
+            (Family::V6, protocol::ICMPV6) => matches!(kind, 2 | 130..=137 | 143),
+            _ => false,
+        }
+    }
 
     /// The address of the peer.
     #[inline(always)]

@@ -3,7 +3,7 @@
 //! Works on bare addresses, each access checked against the end, because that is what the eBPF
 //! verifier understands; the host's tests feed it slices through [`parse_slice`].
 
-use super::{Family, Packet, protocol};
+use super::{Family, IcmpKind, Packet, protocol};
 use crate::verifier::{forget, pin};
 
 /// Why a frame could not be parsed. Such frames are never faulted.
@@ -359,6 +359,7 @@ impl Upper {
         packet.source_port = 0;
         packet.destination_port = 0;
         packet.echo_id = 0;
+        packet.icmp = IcmpKind::default();
         packet.l4 = l4 as u16;
         packet.payload = l4 as u16;
         packet.end = self.end;
@@ -397,11 +398,12 @@ impl Upper {
                     return Err(Unparsed::Malformed);
                 }
                 // SAFETY: as for the caller.
-                let [kind, _, _, _, id_high, id_low]: [u8; 6] = unsafe { load(start, end, l4)? };
+                let [kind, code, _, _, id_high, id_low]: [u8; 6] = unsafe { load(start, end, l4)? };
                 let is_echo = matches!(
                     (self.protocol, kind),
                     (protocol::ICMP, 0 | 8) | (protocol::ICMPV6, 128 | 129)
                 );
+                packet.icmp = IcmpKind { kind, code };
                 if is_echo {
                     packet.echo_id = u16::from_be_bytes([id_high, id_low]);
                 }

@@ -7,7 +7,7 @@ use etherparse::{
     IpNumber, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, TcpHeader,
     UdpHeader,
 };
-use injector_common::packet::{Family, Packet, parse::Link, protocol};
+use injector_common::packet::{Family, IcmpKind, Packet, parse::Link, protocol};
 use proptest::prelude::*;
 
 pub const VLAN: u16 = 0x8100;
@@ -168,6 +168,12 @@ impl Recipe {
             echo_id: match self.upper {
                 Upper::Echo { id, .. } if !is_later => id,
                 _ => 0,
+            },
+            icmp: match (&self.upper, upper.as_slice()) {
+                (Upper::Echo { .. } | Upper::Unreachable, &[kind, code, ..]) if !is_later => {
+                    IcmpKind { kind, code }
+                }
+                _ => IcmpKind::default(),
             },
             l3: l3 as u16,
             l4: l4 as u16,

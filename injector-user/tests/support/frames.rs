@@ -62,6 +62,20 @@ pub fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, next: u8, payload: &[u8]) -
     packet
 }
 
+/// An IP packet, of the version that the addresses are of.
+#[must_use]
+pub fn ip(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            ipv4(source, destination, protocol, payload)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            ipv6(source, destination, protocol, payload)
+        }
+        _ => panic!("two families in one packet"),
+    }
+}
+
 /// A UDP datagram with its checksum.
 #[must_use]
 pub fn udp(source: IpAddr, destination: IpAddr, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
@@ -92,12 +106,7 @@ pub fn udp(source: IpAddr, destination: IpAddr, ports: (u16, u16), payload: &[u8
 /// An IP packet with a UDP datagram.
 #[must_use]
 pub fn ip_udp(source: IpAddr, destination: IpAddr, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
-    let datagram = udp(source, destination, ports, payload);
-    match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => ipv4(source, destination, UDP, &datagram),
-        (IpAddr::V6(source), IpAddr::V6(destination)) => ipv6(source, destination, UDP, &datagram),
-        _ => panic!("two families in one packet"),
-    }
+    ip(source, destination, UDP, &udp(source, destination, ports, payload))
 }
 
 /// The one's complement sum of RFC 1071.

@@ -138,6 +138,7 @@ prop_compose! {
             source_port: if has_ports { ports.0 } else { 0 },
             destination_port: if has_ports { ports.1 } else { 0 },
             echo_id: 0,
+            icmp: packet::IcmpKind::default(),
             l3: 14,
             l4: 34,
             payload: 54,
