@@ -4,42 +4,65 @@ use core::{iter::Sum, ops::AddAssign};
 
 use crate::verifier::pin;
 
-/// What one rule matched and what was done to it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RuleCounters {
-    /// Matched packets (skbs: one may carry many wire packets) by [`crate::packet::Direction`].
-    pub packets: [u64; 2],
-    /// Bytes of the matched packets, link-layer header included, by [`crate::packet::Direction`].
-    pub bytes: [u64; 2],
-    /// Packets lost on purpose.
-    pub dropped: u64,
-    /// Packets corrupted on purpose.
-    pub corrupted: u64,
-    /// Packets of which a second copy was sent.
-    pub duplicated: u64,
-    /// Connections reset.
-    pub reset: u64,
-    /// Packets held back, by a delay or a limited rate.
-    pub delayed: u64,
-    /// For how long all of them together, in nanoseconds, by [`crate::packet::Direction`].
-    pub delay_ns: [u64; 2],
-    /// Packets that were let go at once and so overtook delayed ones.
-    pub reordered: u64,
-    /// Packets that had to wait for others at a limited rate.
-    pub queued: u64,
-    /// Packets dropped because the queue before a limited rate was full.
-    pub queue_dropped: u64,
-    /// Packets that were given an ECN mark instead of being lost.
-    pub marked: u64,
-    /// Packets that the rule would have hit, but which `--protect` left alone.
-    pub protected: u64,
-    /// Packets that passed unchanged because the rule's deadline or the lease had run out.
-    pub expired: u64,
-    /// Packets that could not be impaired as asked (nothing to corrupt, or the kernel refused) and
-    /// therefore passed unchanged.
-    pub skipped: u64,
+/// The table of packet counters. Calls `$callback!` with `$args` and a row for each counter: its name, which is that of
+/// the field, the JSON key and the metric's label; its key in Kubernetes; what it counts, for people ("3 dropped"); and
+/// its documentation.
+///
+/// Everything that stores, adds up or prints packet counters is made from these rows, so a new counter is one row here
+/// and the statement that counts it in the kernel.
+#[macro_export]
+macro_rules! packet_counters {
+    ($callback:ident! { $($args:tt)* }) => {
+        $callback! { $($args)*
+            { dropped, "dropped", "dropped", "Packets dropped on purpose." }
+            { corrupted, "corrupted", "corrupted", "Packets corrupted on purpose." }
+            { duplicated, "duplicated", "duplicated", "Packets of which a second copy was sent." }
+            { reset, "reset", "connections reset", "Connections reset." }
+            { delayed, "delayed", "delayed", "Packets held back, by a delay or a limited rate." }
+            { reordered, "reordered", "reordered", "Packets let go at once, ahead of delayed ones." }
+            { queued, "queued", "queued", "Packets that waited for others at a limited rate." }
+            { queue_dropped, "queueDropped", "dropped by the full queue",
+                "Packets dropped because the queue of a limited rate was full." }
+            { marked, "marked", "marked (ECN)", "Packets given an ECN mark instead of being dropped." }
+            { protected, "protected", "protected",
+                "Packets that matched, but passed unchanged because `--protect` spares them." }
+            { expired, "expired", "passed after the end",
+                "Packets that matched, but passed unchanged because the fault or its lease had ended." }
+            { skipped, "skipped", "could not be impaired",
+                "Packets that matched, but passed unchanged because they could not be impaired as asked." }
+        }
+    };
 }
+
+macro_rules! rule_counters {
+    ($({ $field:ident, $key:literal, $label:literal, $doc:literal })*) => {
+        /// What one rule matched and what was done to it.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct RuleCounters {
+            /// Matched packets (skbs: one may carry many wire packets) by [`crate::packet::Direction`].
+            pub packets: [u64; 2],
+            /// Bytes of the matched packets, link-layer header included, by [`crate::packet::Direction`].
+            pub bytes: [u64; 2],
+            /// How long packets were held back in all, in nanoseconds, by [`crate::packet::Direction`].
+            pub delay_ns: [u64; 2],
+            $(#[doc = $doc] pub $field: u64,)*
+        }
+
+        impl AddAssign for RuleCounters {
+            fn add_assign(&mut self, other: Self) {
+                for direction in 0..2 {
+                    self.packets[direction] += other.packets[direction];
+                    self.bytes[direction] += other.bytes[direction];
+                    self.delay_ns[direction] += other.delay_ns[direction];
+                }
+                $(self.$field += other.$field;)*
+            }
+        }
+    };
+}
+
+packet_counters!(rule_counters! {});
 
 /// What the programs saw on the attached interfaces, whatever the rules.
 #[repr(C)]
@@ -51,28 +74,6 @@ pub struct SeenCounters {
     pub not_ip: u64,
     /// IP packets whose headers are truncated or malformed; never touched.
     pub unparsed: u64,
-}
-
-impl AddAssign for RuleCounters {
-    fn add_assign(&mut self, other: Self) {
-        for direction in 0..2 {
-            self.packets[direction] += other.packets[direction];
-            self.bytes[direction] += other.bytes[direction];
-            self.delay_ns[direction] += other.delay_ns[direction];
-        }
-        self.dropped += other.dropped;
-        self.corrupted += other.corrupted;
-        self.duplicated += other.duplicated;
-        self.reset += other.reset;
-        self.delayed += other.delayed;
-        self.reordered += other.reordered;
-        self.queued += other.queued;
-        self.queue_dropped += other.queue_dropped;
-        self.marked += other.marked;
-        self.protected += other.protected;
-        self.expired += other.expired;
-        self.skipped += other.skipped;
-    }
 }
 
 impl Sum for RuleCounters {

@@ -63,7 +63,7 @@ const RULE: &[&str] = &[
 const CLOCKS: &[&str] = &["clock", "clock-jump", "clock-strobe", "clock-freeze", "allow-backward"];
 
 /// Keys of process faults.
-const PROCESSES: &[&str] = &["pause", "kill", "cpu", "io"];
+const PROCESSES: &[&str] = &["pause", "kill", "errno", "cpu", "io"];
 
 /// Words that mean something somewhere, and others.
 fn word() -> impl Strategy<Value = String> {
@@ -93,6 +93,8 @@ fn word() -> impl Strategy<Value = String> {
         "@2038-01-19T03:14:00Z",
         "2s,every=10s",
         "TERM,after=3:fsync",
+        "write/pwrite64=ENOSPC,30%,path=/data/*",
+        "connect=ECONNREFUSED,remote=10.0.0.0/8",
         "at=1s",
         "25%",
         "1mbps,device=/dev/null",

@@ -2,7 +2,10 @@
 
 use std::{fs, path::Path};
 
-use injector_user::agent::{api::FaultRequest, routes};
+use injector_user::{
+    agent::{api::FaultRequest, routes},
+    fault::counts::ProcessCounts,
+};
 use serde_json::Value;
 
 #[test]
@@ -60,7 +63,11 @@ fn the_dashboard_shows_metrics_that_there_are() {
             let mut names = query
                 .split(|c| !is_part(c))
                 .filter(|word| word.starts_with("injector_") || word.starts_with("process_"));
-            let is_metric = |name: &str| source.contains(&format!("\"{name}\""));
+            let is_metric = |name: &str| {
+                let mut of_processes = ProcessCounts::default().each();
+                source.contains(&format!("\"{name}\""))
+                    || of_processes.any(|(counter, _)| counter.metric().0 == name)
+            };
             // What a histogram is made of.
             let of_histogram = |name: &str| {
                 let parts = ["_bucket", "_sum", "_count"];

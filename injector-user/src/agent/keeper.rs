@@ -852,7 +852,7 @@ mod tests {
         assert!(active.count(&counts));
         assert!(!active.count(&counts));
         assert!(!active.count(&[]));
-        assert_eq!((active.fault.packets.matched, active.fault.packets.dropped), (3, 2));
+        assert_eq!((active.fault.packets.matched, active.fault.packets.done.dropped), (3, 2));
         assert_eq!(active.fault.rules[0].packets, active.fault.packets);
     }
 }

@@ -11,27 +11,10 @@ use super::{
     api::{Fault, Kind, Reason},
     board::{Board, Ledger},
 };
-use crate::fault::network::{delays::DelayReport, report::Totals};
+use crate::fault::{counts::ProcessCounts, network::delays::DelayReport};
 
 /// How the page is written.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
-
-/// Counts of what was done to packets, by what it was.
-fn done(totals: &Totals) -> [(&'static str, u64); 11] {
-    [
-        ("dropped", totals.dropped),
-        ("corrupted", totals.corrupted),
-        ("duplicated", totals.duplicated),
-        ("reset", totals.reset),
-        ("delayed", totals.delayed),
-        ("reordered", totals.reordered),
-        ("queued", totals.queued),
-        ("queue_dropped", totals.queue_dropped),
-        ("marked", totals.marked),
-        ("protected", totals.protected),
-        ("skipped", totals.skipped),
-    ]
-}
 
 /// Makes the page.
 pub fn page(
@@ -44,6 +27,7 @@ pub fn page(
     // What is done to selected pods is that of each pod.
     active.retain(|fault| !fault.is_of_selected());
     faults(&registry, &active)?;
+    processes(&registry, &active)?;
     totals(&registry, ledger, &active)?;
     server(&registry, board, requests, connections)?;
     process(&registry)?;
@@ -106,18 +90,6 @@ fn faults(registry: &Registry, faults: &[Arc<Fault>]) -> prometheus::Result<()> 
         "What an active fault did to packets, by what it was.",
         &["fault", "action"],
     )?;
-    let signals = counters(
-        registry,
-        "injector_fault_signals_total",
-        "Signals that an active fault sent to processes.",
-        &["fault"],
-    )?;
-    let pauses = counters(
-        registry,
-        "injector_fault_pauses_total",
-        "Times that an active fault stopped processes.",
-        &["fault"],
-    )?;
     let clocks = gauges(
         registry,
         "injector_fault_clock_processes",
@@ -144,18 +116,30 @@ fn faults(registry: &Registry, faults: &[Arc<Fault>]) -> prometheus::Result<()> 
                 packets.with_label_values(&[name, direction]).inc_by(traffic.packets);
                 bytes.with_label_values(&[name, direction]).inc_by(traffic.bytes);
             }
-            for (action, count) in done(&fault.packets) {
-                actions.with_label_values(&[name, action]).inc_by(count);
+            for (counter, count) in fault.packets.done.each() {
+                actions.with_label_values(&[name, counter.name]).inc_by(count);
             }
-        }
-        if let Some(processes) = &fault.processes {
-            let sent = processes.kills.iter().map(|kill| kill.sent).sum();
-            signals.with_label_values(&[name]).inc_by(sent);
-            let done = processes.pauses.as_ref().map_or(0, |pauses| pauses.done);
-            pauses.with_label_values(&[name]).inc_by(done);
         }
         if let Some(report) = &fault.clocks {
             clocks.with_label_values(&[name]).set(report.present.cast_signed());
+        }
+    }
+    Ok(())
+}
+
+/// What each active fault did to processes: a metric for each counter of the table.
+fn processes(registry: &Registry, faults: &[Arc<Fault>]) -> prometheus::Result<()> {
+    let counts: Vec<(&str, ProcessCounts)> = faults
+        .iter()
+        .filter_map(|fault| Some((fault.name.as_str(), fault.processes.as_ref()?.into())))
+        .collect();
+    for (row, (counter, _)) in ProcessCounts::default().each().enumerate() {
+        let (name, divisor) = counter.metric();
+        let help = counter.help.replace("milliseconds", "seconds");
+        let metric = fractions(registry, &name, &help, &["fault"])?;
+        for (fault, counts) in &counts {
+            let count = counts.each().nth(row).map_or(0, |(_, count)| count);
+            metric.with_label_values(&[*fault]).inc_by(count as f64 / divisor);
         }
     }
     Ok(())
@@ -217,7 +201,8 @@ fn totals(registry: &Registry, ledger: Ledger, active: &[Arc<Fault>]) -> prometh
         "What all faults did to packets, ended ones included, by what it was.",
         &["action"],
     )?;
-    for (action, count) in done(&all).into_iter().chain([("matched", all.matched)]) {
+    let done = all.done.each().map(|(counter, count)| (counter.name, count));
+    for (action, count) in done.chain([("matched", all.matched)]) {
         packets.with_label_values(&[action]).inc_by(count);
     }
     let created = counters(registry, "injector_faults_created_total", "Faults that began.", &[])?;

@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use indexmap::IndexMap;
 use nix::sys::{
     signal::Signal,
     time::TimeSpec,
@@ -26,8 +27,7 @@ use crate::{
     kernel::clock::monotonic_ns,
     scenario::{
         stage::{Changed, Stage},
-        tally::Tally,
-        timeline::{Counts, Event, Late, Line, Origin, Reason, TargetChange, TargetLine},
+        timeline::{Counts, Event, Late, Line, Origin, Reason, TargetChange, TargetLine, Totals},
     },
     spec::{
         SpecError,
@@ -133,9 +133,6 @@ impl Book {
         }
     }
 }
-
-/// What was done, by the names of targets or faults.
-type Totals = BTreeMap<String, Counts>;
 
 /// A scenario that is being carried out.
 struct Run<'a> {
@@ -299,18 +296,18 @@ impl<'a> Run<'a> {
             target: self.plan.targets[changed.target].clone(),
             active: changed.parts.into_iter().map(name).collect(),
             replaced,
-            before: changed.before.into(),
-            after: changed.after.into(),
+            before: changed.before,
+            after: changed.after,
         }
     }
 
     /// The counters of parts by their names, of which several parts may have one.
-    fn by_name(&self, parts: BTreeMap<usize, Tally>) -> Totals {
-        let mut sums: BTreeMap<&str, Tally> = BTreeMap::new();
-        for (part, counters) in parts {
-            *sums.entry(&self.plan.parts[part].name).or_default() += counters;
+    fn by_name(&self, parts: BTreeMap<usize, Counts>) -> Totals {
+        let mut sums = Totals::new();
+        for (part, counts) in parts {
+            *sums.entry(self.plan.parts[part].name.clone()).or_default() += counts;
         }
-        sums.into_iter().map(|(name, counters)| (name.to_owned(), counters.into())).collect()
+        sums
     }
 
     fn renew(&mut self, book: &mut Book) -> Result<()> {
@@ -334,7 +331,7 @@ impl<'a> Run<'a> {
 
     fn totals(&mut self) -> Result<Totals> {
         let counts = self.stage.counts()?;
-        let totals = counts.into_iter().map(|parts| parts.into_values().sum::<Tally>().into());
+        let totals = counts.into_iter().map(|parts| parts.into_values().sum::<Counts>());
         Ok(self.plan.targets.iter().cloned().zip(totals).collect())
     }
 
@@ -344,7 +341,7 @@ impl<'a> Run<'a> {
     }
 
     /// What did nothing, though it was active.
-    fn idle(&self, totals: &Totals, faults: &BTreeMap<String, Totals>) -> Vec<String> {
+    fn idle(&self, totals: &Totals, faults: &IndexMap<String, Totals>) -> Vec<String> {
         let has_rules = |fault: &String| self.parts(fault).any(Part::has_rules);
         let untouched: Vec<&str> = faults
             .iter()
@@ -358,11 +355,14 @@ impl<'a> Run<'a> {
         for (target, faults) in faults {
             for (fault, counts) in faults {
                 let Some(processes) = self.parts(fault).find_map(Part::processes) else { continue };
-                if processes.pause.is_some() && counts.pauses == 0 {
+                if processes.pause.is_some() && counts.processes.pauses == 0 {
                     messages.push(format!("nothing was paused at {target} by {fault}"));
                 }
-                if !processes.kills.is_empty() && counts.signals == 0 {
+                if !processes.kills.is_empty() && counts.processes.signals == 0 {
                     messages.push(format!("no signal was sent at {target} by {fault}"));
+                }
+                if !processes.failures.is_empty() && counts.processes.calls_matched == 0 {
+                    messages.push(format!("no system call matched at {target} by {fault}"));
                 }
             }
         }
@@ -385,7 +385,7 @@ impl<'a> Run<'a> {
         }
         let targets = self.totals()?;
         let counters = self.stage.counts()?.into_iter().map(|parts| self.by_name(parts));
-        let faults: BTreeMap<String, Totals> =
+        let faults: IndexMap<String, Totals> =
             self.plan.targets.iter().cloned().zip(counters).collect();
         let clocks = self.plan.targets.iter().cloned().zip(self.stage.clocks());
         let clocks = clocks.filter_map(|(name, count)| Some((name, count?))).collect();
@@ -565,9 +565,7 @@ fn write_human(text: &mut String, line: &Line) -> std::fmt::Result {
             )?;
             for (target, faults) in faults {
                 for (fault, counts) in faults {
-                    let done = counts.done().into_iter().filter(|done| done.1 > 0);
-                    let mut words: Vec<String> =
-                        done.map(|(what, count)| format!("{count} {what}")).collect();
+                    let mut words: Vec<String> = counts.done_in_words().collect();
                     if counts.matched > 0 || words.is_empty() {
                         words.insert(0, format!("{} packets matched", counts.matched));
                     }

@@ -94,7 +94,7 @@ fn print(fault: &Fault) {
         fault.ends,
         fault.owner,
         packets.matched,
-        packets.dropped
+        packets.done.dropped
     );
 }
 

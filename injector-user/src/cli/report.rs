@@ -21,6 +21,7 @@ use crate::{
             self,
             report::{CallsReport, ClocksReport},
         },
+        counts::Counter,
         network::{
             counts::Counts,
             hold::{self, Engine},
@@ -627,23 +628,10 @@ fn rule_line(text: &mut String, rule: &RuleReport) -> std::fmt::Result {
 
 fn counts(totals: &Totals) -> String {
     let mut text = format!("{} packets matched", totals.matched);
-    for (count, what) in [
-        (totals.dropped, "dropped"),
-        (totals.corrupted, "corrupted"),
-        (totals.duplicated, "duplicated"),
-        (totals.reset, "connections reset"),
-        (totals.delayed, "delayed"),
-        (totals.reordered, "reordered"),
-        (totals.queued, "queued"),
-        (totals.queue_dropped, "dropped by the full queue"),
-        (totals.marked, "marked (ECN)"),
-        (totals.protected, "protected"),
-        (totals.expired, "passed after the end"),
-        (totals.skipped, "could not be impaired"),
-    ] {
+    for (Counter { label, .. }, count) in totals.done.each() {
         if count > 0 {
             // Writing to a string cannot fail.
-            let _ = write!(text, ", {count} {what}");
+            let _ = write!(text, ", {count} {label}");
         }
     }
     text

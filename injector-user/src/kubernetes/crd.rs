@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use injector_common::packet_counters;
 use k8s_openapi::{
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     apimachinery::pkg::apis::meta::v1::{
@@ -21,6 +22,7 @@ use crate::{
         api::{FaultRequest, PodStatus, Problem},
         plan,
     },
+    fault::counts::{PacketCounts, ProcessCounts, counts, process_counters},
     spec::{
         clock::ClockSpec,
         list::list,
@@ -241,32 +243,28 @@ impl NodeState {
     }
 }
 
+packet_counters!(counts! { crd
+    /// What was done to packets.
+    PacketCounters from [PacketCounts]
+});
+
+process_counters!(counts! { crd
+    /// What was done to processes.
+    ProcessCounters from [ProcessCounts]
+});
+
 /// What was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Counters {
-    /// Packets that were lost on purpose.
-    pub dropped: u64,
-    /// Packets that were held back.
-    pub delayed: u64,
-    /// Packets that were corrupted.
-    pub corrupted: u64,
-    /// Packets that were sent twice.
-    pub duplicated: u64,
-    /// Packets that overtook others.
-    pub reordered: u64,
-    /// Packets that were lost because the queue before a limited rate was full.
-    pub queue_dropped: u64,
-    /// Connections that were reset.
-    pub reset: u64,
+    /// To packets.
+    #[serde(flatten)]
+    pub packets: PacketCounters,
     /// Processes whose clocks were faulted.
     pub clock_processes: u64,
-    /// Pauses of processes.
-    pub pauses: u64,
-    /// Signals that were sent.
-    pub signals: u64,
-    /// System calls that failed.
-    pub failed_calls: u64,
+    /// To processes.
+    #[serde(flatten)]
+    pub processes: ProcessCounters,
 }
 
 impl FaultInjectionSpec {

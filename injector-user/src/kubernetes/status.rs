@@ -167,8 +167,8 @@ fn injecting(nodes: &[NodeStatus], verdict: &Verdict, pods: u64) -> Said {
 
 fn something_matched(nodes: &[NodeStatus], verdict: &Verdict, matched: u64) -> Said {
     let did = |node: &NodeStatus| {
-        let Counters { clock_processes, pauses, signals, failed_calls, .. } = node.counters;
-        clock_processes + pauses + signals + failed_calls > 0
+        let Counters { clock_processes, processes, .. } = node.counters;
+        clock_processes + processes.pauses + processes.signals + processes.calls_failed > 0
     };
     if matched > 0 || nodes.iter().any(did) {
         return ("Matched", true, "Matched", "packets, processes or calls were matched".into());

@@ -24,6 +24,7 @@ use crate::{
         plan::{self, Plan},
         routes::Agent,
     },
+    fault::counts::ProcessCounts,
     spec::{
         target::{PodName, TargetSpec},
         value::Span,
@@ -456,20 +457,12 @@ fn write_down(
 fn add((matched, counters): &mut (u64, Counters), fault: &Fault) {
     let Fault { packets, clocks, processes, .. } = fault;
     *matched += packets.matched;
-    counters.dropped += packets.dropped;
-    counters.delayed += packets.delayed;
-    counters.corrupted += packets.corrupted;
-    counters.duplicated += packets.duplicated;
-    counters.reordered += packets.reordered;
-    counters.queue_dropped += packets.queue_dropped;
-    counters.reset += packets.reset;
+    counters.packets += packets.done.into();
     if let Some(clocks) = clocks {
         counters.clock_processes += clocks.patched + clocks.inherited;
     }
     if let Some(processes) = processes {
-        counters.pauses += processes.pauses.as_ref().map_or(0, |pauses| pauses.done);
-        counters.signals += processes.kills.iter().map(|kill| kill.sent).sum::<u64>();
-        counters.failed_calls += processes.errnos.iter().map(|errno| errno.failed).sum::<u64>();
+        counters.processes += ProcessCounts::from(processes).into();
     }
 }
 

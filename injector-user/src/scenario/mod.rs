@@ -3,5 +3,4 @@
 pub mod chart;
 pub mod page;
 pub mod stage;
-pub mod tally;
 pub mod timeline;

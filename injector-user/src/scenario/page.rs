@@ -68,11 +68,11 @@ type Value = fn(&Counts) -> u64;
 /// What there are charts of.
 const RATES: [(&str, Value); 6] = [
     ("Packets matched", |counts| counts.matched),
-    ("Packets lost", |counts| counts.dropped.saturating_add(counts.queue_dropped)),
-    ("Packets delayed", |counts| counts.delayed),
-    ("Packets duplicated", |counts| counts.duplicated),
-    ("Packets corrupted", |counts| counts.corrupted),
-    ("Connections reset", |counts| counts.reset),
+    ("Packets lost", |counts| counts.packets.dropped.saturating_add(counts.packets.queue_dropped)),
+    ("Packets delayed", |counts| counts.packets.delayed),
+    ("Packets duplicated", |counts| counts.packets.duplicated),
+    ("Packets corrupted", |counts| counts.packets.corrupted),
+    ("Connections reset", |counts| counts.packets.reset),
 ];
 
 fn head(body: &mut String, timeline: &[Line], seed: Option<u64>) {
@@ -222,12 +222,7 @@ fn table(timeline: &[Line]) -> String {
     );
     for (target, faults) in faults {
         for (fault, counts) in faults {
-            let done: Vec<String> = counts
-                .done()
-                .into_iter()
-                .filter(|done| done.1 > 0)
-                .map(|(what, count)| format!("{count} {what}"))
-                .collect();
+            let done: Vec<String> = counts.done_in_words().collect();
             let _ = write!(
                 text,
                 "<tr><td>{}<td>{}<td>{}<td>{}</tr>",

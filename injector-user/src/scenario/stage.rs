@@ -8,7 +8,7 @@ use std::{
 
 use thiserror::Error;
 
-use super::{tally::Tally, timeline::Event};
+use super::timeline::{Counts, Event};
 use crate::{
     fault::{
         RetargetError,
@@ -94,9 +94,9 @@ struct Actor {
     /// What is active, and was before the last change.
     parts: Vec<usize>,
     /// What process faults did that have just ended.
-    ended: Vec<(usize, Tally)>,
+    ended: Vec<(usize, Counts)>,
     /// What process faults of each part did that have ended.
-    done: BTreeMap<usize, Tally>,
+    done: BTreeMap<usize, Counts>,
     /// What is ready to be active.
     next: Option<Next>,
 }
@@ -124,11 +124,11 @@ pub struct Changed {
     /// The parts that are active now.
     pub parts: Vec<usize>,
     /// What the parts did that were active until now, since the change before.
-    pub replaced: BTreeMap<usize, Tally>,
+    pub replaced: BTreeMap<usize, Counts>,
     /// All together, from the start, when the change was made.
-    pub before: Tally,
+    pub before: Counts,
     /// The same now.
-    pub after: Tally,
+    pub after: Counts,
 }
 
 /// All targets.
@@ -293,7 +293,7 @@ impl Stage {
     }
 
     /// What was done to each target so far, by part.
-    pub fn counts(&mut self) -> Result<Vec<BTreeMap<usize, Tally>>, StageError> {
+    pub fn counts(&mut self) -> Result<Vec<BTreeMap<usize, Counts>>, StageError> {
         let counts = |actor: &mut Actor| {
             actor.counts().map_err(|source| StageError::Target { name: actor.name.clone(), source })
         };
@@ -427,7 +427,7 @@ impl Actor {
         let ended = self.processes.extract_if(.., |part, _| !parts.contains(part));
         for (part, mut processes) in ended {
             processes.end(&mut self.instance)?;
-            self.ended.push((part, processes.statistics()?.into()));
+            self.ended.push((part, (&processes.statistics()?).into()));
         }
         for (part, faults) in plan.processes(parts) {
             if !self.processes.contains_key(&part) {
@@ -450,16 +450,16 @@ impl Actor {
 
     fn settle(&mut self, target: usize) -> Result<Changed, TargetError> {
         let packets = self.network.settle(self.parts.iter().copied())?;
-        let mut replaced: BTreeMap<usize, Tally> =
+        let mut replaced: BTreeMap<usize, Counts> =
             packets.iter().map(|(&part, counts)| (part, counts.into())).collect();
-        for (part, tally) in self.ended.drain(..) {
-            *replaced.entry(part).or_default() += tally;
-            *self.done.entry(part).or_default() += tally;
+        for (part, counts) in self.ended.drain(..) {
+            *replaced.entry(part).or_default() += counts;
+            *self.done.entry(part).or_default() += counts;
         }
-        let packets = self.network.done().values().map(Tally::from);
-        let mut before: Tally = packets.chain(self.done.values().copied()).sum();
+        let packets = self.network.done().values().map(Counts::from);
+        let mut before: Counts = packets.chain(self.done.values().copied()).sum();
         for processes in self.processes.values_mut() {
-            before += Tally::from(processes.statistics()?);
+            before += Counts::from(&processes.statistics()?);
         }
         if let Some(Next { parts, .. }) = self.next.take() {
             self.parts = parts;
@@ -496,13 +496,13 @@ impl Actor {
     }
 
     /// By part, from the start.
-    fn counts(&mut self) -> Result<BTreeMap<usize, Tally>, TargetError> {
+    fn counts(&mut self) -> Result<BTreeMap<usize, Counts>, TargetError> {
         let mut counts = self.done.clone();
         for (part, packets) in &self.network.counts()? {
             *counts.entry(*part).or_default() += packets.into();
         }
         for (&part, processes) in &mut self.processes {
-            *counts.entry(part).or_default() += processes.statistics()?.into();
+            *counts.entry(part).or_default() += (&processes.statistics()?).into();
         }
         Ok(counts)
     }

@@ -1,11 +1,17 @@
 //! What is written down of a run: one JSON object a line, so that a graph of what was tested can be laid over it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, iter::Sum, ops::AddAssign, time::Duration};
 
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use super::tally::Tally;
-use crate::kernel::clock;
+use crate::{
+    fault::{
+        counts::{Counter, PacketCounts, ProcessCounts},
+        network, process,
+    },
+    kernel::clock,
+};
 
 /// A line of a timeline.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -78,7 +84,7 @@ pub enum Event {
     /// Counters, now and then.
     Sample {
         /// Of each target, from the start.
-        targets: BTreeMap<String, Counts>,
+        targets: Totals,
     },
     /// Something that is probably not as it was meant.
     Warning {
@@ -99,9 +105,9 @@ pub enum Event {
         /// How late they were.
         late: Late,
         /// What was done to each target, altogether.
-        targets: BTreeMap<String, Counts>,
+        targets: Totals,
         /// What each fault did to each target, by target and fault.
-        faults: BTreeMap<String, BTreeMap<String, Counts>>,
+        faults: IndexMap<String, Totals>,
         /// In how many processes of each target clocks were set wrong.
         clocks: BTreeMap<String, u64>,
     },
@@ -140,7 +146,7 @@ pub struct TargetChange {
     /// What is active now.
     pub active: Vec<String>,
     /// What no longer is, or was until now, with what it did while it was active since the change before.
-    pub replaced: BTreeMap<String, Counts>,
+    pub replaced: Totals,
     /// Counters of the target when the change was made, from the start.
     pub before: Counts,
     /// The same when it was done and nothing was under way any more.
@@ -173,93 +179,79 @@ impl Late {
     }
 }
 
+/// What was done, by the name of the target or fault, in the order of the scenario.
+pub type Totals = IndexMap<String, Counts>;
+
 /// What was done to packets and processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs, reason = "the names are those of the summary of `inject`")]
 pub struct Counts {
+    /// Packets that rules matched.
     pub matched: u64,
-    pub dropped: u64,
-    pub corrupted: u64,
-    pub duplicated: u64,
-    pub reset: u64,
-    pub delayed: u64,
-    pub reordered: u64,
-    pub queued: u64,
-    pub queue_dropped: u64,
-    pub marked: u64,
-    pub protected: u64,
-    pub skipped: u64,
+    /// What was done to them.
+    #[serde(flatten)]
+    pub packets: PacketCounts,
+    /// Matched packets that were sent.
     pub egress_packets: u64,
+    /// Bytes of the matched packets that were sent.
     pub egress_bytes: u64,
+    /// Matched packets that were received.
     pub ingress_packets: u64,
+    /// Bytes of the matched packets that were received.
     pub ingress_bytes: u64,
-    pub pauses: u64,
-    pub pauses_skipped: u64,
-    pub paused_ms: u64,
-    pub signals: u64,
-    pub signals_failed: u64,
-    pub calls_matched: u64,
-    pub calls_failed: u64,
-    pub throttled_ms: u64,
+    /// What was done to processes.
+    #[serde(flatten)]
+    pub processes: ProcessCounts,
 }
 
-impl From<Tally> for Counts {
-    fn from(tally: Tally) -> Self {
-        let Tally { packets: counters, processes } = tally;
-        let ms = |time: Duration| (time.as_secs_f64() * 1e3).round() as u64;
+impl From<&network::counts::Counts> for Counts {
+    fn from(counts: &network::counts::Counts) -> Self {
+        let counters = counts.counters;
         Self {
             matched: counters.matched(),
-            dropped: counters.dropped,
-            corrupted: counters.corrupted,
-            duplicated: counters.duplicated,
-            reset: counters.reset,
-            delayed: counters.delayed,
-            reordered: counters.reordered,
-            queued: counters.queued,
-            queue_dropped: counters.queue_dropped,
-            marked: counters.marked,
-            protected: counters.protected,
-            skipped: counters.skipped,
+            packets: counters.into(),
             egress_packets: counters.packets[0],
             egress_bytes: counters.bytes[0],
             ingress_packets: counters.packets[1],
             ingress_bytes: counters.bytes[1],
-            pauses: processes.pauses,
-            pauses_skipped: processes.skipped,
-            paused_ms: ms(processes.paused),
-            signals: processes.signals,
-            signals_failed: processes.unsent,
-            calls_matched: processes.calls,
-            calls_failed: processes.failed_calls,
-            throttled_ms: ms(processes.throttled),
+            processes: ProcessCounts::default(),
         }
     }
 }
 
+impl From<&process::Statistics> for Counts {
+    fn from(statistics: &process::Statistics) -> Self {
+        Self { processes: statistics.into(), ..Self::default() }
+    }
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.matched += other.matched;
+        self.packets += other.packets;
+        self.egress_packets += other.egress_packets;
+        self.egress_bytes += other.egress_bytes;
+        self.ingress_packets += other.ingress_packets;
+        self.ingress_bytes += other.ingress_bytes;
+        self.processes += other.processes;
+    }
+}
+
+impl Sum for Counts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |mut sum, counts| {
+            sum += counts;
+            sum
+        })
+    }
+}
+
 impl Counts {
-    /// What was done, for people, by words and numbers.
-    #[must_use]
-    pub fn done(&self) -> [(&'static str, u64); 17] {
-        [
-            ("dropped", self.dropped),
-            ("corrupted", self.corrupted),
-            ("duplicated", self.duplicated),
-            ("reset", self.reset),
-            ("delayed", self.delayed),
-            ("reordered", self.reordered),
-            ("dropped by the full queue", self.queue_dropped),
-            ("marked", self.marked),
-            ("protected", self.protected),
-            ("skipped", self.skipped),
-            ("pauses", self.pauses),
-            ("pauses of nothing", self.pauses_skipped),
-            ("ms paused", self.paused_ms),
-            ("signals", self.signals),
-            ("signals that failed", self.signals_failed),
-            ("system calls failed", self.calls_failed),
-            ("ms without processor time", self.throttled_ms),
-        ]
+    /// What was done, for people: each counter that is not 0, as `3 dropped`.
+    pub fn done_in_words(&self) -> impl Iterator<Item = String> {
+        let done = self.packets.each().chain(self.processes.each());
+        done.filter(|(_, count)| *count > 0)
+            .map(|(Counter { label, .. }, count)| format!("{count} {label}"))
     }
 }
 

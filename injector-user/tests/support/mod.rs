@@ -15,7 +15,7 @@ use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    ops::RangeInclusive,
+    ops::{Deref, RangeInclusive},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -27,6 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use injector_user::fault::counts::PacketCounts;
 use nix::{
     fcntl::{Flock, FlockArg},
     sched::{CloneFlags, setns},
@@ -697,22 +698,20 @@ pub struct Held {
 #[allow(missing_docs, reason = "the names are those of the output")]
 pub struct Counts {
     pub matched: u64,
-    pub dropped: u64,
-    pub corrupted: u64,
-    pub duplicated: u64,
-    pub reset: u64,
-    pub delayed: u64,
-    pub reordered: u64,
-    pub queued: u64,
-    pub queue_dropped: u64,
-    pub marked: u64,
-    pub protected: u64,
-    pub expired: u64,
-    pub skipped: u64,
+    #[serde(flatten)]
+    pub done: PacketCounts,
     pub egress: Way,
     pub ingress: Way,
     #[serde(default)]
     pub delay: Value,
+}
+
+impl Deref for Counts {
+    type Target = PacketCounts;
+
+    fn deref(&self) -> &PacketCounts {
+        &self.done
+    }
 }
 
 /// Traffic of one direction.
