@@ -1,4 +1,5 @@
 //! The `injector` command.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::process::ExitCode;
 

@@ -3,24 +3,31 @@
 use std::{
     fmt::Write as _,
     fs::OpenOptions,
-    io::{self, Write},
+    io,
     os::unix::fs::OpenOptionsExt as _,
-    path::Path,
-    sync::{Mutex, PoisonError},
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use axum::http::{Method, StatusCode};
 use serde::Serialize;
+use thiserror::Error;
+use tokio::sync::oneshot;
 
 use super::{
     access::{Peer, TokenName},
     plan::Terms,
 };
-use crate::spec::target::TargetSpec;
+use crate::{
+    output::{self, Importance, Writer},
+    spec::target::TargetSpec,
+};
 
 /// No text is written down at greater length: a request may have millions of characters.
 const LONGEST: usize = 4096;
+
+/// Requests are answered without waiting longer than this for the log.
+const WAIT: Duration = Duration::from_millis(100);
 
 /// Lists are written down up to this length.
 const LONGEST_LIST: usize = 64;
@@ -78,30 +85,57 @@ struct Line<'a> {
     time: String,
     #[serde(flatten)]
     record: &'a Record<'a>,
+    /// Lines that are missing so far: they were not taken fast enough, or could not be written.
+    #[serde(skip_serializing_if = "is_zero")]
+    dropped: u64,
 }
 
-/// The log.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// Why the log cannot be written.
+#[derive(Debug, Error)]
+pub enum AuditError {
+    /// The file cannot be opened.
+    #[error("cannot write the audit log to {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no thread for standard error.
+    #[error("cannot write the audit log to standard error: no thread can be started")]
+    Thread,
+}
+
+/// The log. Whoever reads it never holds up requests.
+#[derive(Debug)]
 pub struct Audit {
-    sink: Mutex<Box<dyn Write + Send>>,
+    writer: Writer,
     reads: bool,
-}
-
-impl std::fmt::Debug for Audit {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.debug_struct("Audit").field("reads", &self.reads).finish_non_exhaustive()
-    }
 }
 
 impl Audit {
     /// Appends to a file, or else to standard error; what only reads is left out unless `reads` is set.
-    pub fn open(path: Option<&Path>, reads: bool) -> io::Result<Self> {
-        let sink: Box<dyn Write + Send> = match path {
-            Some(path) => {
-                Box::new(OpenOptions::new().append(true).create(true).mode(0o600).open(path)?)
-            }
-            None => Box::new(io::stderr()),
+    pub fn open(path: Option<&Path>, reads: bool) -> Result<Self, AuditError> {
+        let Some(path) = path else {
+            let writer = output::stderr().cloned().ok_or(AuditError::Thread)?;
+            return Ok(Self { writer, reads });
         };
-        Ok(Self { sink: sink.into(), reads })
+        let fail = |source| AuditError::Open { path: path.into(), source };
+        let mut options = OpenOptions::new();
+        let file = options.append(true).create(true).mode(0o600).open(path).map_err(fail)?;
+        let writer = Writer::file(file, path.display().to_string()).map_err(fail)?;
+        Ok(Self { writer, reads })
+    }
+
+    /// What writes it, to be waited for at the end.
+    #[must_use]
+    pub fn writer(&self) -> Writer {
+        self.writer.clone()
     }
 
     /// Whether a request is written down: if it may change something, or was not let in.
@@ -112,14 +146,29 @@ impl Audit {
     }
 
     /// Writes it down.
-    pub fn write(&self, record: &Record) {
-        let line = Line { audit: "request", time: jiff::Timestamp::now().to_string(), record };
-        let written = serde_json::to_string(&line).map_err(io::Error::other).and_then(|text| {
-            let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
-            sink.write_all((plain(&text) + "\n").as_bytes()).and_then(|()| sink.flush())
-        });
-        if let Err(error) = written {
-            tracing::error!(%error, "cannot write the audit log");
+    pub fn write(&self, record: &Record) -> Written {
+        let time = jiff::Timestamp::now().to_string();
+        let line = Line { audit: "request", time, record, dropped: self.writer.dropped() };
+        Written(match serde_json::to_string(&line) {
+            Ok(text) => Some(self.writer.push_watched(plain(&text) + "\n", Importance::Event)),
+            Err(error) => {
+                tracing::error!(%error, "cannot write the audit log");
+                None
+            }
+        })
+    }
+}
+
+/// A line that is on its way to the log.
+#[derive(Debug)]
+pub struct Written(Option<oneshot::Receiver<()>>);
+
+impl Written {
+    /// Waits until it is there, but not for long: a log that takes nothing holds up nobody.
+    pub async fn wait(self) {
+        if let Some(written) = self.0 {
+            // Whether it was written, it is over.
+            let _ = tokio::time::timeout(WAIT, written).await;
         }
     }
 }

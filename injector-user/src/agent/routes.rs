@@ -328,7 +328,7 @@ async fn oversee(State(agent): Shared, mut request: Request, next: Next) -> Resp
     if let Some(peer) = &peer
         && agent.audit.wants(&method, status)
     {
-        agent.audit.write(&Record {
+        let written = agent.audit.write(&Record {
             peer,
             token: audit::token_name(token.as_ref()),
             method: method.as_str().get(..LONGEST_METHOD).unwrap_or(method.as_str()),
@@ -338,6 +338,7 @@ async fn oversee(State(agent): Shared, mut request: Request, next: Next) -> Resp
             subject: response.extensions().get::<Subject>(),
             took_ms: audit::milliseconds(began.elapsed()),
         });
+        written.wait().await;
     }
     response
 }

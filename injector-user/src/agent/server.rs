@@ -122,7 +122,7 @@ impl Socket {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fail)?;
         }
-        // It is never open to others, not even for a moment. There is but one thread yet.
+        // It is never open to others, not even for a moment. No other thread makes files yet.
         let before = umask(Mode::from_bits_truncate(0o177));
         let listener = UnixListener::bind(path);
         umask(before);

@@ -27,6 +27,7 @@ use crate::{
     },
     kernel::memory,
     kubernetes::{self, Kubernetes},
+    output::{self, Importance, Writer},
     spec::value::Span,
 };
 
@@ -118,6 +119,9 @@ pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
         .max_blocking_threads(CHECKING)
         .thread_keep_alive(IDLE)
         .build()?;
+    let audit = Audit::open(args.audit_log.as_deref(), args.audit_reads)?;
+    let audited = audit.writer();
+    let reports = Writer::stdout().context("cannot report")?;
     let served = runtime.block_on(async {
         // Before there are other threads, so that all of them leave signals to this one.
         let mut signals = Signals::take().context("cannot take signals")?;
@@ -127,8 +131,6 @@ pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
             Some(address) => Some(Tcp::bind(address, tls, args.token_file.is_some()).await?),
             None => None,
         };
-        let audit = Audit::open(args.audit_log.as_deref(), args.audit_reads)
-            .context("cannot write the audit log")?;
         let board = Arc::new(Board::default());
         let log_level = if verbose { session::VERBOSE_LOG } else { 0 };
         let keeper = Running::start(owner, board.clone(), args.max_faults, log_level)?;
@@ -141,7 +143,7 @@ pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
         let agent =
             Agent::new(board.clone(), keeper.handle(), access, audit, limits, ending.clone());
         let agent = Arc::new(agent);
-        say_where(&args.socket, tcp.as_ref(), args)?;
+        say_where(&reports, &args.socket, tcp.as_ref(), args)?;
         let router = routes::router(agent.clone());
         let cluster = join_cluster(args, &agent).await?;
         let server = tokio::spawn(server::serve(agent, router, socket, tcp, ending));
@@ -162,6 +164,8 @@ pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
     });
     // A check that waits for somebody is not waited for.
     runtime.shutdown_background();
+    // What cannot be written was said, and the faults have ended.
+    let _ = (reports.finish(), audited.finish());
     served.map(|()| ExitCode::SUCCESS)
 }
 
@@ -176,14 +180,18 @@ async fn join_cluster(args: &AgentArgs, agent: &Arc<Agent>) -> Result<Option<Kub
     Ok(Some(Kubernetes::start(agent.clone(), options).await?))
 }
 
-fn say_where(socket: &Path, tcp: Option<&Tcp>, args: &AgentArgs) -> Result<()> {
-    println!("injector: the agent serves {}", socket.display());
+fn say_where(reports: &Writer, socket: &Path, tcp: Option<&Tcp>, args: &AgentArgs) -> Result<()> {
+    let say = |at: String| {
+        let line = format!("injector: the agent serves {at}\n");
+        reports.push(line, Importance::Event);
+    };
+    say(socket.display().to_string());
     if let Some(tcp) = tcp {
         let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
-        println!("injector: the agent serves {scheme}://{}", tcp.address()?);
+        say(format!("{scheme}://{}", tcp.address()?));
         if args.token_file.is_none() {
-            eprintln!(
-                "injector: warning: every user of this host can fault it by that address; --token-file asks for tokens"
+            output::complain(
+                "warning: every user of this host can fault it by that address; --token-file asks for tokens",
             );
         }
     }

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs::File,
-    io::{self, BufWriter, IsTerminal as _, Read as _, Write},
+    io::{self, IsTerminal as _, Read as _},
     os::fd::{AsFd as _, AsRawFd, RawFd},
     path::PathBuf,
     process::ExitCode,
@@ -25,6 +25,7 @@ use super::{FAILED, args::Output, session, signals::Signals};
 use crate::{
     fault::network::{LEASE, RENEWAL},
     kernel::clock::monotonic_ns,
+    output::{self, Importance, Writer},
     scenario::{
         stage::{Changed, Stage},
         timeline::{Counts, Event, Late, Line, Origin, Reason, TargetChange, TargetLine, Totals},
@@ -79,58 +80,68 @@ pub fn run(args: &ApplyArgs, verbose: bool) -> Result<ExitCode> {
     let seed = args.seed.or(scenario.seed).unwrap_or_else(rand::random);
     let mut plan = plan(&args.file, &scenario, seed).map_err(SpecError::from)?;
     if args.check {
-        print_plan(&plan, seed, args.output)?;
+        output::print(describe_plan(&plan, seed, args.output)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let owner = session::start()?;
     Stage::resolve(&mut plan)?;
+    // Opening a named pipe waits for its reader: Ctrl-C ends that as long as signals are not taken.
+    let book = Book::open(args)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let code = runtime.block_on(async {
         let mut signals = Signals::take().context("cannot take signals")?;
-        let mut book = Book::open(args)?;
         let log_level = if verbose { session::VERBOSE_LOG } else { 0 };
         let stage = Stage::set(&scenario, &plan, seed, &owner, log_level)?;
-        let mut run = Run::begin(args, &scenario, &plan, seed, stage, &mut book)?;
-        let watched = run.watch(&mut signals, &mut book).await;
-        run.finish(watched, &mut book)
-    })
+        let mut run = Run::begin(args, &scenario, &plan, seed, stage, &book)?;
+        let watched = run.watch(&mut signals, &book).await;
+        run.finish(watched, &book)
+    });
+    let code = session::finish(&book.reports, code);
+    match &book.timeline {
+        Some(timeline) => session::finish(timeline, code),
+        None => code,
+    }
 }
 
 /// Where lines go.
 struct Book {
     output: Output,
-    timeline: Option<BufWriter<File>>,
+    reports: Writer,
+    timeline: Option<Writer>,
 }
 
 impl Book {
     fn open(args: &ApplyArgs) -> Result<Self> {
-        let create = |path: &PathBuf| {
-            File::create(path)
-                .map(BufWriter::new)
-                .with_context(|| format!("cannot write to {}", path.display()))
+        let timeline = match &args.timeline {
+            Some(path) => {
+                let name = path.display().to_string();
+                let file = File::create(path).with_context(|| format!("cannot write to {name}"))?;
+                Some(Writer::file(file, name).context("cannot write the timeline")?)
+            }
+            None => None,
         };
-        Ok(Self { output: args.output, timeline: args.timeline.as_ref().map(create).transpose()? })
+        let reports = Writer::stdout().context("cannot report")?;
+        Ok(Self { output: args.output, reports, timeline })
     }
 
-    fn say(&mut self, line: &Line) -> Result<()> {
+    fn say(&self, line: &Line) -> Result<()> {
         let json = serde_json::to_string(line)? + "\n";
-        if let Some(timeline) = &mut self.timeline {
-            timeline.write_all(json.as_bytes()).context("cannot write the timeline")?;
-        }
+        let importance = match &line.event {
+            Event::Sample { .. } => Importance::Progress,
+            Event::Ended { .. } => Importance::Last,
+            _ => Importance::Event,
+        };
         let text = match self.output {
-            Output::Json => json,
+            Output::Json => json.clone(),
             Output::Human => human(line),
         };
-        let mut out = io::stdout();
-        Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush())?)
-    }
-
-    /// What has been said is in the file.
-    fn flush(&mut self) -> Result<()> {
-        match &mut self.timeline {
-            Some(timeline) => timeline.flush().context("cannot write the timeline"),
-            None => Ok(()),
+        if !text.is_empty() {
+            self.reports.push(text, importance);
         }
+        if let Some(timeline) = &self.timeline {
+            timeline.push(json, importance);
+        }
+        Ok(())
     }
 }
 
@@ -155,7 +166,7 @@ impl<'a> Run<'a> {
         plan: &'a Plan,
         seed: u64,
         stage: Stage,
-        book: &mut Book,
+        book: &Book,
     ) -> Result<Self> {
         let places = stage.attached().into_iter().zip(stage.clocks());
         let targets = scenario.targets.keys().zip(places).zip(stage.addresses());
@@ -215,7 +226,7 @@ impl<'a> Run<'a> {
         self.due_ns().into_iter().chain(processes).min()
     }
 
-    async fn watch(&mut self, signals: &mut Signals, book: &mut Book) -> Result<Reason> {
+    async fn watch(&mut self, signals: &mut Signals, book: &Book) -> Result<Reason> {
         let timer = TimerFd::new(
             ClockId::CLOCK_MONOTONIC,
             TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
@@ -265,7 +276,7 @@ impl<'a> Run<'a> {
         self.due_ns().is_some_and(|due| due < monotonic_ns() + QUIET.as_nanos() as u64)
     }
 
-    fn change(&mut self, book: &mut Book) -> Result<()> {
+    fn change(&mut self, book: &Book) -> Result<()> {
         let number = self.next;
         let planned_ns = self.origin.monotonic_ns + self.plan.changes[number].at.as_nanos() as u64;
         self.prepare()?;
@@ -310,7 +321,7 @@ impl<'a> Run<'a> {
         sums
     }
 
-    fn renew(&mut self, book: &mut Book) -> Result<()> {
+    fn renew(&mut self, book: &Book) -> Result<()> {
         let age = Duration::from_nanos(monotonic_ns().saturating_sub(self.renewed_ns));
         // A change comes first, but not if leases ran out over it.
         if self.is_busy() && age < LEASE / 5 {
@@ -321,10 +332,10 @@ impl<'a> Run<'a> {
         for event in events {
             book.say(&self.origin.line(event))?;
         }
-        book.flush()
+        Ok(())
     }
 
-    fn sample(&mut self, book: &mut Book) -> Result<()> {
+    fn sample(&mut self, book: &Book) -> Result<()> {
         let targets = self.totals()?;
         book.say(&self.origin.line(Event::Sample { targets }))
     }
@@ -370,7 +381,7 @@ impl<'a> Run<'a> {
     }
 
     /// Undoes everything and says what was done.
-    fn finish(mut self, watched: Result<Reason>, book: &mut Book) -> Result<ExitCode> {
+    fn finish(mut self, watched: Result<Reason>, book: &Book) -> Result<ExitCode> {
         let (reason, mut error) = match watched {
             Ok(reason) => (reason, None),
             Err(error) => (Reason::Failed, Some(error)),
@@ -397,7 +408,6 @@ impl<'a> Run<'a> {
         let (late, changes) = (Late::of(&self.late), self.next);
         let ended = Event::Ended { reason, changes, late, targets, faults, clocks };
         book.say(&self.origin.line(ended))?;
-        book.flush()?;
         self.stage.end()?;
         match error {
             // It has been said.
@@ -473,11 +483,11 @@ impl Keys {
     }
 }
 
-fn print_plan(plan: &Plan, seed: u64, output: Output) -> Result<()> {
+fn describe_plan(plan: &Plan, seed: u64, output: Output) -> Result<String> {
     /// More changes than that are not listed for people.
     const LISTED: usize = 200;
 
-    let mut out = io::stdout().lock();
+    let mut text = String::new();
     let names = |parts: &[usize]| -> Vec<&str> {
         parts.iter().map(|&part| plan.parts[part].name.as_str()).collect()
     };
@@ -486,7 +496,7 @@ fn print_plan(plan: &Plan, seed: u64, output: Output) -> Result<()> {
             .length
             .map_or("does not end by itself".into(), |length| format!("ends after {length:?}"));
         let (targets, changes) = (plan.targets.len(), plan.changes.len());
-        writeln!(out, "{targets} targets, {changes} changes, {end} (seed {seed})")?;
+        writeln!(text, "{targets} targets, {changes} changes, {end} (seed {seed})")?;
     }
     for change in
         plan.changes.iter().take(if output == Output::Human { LISTED } else { usize::MAX })
@@ -499,18 +509,18 @@ fn print_plan(plan: &Plan, seed: u64, output: Output) -> Result<()> {
                     let line = serde_json::json!({
                         "event": "planned", "planned_ms": at_ms, "target": target, "active": names(parts),
                     });
-                    writeln!(out, "{line}")?;
+                    writeln!(text, "{line}")?;
                 }
                 Output::Human => {
-                    writeln!(out, "{:>10?}  {target}: {}", change.at, listed(&names(parts)))?;
+                    writeln!(text, "{:>10?}  {target}: {}", change.at, listed(&names(parts)))?;
                 }
             }
         }
     }
     if output == Output::Human && plan.changes.len() > LISTED {
-        writeln!(out, "and {} more changes", plan.changes.len() - LISTED)?;
+        writeln!(text, "and {} more changes", plan.changes.len() - LISTED)?;
     }
-    Ok(())
+    Ok(text)
 }
 
 fn listed<T: AsRef<str>>(names: &[T]) -> String {

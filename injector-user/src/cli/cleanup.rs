@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::{FAILED, privileges};
-use crate::lifetime::cleanup::cleanup;
+use crate::{lifetime::cleanup::cleanup, output};
 
 /// Undo whatever a dead injector left; every start of injector does so too
 #[derive(Args, Debug)]
@@ -16,16 +16,15 @@ pub struct CleanupArgs {}
 pub fn run(_: &CleanupArgs) -> Result<ExitCode> {
     privileges::check()?;
     let (undone, failures) = cleanup();
-    for action in &undone {
-        println!("undone: {action}");
-    }
+    let mut text: String = undone.iter().map(|action| format!("undone: {action}\n")).collect();
     let failed = !failures.is_empty();
-    for failure in failures {
-        eprintln!("injector: {:#}", anyhow::Error::from(failure));
-    }
     if undone.is_empty() && !failed {
-        println!("nothing was left");
+        text.push_str("nothing was left\n");
     }
+    for failure in failures {
+        output::complain(&format!("{:#}", anyhow::Error::from(failure)));
+    }
+    output::print(text)?;
     Ok(if failed { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
 }
 
@@ -33,9 +32,9 @@ pub fn run(_: &CleanupArgs) -> Result<ExitCode> {
 pub fn undo_first() {
     let (undone, failures) = cleanup();
     for action in undone {
-        eprintln!("injector: undid what a dead injector had done: {action}");
+        output::complain(&format!("undid what a dead injector had done: {action}"));
     }
     for failure in failures {
-        eprintln!("injector: warning: {:#}", anyhow::Error::from(failure));
+        output::complain(&format!("warning: {:#}", anyhow::Error::from(failure)));
     }
 }

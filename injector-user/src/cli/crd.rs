@@ -1,14 +1,11 @@
 //! `injector crd`: the custom resource's definition.
 
-use std::{
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
 
-use crate::kubernetes::crd;
+use crate::{kubernetes::crd, output};
 
 /// Print the definition of the Kubernetes resource `FaultInjection`, which `injector agent --kubernetes` carries out
 #[derive(Args, Debug)]
@@ -16,6 +13,6 @@ pub struct CrdArgs {}
 
 /// Prints it.
 pub fn run(_: &CrdArgs) -> Result<ExitCode> {
-    io::stdout().write_all(crd::definition_yaml()?.as_bytes())?;
+    output::print(crd::definition_yaml()?)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,6 @@
 //! `injector doctor`: what works on this kernel.
 
-use std::process::ExitCode;
+use std::{fmt::Write as _, process::ExitCode};
 
 use anyhow::Result;
 use clap::Args;
@@ -10,6 +10,7 @@ use super::{args::Output, cleanup, privileges};
 use crate::{
     fault::process,
     kernel::probe::{self, Finding, Verdict},
+    output,
     target::cgroup::Hierarchy,
 };
 
@@ -34,33 +35,36 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
     privileges::check()?;
     cleanup::undo_first();
     let findings = findings()?;
+    let mut text = String::new();
     for finding in &findings {
         match args.output {
-            Output::Json => println!("{}", serde_json::to_string(&finding)?),
-            Output::Human => print(finding),
+            Output::Json => writeln!(text, "{}", serde_json::to_string(&finding)?)?,
+            Output::Human => describe(&mut text, finding)?,
         }
     }
     for fault in probe::faults().chain(process::probe::FAULTS) {
         let finding = FaultFinding::of(fault, &findings);
         match args.output {
-            Output::Json => println!("{}", serde_json::to_string(&finding)?),
+            Output::Json => writeln!(text, "{}", serde_json::to_string(&finding)?)?,
             Output::Human => {
                 let verdict = if finding.works_by.is_empty() { "no" } else { "ok" };
-                println!("{verdict:<4} --{fault:<18} by {}", finding.works_by.join(", "));
+                let means = finding.works_by.join(", ");
+                writeln!(text, "{verdict:<4} --{fault:<18} by {means}")?;
             }
         }
     }
+    output::print(text)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(finding: &Finding) {
+fn describe(text: &mut String, finding: &Finding) -> std::fmt::Result {
     let Finding { subject, serves, .. } = finding;
     match &finding.verdict {
-        Verdict::Ok => println!("ok   {subject:<20} {serves}"),
+        Verdict::Ok => writeln!(text, "ok   {subject:<20} {serves}"),
         Verdict::Unavailable { reason, remedy } => {
-            println!("no   {subject:<20} {serves}");
-            println!("     {:<20} why: {reason}", "");
-            println!("     {:<20} remedy: {remedy}", "");
+            writeln!(text, "no   {subject:<20} {serves}")?;
+            writeln!(text, "     {:<20} why: {reason}", "")?;
+            writeln!(text, "     {:<20} remedy: {remedy}", "")
         }
     }
 }

@@ -77,9 +77,11 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
     let mut instance = session::start_instance()?;
     let asked = asked.resolve()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Opening a named pipe waits for its reader: Ctrl-C ends that as long as signals are not taken.
+    let reporter = Reporter::new(&args.session, Stream::Stdout)?;
+    let reports = reporter.writer();
     let code = runtime.block_on(async {
         let mut signals = Signals::take().context("cannot take signals")?;
-        let reporter = Reporter::new(&args.session, Stream::Stdout)?;
         let wide = args.target.host || !args.target.interface.is_empty();
         let protect = args.protect || (wide && !args.no_protect);
         let target = Target::resolve(&args.target, protect)?;
@@ -92,9 +94,12 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
             Session::start(&mut instance, &args.session, &args.faults, plan, reporter)?;
         session.watch(&mut signals, None).await?;
         session.end()
-    })?;
-    instance.end()?;
-    Ok(code)
+    });
+    let code = code.and_then(|code| {
+        instance.end()?;
+        Ok(code)
+    });
+    session::finish(&reports, code)
 }
 
 /// What is faulted, for people: as it was found, or else, where an agent looks for it, as it was asked for.

@@ -1,6 +1,6 @@
 //! `injector list`: what is running.
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{fmt::Write as _, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -13,6 +13,7 @@ use crate::{
         client::ClientError,
     },
     lifetime::instance,
+    output,
 };
 
 /// An agent that says how it is only after this time is not well.
@@ -49,24 +50,27 @@ pub fn run(args: &ListArgs) -> Result<ExitCode> {
         is_new
     });
     let faults = faults(args)?;
+    let mut text = String::new();
     if args.output == Output::Human && running.is_empty() && faults.is_empty() {
-        println!("no injector is running");
+        text.push_str("no injector is running\n");
     }
     for injector in running {
         match args.output {
-            Output::Json => println!("{}", serde_json::to_string(&injector)?),
+            Output::Json => writeln!(text, "{}", serde_json::to_string(&injector)?)?,
             Output::Human => {
                 let owner = &injector.owner;
-                println!("{:>8}  {}  {}", owner.pid, owner.started, owner.command.join(" "));
+                let command = owner.command.join(" ");
+                writeln!(text, "{:>8}  {}  {command}", owner.pid, owner.started)?;
             }
         }
     }
     for fault in faults {
         match args.output {
-            Output::Json => println!("{}", serde_json::to_string(&fault)?),
-            Output::Human => print(&fault),
+            Output::Json => writeln!(text, "{}", serde_json::to_string(&fault)?)?,
+            Output::Human => describe(&mut text, &fault)?,
         }
     }
+    output::print(text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -76,17 +80,19 @@ fn health(args: &ListArgs) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let asked = async { tokio::time::timeout(HEALTH_PATIENCE, client.health()).await };
     let health = runtime.block_on(asked).context("the agent does not answer")??;
-    match args.output {
-        Output::Json => println!("{}", serde_json::to_string(&health)?),
-        Output::Human => println!("{}: {} faults act", health.status, health.active),
-    }
+    let text = match args.output {
+        Output::Json => serde_json::to_string(&health)?,
+        Output::Human => format!("{}: {} faults act", health.status, health.active),
+    };
+    output::print(text + "\n")?;
     Ok(if health.status == Health::OK { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print(fault: &Fault) {
+fn describe(text: &mut String, fault: &Fault) -> std::fmt::Result {
     let kinds: Vec<String> = fault.kinds.iter().map(ToString::to_string).collect();
     let packets = &fault.packets;
-    println!(
+    writeln!(
+        text,
         "   fault  {}  {} ({}), until {}, for {}: {} packets matched, {} dropped",
         fault.created,
         fault.name,
@@ -95,7 +101,7 @@ fn print(fault: &Fault) {
         fault.owner,
         packets.matched,
         packets.done.dropped
-    );
+    )
 }
 
 /// The faults that act by the agent that was named, or else by this host's, if there is one.

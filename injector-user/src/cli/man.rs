@@ -1,10 +1,12 @@
 //! `injector man` and `injector completions`: made from the command line's definition.
 
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use clap_complete::Shell;
+
+use crate::output;
 
 /// Print a completion script for a shell
 #[derive(Args, Debug)]
@@ -21,9 +23,11 @@ pub struct ManArgs {
 }
 
 /// Prints the script.
-pub fn completions(args: &CompletionsArgs, command: &mut clap::Command) -> ExitCode {
-    clap_complete::generate(args.shell, command, "injector", &mut io::stdout());
-    ExitCode::SUCCESS
+pub fn completions(args: &CompletionsArgs, command: &mut clap::Command) -> Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, command, "injector", &mut script);
+    output::print(script)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints or writes the pages.
@@ -31,7 +35,11 @@ pub fn man(args: &ManArgs, command: clap::Command) -> Result<ExitCode> {
     match &args.folder {
         Some(folder) => clap_mangen::generate_to(command, folder)
             .with_context(|| format!("cannot write to {}", folder.display()))?,
-        None => clap_mangen::Man::new(command).render(&mut io::stdout())?,
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(command).render(&mut page)?;
+            output::print(page)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -18,11 +18,14 @@ mod run;
 mod session;
 mod signals;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::{lifetime, spec::SpecError};
+use crate::{lifetime, output, spec::SpecError};
 
 /// Something failed.
 const FAILED: u8 = 1;
@@ -70,7 +73,15 @@ enum Command {
 /// Parses the command line and does what it says.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let code = match Cli::try_parse() {
+        Ok(cli) => carry_out(cli),
+        Err(error) => help(&error),
+    };
+    output::finish_stderr();
+    code
+}
+
+fn carry_out(cli: Cli) -> ExitCode {
     start_log(cli.verbose);
     let result = match cli.command {
         Command::Run(args) => run::run(&args, cli.verbose),
@@ -81,15 +92,27 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::List(args) => list::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
-        Command::Completions(args) => Ok(man::completions(&args, &mut Cli::command())),
+        Command::Completions(args) => man::completions(&args, &mut Cli::command()),
         Command::Man(args) => man::man(&args, Cli::command()),
         Command::Crd(args) => crd::run(&args),
         Command::Guardian(args) => guardian::run(&args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("injector: {error:#}");
+        output::complain(&format!("{error:#}"));
         ExitCode::from(if error.is::<SpecError>() { USAGE } else { FAILED })
     })
+}
+
+/// Prints help, the version, or what is wrong with the command line.
+fn help(error: &clap::Error) -> ExitCode {
+    let printed = error.print().and_then(|()| io::stdout().flush());
+    match printed {
+        Err(failure) if !error.use_stderr() && failure.kind() != io::ErrorKind::BrokenPipe => {
+            output::complain(&format!("cannot write to {}: {failure}", output::STDOUT));
+            ExitCode::from(FAILED)
+        }
+        _ => ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(FAILED)),
+    }
 }
 
 /// Diagnostics go to standard error; `INJECTOR_LOG` takes `tracing-subscriber`'s filters.
@@ -106,7 +129,7 @@ fn start_log(verbose: bool) {
         .add_directive("kube_runtime=off".parse().unwrap_or_default());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| output::Diagnostics)
         .without_time()
         .init();
 }

@@ -5,10 +5,13 @@ use std::{fs, path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use crate::scenario::{
-    chart::Series,
-    page::page,
-    timeline::{Event, Line},
+use crate::{
+    output,
+    scenario::{
+        chart::Series,
+        page::page,
+        timeline::{Event, Line},
+    },
 };
 
 /// Draw the timeline of a scenario as one HTML page, which needs no network to be looked at
@@ -51,7 +54,7 @@ pub fn run(args: &ReportArgs) -> Result<ExitCode> {
     let path = args.output.clone().unwrap_or_else(|| args.file.with_extension("html"));
     fs::write(&path, page(&timeline, &measured))
         .with_context(|| format!("cannot write to {}", path.display()))?;
-    println!("{}", path.display());
+    output::print(format!("{}\n", path.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -11,6 +11,7 @@ use super::{
     FAILED, NOTHING_MATCHED,
     args::{FaultArgs, SessionArgs},
     report::{Event, Reporter, RuleReport, Stream},
+    session,
     signals::Signals,
 };
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
         api::{Fault, FaultRequest, Phase, PodState, PodStatus, Reason},
         client::{Client, ClientError, Endpoint},
     },
+    output,
     spec::{SpecError, file::FaultsSpec, target::TargetSpec, value::Span},
 };
 
@@ -109,9 +111,11 @@ pub fn run(
         bail!("--engine: the agent chooses engines itself");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    // Opening a named pipe waits for its reader: Ctrl-C ends that as long as signals are not taken.
+    let reporter = Reporter::new(session, Stream::Stdout)?;
+    let reports = reporter.writer();
+    let code = runtime.block_on(async {
         let mut signals = Signals::take().context("cannot take signals")?;
-        let reporter = Reporter::new(session, Stream::Stdout)?;
         let fault = client.create(request).await?;
         let mut remote = Remote {
             client,
@@ -131,7 +135,8 @@ pub fn run(
                 Err(error)
             }
         }
-    })
+    });
+    session::finish(&reports, code)
 }
 
 struct Remote {
@@ -266,7 +271,8 @@ impl Remote {
             Some(Reason::Deleted | Reason::Expired) | None => {}
             Some(reason) => {
                 let error = fault.error.as_deref().map(|error| format!(": {error}"));
-                eprintln!("injector: the fault ended early: {reason}{}", error.unwrap_or_default());
+                let error = error.unwrap_or_default();
+                output::complain(&format!("the fault ended early: {reason}{error}"));
                 return Ok(ExitCode::from(FAILED));
             }
         }

@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     fs::File,
-    io::{self, IsTerminal as _, Write},
+    io::{self, IsTerminal as _},
     time::Duration,
 };
 
@@ -29,6 +29,7 @@ use crate::{
         },
         process,
     },
+    output::{self, Importance, Writer},
     target::host::Resolved,
 };
 
@@ -219,49 +220,60 @@ struct Line<'a> {
     time: String,
     #[serde(flatten)]
     event: &'a Event<'a>,
+    /// Lines that are missing so far: they were not read fast enough, or could not be written.
+    #[serde(skip_serializing_if = "is_zero")]
+    reports_dropped: u64,
 }
 
-/// Prints events.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// Prints events, without ever waiting for whoever reads them.
 pub struct Reporter {
     output: Output,
-    sink: Box<dyn Write>,
-    /// The live line, on a terminal.
-    live: Option<ProgressBar>,
+    writer: Writer,
+    /// Whether progress is shown in a live line, on a terminal.
+    is_live: bool,
 }
 
 impl Reporter {
     /// To the file that was asked for, else to `default`: standard output, or standard error where that
     /// is the command's.
     pub fn new(args: &SessionArgs, default: Stream) -> Result<Self> {
-        let sink: Box<dyn Write> = match (&args.output_file, default) {
-            (Some(path), _) => Box::new(
-                File::create(path)
-                    .with_context(|| format!("cannot write to {}", path.display()))?,
-            ),
-            (None, Stream::Stdout) => Box::new(io::stdout()),
-            (None, Stream::Stderr) => Box::new(io::stderr()),
-        };
         // The command of `run` has the terminal for itself.
-        let live = args.output == Output::Human
+        let is_live = args.output == Output::Human
             && args.output_file.is_none()
             && default == Stream::Stdout
             && io::stdout().is_terminal()
             && io::stderr().is_terminal();
-        let live = live.then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            bar.set_style(
-                ProgressStyle::with_template("{elapsed} {msg}")
-                    .unwrap_or_else(|_| ProgressStyle::default_spinner()),
-            );
-            bar
-        });
-        Ok(Self { output: args.output, sink, live })
+        let writer = match (&args.output_file, default) {
+            (Some(path), _) => {
+                let name = path.display().to_string();
+                let file = File::create(path).with_context(|| format!("cannot write to {name}"))?;
+                Writer::file(file, name)
+            }
+            (None, Stream::Stdout) if is_live => live(),
+            (None, Stream::Stdout) => Writer::stdout(),
+            (None, Stream::Stderr) => output::stderr().cloned().ok_or_else(|| {
+                io::Error::other("standard error needs a thread, and none can be started")
+            }),
+        };
+        let writer = writer.context("cannot report")?;
+        Ok(Self { output: args.output, writer, is_live })
+    }
+
+    /// What writes the reports, to be waited for at the end.
+    #[must_use]
+    pub fn writer(&self) -> Writer {
+        self.writer.clone()
     }
 
     /// Whether somebody wants to hear of progress.
     #[must_use]
     pub fn wants_progress(&self) -> bool {
-        self.output == Output::Json || self.live.is_some()
+        self.output == Output::Json || self.is_live
     }
 
     /// Warns of each kind of fault that has done nothing; the kinds that were not asked for are absent. Returns whether
@@ -295,28 +307,51 @@ impl Reporter {
 
     /// Prints an event.
     pub fn say(&mut self, event: &Event) -> Result<()> {
-        let text = match self.output {
+        let importance = match event {
+            Event::Progress { .. } => Importance::Progress,
+            Event::Summary { .. } => Importance::Last,
+            _ => Importance::Event,
+        };
+        if self.output == Output::Human && importance == Importance::Progress && !self.is_live {
+            return Ok(());
+        }
+        let reports_dropped = self.writer.dropped();
+        let mut text = match self.output {
             Output::Json => {
-                serde_json::to_string(&Line { time: Timestamp::now().to_string(), event })? + "\n"
+                let time = Timestamp::now().to_string();
+                serde_json::to_string(&Line { time, event, reports_dropped })? + "\n"
             }
             Output::Human => human(event),
         };
-        if let Some(live) = &self.live {
-            match event {
-                Event::Progress { .. } => live.set_message(text.trim_end().to_owned()),
-                Event::Summary { .. } => {
-                    live.finish_and_clear();
-                    write(&mut self.sink, &text)?;
-                }
-                _ => live.suspend(|| write(&mut self.sink, &text))?,
-            }
-            return Ok(());
+        if self.output == Output::Human && importance == Importance::Last && reports_dropped > 0 {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "injector: {reports_dropped} reports were dropped or not read");
         }
-        if self.output == Output::Human && matches!(event, Event::Progress { .. }) {
-            return Ok(());
-        }
-        Ok(write(&mut self.sink, &text)?)
+        self.writer.push(text, importance);
+        Ok(())
     }
+}
+
+/// A live line for progress on standard error, and standard output for all else.
+fn live() -> io::Result<Writer> {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_style(
+        ProgressStyle::with_template("{elapsed} {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+    );
+    let mut stdout = output::Stream::new(io::stdout());
+    let sink = move |text: &str, importance| match importance {
+        Importance::Progress => {
+            bar.set_message(text.trim_end().to_owned());
+            Ok(())
+        }
+        Importance::Event => bar.suspend(|| stdout.write(text)),
+        Importance::Last => {
+            bar.finish_and_clear();
+            stdout.write(text)
+        }
+    };
+    Writer::start(output::STDOUT.into(), Box::new(sink))
 }
 
 /// Where events go by default.
@@ -326,11 +361,6 @@ pub enum Stream {
     Stdout,
     /// Standard error.
     Stderr,
-}
-
-fn write(sink: &mut dyn Write, text: &str) -> io::Result<()> {
-    sink.write_all(text.as_bytes())?;
-    sink.flush()
 }
 
 fn human(event: &Event) -> String {

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     kernel::limits,
     lifetime::{action::Action, instance::Instance},
+    output,
     target::{
         Target,
         cgroup::{Cgroup, Hierarchy},
@@ -56,19 +57,27 @@ pub fn run(args: &RunArgs, verbose: bool) -> Result<ExitCode> {
     let mut instance = session::start_instance()?;
     let asked = asked.resolve()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let code = runtime.block_on(under_faults(args, asked, &mut instance, verbose))?;
-    instance.end()?;
-    Ok(code)
+    // Opening a named pipe waits for its reader: Ctrl-C ends that as long as signals are not taken.
+    let reporter = Reporter::new(&args.session, Stream::Stderr)?;
+    let reports = reporter.writer();
+    let code = runtime.block_on(under_faults(args, asked, &mut instance, reporter, verbose));
+    let code = code.and_then(|code| {
+        instance.end()?;
+        Ok(code)
+    });
+    // What could not be reported was said, and changes nothing about the command's end.
+    let _ = reports.finish();
+    code
 }
 
 async fn under_faults(
     args: &RunArgs,
     asked: Asked,
     instance: &mut Instance,
+    reporter: Reporter,
     verbose: bool,
 ) -> Result<ExitCode> {
     let mut signals = Signals::take().context("cannot take signals")?;
-    let reporter = Reporter::new(&args.session, Stream::Stderr)?;
     let files = limits::files().context("cannot read the limit of open files")?;
     let cgroup = make_cgroup(instance)?;
     let procs = fs::OpenOptions::new()
@@ -85,7 +94,8 @@ async fn under_faults(
     let mut child = match spawn(&args.command, &procs, signals.mask_before(), files) {
         Ok(child) => child,
         Err(error) => {
-            eprintln!("injector: cannot run {}: {error}", args.command[0].to_string_lossy());
+            let command = args.command[0].to_string_lossy();
+            output::complain(&format!("cannot run {command}: {error}"));
             let missing = error.kind() == io::ErrorKind::NotFound;
             return Ok(ExitCode::from(if missing { NOT_FOUND } else { NOT_EXECUTABLE }));
         }

@@ -16,7 +16,7 @@ use nix::{
 use tokio::{io::unix::AsyncFd, process::Child, time::MissedTickBehavior};
 
 use super::{
-    NOTHING_MATCHED,
+    FAILED, NOTHING_MATCHED,
     args::{FaultArgs, SessionArgs},
     cleanup, privileges,
     report::{self, Event, Reporter},
@@ -31,6 +31,7 @@ use crate::{
     },
     kernel::clock,
     lifetime::{instance::Instance, journal::Owner},
+    output::{self, OutputError, Writer},
     spec::{Faults, SpecError, clock::ClockFault, process::ProcessFaults, rule::Rule},
     target::{Followed, Target, cgroup, host},
 };
@@ -122,6 +123,23 @@ pub fn start() -> Result<Owner> {
         started: jiff::Timestamp::now().to_string(),
         command: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
     })
+}
+
+/// Waits for the reports of what has ended, for a second at most; what could not be reported fails
+/// what was right otherwise.
+pub fn finish(reports: &Writer, code: Result<ExitCode>) -> Result<ExitCode> {
+    let finished = reports.finish();
+    let code = code?;
+    match finished {
+        Ok(()) => Ok(code),
+        Err(failure) => {
+            // Otherwise it was said when it happened.
+            if matches!(failure, OutputError::Blocked(_)) {
+                output::complain(&format!("warning: {failure}"));
+            }
+            Ok(if code == ExitCode::SUCCESS { ExitCode::from(FAILED) } else { code })
+        }
+    }
 }
 
 /// How to install, from the options.
