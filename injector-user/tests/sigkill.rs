@@ -7,7 +7,7 @@ mod support;
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -102,7 +102,7 @@ fn what_a_killed_guardian_leaves_is_undone_by_the_next_start() {
     let mut run = Process::start(command);
     run.wait_for("started");
     let pid = run.pid();
-    let cgroup = support::hierarchy().join(format!("injector-{pid}"));
+    let cgroup = cgroup_of_run(pid);
     // The command has started once the cgroup has a process.
     let end = Instant::now() + PATIENCE;
     let procs = || fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
@@ -128,6 +128,14 @@ fn what_a_killed_guardian_leaves_is_undone_by_the_next_start() {
     assert!(!home.contains("injector-"), "{home}");
     kill(Pid::from_raw(command), Signal::SIGKILL).expect("it is ours");
     assert!(cleanup().contains("nothing was left"));
+}
+
+/// The cgroup that a run has made for its command, at the top of the hierarchy.
+fn cgroup_of_run(pid: Pid) -> PathBuf {
+    let entries = fs::read_dir(support::hierarchy()).expect("it is mounted").flatten();
+    let mut names = entries.map(|entry| entry.file_name().into_string().unwrap_or_default());
+    let name = names.find(|name| name.starts_with(&format!("injector-{pid}-")));
+    support::hierarchy().join(name.expect("it is made before `started` is said"))
 }
 
 fn is_locked(path: &Path) -> bool {

@@ -193,7 +193,7 @@ impl Wrong {
         self.target.cgroup == target.cgroup
     }
 
-    /// Goes on for a while, also in a container that has come again.
+    /// Goes on for a while, also in the cgroup that has taken the place of the one before.
     fn renew(&mut self, instance: &Mutex<Instance>) -> Result<(), RetargetError> {
         if self.target.follow()? == Some(Followed::Again) {
             let mut instance = instance.lock().unwrap_or_else(PoisonError::into_inner);

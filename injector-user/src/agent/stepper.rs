@@ -16,7 +16,7 @@ use crate::{
     target::{Followed, Target},
 };
 
-/// How often to tell what was done, and to look for a container that has come again.
+/// How often to tell what was done, and to look whether the target is there.
 const TELLING: Duration = Duration::from_millis(250);
 
 /// The instance that process and clock faults of the agent are journalled by.

@@ -557,7 +557,7 @@ fn write_human(text: &mut String, line: &Line) -> std::fmt::Result {
             }
         }
         Event::Gone { target, what } => {
-            writeln!(text, "injector: {target} ({what}) is gone: waiting for it to come again")?;
+            writeln!(text, "injector: {target} ({what}) is gone")?;
         }
         Event::Followed { target, what, .. } => {
             writeln!(text, "injector: {target} ({what}) is there again: faulting it")?;

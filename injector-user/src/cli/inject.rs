@@ -89,7 +89,7 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
         let hook = if args.xdp { HookChoice::Xdp } else { args.hook };
         let options = crate::fault::network::Options { protect, hook, ..options };
         let title = title(&args.target, Some(&target));
-        let plan = Plan { asked, target, title, options, outlived: true };
+        let plan = Plan { asked, target, title, options, outlived: true, made: None };
         let mut session =
             Session::start(&mut instance, &args.session, &args.faults, plan, reporter)?;
         session.watch(&mut signals, None).await?;

@@ -77,12 +77,15 @@ pub enum Event<'a> {
         /// Where.
         attached: Vec<AttachedReport>,
     },
-    /// The container or pod that is faulted has ended, and is waited for.
+    /// The target is gone: its cgroup was removed, or its container, pod or process has ended.
     Gone {
         /// Which.
         target: &'a str,
+        /// Whether nothing takes its place, so that it is not waited for.
+        #[serde(rename = "final", skip_serializing_if = "std::ops::Not::not")]
+        is_final: bool,
     },
-    /// It has come again, and is faulted as before.
+    /// It is there again, and is faulted as before.
     Followed {
         /// What it is now.
         target: &'a str,
@@ -395,8 +398,11 @@ fn human(event: &Event) -> String {
                 process.map_or(Ok(()), |process| writeln!(text, "injector:   {process}"))
             }),
         Event::Attached { attached } => writeln!(text, "injector: also on {}", places(attached)),
-        Event::Gone { target } => {
-            writeln!(text, "injector: {target} is gone: waiting for it to come again")
+        Event::Gone { target, is_final: true } => {
+            writeln!(text, "injector: {target} is gone")
+        }
+        Event::Gone { target, .. } => {
+            writeln!(text, "injector: {target} is gone: waiting for it to return")
         }
         Event::Followed { target, attached } => {
             let places = if attached.is_empty() { String::new() } else { places(attached) };

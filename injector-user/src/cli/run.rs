@@ -13,6 +13,7 @@ use nix::sys::signal::SigSet;
 use tokio::process::{Child, Command};
 
 use super::{
+    FAILED,
     args::{FaultArgs, SessionArgs},
     report::{Reporter, Stream},
     session::{self, Asked, End, Plan, Session},
@@ -79,7 +80,7 @@ async fn under_faults(
 ) -> Result<ExitCode> {
     let mut signals = Signals::take().context("cannot take signals")?;
     let files = limits::files().context("cannot read the limit of open files")?;
-    let cgroup = make_cgroup(instance)?;
+    let (cgroup, made) = make_cgroup(instance)?;
     let procs = fs::OpenOptions::new()
         .write(true)
         .open(cgroup.path.join("cgroup.procs"))
@@ -89,7 +90,7 @@ async fn under_faults(
     let title = session::words(&args.command);
     // Without a time limit the faults end with the command.
     let outlived = args.session.duration.is_some();
-    let plan = Plan { asked, target, title, options, outlived };
+    let plan = Plan { asked, target, title, options, outlived, made: Some(made) };
     let mut session = Session::start(instance, &args.session, &args.faults, plan, reporter)?;
     let mut child = match spawn(&args.command, &procs, signals.mask_before(), files) {
         Ok(child) => child,
@@ -104,18 +105,29 @@ async fn under_faults(
     let own = session.end()?;
     Ok(match end {
         End::Command(status) if own == ExitCode::SUCCESS => ExitCode::from(code(status)),
+        // That of the command says more than that its cgroup was taken away.
+        End::Command(status) if own == ExitCode::from(FAILED) && !status.success() => {
+            ExitCode::from(code(status))
+        }
         _ => own,
     })
 }
 
 /// Makes the command's cgroup inside our own, so that limits on us hold for it as well.
-fn make_cgroup(instance: &mut Instance) -> Result<Cgroup> {
+///
+/// Returns it, and the number of what is to be undone.
+fn make_cgroup(instance: &mut Instance) -> Result<(Cgroup, u32)> {
     let hierarchy = Hierarchy::find()?;
-    let home = hierarchy.path_of_process(std::process::id().cast_signed())?;
-    let path = home.join(format!("injector-{}", std::process::id()));
-    let action = Action::MakeCgroup { path: path.clone(), home };
-    instance.perform(action, || fs::create_dir(&path))?;
-    Ok(hierarchy.open(&path)?)
+    let home = hierarchy.path_of_self()?;
+    // The number is for people: in other PID namespaces, others have the same one. What follows is told in the journal
+    // before the cgroup is made, so whatever has that name is ours, and what its inode is once that is known.
+    let name = format!("injector-{}-{:016x}", std::process::id(), rand::random::<u64>());
+    let path = home.join(name);
+    let made = |inode| Action::MakeCgroup { path: path.clone(), home: home.clone(), inode };
+    let action = instance.perform(made(None), || fs::create_dir(&path))?;
+    let cgroup = hierarchy.open(&path)?;
+    instance.revise(action, made(Some(cgroup.id)))?;
+    Ok((cgroup, action))
 }
 
 /// Starts the command inside the cgroup that `procs` belongs to, with the limit of open files that we had.
@@ -143,5 +155,5 @@ fn spawn(
 /// The exit code as shells have it.
 fn code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(super::FAILED)
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED)
 }

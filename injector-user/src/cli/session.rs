@@ -29,11 +29,15 @@ use crate::{
         process::Processes,
         retarget,
     },
-    kernel::clock,
+    kernel::{clock, pidfd::Handle},
     lifetime::{instance::Instance, journal::Owner},
     output::{self, OutputError, Writer},
     spec::{Faults, SpecError, clock::ClockFault, process::ProcessFaults, rule::Rule},
-    target::{Followed, Target, cgroup, host},
+    target::{
+        Followed, Target,
+        cgroup::{self, populated_below},
+        host,
+    },
 };
 
 /// The kernel side's log level for `--verbose`.
@@ -41,6 +45,9 @@ pub const VERBOSE_LOG: u8 = aya_log::Level::Debug as u8;
 
 /// More rules than that are not read every second.
 const COUNTED_RULES: usize = 4096;
+
+/// How long processes may take to end that the command has left in cgroups of its own.
+const BREATH: Duration = Duration::from_millis(200);
 
 /// How a session ended.
 pub enum End {
@@ -56,6 +63,8 @@ pub struct Session<'a> {
     args: &'a SessionArgs,
     fault_args: &'a FaultArgs,
     target: Target,
+    /// See [`Plan::made`].
+    made: Option<u32>,
     rules: Vec<Rule>,
     clock: Option<ClockFault>,
     seed: u64,
@@ -103,6 +112,8 @@ pub struct Plan {
     pub options: Options,
     /// Whether processes of the target may go on after the faults.
     pub outlived: bool,
+    /// The number of what made the target's cgroup, if it was made for this.
+    pub made: Option<u32>,
 }
 
 /// Undoes what dead injectors left, and registers this one.
@@ -120,6 +131,7 @@ pub fn start() -> Result<Owner> {
     cleanup::undo_first();
     Ok(Owner {
         pid: std::process::id(),
+        ticks: Handle::open(std::process::id().cast_signed()).map_or(0, |own| own.started),
         started: jiff::Timestamp::now().to_string(),
         command: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
     })
@@ -164,7 +176,7 @@ impl<'a> Session<'a> {
         plan: Plan,
         mut reporter: Reporter,
     ) -> Result<Self> {
-        let Plan { asked, target, title, options, outlived } = plan;
+        let Plan { asked, target, title, options, outlived, made } = plan;
         let Asked { rules, clock, processes: process_faults, seed, resolved, .. } = asked;
         let mut clocks = match &clock {
             Some(fault) => {
@@ -216,6 +228,7 @@ impl<'a> Session<'a> {
             args,
             fault_args,
             target,
+            made,
             rules,
             clock,
             seed,
@@ -287,7 +300,7 @@ impl<'a> Session<'a> {
     /// Goes on for a while, also on what is new.
     fn renew(&mut self) -> Result<()> {
         if let Some(followed) = self.target.follow()? {
-            self.follow(&followed)?;
+            self.follow(followed)?;
         }
         if let Some(clocks) = &mut self.clocks {
             clocks.renew();
@@ -302,12 +315,13 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Has the faults go on in a container that has come again.
-    fn follow(&mut self, followed: &Followed) -> Result<()> {
+    /// Has the faults go on in the cgroup that has taken the place of the one before, or says that it is gone.
+    fn follow(&mut self, followed: Followed) -> Result<()> {
         let (network, clocks) = (self.network.as_mut(), self.clocks.as_mut());
-        let target = self.target.title().unwrap_or_default();
+        let target = &self.target.name();
         match followed {
-            Followed::Gone => self.reporter.say(&Event::Gone { target }),
+            Followed::Gone => self.reporter.say(&Event::Gone { target, is_final: false }),
+            Followed::Lost => self.reporter.say(&Event::Gone { target, is_final: true }),
             Followed::Again => {
                 let processes = self.processes.as_mut();
                 retarget(self.instance, &self.target, network, clocks, processes)?;
@@ -349,7 +363,12 @@ impl<'a> Session<'a> {
 
     /// Ends the faults, says what they did, and gives the exit code if that is not the command's.
     pub fn end(mut self) -> Result<ExitCode> {
+        // It may have gone since it was last looked for.
+        if let Some(followed @ (Followed::Gone | Followed::Lost)) = self.target.follow()? {
+            self.follow(followed)?;
+        }
         self.detach()?;
+        self.leave_cgroup()?;
         let counts = self.counts()?;
         let total = report::total(&counts);
         let seen = match &mut self.network {
@@ -360,6 +379,13 @@ impl<'a> Session<'a> {
         let processes = self.processes.as_mut().map(Processes::statistics).transpose()?;
         let packets = self.network.is_some().then_some(&total);
         let missed = self.reporter.warn_of_idle(packets, clocks.as_ref(), processes.as_ref())?;
+        let is_taken = self.is_taken();
+        if is_taken {
+            let target = self.target.name();
+            let message =
+                format!("{target} was removed before the faults ended, and did not return");
+            self.reporter.say(&Event::Warning { message: &message })?;
+        }
         let names = names(&self.rules);
         self.reporter.say(&Event::Summary {
             elapsed_ms: self.started.elapsed().as_millis() as u64,
@@ -371,8 +397,41 @@ impl<'a> Session<'a> {
             clocks,
             processes,
         })?;
-        let missed = self.args.require_match && missed;
-        Ok(if missed { ExitCode::from(NOTHING_MATCHED) } else { ExitCode::SUCCESS })
+        Ok(match (is_taken, self.args.require_match && missed) {
+            (true, _) => ExitCode::from(FAILED),
+            (_, true) => ExitCode::from(NOTHING_MATCHED),
+            _ => ExitCode::SUCCESS,
+        })
+    }
+
+    /// Whether the target was taken away from the faults: it is gone, and neither did its process end, nor was it sent
+    /// signals by them.
+    fn is_taken(&self) -> bool {
+        let kills = self.process_faults.as_ref().is_some_and(|faults| !faults.kills.is_empty());
+        let has_ended = |(pid, started)| Handle::find(pid, started).is_none();
+        !self.target.is_there() && !kills && !self.target.process.is_some_and(has_ended)
+    }
+
+    /// Removes the cgroup that was made for the command, if nobody else uses it.
+    fn leave_cgroup(&mut self) -> Result<()> {
+        let (Some(made), Some(cgroup)) = (self.made, &self.target.cgroup) else { return Ok(()) };
+        let end = Instant::now() + BREATH;
+        while !populated_below(&cgroup.path).is_empty() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.instance.undo(made)?;
+        if !cgroup.is_there() {
+            return Ok(());
+        }
+        let used = populated_below(&cgroup.path);
+        let used: Vec<String> = used.iter().map(|path| path.display().to_string()).collect();
+        let message = format!(
+            "the cgroup {} stays, as processes run in cgroups that the command made in it ({}): once they have ended, \
+             `injector cleanup` or the next start of injector removes it",
+            cgroup.path.display(),
+            used.join(", "),
+        );
+        self.reporter.say(&Event::Warning { message: &message })
     }
 
     fn counts(&mut self) -> Result<Vec<Counts>> {

@@ -17,7 +17,7 @@ use crate::{
     target::{ResolveError, Target},
 };
 
-/// Why faults cannot go on in a container that has come again.
+/// Why faults cannot go on in the cgroup that has taken the place of their target's.
 #[derive(Debug, Error)]
 pub enum RetargetError {
     /// It cannot be looked for.
@@ -55,8 +55,8 @@ pub fn retarget<'a>(
         Ok(())
     };
     match retarget() {
-        // It has ended at once, and will be followed when it comes yet again.
-        Err(error) if target.cgroup.as_ref().is_some_and(|cgroup| !cgroup.is_populated()) => {
+        // It is gone already, and the next one will be followed.
+        Err(error) if target.is_gone() => {
             tracing::debug!(%error, "gone before it could be faulted");
             Ok(())
         }

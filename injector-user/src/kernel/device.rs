@@ -9,7 +9,7 @@ use std::{
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth,
-    packet_route::link::{InfoData, InfoVeth, LinkAttribute},
+    packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage},
 };
 
 use super::{
@@ -31,6 +31,16 @@ pub struct Identity {
     pub name: String,
     /// The index in its namespace.
     pub index: u32,
+    /// Its link-layer address, which tells it from one of others by that name and index; the kernel's choice if `None`.
+    pub address: Option<[u8; 6]>,
+}
+
+/// A link-layer address that no other device has, by chance: locally administered, of one device.
+#[must_use]
+pub fn random_address() -> [u8; 6] {
+    let mut address: [u8; 6] = rand::random();
+    address[0] = address[0] & !1 | 2;
+    address
 }
 
 /// Any packet fits into a veth pair of this MTU, which both ends check (GSO packets excepted).
@@ -50,11 +60,13 @@ pub fn add_veth(netns: &Netns, near: &Identity, far: &Identity) -> Result<(), Ke
     netns.run(|| {
         block_on(async |handle| {
             let peer = LinkUnspec::new_with_index(far.index).name(far.name.clone()).build();
-            let pair = LinkMessageBuilder::<LinkVeth>::new(&near.name, &far.name)
+            let mut pair = LinkMessageBuilder::<LinkVeth>::new(&near.name, &far.name)
                 .index(near.index)
-                .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-                .build();
-            handle.link().add(pair).execute().await.map_err(failed("making a veth pair"))
+                .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
+            if let Some(address) = near.address {
+                pair = pair.address(address.to_vec());
+            }
+            handle.link().add(pair.build()).execute().await.map_err(failed("making a veth pair"))
         })?;
         start(near, VETH_MTU, None)?;
         start(far, VETH_MTU, None)
@@ -77,8 +89,11 @@ pub fn remove(netns: u64, identity: &Identity) -> Result<(), KernelError> {
         block_on(async |handle| {
             let found = handle.link().get().match_index(identity.index).execute().try_next().await;
             let is_ours = match found {
-                Ok(Some(link)) => {
-                    link.attributes.contains(&LinkAttribute::IfName(identity.name.clone()))
+                Ok(Some(LinkMessage { attributes, .. })) => {
+                    let address =
+                        identity.address.map(|address| LinkAttribute::Address(address.to_vec()));
+                    attributes.contains(&LinkAttribute::IfName(identity.name.clone()))
+                        && address.is_none_or(|address| attributes.contains(&address))
                 }
                 Ok(None) => false,
                 Err(error) if is_gone(&error) => false,

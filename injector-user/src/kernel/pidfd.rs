@@ -10,12 +10,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use procfs::process::{Process, Stat};
 
 /// Waits, for so long at the most, until a process has ended with all its threads, so that all files are closed that
-/// it alone had open (`pidfd_open(2)`, Linux 5.3). One that is not there has ended.
-pub fn wait_for_end(pid: u32, patience: Duration) -> io::Result<()> {
+/// it alone had open (`pidfd_open(2)`, Linux 5.3). One that is not there has ended, and so has one that was made at
+/// another time, if that is given (not 0).
+pub fn wait_for_end(pid: u32, started: u64, patience: Duration) -> io::Result<()> {
     let fd = match open(pid.cast_signed()) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
         opened => opened?,
     };
+    let is_other = |stat: Stat| started != 0 && stat.starttime != started;
+    if stat(pid.cast_signed()).is_none_or(is_other) {
+        return Ok(());
+    }
     let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
     poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout)?;
     Ok(())

@@ -220,7 +220,7 @@ fn edt(object: &mut Object, netns: &Netns, interface: u32) -> Result<(), KernelE
 
 /// What the TAP engine takes.
 fn tap(object: &mut Object, netns: &Netns) -> Result<(), KernelError> {
-    let identity = Identity { name: "injector2".into(), index: 1 << 30 };
+    let identity = Identity { name: "injector2".into(), index: 1 << 30, address: None };
     let tap = device::add_tap(netns, &identity)?;
     let held = object.held_packets()?;
     object.load_programs(&BTreeSet::from(["hold_ingress"]))?;

@@ -1,9 +1,9 @@
 //! What the kernel does not undo by itself when we die.
 
 use std::{
+    ffi::OsStr,
     fmt::{self, Display, Formatter},
     fs, io,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -22,7 +22,10 @@ use crate::{
         pidfd::Handle,
         sysctl, vdso,
     },
-    target::cgroup::{FREEZE, for_each_below, processes_below},
+    target::cgroup::{
+        FREEZE, for_each_below, is_same, populated_below, processes_below, processes_in, says,
+        write_to,
+    },
 };
 
 /// Something done to the machine, with all that is needed to undo it. Undoing is idempotent, and right
@@ -32,10 +35,13 @@ use crate::{
 pub enum Action {
     /// A cgroup was made.
     MakeCgroup {
-        /// Its directory.
+        /// Its directory, whose name nobody else chooses.
         path: PathBuf,
         /// The cgroup that its processes came from, and to which they go back.
         home: PathBuf,
+        /// Inode of the directory, once it is known, so that none is removed that others made with its name.
+        #[serde(default)]
+        inode: Option<u64>,
     },
     /// A clsact qdisc was added to an interface that had none.
     AddClsact {
@@ -67,6 +73,9 @@ pub enum Action {
         interface: u32,
         /// Its name.
         name: String,
+        /// Its link-layer address, which is random, so that none of others is removed that has its name.
+        #[serde(default)]
+        address: Option<[u8; 6]>,
     },
     /// The clocks of a cgroup's processes were made to go wrong, and new programs are held at times.
     SkewClocks {
@@ -74,6 +83,9 @@ pub enum Action {
         owner: u64,
         /// The cgroup's directory.
         cgroup: PathBuf,
+        /// Inode of that, so that no process is let go on of one that others made with its name.
+        #[serde(default)]
+        inode: Option<u64>,
     },
     /// A cgroup was frozen that was not.
     FreezeCgroup {
@@ -88,6 +100,9 @@ pub enum Action {
         cgroup: PathBuf,
         /// Which controller.
         controller: String,
+        /// Inode of the directory, so that none is changed that others made with its name.
+        #[serde(default)]
+        inode: Option<u64>,
     },
     /// A limit of a cgroup was set.
     SetLimit {
@@ -128,6 +143,15 @@ pub struct StoppedProcess {
     pub started: u64,
 }
 
+/// What came of undoing something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undone {
+    /// It is as if it had not been done.
+    Done,
+    /// Others use it by now, so it stays until they do not: to be undone later.
+    InUse,
+}
+
 /// How long a process that has been stopped may take until it does stop.
 const SETTLING: Duration = Duration::from_millis(300);
 
@@ -135,10 +159,34 @@ const SETTLING: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Action {
-    /// Undoes it.
-    pub fn undo(&self) -> io::Result<()> {
+    /// Whether it is done by a single request to the kernel: if that fails, nothing has been done, and what is there already is
+    /// somebody else's.
+    #[must_use]
+    pub const fn is_single_call(&self) -> bool {
         match self {
-            Self::MakeCgroup { path, home } => remove_cgroup(path, home),
+            Self::MakeCgroup { .. }
+            | Self::AddClsact { .. }
+            | Self::AddFilter { .. }
+            | Self::FreezeCgroup { .. }
+            | Self::EnableController { .. }
+            | Self::SetLimit { .. }
+            | Self::SetSysctl { .. } => true,
+            Self::AddDevice { .. } | Self::SkewClocks { .. } | Self::StopProcesses { .. } => false,
+        }
+    }
+
+    /// Undoes it.
+    pub fn undo(&self) -> io::Result<Undone> {
+        match self {
+            Self::MakeCgroup { path, home, inode } => remove_cgroup(path, home, *inode),
+            other => other.undo_at_once().map(|()| Undone::Done),
+        }
+    }
+
+    fn undo_at_once(&self) -> io::Result<()> {
+        match self {
+            // See above.
+            Self::MakeCgroup { .. } => Ok(()),
             Self::AddClsact { netns, interface, .. } => {
                 clsact::remove_qdisc_if_empty(*netns, *interface).map_err(io::Error::other)
             }
@@ -147,18 +195,28 @@ impl Action {
                 clsact::remove_filter(*netns, *interface, direction, *handle)
                     .map_err(io::Error::other)
             }
-            Self::AddDevice { netns, interface, name } => {
-                let identity = Identity { name: name.clone(), index: *interface };
+            Self::AddDevice { netns, interface, name, address } => {
+                let identity =
+                    Identity { name: name.clone(), index: *interface, address: *address };
                 device::remove(*netns, &identity).map_err(io::Error::other)
             }
-            Self::SkewClocks { owner, cgroup } => {
-                let_go(cgroup);
+            Self::SkewClocks { owner, cgroup, inode } => {
+                if inode.is_none_or(|inode| is_same(cgroup, inode)) {
+                    let_go(cgroup);
+                }
                 vdso::restore_all(*owner)
             }
             Self::FreezeCgroup { path, inode } => thaw(path, *inode),
             // It would be lost with the controller.
-            Self::EnableController { cgroup, controller } if is_used(cgroup, controller) => Ok(()),
-            Self::EnableController { cgroup, controller } => {
+            Self::EnableController { cgroup, controller, .. } if is_used(cgroup, controller) => {
+                Ok(())
+            }
+            Self::EnableController { cgroup, inode, .. }
+                if inode.is_some_and(|inode| !is_same(cgroup, inode)) =>
+            {
+                Ok(())
+            }
+            Self::EnableController { cgroup, controller, .. } => {
                 let control = cgroup.join("cgroup.subtree_control");
                 match fs::write(control, format!("-{controller}")) {
                     // By now it is used further below, by somebody else.
@@ -199,7 +257,7 @@ impl Display for Action {
                 write!(f, "making the clocks of {} go wrong", cgroup.display())
             }
             Self::FreezeCgroup { path, .. } => write!(f, "freezing the cgroup {}", path.display()),
-            Self::EnableController { cgroup, controller } => {
+            Self::EnableController { cgroup, controller, .. } => {
                 write!(f, "enabling the {controller} controller below {}", cgroup.display())
             }
             Self::SetLimit { path, before, after, .. } => {
@@ -219,10 +277,7 @@ impl Display for Action {
 
 /// Thaws a cgroup, if it is still there.
 fn thaw(path: &Path, inode: u64) -> io::Result<()> {
-    if !is_same(path, inode) {
-        return Ok(());
-    }
-    match fs::write(path.join(FREEZE), "0") {
+    match write_to(path, inode, FREEZE, "0") {
         // It was removed just now.
         Err(error) if is_gone(&error) => Ok(()),
         written => written,
@@ -231,10 +286,23 @@ fn thaw(path: &Path, inode: u64) -> io::Result<()> {
 
 /// Sets a limit back, unless someone has changed it since.
 fn restore_limit(path: &Path, inode: u64, before: &str, after: &str) -> io::Result<()> {
-    let is_same = path.parent().is_some_and(|cgroup| is_same(cgroup, inode));
-    // A line may have a space at its end.
-    let is_ours = is_same && fs::read_to_string(path)?.lines().any(|line| line.trim_end() == after);
-    if is_ours { fs::write(path, before) } else { Ok(()) }
+    let (Some(cgroup), Some(file)) = (path.parent(), path.file_name().and_then(OsStr::to_str))
+    else {
+        return Ok(());
+    };
+    if !is_same(cgroup, inode) {
+        return Ok(());
+    }
+    let restored = fs::read_to_string(path).and_then(|text| {
+        // A line may have a space at its end.
+        let is_ours = text.lines().any(|line| line.trim_end() == after);
+        if is_ours { write_to(cgroup, inode, file, before) } else { Ok(()) }
+    });
+    match restored {
+        // It was removed just now.
+        Err(error) if is_gone(&error) => Ok(()),
+        restored => restored,
+    }
 }
 
 /// Whether somebody has set something of a controller by now, in a cgroup below this one.
@@ -252,11 +320,6 @@ fn is_used(cgroup: &Path, controller: &str) -> bool {
     };
     let below = fs::read_dir(cgroup).into_iter().flatten().flatten();
     below.map(|entry| entry.path()).any(|path| path.is_dir() && is_set(&path))
-}
-
-/// Whether a cgroup is there, and none that others made with its name.
-fn is_same(cgroup: &Path, inode: u64) -> bool {
-    cgroup.metadata().is_ok_and(|metadata| metadata.ino() == inode)
 }
 
 /// Whether a file of a cgroup cannot be used because the cgroup was removed.
@@ -308,23 +371,46 @@ fn restore_sysctl(netns: u64, name: &str, before: &str, after: &str) -> io::Resu
     }
 }
 
-/// Moves the processes of the cgroup back to where they came from, then removes it.
-fn remove_cgroup(path: &Path, home: &Path) -> io::Result<()> {
+/// Moves the processes of a cgroup back to where they came from, then removes it. Cgroups below it were made by others:
+/// as long as there are processes in one of them, all of them stay, and so does this one.
+fn remove_cgroup(path: &Path, home: &Path, inode: Option<u64>) -> io::Result<Undone> {
+    if !path.exists() || inode.is_some_and(|inode| !is_same(path, inode)) {
+        return Ok(Undone::Done);
+    }
     // Home may have been removed meanwhile; what it was in has not, or has a parent that has not.
     let home = home.ancestors().find(|cgroup| cgroup.join("cgroup.procs").exists()).unwrap_or(home);
     let end = Instant::now() + PATIENCE;
     loop {
-        for pid in processes_below(path) {
+        let processes = processes_in(path);
+        for pid in &processes {
             // A process that is gone need not be moved; one that cannot be shows in the removal.
             let _ = fs::write(home.join("cgroup.procs"), pid.to_string());
+        }
+        if !populated_below(path).is_empty() || is_announced_below(path) {
+            return Ok(Undone::InUse);
         }
         match for_each_below(path, &mut |cgroup| match fs::remove_dir(cgroup) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }) {
-            Err(error) if Instant::now() > end => return Err(error),
+            Err(error) if Instant::now() > end => {
+                // Processes of another PID namespace cannot be moved from here, nor seen.
+                let is_in_use = processes.is_empty() && says(path, "populated 1");
+                return if is_in_use { Ok(Undone::InUse) } else { Err(error) };
+            }
             Err(_) => thread::sleep(Duration::from_millis(5)),
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(Undone::Done),
         }
     }
+}
+
+/// Whether a journal says that a cgroup below this one was made, and it is there.
+fn is_announced_below(path: &Path) -> bool {
+    journal::announced().any(|action| match action {
+        Action::MakeCgroup { path: other, inode, .. } => {
+            let is_there = inode.map_or_else(|| other.exists(), |inode| is_same(&other, inode));
+            other != path && other.starts_with(path) && is_there
+        }
+        _ => false,
+    })
 }

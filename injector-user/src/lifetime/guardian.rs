@@ -6,7 +6,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use super::{LifetimeError, journal::Journal};
+use super::{LifetimeError, cleanup, journal::Journal};
 
 /// The hidden subcommand that the guardian runs as.
 pub const SUBCOMMAND: &str = "guardian";
@@ -60,8 +60,11 @@ pub fn run(slot: u32) -> Result<(), LifetimeError> {
     let mut rest = Vec::new();
     // Nothing is ever written to it. Whatever ends the reading, the owner's lock is waited for next.
     let _: io::Result<usize> = io::stdin().read_to_end(&mut rest);
-    match Journal::inherit(slot)? {
+    let settled = match Journal::inherit(slot)? {
         Some(journal) => journal.settle().map(drop),
         None => Ok(()),
-    }
+    };
+    // Its owner may have had other slots, and may have kept in use what others have left.
+    cleanup::sweep();
+    settled
 }

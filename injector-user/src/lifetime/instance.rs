@@ -2,7 +2,8 @@
 
 use super::{
     LifetimeError,
-    action::Action,
+    action::{Action, Undone},
+    cleanup,
     guardian::Guardian,
     journal::{self, Journal, Owner, SLOTS},
 };
@@ -15,27 +16,34 @@ pub struct Instance {
     journal: Option<Journal>,
     guardian: Option<Guardian>,
     next_id: u32,
+    /// Whether it has made a cgroup, which may be in one of another injector.
+    made_cgroup: bool,
     /// What the journal says is done.
     done: Vec<(u32, Action)>,
 }
 
 impl Instance {
-    /// Takes a free slot.
+    /// Takes a free slot; rather one without anything left to be undone once others do not use it.
     pub fn start(owner: Owner) -> Result<Self, LifetimeError> {
-        for slot in 0..SLOTS {
-            let Some(mut journal) = Journal::lock(slot)? else { continue };
-            // What a dead owner left there and could not be undone keeps the slot from being used.
-            if !journal.read()?.actions.is_empty() {
-                continue;
+        for is_empty_wanted in [true, false] {
+            for slot in 0..SLOTS {
+                let Some(mut journal) = Journal::lock(slot)? else { continue };
+                // What a dead owner left there and could not be undone keeps the slot from being used.
+                let contents = journal.read()?;
+                if !contents.is_free() || (is_empty_wanted && !contents.actions.is_empty()) {
+                    continue;
+                }
+                let next_id = journal.begin(owner)?;
+                let journal = Some(journal);
+                return Ok(Self {
+                    slot,
+                    journal,
+                    guardian: None,
+                    next_id,
+                    made_cgroup: false,
+                    done: Vec::new(),
+                });
             }
-            journal.begin(owner)?;
-            return Ok(Self {
-                slot,
-                journal: Some(journal),
-                guardian: None,
-                next_id: 0,
-                done: Vec::new(),
-            });
         }
         Err(LifetimeError::NoSlot)
     }
@@ -54,7 +62,8 @@ impl Instance {
         Ok(())
     }
 
-    /// Does something that must be undone at the end: journalled first, and under a guardian's eyes.
+    /// Does something that must be undone at the end: journalled first, and under a guardian's eyes. If it fails, what
+    /// was done in part is undone, and nothing that others did.
     ///
     /// Returns a number by which it can be undone earlier.
     pub fn perform(
@@ -69,16 +78,32 @@ impl Instance {
             journal.announce(id, &action)?;
         }
         let done = work();
-        let what = action.to_string();
+        let (what, is_single_call) = (action.to_string(), action.is_single_call());
+        self.made_cgroup |= matches!(action, Action::MakeCgroup { .. });
         self.done.push((id, action));
         match done {
             Ok(()) => Ok(id),
             Err(source) => {
-                // It may have been done in part.
-                self.undo(id)?;
+                if is_single_call {
+                    self.was_undone(id)?
+                } else {
+                    self.undo(id)?
+                }
                 Err(LifetimeError::Do { what, source })
             }
         }
+    }
+
+    /// Says what something that [`Self::perform`] did turned out to be.
+    pub fn revise(&mut self, id: u32, action: Action) -> Result<(), LifetimeError> {
+        let Some((_, done)) = self.done.iter_mut().find(|(done, _)| *done == id) else {
+            return Ok(());
+        };
+        if let Some(journal) = &mut self.journal {
+            journal.announce(id, &action)?;
+        }
+        *done = action;
+        Ok(())
     }
 
     /// The guardian's process, if there is one.
@@ -99,12 +124,15 @@ impl Instance {
         self.journal.as_mut().map_or(Ok(()), |journal| journal.undone(id))
     }
 
-    /// Undoes what [`Self::perform`] did.
+    /// Undoes what [`Self::perform`] did. What others use by now stays, and stays in the journal.
     pub fn undo(&mut self, id: u32) -> Result<(), LifetimeError> {
         let Some(index) = self.done.iter().position(|(done, _)| *done == id) else { return Ok(()) };
         let (_, action) = &self.done[index];
-        action.undo().map_err(|source| LifetimeError::Undo { what: action.to_string(), source })?;
-        self.was_undone(id)
+        let fail = |source| LifetimeError::Undo { what: action.to_string(), source };
+        match action.undo().map_err(fail)? {
+            Undone::Done => self.was_undone(id),
+            Undone::InUse => Ok(()),
+        }
     }
 
     /// Undoes everything and gives the slot back.
@@ -114,6 +142,10 @@ impl Instance {
 
     fn settle(&mut self) -> Result<(), LifetimeError> {
         let settled = self.journal.take().map_or(Ok(()), |journal| journal.settle().map(drop));
+        if self.made_cgroup {
+            // It may have kept one of another injector in use, which has ended since.
+            cleanup::sweep();
+        }
         if let Some(guardian) = self.guardian.take() {
             guardian.dismiss();
         }

@@ -15,7 +15,10 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::{LifetimeError, action::Action};
+use super::{
+    LifetimeError,
+    action::{Action, Undone},
+};
 use crate::kernel::pidfd;
 
 /// How many injectors may run at once: each has a bit of its own in `skb->tc_index`.
@@ -33,6 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Owner {
     /// The process.
     pub pid: u32,
+    /// When it was made, in clock ticks since the boot; 0 if that is not known.
+    #[serde(default)]
+    pub ticks: u64,
     /// When it started, in RFC 3339.
     pub started: String,
     /// Its command line.
@@ -43,8 +49,15 @@ pub struct Owner {
 #[serde(rename_all = "kebab-case")]
 enum Line {
     Owner(Owner),
-    Do { id: u32, action: Action },
-    Undone { id: u32 },
+    Do {
+        id: u32,
+        action: Action,
+    },
+    Undone {
+        id: u32,
+    },
+    /// What is done is being undone: whoever ends something that keeps it from that, is to try it again.
+    Ending,
 }
 
 /// What a journal says.
@@ -54,6 +67,16 @@ pub struct Contents {
     pub owner: Option<Owner>,
     /// What is done and not undone, in the order of doing.
     pub actions: Vec<(u32, Action)>,
+    /// It is being undone, or was.
+    pub is_ending: bool,
+}
+
+impl Contents {
+    /// Whether the slot is free: what is left, if anything, only waits for others to end.
+    #[must_use]
+    pub fn is_free(&self) -> bool {
+        self.actions.iter().all(|(_, action)| matches!(action, Action::MakeCgroup { .. }))
+    }
 }
 
 /// A journal that is locked by this process.
@@ -124,6 +147,12 @@ impl Journal {
         Self::open(slot, false, FlockArg::LockExclusiveNonblock)
     }
 
+    /// Whether a living process keeps the journal of a slot.
+    #[must_use]
+    pub fn is_locked(slot: u32) -> bool {
+        path(slot).exists() && matches!(Self::lock_existing(slot), Ok(None))
+    }
+
     /// As [`Self::lock_existing`], but waits for the process that keeps it to end.
     pub fn inherit(slot: u32) -> Result<Option<Self>, LifetimeError> {
         Self::open(slot, false, FlockArg::LockExclusive)
@@ -170,16 +199,21 @@ impl Journal {
         Ok(parse(&text))
     }
 
-    /// Says who keeps it from now on; everything said before is forgotten.
-    pub fn begin(&mut self, owner: Owner) -> Result<(), LifetimeError> {
-        self.file
-            .rewind()
-            .and_then(|()| self.file.set_len(0))
-            .map_err(|source| LifetimeError::Journal { path: self.path.clone(), source })?;
-        self.write(&Line::Owner(owner))
+    /// Says who keeps it from now on. What others have left to be undone stays, and is undone with what this one does.
+    /// Returns the number of the next action.
+    pub fn begin(&mut self, owner: Owner) -> Result<u32, LifetimeError> {
+        let left = self.read()?.actions.into_iter().map(|(id, _)| id).max();
+        if left.is_none() {
+            self.file
+                .rewind()
+                .and_then(|()| self.file.set_len(0))
+                .map_err(|source| LifetimeError::Journal { path: self.path.clone(), source })?;
+        }
+        self.write(&Line::Owner(owner))?;
+        Ok(left.map_or(0, |id| id.wrapping_add(1)))
     }
 
-    /// Says what is about to be done.
+    /// Says what is about to be done; or, of what has been said under the same number, what it turned out to be.
     pub fn announce(&mut self, id: u32, action: &Action) -> Result<(), LifetimeError> {
         self.write(&Line::Do { id, action: action.clone() })
     }
@@ -190,24 +224,30 @@ impl Journal {
     }
 
     /// Undoes what it says is done, the last first, and removes it. Returns what was undone. What
-    /// cannot be undone stays, and so does the journal.
+    /// cannot be undone, or is used by others, stays, and so does the journal.
     pub fn settle(mut self) -> Result<Vec<Action>, LifetimeError> {
         let mut settled = Vec::new();
         let mut failure = None;
-        let Contents { owner, actions } = self.read()?;
+        let Contents { owner, actions, is_ending } = self.read()?;
         if let Some(owner) = owner
             && owner.pid != std::process::id()
             // Without waiting, what it still does might be left.
-            && let Err(error) = pidfd::wait_for_end(owner.pid, PATIENCE)
+            && let Err(error) = pidfd::wait_for_end(owner.pid, owner.ticks, PATIENCE)
         {
             tracing::debug!(%error, "cannot wait for the end of a dead injector");
         }
+        if !is_ending && !actions.is_empty() {
+            // Before it is looked who uses what: those that end later see it, see `cleanup::sweep`.
+            self.write(&Line::Ending)?;
+        }
+        let mut is_in_use = false;
         for (id, action) in actions.into_iter().rev() {
             match action.undo() {
-                Ok(()) => {
+                Ok(Undone::Done) => {
                     self.undone(id)?;
                     settled.push(action);
                 }
+                Ok(Undone::InUse) => is_in_use = true,
                 Err(source) => {
                     failure = Some(LifetimeError::Undo { what: action.to_string(), source });
                 }
@@ -215,6 +255,7 @@ impl Journal {
         }
         match failure {
             Some(failure) => Err(failure),
+            None if is_in_use => Ok(settled),
             None => self.remove().map(|()| settled),
         }
     }
@@ -242,8 +283,17 @@ fn parse(text: &str) -> Contents {
     for line in text.lines() {
         // Only a line that was cut off by our death cannot be read.
         match serde_json::from_str(line) {
-            Ok(Line::Owner(owner)) => contents.owner = Some(owner),
-            Ok(Line::Do { id, action }) => contents.actions.push((id, action)),
+            Ok(Line::Owner(owner)) => {
+                contents.owner = Some(owner);
+                contents.is_ending = false;
+            }
+            Ok(Line::Do { id, action }) => {
+                match contents.actions.iter_mut().find(|(done, _)| *done == id) {
+                    Some((_, before)) => *before = action,
+                    None => contents.actions.push((id, action)),
+                }
+            }
+            Ok(Line::Ending) => contents.is_ending = true,
             Ok(Line::Undone { id }) => contents.actions.retain(|(done, _)| *done != id),
             Err(error) => tracing::debug!(%error, line, "skipping a line of the journal"),
         }
@@ -256,7 +306,7 @@ mod tests {
     use super::*;
 
     fn made(path: &str) -> Action {
-        Action::MakeCgroup { path: path.into(), home: "/".into() }
+        Action::MakeCgroup { path: path.into(), home: "/".into(), inode: None }
     }
 
     fn text(lines: &[Line]) -> String {
@@ -271,6 +321,28 @@ mod tests {
             Line::Undone { id: 0 },
         ]);
         assert_eq!(parse(&text).actions, [(1, made("/b"))]);
+    }
+
+    #[test]
+    fn what_an_action_turned_out_to_be_takes_its_place() {
+        let known = Action::MakeCgroup { path: "/a".into(), home: "/".into(), inode: Some(7) };
+        let text = text(&[
+            Line::Do { id: 0, action: made("/a") },
+            Line::Do { id: 1, action: made("/b") },
+            Line::Do { id: 0, action: known.clone() },
+        ]);
+        assert_eq!(parse(&text).actions, [(0, known), (1, made("/b"))]);
+    }
+
+    #[test]
+    fn what_others_left_is_not_ending_with_the_next_owner() {
+        let owner = Owner { pid: 1, ticks: 2, started: String::new(), command: Vec::new() };
+        let mut lines = vec![Line::Do { id: 4, action: made("/a") }, Line::Ending];
+        assert!(parse(&text(&lines)).is_ending);
+        lines.push(Line::Owner(owner));
+        let contents = parse(&text(&lines));
+        assert!(!contents.is_ending && contents.is_free());
+        assert_eq!(contents.actions, [(4, made("/a"))]);
     }
 
     #[test]

@@ -470,7 +470,7 @@ impl Actor {
 
     fn renew(&mut self) -> Result<Option<Event>, TargetError> {
         let followed = self.target.follow()?;
-        let event = followed.map(|followed| self.follow(&followed)).transpose()?;
+        let event = followed.map(|followed| self.follow(followed)).transpose()?;
         if let Some(network) = self.network.network_mut() {
             network.renew()?;
             network.attach(&mut self.instance)?;
@@ -478,11 +478,10 @@ impl Actor {
         Ok(event)
     }
 
-    /// Has the faults go on in a container that has come again.
-    fn follow(&mut self, followed: &Followed) -> Result<Event, TargetError> {
-        let target = self.name.clone();
-        let what = self.target.title().unwrap_or_default().to_owned();
-        if *followed == Followed::Gone {
+    /// Has the faults go on in the cgroup that has taken the place of the one before, or says that it is gone.
+    fn follow(&mut self, followed: Followed) -> Result<Event, TargetError> {
+        let (target, what) = (self.name.clone(), self.target.name());
+        if followed != Followed::Again {
             return Ok(Event::Gone { target, what });
         }
         let (network, clocks) = (self.network.network_mut(), self.clocks.as_mut());

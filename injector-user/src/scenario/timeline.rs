@@ -65,14 +65,14 @@ pub enum Event {
         /// The targets for which something changed.
         targets: Vec<TargetChange>,
     },
-    /// A target that is a container or a pod has ended, and is waited for.
+    /// A target is gone: its cgroup was removed, or its container, pod or process has ended.
     Gone {
         /// The name of the target.
         target: String,
-        /// Which container or pod.
+        /// Which cgroup, container, pod or process.
         what: String,
     },
-    /// It has come again, and is faulted as before.
+    /// It is there again, and is faulted as before.
     Followed {
         /// The name of the target.
         target: String,

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -11,7 +11,7 @@ use nix::{
     sched::{CloneFlags, setns},
     sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
 };
-use procfs::{ProcError, process::Process};
+use procfs::{ProcError, ProcessCGroups, process::Process};
 
 use super::ResolveError;
 
@@ -103,13 +103,21 @@ impl Hierarchy {
 
     /// The directory of a process's cgroup, which may be the root.
     pub fn path_of_process(&self, pid: i32) -> Result<PathBuf, ResolveError> {
-        let cgroups =
-            Process::new(pid).and_then(|process| process.cgroups()).map_err(
-                |error| match error {
-                    ProcError::NotFound(_) => ResolveError::NoProcess(pid),
-                    error => proc_error(&format!("/proc/{pid}/cgroup"), error),
-                },
-            )?;
+        let cgroups = Process::new(pid).and_then(|process| process.cgroups());
+        self.path_among(cgroups.map_err(|error| match error {
+            ProcError::NotFound(_) => ResolveError::NoProcess(pid),
+            error => proc_error(&format!("/proc/{pid}/cgroup"), error),
+        })?)
+    }
+
+    /// The directory of our own cgroup, which may be the root.
+    pub fn path_of_self(&self) -> Result<PathBuf, ResolveError> {
+        let cgroups = Process::myself().and_then(|process| process.cgroups());
+        self.path_among(cgroups.map_err(|error| proc_error("/proc/self/cgroup", error))?)
+    }
+
+    /// The directory of the one of this hierarchy among those of a process.
+    fn path_among(&self, cgroups: ProcessCGroups) -> Result<PathBuf, ResolveError> {
         let path = cgroups
             .0
             .into_iter()
@@ -139,17 +147,47 @@ pub fn enter_host_namespace() -> io::Result<()> {
 }
 
 impl Cgroup {
+    /// Whether it is still there, and no other one that was made with its path.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        is_same(&self.path, self.id)
+    }
+
     /// Whether it is still there, and has processes.
     #[must_use]
     pub fn is_populated(&self) -> bool {
-        inode(&self.path) == Some(self.id) && !says(&self.path, "populated 0")
+        self.is_there() && !says(&self.path, "populated 0")
     }
 
     /// The processes in it and below it, as far as they can be read.
     #[must_use]
     pub fn processes(&self) -> Vec<i32> {
-        processes_below(&self.path)
+        let processes = processes_below(&self.path);
+        // Else they may be those of another one.
+        if self.is_there() { processes } else { Vec::new() }
     }
+
+    /// Writes to one of its files; fails if it is gone, also if there is another one by its path.
+    pub fn write(&self, file: &str, text: &str) -> io::Result<()> {
+        let gone = io::Error::from_raw_os_error(libc::ENODEV);
+        if self.is_there() { write_to(&self.path, self.id, file, text) } else { Err(gone) }
+    }
+}
+
+/// Whether a cgroup is there, and no other one that was made with its path.
+#[must_use]
+pub fn is_same(cgroup: &Path, id: u64) -> bool {
+    inode(cgroup) == Some(id)
+}
+
+/// Writes to a file of a cgroup; does nothing if the cgroup is gone, also if there is another one by its path.
+pub fn write_to(cgroup: &Path, id: u64, file: &str, text: &str) -> io::Result<()> {
+    let mut open = match File::options().write(true).open(cgroup.join(file)) {
+        Err(_) if !is_same(cgroup, id) => return Ok(()),
+        opened => opened?,
+    };
+    // IDs are not used again, so what was opened before belongs to that one as well.
+    if is_same(cgroup, id) { open.write_all(text.as_bytes()) } else { Ok(()) }
 }
 
 /// Whether this line is in its `cgroup.events`.
@@ -159,14 +197,29 @@ pub fn says(cgroup: &Path, line: &str) -> bool {
     events.lines().any(|event| event == line)
 }
 
+/// The processes in the cgroup directory `path`, but not below it, as far as they can be read. Those that our PID
+/// namespace has no number for are left out: 0, which stands for them, would mean us.
+#[must_use]
+pub fn processes_in(path: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid != 0).collect()
+}
+
+/// The cgroups directly below this one that have processes, in them or below them.
+#[must_use]
+pub fn populated_below(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let cgroups = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    cgroups.map(|entry| entry.path()).filter(|cgroup| says(cgroup, "populated 1")).collect()
+}
+
 /// The processes in the cgroup directory `path` and below it, as far as they can be read.
 #[must_use]
 pub fn processes_below(path: &Path) -> Vec<i32> {
     let mut pids = Vec::new();
     // What cannot be read is left out.
     let _ = for_each_below(path, &mut |directory| {
-        let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-        pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+        pids.extend(processes_in(directory));
         Ok(())
     });
     pids

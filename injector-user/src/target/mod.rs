@@ -114,8 +114,8 @@ pub struct Target {
     /// The process that named the cgroup, if one did: its number, and when it was made, so that it is not taken for
     /// another one with that number.
     pub process: Option<(i32, u64)>,
-    /// The container or pod whose cgroup it is, if it is one's.
-    contained: Option<Contained>,
+    /// How to tell whether the cgroup is there, if there is one.
+    presence: Option<Presence>,
     /// Where to look, whatever the processes of the cgroup do.
     namespaces: Vec<Netns>,
     /// Whether to follow the cgroup's processes into other namespaces.
@@ -126,23 +126,41 @@ pub struct Target {
     spares_loopback: bool,
 }
 
-/// A container or pod that is followed when it comes again.
+/// Whether a cgroup is there, and what takes its place when it is not.
 #[derive(Clone, Debug)]
-struct Contained {
-    /// By what it is looked for.
-    wanted: Wanted,
-    /// What it is, for people.
-    title: String,
+struct Presence {
+    successor: Successor,
+    /// What it is, for people, if it is not called by its path.
+    title: Option<String>,
     /// It was there when last looked for.
     is_there: bool,
 }
 
-/// What became of a container or pod.
+/// What takes the place of a cgroup that is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
+enum Successor {
+    /// Nothing: it is that of a command, or of a process.
+    None,
+    /// The next one by that path.
+    Path,
+    /// That of the next container or pod of this description.
+    Container(Wanted),
+}
+
+impl Presence {
+    const fn new(successor: Successor, title: Option<String>) -> Self {
+        Self { successor, title, is_there: true }
+    }
+}
+
+/// What became of the cgroup of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Followed {
-    /// It has ended, and may come again.
+    /// It is gone; another one may take its place.
     Gone,
-    /// It is there again: the target is another cgroup now.
+    /// It is gone, and no other one takes its place.
+    Lost,
+    /// Another one has taken its place, and is the target now.
     Again,
 }
 
@@ -161,7 +179,7 @@ impl Target {
         Ok(Self {
             cgroup: Some(cgroup),
             process: None,
-            contained: None,
+            presence: Some(Presence::new(Successor::None, None)),
             namespaces: vec![Netns::current()?],
             follows: true,
             interfaces: Vec::new(),
@@ -179,7 +197,7 @@ impl Target {
         Ok(Self {
             cgroup: Some(cgroup),
             process: None,
-            contained: Some(Contained { wanted, title, is_there: true }),
+            presence: Some(Presence::new(Successor::Container(wanted), Some(title))),
             namespaces: Vec::new(),
             follows: true,
             interfaces: Vec::new(),
@@ -194,9 +212,11 @@ impl Target {
         }
         let mut cgroup = None;
         let mut process = None;
+        let mut presence = None;
         let mut netns = spec.netns.as_deref().map(Netns::find).transpose()?;
         if let Some(path) = &spec.cgroup {
             cgroup = Some(Hierarchy::find()?.open(path)?);
+            presence = Some(Presence::new(Successor::Path, None));
         }
         if let Some(pid) = spec.pid {
             let handle = Handle::open(pid).ok_or(ResolveError::NoProcess(pid))?;
@@ -209,16 +229,17 @@ impl Target {
                 return Err(ResolveError::NoProcess(pid));
             }
             process = Some((pid, handle.started));
+            presence = Some(Presence::new(Successor::None, None));
         }
-        let mut contained = None;
-        if let Some(found) = find_container(spec)? {
-            cgroup = Some(Hierarchy::find()?.open(&found.cgroup)?);
-            let Found { wanted, title, .. } = found;
-            contained = Some(Contained { wanted, title, is_there: true });
+        let container = find_container(spec)?;
+        let is_container = container.is_some();
+        if let Some(Found { wanted, title, cgroup: path }) = container {
+            cgroup = Some(Hierarchy::find()?.open(&path)?);
+            presence = Some(Presence::new(Successor::Container(wanted), Some(title)));
         }
-        let follows = (spec.cgroup.is_some() || contained.is_some()) && netns.is_none();
+        let follows = (spec.cgroup.is_some() || is_container) && netns.is_none();
         // A container is where its processes are, and not here as well.
-        let is_elsewhere = follows && contained.is_some();
+        let is_elsewhere = follows && is_container;
         let namespaces = match netns {
             None if is_elsewhere => Vec::new(),
             None => vec![Netns::current()?],
@@ -227,7 +248,7 @@ impl Target {
         let target = Self {
             cgroup,
             process,
-            contained,
+            presence,
             namespaces,
             follows,
             interfaces: spec.interface.clone(),
@@ -240,10 +261,10 @@ impl Target {
     /// Whether another one means the same processes and places.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        let wanted = |target: &Self| target.contained.as_ref().map(|its| its.wanted.clone());
+        let successor = |target: &Self| target.presence.as_ref().map(|its| its.successor.clone());
         self.cgroup == other.cgroup
             && self.process == other.process
-            && wanted(self) == wanted(other)
+            && successor(self) == successor(other)
             && self.namespaces == other.namespaces
             && self.interfaces == other.interfaces
     }
@@ -251,34 +272,69 @@ impl Target {
     /// What it is, for people, if it is a container or a pod.
     #[must_use]
     pub fn title(&self) -> Option<&str> {
-        self.contained.as_ref().map(|contained| contained.title.as_str())
+        self.presence.as_ref().and_then(|presence| presence.title.as_deref())
     }
 
-    /// Looks whether a container or pod has ended, or has come again in another cgroup. To be called now and then.
+    /// What the processes are called that may be gone.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match (self.title(), self.process, &self.cgroup) {
+            (Some(title), ..) => title.to_owned(),
+            (None, Some((pid, _)), _) => format!("process {pid}"),
+            (None, None, Some(cgroup)) => format!("cgroup {}", cgroup.path.display()),
+            (None, None, None) => String::new(),
+        }
+    }
+
+    /// Whether it was there when it was last looked for.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.presence.as_ref().is_none_or(|presence| presence.is_there)
+    }
+
+    /// Whether it is gone now.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        let (Some(presence), Some(cgroup)) = (&self.presence, &self.cgroup) else { return false };
+        match (&presence.successor, self.process) {
+            // A runtime may leave the cgroup of a container that has ended.
+            (Successor::Container(_), _) => !cgroup.is_populated(),
+            (_, Some((pid, started))) => !cgroup.is_there() || Handle::find(pid, started).is_none(),
+            (_, None) => !cgroup.is_there(),
+        }
+    }
+
+    /// Looks whether the cgroup is gone, or another one has taken its place. To be called now and then.
     pub fn follow(&mut self) -> Result<Option<Followed>, ResolveError> {
-        let (Some(contained), Some(cgroup)) = (&mut self.contained, &self.cgroup) else {
+        let is_there = !self.is_gone();
+        let (Some(presence), Some(cgroup)) = (&mut self.presence, &self.cgroup) else {
             return Ok(None);
         };
-        if cgroup.is_populated() {
-            contained.is_there = true;
+        if is_there {
+            presence.is_there = true;
             return Ok(None);
         }
         let hierarchy = Hierarchy::find()?;
-        let found = contained.wanted.find(&Roots::of_v2(&hierarchy));
         // Why it is not found is not asked. Whatever it is that cannot be opened goes away just now.
-        let again = found.ok().and_then(|found| {
-            let cgroup = hierarchy.open(&found.cgroup).ok()?;
-            Some((found.title, cgroup))
-        });
-        match again {
-            Some((_, cgroup)) if self.cgroup.as_ref() == Some(&cgroup) => Ok(None),
-            Some((title, cgroup)) => {
-                *contained = Contained { title, is_there: true, ..contained.clone() };
-                self.cgroup = Some(cgroup);
+        let next = match &presence.successor {
+            Successor::None => None,
+            Successor::Path => hierarchy.open(&cgroup.path).ok().map(|cgroup| (None, cgroup)),
+            Successor::Container(wanted) => wanted
+                .find(&Roots::of_v2(&hierarchy))
+                .ok()
+                .and_then(|found| Some((Some(found.title), hierarchy.open(&found.cgroup).ok()?))),
+        };
+        match next {
+            Some((_, next)) if *cgroup == next => Ok(None),
+            Some((title, next)) => {
+                presence.title = title;
+                presence.is_there = true;
+                self.cgroup = Some(next);
                 Ok(Some(Followed::Again))
             }
-            None if std::mem::take(&mut contained.is_there) => Ok(Some(Followed::Gone)),
-            None => Ok(None),
+            None if !std::mem::take(&mut presence.is_there) => Ok(None),
+            None if presence.successor == Successor::None => Ok(Some(Followed::Lost)),
+            None => Ok(Some(Followed::Gone)),
         }
     }
 

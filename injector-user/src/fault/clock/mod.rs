@@ -65,7 +65,7 @@ pub enum ClockFaultError {
 pub struct Clocks {
     patched: Option<Patched>,
     probe: Option<ClockProbe>,
-    /// Which of them were chosen, for a container that comes again.
+    /// Which of them were chosen, for the cgroup that takes the place of this one.
     chosen: Vec<Engine>,
     /// What the probes did that are gone.
     counted: Option<ProbeCounters>,
@@ -122,8 +122,8 @@ impl Clocks {
         patched.into_iter().chain(self.probe.as_ref().map(|_| Engine::Probe)).collect()
     }
 
-    /// Makes the clocks of another cgroup's processes go wrong from now on, by the same engines and the same times: of a
-    /// container that has come again.
+    /// Makes the clocks of another cgroup's processes go wrong from now on, by the same engines and the same times: of one
+    /// that has taken the place of the one before.
     pub fn retarget(
         &mut self,
         instance: &mut Instance,
@@ -204,7 +204,8 @@ impl Patched {
         // One for each process.
         limits::raise_files().map_err(ClockFaultError::Files)?;
         let owner = u64::from(std::process::id()) << 32 | u64::from(rand::random::<u32>());
-        let action = Action::SkewClocks { owner, cgroup: cgroup.path.clone() };
+        let inode = Some(cgroup.id);
+        let action = Action::SkewClocks { owner, cgroup: cgroup.path.clone(), inode };
         // What is done is done by the thread; the journal must know first.
         let action = instance.perform(action, || Ok(()))?;
         let mut spared = vec![std::process::id().cast_signed()];

@@ -371,7 +371,7 @@ impl Network {
         Ok(self.object.set_control(control)?)
     }
 
-    /// Faults packets of another target of the same kind from now on: a container that has come again. Counters and
+    /// Faults packets of the cgroup that has taken the place of the one before. Counters and
     /// random streams go on.
     pub fn retarget(
         &mut self,

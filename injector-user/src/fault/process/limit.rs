@@ -14,6 +14,7 @@ use super::{ProcessFaultError, scope::Scope};
 use crate::{
     lifetime::{action::Action, instance::Instance},
     spec::process::{CpuLimit, IoLimit},
+    target::cgroup::Cgroup,
 };
 
 /// The period of a share, in microseconds; the kernel's default.
@@ -38,7 +39,7 @@ pub struct LimitStatistics {
 /// Limits that are in force.
 #[derive(Debug)]
 pub struct Limits {
-    cgroup: PathBuf,
+    cgroup: Cgroup,
     statistics: Vec<LimitStatistics>,
     /// What the kernel had counted before.
     throttled_us: u64,
@@ -56,7 +57,7 @@ impl Limits {
         cpu: Option<CpuLimit>,
         io: Option<&IoLimit>,
     ) -> Result<Self, ProcessFaultError> {
-        let cgroup = scope.cgroup.path.clone();
+        let cgroup = scope.cgroup.clone();
         let mut limits = Self {
             cgroup,
             statistics: Vec::new(),
@@ -94,8 +95,11 @@ impl Limits {
             if has(&control, controller) {
                 continue;
             }
-            let action =
-                Action::EnableController { cgroup: cgroup.into(), controller: controller.into() };
+            let action = Action::EnableController {
+                cgroup: cgroup.into(),
+                controller: controller.into(),
+                inode: cgroup.metadata().map(|metadata| metadata.ino()).ok(),
+            };
             let done = instance.perform(action, || fs::write(control, format!("+{controller}")))?;
             self.actions.push(done);
         }
@@ -112,7 +116,7 @@ impl Limits {
         let share = (cpu.fraction() * period).max(LEAST_US);
         if quota.is_some_and(|quota| quota < share) {
             return Err(ProcessFaultError::Tighter(
-                self.cgroup.clone(),
+                self.cgroup.path.clone(),
                 format!("cpu.max {before}"),
             ));
         }
@@ -146,24 +150,26 @@ impl Limits {
         before: String,
         after: String,
     ) -> Result<(), ProcessFaultError> {
-        let path = self.cgroup.join(file);
-        let inode = self.cgroup.metadata().map(|metadata| metadata.ino()).unwrap_or_default();
-        let limit = after.clone();
-        let action = Action::SetLimit { path: path.clone(), inode, before, after };
-        self.actions.push(instance.perform(action, || fs::write(path, &limit))?);
+        let (path, limit) = (self.cgroup.path.join(file), after.clone());
+        let action = Action::SetLimit { path, inode: self.cgroup.id, before, after };
+        let cgroup = &self.cgroup;
+        self.actions.push(instance.perform(action, || cgroup.write(file, &limit))?);
         let throttled_ms = (file == "cpu.max").then_some(0.0);
         self.statistics.push(LimitStatistics { limit: format!("{file} {limit}"), throttled_ms });
         Ok(())
     }
 
     fn read(&self, file: &str) -> Result<String, ProcessFaultError> {
-        let path = self.cgroup.join(file);
+        let path = self.cgroup.path.join(file);
         fs::read_to_string(&path).map_err(|source| ProcessFaultError::Limit { path, source })
     }
 
     /// `None` if the cgroup is gone.
     fn read_throttled(&self) -> Option<u64> {
-        let text = fs::read_to_string(self.cgroup.join("cpu.stat")).ok()?;
+        let text = fs::read_to_string(self.cgroup.path.join("cpu.stat")).ok()?;
+        if !self.cgroup.is_there() {
+            return None;
+        }
         let line = text.lines().find_map(|line| line.strip_prefix("throttled_usec "));
         line.and_then(|number| number.parse().ok())
     }

@@ -192,7 +192,7 @@ impl Processes {
         Ok(Self { pauser, killer, failer, limits, cpu: faults.cpu, io: faults.io.clone() })
     }
 
-    /// Faults the processes of another target of the same kind from now on: a container that has come again. Times and
+    /// Faults the processes of the cgroup that has taken the place of the one before. Times and
     /// counts go on.
     pub fn retarget(
         &mut self,

@@ -70,6 +70,8 @@ impl Scope {
         let handles =
             pids.into_iter().filter(|pid| !self.own.contains(pid)).filter_map(Handle::open);
         // Now that the number is held, it can be told whose it is.
-        handles.filter(|handle| holds(handle.pid)).collect()
+        let handles = handles.filter(|handle| holds(handle.pid)).collect();
+        // Else they may be of another one that has been made by its path.
+        if self.cgroup.is_there() { handles } else { Vec::new() }
     }
 }

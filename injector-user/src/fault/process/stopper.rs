@@ -2,9 +2,7 @@
 
 use std::{
     collections::HashSet,
-    fs,
-    os::unix::fs::MetadataExt as _,
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -87,17 +85,17 @@ impl Stopper {
     }
 
     fn freeze(&mut self, instance: &mut Instance) -> Result<Outcome, ProcessFaultError> {
-        let path = self.scope.cgroup.path.clone();
-        let freeze = path.join(FREEZE);
-        let is_running = fs::read_to_string(&freeze).is_ok_and(|state| state.trim() == "0");
-        if !is_running || !says(&path, "populated 1") {
+        let cgroup = &self.scope.cgroup;
+        let path = cgroup.path.clone();
+        let state = fs::read_to_string(path.join(FREEZE));
+        let is_running = state.is_ok_and(|state| state.trim() == "0");
+        if !is_running || !says(&path, "populated 1") || !cgroup.is_there() {
             return Ok(Outcome::Nothing);
         }
-        let inode = path.metadata().map(|metadata| metadata.ino()).unwrap_or_default();
-        let action = Action::FreezeCgroup { path: path.clone(), inode };
-        let frozen = instance.perform(action, || match fs::write(&freeze, "1") {
+        let action = Action::FreezeCgroup { path: path.clone(), inode: cgroup.id };
+        let frozen = instance.perform(action, || match cgroup.write(FREEZE, "1") {
             // It was removed just now.
-            Err(_) if !path.exists() => Ok(()),
+            Err(_) if !cgroup.is_there() => Ok(()),
             written => written,
         })?;
         self.actions.push(frozen);

@@ -91,6 +91,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// way bring their route along.
 const LOOPBACK_SETTINGS: [&str; 2] = ["ipv4/conf/lo/accept_local", "ipv4/conf/lo/route_localnet"];
 
+/// What they are set to: the kernel takes any number but 0 for yes, and people write 1. So what others set meanwhile is
+/// told from what we did, and stays.
+const YES: &str = "2";
+
 /// How many packets may wait in a queue of the kernel: those that come at line rate while the longest delay
 /// lasts, as far as a quarter of the memory goes.
 #[must_use]
@@ -205,14 +209,18 @@ impl Holds {
         netns: &Netns,
     ) -> Result<Device, NetworkError> {
         let slot = self.slot;
-        let near = Identity { name: format!("{NEAR}{slot}"), index: self.interface() };
+        let index = self.interface();
+        let address = Some(device::random_address());
+        let near = Identity { name: format!("{NEAR}{slot}"), index, address };
         match self.engine {
             Engine::Edt => {
-                let far = Identity { name: format!("{FAR}{slot}"), index: near.index + 1 };
+                let far =
+                    Identity { name: format!("{FAR}{slot}"), index: index + 1, address: None };
                 let add = Action::AddDevice {
                     netns: netns.inode(),
                     name: near.name.clone(),
                     interface: near.index,
+                    address,
                 };
                 let action = instance.perform(add, || {
                     device::add_veth(netns, &near, &far)
@@ -253,8 +261,12 @@ impl Holds {
     ) -> Result<(), NetworkError> {
         for setting in LOOPBACK_SETTINGS {
             let before = sysctl::get(netns, setting)?.map_err(NetworkError::Loopback)?;
+            if !["0", YES].contains(&before.as_str()) {
+                // It is as it must be, and others have it so.
+                continue;
+            }
             let change = change_of(netns.inode(), setting, before);
-            let set = || sysctl::set(netns, setting, "1").map_err(io::Error::other)?;
+            let set = || sysctl::set(netns, setting, YES).map_err(io::Error::other)?;
             let action = instance.perform(change, set)?;
             self.settings.push((netns.clone(), action));
         }
@@ -323,7 +335,7 @@ impl Holds {
     }
 }
 
-/// The change of a setting to 1, as another injector has announced it if one has.
+/// The change of a setting to [`YES`], as another injector has announced it if one has.
 fn change_of(netns: u64, name: &str, before: String) -> Action {
     let is_same = |action: &Action| {
         matches!(action, Action::SetSysctl { netns: there, name: other, .. }
@@ -333,7 +345,7 @@ fn change_of(netns: u64, name: &str, before: String) -> Action {
         netns,
         name: name.into(),
         before,
-        after: "1".into(),
+        after: YES.into(),
     })
 }
 
