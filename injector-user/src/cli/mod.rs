@@ -34,14 +34,22 @@ const USAGE: u8 = 2;
 /// `--require-match`, and nothing matched.
 const NOTHING_MATCHED: u8 = 3;
 
-/// Fault injector for Linux: breaks packets of a command, a cgroup, a namespace or a host, precisely
-/// and safely
+/// Fault injector for Linux: breaks the network, the clocks and the processes of a command, a cgroup, a container, a pod,
+/// a namespace or a host, precisely and safely
 #[derive(Parser)]
 #[command(name = "injector", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "\
-Exit codes: 0 done; 1 failed; 2 wrong usage; 3 nothing matched, with --require-match.
-`injector run` exits with its command's code, 128+n if signal n ended it, 126 if it cannot be executed
-and 127 if it is not found.")]
+Exit codes:
+  0    done
+  1    failed; nothing is half-applied
+  2    wrong usage; nothing was touched
+  3    nothing matched, with --require-match
+  run  exits with CMD's code: 128+n if signal n ended it, 126 if it cannot be
+       executed, 127 if it is not found
+
+Environment:
+  INJECTOR_LOG  filter of diagnostics on standard error, such as `debug` or
+                `injector_user::kernel=debug` (tracing-subscriber's EnvFilter)")]
 struct Cli {
     /// Say more on standard error; the eBPF programs too
     #[arg(short, long, global = true)]
