@@ -1,6 +1,6 @@
 # What the experiments share; they source it. An experiment defines `measure`, which writes $OUT/$NAME.csv, and ends with
 # `experiment "$@"`.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
