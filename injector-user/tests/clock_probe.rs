@@ -23,7 +23,7 @@ use injector_user::kernel::{
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::{INJECTOR, Process, TestCgroup, number};
+use support::{INJECTOR, Process, TestCgroup, number, skip};
 
 const SECOND: i64 = 1_000_000_000;
 const HOUR: i64 = 3600 * SECOND;
@@ -48,7 +48,10 @@ fn attach(cgroup: &TestCgroup, config: impl FnOnce(&mut Config)) -> Option<Clock
     config(&mut parameters);
     match ClockProbe::attach(&parameters) {
         Ok(probe) => Some(probe),
-        Err(ClockProbeError::Lockdown(_)) if is_locked_down() => None,
+        Err(ClockProbeError::Lockdown(_)) if is_locked_down() => {
+            skip("the kernel is locked down: eBPF cannot write to user memory");
+            None
+        }
         Err(error) => panic!("{error:?}"),
     }
 }

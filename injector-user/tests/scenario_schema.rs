@@ -76,22 +76,17 @@ fn the_schema_refuses_what_the_code_refuses() {
 #[test]
 fn checking_touches_nothing_and_needs_no_privileges() {
     let path = &examples()[0];
+    // The build's folder may be out of that user's reach.
+    let injector = std::env::temp_dir().join(format!("injector-check-{}", std::process::id()));
+    fs::copy(env!("CARGO_BIN_EXE_injector"), &injector).expect("it can be copied");
     let output = Command::new("setpriv")
-        .args([
-            "--reuid=65534",
-            "--clear-groups",
-            env!("CARGO_BIN_EXE_injector"),
-            "apply",
-            "--check",
-        ])
-        .arg("/dev/stdin")
+        .args(["--reuid=65534", "--clear-groups"])
+        .arg(&injector)
+        .args(["apply", "--check", "/dev/stdin"])
         .stdin(fs::File::open(path).expect("it can be read"))
         .output()
         .expect("util-linux is installed");
-    // Where this user cannot reach the program itself there is nothing to see.
+    let _ = fs::remove_file(&injector);
     let errors = String::from_utf8_lossy(&output.stderr);
-    if errors.contains("failed to execute") || errors.contains("Permission denied") {
-        return;
-    }
     assert!(output.status.success(), "{errors}");
 }

@@ -29,7 +29,7 @@ use super::support::{
     INJECTOR,
     agent::Agent,
     container::{self, Container, Machine},
-    scratch_file,
+    scratch_file, skip,
 };
 
 /// Where scripts/setup-kubernetes puts the server.
@@ -60,7 +60,7 @@ impl Cluster {
     /// said.
     pub fn start() -> Option<Self> {
         if !Path::new(SERVER).exists() {
-            eprintln!("skipped: there is no {SERVER}; scripts/setup-kubernetes makes it");
+            skip(&format!("{SERVER} is missing: scripts/setup-kubernetes makes it"));
             return None;
         }
         let folder = scratch_file();

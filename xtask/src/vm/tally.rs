@@ -1,11 +1,14 @@
 //! What a guest says, and how it went by that.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use serde_json::Value;
 
 /// The mark of what the guest's init says itself.
 const MARK: &str = "@@vm ";
+
+/// What begins a line by which a test says that it, or a part of it, is skipped.
+const SKIP: &str = "SKIPPED ";
 
 /// What was heard of a guest.
 #[derive(Debug, Default)]
@@ -23,6 +26,7 @@ pub struct Tally {
     passed: u64,
     failed: u64,
     ignored: u64,
+    skips: BTreeSet<String>,
     /// Those of the job that runs.
     failed_here: u64,
     seconds: u64,
@@ -43,6 +47,8 @@ impl Tally {
             self.passed += count(" passed").unwrap_or(0);
             self.failed_here += count(" failed").unwrap_or(0);
             self.ignored += count(" ignored").unwrap_or(0);
+        } else if let Some(skip) = line.split_once(SKIP).map(|(_, skip)| skip) {
+            self.skips.insert(skip.to_owned());
         } else if let Some(name) =
             line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
         {
@@ -98,6 +104,9 @@ impl Tally {
         for failure in &self.failures {
             let _ = writeln!(text, "failed on Linux {kernel}: {failure}");
         }
+        for skip in &self.skips {
+            let _ = writeln!(text, "skipped on Linux {kernel}: {skip}");
+        }
         for problem in &self.problems {
             let _ = writeln!(text, "failed on Linux {kernel}: {problem}");
         }
@@ -106,9 +115,10 @@ impl Tally {
         let verdict = if self.is_good() { "ok" } else { "FAILED" };
         let _ = write!(
             text,
-            "test result: {verdict}. {} passed; {failed} failed; {} ignored; Linux {}, booted in {:.1} s, ran {} s",
+            "test result: {verdict}. {} passed; {failed} failed; {} ignored; {} skipped; Linux {}, booted in {:.1} s, ran {} s",
             self.passed,
             self.ignored,
+            self.skips.len(),
             self.release.as_deref().unwrap_or(kernel),
             self.boot.unwrap_or(f64::NAN),
             self.seconds,
@@ -138,6 +148,7 @@ mod tests {
             "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.00s",
             "@@vm end loss 0 10",
             "@@vm start cli",
+            "SKIPPED c: no engine",
             "test b ... FAILED",
             "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s",
             "@@vm end cli 101 5",
@@ -147,7 +158,8 @@ mod tests {
         assert_eq!(
             tally.summary("6.12"),
             "failed on Linux 6.12: b\n\
-             test result: FAILED. 7 passed; 1 failed; 1 ignored; Linux 6.12.95, booted in 3.2 s, ran 15 s"
+             skipped on Linux 6.12: c: no engine\n\
+             test result: FAILED. 7 passed; 1 failed; 1 ignored; 1 skipped; Linux 6.12.95, booted in 3.2 s, ran 15 s"
         );
     }
 
