@@ -32,7 +32,7 @@ pub struct Hold {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HoldState {
-    /// When the link is free, by [`crate::packet::Direction`], in `CLOCK_MONOTONIC` nanoseconds.
+    /// When the link is free, by [`crate::packet::Direction`], see [`Rate::transmit`]; `now_ns` is `CLOCK_MONOTONIC`.
     pub free_ns: [u64; 2],
     /// A [`Memory`].
     pub memory: u64,

@@ -40,7 +40,7 @@ impl Link {
         if sent.waits_ns > self.rate.queue_ns {
             return None;
         }
-        self.free_ns = sent.ends_ns;
+        self.free_ns = sent.free_ns;
         Some(sent)
     }
 }
@@ -74,6 +74,11 @@ fn bits_a_second() -> impl Strategy<Value = u64> {
         1 => Just(1_000),
         1 => Just(1_000_000_000_000),
     ]
+}
+
+/// From a clock that has just begun to a year of uptime.
+fn time() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), 0..1_000u64, 0..100_000_000_000u64, 0..1u64 << 55]
 }
 
 /// Frames, and what segmentation offload makes of them.
@@ -164,7 +169,8 @@ mod the_limits {
         // 2^62 ns are 146 years.
         let late = 1 << 62;
         let sent = rate.transmit(late + longest, late, u32::MAX);
-        assert_eq!(sent, Transmission { waits_ns: longest, ends_ns: late + 2 * longest });
+        let ends_ns = late + 2 * longest;
+        assert_eq!(sent, Transmission { waits_ns: longest, ends_ns, free_ns: ends_ns });
     }
 
     #[test]
@@ -202,7 +208,8 @@ mod the_limits {
         let mut link = Link::new(unlimited);
         for now_ns in [0, 0, 5, 5, 1 << 62] {
             let sent = link.send(now_ns, u32::MAX);
-            assert_eq!(sent, Some(Transmission { waits_ns: 0, ends_ns: now_ns }));
+            let expected = Transmission { waits_ns: 0, ends_ns: now_ns, free_ns: now_ns };
+            assert_eq!(sent, Some(expected));
         }
     }
 
@@ -221,9 +228,10 @@ mod the_limits {
         ) {
             let rate = Rate::new(bits_a_second, burst, FOREVER, overhead);
             let sent = rate.transmit(free_ns, now_ns, bytes);
-            let starts_ns = free_ns.max(now_ns.saturating_sub(rate.burst_ns));
-            prop_assert!(sent.ends_ns >= starts_ns);
-            prop_assert!(sent.ends_ns - starts_ns <= rate.time_of(MOST_BYTES.into()));
+            let starts_ns = free_ns.max(now_ns);
+            prop_assert!(sent.free_ns >= starts_ns);
+            prop_assert!(sent.free_ns - starts_ns <= rate.time_of(MOST_BYTES.into()));
+            prop_assert_eq!(sent.ends_ns, sent.free_ns.saturating_sub(rate.burst_ns));
         }
     }
 }
@@ -247,19 +255,19 @@ mod an_idle_link {
             assert_time(sent.ends_ns - now_ns, bits_a_second, bytes.into(), 1);
         }
 
-        // However long it was idle, a burst is all that goes without waiting; all of it does.
+        // However long it was idle, and however early it is on the clock, a burst is all that goes without waiting;
+        // all of it does.
         #[test]
         fn sends_a_burst_without_waiting_and_then_at_the_rate(
             bits_a_second in bits_a_second(),
             within in prop::collection::vec(bytes(), 0..50),
             spare in bytes(),
             beyond in prop::collection::vec(bytes(), 0..50),
-            idle_ns in 0..1u64 << 55,
+            now_ns in time(),
         ) {
             let sum = |lengths: &[u32]| lengths.iter().map(|&bytes| u64::from(bytes)).sum::<u64>();
             let burst = sum(&within) + u64::from(spare);
             let rate = Rate::new(bits_a_second, burst, FOREVER, 0);
-            let now_ns = rate.burst_ns + idle_ns;
             let mut link = Link::new(rate);
             for &bytes in &within {
                 let sent = link.send(now_ns, bytes).expect("is sent");
@@ -268,14 +276,28 @@ mod an_idle_link {
             for &bytes in &beyond {
                 let _ = link.send(now_ns, bytes);
             }
-            // All of it as from a burst's time ago, if it was sent at all.
+            // All of it as from a burst's time ago, where the link's own clock is, if it was sent at all.
             if within.len() + beyond.len() > 0 {
                 let total = sum(&within) + sum(&beyond);
                 let packets = (within.len() + beyond.len()) as u64;
-                let taken_ns = link.free_ns - (now_ns - rate.burst_ns);
+                let taken_ns = link.free_ns - now_ns;
                 assert_time(taken_ns, bits_a_second, total, packets);
             }
         }
+    }
+
+    #[test]
+    fn has_its_whole_burst_when_the_clock_has_just_begun() {
+        // A burst of 100 s, 1 s after the machine was booted.
+        let mut link = Link::new(Rate::new(1_000, 12_500, 0, 0));
+        let second = 1_000_000_000;
+        let sent =
+            (0..20).filter_map(|_| link.send(second, 1_250)).filter(|sent| sent.waits_ns == 0);
+        // One more begins when there is nothing left.
+        assert_eq!(sent.count(), 11);
+        // Which takes its 10 s.
+        assert_eq!(link.send(11 * second - 1, 1), None);
+        assert!(link.send(11 * second, 1).is_some());
     }
 
     #[test]
@@ -289,7 +311,7 @@ mod an_idle_link {
                 assert_eq!(sent.ends_ns, now_ns - 80_000_000 + number * 8_000_000);
             }
             let waiting = link.rate.transmit(link.free_ns, now_ns, 1_000);
-            assert_eq!(waiting, Transmission { waits_ns: 0, ends_ns: now_ns + 8_000_000 });
+            assert_eq!((waiting.waits_ns, waiting.ends_ns), (0, now_ns + 8_000_000));
         }
     }
 
@@ -332,7 +354,8 @@ mod overhead {
     fn that_takes_off_more_than_there_is_leaves_nothing() {
         for overhead in [-100, -101, i32::MIN] {
             let rate = Rate::new(1_000, 0, FOREVER, overhead);
-            assert_eq!(rate.transmit(7, 0, 100), Transmission { waits_ns: 7, ends_ns: 7 });
+            let expected = Transmission { waits_ns: 7, ends_ns: 7, free_ns: 7 };
+            assert_eq!(rate.transmit(7, 0, 100), expected);
         }
         assert_eq!(Rate::new(1_000, 0, FOREVER, -99).transmit(0, 0, 100).ends_ns, 8_000_000);
     }
@@ -362,7 +385,7 @@ fn traffic() -> impl Strategy<Value = Traffic> {
     let burst = prop_oneof![Just(0), 1..3_000u64, 3_000..100_000u64];
     let queue = prop_oneof![Just(None), (0.0..20.0f64).prop_map(Some)];
     let packets = prop::collection::vec((gap, bytes()), 1..60);
-    (bits_a_second(), burst, queue, -20..40i32, 0..1u64 << 50, packets).prop_map(
+    (bits_a_second(), burst, queue, -20..40i32, time(), packets).prop_map(
         |(bits_a_second, burst, queue, overhead, mut now_ns, packets)| {
             let unit = plain(bits_a_second).time_of(1_500) as f64;
             let queue_ns = queue.map_or(FOREVER, |queue: f64| (queue * unit) as u64);
@@ -425,7 +448,7 @@ mod any_traffic {
         #[test]
         fn waits_for_the_backlog(traffic in traffic()) {
             let rate = traffic.rate;
-            let (mut credit, mut before) = (0, 0);
+            let (mut credit, mut before) = (i128::from(rate.burst_ns), 0);
             for (now_ns, length, sent) in traffic.run() {
                 credit = (credit + i128::from(now_ns - before)).min(rate.burst_ns.into());
                 before = now_ns;
@@ -434,7 +457,8 @@ mod any_traffic {
                 if let Some(sent) = sent {
                     prop_assert_eq!(i128::from(sent.waits_ns), backlog);
                     credit -= i128::from(rate.time_of(length));
-                    prop_assert_eq!(i128::from(sent.ends_ns), i128::from(now_ns) - credit);
+                    // Before the clock's zero there is no telling when.
+                    prop_assert_eq!(i128::from(sent.ends_ns), (i128::from(now_ns) - credit).max(0));
                 }
             }
         }
@@ -444,10 +468,10 @@ mod any_traffic {
             let (mut free_ns, mut left_ns) = (0, 0);
             for (now_ns, length, sent) in traffic.run() {
                 let Some(sent) = sent else { continue };
-                prop_assert!(sent.ends_ns >= free_ns, "{} after {}", sent.ends_ns, free_ns);
-                prop_assert!(sent.ends_ns - free_ns >= traffic.rate.time_of(length));
+                prop_assert!(sent.free_ns >= free_ns, "{} after {}", sent.free_ns, free_ns);
+                prop_assert!(sent.free_ns - free_ns >= traffic.rate.time_of(length));
                 prop_assert!(sent.ends_ns.max(now_ns) >= left_ns);
-                (free_ns, left_ns) = (sent.ends_ns, sent.ends_ns.max(now_ns));
+                (free_ns, left_ns) = (sent.free_ns, sent.ends_ns.max(now_ns));
             }
         }
 
@@ -468,9 +492,9 @@ mod any_traffic {
             for (now_ns, length, sent) in traffic.run() {
                 let Some(sent) = sent else { continue };
                 if free_ns >= now_ns {
-                    prop_assert_eq!(sent.ends_ns, free_ns + traffic.rate.time_of(length));
+                    prop_assert_eq!(sent.free_ns, free_ns + traffic.rate.time_of(length));
                 }
-                free_ns = sent.ends_ns;
+                free_ns = sent.free_ns;
             }
         }
     }

@@ -12,7 +12,8 @@ use std::{
 use serde_json::Value;
 use statrs::distribution::{ContinuousCDF as _, Normal};
 use support::{
-    FAMILIES, Family, Host, Injector, Lab, RuleFile, TestCgroup, binomial, engines, serve, talk,
+    FAMILIES, Family, Host, Injector, Lab, RuleFile, TestCgroup, binomial, engines, number, serve,
+    talk,
 };
 
 /// How many datagrams each accuracy is told from.
@@ -373,6 +374,29 @@ fn rate_builds_a_queue_and_then_drops_and_both_are_counted() {
         assert!((21..N).contains(&arrived), "{engine}: {arrived}");
         let longest = arrivals.iter().map(|arrival| arrival.delay_ms).fold(0.0, f64::max);
         assert!((190.0..240.0).contains(&longest), "{engine}: {longest} ms");
+    }
+}
+
+#[test]
+fn the_whole_burst_is_there_from_the_start() {
+    // 2.8 MB. A kilobit a second is as much only after six hours of uptime.
+    const N: u64 = 2000;
+    let _turn = turn();
+    let lab = Lab::new();
+    for engine in engines() {
+        let line = format!(
+            "--engine {engine} --interface veth0 --protocol udp --rate 1kbit,burst=100mb,queue=1b"
+        );
+        let injector = Injector::start(&lab.left, &line);
+        for (from, to) in [(&lab.left, &lab.right), (&lab.right, &lab.left)] {
+            let at = to.at(Family::V4, 9000);
+            let receiver = serve(to, None, &format!("udp-receive --bind {at}"));
+            let line = format!("udp-send --to {at} --count {N} --size 1400 --pause-us 50");
+            assert_eq!(number(&talk(from, None, &line), "sent"), N);
+            assert_eq!(number(&receiver.finish(), "received"), N, "{engine}");
+        }
+        let total = injector.stop().total;
+        assert_eq!((total.matched, total.queue_dropped), (2 * N, 0), "{engine} {total:?}");
     }
 }
 

@@ -1,6 +1,9 @@
 //! A link that sends so many bits a second, behind a bounded queue, as a virtual clock: all that is kept is
 //! when the link will be free again.
 //!
+//! That time counts from a burst before the clock's zero. So 0, where each link begins, is a link that has its
+//! whole burst, however near to zero the clock is (`CLOCK_MONOTONIC` begins when the machine boots).
+//!
 //! Each packet's time is rounded down to whole nanoseconds, so that short packets leave faster than asked from some
 //! 25 Gbit/s on: those of 64 bytes by 2 %.
 
@@ -32,8 +35,10 @@ pub struct Rate {
 pub struct Transmission {
     /// For how long the packet waits for those before it, in nanoseconds.
     pub waits_ns: u64,
-    /// When its last bit is on the wire, on the same clock as `now_ns`.
+    /// When its last bit is on the wire, on the same clock as `now_ns`; 0 if that was before the clock's zero.
     pub ends_ns: u64,
+    /// When the link is free again if the packet is sent, for the next [`Rate::transmit`].
+    pub free_ns: u64,
 }
 
 impl Rate {
@@ -54,9 +59,8 @@ impl Rate {
         u64::try_from(time).unwrap_or(u64::MAX)
     }
 
-    /// What becomes of a packet of `bytes` at `now_ns` if the link is free from `free_ns` on.
-    ///
-    /// If it is sent, `ends_ns` is the next `free_ns`; else that stays.
+    /// What becomes of a packet of `bytes` at `now_ns` if the link is free from `free_ns` on, which is 0 for the first
+    /// packet, then what the last packet that was sent has left it at.
     #[inline(always)]
     #[must_use]
     pub const fn transmit(&self, free_ns: u64, now_ns: u64, bytes: u32) -> Transmission {
@@ -68,10 +72,14 @@ impl Rate {
         } else {
             length as u64
         };
-        let earliest = now_ns.saturating_sub(self.burst_ns);
-        let starts_ns = if free_ns > earliest { free_ns } else { earliest };
+        // What is a burst before now counts as now.
+        let starts_ns = if free_ns > now_ns { free_ns } else { now_ns };
         // Below 2^63 for 1 kbit/s and 2^20 bytes: no overflow.
-        let ends_ns = starts_ns + ((self.cost * length) >> COST_SHIFT);
-        Transmission { waits_ns: starts_ns.saturating_sub(now_ns), ends_ns }
+        let free_ns = starts_ns + ((self.cost * length) >> COST_SHIFT);
+        Transmission {
+            waits_ns: starts_ns.saturating_sub(now_ns).saturating_sub(self.burst_ns),
+            ends_ns: free_ns.saturating_sub(self.burst_ns),
+            free_ns,
+        }
     }
 }

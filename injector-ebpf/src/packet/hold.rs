@@ -110,7 +110,7 @@ fn transmit(
     }
     for _ in 0..ATTEMPTS {
         // SAFETY: a map value, aligned to 8.
-        let found = unsafe { atomic::compare_exchange(free, before, sent.ends_ns) };
+        let found = unsafe { atomic::compare_exchange(free, before, sent.free_ns) };
         if found == before {
             break;
         }
