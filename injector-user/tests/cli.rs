@@ -4,7 +4,7 @@ mod support;
 
 use std::process::{Command, Output};
 
-use support::{Family, Lab, RuleFile};
+use support::{Family, Injector, Lab, RuleFile};
 
 fn injector(line: &str) -> Output {
     let mut command = Command::new(support::INJECTOR);
@@ -34,6 +34,19 @@ fn a_wrong_value_is_named_with_its_flag_and_its_range() {
         ("run --loss 1% --remote-port 65536 -- true", &["--remote-port", "0 to 65535"]),
         ("run --loss 1% --tcp-flags foo -- true", &["--tcp-flags", "syn"]),
         ("run --loss 1% --protocol foo -- true", &["--protocol", "tcp, udp"]),
+        ("run --loss 0.1 -- true", &["--loss", "0.1% (or 10%)"]),
+        ("run --loss 0 -- true", &["--loss", "write 0%"]),
+        ("run --loss 1%,corr=25 -- true", &["--loss", "write 25%"]),
+        ("run --loss-state 1,2%,3% -- true", &["--loss-state", "write 1% (or 100%)"]),
+        ("run --loss-gemodel 1%,20 -- true", &["--loss-gemodel", "write 20%"]),
+        ("run --corrupt 20 -- true", &["--corrupt", "write 20%"]),
+        ("run --duplicate 20 -- true", &["--duplicate", "write 20%"]),
+        ("run --delay 5ms,jitter=1ms,corr=20 -- true", &["--delay", "write 20%"]),
+        ("run --delay 5ms --reorder 20 -- true", &["--reorder", "write 20%"]),
+        ("run --cpu 20 -- true", &["--cpu", "write 20%"]),
+        ("run --errno write=EIO,0.5 -- true", &["--errno", "write 0.5% (or 50%)"]),
+        ("run --loss 1% --for 0s -- true", &["--for", "longer than 0s"]),
+        ("inject --netns x --loss 1% --for 0ms", &["--for", "longer than 0s"]),
         ("run --loss 1% --for 5 -- true", &["--for", "5", "unit"]),
         ("run --loss 1% --direction up -- true", &["--direction", "egress, ingress, both"]),
         ("run --loss 1% --seed=-1 -- true", &["--seed"]),
@@ -66,12 +79,42 @@ fn contradictions_are_wrong_usage() {
 }
 
 #[test]
+fn what_faults_all_that_passes_must_have_an_end() {
+    // In a namespace, should it not be refused.
+    let lab = Lab::new();
+    for (line, option) in [
+        ("--host --loss 0%", "--host"),
+        ("--interface lo --loss 0%", "--interface"),
+        ("--netns /proc/self/ns/net --interface lo --loss 0%", "--interface"),
+        ("--agent /no/such/socket --host --loss 0%", "--host"),
+    ] {
+        let mut command = lab.left.command("timeout", None);
+        command.args(["5", support::INJECTOR, "inject"]).args(line.split(' '));
+        let output = command.output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{line}: {said}");
+        for words in [option, "--for 30s", "--for forever"] {
+            assert!(said.contains(words), "{line}: {said}");
+        }
+    }
+    let line = "--host --loss 0% --for forever";
+    Injector::start(&lab.left, line).stop();
+}
+
+#[test]
 fn a_wrong_rule_file_is_named_with_the_place() {
     for (text, words) in [
         ("rules:\n  - loss: 101%\n", &["101%"][..]),
         ("rules:\n  - loss: 1%\n    los: 2%\n", &["los"]),
         ("rules:\n  - name: first\n    remote: 10.0.0.1\n", &["rule 0 (first)", "no fault"]),
         ("rules: []\n", &["rules: this list is empty"]),
+        ("rules: [{loss: 0.1}]\n", &["rules[0].loss", "write 0.1% (or 10%)"]),
+        ("rules: [{loss: 0}]\n", &["rules[0].loss", "write 0%"]),
+        ("rules: [{loss: '20'}]\n", &["rules[0].loss", "write 20%"]),
+        ("rules: [{delay: '5ms,jitter=1ms,corr=1'}]\n", &["rules[0].delay", "write 1% (or 100%)"]),
+        ("processes: {cpu: 50}\n", &["processes.cpu", "write 50%"]),
+        ("processes: {errno: ['write=EIO,50']}\n", &["processes.errno[0]", "write 50%"]),
+        ("rules: [{loss: 1%, for: 0s}]\n", &["rule 0", "longer than 0s"]),
         ("rules: 7\n", &["not a valid rule file"]),
     ] {
         let file = RuleFile::new(text);
@@ -88,9 +131,9 @@ fn what_is_not_there_is_a_failure_that_names_it() {
         ("inject --pid 999999999 --loss 1%", &["no process 999999999"]),
         ("inject --netns nosuch --loss 1%", &["nosuch"]),
         ("inject --pods a/b=c --loss 1%", &["--kubernetes", "--agent", "--pod"]),
-        ("inject --interface nosuch0 --loss 1%", &["nosuch0", "lo"]),
+        ("inject --interface nosuch0 --loss 1% --for 1s", &["nosuch0", "lo"]),
         (
-            "inject --interface lo --loss 1% --remote no-such-host.invalid",
+            "inject --interface lo --loss 1% --for 1s --remote no-such-host.invalid",
             &["no-such-host.invalid"],
         ),
         ("run --loss 1% --output-file /no/such/folder/x -- true", &["/no/such/folder/x"]),
@@ -104,7 +147,7 @@ fn without_privileges_it_says_what_is_missing() {
     let command =
         "setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all";
     for arguments in
-        ["run --loss 1% -- true", "inject --host --loss 1%", "doctor", "list", "cleanup"]
+        ["run --loss 1% -- true", "inject --host --loss 1% --for 1s", "doctor", "list", "cleanup"]
     {
         // Somewhere that nobody can read it from: a copy.
         let copy = support::scratch_file();
@@ -124,7 +167,17 @@ fn without_privileges_it_says_what_is_missing() {
 fn a_refused_start_leaves_nothing_half_applied() {
     let lab = Lab::new();
     let mut command = lab.left.command(support::INJECTOR, None);
-    command.args(["inject", "--interface", "veth0", "--interface", "nosuch0", "--loss", "100%"]);
+    command.args([
+        "inject",
+        "--interface",
+        "veth0",
+        "--interface",
+        "nosuch0",
+        "--loss",
+        "100%",
+        "--for",
+        "1s",
+    ]);
     assert_eq!(command.output().expect("it runs").status.code(), Some(1));
     assert_eq!(lab.left.ping(None, lab.right.address(Family::V4), 3), 3);
 }

@@ -8,8 +8,14 @@ use clap::{Args, ValueEnum};
 use crate::fault::{clock, network::hold};
 use crate::kernel::hook;
 use crate::spec::{
-    Faults, SpecError, clock::ClockSpec, distribution::Files, file, file::FaultsSpec,
-    process::ProcessSpec, rule::RuleSpec, value::Span,
+    Faults, SpecError,
+    clock::ClockSpec,
+    distribution::Files,
+    file,
+    file::FaultsSpec,
+    process::ProcessSpec,
+    rule::RuleSpec,
+    value::{Lifetime, Span},
 };
 
 /// How results are printed.
@@ -63,9 +69,10 @@ pub struct FaultArgs {
 /// What `run` and `inject` have in common.
 #[derive(Args, Debug)]
 pub struct SessionArgs {
-    /// End the faults after this time, for instance 30s or 5m
-    #[arg(long = "for", value_name = "T")]
-    pub duration: Option<Span>,
+    /// End the faults after this time, for instance 30s or 5m; `forever` is until they are ended
+    /// [default: forever; required with `inject --host` and `inject --interface`]
+    #[arg(long = "for", value_name = "T|forever")]
+    pub duration: Option<Lifetime>,
 
     /// Make the decisions repeatable: they are a function of seed, rule and packet number alone
     #[arg(long, value_name = "N")]
@@ -122,6 +129,15 @@ impl FaultArgs {
 }
 
 impl SessionArgs {
+    /// How long the faults last, if not until they are ended.
+    #[must_use]
+    pub fn lasts(&self) -> Option<Span> {
+        match self.duration {
+            Some(Lifetime::For(span)) => Some(span),
+            Some(Lifetime::Forever) | None => None,
+        }
+    }
+
     /// How to delay packets, if that was said.
     pub fn delay_engine(&self) -> Result<Option<hold::Engine>, SpecError> {
         let engine = |engine| match engine {

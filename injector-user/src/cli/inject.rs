@@ -63,6 +63,7 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
             _ => None,
         };
         let request = remote::request(&args.target, &args.faults, &args.session, protect)?;
+        check_end(args)?;
         let client = args.agent.client(at)?;
         return remote::run(client, &request, &args.session, &title(&args.target, None));
     }
@@ -74,6 +75,7 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
     if args.xdp {
         check_for_xdp(&asked.rules).map_err(SpecError::from)?;
     }
+    check_end(args)?;
     let mut instance = session::start_instance()?;
     let asked = asked.resolve()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -100,6 +102,18 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
         Ok(code)
     });
     session::finish(&reports, code)
+}
+
+/// A fault of everything that passes somewhere is easily forgotten: its end must be given.
+fn check_end(args: &InjectArgs) -> Result<(), SpecError> {
+    if args.session.duration.is_some() {
+        return Ok(());
+    }
+    match (args.target.host, args.target.interface.is_empty()) {
+        (true, _) => Err(SpecError::NoEnd("--host")),
+        (_, false) => Err(SpecError::NoEnd("--interface")),
+        _ => Ok(()),
+    }
 }
 
 /// What is faulted, for people: as it was found, or else, where an agent looks for it, as it was asked for.

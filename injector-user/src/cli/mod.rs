@@ -11,6 +11,7 @@ mod inject;
 mod list;
 mod man;
 mod page;
+mod preflight;
 mod privileges;
 mod remote;
 mod report;
@@ -81,9 +82,12 @@ enum Command {
 /// Parses the command line and does what it says.
 #[must_use]
 pub fn main() -> ExitCode {
-    let code = match Cli::try_parse() {
-        Ok(cli) => carry_out(cli),
-        Err(error) => help(&error),
+    let code = match preflight::check_stack() {
+        Ok(()) => match Cli::try_parse() {
+            Ok(cli) => carry_out(cli),
+            Err(error) => help(&error),
+        },
+        Err(error) => failed(&error),
     };
     output::finish_stderr();
     code
@@ -91,7 +95,7 @@ pub fn main() -> ExitCode {
 
 fn carry_out(cli: Cli) -> ExitCode {
     start_log(cli.verbose);
-    let result = match cli.command {
+    let result = preflight::check().and_then(|()| match cli.command {
         Command::Run(args) => run::run(&args, cli.verbose),
         Command::Inject(args) => inject::run(&args, cli.verbose),
         Command::Apply(args) => apply::run(&args, cli.verbose),
@@ -104,11 +108,14 @@ fn carry_out(cli: Cli) -> ExitCode {
         Command::Man(args) => man::man(&args, Cli::command()),
         Command::Crd(args) => crd::run(&args),
         Command::Guardian(args) => guardian::run(&args),
-    };
-    result.unwrap_or_else(|error| {
-        output::complain(&format!("{error:#}"));
-        ExitCode::from(if error.is::<SpecError>() { USAGE } else { FAILED })
-    })
+    });
+    result.unwrap_or_else(|error| failed(&error))
+}
+
+/// Tells of an error, and gives the exit code.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    output::complain(&format!("{error:#}"));
+    ExitCode::from(if error.is::<SpecError>() { USAGE } else { FAILED })
 }
 
 /// Prints help, the version, or what is wrong with the command line.

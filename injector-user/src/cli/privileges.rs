@@ -3,6 +3,8 @@
 use anyhow::{Result, bail};
 use procfs::process::Process;
 
+use super::preflight;
+
 /// The capabilities that injector uses (capabilities(7)) and their bits.
 ///
 /// Each is asked for at the start, as a fault that is half carried out for want of one does harm: who can stop programs
@@ -17,7 +19,7 @@ const NEEDED: [(&str, u32); 7] = [
     ("CAP_BPF", 39),
 ];
 
-/// Fails if a capability is missing, and says which.
+/// Fails if a capability, or a part of /dev or /sys, is missing, and says which.
 pub fn check() -> Result<()> {
     let effective = Process::myself().and_then(|process| process.status())?.capeff;
     let missing: Vec<&str> = NEEDED
@@ -31,5 +33,5 @@ pub fn check() -> Result<()> {
             missing.join(", ")
         );
     }
-    Ok(())
+    preflight::check_mounts()
 }

@@ -10,7 +10,7 @@ use tokio::time::MissedTickBehavior;
 use super::{
     FAILED, NOTHING_MATCHED,
     args::{FaultArgs, SessionArgs},
-    report::{Event, Reporter, RuleReport, Stream},
+    report::{Event, Lasts, Reporter, RuleReport, Stream},
     session,
     signals::Signals,
 };
@@ -95,7 +95,7 @@ pub fn request(
         rules,
         clocks,
         processes,
-        r#for: session.duration,
+        r#for: session.lasts(),
         lease: Some(Span(LEASE)),
     })
 }
@@ -156,7 +156,7 @@ impl Remote {
             target: &target,
             pid: std::process::id(),
             seed: fault.seed,
-            for_ms: session.duration.map(|span| span.0.as_millis() as u64),
+            for_ms: session.lasts().map(Lasts),
             attached: fault.attached.clone(),
             rules: fault.rules.iter().map(|rule| rule.name.as_str()).collect(),
             resolved: &fault.resolved,

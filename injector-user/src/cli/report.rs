@@ -30,8 +30,20 @@ use crate::{
         process,
     },
     output::{self, Importance, Writer},
+    spec::value::Span,
     target::host::Resolved,
 };
+
+/// How long faults last: for people as it was given, in JSON in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Lasts(pub Span);
+
+impl Serialize for Lasts {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // A time of less than a millisecond is not 0.
+        serializer.serialize_u64(self.0.0.as_nanos().div_ceil(1_000_000) as u64)
+    }
+}
 
 /// Something that a session says.
 #[derive(Debug, Serialize)]
@@ -47,7 +59,7 @@ pub enum Event<'a> {
         seed: u64,
         /// When the faults end, in milliseconds from now.
         #[serde(skip_serializing_if = "Option::is_none")]
-        for_ms: Option<u64>,
+        for_ms: Option<Lasts>,
         /// Where the programs are attached.
         attached: Vec<AttachedReport>,
         /// The rules' names.
@@ -450,7 +462,7 @@ fn started(
     text: &mut String,
     target: &str,
     seed: u64,
-    for_ms: Option<u64>,
+    for_ms: Option<Lasts>,
     attached: &[AttachedReport],
     rules: &[&str],
     resolved: &[Resolved],
@@ -462,7 +474,7 @@ fn started(
         let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         writeln!(text, "injector: {name} is {}", addresses.join(", "))?;
     }
-    let end = for_ms.map(|ms| format!(" for {:?}", Duration::from_millis(ms))).unwrap_or_default();
+    let end = for_ms.map(|Lasts(span)| format!(" for {span}")).unwrap_or_default();
     let places = match attached {
         [] => String::new(),
         attached => format!(" on {}", places(attached)),

@@ -89,7 +89,7 @@ async fn under_faults(
     let options = session::options(&args.session, instance, &asked, verbose);
     let title = session::words(&args.command);
     // Without a time limit the faults end with the command.
-    let outlived = args.session.duration.is_some();
+    let outlived = args.session.lasts().is_some();
     let plan = Plan { asked, target, title, options, outlived, made: Some(made) };
     let mut session = Session::start(instance, &args.session, &args.faults, plan, reporter)?;
     let mut child = match spawn(&args.command, &procs, signals.mask_before(), files) {

@@ -160,7 +160,7 @@ pub fn options(args: &SessionArgs, instance: &Instance, asked: &Asked, verbose: 
     Options {
         judged_bit: 1 << instance.slot(),
         seed,
-        lasts: args.duration.map(|span| span.0),
+        lasts: args.lasts().map(|span| span.0),
         engine,
         log_level: if verbose { VERBOSE_LOG } else { 0 },
         ..Options::default()
@@ -212,7 +212,7 @@ impl<'a> Session<'a> {
             target: &title,
             pid: std::process::id(),
             seed,
-            for_ms: args.duration.map(|span| span.0.as_millis() as u64),
+            for_ms: args.lasts().map(report::Lasts),
             attached: attached.iter().map(Into::into).collect(),
             rules: names(&rules),
             resolved: &resolved,
@@ -252,7 +252,7 @@ impl<'a> Session<'a> {
         let mut progress = tokio::time::interval(Duration::from_secs(1));
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         progress.tick().await;
-        let end = self.args.duration.map(|span| self.started + span.0);
+        let end = self.args.lasts().map(|span| self.started + span.0);
         let mut logger = match &mut self.network {
             Some(network) => {
                 let logger = network.object().logger()?;

@@ -403,6 +403,14 @@ mod tests {
             (json!({"target": {"pod": "a"}, "for": "25h", "rules": [{"loss": "1%"}]}), "`for`"),
             (json!({"target": {"pod": "a"}, "for": "1s", "rules": [{"loss": "101%"}]}), "101%"),
             (
+                json!({"target": {"pod": "a"}, "for": "1s", "rules": [{"loss": 0.2}]}),
+                "rules[0].loss: `0.2` has no % sign: write 0.2% (or 20%)",
+            ),
+            (
+                json!({"target": {"pod": "a"}, "for": "0s", "rules": [{"loss": "1%"}]}),
+                "more than 0s",
+            ),
+            (
                 json!({"target": {"pod": "a"}, "for": "1s", "rules": [{"loss": "1%", "remote-prt": "1"}]}),
                 "unknown field `remote-prt`",
             ),

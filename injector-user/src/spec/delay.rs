@@ -12,12 +12,13 @@ use injector_common::model::delay::MAX_NS;
 use super::{
     distribution::{self, DistributionError, Files, Table},
     fault::{Every, FaultError, Odds, correlation, parameters},
-    value::{Percent, Span, serde_as_text},
+    value::{Percent, Span, percent_pattern, serde_as_text},
 };
 
 serde_as_text! {
     DelaySpec: "a delay such as 50ms or 50ms,jitter=10ms",
-    Reorder: "a reordering such as 25% or 25%,corr=50%,gap=5",
+    Reorder: "a reordering such as 25% or 25%,corr=50%,gap=5"
+        pattern concat!("^", percent_pattern!(), "(, *(corr=", percent_pattern!(), "|gap=[0-9]+)){0,2}$"),
 }
 
 /// The longest delay and the longest jitter.
@@ -259,7 +260,7 @@ mod tests {
             ("0s", "0ns"),
             ("1m", "60s"),
             (" 50ms , corr=25% , jitter=1500us", "50ms,jitter=1.5ms,corr=25%"),
-            ("50ms,dist=uniform,jitter=10ms,corr=0", "50ms,jitter=10ms"),
+            ("50ms,dist=uniform,jitter=10ms,corr=0%", "50ms,jitter=10ms"),
         ] {
             let delay = text.parse::<DelaySpec>().map(|delay| delay.to_string());
             assert_eq!(delay, Ok(printed.into()), "{text}");
@@ -326,7 +327,7 @@ mod tests {
             let printed = text.parse::<Reorder>().map(|reorder| reorder.to_string());
             assert_eq!(printed, Ok(text.into()));
         }
-        let printed = "25,gap=1,corr=0".parse::<Reorder>().map(|reorder| reorder.to_string());
+        let printed = "25%,gap=1,corr=0%".parse::<Reorder>().map(|reorder| reorder.to_string());
         assert_eq!(printed, Ok("25%".into()));
     }
 

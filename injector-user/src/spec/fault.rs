@@ -7,7 +7,7 @@ use std::{
 
 use thiserror::Error;
 
-use super::value::{Percent, ValueError, serde_as_text};
+use super::value::{Percent, ValueError, percent_pattern, serde_as_text};
 
 /// Why a fault's parameters could not be understood.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -107,9 +107,12 @@ pub enum FaultError {
 }
 
 serde_as_text! {
-    Odds: "a chance such as 1% or 1%,corr=25%",
-    LossState: "p13,p31,p32,p23,p14 as percentages",
-    LossGemodel: "p,r,1-h,1-k as percentages",
+    Odds: "a chance such as 1% or 1%,corr=25%"
+        pattern concat!("^", percent_pattern!(), "(, *corr=", percent_pattern!(), ")?$"),
+    LossState: "p13,p31,p32,p23,p14 as percentages"
+        pattern concat!("^", percent_pattern!(), "(, *", percent_pattern!(), "){0,4}$"),
+    LossGemodel: "p,r,1-h,1-k as percentages"
+        pattern concat!("^", percent_pattern!(), "(, *", percent_pattern!(), "){0,3}$"),
     Every: "a whole number, 1 or more",
 }
 

@@ -54,6 +54,12 @@ pub enum SpecError {
     /// Two engines for one thing.
     #[error("--engine: packets are delayed by one engine, edt or tap")]
     Engines,
+    /// A wide target without an end.
+    #[error(
+        "{0} faults everything that passes there, so it requires --for: give a time, for instance --for 30s, or \
+         --for forever to fault until injector is stopped"
+    )]
+    NoEnd(&'static str),
     /// The rule file cannot be used.
     #[error(transparent)]
     File(#[from] file::FileError),

@@ -20,7 +20,7 @@ use super::{
     fault::{FaultError, parameters},
     list::list,
     rate::BitRate,
-    value::{Percent, Span, ValueError, serde_as_text},
+    value::{Percent, Span, ValueError, percent_number, percent_pattern, serde_as_text},
 };
 
 /// The shortest pause, and the shortest time from one to the next.
@@ -112,7 +112,7 @@ pub enum ProcessError {
 serde_as_text! {
     PauseSpec: "a pause such as 2s or 50ms,jitter=40ms,every=1s",
     Kill: "a kill such as at=10s or TERM,after=100:fsync",
-    CpuLimit: "a share of a processor such as 25%",
+    CpuLimit: "a share of a processor such as 25%" pattern concat!("^", percent_pattern!(), "$"),
     IoLimit: "a limit of I/O such as 1mbps",
 }
 
@@ -385,12 +385,7 @@ impl FromStr for CpuLimit {
 
     fn from_str(text: &str) -> Result<Self, ProcessError> {
         let wrong = || ProcessError::Cpu(text.into());
-        let number = text.strip_suffix('%').unwrap_or(text);
-        // `parse` would take "inf", "nan" and "1e1" as well.
-        if !number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
-            return Err(wrong());
-        }
-        let percent: f64 = number.parse().map_err(|_| wrong())?;
+        let percent = percent_number(text, MOST_PERCENT)?.ok_or_else(wrong)?;
         if (LEAST_PERCENT..=MOST_PERCENT).contains(&percent) {
             Ok(Self(percent))
         } else {
@@ -574,7 +569,10 @@ mod tests {
         assert!(kill("65,at=1s").contains("65"));
         assert!(kill("after=0:read").contains("0:read"));
         assert!(kill("after=1:frob").contains("frob"));
-        for text in ["0", "0.05%", "inf", "x", "-1%"] {
+        assert!(
+            "0.5".parse::<CpuLimit>().expect_err("no sign").to_string().contains("0.5% (or 50%)")
+        );
+        for text in ["0", "25", "0.05%", "inf", "x", "-1%"] {
             assert!(text.parse::<CpuLimit>().is_err(), "{text}");
         }
     }

@@ -11,7 +11,7 @@ use super::{
     fault::{Every, LossGemodel, LossState, Odds},
     list::{OneOrMany, one_or_many},
     rate::Rate,
-    value::{Percent, PortSet, Protocol, Remote, Span, TcpFlags},
+    value::{Percent, PortSet, Protocol, Remote, Span, TcpFlags, ValueError},
 };
 
 /// Why a rule makes no sense.
@@ -60,6 +60,9 @@ pub enum RuleError {
          --loss-gemodel as well"
     )]
     EcnWithoutLoss,
+    /// A value in it is out of range.
+    #[error(transparent)]
+    Value(#[from] ValueError),
     /// A file of delays cannot be used.
     #[error(transparent)]
     Distribution(#[from] DistributionError),
@@ -322,6 +325,7 @@ impl RuleSpec {
 
     /// Checks one of several rules that may name the same files.
     pub fn check_with(&self, files: &mut Files) -> Result<Vec<Rule>, RuleError> {
+        self.r#for.map(Span::more_than_zero).transpose()?;
         let loss = self.loss_model()?;
         if self.corrupt_mode.is_some() && self.corrupt.is_none() {
             return Err(RuleError::ModeWithoutCorrupt);
@@ -506,7 +510,8 @@ mod tests {
 
     #[test]
     fn a_partition_comes_before_the_other_faults() {
-        let rules = spec("{partition: [10.0.0.0/8, fd00::/8], loss: 1, direction: egress}").check();
+        let rules =
+            spec("{partition: [10.0.0.0/8, fd00::/8], loss: 1%, direction: egress}").check();
         let rules = rules.expect("valid");
         assert_eq!(rules.len(), 2);
         assert_eq!(rules[0].name, "partition");
@@ -523,6 +528,10 @@ mod tests {
             ("{remote: 10.0.0.1}", RuleError::NoFault),
             ("{loss: 1%, loss-every: 3}", RuleError::SeveralLossModels),
             ("{partition: 10.0.0.1, remote: 10.0.0.2}", RuleError::RemoteWithPartition),
+            (
+                "{loss: 1%, for: 0s}",
+                RuleError::Value(ValueError::NoTime(Span(std::time::Duration::ZERO))),
+            ),
             ("{reset: true, protocol: udp}", RuleError::TcpOnly("reset")),
             ("{loss: 1%, data-only: true, protocol: [tcp, udp]}", RuleError::TcpOnly("data-only")),
             ("{loss: 1%, protocol: icmp, local-port: 1}", RuleError::NoPorts(Protocol(1))),
@@ -544,7 +553,7 @@ mod tests {
 
     #[test]
     fn a_fault_of_0_percent_is_a_fault() {
-        assert_eq!(spec("{loss: 0}").check().map(|rules| rules.len()), Ok(1));
+        assert_eq!(spec("{loss: 0%}").check().map(|rules| rules.len()), Ok(1));
         assert_eq!(spec("{delay: 0s}").check().map(|rules| rules.len()), Ok(1));
     }
 

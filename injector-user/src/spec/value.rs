@@ -21,6 +21,17 @@ pub enum ValueError {
     /// Not a percentage.
     #[error("`{0}` is not a percentage: write 0% to 100%, for instance 20% or 0.1%")]
     Percent(String),
+    /// A number in place of a percentage.
+    #[error("`{text}` has no % sign: write {meant}")]
+    NoPercentSign {
+        /// What was given.
+        text: String,
+        /// What it may have been meant as.
+        meant: String,
+    },
+    /// How long faults last is not more than 0.
+    #[error("`{0}` is no time: faults last longer than 0s")]
+    NoTime(Span),
     /// Not a duration.
     #[error(
         "`{0}` is not a duration: write a number and a unit (us, ms, s, m, h), for instance 50ms, 1.5s or 1m30s"
@@ -55,8 +66,9 @@ pub enum ValueError {
 }
 
 /// Implements serde through `FromStr` and `Display`. Bare numbers, as YAML has them, are taken as text.
+/// A type with a `pattern` is text alone in the schema: bare numbers are refused with a reason.
 macro_rules! serde_as_text {
-    ($($type:ty: $expecting:literal),+ $(,)?) => {$(
+    ($($type:ty: $expecting:literal $(pattern $pattern:expr)?),+ $(,)?) => {$(
         impl serde::Serialize for $type {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
@@ -75,12 +87,33 @@ macro_rules! serde_as_text {
             }
 
             fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-                schemars::json_schema!({"type": ["string", "number"], "description": $expecting})
+                let pattern: [&str; _] = [$($pattern)?];
+                $crate::spec::value::text_schema($expecting, pattern.first().copied())
             }
         }
     )+};
 }
 pub(super) use serde_as_text;
+
+/// A percentage, as a part of patterns.
+macro_rules! percent_pattern {
+    () => {
+        "[0-9.]+ *%"
+    };
+}
+pub(super) use percent_pattern;
+
+/// The schema of what is read from text.
+pub(super) fn text_schema(description: &str, pattern: Option<&str>) -> schemars::Schema {
+    match pattern {
+        Some(pattern) => schemars::json_schema!({
+            "type": "string", "pattern": pattern, "description": description,
+        }),
+        None => schemars::json_schema!({
+            "type": ["string", "number"], "description": description,
+        }),
+    }
+}
 
 /// Deserialises what `FromStr` understands, from a string or a bare number.
 pub(super) fn from_text<'de, T, D>(deserializer: D, expecting: &'static str) -> Result<T, D::Error>
@@ -127,7 +160,7 @@ where
 }
 
 serde_as_text! {
-    Percent: "a percentage such as 20%",
+    Percent: "a percentage such as 20%" pattern concat!("^", percent_pattern!(), "$"),
     Span: "a duration such as 50ms",
     Remote: "an address, a CIDR prefix or a host name",
     PortSet: "ports such as 80,8000-8100,!8080",
@@ -135,7 +168,7 @@ serde_as_text! {
     TcpFlags: "TCP flags such as syn,!ack",
 }
 
-/// A percentage, kept as a fraction from 0 to 1. Like in tc, the % sign may be left out.
+/// A percentage, kept as a fraction from 0 to 1. It has its % sign: `0.1` could mean 0.1% or 10%.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
 pub struct Percent(f64);
 
@@ -161,27 +194,54 @@ impl FromStr for Percent {
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let error = || ValueError::Percent(text.into());
-        let number = text.strip_suffix('%').unwrap_or(text).trim();
-        // `parse` would take "inf", "nan" and "1e1" as well.
-        if !number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
-            return Err(error());
-        }
-        let percent: f64 = number.parse().map_err(|_| error())?;
+        let percent = percent_number(text, 100.0)?.ok_or_else(error)?;
         if percent > 100.0 { Err(error()) } else { Ok(Self(percent / 100.0)) }
     }
 }
 
+/// The number before a % sign; `None` if `text` is no percentage. A number without the sign is an
+/// error, which says what it may mean if `most` is the largest percentage.
+pub(super) fn percent_number(text: &str, most: f64) -> Result<Option<f64>, ValueError> {
+    let trimmed = text.trim();
+    let digits = trimmed.strip_suffix('%').unwrap_or(trimmed).trim_end();
+    // `parse` would take "inf", "nan" and "1e1" as well.
+    if !digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return Ok(None);
+    }
+    let Ok(number) = digits.parse::<f64>() else { return Ok(None) };
+    if trimmed.ends_with('%') {
+        return Ok(Some(number));
+    }
+    let as_fraction = number * 100.0;
+    let meant = if number > 0.0 && number <= 1.0 && as_fraction <= most {
+        format!("{digits}% (or {}%)", rounded(as_fraction))
+    } else {
+        format!("{digits}%")
+    };
+    Err(ValueError::NoPercentSign { text: text.into(), meant })
+}
+
+/// Undoes the rounding of a multiplication or division by 100, so that 0.1% prints as 0.1%.
+fn rounded(percent: f64) -> f64 {
+    (percent * 1e12).round() / 1e12
+}
+
 impl Display for Percent {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        // Undoes the rounding of the division, so that 0.1% prints as 0.1%.
-        let percent = (self.0 * 1e14).round() / 1e12;
-        write!(f, "{percent}%")
+        write!(f, "{}%", rounded(self.0 * 100.0))
     }
 }
 
 /// A duration, 0 or longer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
+
+impl Span {
+    /// Checks how long a fault lasts.
+    pub fn more_than_zero(self) -> Result<Self, ValueError> {
+        if self.0.is_zero() { Err(ValueError::NoTime(self)) } else { Ok(self) }
+    }
+}
 
 impl FromStr for Span {
     type Err = ValueError;
@@ -196,6 +256,26 @@ impl FromStr for Span {
 impl Display for Span {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         write!(f, "{:?}", self.0)
+    }
+}
+
+/// How long faults last: a duration of more than 0, or until they are ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// So long.
+    For(Span),
+    /// Until they are ended.
+    Forever,
+}
+
+impl FromStr for Lifetime {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text.trim() {
+            "forever" => Ok(Self::Forever),
+            text => Ok(Self::For(text.parse::<Span>()?.more_than_zero()?)),
+        }
     }
 }
 
@@ -449,9 +529,8 @@ mod tests {
     fn percentages_parse_as_tc_users_write_them() {
         for (text, fraction) in [
             ("0%", 0.0),
-            ("0", 0.0),
             ("20%", 0.2),
-            ("20", 0.2),
+            ("20 %", 0.2),
             ("0.1%", 0.001),
             (".5%", 0.005),
             ("100%", 1.0),
@@ -460,6 +539,31 @@ mod tests {
         }
         for text in ["", "%", "101%", "-1%", "nan", "inf", "1e1", "20%%", "a%", "0x1", "1.2.3"] {
             assert_eq!(text.parse::<Percent>(), Err(ValueError::Percent(text.into())), "{text}");
+        }
+    }
+
+    #[test]
+    fn percentages_have_their_sign() {
+        for (text, words) in [
+            ("0.1", "write 0.1% (or 10%)"),
+            ("0.2", "write 0.2% (or 20%)"),
+            ("1", "write 1% (or 100%)"),
+            ("20", "write 20%"),
+            ("0", "write 0%"),
+            ("101", "write 101%"),
+        ] {
+            let error = text.parse::<Percent>().expect_err(text).to_string();
+            assert!(error.ends_with(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn faults_last_for_more_than_no_time() {
+        let second = Lifetime::For(Span(Duration::from_secs(1)));
+        assert_eq!("1s".parse(), Ok(second));
+        assert_eq!("forever".parse(), Ok(Lifetime::Forever));
+        for text in ["0s", "0", "0ms", "", "ever", "-1s"] {
+            assert!(text.parse::<Lifetime>().is_err(), "{text}");
         }
     }
 

@@ -670,6 +670,10 @@ impl Injector {
     pub fn command(host: &Host, line: &str) -> Command {
         let mut command = host.command(INJECTOR, None);
         command.args(["inject", "--output", "json"]).args(line.split_whitespace());
+        let is_wide = line.contains("--host") || line.contains("--interface");
+        if is_wide && !line.contains("--for ") {
+            command.args(["--for", "forever"]);
+        }
         command
     }
 

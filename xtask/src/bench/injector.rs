@@ -49,7 +49,16 @@ impl Injector {
     pub fn inject(&self, namespace: &Namespace, rules: &RuleFile) -> Result<Running> {
         let mut command = self.command(namespace)?;
         command
-            .args(["inject", "--interface", NEAR, "--output", "json", "--rules"])
+            .args([
+                "inject",
+                "--interface",
+                NEAR,
+                "--for",
+                "forever",
+                "--output",
+                "json",
+                "--rules",
+            ])
             .arg(rules.path());
         Running::start(command)
     }

@@ -55,7 +55,8 @@ pub fn measure(injector: &Injector, quick: bool) -> Result<Startup> {
     let (mut inject, mut inject_many, mut run, mut plain) = (vec![], vec![], vec![], vec![]);
     for number in 0..starts {
         let mut command = injector.command(&link.near)?;
-        command.args(["inject", "--interface", NEAR, "--loss", "1%", "--output", "json"]);
+        command.args(["inject", "--interface", NEAR, "--for", "forever", "--loss", "1%"]);
+        command.args(["--output", "json"]);
         // Nothing is sent, and the injector says that nothing matched.
         let running = Running::start(command)?;
         inject.push(milliseconds(running.startup));

@@ -44,6 +44,9 @@ pub enum ScenarioError {
     /// Nothing to fault.
     #[error("{0}: there are no targets")]
     NoTargets(PathBuf),
+    /// It ends at once.
+    #[error("{0}: `for` must be more than 0s")]
+    NoTime(PathBuf),
     /// A target makes no sense.
     #[error("{path}: target {name}")]
     Target {

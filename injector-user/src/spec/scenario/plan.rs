@@ -242,6 +242,9 @@ pub fn plan(path: &Path, scenario: &Scenario, seed: u64) -> Result<Plan, Scenari
     if scenario.targets.is_empty() {
         return Err(ScenarioError::NoTargets(path.into()));
     }
+    if scenario.r#for.is_some_and(|length| length.0.is_zero()) {
+        return Err(ScenarioError::NoTime(path.into()));
+    }
     for (name, target) in &scenario.targets {
         target.check(false).map_err(|source| ScenarioError::Target {
             path: path.into(),

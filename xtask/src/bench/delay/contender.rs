@@ -99,7 +99,8 @@ impl Contender {
             Self::Tap => "tap",
         };
         let mut command = injector.command(&link.near)?;
-        command.args(["inject", "--interface", NEAR, "--no-protect", "--output", "json"]);
+        command.args(["inject", "--interface", NEAR, "--no-protect", "--for", "forever"]);
+        command.args(["--output", "json"]);
         command.args(["--direction", "egress", "--engine", engine, "--delay", &delay]);
         active.running = Some(Running::start(command)?);
         Ok(active)
