@@ -118,7 +118,7 @@ fn a_wrong_rule_file_is_named_with_the_place() {
         ("rules: 7\n", &["not a valid rule file"]),
     ] {
         let file = RuleFile::new(text);
-        assert_refused(&format!("inject --host {}", file.option()), 2, words);
+        assert_refused(&format!("inject --netns nosuch {}", file.option()), 2, words);
     }
 }
 
