@@ -70,6 +70,10 @@ pub struct Fault {
     /// The fault of all selected pods that this one, of one of them, is a part of: it ends with that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part_of: Option<String>,
+    /// The target is gone: its cgroup was removed, or its container, pod or process has ended. If there is one by the
+    /// same path or name again, the fault goes on in that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
     /// Of which kinds it is.
     pub kinds: Vec<Kind>,
     /// What random decisions follow from.

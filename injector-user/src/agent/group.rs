@@ -217,9 +217,11 @@ impl Group {
 
     /// Goes on for a while, also on what is new.
     pub fn renew(&mut self) -> Result<(), RetargetError> {
-        if self.found.follow()? == Some(Followed::Again) {
-            let network = self.shared.network_mut();
-            retarget(&mut self.instance, &self.found, network, None, None)?;
+        while let Some(followed) = self.found.follow()? {
+            if followed == Followed::Again {
+                let network = self.shared.network_mut();
+                retarget(&mut self.instance, &self.found, network, None, None)?;
+            }
         }
         if let Some(network) = self.shared.network_mut() {
             network.renew()?;
@@ -232,6 +234,11 @@ impl Group {
             Some(network) => network.attach(&mut self.instance).map(drop),
             None => Ok(()),
         }
+    }
+
+    /// Whether its target is gone.
+    pub fn is_gone(&self) -> bool {
+        !self.found.is_there()
     }
 
     /// Where programs are attached.

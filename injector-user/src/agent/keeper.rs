@@ -126,7 +126,10 @@ impl Running {
         most_faults: usize,
         log_level: u8,
     ) -> Result<Self, LifetimeError> {
-        let instance = Arc::new(Mutex::new(Instance::start(owner.clone())?));
+        let mut instance = Instance::start(owner.clone())?;
+        // Should the agent be killed, its guardian removes the journals of all its slots.
+        instance.guard()?;
+        let instance = Arc::new(Mutex::new(instance));
         let (sender, orders) = mpsc::sync_channel(WAITING);
         let keeper = Keeper {
             owner,
@@ -195,9 +198,11 @@ impl Wrong {
 
     /// Goes on for a while, also in the cgroup that has taken the place of the one before.
     fn renew(&mut self, instance: &Mutex<Instance>) -> Result<(), RetargetError> {
-        if self.target.follow()? == Some(Followed::Again) {
-            let mut instance = instance.lock().unwrap_or_else(PoisonError::into_inner);
-            retarget(&mut instance, &self.target, None, Some(&mut self.clocks), None)?;
+        while let Some(followed) = self.target.follow()? {
+            if followed == Followed::Again {
+                let mut instance = instance.lock().unwrap_or_else(PoisonError::into_inner);
+                retarget(&mut instance, &self.target, None, Some(&mut self.clocks), None)?;
+            }
         }
         self.clocks.renew();
         Ok(())
@@ -672,6 +677,11 @@ impl Keeper {
                 continue;
             }
             let mut is_changed = active.look();
+            let group = active.group.and_then(|group| self.groups.get(&group));
+            let is_gone = group.is_some_and(Group::is_gone)
+                || active.clocks.as_ref().is_some_and(|wrong| !wrong.target.is_there())
+                || active.processes.as_ref().is_some_and(Stepper::is_gone);
+            is_changed |= note(&mut active.fault.gone, &is_gone);
             if let Some(counts) = counts.get(&active.number) {
                 is_changed |= active.count(counts);
             }
@@ -727,6 +737,7 @@ fn new_fault(terms: Terms, target: TargetSpec, by: String, seed: u64, ends_ns: u
         clocks: None,
         processes: None,
         pods: None,
+        gone: false,
         name: terms.name,
     }
 }

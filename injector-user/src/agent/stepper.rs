@@ -27,6 +27,7 @@ pub type SharedInstance = Arc<Mutex<Instance>>;
 struct Told {
     statistics: Statistics,
     error: Option<RetargetError>,
+    is_gone: bool,
 }
 
 /// A thread that does to processes what is due.
@@ -57,6 +58,11 @@ impl Stepper {
     /// What was done so far.
     pub fn statistics(&self) -> Statistics {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).statistics.clone()
+    }
+
+    /// Whether the target is gone.
+    pub fn is_gone(&self) -> bool {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).is_gone
     }
 
     /// Why it does not go on, if that is so; told once.
@@ -111,6 +117,7 @@ fn step(
         if Instant::now() >= next {
             next = Instant::now() + TELLING;
             result = result.and_then(|()| follow(&mut processes, &mut target, lock));
+            told.lock().unwrap_or_else(PoisonError::into_inner).is_gone = !target.is_there();
         }
         result = result.and_then(|()| Ok(tell(&mut processes, told)?));
     }
@@ -125,8 +132,10 @@ fn follow<'a>(
     target: &mut Target,
     lock: impl Fn() -> MutexGuard<'a, Instance>,
 ) -> Result<(), RetargetError> {
-    if target.follow()? == Some(Followed::Again) {
-        retarget(&mut lock(), target, None, None, Some(processes))?;
+    while let Some(followed) = target.follow()? {
+        if followed == Followed::Again {
+            retarget(&mut lock(), target, None, None, Some(&mut *processes))?;
+        }
     }
     Ok(())
 }

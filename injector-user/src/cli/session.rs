@@ -65,6 +65,8 @@ pub struct Session<'a> {
     target: Target,
     /// See [`Plan::made`].
     made: Option<u32>,
+    /// The faults have ended.
+    is_detached: bool,
     rules: Vec<Rule>,
     clock: Option<ClockFault>,
     seed: u64,
@@ -229,6 +231,7 @@ impl<'a> Session<'a> {
             fault_args,
             target,
             made,
+            is_detached: false,
             rules,
             clock,
             seed,
@@ -299,7 +302,7 @@ impl<'a> Session<'a> {
 
     /// Goes on for a while, also on what is new.
     fn renew(&mut self) -> Result<()> {
-        if let Some(followed) = self.target.follow()? {
+        while let Some(followed) = self.target.follow()? {
             self.follow(followed)?;
         }
         if let Some(clocks) = &mut self.clocks {
@@ -349,6 +352,7 @@ impl<'a> Session<'a> {
     }
 
     fn detach(&mut self) -> Result<()> {
+        self.is_detached = true;
         if let Some(processes) = &mut self.processes {
             processes.end(self.instance)?;
         }
@@ -364,7 +368,9 @@ impl<'a> Session<'a> {
     /// Ends the faults, says what they did, and gives the exit code if that is not the command's.
     pub fn end(mut self) -> Result<ExitCode> {
         // It may have gone since it was last looked for.
-        if let Some(followed @ (Followed::Gone | Followed::Lost)) = self.target.follow()? {
+        if !self.is_detached
+            && let Some(followed @ (Followed::Gone | Followed::Lost)) = self.target.follow()?
+        {
             self.follow(followed)?;
         }
         self.detach()?;

@@ -468,14 +468,16 @@ impl Actor {
         Ok(Changed { target, parts: self.parts.clone(), replaced, before, after })
     }
 
-    fn renew(&mut self) -> Result<Option<Event>, TargetError> {
-        let followed = self.target.follow()?;
-        let event = followed.map(|followed| self.follow(followed)).transpose()?;
+    fn renew(&mut self) -> Result<Vec<Event>, TargetError> {
+        let mut events = Vec::new();
+        while let Some(followed) = self.target.follow()? {
+            events.push(self.follow(followed)?);
+        }
         if let Some(network) = self.network.network_mut() {
             network.renew()?;
             network.attach(&mut self.instance)?;
         }
-        Ok(event)
+        Ok(events)
     }
 
     /// Has the faults go on in the cgroup that has taken the place of the one before, or says that it is gone.

@@ -304,7 +304,8 @@ impl Target {
         }
     }
 
-    /// Looks whether the cgroup is gone, or another one has taken its place. To be called now and then.
+    /// Looks whether the cgroup is gone, or another one has taken its place. To be called now and then, until it
+    /// returns `None`: what is gone may be there again at once.
     pub fn follow(&mut self) -> Result<Option<Followed>, ResolveError> {
         let is_there = !self.is_gone();
         let (Some(presence), Some(cgroup)) = (&mut self.presence, &self.cgroup) else {
@@ -326,6 +327,8 @@ impl Target {
         };
         match next {
             Some((_, next)) if *cgroup == next => Ok(None),
+            // That it is gone is told first: following it takes a moment.
+            Some(_) if std::mem::take(&mut presence.is_there) => Ok(Some(Followed::Gone)),
             Some((title, next)) => {
                 presence.title = title;
                 presence.is_there = true;
