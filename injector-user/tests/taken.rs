@@ -203,6 +203,7 @@ fn a_scenario_follows_a_cgroup_that_is_made_again() {
 
 #[test]
 fn an_agent_follows_a_cgroup_that_is_made_again_and_tells_of_one_that_is_gone() {
+    const ALL: [&str; 3] = ["packets", "clocks", "pauses"];
     let (lab, cgroup) = (Lab::new(), TestCgroup::new());
     let to = lab.right.address(Family::V4);
     let inhabitant = Inhabitant::of(&cgroup.path);
@@ -215,7 +216,6 @@ fn an_agent_follows_a_cgroup_that_is_made_again_and_tells_of_one_that_is_gone() 
     agent.create(&request("packets", json!({"rules": [{"loss": "100%", "direction": "egress"}]})));
     agent.create(&request("clocks", json!({"clocks": {"clock": "+1h"}})));
     agent.create(&request("pauses", json!({"processes": {"pause": "20ms,every=100ms"}})));
-    const ALL: [&str; 3] = ["packets", "clocks", "pauses"];
     for name in ALL {
         assert!(agent.get(name)["gone"].is_null());
     }
