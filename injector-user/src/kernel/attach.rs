@@ -3,18 +3,29 @@
 //! By tcx and XDP, whose attachments are owned by `bpf_link` file descriptors: they end with this
 //! process, however it ends. For kernels before 6.6 there is [`super::clsact`].
 
-use std::fmt::{self, Display, Formatter};
-
-use aya::programs::{
-    LinkOrder, ProgramError, SchedClassifier, TcAttachType, XdpMode,
-    tc::{SchedClassifierLink, TcAttachOptions},
-    xdp::XdpLink,
+use std::{
+    fmt::{self, Display, Formatter},
+    io,
+    os::fd::AsFd as _,
 };
-use aya::sys::SyscallError;
+
+use aya::{
+    programs::{ProgramError, SchedClassifier},
+    sys::SyscallError,
+};
+use aya_obj::generated::{
+    XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE,
+    bpf_attach_type::{self, BPF_TCX_EGRESS, BPF_TCX_INGRESS},
+};
 use injector_common::packet::{Direction, parse::Link};
 
 use super::{
-    KernelError, clsact, device::Identity, interface::Interface, netns::Netns, object::Object,
+    KernelError, clsact,
+    device::Identity,
+    interface::Interface,
+    link::{self, Link as OwnedLink},
+    netns::Netns,
+    object::Object,
 };
 
 /// Where a program is attached.
@@ -41,14 +52,8 @@ impl Display for Hook {
     }
 }
 
-/// What owns an attachment by tcx or XDP. Dropping it detaches the program.
-#[derive(Debug)]
-pub enum OwnedLink {
-    /// By tcx.
-    Tc(SchedClassifierLink),
-    /// By XDP.
-    Xdp(XdpLink),
-}
+/// The programs of ours that see the packets of interfaces, by their names.
+const PROGRAMS: [&str; 4] = ["tc_egress", "tc_ingress", "tc_egress_raw", "tc_ingress_raw"];
 
 /// The tc program for one direction of an interface.
 #[must_use]
@@ -69,30 +74,78 @@ pub fn tcx(
     direction: Direction,
 ) -> Result<OwnedLink, KernelError> {
     let program = object.classifier(program(interface, direction))?;
-    tcx_program(program, netns, &interface.name, direction)
+    tcx_program(program, netns, interface.index, &interface.name, direction)
+}
+
+const fn side(direction: Direction) -> bpf_attach_type {
+    match direction {
+        Direction::Egress => BPF_TCX_EGRESS,
+        Direction::Ingress => BPF_TCX_INGRESS,
+    }
 }
 
 fn tcx_program(
-    program: &mut SchedClassifier,
+    program: &SchedClassifier,
     netns: &Netns,
-    interface: &str,
+    index: u32,
+    name: &str,
     direction: Direction,
 ) -> Result<OwnedLink, KernelError> {
-    let side = match direction {
-        Direction::Egress => TcAttachType::Egress,
-        Direction::Ingress => TcAttachType::Ingress,
-    };
     let attach = || {
-        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let id = program.attach_with_options(interface, side, order)?;
-        program.take_link(id)
+        let program = program.fd()?.as_fd();
+        OwnedLink::tcx(program, index, side(direction)).map_err(refused)
     };
-    netns.run(attach)?.map(OwnedLink::Tc).map_err(|source| KernelError::Attach {
-        interface: interface.into(),
+    netns.run(attach)?.map_err(|source| KernelError::Attach {
+        interface: name.into(),
         hook: format!("tcx {direction:?}").to_lowercase(),
         source: source.into(),
     })
 }
+
+fn refused(io_error: io::Error) -> ProgramError {
+    SyscallError { call: "bpf_link_create", io_error }.into()
+}
+
+/// What a look at a tcx hook shows of a program of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Whether it is attached.
+    pub is_attached: bool,
+    /// The programs that run before it and are no injector's, by their ids.
+    pub ahead: Vec<u32>,
+}
+
+/// Looks at the tcx hooks of interfaces of one namespace; each comes with the id of the link of ours, or 0 if all
+/// programs there run before ours. An interface that is gone is skipped.
+pub fn look(
+    netns: &Netns,
+    hooks: &[(u32, Direction, u32)],
+) -> Result<Vec<Option<Seen>>, KernelError> {
+    netns.run(|| {
+        let look = |&(interface, direction, own): &(u32, Direction, u32)| {
+            let programs = match link::query(interface, side(direction)) {
+                Ok(programs) => programs,
+                Err(error) => {
+                    tracing::debug!(interface, %error, "cannot look at tcx programs");
+                    return None;
+                }
+            };
+            let place = programs.iter().position(|attached| attached.link == own && own != 0);
+            let before = programs.iter().take(place.unwrap_or(programs.len()));
+            let ahead = before.map(|attached| attached.program).filter(|&id| is_foreign(id));
+            Some(Seen { is_attached: place.is_some(), ahead: ahead.collect() })
+        };
+        hooks.iter().map(look).collect()
+    })
+}
+
+/// Whether a program is no injector's. One that is gone is nobody's.
+fn is_foreign(program: u32) -> bool {
+    link::program_name(program).is_some_and(|name| !PROGRAMS.contains(&name.as_str()))
+}
+
+/// Where the filter of a device of our own is.
+pub const OWN_PLACE: clsact::Place = clsact::Place { priority: clsact::PRIORITY, handle: 1 };
 
 /// Attaches a program to a device of our own, by tcx, or below a clsact qdisc, which goes with the device.
 pub fn own(
@@ -103,7 +156,7 @@ pub fn own(
     direction: Direction,
 ) -> Result<Option<OwnedLink>, KernelError> {
     let program = object.classifier(program)?;
-    match tcx_program(program, netns, &device.name, direction) {
+    match tcx_program(program, netns, device.index, &device.name, direction) {
         Ok(link) => Ok(Some(link)),
         Err(error) if is_unknown(&error) => {
             let (index, name) = (device.index, device.name.clone());
@@ -113,9 +166,10 @@ pub fn own(
                 is_loopback: false,
                 is_up: true,
                 link: Some(Link::Ethernet),
+                qdisc: None,
             };
             clsact::add_qdisc(netns, &interface).map_err(KernelError::Thread)?;
-            clsact::add_filter(program, netns, &interface, direction, 1)?;
+            clsact::add_filter(program, netns, &interface, direction, OWN_PLACE)?;
             Ok(None)
         }
         Err(error) => Err(error),
@@ -153,13 +207,13 @@ pub(super) fn xdp_in(
     interface: &Interface,
     hook: Hook,
 ) -> Result<OwnedLink, KernelError> {
-    let mode = if hook == Hook::XdpNative { XdpMode::Driver } else { XdpMode::Skb };
+    let flags = if hook == Hook::XdpNative { XDP_FLAGS_DRV_MODE } else { XDP_FLAGS_SKB_MODE };
     let program = object.xdp("xdp_ingress")?;
     let attach = || {
-        let id = program.attach_to_if_index(interface.index, mode)?;
-        program.take_link(id)
+        let program = program.fd()?.as_fd();
+        OwnedLink::xdp(program, interface.index, flags).map_err(refused)
     };
-    netns.run(attach)?.map(OwnedLink::Xdp).map_err(|source| KernelError::Attach {
+    netns.run(attach)?.map_err(|source| KernelError::Attach {
         interface: interface.name.clone(),
         hook: hook.to_string(),
         source: source.into(),

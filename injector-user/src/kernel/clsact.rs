@@ -7,7 +7,7 @@ use std::io;
 
 use aya::programs::{
     ProgramError, SchedClassifier, TcAttachType,
-    tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact},
+    tc::{NlOptions, TcAttachOptions, qdisc_add_clsact},
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use injector_common::packet::Direction;
@@ -28,11 +28,141 @@ use super::{
 
 const KIND: &str = "clsact";
 
-/// Where injector's filters are among others: after those that choose a number, before those that do not.
-const PRIORITY: u16 = 0xbeef;
+/// The kind of filters that are eBPF programs.
+const BPF: &str = "bpf";
+
+/// The priority of injector's filters where there are no others: before those that the kernel numbers (from 0xc000
+/// downwards), and a number that people do not choose, as all filters of one priority must be of one kind.
+pub const PRIORITY: u16 = 0xbee;
+
+/// The priority that injector 0.1.0 gave its filters, which may be in its journals.
+pub const OLD_PRIORITY: u16 = 0xbeef;
+
+/// What injector's handles have in common; the rest is the slot. The kernel numbers from 1.
+const HANDLE: u32 = 0x696e_6a00;
 
 /// `ETH_P_ALL` in network byte order, as tc messages have it.
 const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
+
+/// Where a filter is among those of one side of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Lower ones run first.
+    pub priority: u16,
+    /// Tells it from others of the same priority.
+    pub handle: u32,
+}
+
+/// A filter, whoever made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// Its kind, such as `u32` or `bpf`.
+    pub kind: String,
+    /// Where it is.
+    pub place: Place,
+    /// The `ETH_P_*` of the packets that it sees.
+    pub protocol: u16,
+}
+
+impl Filter {
+    /// Whether it is an injector's.
+    #[must_use]
+    pub fn is_injectors(&self) -> bool {
+        self.kind == BPF && self.place.handle & !0xff == HANDLE
+    }
+
+    /// Whether ours may have the same priority, and then runs first.
+    fn can_share(&self) -> bool {
+        self.kind == BPF && self.protocol == u16::from_be(ALL_PROTOCOLS)
+    }
+}
+
+/// The handle of the filters of the injector in this slot.
+#[must_use]
+pub const fn handle(slot: u32) -> u32 {
+    HANDLE | (slot & 0xff)
+}
+
+/// The priority for a filter of ours among these, all those of one side of an interface in the order in which they run:
+/// one that is ahead of all that are no injector's, if there is any.
+#[must_use]
+pub fn priority(filters: &[Filter]) -> u16 {
+    let foreign = || filters.iter().filter(|filter| !filter.is_injectors());
+    let Some(first) = foreign().next() else {
+        let ours = filters.iter().map(|filter| filter.place.priority).min();
+        return ours.unwrap_or(PRIORITY);
+    };
+    match first.place.priority {
+        1 if first.can_share() => 1,
+        // Nothing can be ahead of it.
+        1 => {
+            let is_free = |priority: &u16| {
+                foreign().all(|filter| filter.place.priority != *priority || filter.can_share())
+            };
+            (2..u16::MAX).find(is_free).unwrap_or(PRIORITY)
+        }
+        first => PRIORITY.min(first - 1),
+    }
+}
+
+/// The filters of one side of an interface that see all its packets (those of chain 0), in the order in which they run.
+pub fn filters(
+    netns: &Netns,
+    hooks: &[(u32, Direction)],
+) -> Result<Vec<Vec<Filter>>, KernelError> {
+    netns.run(|| {
+        block_on(async |netlink| {
+            let mut all = Vec::new();
+            for &(interface, direction) in hooks {
+                all.push(list(&netlink, interface, direction).await?);
+            }
+            Ok(all)
+        })
+    })?
+}
+
+async fn list(
+    netlink: &Handle,
+    interface: u32,
+    direction: Direction,
+) -> Result<Vec<Filter>, KernelError> {
+    let filters = list_all(netlink, interface, direction).await?;
+    Ok(filters.into_iter().filter_map(filter).collect())
+}
+
+/// The same, and those of other chains.
+async fn list_all(
+    netlink: &Handle,
+    interface: u32,
+    direction: Direction,
+) -> Result<Vec<TcMessage>, KernelError> {
+    let filters = netlink.traffic_filter(interface.cast_signed()).get();
+    let filters = match direction {
+        Direction::Egress => filters.egress(),
+        Direction::Ingress => filters.ingress(),
+    };
+    match filters.execute().boxed().try_collect().await {
+        Err(rtnetlink::Error::NetlinkError(error)) if is_gone(error.raw_code()) => Ok(Vec::new()),
+        filters => filters.map_err(failed("listing filters")),
+    }
+}
+
+/// A filter; `None` for what heads those of one priority, and for those of other chains.
+fn filter(message: TcMessage) -> Option<Filter> {
+    let mut kind = None;
+    for attribute in message.attributes {
+        match attribute {
+            TcAttribute::Kind(name) => kind = Some(name),
+            TcAttribute::Chain(number) if number != 0 => return None,
+            _ => {}
+        }
+    }
+    let (kind, info) = (kind?, message.header.info);
+    let handle = u32::from(message.header.handle);
+    let place = Place { priority: (info >> 16) as u16, handle };
+    let filter = Filter { kind, place, protocol: u16::from_be(info as u16) };
+    (handle != 0).then_some(filter)
+}
 
 /// Whether an interface has a clsact qdisc.
 pub fn has_qdisc(netns: &Netns, interface: u32) -> Result<bool, KernelError> {
@@ -45,13 +175,13 @@ pub fn add_qdisc(netns: &Netns, interface: &Interface) -> io::Result<()> {
     netns.run(add).map_err(io::Error::other)?
 }
 
-/// Attaches a program; `handle` tells its filter from those of other injectors.
+/// Attaches a program.
 pub fn add_filter(
     program: &mut SchedClassifier,
     netns: &Netns,
     interface: &Interface,
     direction: Direction,
-    handle: u16,
+    place: Place,
 ) -> Result<(), KernelError> {
     let side = match direction {
         Direction::Egress => TcAttachType::Egress,
@@ -62,8 +192,8 @@ pub fn add_filter(
         hook: format!("clsact {direction:?}").to_lowercase(),
         source: source.into(),
     };
-    let handle = TcHandle::new(0, handle);
-    let options = NlOptions { priority: PRIORITY, handle, ..NlOptions::default() };
+    let Place { priority, handle } = place;
+    let options = NlOptions { priority, handle: handle.into(), ..NlOptions::default() };
     let attach = || {
         let id = program.attach_with_options(
             &interface.name,
@@ -83,16 +213,16 @@ pub fn remove_filter(
     netns: u64,
     interface: u32,
     direction: Direction,
-    handle: u16,
+    place: Place,
 ) -> Result<(), KernelError> {
     let Some(netns) = Netns::find_by_inode(netns) else { return Ok(()) };
     netns.run(|| {
         block_on(async |netlink| {
             let mut message = TcMessage::default();
             message.header.index = interface.cast_signed();
-            message.header.handle = u32::from(handle).into();
+            message.header.handle = place.handle.into();
             message.header.parent = parent(direction);
-            message.header.info = u32::from(PRIORITY) << 16 | u32::from(ALL_PROTOCOLS);
+            message.header.info = u32::from(place.priority) << 16 | u32::from(ALL_PROTOCOLS);
             let mut request = NetlinkMessage::from(RouteNetlinkMessage::DelTrafficFilter(message));
             request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
             match execute(netlink, request, "removing a filter").await {
@@ -116,17 +246,7 @@ pub fn remove_qdisc_if_empty(netns: u64, interface: u32) -> Result<(), KernelErr
                 return Ok(());
             }
             for direction in [Direction::Egress, Direction::Ingress] {
-                let filters = handle.traffic_filter(interface.cast_signed()).get();
-                let filters = match direction {
-                    Direction::Egress => filters.egress(),
-                    Direction::Ingress => filters.ingress(),
-                };
-                let filters: Vec<TcMessage> = filters
-                    .execute()
-                    .boxed()
-                    .try_collect()
-                    .await
-                    .map_err(failed("listing filters"))?;
+                let filters = list_all(&handle, interface, direction).await?;
                 if !filters.is_empty() {
                     return Ok(());
                 }

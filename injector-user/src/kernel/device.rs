@@ -73,6 +73,19 @@ pub fn add_veth(netns: &Netns, near: &Identity, far: &Identity) -> Result<(), Ke
     })?
 }
 
+/// Has both ends of a veth pair of ours up again.
+pub fn start_veth(netns: &Netns, near: &Identity, far: &Identity) -> Result<(), KernelError> {
+    netns.run(|| {
+        start(near, VETH_MTU, None)?;
+        start(far, VETH_MTU, None)
+    })?
+}
+
+/// Has a TAP of ours up again.
+pub fn start_tap(netns: &Netns, identity: &Identity) -> Result<(), KernelError> {
+    netns.run(|| start(identity, TAP_MTU, Some(TAP_QUEUE)))?
+}
+
 /// Makes a TAP that goes with its file, and has it up.
 pub fn add_tap(netns: &Netns, identity: &Identity) -> Result<File, KernelError> {
     netns.run(|| {

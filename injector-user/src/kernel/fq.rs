@@ -16,7 +16,8 @@ use super::{
     netns::Netns,
 };
 
-const KIND: &str = "fq";
+/// The kind of the qdisc.
+pub const KIND: &str = "fq";
 
 /// Attributes of `TCA_OPTIONS` (`linux/pkt_sched.h`).
 mod option {

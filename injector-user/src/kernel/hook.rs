@@ -7,23 +7,22 @@
 
 use std::{
     collections::HashSet,
-    ffi::c_long,
     fmt::{self, Display, Formatter},
     fs, io,
-    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
 };
 
 use aya::{Ebpf, EbpfError, maps::Map};
 use aya_obj::generated::{
     bpf_attach_type::{BPF_LSM_MAC, BPF_MODIFY_RETURN},
-    bpf_attr, bpf_cmd, bpf_insn, bpf_prog_info,
+    bpf_cmd, bpf_insn, bpf_prog_info,
     bpf_prog_type::{BPF_PROG_TYPE_LSM, BPF_PROG_TYPE_TRACING},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{KernelError, ebpf, layout::LayoutError};
+use super::{KernelError, bpf, ebpf, layout::LayoutError};
 
 /// The active security modules.
 const MODULES: &str = "/sys/kernel/security/lsm";
@@ -143,12 +142,12 @@ impl Hooked {
     pub fn missed(&self) -> io::Result<u64> {
         // SAFETY: zeroes are valid for the structure, which is of integers.
         let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
-        let mut attributes = attributes();
+        let mut attributes = bpf::attributes();
         attributes.info.bpf_fd = self.program.as_raw_fd().cast_unsigned();
         attributes.info.info_len = size_of_val(&info) as u32;
         attributes.info.info = (&raw mut info) as u64;
         // SAFETY: the structure is as long as is said, and lives during the call.
-        unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+        unsafe { bpf::call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
         Ok(info.recursion_misses)
     }
 }
@@ -197,7 +196,7 @@ fn load(
     function: u32,
 ) -> Result<OwnedFd, (io::Error, String)> {
     let try_load = |log: &mut [u8]| {
-        let mut attributes = attributes();
+        let mut attributes = bpf::attributes();
         // SAFETY: all of it is zeroes, which are valid.
         let program = unsafe { &mut attributes.__bindgen_anon_3 };
         (program.prog_type, program.expected_attach_type) = engine.types();
@@ -217,7 +216,7 @@ fn load(
             program.log_buf = log.as_mut_ptr() as u64;
         }
         // SAFETY: what the attributes point to lives during the call, and is as long as they say.
-        unsafe { new_descriptor(bpf_cmd::BPF_PROG_LOAD, &mut attributes) }
+        unsafe { bpf::new_descriptor(bpf_cmd::BPF_PROG_LOAD, &mut attributes) }
     };
     try_load(&mut []).map_err(|error| {
         let mut log = vec![0; 1 << 20];
@@ -229,37 +228,8 @@ fn load(
 }
 
 fn open_link(program: &OwnedFd) -> io::Result<OwnedFd> {
-    let mut attributes = attributes();
+    let mut attributes = bpf::attributes();
     attributes.raw_tracepoint.prog_fd = program.as_raw_fd().cast_unsigned();
     // SAFETY: nothing is pointed to.
-    unsafe { new_descriptor(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attributes) }
-}
-
-fn attributes() -> bpf_attr {
-    // SAFETY: zeroes are valid for each of its structures, which are of integers.
-    unsafe { std::mem::zeroed() }
-}
-
-/// A call of bpf(2) that returns a new file descriptor.
-///
-/// # Safety
-///
-/// As for [`bpf`]; and it must be one of those calls.
-unsafe fn new_descriptor(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<OwnedFd> {
-    // SAFETY: as for this function; the descriptor is new.
-    unsafe { bpf(command, attributes).map(|fd| OwnedFd::from_raw_fd(fd as RawFd)) }
-}
-
-/// Calls bpf(2).
-///
-/// # Safety
-///
-/// Whatever the attributes point to must be there, and may be written as the call does.
-unsafe fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<c_long> {
-    let attributes: *mut bpf_attr = attributes;
-    // SAFETY: as for this function.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command as c_long, attributes, size_of::<bpf_attr>())
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    unsafe { bpf::new_descriptor(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attributes) }
 }

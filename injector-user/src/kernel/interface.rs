@@ -32,6 +32,8 @@ pub struct Interface {
     pub is_up: bool,
     /// What precedes the IP header in its packets; `None` for link layers that are not understood.
     pub link: Option<Link>,
+    /// The kind of its root qdisc, where the kernel tells.
+    pub qdisc: Option<String>,
 }
 
 impl Interface {
@@ -93,10 +95,14 @@ pub fn addresses(netns: &Netns) -> Result<Vec<IpAddr>, KernelError> {
 }
 
 fn interface(message: LinkMessage) -> Option<Interface> {
-    let name = message.attributes.into_iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name),
-        _ => None,
-    })?;
+    let (mut name, mut qdisc) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text),
+            LinkAttribute::Qdisc(kind) => qdisc = Some(kind),
+            _ => {}
+        }
+    }
     let link = match message.header.link_layer_type {
         LinkLayerType::Ether | LinkLayerType::Loopback => Some(Link::Ethernet),
         LinkLayerType::None
@@ -108,7 +114,8 @@ fn interface(message: LinkMessage) -> Option<Interface> {
     };
     Some(Interface {
         index: message.header.index,
-        name,
+        name: name?,
+        qdisc,
         is_up: message.header.flags.contains(LinkFlags::Up),
         is_loopback: message.header.flags.contains(LinkFlags::Loopback),
         link,

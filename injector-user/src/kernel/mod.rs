@@ -1,6 +1,7 @@
 //! The only place that talks to the kernel's BPF and netlink interfaces (aya, rtnetlink).
 
 pub mod attach;
+mod bpf;
 pub mod calls;
 pub mod clock;
 pub mod clock_probe;
@@ -13,8 +14,10 @@ pub mod hook;
 pub mod interface;
 pub mod layout;
 pub mod limits;
+pub mod link;
 pub mod mapped;
 pub mod memory;
+pub mod monitor;
 pub mod netns;
 pub mod object;
 pub mod pidfd;

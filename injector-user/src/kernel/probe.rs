@@ -8,12 +8,13 @@ use serde::Serialize;
 
 use super::{
     KernelError,
-    attach::{self, Hook, OwnedLink},
+    attach::{self, Hook},
     clock_probe, clsact,
     device::{self, Identity},
     fq,
     interface::{self, Interface, block_on},
     layout::Layout,
+    link::Link,
     netns::Netns,
     object::{Capacity, Constants, HoldDevice, Object},
     vdso,
@@ -118,7 +119,8 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
     let ingress = tcx(&mut object, Direction::Ingress);
     let clsact = clsact::add_qdisc(netns, &lo).map_err(KernelError::Thread).and_then(|()| {
         let program = object.classifier("tc_egress")?;
-        clsact::add_filter(program, netns, &lo, Direction::Egress, 1)
+        let place = clsact::Place { priority: clsact::PRIORITY, handle: 1 };
+        clsact::add_filter(program, netns, &lo, Direction::Egress, place)
     });
     let generic = attach::xdp_in(&mut object, netns, &lo, Hook::XdpGeneric);
     let native = native_xdp(&mut object, netns);
@@ -229,7 +231,7 @@ fn tap(object: &mut Object, netns: &Netns) -> Result<(), KernelError> {
 }
 
 /// Native XDP on a veth pair that goes with the namespace.
-fn native_xdp(object: &mut Object, netns: &Netns) -> Result<OwnedLink, KernelError> {
+fn native_xdp(object: &mut Object, netns: &Netns) -> Result<Link, KernelError> {
     const NAME: &str = "injector0";
     const PEER: &str = "injector1";
 

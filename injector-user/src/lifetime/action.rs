@@ -63,7 +63,10 @@ pub enum Action {
         /// On the egress side, else ingress.
         egress: bool,
         /// The filter's handle.
-        handle: u16,
+        handle: u32,
+        /// Its priority.
+        #[serde(default = "old_priority")]
+        priority: u16,
     },
     /// A network device was made.
     AddDevice {
@@ -143,6 +146,11 @@ pub struct StoppedProcess {
     pub started: u64,
 }
 
+/// What a journal of injector 0.1.0 does not say.
+const fn old_priority() -> u16 {
+    clsact::OLD_PRIORITY
+}
+
 /// What came of undoing something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Undone {
@@ -190,9 +198,10 @@ impl Action {
             Self::AddClsact { netns, interface, .. } => {
                 clsact::remove_qdisc_if_empty(*netns, *interface).map_err(io::Error::other)
             }
-            Self::AddFilter { netns, interface, egress, handle, .. } => {
+            Self::AddFilter { netns, interface, egress, handle, priority, .. } => {
                 let direction = if *egress { Direction::Egress } else { Direction::Ingress };
-                clsact::remove_filter(*netns, *interface, direction, *handle)
+                let place = clsact::Place { priority: *priority, handle: *handle };
+                clsact::remove_filter(*netns, *interface, direction, place)
                     .map_err(io::Error::other)
             }
             Self::AddDevice { netns, interface, name, address } => {

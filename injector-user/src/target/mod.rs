@@ -171,6 +171,8 @@ pub struct Place {
     pub netns: Netns,
     /// Its interfaces.
     pub interfaces: Vec<Interface>,
+    /// The devices on which injectors hold packets there.
+    pub hold_devices: Vec<Interface>,
 }
 
 impl Target {
@@ -344,9 +346,10 @@ impl Target {
     /// The interfaces to attach to now; what comes later is found by asking again.
     pub fn places(&self) -> Result<Vec<Place>, ResolveError> {
         let place = |netns: Netns| {
-            let mut interfaces = interface::list(&netns)?;
+            let (hold_devices, mut interfaces): (Vec<_>, Vec<_>) =
+                interface::list(&netns)?.into_iter().partition(Interface::is_hold_device);
             interfaces.retain(|interface| self.wants(interface));
-            Ok(Place { netns, interfaces })
+            Ok(Place { netns, interfaces, hold_devices })
         };
         self.namespaces().into_iter().map(place).collect()
     }
@@ -374,9 +377,14 @@ impl Target {
         !self.interfaces.is_empty()
     }
 
+    /// The interfaces that are named, if any are.
+    #[must_use]
+    pub fn interfaces(&self) -> &[String] {
+        &self.interfaces
+    }
+
     fn wants(&self, interface: &Interface) -> bool {
         if interface.link.is_none()
-            || interface.is_hold_device()
             || (self.spares_loopback && interface.is_loopback)
         {
             return false;

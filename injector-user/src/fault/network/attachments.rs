@@ -1,19 +1,32 @@
 //! Where the programs of one injector are attached, and who sees to it that they come off.
 
+use std::{collections::BTreeSet, time::Duration, time::Instant};
+
+use injector_common::packet::Direction;
+
+use super::{
+    HookChoice, NetworkError,
+    monitors::Changed,
+    notices::{Interference, Notices},
+};
 use crate::{
     kernel::{
-        attach::{self, Hook, OwnedLink},
-        clsact,
+        attach::{self, Hook},
+        clsact::{self, Filter},
         interface::Interface,
+        link::{self, Link},
         netns::Netns,
         object::Object,
     },
     lifetime::{LifetimeError, action::Action, instance::Instance, journal},
     target::Place,
 };
-use injector_common::packet::Direction;
 
-use super::{HookChoice, NetworkError};
+/// How often in a row an attachment may fail that was taken away: somebody may be at it just then.
+pub const ATTEMPTS: u32 = 4;
+
+/// How often a filter may be put ahead of others again: somebody else may want the same for theirs.
+const OVERTAKING: Duration = Duration::from_secs(5);
 
 /// A program on an interface.
 #[derive(Debug)]
@@ -28,12 +41,40 @@ pub struct Attachment {
     pub hook: Hook,
     /// Held for its `Drop`, or what to undo by the journal.
     owner: Owner,
+    /// How often in a row it could not be attached again.
+    failures: u32,
+    /// What runs before it, as far as that was said.
+    ahead: BTreeSet<String>,
+    /// When it was put ahead of others last.
+    overtook: Option<Instant>,
 }
 
 #[derive(Debug)]
 enum Owner {
-    Link { _link: OwnedLink },
-    Journal { filter: u32 },
+    Link(Link),
+    Filter { action: u32, place: clsact::Place },
+    /// It was taken away.
+    Nobody,
+}
+
+/// What a look shows of an attachment.
+#[derive(Debug, Default)]
+struct Seen {
+    is_detached: bool,
+    /// The filters before it that are no injector's.
+    filters_ahead: Vec<Filter>,
+    /// The priority at which it would run first.
+    best_priority: Option<u16>,
+    /// The programs before it that are no injector's, by their ids.
+    programs_ahead: Vec<u32>,
+}
+
+/// A qdisc to be removed once no filter of ours is left.
+#[derive(Debug)]
+struct Qdisc {
+    netns: u64,
+    interface: u32,
+    action: u32,
 }
 
 /// All attachments. They are to be removed by [`Self::clear`]; if that is not called, links still end with
@@ -41,8 +82,9 @@ enum Owner {
 #[derive(Debug, Default)]
 pub struct Attachments {
     all: Vec<Attachment>,
-    /// What to undo once no filter of ours is left.
-    qdiscs: Vec<u32>,
+    qdiscs: Vec<Qdisc>,
+    /// A filter is to be put ahead of others, but not yet.
+    waits: bool,
     choice: HookChoice,
 }
 
@@ -50,7 +92,13 @@ impl Attachments {
     /// None yet.
     #[must_use]
     pub const fn new(choice: HookChoice) -> Self {
-        Self { all: Vec::new(), qdiscs: Vec::new(), choice }
+        Self { all: Vec::new(), qdiscs: Vec::new(), waits: false, choice }
+    }
+
+    /// Whether filters are added, of which the kernel tells when they are removed.
+    #[must_use]
+    pub fn has_filters(&self) -> bool {
+        self.all.iter().any(|attachment| attachment.hook == Hook::Clsact)
     }
 
     /// All of them.
@@ -78,32 +126,48 @@ impl Attachments {
         interface: &Interface,
         direction: Direction,
     ) -> Result<&Attachment, NetworkError> {
-        let (hook, owner) = match self.choice {
-            HookChoice::Xdp => {
-                let (link, hook) = attach::xdp(object, netns, interface)?;
-                (hook, Owner::Link { _link: link })
-            }
-            HookChoice::Clsact => {
-                (Hook::Clsact, self.filter(object, instance, netns, interface, direction)?)
-            }
-            HookChoice::Tcx => match attach::tcx(object, netns, interface, direction) {
-                Ok(link) => (Hook::Tcx, Owner::Link { _link: link }),
-                Err(error) if attach::is_unknown(&error) => {
-                    tracing::debug!(%error, "no tcx, so clsact");
-                    self.choice = HookChoice::Clsact;
-                    (Hook::Clsact, self.filter(object, instance, netns, interface, direction)?)
-                }
-                Err(error) => return Err(error.into()),
-            },
-        };
+        let (hook, owner) = self.own(object, instance, netns, interface, direction)?;
         self.all.push(Attachment {
             interface: interface.clone(),
             netns: netns.clone(),
             direction,
             hook,
             owner,
+            failures: 0,
+            ahead: BTreeSet::new(),
+            overtook: None,
         });
         Ok(&self.all[self.all.len() - 1])
+    }
+
+    fn own(
+        &mut self,
+        object: &mut Object,
+        instance: &mut Instance,
+        netns: &Netns,
+        interface: &Interface,
+        direction: Direction,
+    ) -> Result<(Hook, Owner), NetworkError> {
+        match self.choice {
+            HookChoice::Xdp => {
+                let (link, hook) = attach::xdp(object, netns, interface)?;
+                Ok((hook, Owner::Link(link)))
+            }
+            HookChoice::Clsact => {
+                let filter = self.filter(object, instance, netns, interface, direction)?;
+                Ok((Hook::Clsact, filter))
+            }
+            HookChoice::Tcx => match attach::tcx(object, netns, interface, direction) {
+                Ok(link) => Ok((Hook::Tcx, Owner::Link(link))),
+                Err(error) if attach::is_unknown(&error) => {
+                    tracing::debug!(%error, "no tcx, so clsact");
+                    self.choice = HookChoice::Clsact;
+                    let filter = self.filter(object, instance, netns, interface, direction)?;
+                    Ok((Hook::Clsact, filter))
+                }
+                Err(error) => Err(error.into()),
+            },
+        }
     }
 
     /// Adds a filter, and a clsact qdisc if there is none, both journalled.
@@ -116,22 +180,213 @@ impl Attachments {
         direction: Direction,
     ) -> Result<Owner, NetworkError> {
         let (inode, index, name) = (netns.inode(), interface.index, interface.name.clone());
-        let add_qdisc = Action::AddClsact { netns: inode, interface: index, name: name.clone() };
-        if !clsact::has_qdisc(netns, index)? {
-            self.qdiscs.push(instance.perform(add_qdisc, || clsact::add_qdisc(netns, interface))?);
-        } else if !instance.has_done(&add_qdisc) && journal::is_announced(&add_qdisc) {
-            // Another injector made it; whichever ends last removes it.
-            self.qdiscs.push(instance.perform(add_qdisc, || Ok(()))?);
+        let add_qdisc = Action::AddClsact { netns: inode, interface: index, name };
+        let work: Option<fn(&Netns, &Interface) -> std::io::Result<()>> =
+            if !clsact::has_qdisc(netns, index)? {
+                Some(clsact::add_qdisc)
+            } else if !instance.has_done(&add_qdisc) && journal::is_announced(&add_qdisc) {
+                // Another injector made it; whichever ends last removes it.
+                Some(|_, _| Ok(()))
+            } else {
+                None
+            };
+        if let Some(work) = work {
+            let action = instance.perform(add_qdisc, || work(netns, interface))?;
+            self.qdiscs.push(Qdisc { netns: inode, interface: index, action });
         }
-        let handle = instance.slot() as u16 + 1;
-        let egress = direction == Direction::Egress;
-        let add_filter = Action::AddFilter { netns: inode, interface: index, name, egress, handle };
-        let program = object.classifier(attach::program(interface, direction))?;
-        let add = || {
-            clsact::add_filter(program, netns, interface, direction, handle)
-                .map_err(std::io::Error::other)
+        let hooks = [(index, direction)];
+        let filters = clsact::filters(netns, &hooks)?.pop().unwrap_or_default();
+        let priority = clsact::priority(&filters);
+        add_filter(object, instance, netns, interface, direction, priority)
+    }
+
+    /// Looks whether all that was attached is still so, and attaches what was taken away.
+    pub fn look(
+        &mut self,
+        object: &mut Object,
+        instance: &mut Instance,
+        changed: &Changed,
+        notices: &mut Notices,
+    ) -> Result<(), NetworkError> {
+        self.forget_qdiscs(instance, changed)?;
+        let seen = self.see(changed)?;
+        self.waits = false;
+        for (number, seen) in seen.into_iter().enumerate() {
+            if seen.is_detached {
+                self.attach_again(number, object, instance, notices)?;
+                continue;
+            }
+            let first = seen.filters_ahead.first();
+            let best = seen.best_priority.filter(|best| {
+                first.is_some_and(|first| *best <= first.place.priority)
+            });
+            let overtook = self.all[number].overtook;
+            let is_soon = overtook.is_some_and(|last| last.elapsed() < OVERTAKING);
+            match best {
+                Some(best) if !is_soon => {
+                    self.overtake(number, object, instance, best, notices)?;
+                    continue;
+                }
+                Some(_) => self.waits = true,
+                None => {}
+            }
+            self.all[number].tell_ahead(&seen, notices);
+        }
+        Ok(())
+    }
+
+    /// A qdisc that was removed is not ours to remove any more, even if there is another one.
+    fn forget_qdiscs(
+        &mut self,
+        instance: &mut Instance,
+        changed: &Changed,
+    ) -> Result<(), LifetimeError> {
+        let is_removed = |qdisc: &mut Qdisc| changed.is_removed(qdisc.netns, qdisc.interface);
+        self.qdiscs
+            .extract_if(.., is_removed)
+            .try_for_each(|qdisc| instance.was_undone(qdisc.action))
+    }
+
+    /// What a look shows, in the order of the attachments.
+    fn see(&self, changed: &Changed) -> Result<Vec<Seen>, NetworkError> {
+        let mut seen: Vec<Seen> = Vec::new();
+        seen.resize_with(self.all.len(), Seen::default);
+        let mut namespaces: Vec<&Netns> = Vec::new();
+        for (attachment, seen) in self.all.iter().zip(&mut seen) {
+            if !namespaces.contains(&&attachment.netns) {
+                namespaces.push(&attachment.netns);
+            }
+            seen.is_detached = match (&attachment.owner, attachment.hook) {
+                (Owner::Nobody, _) => true,
+                (Owner::Link(link), Hook::XdpNative | Hook::XdpGeneric) => {
+                    !link.is_attached().map_err(NetworkError::Look)?
+                }
+                _ => false,
+            };
+        }
+        for netns in namespaces {
+            let here = || {
+                let all = self.all.iter().enumerate();
+                all.filter(|(_, attachment)| attachment.netns == *netns)
+            };
+            let (numbers, hooks): (Vec<usize>, Vec<_>) = here()
+                .filter_map(|(number, attachment)| {
+                    let link = match &attachment.owner {
+                        Owner::Link(link) if attachment.hook == Hook::Tcx => link.id(),
+                        Owner::Filter { .. } => 0,
+                        _ => return None,
+                    };
+                    Some((number, (attachment.interface.index, attachment.direction, link)))
+                })
+                .unzip();
+            for (number, found) in numbers.iter().zip(attach::look(netns, &hooks)?) {
+                let Some(attach::Seen { is_attached, ahead }) = found else { continue };
+                seen[*number].is_detached |=
+                    !is_attached && self.all[*number].hook == Hook::Tcx;
+                seen[*number].programs_ahead = ahead;
+            }
+            if !changed.any(netns) && !self.waits {
+                continue;
+            }
+            let (places, hooks): (Vec<_>, Vec<_>) = here()
+                .filter_map(|(number, attachment)| {
+                    let Owner::Filter { place, .. } = attachment.owner else { return None };
+                    let hook = (attachment.interface.index, attachment.direction);
+                    Some(((number, place), hook))
+                })
+                .unzip();
+            if hooks.is_empty() {
+                continue;
+            }
+            for ((number, place), filters) in places.iter().zip(clsact::filters(netns, &hooks)?) {
+                let seen = &mut seen[*number];
+                let is_ours =
+                    |filter: &Filter| filter.is_injectors() && filter.place == *place;
+                let own = filters.iter().position(is_ours);
+                seen.is_detached |= own.is_none();
+                seen.best_priority = Some(clsact::priority(&filters));
+                let ahead = filters.into_iter().take(own.unwrap_or_default());
+                seen.filters_ahead = ahead.filter(|filter| !filter.is_injectors()).collect();
+            }
+        }
+        Ok(seen)
+    }
+
+    fn attach_again(
+        &mut self,
+        number: usize,
+        object: &mut Object,
+        instance: &mut Instance,
+        notices: &mut Notices,
+    ) -> Result<(), NetworkError> {
+        let attachment = &mut self.all[number];
+        let what = match attachment.hook {
+            Hook::Clsact => Interference::FilterRemoved,
+            _ => Interference::ProgramDetached,
         };
-        Ok(Owner::Journal { filter: instance.perform(add_filter, add)? })
+        match std::mem::replace(&mut attachment.owner, Owner::Nobody) {
+            Owner::Filter { action, .. } => instance.was_undone(action)?,
+            Owner::Link(link) => drop(link),
+            Owner::Nobody => {}
+        }
+        let (netns, interface) = (attachment.netns.clone(), attachment.interface.clone());
+        let direction = attachment.direction;
+        let owned = self.own(object, instance, &netns, &interface, direction);
+        let attachment = &mut self.all[number];
+        match owned {
+            Ok((hook, owner)) => {
+                (attachment.hook, attachment.owner, attachment.failures) = (hook, owner, 0);
+                notices.add(what, attachment.title());
+                Ok(())
+            }
+            // It went as well, and is forgotten at the next look.
+            Err(_) if !interface.is_in(&netns)? => Ok(()),
+            Err(error) => {
+                attachment.failures += 1;
+                if attachment.failures < ATTEMPTS {
+                    tracing::debug!(%error, "cannot attach again yet");
+                    return Ok(());
+                }
+                let what = format!("injector's program at {}", attachment.title());
+                Err(NetworkError::TakenAway { what, source: error.into() })
+            }
+        }
+    }
+
+    /// Has a filter run before all others.
+    fn overtake(
+        &mut self,
+        number: usize,
+        object: &mut Object,
+        instance: &mut Instance,
+        priority: u16,
+        notices: &mut Notices,
+    ) -> Result<(), NetworkError> {
+        let attachment = &mut self.all[number];
+        let Owner::Filter { action, place } = attachment.owner else { return Ok(()) };
+        attachment.overtook = Some(Instant::now());
+        if priority == place.priority {
+            // There can be but one of ours there.
+            instance.undo(action)?;
+            attachment.owner = Owner::Nobody;
+        }
+        let (netns, interface) = (&attachment.netns, &attachment.interface);
+        let direction = attachment.direction;
+        match add_filter(object, instance, netns, interface, direction, priority) {
+            Ok(owner) => {
+                if priority != place.priority {
+                    instance.undo(action)?;
+                }
+                attachment.owner = owner;
+                notices.add(Interference::FilterOvertaken, attachment.title());
+            }
+            // Others may be at it as well.
+            Err(error) => {
+                tracing::debug!(%error, "cannot run first yet");
+                self.waits = true;
+            }
+        }
+        Ok(())
     }
 
     /// Forgets what was attached to interfaces that are gone.
@@ -154,14 +409,83 @@ impl Attachments {
     /// Detaches everything.
     pub fn clear(&mut self, instance: &mut Instance) -> Result<(), LifetimeError> {
         remove(instance, std::mem::take(&mut self.all))?;
-        self.qdiscs.drain(..).try_for_each(|qdisc| instance.undo(qdisc))
+        self.qdiscs.drain(..).try_for_each(|qdisc| instance.undo(qdisc.action))
     }
+}
+
+impl Attachment {
+    /// Where it is, for people.
+    fn title(&self) -> String {
+        let side = match self.direction {
+            Direction::Egress => "egress",
+            Direction::Ingress => "ingress",
+        };
+        title(&self.netns, &format!("{} {side}", self.interface.name))
+    }
+
+    /// Says what runs before it, once for each.
+    fn tell_ahead(&mut self, seen: &Seen, notices: &mut Notices) {
+        let mut ahead = BTreeSet::new();
+        let mut tell = |what, which: String| {
+            if !self.ahead.contains(&which) {
+                notices.add(what, format!("{} ({which})", self.title()));
+            }
+            ahead.insert(which);
+        };
+        for Filter { kind, place, .. } in &seen.filters_ahead {
+            tell(Interference::FilterAhead, format!("{kind}, pref {}", place.priority));
+        }
+        for id in &seen.programs_ahead {
+            let name = link::program_name(*id).unwrap_or_default();
+            tell(Interference::ProgramAhead, format!("{name}, id {id}"));
+        }
+        // Filters are listed only when something has changed.
+        if seen.best_priority.is_some() || self.hook != Hook::Clsact {
+            self.ahead = ahead;
+        } else {
+            self.ahead.extend(ahead);
+        }
+    }
+}
+
+/// A place in a namespace, for people.
+pub fn title(netns: &Netns, place: &str) -> String {
+    match netns.label() {
+        "current" => place.to_owned(),
+        label => format!("{place} in {label}"),
+    }
+}
+
+/// Adds a filter, journalled.
+fn add_filter(
+    object: &mut Object,
+    instance: &mut Instance,
+    netns: &Netns,
+    interface: &Interface,
+    direction: Direction,
+    priority: u16,
+) -> Result<Owner, NetworkError> {
+    let place = clsact::Place { priority, handle: clsact::handle(instance.slot()) };
+    let action = Action::AddFilter {
+        netns: netns.inode(),
+        interface: interface.index,
+        name: interface.name.clone(),
+        egress: direction == Direction::Egress,
+        handle: place.handle,
+        priority,
+    };
+    let program = object.classifier(attach::program(interface, direction))?;
+    let add = || {
+        clsact::add_filter(program, netns, interface, direction, place)
+            .map_err(std::io::Error::other)
+    };
+    Ok(Owner::Filter { action: instance.perform(action, add)?, place })
 }
 
 fn remove(instance: &mut Instance, attachments: Vec<Attachment>) -> Result<(), LifetimeError> {
     for attachment in attachments {
-        if let Owner::Journal { filter } = attachment.owner {
-            instance.undo(filter)?;
+        if let Owner::Filter { action, .. } = attachment.owner {
+            instance.undo(action)?;
         }
     }
     Ok(())

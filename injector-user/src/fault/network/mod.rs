@@ -5,11 +5,16 @@ pub mod compile;
 pub mod counts;
 pub mod delays;
 pub mod hold;
+mod monitors;
+mod notices;
 mod protect;
 pub mod report;
 pub mod shared;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use clap::ValueEnum;
 use injector_common::{
@@ -38,6 +43,8 @@ use attachments::{Attachment, Attachments};
 use compile::{CompileError, Compiled, compile};
 use counts::Counts;
 use hold::{Engine, Holds};
+use monitors::Monitors;
+use notices::Notices;
 
 /// For how long the kernel side goes on without hearing from us. Covers a busy machine; a stopped or
 /// hung injector stops faulting after it.
@@ -109,6 +116,24 @@ pub enum NetworkError {
          --no-protect"
     )]
     NothingUnprotected,
+    /// Named interfaces that were there a moment ago.
+    #[error(
+        "the interface {0} vanished while injector was starting: start injector again once it is there"
+    )]
+    Vanished(String),
+    /// It cannot be told what is attached.
+    #[error("cannot look whether programs are still attached")]
+    Look(#[source] std::io::Error),
+    /// Something was taken away that cannot be put back.
+    #[error(
+        "another process took away {what}, and it cannot be put back: the faults of this target have ended"
+    )]
+    TakenAway {
+        /// What.
+        what: String,
+        /// Why it cannot be put back.
+        source: Box<Self>,
+    },
 }
 
 /// Where to attach.
@@ -170,6 +195,8 @@ pub struct Network {
     // Dropped in this order: the programs are detached before their maps go.
     attachments: Attachments,
     holds: Option<Holds>,
+    monitors: Monitors,
+    notices: Notices,
     /// What became of held packets.
     ended: Option<hold::Statistics>,
     object: Object,
@@ -257,6 +284,8 @@ impl Network {
         let mut network = Self {
             attachments: Attachments::new(options.hook),
             holds,
+            monitors: Monitors::default(),
+            notices: Notices::default(),
             ended: None,
             object,
             target,
@@ -273,9 +302,15 @@ impl Network {
             network.object.protect(&protect::operator_connections())?;
         }
         // The programs find an empty bank until all of them are attached and the rules are in the other one.
-        if network.attach(instance)?.is_empty() && options.protect {
+        let is_idle = network.attach(instance)?.is_empty();
+        if let Some(name) = network.missing() {
+            return Err(NetworkError::Vanished(name));
+        }
+        if is_idle && options.protect {
             return Err(NetworkError::NothingUnprotected);
         }
+        // What runs before the programs is said at once.
+        network.look(instance)?;
         // Time counts from when faults can act, however long loading took.
         let now = clock::monotonic_ns();
         network.deadline_ns = options.lasts.map_or(u64::MAX, clock::deadline_ns);
@@ -384,14 +419,11 @@ impl Network {
         Ok(())
     }
 
-    /// Attaches to what is not attached yet: interfaces and namespaces come and go. Returns what is new.
+    /// Attaches to what is not attached yet: interfaces and namespaces come and go. What others took away is put back,
+    /// see [`Self::warnings`]. Returns what is new.
     pub fn attach(&mut self, instance: &mut Instance) -> Result<Vec<Attached>, NetworkError> {
         let (egress, ingress) = self.directions();
-        let places = self.target.places()?;
-        self.attachments.retain(instance, &places)?;
-        if let Some(holds) = &mut self.holds {
-            holds.retain(|netns| places.iter().any(|place| place.netns == *netns));
-        }
+        let places = self.look(instance)?;
         self.load(&places, egress, ingress)?;
         let mut new = Vec::new();
         for place in places {
@@ -411,6 +443,41 @@ impl Network {
             }
         }
         Ok(new)
+    }
+
+    /// Looks whether all that was installed is there still, and puts it back if it is not.
+    fn look(&mut self, instance: &mut Instance) -> Result<Vec<Place>, NetworkError> {
+        let places = self.target.places()?;
+        self.attachments.retain(instance, &places)?;
+        if let Some(holds) = &mut self.holds {
+            holds.retain(|netns| places.iter().any(|place| place.netns == *netns));
+        }
+        let is_told = self.attachments.has_filters()
+            || self.holds.as_ref().is_some_and(Holds::has_filters);
+        let monitored = if is_told { &*places } else { &[] };
+        let changed = self.monitors.changed(monitored)?;
+        let (object, notices) = (&mut self.object, &mut self.notices);
+        if let Some(holds) = &mut self.holds {
+            holds.look(object, instance, &places, &changed, notices)?;
+        }
+        self.attachments.look(object, instance, &changed, notices)?;
+        Ok(places)
+    }
+
+    /// What others did that keeps packets from being faulted, or did so for a moment. `is_end` if it is asked for the last
+    /// time: else the same is not said over and over.
+    pub fn warnings(&mut self, is_end: bool) -> Vec<String> {
+        self.notices.take(Instant::now(), is_end)
+    }
+
+    /// A named interface that nothing is attached to.
+    fn missing(&self) -> Option<String> {
+        if self.directions() == (false, false) {
+            return None;
+        }
+        let all = self.attachments.all();
+        let is_there = |name: &&String| all.iter().any(|there| there.interface.name == **name);
+        self.target.interfaces().iter().find(|name| !is_there(name)).cloned()
     }
 
     fn add(

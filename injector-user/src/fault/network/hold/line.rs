@@ -88,6 +88,13 @@ impl Line {
         Ok(Self { thread: Some(thread), wake, ends, counts })
     }
 
+    /// Ends it, and tells what it has done.
+    pub fn end(self) -> Arc<Counts> {
+        let counts = Arc::clone(&self.counts);
+        drop(self);
+        counts
+    }
+
     /// What it has done.
     #[must_use]
     pub fn counts(&self) -> &Counts {
@@ -165,7 +172,7 @@ impl Worker {
             let more = self.take();
             self.release(clock::monotonic_ns());
             if !more && let Err(error) = self.wait() {
-                tracing::error!(%error, "the delay line ends");
+                tracing::debug!(%error, "the delay line ends");
                 break;
             }
         }
@@ -221,7 +228,10 @@ impl Worker {
             self.next_tag = (self.next_tag + 1) % TAGS;
             if let Err(error) = self.tap.write(&packet) {
                 tracing::debug!(%error, "a held packet was refused");
-                self.counts.dropped.fetch_add(1, Relaxed);
+                // If the device is down or gone, the packet counts as lost with it.
+                if !matches!(error.raw_os_error(), Some(libc::EIO | libc::EBADFD)) {
+                    self.counts.dropped.fetch_add(1, Relaxed);
+                }
             }
             if packet.capacity() >= LARGEST && self.spare.len() < SPARE {
                 packet.resize(LARGEST, 0);

@@ -27,19 +27,26 @@ use serde::Serialize;
 use crate::{
     kernel::{
         KernelError,
-        attach::{self, OwnedLink},
+        attach, clsact,
         device::{self, FAR, Identity, NEAR},
         fq,
         interface::Interface,
+        link::Link,
         netns::Netns,
         object::Object,
         rps, sysctl,
     },
     lifetime::{action::Action, instance::Instance, journal},
+    target::Place,
 };
 use line::Line;
 
-use super::NetworkError;
+use super::{
+    NetworkError,
+    attachments::{ATTEMPTS, title},
+    monitors::Changed,
+    notices::{Interference, Notices},
+};
 
 /// How packets are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -134,6 +141,10 @@ pub struct Holds {
     /// Most packets that wait in a queue of the kernel.
     limit: u32,
     devices: Vec<Device>,
+    /// Namespaces whose device was taken away, and how often in a row it could not be made again.
+    missing: Vec<(Netns, u32)>,
+    /// Packets that devices dropped that are gone.
+    dropped: u64,
     /// Settings that were changed, by namespace.
     settings: Vec<(Netns, u32)>,
     /// Interfaces and directions that have a tag: its number is the place.
@@ -145,8 +156,18 @@ pub struct Holds {
 struct Device {
     netns: Netns,
     near: Identity,
-    _links: Vec<OwnedLink>,
+    /// The other end of a veth pair.
+    far: Option<Identity>,
+    programs: Vec<Program>,
     holder: Holder,
+}
+
+/// A program on a hold device.
+#[derive(Debug)]
+enum Program {
+    Link(Link),
+    /// A filter, which goes with the device: its interface and direction.
+    Filter(u32, Direction),
 }
 
 #[derive(Debug)]
@@ -159,7 +180,16 @@ impl Holds {
     /// None yet.
     #[must_use]
     pub const fn new(engine: Engine, slot: u32, limit: u32) -> Self {
-        Self { engine, slot, limit, devices: Vec::new(), settings: Vec::new(), routes: Vec::new() }
+        Self {
+            engine,
+            slot,
+            limit,
+            devices: Vec::new(),
+            missing: Vec::new(),
+            dropped: 0,
+            settings: Vec::new(),
+            routes: Vec::new(),
+        }
     }
 
     /// How packets are held.
@@ -212,6 +242,13 @@ impl Holds {
         let index = self.interface();
         let address = Some(device::random_address());
         let near = Identity { name: format!("{NEAR}{slot}"), index, address };
+        let mut attach = |device: &Identity, program, direction| {
+            let link = attach::own(object, netns, device, program, direction)?;
+            Ok::<_, NetworkError>(match link {
+                Some(link) => Program::Link(link),
+                None => Program::Filter(device.index, direction),
+            })
+        };
         match self.engine {
             Engine::Edt => {
                 let far =
@@ -234,21 +271,20 @@ impl Holds {
                         "order may not be kept"
                     );
                 }
-                let links = vec![
-                    attach::own(object, netns, &near, "hold_egress", Direction::Egress)?,
-                    attach::own(object, netns, &far, "hold_ingress", Direction::Ingress)?,
+                let programs = vec![
+                    attach(&near, "hold_egress", Direction::Egress)?,
+                    attach(&far, "hold_ingress", Direction::Ingress)?,
                 ];
-                let links = links.into_iter().flatten().collect();
                 let holder = Holder::Queue { action };
-                Ok(Device { netns: netns.clone(), near, _links: links, holder })
+                Ok(Device { netns: netns.clone(), near, far: Some(far), programs, holder })
             }
             Engine::Tap => {
                 let tap = with_high_number(device::add_tap(netns, &near)?);
-                let back = attach::own(object, netns, &near, "hold_ingress", Direction::Ingress)?;
+                let programs = vec![attach(&near, "hold_ingress", Direction::Ingress)?];
                 let (held, routes) = object.held_packets()?;
                 let line = Line::start(tap, held, routes).map_err(KernelError::Thread)?;
-                let (links, holder) = (back.into_iter().collect(), Holder::Line(line));
-                Ok(Device { netns: netns.clone(), near, _links: links, holder })
+                let holder = Holder::Line(line);
+                Ok(Device { netns: netns.clone(), near, far: None, programs, holder })
             }
         }
     }
@@ -275,7 +311,7 @@ impl Holds {
 
     /// What became of the packets.
     pub fn statistics(&self) -> Result<Statistics, NetworkError> {
-        let mut sum = Statistics::default();
+        let mut sum = Statistics { dropped: self.dropped, held: 0 };
         for device in &self.devices {
             let (dropped, held) = match &device.holder {
                 Holder::Queue { .. } => {
@@ -296,6 +332,72 @@ impl Holds {
     /// Forgets the devices of namespaces that are gone.
     pub fn retain(&mut self, is_there: impl Fn(&Netns) -> bool) {
         self.devices.retain(|device| is_there(&device.netns));
+        self.missing.retain(|(netns, _)| is_there(netns));
+    }
+
+    /// Whether programs are attached as filters, of which the kernel tells when they are removed.
+    pub fn has_filters(&self) -> bool {
+        let programs = self.devices.iter().flat_map(|device| &device.programs);
+        programs.into_iter().any(|program| matches!(program, Program::Filter(..)))
+    }
+
+    /// Looks whether all devices are as they were made, and makes anew what others took away.
+    pub fn look(
+        &mut self,
+        object: &mut Object,
+        instance: &mut Instance,
+        places: &[Place],
+        changed: &Changed,
+        notices: &mut Notices,
+    ) -> Result<(), NetworkError> {
+        let devices = std::mem::take(&mut self.devices);
+        for device in devices {
+            let place = places.iter().find(|place| place.netns == device.netns);
+            let there = place.map(|place| &*place.hold_devices).unwrap_or_default();
+            match device.condition(there, changed)? {
+                Condition::Whole => self.devices.push(device),
+                Condition::Down => {
+                    // It may be gone by now, which the next look shows.
+                    match device.start() {
+                        Ok(()) => notices.add(Interference::DeviceDown, device.title()),
+                        Err(error) => tracing::debug!(%error, "cannot set a device up yet"),
+                    }
+                    self.devices.push(device);
+                }
+                Condition::Broken => {
+                    let netns = device.netns.clone();
+                    self.discard(device, instance)?;
+                    self.missing.push((netns, 0));
+                }
+            }
+        }
+        for (netns, failures) in std::mem::take(&mut self.missing) {
+            match self.add(object, instance, &netns) {
+                Ok(device) => {
+                    notices.add(Interference::DeviceRemoved, device.title());
+                    self.devices.push(device);
+                }
+                Err(error) if failures + 1 < ATTEMPTS => {
+                    tracing::debug!(%error, "cannot make a device again yet");
+                    self.missing.push((netns, failures + 1));
+                }
+                Err(error) => {
+                    let name = format!("{NEAR}{}", self.slot);
+                    let what = format!("the hold device {}", title(&netns, &name));
+                    return Err(NetworkError::TakenAway { what, source: error.into() });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is left of a device.
+    fn discard(&mut self, device: Device, instance: &mut Instance) -> Result<(), NetworkError> {
+        match device.holder {
+            Holder::Queue { action } => instance.undo(action)?,
+            Holder::Line(line) => self.dropped += line.end().dropped.load(Relaxed),
+        }
+        Ok(())
     }
 
     /// Waits until no packet waits any more, but not for longer than [`PATIENCE`]; a TAP's need not wait. Returns
@@ -332,6 +434,69 @@ impl Holds {
             instance.undo(action)?;
         }
         Ok(())
+    }
+}
+
+/// What a look shows of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Condition {
+    Whole,
+    /// It is there, but set down.
+    Down,
+    /// It is of no use.
+    Broken,
+}
+
+impl Device {
+    /// What it is like, by the hold devices of its namespace.
+    fn condition(
+        &self,
+        there: &[Interface],
+        changed: &Changed,
+    ) -> Result<Condition, NetworkError> {
+        let mut is_up = true;
+        for end in [Some(&self.near), self.far.as_ref()].into_iter().flatten() {
+            let found = there.iter().find(|interface| interface.index == end.index);
+            match found {
+                Some(found) if found.name == end.name => is_up &= found.is_up,
+                _ => return Ok(Condition::Broken),
+            }
+            let is_queue = self.far.is_some() && end == &self.near;
+            if is_queue && found.is_some_and(|found| found.qdisc.as_deref() != Some(fq::KIND)) {
+                return Ok(Condition::Broken);
+            }
+        }
+        let mut filters = Vec::new();
+        for program in &self.programs {
+            match program {
+                Program::Link(link) if link.is_attached().map_err(NetworkError::Look)? => {}
+                Program::Link(_) => return Ok(Condition::Broken),
+                Program::Filter(interface, direction) => filters.push((*interface, *direction)),
+            }
+        }
+        if !filters.is_empty() && changed.any(&self.netns) {
+            let found = clsact::filters(&self.netns, &filters)?;
+            let is_ours = |filters: &Vec<clsact::Filter>| {
+                filters.first().is_some_and(|filter| filter.place == attach::OWN_PLACE)
+            };
+            if !found.iter().all(is_ours) {
+                return Ok(Condition::Broken);
+            }
+        }
+        Ok(if is_up { Condition::Whole } else { Condition::Down })
+    }
+
+    /// Sets it up again.
+    fn start(&self) -> Result<(), KernelError> {
+        match &self.far {
+            Some(far) => device::start_veth(&self.netns, &self.near, far),
+            None => device::start_tap(&self.netns, &self.near),
+        }
+    }
+
+    /// What it is called, for people.
+    fn title(&self) -> String {
+        title(&self.netns, &self.near.name)
     }
 }
 

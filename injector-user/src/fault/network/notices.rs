@@ -1,0 +1,146 @@
+//! What others did to what injector installed, said so that nobody is flooded.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// How often the same kind of thing is said at most.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// More places than that are not listed.
+const LISTED: usize = 5;
+
+/// What somebody did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Interference {
+    /// A hold device was set down.
+    DeviceDown,
+    /// A hold device was removed, or something without which it is of no use.
+    DeviceRemoved,
+    /// A tcx or XDP program was detached.
+    ProgramDetached,
+    /// A filter was removed, perhaps with its qdisc.
+    FilterRemoved,
+    /// A filter came ahead of injector's, which is the first again.
+    FilterOvertaken,
+    /// A filter is ahead of injector's.
+    FilterAhead,
+    /// A program is ahead of injector's.
+    ProgramAhead,
+}
+
+impl Interference {
+    /// What is said of the places.
+    const fn text(self) -> &'static str {
+        match self {
+            Self::DeviceDown => {
+                "set down by another process, which lost the packets held there: set up again"
+            }
+            Self::DeviceRemoved => {
+                "removed or changed by another process, which lost the packets held there: made again"
+            }
+            Self::ProgramDetached => "eBPF program detached by another process: attached again",
+            Self::FilterRemoved => "tc filter removed by another process: added again",
+            Self::FilterOvertaken => {
+                "tc filter added ahead of injector's by another process: injector's goes first again"
+            }
+            Self::FilterAhead => {
+                "tc filter ahead of injector's: packets that it accepts, drops or redirects are not faulted, and it sees \
+                 each packet that is held back twice"
+            }
+            Self::ProgramAhead => {
+                "eBPF program ahead of injector's: packets that it accepts, drops or redirects are not faulted, and it \
+                 sees each packet that is held back twice"
+            }
+        }
+    }
+}
+
+/// What is not said yet, and when what was said.
+#[derive(Debug, Default)]
+pub struct Notices {
+    kinds: BTreeMap<Interference, Kind>,
+}
+
+#[derive(Debug, Default)]
+struct Kind {
+    said: Option<Instant>,
+    /// Where it happened since, and how often.
+    places: BTreeMap<String, u32>,
+}
+
+impl Notices {
+    /// Notes that something happened.
+    pub fn add(&mut self, what: Interference, place: String) {
+        *self.kinds.entry(what).or_default().places.entry(place).or_default() += 1;
+    }
+
+    /// What is to be said now; at the end, all of it.
+    pub fn take(&mut self, now: Instant, is_end: bool) -> Vec<String> {
+        let mut messages = Vec::new();
+        for (what, kind) in &mut self.kinds {
+            let is_due =
+                is_end || kind.said.is_none_or(|said| now.duration_since(said) >= INTERVAL);
+            if !kind.places.is_empty() && is_due {
+                kind.said = Some(now);
+                messages.push(message(*what, &std::mem::take(&mut kind.places)));
+            }
+        }
+        messages
+    }
+}
+
+fn message(what: Interference, places: &BTreeMap<String, u32>) -> String {
+    let mut listed: Vec<String> = places
+        .iter()
+        .take(LISTED)
+        .map(|(place, count)| match count {
+            1 => place.clone(),
+            count => format!("{place} ({count} times)"),
+        })
+        .collect();
+    if places.len() > LISTED {
+        listed.push(format!("{} more", places.len() - LISTED));
+    }
+    format!("{}: {}", listed.join(", "), what.text())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_is_said_at_once_and_then_seldom() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut notices = Notices::default();
+        notices.add(Interference::DeviceDown, "injhold0".into());
+        notices.add(Interference::FilterRemoved, "va ingress".into());
+        let said = notices.take(start, false);
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said[0].starts_with("injhold0: set down by another process"), "{said:?}");
+        assert!(said[1].starts_with("va ingress: tc filter removed"), "{said:?}");
+        for ms in (250..2000).step_by(250) {
+            notices.add(Interference::DeviceDown, "injhold0".into());
+            assert!(notices.take(at(ms), false).is_empty());
+        }
+        notices.add(Interference::ProgramDetached, "va egress".into());
+        assert_eq!(notices.take(at(1800), false).len(), 1);
+        let said = notices.take(at(2000), false);
+        assert!(said.len() == 1 && said[0].starts_with("injhold0 (7 times): "), "{said:?}");
+        assert!(notices.take(at(9000), false).is_empty());
+        notices.add(Interference::DeviceDown, "injhold0".into());
+        assert_eq!(notices.take(at(9000), false).len(), 1);
+        notices.add(Interference::DeviceDown, "injhold0".into());
+        assert_eq!(notices.take(at(9001), true).len(), 1);
+    }
+
+    #[test]
+    fn many_places_are_not_all_listed() {
+        let mut notices = Notices::default();
+        (0..7).for_each(|n| notices.add(Interference::ProgramDetached, format!("v{n} egress")));
+        let said = notices.take(Instant::now(), false);
+        assert!(said[0].starts_with("v0 egress, v1 egress, v2 egress, v3 egress, v4 egress, 2 more:"));
+    }
+}

@@ -1,0 +1,137 @@
+//! Tells when links, qdiscs or filters of a network namespace have changed, so that they need not be listed over and over.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
+
+use super::{KernelError, netns::Netns};
+
+/// The multicast groups of links and of traffic control (`linux/rtnetlink.h`).
+const GROUPS: u32 = 1 | 8;
+
+/// The handle of a clsact qdisc.
+const CLSACT: u32 = 0xffff_0000;
+
+/// What has changed since the last look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Whether anything has.
+    pub any: bool,
+    /// The indexes of interfaces that lost a clsact qdisc, even if there is another one by now.
+    pub removed: BTreeSet<u32>,
+}
+
+/// A socket that the kernel sends changes to.
+#[derive(Debug)]
+pub struct Monitor {
+    socket: OwnedFd,
+    /// What has changed and was not told, or may have.
+    pending: Changes,
+}
+
+impl Monitor {
+    /// Of a namespace. What came before counts as changed.
+    pub fn new(netns: &Netns) -> Result<Self, KernelError> {
+        let open = || {
+            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+            let protocol = SockProtocol::NetlinkRoute;
+            let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+            bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
+            Ok(socket)
+        };
+        let socket = netns
+            .run(open)?
+            .map_err(|error: nix::Error| KernelError::Netlink(error.into()))?;
+        Ok(Self { socket, pending: Changes { any: true, ..Changes::default() } })
+    }
+
+    /// What has changed since the last call.
+    pub fn changes(&mut self) -> Result<Changes, KernelError> {
+        let mut changes = std::mem::take(&mut self.pending);
+        let mut buffer = vec![0; 1 << 15];
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_TRUNC) {
+                Ok(length) => {
+                    changes.any = true;
+                    changes.removed.extend(removed(&buffer[..length.min(buffer.len())]));
+                }
+                // More happened than the socket could hold.
+                Err(nix::Error::ENOBUFS) => changes.any = true,
+                Err(nix::Error::EINTR) => {}
+                Err(nix::Error::EAGAIN) => return Ok(changes),
+                Err(error) => return Err(KernelError::Netlink(io::Error::from(error))),
+            }
+        }
+    }
+}
+
+/// The interfaces that messages say have lost their clsact qdisc (`struct nlmsghdr`, `struct tcmsg`).
+fn removed(mut messages: &[u8]) -> Vec<u32> {
+    const HEADER: usize = 16;
+    let word = |bytes: &[u8], at: usize| {
+        bytes.get(at..at + 4).map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
+    };
+    let mut found = Vec::new();
+    while let Some(length) = word(messages, 0)
+        && length as usize >= HEADER
+    {
+        let kind = u16::from_ne_bytes([messages[4], messages[5]]);
+        if kind == libc::RTM_DELQDISC
+            && let (Some(index), Some(CLSACT)) =
+                (word(messages, HEADER + 4), word(messages, HEADER + 8))
+        {
+            found.push(index);
+        }
+        let next = (length as usize).next_multiple_of(4);
+        messages = messages.get(next..).unwrap_or_default();
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::{
+        clsact,
+        interface::{self, Interface},
+    };
+
+    #[test]
+    fn a_removed_qdisc_is_told_even_if_there_is_another() {
+        Netns::scratch(|| {
+            let netns = Netns::current()?;
+            let lo: Interface = interface::list(&netns)?.remove(0);
+            let mut monitor = Monitor::new(&netns)?;
+            assert!(monitor.changes()?.any);
+            assert_eq!(monitor.changes()?, Changes::default());
+            clsact::add_qdisc(&netns, &lo).map_err(KernelError::Thread)?;
+            let added = monitor.changes()?;
+            assert_eq!(added, Changes { any: true, removed: BTreeSet::new() });
+            let mut remove = std::process::Command::new("tc");
+            remove.args(["qdisc", "del", "dev", "lo", "clsact"]);
+            assert!(remove.status().expect("iproute2 is installed").success());
+            clsact::add_qdisc(&netns, &lo).map_err(KernelError::Thread)?;
+            let changes = monitor.changes()?;
+            assert_eq!(changes.removed, BTreeSet::from([lo.index]));
+            assert_eq!(monitor.changes()?, Changes::default());
+            Ok(())
+        })
+        .expect("a namespace of its own");
+    }
+
+    #[test]
+    fn broken_messages_are_nothing() {
+        assert!(removed(&[]).is_empty());
+        assert!(removed(&[16, 0, 0, 0, 37]).is_empty());
+        let mut message = [0u8; 24];
+        message[..4].copy_from_slice(&17u32.to_ne_bytes());
+        message[4..6].copy_from_slice(&libc::RTM_DELQDISC.to_ne_bytes());
+        assert!(removed(&message[..17]).is_empty());
+    }
+}
