@@ -74,6 +74,10 @@ pub struct SeenCounters {
     pub not_ip: u64,
     /// IP packets whose headers are truncated or malformed; never touched.
     pub unparsed: u64,
+    /// Packets that were sent to a hold device.
+    pub held: u64,
+    /// Packets that came back from one.
+    pub released: u64,
 }
 
 impl Sum for RuleCounters {
@@ -170,5 +174,7 @@ impl AddAssign for SeenCounters {
         }
         self.not_ip += other.not_ip;
         self.unparsed += other.unparsed;
+        self.held += other.held;
+        self.released += other.released;
     }
 }

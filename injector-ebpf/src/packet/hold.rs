@@ -197,6 +197,10 @@ pub fn send(
 /// Counts a packet that is held for so many nanoseconds.
 #[inline(always)]
 fn count(matched: &mut Match, direction: Direction, wait: u64) {
+    if let Some(seen) = maps::SEEN.get_ptr_mut(0) {
+        // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
+        unsafe { (*seen).held += 1 };
+    }
     matched.counters.delayed += 1;
     matched.counters.delay_ns[direction as usize] += wait;
     if let Some(delays) = maps::DELAYS.get_ptr_mut(matched.index)
@@ -248,6 +252,10 @@ pub fn leave(ctx: &TcContext) -> Option<i32> {
     let route = maps::ROUTES.get(u32::from(skb::tag(ctx)?))?;
     if route.interface == 0 || !skb::pop_tag(ctx) {
         return None;
+    }
+    if let Some(seen) = maps::SEEN.get_ptr_mut(0) {
+        // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
+        unsafe { (*seen).released += 1 };
     }
     skb::forget_addressee(ctx);
     skb::forget_queue(ctx);

@@ -230,9 +230,17 @@ impl Group {
     }
 
     fn look_around(&mut self) -> Result<(), NetworkError> {
-        match self.shared.network_mut() {
-            Some(network) => network.attach(&mut self.instance).map(drop),
-            None => Ok(()),
+        let Some(network) = self.shared.network_mut() else { return Ok(()) };
+        network.attach(&mut self.instance)?;
+        self.warn(false);
+        Ok(())
+    }
+
+    /// Tells what others did to the faults.
+    fn warn(&mut self, is_end: bool) {
+        let Some(network) = self.shared.network_mut() else { return };
+        for message in network.warnings(is_end) {
+            tracing::warn!(slot = self.instance.slot(), "{message}");
         }
     }
 
@@ -274,6 +282,7 @@ impl Group {
     /// Ends it, whatever its members.
     pub fn end(mut self) -> Result<(), LifetimeError> {
         let detached = self.detach();
+        self.warn(true);
         let Self { shared, instance, .. } = self;
         drop(shared);
         instance.end()?;

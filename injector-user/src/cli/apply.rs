@@ -390,6 +390,9 @@ impl<'a> Run<'a> {
         if let Err(failure) = self.stage.detach() {
             error.get_or_insert(failure.into());
         }
+        for event in self.stage.last_warnings() {
+            book.say(&self.origin.line(event))?;
+        }
         if let Some(error) = &error {
             let error = format!("{error:#}");
             book.say(&self.origin.line(Event::Failed { error }))?;

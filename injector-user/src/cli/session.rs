@@ -225,7 +225,7 @@ impl<'a> Session<'a> {
             process: process_faults.as_ref().map(|faults| faults.name.as_str()),
             startup_ms: since_exec().unwrap_or_default().as_secs_f64() * 1e3,
         })?;
-        Ok(Self {
+        let mut session = Self {
             instance,
             args,
             fault_args,
@@ -241,7 +241,9 @@ impl<'a> Session<'a> {
             processes,
             reporter,
             started,
-        })
+        };
+        session.warn(false)?;
+        Ok(session)
     }
 
     /// Keeps the faults up until the end; hands signals on to `command` if there is one.
@@ -315,6 +317,15 @@ impl<'a> Session<'a> {
             let attached = new.iter().map(Into::into).collect();
             self.reporter.say(&Event::Attached { attached })?;
         }
+        self.warn(false)
+    }
+
+    /// Tells what others did to the packet faults.
+    fn warn(&mut self, is_end: bool) -> Result<()> {
+        let Some(network) = &mut self.network else { return Ok(()) };
+        for message in network.warnings(is_end) {
+            self.reporter.say(&Event::Warning { message: &message })?;
+        }
         Ok(())
     }
 
@@ -375,6 +386,7 @@ impl<'a> Session<'a> {
         }
         self.detach()?;
         self.leave_cgroup()?;
+        self.warn(true)?;
         let counts = self.counts()?;
         let total = report::total(&counts);
         let seen = match &mut self.network {

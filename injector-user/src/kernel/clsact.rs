@@ -106,10 +106,7 @@ pub fn priority(filters: &[Filter]) -> u16 {
 }
 
 /// The filters of one side of an interface that see all its packets (those of chain 0), in the order in which they run.
-pub fn filters(
-    netns: &Netns,
-    hooks: &[(u32, Direction)],
-) -> Result<Vec<Vec<Filter>>, KernelError> {
+pub fn filters(netns: &Netns, hooks: &[(u32, Direction)]) -> Result<Vec<Vec<Filter>>, KernelError> {
     netns.run(|| {
         block_on(async |netlink| {
             let mut all = Vec::new();

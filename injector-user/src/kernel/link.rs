@@ -126,8 +126,7 @@ pub fn program_name(program: u32) -> Option<String> {
     // SAFETY: all of it is zeroes, which are valid.
     unsafe { &mut attributes.__bindgen_anon_6 }.__bindgen_anon_1.prog_id = program;
     // SAFETY: nothing is pointed to.
-    let fd =
-        unsafe { new_descriptor(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attributes) }.ok()?;
+    let fd = unsafe { new_descriptor(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attributes) }.ok()?;
     // SAFETY: zeroes are valid for the structure, which is of integers.
     let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
     object_info(fd.as_fd(), &mut info).ok()?;

@@ -45,9 +45,8 @@ impl Monitor {
             bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
             Ok(socket)
         };
-        let socket = netns
-            .run(open)?
-            .map_err(|error: nix::Error| KernelError::Netlink(error.into()))?;
+        let socket =
+            netns.run(open)?.map_err(|error: nix::Error| KernelError::Netlink(error.into()))?;
         Ok(Self { socket, pending: Changes { any: true, ..Changes::default() } })
     }
 

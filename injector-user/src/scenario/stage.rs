@@ -292,6 +292,11 @@ impl Stage {
         Ok(events)
     }
 
+    /// What others did to the packet faults that was not said yet; to be asked for at the end.
+    pub fn last_warnings(&mut self) -> Vec<Event> {
+        self.actors.iter_mut().flat_map(|actor| actor.warnings(true)).collect()
+    }
+
     /// What was done to each target so far, by part.
     pub fn counts(&mut self) -> Result<Vec<BTreeMap<usize, Counts>>, StageError> {
         let counts = |actor: &mut Actor| {
@@ -477,7 +482,17 @@ impl Actor {
             network.renew()?;
             network.attach(&mut self.instance)?;
         }
+        events.extend(self.warnings(false));
         Ok(events)
+    }
+
+    /// What others did to the packet faults.
+    fn warnings(&mut self, is_end: bool) -> Vec<Event> {
+        let Some(network) = self.network.network_mut() else { return Vec::new() };
+        let messages = network.warnings(is_end).into_iter();
+        messages
+            .map(|message| Event::Warning { message: format!("target {}: {message}", self.name) })
+            .collect()
     }
 
     /// Has the faults go on in the cgroup that has taken the place of the one before, or says that it is gone.

@@ -384,9 +384,7 @@ impl Target {
     }
 
     fn wants(&self, interface: &Interface) -> bool {
-        if interface.link.is_none()
-            || (self.spares_loopback && interface.is_loopback)
-        {
+        if interface.link.is_none() || (self.spares_loopback && interface.is_loopback) {
             return false;
         }
         // Attaching takes the kernel 10 ms an interface; those that are down are left until they are up.

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 pub mod agent;
+pub mod bpf;
 pub mod container;
 pub mod daemonset;
 pub mod listing;
@@ -449,6 +450,13 @@ impl Process {
     pub fn tell(&mut self, line: &str) {
         let input = self.child.stdin.as_mut().expect("still open");
         writeln!(input, "{line}").expect("it reads");
+    }
+
+    /// Waits for its end; returns its exit code, and all that it said since.
+    pub fn end(mut self) -> (Option<i32>, Vec<Value>) {
+        drop(self.child.stdin.take());
+        let said = std::iter::from_fn(|| self.next()).collect();
+        (self.child.wait().expect("it ends").code(), said)
     }
 
     /// Ends its standard input, waits for its end, and returns what it said last.

@@ -52,7 +52,10 @@ pub struct Attachment {
 #[derive(Debug)]
 enum Owner {
     Link(Link),
-    Filter { action: u32, place: clsact::Place },
+    Filter {
+        action: u32,
+        place: clsact::Place,
+    },
     /// It was taken away.
     Nobody,
 }
@@ -217,9 +220,9 @@ impl Attachments {
                 continue;
             }
             let first = seen.filters_ahead.first();
-            let best = seen.best_priority.filter(|best| {
-                first.is_some_and(|first| *best <= first.place.priority)
-            });
+            let best = seen
+                .best_priority
+                .filter(|best| first.is_some_and(|first| *best <= first.place.priority));
             let overtook = self.all[number].overtook;
             let is_soon = overtook.is_some_and(|last| last.elapsed() < OVERTAKING);
             match best {
@@ -281,8 +284,7 @@ impl Attachments {
                 .unzip();
             for (number, found) in numbers.iter().zip(attach::look(netns, &hooks)?) {
                 let Some(attach::Seen { is_attached, ahead }) = found else { continue };
-                seen[*number].is_detached |=
-                    !is_attached && self.all[*number].hook == Hook::Tcx;
+                seen[*number].is_detached |= !is_attached && self.all[*number].hook == Hook::Tcx;
                 seen[*number].programs_ahead = ahead;
             }
             if !changed.any(netns) && !self.waits {
@@ -300,8 +302,7 @@ impl Attachments {
             }
             for ((number, place), filters) in places.iter().zip(clsact::filters(netns, &hooks)?) {
                 let seen = &mut seen[*number];
-                let is_ours =
-                    |filter: &Filter| filter.is_injectors() && filter.place == *place;
+                let is_ours = |filter: &Filter| filter.is_injectors() && filter.place == *place;
                 let own = filters.iter().position(is_ours);
                 seen.is_detached |= own.is_none();
                 seen.best_priority = Some(clsact::priority(&filters));
@@ -389,21 +390,31 @@ impl Attachments {
         Ok(())
     }
 
-    /// Forgets what was attached to interfaces that are gone.
+    /// Forgets what was attached to interfaces that are gone; returns their titles.
     pub fn retain(
         &mut self,
         instance: &mut Instance,
         places: &[Place],
-    ) -> Result<(), LifetimeError> {
+    ) -> Result<BTreeSet<String>, LifetimeError> {
         let is_there = |attachment: &Attachment| {
             places.iter().any(|place| {
                 place.netns == attachment.netns
                     && place.interfaces.iter().any(|i| i.index == attachment.interface.index)
             })
         };
-        let (there, gone) = std::mem::take(&mut self.all).into_iter().partition(is_there);
+        let (there, gone): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.all).into_iter().partition(is_there);
         self.all = there;
-        remove(instance, gone)
+        let is_back = |attachment: &Attachment| {
+            let name = &attachment.interface.name;
+            let interfaces = places.iter().flat_map(|place| &place.interfaces);
+            interfaces.into_iter().any(|interface| interface.name == *name)
+        };
+        let names = gone.iter().filter(|attachment| !is_back(attachment));
+        let names =
+            names.map(|attachment| title(&attachment.netns, &attachment.interface.name)).collect();
+        remove(instance, gone)?;
+        Ok(names)
     }
 
     /// Detaches everything.

@@ -44,7 +44,7 @@ use compile::{CompileError, Compiled, compile};
 use counts::Counts;
 use hold::{Engine, Holds};
 use monitors::Monitors;
-use notices::Notices;
+use notices::{Interference, Notices};
 
 /// For how long the kernel side goes on without hearing from us. Covers a busy machine; a stopped or
 /// hung injector stops faulting after it.
@@ -126,7 +126,7 @@ pub enum NetworkError {
     Look(#[source] std::io::Error),
     /// Something was taken away that cannot be put back.
     #[error(
-        "another process took away {what}, and it cannot be put back: the faults of this target have ended"
+        "cannot put back {what}, which another process took away; the faults of this target have ended"
     )]
     TakenAway {
         /// What.
@@ -448,12 +448,18 @@ impl Network {
     /// Looks whether all that was installed is there still, and puts it back if it is not.
     fn look(&mut self, instance: &mut Instance) -> Result<Vec<Place>, NetworkError> {
         let places = self.target.places()?;
-        self.attachments.retain(instance, &places)?;
+        let gone = self.attachments.retain(instance, &places)?;
+        // Others come and go, which is nobody's concern.
+        if self.target.names_interfaces() {
+            for interface in gone {
+                self.notices.add(Interference::InterfaceGone, interface);
+            }
+        }
         if let Some(holds) = &mut self.holds {
             holds.retain(|netns| places.iter().any(|place| place.netns == *netns));
         }
-        let is_told = self.attachments.has_filters()
-            || self.holds.as_ref().is_some_and(Holds::has_filters);
+        let is_told =
+            self.attachments.has_filters() || self.holds.as_ref().is_some_and(Holds::has_filters);
         let monitored = if is_told { &*places } else { &[] };
         let changed = self.monitors.changed(monitored)?;
         let (object, notices) = (&mut self.object, &mut self.notices);
@@ -514,7 +520,11 @@ impl Network {
         if let Some(holds) = &mut self.holds
             && self.ended.is_none()
         {
-            self.ended = Some(holds.end(instance)?);
+            let statistics = holds.end(instance)?;
+            // What a device held that others took away is lost as well.
+            let SeenCounters { held, released, .. } = self.object.seen_counters()?;
+            let lost = held.saturating_sub(released).saturating_sub(statistics.dropped);
+            self.ended = Some(hold::Statistics { held: lost, ..statistics });
         }
         Ok(())
     }

@@ -24,6 +24,8 @@ pub enum Interference {
     FilterRemoved,
     /// A filter came ahead of injector's, which is the first again.
     FilterOvertaken,
+    /// A named interface is gone.
+    InterfaceGone,
     /// A filter is ahead of injector's.
     FilterAhead,
     /// A program is ahead of injector's.
@@ -45,6 +47,7 @@ impl Interference {
             Self::FilterOvertaken => {
                 "tc filter added ahead of injector's by another process: injector's goes first again"
             }
+            Self::InterfaceGone => "interface gone: nothing is faulted there until it is back",
             Self::FilterAhead => {
                 "tc filter ahead of injector's: packets that it accepts, drops or redirects are not faulted, and it sees \
                  each packet that is held back twice"
@@ -141,6 +144,8 @@ mod tests {
         let mut notices = Notices::default();
         (0..7).for_each(|n| notices.add(Interference::ProgramDetached, format!("v{n} egress")));
         let said = notices.take(Instant::now(), false);
-        assert!(said[0].starts_with("v0 egress, v1 egress, v2 egress, v3 egress, v4 egress, 2 more:"));
+        assert!(
+            said[0].starts_with("v0 egress, v1 egress, v2 egress, v3 egress, v4 egress, 2 more:")
+        );
     }
 }

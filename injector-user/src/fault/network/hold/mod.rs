@@ -26,8 +26,7 @@ use serde::Serialize;
 
 use crate::{
     kernel::{
-        KernelError,
-        attach, clsact,
+        KernelError, attach, clsact,
         device::{self, FAR, Identity, NEAR},
         fq,
         interface::Interface,
@@ -449,11 +448,7 @@ enum Condition {
 
 impl Device {
     /// What it is like, by the hold devices of its namespace.
-    fn condition(
-        &self,
-        there: &[Interface],
-        changed: &Changed,
-    ) -> Result<Condition, NetworkError> {
+    fn condition(&self, there: &[Interface], changed: &Changed) -> Result<Condition, NetworkError> {
         let mut is_up = true;
         for end in [Some(&self.near), self.far.as_ref()].into_iter().flatten() {
             let found = there.iter().find(|interface| interface.index == end.index);

@@ -1,0 +1,183 @@
+//! What others do with eBPF: programs of their own on interfaces, and links of injector that they detach.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::PathBuf,
+    process::Command,
+};
+
+use super::{Host, INTERFACE, scratch_file};
+
+/// Commands of bpf(2) (`linux/bpf.h`).
+mod command {
+    pub const MAP_CREATE: i64 = 0;
+    pub const MAP_LOOKUP_ELEM: i64 = 1;
+    pub const PROG_LOAD: i64 = 5;
+    pub const OBJ_PIN: i64 = 6;
+    pub const LINK_CREATE: i64 = 28;
+    pub const LINK_GET_FD_BY_ID: i64 = 30;
+    pub const LINK_DETACH: i64 = 34;
+}
+
+/// Calls bpf(2) with attributes of 32-bit words; pointers take two.
+fn bpf(command: i64, words: &[u32]) -> io::Result<i64> {
+    let mut attributes = [0u64; 18];
+    for (number, word) in words.iter().enumerate() {
+        attributes[number / 2] |= u64::from(*word) << (32 * (number % 2));
+    }
+    // SAFETY: the attributes are as long as is said, and what they point to is the caller's.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), size_of_val(&attributes))
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn descriptor(command: i64, words: &[u32]) -> io::Result<OwnedFd> {
+    // SAFETY: the command returns a new descriptor.
+    bpf(command, words).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+fn words_of<T>(pointer: *const T) -> [u32; 2] {
+    let address = pointer as u64;
+    [address as u32, (address >> 32) as u32]
+}
+
+/// A link of a process that attaches a program to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Link {
+    /// Its id.
+    pub id: u32,
+    /// The interface's index.
+    pub interface: u32,
+}
+
+/// The links of a process that attach programs to interfaces.
+#[must_use]
+pub fn links(pid: i32) -> Vec<Link> {
+    let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
+    let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+    let mut links: Vec<Link> = texts
+        .filter_map(|text| {
+            let field = |name: &str| {
+                let mut lines = text.lines();
+                lines.find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
+            };
+            // One that is detached has no interface any more.
+            let interface = field("ifindex:")?.parse().ok().filter(|index| *index != 0)?;
+            Some(Link { id: field("link_id:")?.parse().ok()?, interface })
+        })
+        .collect();
+    links.sort_unstable();
+    links
+}
+
+/// Detaches a link, as `bpftool link detach` does. It may be gone.
+pub fn detach(link: Link) -> io::Result<()> {
+    let fd = descriptor(command::LINK_GET_FD_BY_ID, &[link.id])?;
+    bpf(command::LINK_DETACH, &[fd.as_raw_fd().cast_unsigned()]).map(drop)
+}
+
+/// A tc program that counts packets and has them go on: to the next program, or, if it `accepts`, to none.
+#[derive(Debug)]
+pub struct Counter {
+    map: OwnedFd,
+    program: OwnedFd,
+    /// Where it is pinned, for tc(8).
+    directory: PathBuf,
+}
+
+impl Counter {
+    /// Loads it.
+    #[must_use]
+    pub fn new(accepts: bool) -> Self {
+        const ARRAY: u32 = 2;
+        const SCHED_CLS: u32 = 3;
+        let map = descriptor(command::MAP_CREATE, &[ARRAY, 4, 8, 1]).expect("root may");
+        let fd = u64::from(map.as_raw_fd().cast_unsigned());
+        let verdict: u64 = if accepts { 0 } else { 0xffff_ffff };
+        let instruction = |code: u64, registers: u64, offset: u64, value: u64| {
+            code | registers << 8 | (offset & 0xffff) << 16 | value << 32
+        };
+        let instructions = [
+            instruction(0x62, 0x0a, 0xfffc, 0),      // *(u32 *)(r10 - 4) = 0
+            instruction(0xbf, 0xa2, 0, 0),           // r2 = r10
+            instruction(0x07, 0x02, 0, 0xffff_fffc), // r2 += -4
+            instruction(0x18, 0x11, 0, fd),          // r1 = the map
+            0,
+            instruction(0x85, 0, 0, 1), // r0 = bpf_map_lookup_elem(r1, r2)
+            instruction(0x15, 0x00, 2, 0), // if r0 == 0, skip 2
+            instruction(0xb7, 0x01, 0, 1), // r1 = 1
+            instruction(0xdb, 0x10, 0, 0), // lock *(u64 *)(r0) += r1
+            instruction(0xb7, 0x00, 0, verdict), // r0 = the verdict
+            instruction(0x95, 0, 0, 0), // exit
+        ];
+        let license = c"GPL";
+        let [code, code_high] = words_of(instructions.as_ptr());
+        let [text, text_high] = words_of(license.as_ptr());
+        let words = [SCHED_CLS, instructions.len() as u32, code, code_high, text, text_high];
+        let program = descriptor(command::PROG_LOAD, &words).expect("the verifier takes it");
+        let directory = scratch_file();
+        fs::create_dir(&directory).expect("it can be made");
+        let mounted = Command::new("mount").args(["-t", "bpf", "none"]).arg(&directory).status();
+        assert!(mounted.expect("mount").success());
+        let counter = Self { map, program, directory };
+        let path = CString::new(counter.pin().as_os_str().as_bytes()).expect("no zeroes");
+        let [name, name_high] = words_of(path.as_ptr());
+        let words = [name, name_high, counter.program.as_raw_fd().cast_unsigned()];
+        bpf(command::OBJ_PIN, &words).expect("it can be pinned");
+        counter
+    }
+
+    fn pin(&self) -> PathBuf {
+        self.directory.join("counter")
+    }
+
+    /// Attaches it below a clsact qdisc, which must be there.
+    pub fn filter(&self, host: &Host, side: &str, priority: u16) {
+        let pin = self.pin();
+        let what = format!("pref {priority} protocol all bpf direct-action object-pinned");
+        host.run(&format!("tc filter add dev {INTERFACE} {side} {what} {}", pin.display()));
+    }
+
+    /// Attaches it by tcx, ahead of all others or behind them, until the link is dropped.
+    #[must_use]
+    pub fn tcx(&self, host: &Host, side: &str, is_first: bool) -> OwnedFd {
+        const BEFORE: u32 = 8;
+        const AFTER: u32 = 16;
+        let side = if side == "ingress" { 46 } else { 47 };
+        let flags = if is_first { BEFORE } else { AFTER };
+        let program = self.program.as_raw_fd().cast_unsigned();
+        host.inside(|| {
+            let name = CString::new(INTERFACE).expect("no zeroes");
+            // SAFETY: the name ends with a zero.
+            let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+            descriptor(command::LINK_CREATE, &[program, index, side, flags])
+        })
+        .expect("Linux 6.6")
+    }
+
+    /// How many packets it has seen.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        let (key, mut value) = (0u32, 0u64);
+        let [key, key_high] = words_of(&raw const key);
+        let [to, to_high] = words_of((&raw mut value).cast_const());
+        let map = self.map.as_raw_fd().cast_unsigned();
+        bpf(command::MAP_LOOKUP_ELEM, &[map, 0, key, key_high, to, to_high]).expect("it is there");
+        // SAFETY: it is a local variable, which the kernel has written to.
+        unsafe { (&raw const value).read_volatile() }
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        // While panicking there is nothing to be done about a failure.
+        let _ = Command::new("umount").arg(&self.directory).status();
+        let _ = fs::remove_dir(&self.directory);
+    }
+}

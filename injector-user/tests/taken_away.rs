@@ -1,0 +1,387 @@
+//! What others take away of what injector has installed is put back within a second, and said; or the faults end.
+
+mod support;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use serde_json::{Value, json};
+use support::{
+    Family, Host, INTERFACE, Injector, Lab, PATIENCE, Process, RuleFile, agent::Agent, bpf,
+    engines, ip, is_guest, number, scratch_file, serve, wait_until,
+};
+
+/// How often each thing is taken away.
+const ROUNDS: u32 = 50;
+
+/// The longest time from when something is taken away until it is noticed, and what a busy machine adds.
+fn soon() -> Duration {
+    Duration::from_secs(if is_guest() { 10 } else { 3 })
+}
+
+/// Sends datagrams all the time, and counts what comes.
+struct Traffic {
+    receiver: Process,
+    sender: Process,
+}
+
+impl Traffic {
+    fn start(lab: &Lab) -> Self {
+        let at = lab.right.at(Family::V4, 9000);
+        let receiver = serve(&lab.right, None, &format!("udp-receive --bind {at}"));
+        let line = format!("udp-send --to {at} --endless --count 1000000 --pause-us 5000");
+        Self { receiver, sender: serve(&lab.left, None, &line) }
+    }
+
+    /// How many were sent, and how many came, if none is on its way for longer.
+    fn end(self, longest: Duration) -> (u64, u64) {
+        let sent = number(&self.sender.finish(), "sent");
+        thread::sleep(longest);
+        (sent, number(&self.receiver.finish(), "received"))
+    }
+}
+
+/// Random moments that are the same in each run.
+struct Moments(StdRng);
+
+impl Moments {
+    fn new(seed: u64) -> Self {
+        Self(StdRng::seed_from_u64(seed))
+    }
+
+    fn wait(&mut self) {
+        thread::sleep(Duration::from_millis(self.0.random_range(0..200)));
+    }
+
+    fn choose<'a, T>(&mut self, among: &'a [T]) -> &'a T {
+        &among[self.0.random_range(0..among.len())]
+    }
+}
+
+/// The warnings among what was said.
+fn warnings(said: &[Value]) -> Vec<String> {
+    let warnings = said.iter().filter(|event| event["event"] == "warning");
+    warnings.map(|event| event["message"].as_str().expect("text").to_owned()).collect()
+}
+
+/// How often something happened, by warnings that say so.
+fn times(warnings: &[String], what: &str) -> u32 {
+    let places = warnings.iter().filter(|warning| warning.contains(what)).flat_map(|warning| {
+        let (places, _) = warning.split_once(": ").expect("a place");
+        places.split(", ").map(|place| {
+            let count = place.rsplit_once('(').and_then(|(_, count)| count.strip_suffix(" times)"));
+            count.map_or(1, |count| count.parse().expect("a number"))
+        })
+    });
+    places.sum()
+}
+
+/// Ends an injector; returns the warnings since its start, and the summary.
+fn stop(injector: Injector) -> (Vec<String>, Value) {
+    injector.process.signal(Signal::SIGTERM);
+    let (code, said) = injector.process.end();
+    let summary = said.last().expect("a summary").clone();
+    assert_eq!((code, &summary["event"]), (Some(0), &json!("summary")), "{said:?}");
+    (warnings(&said), summary)
+}
+
+/// The names of the devices on which packets wait.
+fn hold_devices(host: &Host) -> Vec<String> {
+    let links = host.run("ip -o link show");
+    let names = links.lines().filter_map(|line| line.split([':', '@']).nth(1));
+    let names = names.map(|name| name.trim().to_owned());
+    names.filter(|name| name.starts_with("injhold") || name.starts_with("injback")).collect()
+}
+
+/// What injector leaves behind, which is nothing.
+fn assert_clean(host: &Host) {
+    assert!(hold_devices(host).is_empty());
+    assert!(!host.run("tc qdisc show").contains("clsact"));
+}
+
+fn pings(lab: &Lab, count: u32) -> u64 {
+    lab.left.ping(None, lab.right.address(Family::V4), count)
+}
+
+/// What a state is like, and how long it takes until it is so.
+#[track_caller]
+fn wait_soon(what: &str, is_so: impl FnMut() -> bool) {
+    wait_until(soon(), what, is_so);
+}
+
+#[test]
+fn hold_devices_are_made_again_and_what_they_held_is_counted() {
+    /// Indexes of hold devices are not below it.
+    const HOLD_DEVICE: u32 = 1_000_000_000;
+    for engine in engines() {
+        let lab = Lab::new();
+        let left = &lab.left;
+        let line = format!(
+            "--engine {engine} --interface {INTERFACE} --direction egress --protocol udp --delay 30ms"
+        );
+        let injector = Injector::start(left, &line);
+        let pid = injector.process.pid().as_raw();
+        let names = hold_devices(left);
+        assert_eq!(names.len(), if engine == "edt" { 2 } else { 1 }, "{names:?}");
+        let links = || {
+            let mut links = bpf::links(pid);
+            links.retain(|link| link.interface >= HOLD_DEVICE);
+            links
+        };
+        let count = links().len();
+        let traffic = Traffic::start(&lab);
+        let mut moments = Moments::new(1);
+        let mut taken = 0;
+        for round in 0..ROUNDS {
+            moments.wait();
+            let name = moments.choose(&names);
+            let way = *moments.choose(&["down", "del", "detach"]);
+            match (way, links().first()) {
+                ("detach", Some(link)) => bpf::detach(*link).expect("it is attached"),
+                ("down", _) => drop(left.run(&format!("ip link set {name} down"))),
+                _ => drop(left.run(&format!("ip link del {name}"))),
+            }
+            taken += 1;
+            wait_soon(&format!("{engine}: round {round}: after {way} of {name}"), || {
+                let state = left.run("ip -o link show");
+                let is_up = |line: &&str| line.contains(": inj") && line.contains(",UP");
+                state.lines().filter(is_up).count() == names.len() && links().len() == count
+            });
+        }
+        let (sent, received) = traffic.end(Duration::from_millis(300));
+        let (warnings, summary) = stop(injector);
+        let (lost, dropped) =
+            (number(&summary["held"], "lost"), number(&summary["held"], "dropped"));
+        assert_eq!(number(&summary, "matched"), sent, "{engine}: {summary}");
+        assert_eq!(received + lost + dropped, sent, "{engine}: {summary}");
+        assert!(lost > 0, "{engine}: {summary}");
+        let told = times(&warnings, "set down") + times(&warnings, "removed or changed");
+        assert_eq!(told, taken, "{engine}: {warnings:#?}");
+        assert_clean(left);
+    }
+}
+
+#[test]
+fn links_are_attached_again() {
+    for (line, count) in [("--loss 100%", 2), ("--xdp --loss 100%", 1)] {
+        let lab = Lab::new();
+        let injector = Injector::start(&lab.left, &format!("--interface {INTERFACE} {line}"));
+        let pid = injector.process.pid().as_raw();
+        if injector.started["attached"][0]["hook"] == "clsact" {
+            injector.stop();
+            continue;
+        }
+        let mut moments = Moments::new(2);
+        let rounds = ROUNDS / 2;
+        let mut taken = 0;
+        for round in 0..rounds {
+            moments.wait();
+            let links = bpf::links(pid);
+            assert_eq!(links.len(), count, "{line}");
+            let both = moments.choose(&[false, true]);
+            for link in links.iter().take(if *both { count } else { 1 }) {
+                bpf::detach(*link).expect("it is attached");
+                taken += 1;
+            }
+            wait_soon(&format!("{line}: round {round}"), || bpf::links(pid).len() == count);
+            assert!(round % 5 != 0 || pings(&lab, 1) == 0, "{line}");
+        }
+        let (warnings, _) = stop(injector);
+        assert_eq!(times(&warnings, "program detached"), taken, "{warnings:#?}");
+        assert_eq!(pings(&lab, 3), 3);
+    }
+}
+
+#[test]
+fn filters_are_added_again() {
+    let lab = Lab::new();
+    let left = &lab.left;
+    let injector =
+        Injector::start(left, &format!("--interface {INTERFACE} --hook clsact --loss 100%"));
+    let is_there = |side: &str| {
+        let filters = left.run(&format!("tc filter show dev {INTERFACE} {side}"));
+        filters.matches("direct-action").count() == 1
+    };
+    let mut moments = Moments::new(3);
+    let mut taken = 0;
+    for round in 0..ROUNDS {
+        moments.wait();
+        let (way, filters) = *moments.choose(&[
+            ("qdisc del dev veth0 clsact", 2),
+            ("filter del dev veth0 ingress", 1),
+            ("filter del dev veth0 egress", 1),
+        ]);
+        left.run(&format!("tc {way}"));
+        taken += filters;
+        wait_soon(&format!("round {round}: {way}"), || is_there("ingress") && is_there("egress"));
+        assert!(round % 5 != 0 || pings(&lab, 1) == 0, "{way}");
+    }
+    let (warnings, _) = stop(injector);
+    assert_eq!(times(&warnings, "tc filter removed"), taken, "{warnings:#?}");
+    assert_eq!(pings(&lab, 3), 3);
+    assert_clean(left);
+}
+
+#[test]
+fn a_qdisc_that_others_made_meanwhile_stays() {
+    let lab = Lab::new();
+    let left = &lab.left;
+    let line = format!("--interface {INTERFACE} --hook clsact --loss 100%");
+    let injector = Injector::start(left, &line);
+    // Between two looks of injector, or not: the qdisc is theirs by then.
+    for batch in ["qdisc del dev veth0 clsact\nqdisc add dev veth0 clsact\n"] {
+        tc(left, batch);
+        wait_soon("the filters are back", || {
+            let show = |side| left.run(&format!("tc filter show dev {INTERFACE} {side}"));
+            ["ingress", "egress"].iter().all(|side| show(side).contains("direct-action"))
+        });
+    }
+    stop(injector);
+    assert!(left.run(&format!("tc qdisc show dev {INTERFACE}")).contains("clsact"));
+    assert!(!left.run(&format!("tc filter show dev {INTERFACE} ingress")).contains("bpf"));
+}
+
+/// Runs a batch of tc(8) commands; whether all succeed.
+fn tc(host: &Host, batch: &str) -> bool {
+    let file = scratch_file();
+    std::fs::write(&file, batch).expect("it can be written");
+    let (success, _) = host.run_in(None, &format!("tc -batch {}", file.display()));
+    let _ = std::fs::remove_file(&file);
+    success
+}
+
+#[test]
+fn interfaces_that_go_and_come_again_are_faulted_again() {
+    let lab = Lab::new();
+    let (left, right) = (&lab.left, &lab.right);
+    // Beside the one of the lab, which is not named.
+    let add = || {
+        ip(
+            &["-n", &left.netns],
+            &format!("link add va type veth peer name vb netns {}\nlink set va up\n", right.netns),
+        );
+    };
+    add();
+    let mut injector = Injector::start(left, "--interface va --loss 100% --delay 10ms");
+    let pid = injector.process.pid().as_raw();
+    let mut moments = Moments::new(4);
+    for round in 0..ROUNDS {
+        moments.wait();
+        left.run("ip link del va");
+        if *moments.choose(&[true, false, false, false, false]) {
+            // Long enough that it is said.
+            let gone = injector.process.wait_for("warning");
+            let message = gone["message"].as_str().expect("text");
+            assert!(message.starts_with("va") && message.contains("gone"), "{message}");
+        }
+        add();
+        let index = || left.run("ip -o link show va").split(':').next().map(str::to_owned);
+        let index: u32 = index().expect("an index").parse().expect("a number");
+        let is_on_it = |link: &bpf::Link| link.interface == index;
+        let attached = injector.started["attached"][0]["hook"].clone();
+        wait_soon(&format!("round {round}"), || {
+            if attached == "clsact" {
+                left.run("tc filter show dev va ingress").contains("direct-action")
+            } else {
+                bpf::links(pid).iter().filter(|link| is_on_it(link)).count() == 2
+            }
+        });
+    }
+    stop(injector);
+    left.run("ip link del va");
+    assert_clean(left);
+}
+
+#[test]
+fn what_cannot_be_put_back_ends_the_faults() {
+    let lab = Lab::new();
+    let left = &lab.left;
+    let line = format!("--interface {INTERFACE} --delay 20ms --engine tap");
+    let injector = Injector::start(left, &line);
+    let name = hold_devices(left).pop().expect("a device");
+    let file = scratch_file();
+    std::fs::write(&file, format!("link del {name}\nlink add {name} type bridge\n"))
+        .expect("it can be written");
+    // Injector may be the first to use the name again.
+    wait_until(PATIENCE, "another device has its name", || {
+        left.run_in(None, &format!("ip -batch {}", file.display())).0
+    });
+    let _ = std::fs::remove_file(&file);
+    let (code, said) = injector.process.end();
+    assert_eq!(code, Some(1), "{said:?}");
+    assert_eq!(pings(&lab, 5), 5);
+    left.run(&format!("ip link del {name}"));
+    assert_clean(left);
+
+    let injector =
+        Injector::start(left, &format!("--interface {INTERFACE} --hook clsact --loss 100%"));
+    wait_until(PATIENCE, "another qdisc is there", || {
+        tc(left, "qdisc del dev veth0 clsact\nqdisc add dev veth0 ingress\n")
+    });
+    let (code, said) = injector.process.end();
+    assert_eq!(code, Some(1), "{said:?}");
+    assert_eq!(pings(&lab, 5), 5);
+}
+
+#[test]
+fn taking_away_over_and_over_does_not_keep_injector_busy() {
+    let lab = Lab::new();
+    let injector = Injector::start(&lab.left, &format!("--interface {INTERFACE} --delay 10ms"));
+    let name = hold_devices(&lab.left).into_iter().find(|name| name.contains("hold"));
+    let name = name.expect("a device");
+    let end = Instant::now() + Duration::from_secs(6);
+    while Instant::now() < end {
+        // It is not there while it is made again.
+        lab.left.run_in(None, &format!("ip link set {name} down"));
+        thread::sleep(Duration::from_millis(100));
+    }
+    let pid = injector.process.pid().as_raw();
+    let process = procfs::process::Process::new(pid).and_then(|process| process.stat());
+    let stat = process.expect("it runs");
+    let spent = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
+    let (warnings, _) = stop(injector);
+    assert!(warnings.len() <= 6, "{warnings:#?}");
+    assert!(times(&warnings, "set down") >= 5, "{warnings:#?}");
+    assert!(spent < if is_guest() { 60.0 } else { 3.0 }, "{spent} s of a processor");
+}
+
+#[test]
+fn scenarios_and_agents_put_back_as_well() {
+    let lab = Lab::new();
+    let left = &lab.left;
+    let file = RuleFile::new(&format!(
+        "targets: {{a: {{interface: [{INTERFACE}], protect: false}}}}\n\
+         timeline: [{{at: 0s, for: 1h, faults: {{rules: [{{delay: 10ms}}]}}}}]\n"
+    ));
+    let scenario = support::start_scenario(left, &file.path, &[]);
+    let mut scenario = scenario;
+    let name = hold_devices(left).into_iter().find(|name| name.contains("hold"));
+    left.run(&format!("ip link del {}", name.expect("a device")));
+    let warning = scenario.wait_for("warning");
+    let message = warning["message"].as_str().expect("text");
+    assert!(message.contains("target a: injhold"), "{message}");
+    assert_eq!(pings(&lab, 3), 3);
+    scenario.signal(Signal::SIGTERM);
+    let (code, said) = scenario.end();
+    assert_eq!(code, Some(0), "{said:?}");
+    assert_clean(left);
+
+    let agent = Agent::start(left);
+    agent.create(&json!({
+        "name": "f", "for": "1h",
+        "target": {"interface": [INTERFACE], "protect": false}, "rules": [{"loss": "100%"}],
+    }));
+    let pid = agent.child.id().cast_signed();
+    if let Some(link) = bpf::links(pid).first() {
+        bpf::detach(*link).expect("it is attached");
+        wait_soon("attached again", || bpf::links(pid).len() == 2);
+        assert_eq!(pings(&lab, 1), 0);
+    }
+    agent.delete("f");
+    agent.stop();
+    assert_eq!(pings(&lab, 3), 3);
+}
