@@ -172,6 +172,7 @@ fn links_are_attached_again() {
         let injector = Injector::start(&lab.left, &format!("--interface {INTERFACE} {line}"));
         let pid = injector.process.pid().as_raw();
         if injector.started["attached"][0]["hook"] == "clsact" {
+            support::skip("this kernel has no tcx");
             injector.stop();
             continue;
         }
@@ -304,8 +305,11 @@ fn what_cannot_be_put_back_ends_the_faults() {
     let injector = Injector::start(left, &line);
     let name = hold_devices(left).pop().expect("a device");
     let file = scratch_file();
-    std::fs::write(&file, format!("link del {name}\nlink add {name} type bridge\n"))
-        .expect("it can be written");
+    std::fs::write(
+        &file,
+        format!("link del {name}\nlink add name {name} type veth peer name other\n"),
+    )
+    .expect("it can be written");
     // Injector may be the first to use the name again.
     wait_until(PATIENCE, "another device has its name", || {
         left.run_in(None, &format!("ip -batch {}", file.display())).0
@@ -325,6 +329,42 @@ fn what_cannot_be_put_back_ends_the_faults() {
     let (code, said) = injector.process.end();
     assert_eq!(code, Some(1), "{said:?}");
     assert_eq!(pings(&lab, 5), 5);
+}
+
+#[test]
+fn a_command_goes_on_without_faults_that_cannot_be_put_back() {
+    let lab = Lab::new();
+    let (left, right) = (&lab.left, lab.right.address(Family::V4));
+    // It ends once a ping is answered, which none is until the faults have ended.
+    let script = format!(
+        "ping -c 1 -W 2 {right}; name=$(ip -o link | grep -o 'injhold[0-9]*' | head -n 1); \
+         until printf 'link del %s\nlink add name %s type veth peer name other\n' $name $name | \
+         ip -batch -; do :; done; until ping -c 1 -W 0.2 {right}; do :; done; \
+         ip link del other; exit $0"
+    );
+    for (code, expected) in [("0", 1), ("7", 7)] {
+        let mut command = left.command(support::INJECTOR, None);
+        command.args(["run", "--delay", "1ms", "--", "bash", "-c", &script, code]);
+        let output = command.output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(expected), "{said}");
+        assert!(said.contains("the faults have ended: cannot put back"), "{said}");
+        assert_clean(left);
+    }
+}
+
+#[test]
+fn links_of_tracepoints_cannot_be_detached() {
+    let lab = Lab::new();
+    let cgroup = support::TestCgroup::new();
+    let injector = Injector::on(&lab.left, &cgroup, "--kill TERM,after=3:write");
+    let links = bpf::all_links(injector.process.pid().as_raw());
+    assert!(!links.is_empty());
+    for link in links {
+        let refused = bpf::detach_by_id(link).expect_err("the kernel has no way to");
+        assert_eq!(refused.raw_os_error(), Some(libc::EOPNOTSUPP), "{refused}");
+    }
+    stop(injector);
 }
 
 #[test]

@@ -101,7 +101,15 @@ async fn under_faults(
             return Ok(ExitCode::from(if missing { NOT_FOUND } else { NOT_EXECUTABLE }));
         }
     };
-    let end = session.watch(&mut signals, Some(&mut child)).await?;
+    let end = match session.watch(&mut signals, Some(&mut child)).await {
+        Ok(end) => end,
+        Err(error) => {
+            session.fail(&error);
+            // The command goes on without faults, but not unwatched.
+            let status = session::outlast(&mut signals, &mut child).await?;
+            return if status.success() { Err(error) } else { Ok(ExitCode::from(code(status))) };
+        }
+    };
     let own = session.end()?;
     Ok(match end {
         End::Command(status) if own == ExitCode::SUCCESS => ExitCode::from(code(status)),

@@ -376,6 +376,16 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Ends the faults, which cannot go on, and says why.
+    pub fn fail(&mut self, error: &anyhow::Error) {
+        if let Err(error) = self.detach() {
+            tracing::error!(%error, "cannot end all faults now: what is left ends with injector");
+        }
+        let message = format!("the faults have ended: {error:#}");
+        // The error is said at the end as well.
+        let _ = self.reporter.say(&Event::Warning { message: &message });
+    }
+
     /// Ends the faults, says what they did, and gives the exit code if that is not the command's.
     pub fn end(mut self) -> Result<ExitCode> {
         // It may have gone since it was last looked for.
@@ -549,7 +559,7 @@ async fn until(end: Option<Instant>) {
 }
 
 /// Waits for the command, handing signals on.
-async fn outlast(signals: &mut Signals, child: &mut Child) -> Result<ExitStatus> {
+pub async fn outlast(signals: &mut Signals, child: &mut Child) -> Result<ExitStatus> {
     loop {
         tokio::select! {
             status = child.wait() => return status.context("cannot wait for the command"),

@@ -56,29 +56,44 @@ pub struct Link {
     pub interface: u32,
 }
 
+/// What the kernel says of the files of a process, as far as they are links.
+fn link_files(pid: i32) -> impl Iterator<Item = String> {
+    let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
+    let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+    texts.filter(|text| text.contains("link_id:"))
+}
+
+fn field(text: &str, name: &str) -> Option<u32> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
 /// The links of a process that attach programs to interfaces.
 #[must_use]
 pub fn links(pid: i32) -> Vec<Link> {
-    let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
-    let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
-    let mut links: Vec<Link> = texts
-        .filter_map(|text| {
-            let field = |name: &str| {
-                let mut lines = text.lines();
-                lines.find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
-            };
-            // One that is detached has no interface any more.
-            let interface = field("ifindex:")?.parse().ok().filter(|index| *index != 0)?;
-            Some(Link { id: field("link_id:")?.parse().ok()?, interface })
-        })
-        .collect();
+    let link = |text: String| {
+        // One that is detached has no interface any more.
+        let interface = field(&text, "ifindex:").filter(|index| *index != 0)?;
+        Some(Link { id: field(&text, "link_id:")?, interface })
+    };
+    let mut links: Vec<Link> = link_files(pid).filter_map(link).collect();
     links.sort_unstable();
     links
 }
 
-/// Detaches a link, as `bpftool link detach` does. It may be gone.
+/// All links of a process, by their ids.
+#[must_use]
+pub fn all_links(pid: i32) -> Vec<u32> {
+    link_files(pid).filter_map(|text| field(&text, "link_id:")).collect()
+}
+
+/// Detaches a link, as `bpftool link detach` does.
 pub fn detach(link: Link) -> io::Result<()> {
-    let fd = descriptor(command::LINK_GET_FD_BY_ID, &[link.id])?;
+    detach_by_id(link.id)
+}
+
+/// The same for any link.
+pub fn detach_by_id(link: u32) -> io::Result<()> {
+    let fd = descriptor(command::LINK_GET_FD_BY_ID, &[link])?;
     bpf(command::LINK_DETACH, &[fd.as_raw_fd().cast_unsigned()]).map(drop)
 }
 

@@ -438,10 +438,10 @@ impl Attachment {
     fn tell_ahead(&mut self, seen: &Seen, notices: &mut Notices) {
         let mut ahead = BTreeSet::new();
         let mut tell = |what, which: String| {
-            if !self.ahead.contains(&which) {
-                notices.add(what, format!("{} ({which})", self.title()));
+            let place = format!("{} ({which})", self.title());
+            if ahead.insert(which.clone()) && !self.ahead.contains(&which) {
+                notices.add(what, place);
             }
-            ahead.insert(which);
         };
         for Filter { kind, place, .. } in &seen.filters_ahead {
             tell(Interference::FilterAhead, format!("{kind}, pref {}", place.priority));

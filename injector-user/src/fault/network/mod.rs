@@ -125,9 +125,7 @@ pub enum NetworkError {
     #[error("cannot look whether programs are still attached")]
     Look(#[source] std::io::Error),
     /// Something was taken away that cannot be put back.
-    #[error(
-        "cannot put back {what}, which another process took away; the faults of this target have ended"
-    )]
+    #[error("cannot put back {what}, which another process took away")]
     TakenAway {
         /// What.
         what: String,

@@ -1,0 +1,203 @@
+//! Filters and programs of others beside injector's: they see each packet once, stay as they are, and do not keep packets
+//! from being faulted unless that is said.
+
+mod support;
+
+use std::{thread, time::Duration};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use support::{
+    Family, INTERFACE, Injector, Lab, bpf::Counter, engines, is_guest, number, skip, wait_until,
+};
+
+/// How many echo requests are sent.
+const COUNT: u32 = 30;
+
+/// How long it takes at the most until what others do is noticed, on a busy machine.
+fn soon() -> Duration {
+    Duration::from_secs(if is_guest() { 10 } else { 3 })
+}
+
+fn pings(lab: &Lab, count: u32) -> u64 {
+    lab.left.ping(None, lab.right.address(Family::V4), count)
+}
+
+/// The filters of one side.
+fn filters(lab: &Lab, side: &str) -> String {
+    lab.left.run(&format!("tc filter show dev {INTERFACE} {side}"))
+}
+
+fn line(hook: &str, more: &str) -> String {
+    let hook = if hook == "clsact" { "--hook clsact" } else { "" };
+    format!("--interface {INTERFACE} {hook} {more}")
+}
+
+/// Whether programs can be attached by tcx here.
+fn has_tcx(lab: &Lab) -> bool {
+    let injector = Injector::start(&lab.left, &line("tcx", "--loss 0%"));
+    let has = injector.started["attached"][0]["hook"] == "tcx";
+    injector.stop();
+    if !has {
+        skip("this kernel has no tcx");
+    }
+    has
+}
+
+/// Ends an injector; returns all that it warned of since it was asked last, and the summary.
+fn stop(injector: Injector) -> (Vec<String>, Value) {
+    injector.process.signal(Signal::SIGTERM);
+    let (code, said) = injector.process.end();
+    assert_eq!(code, Some(0), "{said:?}");
+    let warnings = said.iter().filter(|event| event["event"] == "warning");
+    let warnings = warnings.map(|event| event["message"].as_str().expect("text").to_owned());
+    (warnings.collect(), said.last().expect("a summary").clone())
+}
+
+#[test]
+fn filters_of_others_see_each_packet_once() {
+    let lab = Lab::new();
+    lab.left.run(&format!("tc qdisc add dev {INTERFACE} clsact"));
+    let counters = [("ingress", Counter::new(false)), ("egress", Counter::new(false))];
+    for (side, counter) in &counters {
+        counter.filter(&lab.left, side, 7);
+    }
+    let before: Vec<String> = counters.iter().map(|(side, _)| filters(&lab, side)).collect();
+    let counted = || counters.each_ref().map(|(_, counter)| counter.count());
+    let mut faults = vec![("--loss 0%".to_owned(), [1, 1])];
+    for engine in engines() {
+        faults.push((format!("--delay 10ms --engine {engine}"), [1, 1]));
+    }
+    // The answers are doubled as well, of twice as many requests.
+    faults.push(("--duplicate 100% --direction egress".into(), [2, 2]));
+    faults.push(("--loss 100% --direction egress".into(), [0, 0]));
+    faults.push(("--loss 100% --direction ingress".into(), [0, 1]));
+    for hook in ["clsact", "tcx"] {
+        for (fault, times) in &faults {
+            let injector = Injector::start(&lab.left, &line(hook, fault));
+            let start = counted();
+            pings(&lab, COUNT);
+            let times = times.map(|times: u32| u64::from(times * COUNT));
+            let is_right = || {
+                let now = counted();
+                [now[0] - start[0], now[1] - start[1]] == times
+            };
+            wait_until(soon(), &format!("{hook} {fault}: {:?} to {times:?}", start), is_right);
+            thread::sleep(Duration::from_millis(50));
+            assert!(is_right(), "{hook} {fault}: {start:?}, {:?}, not {times:?} more", counted());
+            let (warnings, summary) = stop(injector);
+            assert!(warnings.is_empty(), "{hook} {fault}: {warnings:?}");
+            assert!(number(&summary, "matched") >= u64::from(COUNT), "{hook} {fault}: {summary}");
+        }
+    }
+    let after: Vec<String> = counters.iter().map(|(side, _)| filters(&lab, side)).collect();
+    assert_eq!(before, after);
+}
+
+#[test]
+fn programs_of_others_by_tcx_see_each_packet_once() {
+    let lab = Lab::new();
+    if !has_tcx(&lab) {
+        return;
+    }
+    let counters = [("ingress", Counter::new(false)), ("egress", Counter::new(false))];
+    let _links = counters.each_ref().map(|(side, counter)| counter.tcx(&lab.left, side, true));
+    for engine in engines() {
+        let fault = format!("--delay 10ms --engine {engine}");
+        let injector = Injector::start(&lab.left, &line("tcx", &fault));
+        let start = counters.each_ref().map(|(_, counter)| counter.count());
+        assert_eq!(pings(&lab, COUNT), u64::from(COUNT));
+        let now = counters.each_ref().map(|(_, counter)| counter.count());
+        assert_eq!([now[0] - start[0], now[1] - start[1]], [u64::from(COUNT); 2], "{engine}");
+        let (warnings, _) = stop(injector);
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
+}
+
+#[test]
+fn filters_that_accept_all_do_not_hide_packets() {
+    let lab = Lab::new();
+    lab.left.run(&format!("tc qdisc add dev {INTERFACE} clsact"));
+    // The lowest priority as well: filters of eBPF can share it.
+    for priority in [1, 7, 49152] {
+        let counter = Counter::new(true);
+        counter.filter(&lab.left, "egress", priority);
+        let before = filters(&lab, "egress");
+        let injector =
+            Injector::start(&lab.left, &line("clsact", "--loss 100% --direction egress"));
+        assert_eq!(pings(&lab, 3), 0, "pref {priority}");
+        let (warnings, _) = stop(injector);
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!(filters(&lab, "egress"), before);
+        lab.left.run(&format!("tc filter del dev {INTERFACE} egress pref {priority}"));
+    }
+}
+
+#[test]
+fn filters_that_come_later_are_overtaken() {
+    let lab = Lab::new();
+    for priority in [1, 2, 7, 3054] {
+        let mut injector =
+            Injector::start(&lab.left, &line("clsact", "--loss 100% --direction egress"));
+        let counter = Counter::new(true);
+        counter.filter(&lab.left, "egress", priority);
+        let warning = injector.process.wait_for("warning");
+        let message = warning["message"].as_str().expect("text");
+        assert!(message.contains("egress: tc filter added ahead"), "{message}");
+        assert_eq!(pings(&lab, 3), 0, "pref {priority}");
+        stop(injector);
+        assert!(filters(&lab, "egress").contains(&format!("pref {priority} bpf")));
+        assert_eq!(pings(&lab, 3), 3);
+        lab.left.run(&format!("tc qdisc del dev {INTERFACE} clsact"));
+    }
+}
+
+#[test]
+fn what_cannot_be_overtaken_is_warned_of() {
+    let lab = Lab::new();
+    let add = format!("filter add dev {INTERFACE} egress pref 1 protocol ip");
+    let add = format!("tc {add} u32 match u32 0 0 flowid 1:1");
+    lab.left.run(&format!("tc qdisc add dev {INTERFACE} clsact"));
+    lab.left.run(&add);
+    let mut injector = Injector::start(&lab.left, &line("clsact", "--loss 100%"));
+    let warning = injector.process.wait_for("warning");
+    let message = warning["message"].as_str().expect("text");
+    assert!(message.contains("veth0 egress (u32, pref 1): tc filter ahead"), "{message}");
+    stop(injector);
+
+    lab.left.run(&format!("tc filter del dev {INTERFACE} egress pref 1"));
+    let mut injector = Injector::start(&lab.left, &line("clsact", "--loss 100%"));
+    lab.left.run(&add);
+    let warning = injector.process.wait_for("warning");
+    let message = warning["message"].as_str().expect("text");
+    assert!(message.contains("veth0 egress (u32, pref 1): tc filter ahead"), "{message}");
+    stop(injector);
+    let left = filters(&lab, "egress");
+    assert!(left.contains("u32") && !left.contains("bpf"), "{left}");
+}
+
+#[test]
+fn programs_by_tcx_that_come_later_are_warned_of() {
+    let lab = Lab::new();
+    if !has_tcx(&lab) {
+        return;
+    }
+    let counter = Counter::new(false);
+    for hook in ["tcx", "clsact"] {
+        let mut injector = Injector::start(&lab.left, &line(hook, "--loss 100%"));
+        let link = counter.tcx(&lab.left, "ingress", true);
+        let warning = injector.process.wait_for("warning");
+        let message = warning["message"].as_str().expect("text");
+        assert!(message.contains("eBPF program ahead of injector's"), "{hook}: {message}");
+        drop(link);
+        let (warnings, _) = stop(injector);
+        assert!(warnings.iter().all(|warning| !warning.contains("ahead")), "{warnings:?}");
+    }
+    // Behind injector's it does no harm.
+    let injector = Injector::start(&lab.left, &line("tcx", "--loss 100%"));
+    let link = counter.tcx(&lab.left, "ingress", false);
+    thread::sleep(Duration::from_millis(600));
+    let (warnings, _) = stop(injector);
+    assert!(warnings.iter().all(|warning| !warning.contains("ahead")), "{warnings:?}");
+    drop(link);
+}
