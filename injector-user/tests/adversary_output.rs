@@ -24,8 +24,8 @@ use nix::{
 };
 use serde_json::{Value, json};
 use support::{
-    Family, Host, INJECTOR, Lab, PATIENCE, RuleFile, TestCgroup, agent::Agent, scratch_file,
-    wait_until,
+    Family, Host, INJECTOR, Injector, Lab, PATIENCE, Process, RuleFile, TestCgroup, agent::Agent,
+    scratch_file, wait_until,
 };
 
 /// For how long output is blocked.
@@ -503,4 +503,160 @@ fn an_agent_and_a_scenario_outlast_sinks_that_refuse() {
     pipe.read_to_string(&mut stderr).expect("text");
     assert!(stderr.contains("cannot write to /dev/full: No space left"), "{stderr}");
     assert!(stderr.contains("cannot write to standard output: No space left"), "{stderr}");
+}
+
+/// `inject` in the namespace of `lab.left`, with events as JSON lines.
+fn injected(lab: &Lab, line: &str) -> Process {
+    let mut process = Process::start(Injector::command(&lab.left, line));
+    process.wait_for("started");
+    process
+}
+
+#[test]
+fn a_rule_file_that_cannot_be_read_again_holds_up_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let wrongs: [(&str, &str); 5] = [
+        ("mkfifo F", "it is a named pipe; a regular file is required"),
+        ("ln -s /dev/zero F", "it is a device; a regular file is required"),
+        ("mkdir F", "it is a directory; a regular file is required"),
+        ("truncate -s 65M F", "it is larger than 64 MiB, which is the limit"),
+        ("true", "No such file or directory"),
+    ];
+    for (make, why) in wrongs {
+        let (lab, cgroup) = (Lab::new(), TestCgroup::new());
+        let _sleeper = sleeper(&lab, &cgroup);
+        let rules =
+            RuleFile::new("rules:\n  - loss: 100%\nprocesses:\n  pause: 2s,at=1s,every=10s\n");
+        let line = format!("--cgroup {} {} --for 5s", cgroup.path.display(), rules.option());
+        let began = Instant::now();
+        let mut process = injected(&lab, &line);
+        wait_until(PATIENCE, "a pause", || cgroup.is_frozen());
+        fs::remove_file(&rules.path).expect("it is there");
+        let path = rules.path.display().to_string();
+        let (status, stderr) = bash(&make.replace('F', &path), Path::new("/"));
+        assert!(status.success(), "{stderr}");
+        process.signal(Signal::SIGHUP);
+        let warning = process.wait_for("warning");
+        let message = warning["message"].as_str().expect("text");
+        let expected = format!("the rules stay as they were: cannot read the rules in {path}");
+        assert!(message.starts_with(&expected) && message.contains(why), "{make}: {message}");
+        let summary = process.finish();
+        assert!(began.elapsed() >= Duration::from_secs(5));
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        assert!(!cgroup.is_frozen());
+        let pauses = &summary["processes"]["pauses"];
+        let stopped = pauses["stopped_ms"].as_f64().expect("a time");
+        assert!((1990.0..3000.0).contains(&stopped), "{summary}");
+        let _ = fs::remove_file(&rules.path);
+        let _ = fs::remove_dir(&rules.path);
+    }
+}
+
+#[test]
+fn name_servers_that_do_not_answer_hold_up_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let lab = Lab::new();
+    let resolver = RuleFile::new(&format!(
+        "nameserver {}\noptions timeout:30 attempts:5\n",
+        lab.right.address(Family::V4)
+    ));
+    for is_asked in [false, true] {
+        // The name server is there; its answers are what the rules lose.
+        let rules = RuleFile::new("rules:\n  - loss: 100%\n");
+        let netns = &lab.left.netns;
+        let mut command = lab.left.command("unshare", None);
+        let limit = if is_asked { "" } else { "--for 9s" };
+        let script = format!(
+            "mount --bind {} /etc/resolv.conf && exec {INJECTOR} inject --netns {netns} {} {limit} --output json",
+            resolver.path.display(),
+            rules.option(),
+        );
+        command.args(["--mount", "sh", "-c", &script]);
+        let mut process = Process::start(command);
+        process.wait_for("started");
+        let began = Instant::now();
+        rules.write("rules:\n  - loss: 0%\n    remote: db.example.com\n");
+        process.signal(Signal::SIGHUP);
+        // Once it was read, its name is looked up, for minutes. Another request waits for that.
+        wait_until(PATIENCE, "a look-up", || has_thread(process.pid(), "rules"));
+        process.signal(Signal::SIGHUP);
+        let warning = process.wait_for("warning");
+        let message = warning["message"].as_str().expect("text");
+        assert!(message.contains("still being read"), "{message}");
+        // Longer than the lease.
+        while began.elapsed() < Duration::from_secs(7) {
+            assert!(is_lost(&lab, Family::V4), "passed after {:?}", began.elapsed());
+        }
+        if is_asked {
+            process.signal(Signal::SIGTERM);
+        }
+        let asked = Instant::now();
+        let summary = process.finish();
+        assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
+        assert_eq!(summary["event"], "summary", "{summary}");
+        assert!(!is_lost(&lab, Family::V4));
+    }
+}
+
+fn has_thread(pid: Pid, name: &str) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut names = threads.map(|thread| fs::read_to_string(thread.path().join("comm")));
+    names.any(|found| found.is_ok_and(|found| found.trim() == name))
+}
+
+#[test]
+fn files_that_are_none_are_refused_at_the_start_and_named() {
+    let folder = scratch_file();
+    fs::create_dir(&folder).expect("a folder");
+    let (status, stderr) = bash(
+        "mkfifo pipe; truncate -s 65M large; echo 'rules: [{loss: 1%}]' > rules; chmod 600 pipe",
+        &folder,
+    );
+    assert!(status.success(), "{stderr}");
+    let scenario = "targets: {h: {netns: x}}\ntimeline: [{faults: {rules: [{loss: 1%}]}}]";
+    fs::write(folder.join("scenario"), scenario).expect("a file");
+    fs::write(
+        folder.join("timeline"),
+        r#"{"time":"2026-01-01T00:00:00Z","elapsed_ms":0,"monotonic_ns":1,"event":"started","scenario":"x","pid":1,"seed":1,"length_ms":null,"changes":0,"targets":[]}"#,
+    )
+    .expect("a file");
+    for (command, code) in [
+        ("inject --netns x --rules FILE", 2),
+        ("run --rules FILE -- true", 2),
+        ("run --delay 1ms,jitter=1ms,dist=FILE -- true", 2),
+        ("run --delay samples=FILE -- true", 2),
+        ("inject --agent /nonexistent --netns x --rules FILE", 2),
+        ("apply FILE", 2),
+        ("apply --check FILE", 2),
+        ("report FILE", 1),
+        ("report timeline -o page --measured FILE", 1),
+        ("agent --listen 127.0.0.1:0 --token-file FILE", 1),
+        ("agent --socket sock --listen 127.0.0.1:0 --tls-cert FILE --tls-key FILE", 1),
+        ("list --agent https://127.0.0.1:1 --agent-ca FILE", 1),
+        ("list --agent http://127.0.0.1:1 --agent-token FILE", 1),
+    ] {
+        for (file, why) in [
+            ("pipe", "it is a named pipe; a regular file is required"),
+            ("/dev/zero", "it is a device; a regular file is required"),
+            ("/proc", "it is a directory; a regular file is required"),
+            ("large", "which is the limit"),
+        ] {
+            // A timeline may be larger, and others are checked first for who can read them.
+            if (file == "large" && command.starts_with("report FILE"))
+                || (file != "pipe" && command.contains("--token-file"))
+            {
+                continue;
+            }
+            let line = format!("timeout 20 $I {}", command.replace("FILE", file));
+            let (status, stderr) = bash(&line, &folder);
+            assert_eq!(status.code(), Some(code), "{line}: {stderr}");
+            assert!(stderr.contains(file) && stderr.contains(why), "{line}: {stderr}");
+        }
+    }
+    // What a shell hands on is read.
+    for line in ["$I run --rules <(cat rules) -- true", "$I apply --check <(cat scenario)"] {
+        let (status, stderr) = bash(line, &folder);
+        assert_eq!(status.code(), Some(0), "{line}: {stderr}");
+    }
+    fs::remove_dir_all(&folder).expect("it is there");
 }

@@ -2,8 +2,7 @@
 
 use std::{
     fmt::{self, Display, Formatter},
-    fs::File,
-    io::{self, Read as _},
+    io,
     net::SocketAddr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -15,6 +14,7 @@ use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 
 use super::api::{Code, Problem};
+use crate::spec::source;
 
 /// The shortest token that is taken for a secret.
 const SHORTEST_TOKEN: usize = 16;
@@ -114,14 +114,14 @@ impl Access {
     /// Reads tokens: lines of `NAME:TOKEN`; empty ones and those that begin with # count for nothing.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let fail = |source| TokenError::Read { path: path.into(), source };
-        let file = File::open(path).map_err(fail)?;
+        let file = source::open(path).map_err(fail)?;
         let metadata = file.metadata().map_err(fail)?;
         let is_ours = [0, nix::unistd::geteuid().as_raw()].contains(&metadata.uid());
         if metadata.mode() & 0o077 != 0 || !is_ours {
             return Err(TokenError::Open(path.into()));
         }
-        let mut text = String::new();
-        file.take(LARGEST_FILE).read_to_string(&mut text).map_err(fail)?;
+        let bytes = source::read_bytes(&file, LARGEST_FILE).map_err(fail)?;
+        let text = String::from_utf8(bytes).map_err(|error| fail(io::Error::other(error)))?;
         let lines = text.lines().enumerate().map(|(number, line)| (number, line.trim()));
         let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
         let parse = |(number, line): (usize, &str)| {

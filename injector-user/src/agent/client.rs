@@ -33,7 +33,11 @@ use tokio_rustls::{
     },
 };
 
-use super::api::{Fault, FaultList, FaultRequest, Health, Problem};
+use super::{
+    api::{Fault, FaultList, FaultRequest, Health, Problem},
+    server::MAX_PEM,
+};
+use crate::spec::source;
 
 /// Answers are not longer than that: 65,536 rules and what they did.
 const LONGEST_ANSWER: usize = 64 << 20;
@@ -335,7 +339,9 @@ fn connector(ca: &Path) -> Result<TlsConnector, ClientError> {
         source,
     };
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(ca).map_err(|error| fail(error.into()))? {
+    let read = source::open(ca).and_then(|file| source::read_bytes(&file, MAX_PEM));
+    let pem = read.map_err(|error| fail(error.into()))?;
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|error| fail(error.into()))?;
         roots.add(certificate).map_err(|error| fail(error.into()))?;
     }

@@ -34,6 +34,10 @@ use super::{
     access::Peer,
     routes::{Agent, over},
 };
+use crate::spec::source;
+
+/// Certificates and keys are read up to this size.
+pub(super) const MAX_PEM: u64 = 1 << 20;
 
 /// How long a client may take to shake hands, or to say what it wants; idle connections are closed after it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -180,10 +184,14 @@ fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, ListenError> 
         let path = path.to_owned();
         move |source| ListenError::Pem { path, source }
     };
-    let chain = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect)
+    let read = |path: &Path| {
+        let read = source::open(path).and_then(|file| source::read_bytes(&file, MAX_PEM));
+        read.map_err(pem::Error::Io).map_err(fail(path))
+    };
+    let chain = CertificateDer::pem_slice_iter(&read(certificate)?)
+        .collect::<Result<_, _>>()
         .map_err(fail(certificate))?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(fail(key))?;
+    let key = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(fail(key))?;
     let mut config = ServerConfig::builder_with_provider(ring::default_provider().into())
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))

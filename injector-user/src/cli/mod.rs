@@ -13,6 +13,7 @@ mod man;
 mod page;
 mod preflight;
 mod privileges;
+mod reload;
 mod remote;
 mod report;
 mod run;

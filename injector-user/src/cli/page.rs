@@ -12,7 +12,11 @@ use crate::{
         page::page,
         timeline::{Event, Line},
     },
+    spec::source,
 };
+
+/// Timelines are read up to this size.
+const MAX_TIMELINE: u64 = 1 << 30;
 
 /// Draw the timeline of a scenario as one HTML page, which needs no network to be looked at
 #[derive(Args, Debug)]
@@ -32,7 +36,7 @@ pub struct ReportArgs {
 
 /// Writes the page.
 pub fn run(args: &ReportArgs) -> Result<ExitCode> {
-    let text = fs::read_to_string(&args.file)
+    let text = source::read(&args.file, MAX_TIMELINE)
         .with_context(|| format!("cannot read {}", args.file.display()))?;
     let mut timeline: Vec<Line> = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -47,8 +51,8 @@ pub fn run(args: &ReportArgs) -> Result<ExitCode> {
     let start = seconds(&started.time).context("the time of the start is none")?;
     let mut measured = Vec::new();
     for path in &args.measured {
-        let text =
-            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = source::read(path, source::MAX_BYTES)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         measured.extend(series(&text, start).with_context(|| format!("{}", path.display()))?);
     }
     let path = args.output.clone().unwrap_or_else(|| args.file.with_extension("html"));

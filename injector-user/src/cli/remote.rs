@@ -20,7 +20,7 @@ use crate::{
         client::{Client, ClientError, Endpoint},
     },
     output,
-    spec::{SpecError, file::FaultsSpec, target::TargetSpec, value::Span},
+    spec::{SpecError, file::FaultsSpec, source, target::TargetSpec, value::Span},
 };
 
 /// For how long the fault outlives this command.
@@ -31,6 +31,9 @@ const RENEWAL: Duration = Duration::from_secs(2);
 
 /// For how long an agent may be out of reach: after that, the lease is over.
 const PATIENCE: Duration = LEASE;
+
+/// The file with the token is read up to this size.
+const MAX_TOKEN: u64 = 1 << 20;
 
 /// Which agent, and how to be let in.
 #[derive(Args, Debug)]
@@ -55,7 +58,7 @@ impl AgentOptions {
         let at: Endpoint = at.parse()?;
         let token = match &self.agent_token {
             Some(path) => {
-                let text = std::fs::read_to_string(path)
+                let text = source::read(path, MAX_TOKEN)
                     .with_context(|| format!("cannot read {}", path.display()))?;
                 let text = text.trim();
                 // A line of the agent's own file will do as well.
@@ -136,6 +139,8 @@ pub fn run(
             }
         }
     });
+    // A look-up of the agent's name that does not end is not waited for.
+    runtime.shutdown_background();
     session::finish(&reports, code)
 }
 

@@ -19,6 +19,7 @@ use super::{
     FAILED, NOTHING_MATCHED,
     args::{FaultArgs, SessionArgs},
     cleanup, privileges,
+    reload::Reload,
     report::{self, Event, Reporter},
     signals::Signals,
 };
@@ -61,7 +62,8 @@ pub enum End {
 pub struct Session<'a> {
     instance: &'a mut Instance,
     args: &'a SessionArgs,
-    fault_args: &'a FaultArgs,
+    /// The rule file, if there is one.
+    reload: Option<Reload>,
     target: Target,
     /// See [`Plan::made`].
     made: Option<u32>,
@@ -228,7 +230,7 @@ impl<'a> Session<'a> {
         let mut session = Self {
             instance,
             args,
-            fault_args,
+            reload: fault_args.rules.clone().map(Reload::new),
             target,
             made,
             is_detached: false,
@@ -280,11 +282,12 @@ impl<'a> Session<'a> {
                             // It may have ended meanwhile.
                             let _ = kill(Pid::from_raw(pid.cast_signed()), arrived.signal);
                         },
-                        None if arrived.signal == Signal::SIGHUP && self.fault_args.rules.is_some() => self.change()?,
+                        None if arrived.signal == Signal::SIGHUP && self.reload.is_some() => self.ask_for_change()?,
                         None if matches!(arrived.signal, Signal::SIGUSR1 | Signal::SIGUSR2) => {}
                         None => return Ok(End::Asked),
                     }
                 }
+                read = reread(&mut self.reload) => self.change(read)?,
                 () = until(end) => {
                     if command.is_none() {
                         return Ok(End::Asked);
@@ -477,9 +480,19 @@ impl<'a> Session<'a> {
         self.reporter.say(&Event::Progress { elapsed_ms, total, clocks, processes })
     }
 
-    /// Reads the rule file again. If it cannot be used, the faults stay as they are.
-    fn change(&mut self) -> Result<()> {
-        match self.try_change() {
+    /// Has the rule file read again.
+    fn ask_for_change(&mut self) -> Result<()> {
+        if self.reload.as_mut().is_some_and(Reload::ask) {
+            let message = "the rule file is still being read and its host names looked up: \
+                           it is read once more after that";
+            self.reporter.say(&Event::Warning { message })?;
+        }
+        Ok(())
+    }
+
+    /// Changes the faults to what was read. If that cannot be used, they stay as they are.
+    fn change(&mut self, read: Result<Faults>) -> Result<()> {
+        match read.and_then(|faults| self.try_change(faults)) {
             Ok(old) => {
                 let counts = match &mut self.network {
                     Some(network) => network.replaced_counts()?,
@@ -500,12 +513,11 @@ impl<'a> Session<'a> {
     }
 
     /// Returns the rules before.
-    fn try_change(&mut self) -> Result<Vec<Rule>> {
-        let Faults { mut rules, clock, processes, .. } = self.fault_args.read()?;
+    fn try_change(&mut self, faults: Faults) -> Result<Vec<Rule>> {
+        let Faults { rules, clock, processes, .. } = faults;
         if processes != self.process_faults {
             bail!("process faults cannot be changed while they act: restart with them");
         }
-        host::resolve(&mut rules)?;
         // Whatever can be refused comes first, so that nothing is changed by half.
         let timed = match (&self.clocks, &clock) {
             (Some(clocks), clock) if *clock != self.clock => Some(clocks.check(clock.as_ref())?),
@@ -547,6 +559,13 @@ fn names(rules: &[Rule]) -> Vec<&str> {
 async fn wait(command: &mut Option<&mut Child>) -> std::io::Result<ExitStatus> {
     match command {
         Some(child) => child.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn reread(reload: &mut Option<Reload>) -> Result<Faults> {
+    match reload {
+        Some(reload) => reload.next().await,
         None => std::future::pending().await,
     }
 }

@@ -7,8 +7,6 @@
 use std::{
     collections::HashMap,
     f64::consts::SQRT_2,
-    fs::File,
-    io::Read as _,
     iter,
     path::{Path, PathBuf},
     sync::{Arc, LazyLock},
@@ -19,16 +17,13 @@ use injector_common::model::delay::{DISTRIBUTION_SCALE_SHIFT, MAX_TABLE};
 use statrs::function::erf::erfc_inv;
 use thiserror::Error;
 
-use super::{delay::LONGEST, value::Span};
+use super::{delay::LONGEST, source, value::Span};
 
 /// Values drawn with equal chances, in units of 1/8192 of the jitter.
 pub type Table = Arc<[i32]>;
 
 /// How many units make the jitter.
 const SCALE: f64 = (1u32 << DISTRIBUTION_SCALE_SHIFT) as f64;
-
-/// Files are read up to this size.
-const MOST_BYTES: usize = 64 << 20;
 
 /// Why a file is no distribution.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -44,9 +39,6 @@ pub enum DistributionError {
     /// It is not to be read for whoever asks.
     #[error("{0}: the agent reads no files for others; name a distribution, or do without")]
     Closed(PathBuf),
-    /// It is larger than what is read.
-    #[error("{0}: a distribution is at most {most} MiB long", most = MOST_BYTES >> 20)]
-    TooLong(PathBuf),
     /// There is nothing in it.
     #[error("{0}: there is no value in it")]
     Empty(PathBuf),
@@ -174,14 +166,8 @@ fn pareto_quantile(p: f64) -> f64 {
 }
 
 fn text_of(path: &Path) -> Result<String, DistributionError> {
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(MOST_BYTES as u64 + 1).read_to_string(&mut text))
-        .map_err(|error| DistributionError::Read {
-            path: path.into(),
-            reason: error.to_string(),
-        })?;
-    if text.len() > MOST_BYTES { Err(DistributionError::TooLong(path.into())) } else { Ok(text) }
+    source::read(path, source::MAX_BYTES)
+        .map_err(|error| DistributionError::Read { path: path.into(), reason: error.to_string() })
 }
 
 /// What a table of netem's is made of.
@@ -427,8 +413,8 @@ mod tests {
 
     #[test]
     fn endless_files_are_refused() {
-        let path = PathBuf::from("/dev/zero");
-        assert_eq!(Files::default().distribution(&path), Err(DistributionError::TooLong(path)));
+        let error = Files::default().distribution(Path::new("/dev/zero")).expect_err("endless");
+        assert!(error.to_string().contains("/dev/zero: it is a device"), "{error}");
     }
 
     proptest! {

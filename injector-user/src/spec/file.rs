@@ -17,6 +17,7 @@ use super::{
     list::list,
     process::{ProcessError, ProcessSpec},
     rule::{RuleError, RuleSpec},
+    source,
     yaml::{self, YamlError},
 };
 
@@ -115,7 +116,7 @@ pub fn read(path: &Path) -> Result<Faults, FileError> {
 
 /// Reads a rule file.
 pub fn load(path: &Path) -> Result<FaultsSpec, FileError> {
-    let text = std::fs::read_to_string(path)
+    let text = source::read(path, source::MAX_BYTES)
         .map_err(|source| FileError::Read { path: path.into(), source })?;
     parse(path, &text)
 }

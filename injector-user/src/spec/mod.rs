@@ -11,6 +11,7 @@ pub mod process;
 pub mod rate;
 pub mod rule;
 pub mod scenario;
+pub mod source;
 pub mod target;
 pub mod value;
 mod yaml;

@@ -21,6 +21,7 @@ use thiserror::Error;
 use super::{
     file::{FaultsSpec, FileError},
     list::{OneOrMany, list, one_or_many},
+    source,
     target::{TargetError, TargetSpec},
     value::Span,
     yaml::{self, YamlError},
@@ -292,7 +293,7 @@ const fn one() -> u32 {
 
 /// Reads a scenario. Whether it makes sense is told by [`plan::plan`].
 pub fn read(path: &Path) -> Result<Scenario, ScenarioError> {
-    let text = std::fs::read_to_string(path)
+    let text = source::read(path, source::MAX_BYTES)
         .map_err(|source| ScenarioError::Read { path: path.into(), source })?;
     parse(path, &text)
 }
