@@ -660,3 +660,31 @@ fn files_that_are_none_are_refused_at_the_start_and_named() {
     }
     fs::remove_dir_all(&folder).expect("it is there");
 }
+
+#[test]
+fn an_agent_that_does_not_answer_holds_up_no_signal() {
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let lab = Lab::new();
+    let agent = Agent::start(&lab.left);
+    let (netns, socket) = (&lab.left.netns, agent.socket.display());
+    let line = format!("--agent {socket} --netns {netns} --loss 1%");
+    // Stopped while it is asked for the fault's state, and before it is asked for a fault.
+    let mut begun = Running(Injector::command(&lab.left, &line).spawn().expect("it can be run"));
+    wait_until(PATIENCE, "a fault", || agent.active().len() == 1);
+    agent.signal(Signal::SIGSTOP);
+    let mut asking = Running(Injector::command(&lab.left, &line).spawn().expect("it can be run"));
+    wait_until(PATIENCE, "a connection", || connections(&agent.socket) >= 2);
+    for (injector, patience) in [(&mut asking, 5), (&mut begun, 16)] {
+        injector.signal(Signal::SIGTERM);
+        assert_eq!(injector.ends_within(Duration::from_secs(patience)).code(), Some(1));
+    }
+    agent.signal(Signal::SIGCONT);
+    wait_until(PATIENCE, "no fault", || agent.active().is_empty());
+}
+
+/// How many sockets are connected to the one with this name.
+fn connections(socket: &Path) -> usize {
+    let table = fs::read_to_string("/proc/net/unix").expect("it is there");
+    let name = socket.display().to_string();
+    table.lines().filter(|line| line.ends_with(&name)).count().saturating_sub(1)
+}

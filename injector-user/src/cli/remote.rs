@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration, time::Instant};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use injector_common::counter::SeenCounters;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::{
     FAILED, NOTHING_MATCHED,
@@ -119,7 +119,14 @@ pub fn run(
     let reports = reporter.writer();
     let code = runtime.block_on(async {
         let mut signals = Signals::take().context("cannot take signals")?;
-        let fault = client.create(request).await?;
+        let fault = tokio::select! {
+            biased;
+            asked = end_of(&mut signals) => {
+                asked?;
+                bail!("ended before the agent answered: a fault that it begins ends after {LEASE:?}");
+            }
+            created = client.create(request) => created?,
+        };
         let mut remote = Remote {
             client,
             name: fault.name.clone(),
@@ -134,7 +141,8 @@ pub fn run(
             Ok(fault) => remote.finish(&fault, session.require_match),
             Err(error) => {
                 // Should that fail as well, the lease ends it.
-                let _ = remote.client.delete(&remote.name).await;
+                let deletion = remote.client.delete(&remote.name);
+                let _ = tokio::time::timeout(Duration::from_secs(1), deletion).await;
                 Err(error)
             }
         }
@@ -181,33 +189,17 @@ impl Remote {
         ticks.tick().await;
         let (mut renewed, mut heard) = (Instant::now(), Instant::now());
         loop {
+            // An agent that does not answer holds up no signal: the request is given up then.
             tokio::select! {
                 biased;
-                arrived = signals.next() => {
-                    use nix::sys::signal::Signal;
-                    let signal = arrived.context("cannot read signals")?.signal;
-                    if !matches!(signal, Signal::SIGUSR1 | Signal::SIGUSR2) {
-                        return Ok(self.client.delete(&self.name).await?);
-                    }
+                asked = end_of(signals) => {
+                    asked?;
+                    return self.delete().await;
                 }
-                _ = ticks.tick() => {
-                    let is_due = renewed.elapsed() >= RENEWAL;
-                    let fault = if is_due {
-                        self.client.renew(&self.name).await
-                    } else {
-                        self.client.get(&self.name).await
-                    };
-                    let fault = match fault {
-                        // It has ended, or never was there for an agent that was started since.
-                        Err(error) if error.is_not_found() => self.client.get(&self.name).await,
-                        fault => fault,
-                    };
+                fault = refresh(&mut self.client, &self.name, &mut renewed, &mut ticks) => {
                     match fault {
                         Ok(fault) if fault.phase == Phase::Ended => return Ok(fault),
                         Ok(fault) => {
-                            if is_due {
-                                renewed = Instant::now();
-                            }
                             heard = Instant::now();
                             self.say_pods(&fault)?;
                             self.say_progress(&fault)?;
@@ -219,6 +211,13 @@ impl Remote {
                 }
             }
         }
+    }
+
+    async fn delete(&mut self) -> Result<Fault> {
+        let deleted = tokio::time::timeout(PATIENCE, self.client.delete(&self.name)).await;
+        let late =
+            || format!("the agent does not answer: the fault ends {LEASE:?} after it last did");
+        Ok(deleted.with_context(late)??)
     }
 
     /// Says which pods are faulted, when that changes.
@@ -283,6 +282,38 @@ impl Remote {
         }
         let missed = require_match && missed;
         Ok(if missed { ExitCode::from(NOTHING_MATCHED) } else { ExitCode::SUCCESS })
+    }
+}
+
+/// Waits for the next tick, and asks for the fault then; renews its lease if that is due.
+async fn refresh(
+    client: &mut Client,
+    name: &str,
+    renewed: &mut Instant,
+    ticks: &mut Interval,
+) -> Result<Fault, ClientError> {
+    ticks.tick().await;
+    let is_due = renewed.elapsed() >= RENEWAL;
+    let fault = if is_due { client.renew(name).await } else { client.get(name).await };
+    match fault {
+        Ok(fault) if is_due => {
+            *renewed = Instant::now();
+            Ok(fault)
+        }
+        // It has ended, or never was there for an agent that was started since.
+        Err(error) if error.is_not_found() => client.get(name).await,
+        fault => fault,
+    }
+}
+
+/// Waits for a signal that asks for the end.
+async fn end_of(signals: &mut Signals) -> Result<()> {
+    use nix::sys::signal::Signal;
+    loop {
+        let signal = signals.next().await.context("cannot read signals")?.signal;
+        if !matches!(signal, Signal::SIGUSR1 | Signal::SIGUSR2) {
+            return Ok(());
+        }
     }
 }
 
