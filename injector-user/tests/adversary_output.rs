@@ -8,6 +8,7 @@ use std::{
     io::{Read as _, Write as _},
     os::{
         fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::net::UnixStream,
         unix::process::ExitStatusExt as _,
     },
     path::{Path, PathBuf},
@@ -25,7 +26,7 @@ use nix::{
 use serde_json::{Value, json};
 use support::{
     Family, Host, INJECTOR, Injector, Lab, PATIENCE, Process, RuleFile, TestCgroup, agent::Agent,
-    scratch_file, wait_until,
+    scratch_file, state, wait_until,
 };
 
 /// For how long output is blocked.
@@ -263,7 +264,7 @@ fn an_agent_goes_on(sink: &Blocked) {
     let child = command.spawn().expect("it can be run");
     let audit = PathBuf::from("/nonexistent");
     let mut agent = Agent { child, socket, audit, serves: Vec::new() };
-    wait_until(PATIENCE, "an agent", || agent.socket.exists());
+    wait_until(PATIENCE, "an agent", || UnixStream::connect(&agent.socket).is_ok());
     let watchers: Vec<_> = (0..20).map(|_| agent.watch("/v1/events")).collect();
     let fault = agent.create(&json!({
         "target": {"netns": lab.left.netns}, "rules": [{"loss": "100%"}], "for": "30s",
@@ -489,7 +490,7 @@ fn an_agent_and_a_scenario_outlast_sinks_that_refuse() {
     command.stdout(full()).stderr(Stdio::piped());
     let child = command.spawn().expect("it can be run");
     let mut agent = Agent { child, socket, audit: PathBuf::new(), serves: Vec::new() };
-    wait_until(PATIENCE, "an agent", || agent.socket.exists());
+    wait_until(PATIENCE, "an agent", || UnixStream::connect(&agent.socket).is_ok());
     let fault = agent.create(&json!({
         "target": {"netns": netns}, "rules": [{"loss": "100%"}], "for": "1m",
     }));
@@ -669,22 +670,21 @@ fn an_agent_that_does_not_answer_holds_up_no_signal() {
     let (netns, socket) = (&lab.left.netns, agent.socket.display());
     let line = format!("--agent {socket} --netns {netns} --loss 1%");
     // Stopped while it is asked for the fault's state, and before it is asked for a fault.
-    let mut begun = Running(Injector::command(&lab.left, &line).spawn().expect("it can be run"));
-    wait_until(PATIENCE, "a fault", || agent.active().len() == 1);
+    let begun = injected(&lab, &line);
     agent.signal(Signal::SIGSTOP);
     let mut asking = Running(Injector::command(&lab.left, &line).spawn().expect("it can be run"));
-    wait_until(PATIENCE, "a connection", || connections(&agent.socket) >= 2);
-    for (injector, patience) in [(&mut asking, 5), (&mut begun, 16)] {
-        injector.signal(Signal::SIGTERM);
-        assert_eq!(injector.ends_within(Duration::from_secs(patience)).code(), Some(1));
-    }
+    wait_until(PATIENCE, "a connection", || connections(&lab.left, &agent.socket) >= 2);
+    asking.signal(Signal::SIGTERM);
+    assert_eq!(asking.ends_within(Duration::from_secs(5)).code(), Some(1));
+    begun.signal(Signal::SIGTERM);
+    wait_until(Duration::from_secs(16), "the end", || state(begun.child.id()) == 'Z');
     agent.signal(Signal::SIGCONT);
     wait_until(PATIENCE, "no fault", || agent.active().is_empty());
 }
 
 /// How many sockets are connected to the one with this name.
-fn connections(socket: &Path) -> usize {
-    let table = fs::read_to_string("/proc/net/unix").expect("it is there");
+fn connections(host: &Host, socket: &Path) -> usize {
+    let table = host.run("cat /proc/self/net/unix");
     let name = socket.display().to_string();
     table.lines().filter(|line| line.ends_with(&name)).count().saturating_sub(1)
 }
