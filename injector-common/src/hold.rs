@@ -38,6 +38,22 @@ pub struct HoldState {
     pub memory: u64,
 }
 
+/// What a packet bears besides its bytes: fields of `struct sk_buff`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Metadata {
+    /// `skb->mark`.
+    pub mark: u32,
+    /// `skb->priority`.
+    pub priority: u32,
+    /// `skb->tc_index`.
+    pub tc_index: u32,
+    /// `skb->queue_mapping`.
+    pub queue: u32,
+    /// `skb->hash`.
+    pub hash: u32,
+}
+
 /// Where a held packet goes, and what it was.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -46,14 +62,10 @@ pub struct Route {
     pub interface: u32,
     /// The [`crate::packet::Direction`] that it went in.
     pub direction: u32,
-    /// Non-zero if the packet is made anew and so must be given the following.
+    /// Non-zero if the packet is made anew and so must be given `metadata`.
     pub restores: u32,
-    /// `skb->mark`.
-    pub mark: u32,
-    /// `skb->priority`.
-    pub priority: u32,
-    /// `skb->tc_index`.
-    pub tc_index: u32,
+    /// What it bore.
+    pub metadata: Metadata,
 }
 
 /// What userspace must know about a packet that it is to hold.

@@ -61,8 +61,8 @@ const _: () = {
     assert!(size_of::<Rule>() == 64);
     assert!(size_of::<Hold>() == 72);
     assert!(size_of::<HoldState>() == 24);
-    assert!(size_of::<Route>() == 24);
-    assert!(size_of::<hold::Slot>() == 32);
+    assert!(size_of::<Route>() == 32);
+    assert!(size_of::<hold::Slot>() == 40);
     assert!(size_of::<Skew>() == 144);
     assert!(size_of::<DeadlineKey>() == 16);
     assert!(size_of::<ProbeControl>() == 16);

@@ -55,10 +55,10 @@ pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction:
     let counters = unsafe { &mut *counters };
     // SAFETY: no pointers are passed.
     let now = unsafe { bpf_ktime_get_ns() };
-    let mut release = now;
+    let mut ready = now;
     if hold.rate.cost != 0 {
         match transmit(ctx, rule, &hold.rate, state, direction, now, counters) {
-            Some(ends) => release = ends,
+            Some(ends) => ready = ends,
             None => return FULL,
         }
     }
@@ -68,17 +68,22 @@ pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction:
     } else {
         hold::delay(&hold.delay, rule.stream, which >> 1, which & 1, Memory(0), &bank).0
     };
-    match wait {
-        None => counters.reordered += 1,
-        Some(delay) => release += delay,
-    }
-    if release <= now {
+    let delay = match wait {
+        None => {
+            counters.reordered += 1;
+            0
+        }
+        Some(delay) => delay,
+    };
+    if ready + delay <= now {
         return AT_ONCE;
     }
     let Some(wait) = maps::WAIT.get_ptr_mut(0) else { return AT_ONCE };
     // SAFETY: per CPU; `send` reads it on this CPU before anything else is judged.
-    unsafe { *wait = release - now };
-    release
+    unsafe { *wait = ready + delay - now };
+    // A queue that paces connections will not know this one again, so its part is done here.
+    let paced = if direction == Direction::Egress { skb::departure(ctx, now) } else { now };
+    (if paced > ready { paced } else { ready }) + delay
 }
 
 /// When a packet's last bit has left the link of limited rate; `None` if it does not fit into the queue.
@@ -179,7 +184,7 @@ pub fn send(
     }
     // A packet that waits in a queue is charged to its socket, which stops TCP after a few (TCP small queues) and
     // UDP after a send buffer; a clone belongs to no socket, and a TAP takes packets away from theirs.
-    let is_orphan = maps::HOLD_IN_USERSPACE.load() != 0 || direction == Direction::Ingress;
+    let is_orphan = maps::HOLD_IN_USERSPACE.load() != 0 || !skb::has_socket(ctx);
     if is_orphan && !is_copy {
         count(matched, direction, wait);
         return Sent::Redirect;
@@ -223,15 +228,15 @@ fn tag(ctx: &TcContext, direction: Direction, release: u64) -> Option<u16> {
         let until = maps::RELEASE.get_ptr_mut(0)?;
         // SAFETY: per CPU; `enter` reads it on this CPU before anything else is sent.
         unsafe { *until = release };
+        skb::carry(ctx);
         return Some(tag as u16);
     }
     let next = maps::NEXT_SLOT.get_ptr_mut(0)?;
     // SAFETY: a map value, aligned to 8.
     let number = unsafe { atomic::fetch_add(next, 1) } as u32 & (TAGS - 1);
     let slot = maps::HELD.get_ptr_mut(number)?;
-    let (mark, priority, tc_index) = skb::marks(ctx);
-    let route =
-        Route { interface, direction: direction as u32, restores: 1, mark, priority, tc_index };
+    let metadata = skb::metadata(ctx);
+    let route = Route { interface, direction: direction as u32, restores: 1, metadata };
     // SAFETY: a map value; no one else has this number until all others have been used.
     unsafe { *slot = Slot { release_ns: release, route } };
     Some(number as u16)
@@ -258,11 +263,21 @@ pub fn leave(ctx: &TcContext) -> Option<i32> {
         unsafe { (*seen).released += 1 };
     }
     skb::forget_addressee(ctx);
-    skb::forget_queue(ctx);
-    if route.restores != 0 {
-        skb::set_marks(ctx, route.mark, route.priority, route.tc_index);
+    let (priority, queue) = if route.restores == 0 {
+        skb::carried(ctx)
+    } else {
+        skb::set_metadata(ctx, &route.metadata);
+        (route.metadata.priority, route.metadata.queue)
+    };
+    // The hold device's own queue must not choose the next one's.
+    skb::set_queue(ctx, queue);
+    let is_received = route.direction == Direction::Ingress as u32;
+    // In any case: of one write or another the compiler makes one to a computed address, which the verifier refuses.
+    skb::set_priority(ctx, priority);
+    if is_received {
+        skb::send_priority(ctx, priority);
     }
-    let flags = if route.direction == Direction::Ingress as u32 { BPF_F_INGRESS } else { 0 };
+    let flags = if is_received { BPF_F_INGRESS } else { 0 };
     // SAFETY: no pointers are passed.
     Some(unsafe { bpf_redirect(route.interface, u64::from(flags)) as i32 })
 }

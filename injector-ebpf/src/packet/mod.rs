@@ -36,8 +36,10 @@ use crate::{atomic, clock, maps};
 enum Fate {
     /// Goes on its way, perhaps altered.
     Pass,
-    /// Is gone, as if the wire had lost it. So goes as well what a clone is held of.
+    /// Is gone, as if the wire had lost it.
     Lost,
+    /// Is gone, as if it had been passed on: a clone of it is held.
+    Replaced,
     /// Goes into this host's receive path instead of out.
     TurnedBack,
     /// Goes to the hold device.
@@ -62,6 +64,9 @@ pub fn tc(ctx: &TcContext, direction: Direction, link: Link) -> i32 {
         // SAFETY: no pointers are passed.
         Some(Fate::Lost) if direction == Direction::Egress => unsafe { bpf_redirect(0, 0) as i32 },
         Some(Fate::Lost) => TC_ACT_SHOT,
+        // Nor is it a drop on receipt.
+        // SAFETY: no pointers are passed.
+        Some(Fate::Replaced) => unsafe { bpf_redirect(0, 0) as i32 },
         Some(Fate::TurnedBack) => skb::turn_back(ctx),
         Some(Fate::Held) => hold::redirect(),
     }
@@ -71,6 +76,9 @@ pub fn tc(ctx: &TcContext, direction: Direction, link: Link) -> i32 {
 #[inline(always)]
 fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> {
     if skb::is_judged(ctx) {
+        if direction == Direction::Ingress {
+            skb::take_priority(ctx);
+        }
         return None;
     }
     let (control, set) = active()?;
@@ -152,7 +160,7 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
         hold::FULL => Some(Fate::Lost),
         release => Some(match hold::send(ctx, &mut matched, direction, release, false) {
             Sent::Redirect => Fate::Held,
-            Sent::Cloned => Fate::Lost,
+            Sent::Cloned => Fate::Replaced,
             Sent::Refused => {
                 matched.counters.skipped += 1;
                 Fate::Pass

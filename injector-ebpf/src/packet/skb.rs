@@ -3,17 +3,18 @@
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS},
     helpers::generated::{
-        bpf_redirect, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_ecn_set_ce,
+        bpf_redirect, bpf_set_hash, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_ecn_set_ce,
         bpf_skb_set_tstamp, bpf_skb_vlan_pop, bpf_skb_vlan_push,
     },
     programs::TcContext,
 };
 use injector_common::{
-    hold::TAG_PROTOCOL,
+    hold::{Metadata, TAG_PROTOCOL},
     packet::{
         Packet,
         parse::{self, Link, Unparsed},
     },
+    verifier,
 };
 
 use crate::maps;
@@ -135,24 +136,139 @@ pub fn tag(ctx: &TcContext) -> Option<u16> {
     unsafe { ((*raw(ctx)).vlan_present != 0).then(|| (*raw(ctx)).vlan_tci as u16) }
 }
 
-/// The packet's `mark`, `priority` and `tc_index`.
+/// Whether the packet is charged to a socket: to its sender's, until its own host's stack takes it in. That goes
+/// for received packets too, if they come over a veth from a sender on this machine.
 #[inline(always)]
-pub fn marks(ctx: &TcContext) -> (u32, u32, u32) {
-    let skb = raw(ctx);
-    // SAFETY: the context is readable.
-    unsafe { ((*skb).mark, (*skb).priority, (*skb).tc_index) }
+pub fn has_socket(ctx: &TcContext) -> bool {
+    // SAFETY: the context is readable; nothing but the address is looked at.
+    unsafe { !(*raw(ctx)).__bindgen_anon_2.sk.is_null() }
 }
 
-/// Sets the packet's `mark`, `priority` and `tc_index`.
+/// What the packet bears besides its bytes.
 #[inline(always)]
-pub fn set_marks(ctx: &TcContext, mark: u32, priority: u32, tc_index: u32) {
+pub fn metadata(ctx: &TcContext) -> Metadata {
     let skb = raw(ctx);
-    // SAFETY: tc programs may write these fields.
+    // SAFETY: the context is readable.
     unsafe {
-        (*skb).mark = mark;
-        (*skb).priority = priority;
-        (*skb).tc_index = tc_index;
+        Metadata {
+            mark: (*skb).mark,
+            priority: (*skb).priority,
+            tc_index: (*skb).tc_index,
+            queue: (*skb).queue_mapping,
+            hash: (*skb).hash,
+        }
     }
+}
+
+/// Gives the packet what another one bore, but for `queue` and `priority`.
+#[inline(always)]
+pub fn set_metadata(ctx: &TcContext, metadata: &Metadata) {
+    let skb = raw(ctx);
+    // SAFETY: tc programs may write these fields; the context's own skb.
+    unsafe {
+        (*skb).mark = metadata.mark;
+        (*skb).tc_index = metadata.tc_index;
+        // Of one without a hash it is computed when needed.
+        if metadata.hash != 0 {
+            bpf_set_hash(skb, metadata.hash);
+        }
+    }
+}
+
+/// Sets the queue that the next device chooses its own by, as if the packet had come in by it; 0 is none.
+#[inline(always)]
+pub fn set_queue(ctx: &TcContext, queue: u32) {
+    // SAFETY: tc programs may write this field.
+    unsafe { (*raw(ctx)).queue_mapping = queue };
+}
+
+/// Sets the packet's priority.
+#[inline(always)]
+pub fn set_priority(ctx: &TcContext, priority: u32) {
+    // SAFETY: tc programs may write this field.
+    unsafe { (*raw(ctx)).priority = priority };
+}
+
+/// Words of the control block (`skb->cb`) that carry `priority` and `queue` over the hold device. `sch_fq` uses the
+/// first 12 bytes, and neither a veth nor the backlog touches any.
+mod carried {
+    pub const PRIORITY: usize = 3;
+    /// In the upper half, [`SIGN`].
+    pub const QUEUE: usize = 4;
+    /// Tells what was carried from what another kernel's queue may leave there.
+    pub const SIGN: u32 = 0xa5c3;
+}
+
+/// Has the packet carry its priority and queue over the hold device, where both are lost.
+#[inline(always)]
+pub fn carry(ctx: &TcContext) {
+    let skb = raw(ctx);
+    // SAFETY: tc programs may use the control block.
+    unsafe {
+        (*skb).cb[carried::PRIORITY] = (*skb).priority;
+        (*skb).cb[carried::QUEUE] = carried::SIGN << 16 | (*skb).queue_mapping & 0xffff;
+    }
+}
+
+/// The priority and queue that the packet carried over the hold device.
+#[inline(always)]
+pub fn carried(ctx: &TcContext) -> (u32, u32) {
+    let skb = raw(ctx);
+    // SAFETY: tc programs may use the control block.
+    let (priority, queue) = unsafe { ((*skb).cb[carried::PRIORITY], (*skb).cb[carried::QUEUE]) };
+    if queue >> 16 != carried::SIGN {
+        return (0, 0);
+    }
+    // Pinned: of one read or another, the compiler would make one from a computed address, which the verifier refuses.
+    let pinned = |value: u32| verifier::pin(value as usize) as u32;
+    (pinned(priority), pinned(queue & 0xffff))
+}
+
+/// Words of the control block that carry a priority into the receive path.
+mod inbound {
+    pub const SIGN: [u32; 2] = [0x6b9d_2e41, 0xc70f_58a3];
+    pub const PRIORITY: usize = 2;
+}
+
+/// Has a packet that is about to be redirected into a receive path have this priority there: the redirection makes
+/// it 0, so it is carried to the interface's own program, see [`take_priority`].
+#[inline(always)]
+pub fn send_priority(ctx: &TcContext, priority: u32) {
+    if priority == 0 {
+        return;
+    }
+    let skb = raw(ctx);
+    // SAFETY: tc programs may use the control block.
+    unsafe {
+        (*skb).cb[0] = inbound::SIGN[0];
+        (*skb).cb[1] = inbound::SIGN[1];
+        (*skb).cb[inbound::PRIORITY] = priority;
+    }
+}
+
+/// Gives a packet the priority of [`send_priority`], once.
+#[inline(always)]
+pub fn take_priority(ctx: &TcContext) {
+    let skb = raw(ctx);
+    // SAFETY: tc programs may use the control block, and write the priority.
+    unsafe {
+        if (*skb).cb[0] == inbound::SIGN[0] && (*skb).cb[1] == inbound::SIGN[1] {
+            (*skb).cb[0] = 0;
+            (*skb).priority = (*skb).cb[inbound::PRIORITY];
+        }
+    }
+}
+
+/// When a sent packet is to leave by its sender's own pacing, which a qdisc such as `sch_fq` would see to, in
+/// `CLOCK_MONOTONIC` nanoseconds; `now` if that is over or unknown.
+#[inline(always)]
+pub fn departure(ctx: &TcContext, now: u64) -> u64 {
+    /// As far ahead as `sch_fq` takes packets by default. Other clocks' times are far beyond, or before.
+    const HORIZON: u64 = 10_000_000_000;
+
+    // SAFETY: the context is readable.
+    let time = unsafe { (*raw(ctx)).tstamp };
+    if time.wrapping_sub(now) <= HORIZON { time } else { now }
 }
 
 /// Sets the time before which `sch_fq` does not send the packet, in `CLOCK_MONOTONIC` nanoseconds (Linux 5.18).
@@ -169,12 +285,4 @@ pub fn forget_addressee(ctx: &TcContext) {
     const PACKET_HOST: u32 = 0;
     // SAFETY: the context's own skb. It fails for no such packet as comes in.
     unsafe { bpf_skb_change_type(raw(ctx), PACKET_HOST) };
-}
-
-/// Has the kernel forget in which queue the packet came in: the next device's queue is chosen by that else (a TAP has
-/// but one, so all flows would share one), and not by the packet's flow.
-#[inline(always)]
-pub fn forget_queue(ctx: &TcContext) {
-    // SAFETY: tc programs may write this field.
-    unsafe { (*raw(ctx)).queue_mapping = 0 };
 }

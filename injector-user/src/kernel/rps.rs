@@ -1,40 +1,81 @@
 //! Receive packet steering: which processors go on with the packets of a device
 //! (`Documentation/networking/scaling.rst`).
 
-use std::{fs, io, path::Path};
-
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
 };
 
-use super::{
-    KernelError,
-    netns::{Netns, in_thread},
-};
+use super::{KernelError, netns::Netns};
 
 /// Has each flow of a device go on on one processor, on whichever its packets come, so that they keep their order.
 pub fn spread(netns: &Netns, device: &str) -> Result<(), KernelError> {
-    let online =
-        fs::read_to_string("/sys/devices/system/cpu/online").map_err(KernelError::Steering)?;
-    let mask = mask(&online);
-    in_thread(|| netns.run(|| write(device, &mask).map_err(KernelError::Steering))?)
+    let write = || -> io::Result<()> {
+        let online = fs::read_to_string("/sys/devices/system/cpu/online")?;
+        let mask = mask(&online);
+        for_each_queue(device, |file| file.write_all(mask.as_bytes()))
+    };
+    netns.run(|| write().map_err(KernelError::Steering))?
 }
 
-/// Writes the mask for each queue of the device, in a thread that is of no further use.
-fn write(device: &str, mask: &str) -> io::Result<()> {
-    // /sys shows the devices of the namespace that it was mounted in: have one of our own.
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-    mount(Some("injector"), "/sys", Some("sysfs"), MsFlags::empty(), none)?;
-    for queue in fs::read_dir(Path::new("/sys/class/net").join(device).join("queues"))? {
-        let file = queue?.path().join("rps_cpus");
-        if file.exists() {
-            fs::write(file, mask)?;
+/// Whether [`spread`] would work for devices of this namespace. Nothing is changed.
+pub fn check(netns: &Netns) -> Result<(), KernelError> {
+    netns.run(|| for_each_queue("lo", |_| Ok(())).map_err(KernelError::Steering))?
+}
+
+/// Opens the mask of each receive queue of a device of the current namespace for writing. A kernel without receive
+/// packet steering, such as one for a single processor, has none.
+fn for_each_queue(
+    device: &str,
+    mut work: impl FnMut(&mut fs::File) -> io::Result<()>,
+) -> io::Result<()> {
+    let sysfs = Sysfs::mount()?;
+    for queue in fs::read_dir(sysfs.path().join("class/net").join(device).join("queues"))? {
+        let mask = queue?.path().join("rps_cpus");
+        if mask.exists() {
+            work(&mut OpenOptions::new().write(true).open(mask)?)?;
         }
     }
     Ok(())
+}
+
+/// A sysfs of the current network namespace, mounted nowhere: `/sys` shows the devices of the namespace in which it
+/// was mounted, may be read-only, and may be missing. Goes with the value.
+struct Sysfs(OwnedFd);
+
+impl Sysfs {
+    fn mount() -> io::Result<Self> {
+        let none = std::ptr::null::<libc::c_char>();
+        // SAFETY: the name is terminated; returns a new descriptor.
+        let context = owned(unsafe {
+            libc::syscall(libc::SYS_fsopen, c"sysfs".as_ptr(), libc::FSOPEN_CLOEXEC)
+        })?;
+        let fd = context.as_raw_fd();
+        // SAFETY: this command takes neither key nor value.
+        if unsafe {
+            libc::syscall(libc::SYS_fsconfig, fd, libc::FSCONFIG_CMD_CREATE, none, none, 0)
+        } != 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: takes no pointers; returns a new descriptor.
+        owned(unsafe { libc::syscall(libc::SYS_fsmount, fd, libc::FSMOUNT_CLOEXEC, 0) }).map(Self)
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new("/proc/self/fd").join(self.0.as_raw_fd().to_string())
+    }
+}
+
+/// The descriptor that a system call returned, or its error.
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made, and nobody else's. Descriptors fit.
+    Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
 }
 
 /// A list of processors ("0-3,5") as a mask of hexadecimal words, the last one first.

@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod container;
 pub mod daemonset;
 pub mod listing;
+pub mod path;
 
 use std::{
     ffi::OsStr,
@@ -53,7 +54,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 const TAIL: f64 = 1e-8;
 
 /// A name that no other test has.
-fn unique() -> String {
+#[must_use]
+pub fn unique() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("inj{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }

@@ -100,7 +100,7 @@ impl Contender {
 /// Runs the benchmark and prints the report.
 pub fn clock(args: &Args) -> Result<ExitCode> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark faults clocks: run it as root");
-    args.places.run("clock", &["--calls"], || here(args))
+    args.places.run("clock", &[&["--calls"]], || here(args))
 }
 
 fn here(args: &Args) -> Result<bool> {

@@ -32,11 +32,12 @@ impl Places {
         self.injector.clone().map_or_else(Injector::build, |path| Ok(Injector::at(path)))
     }
 
-    /// Runs a benchmark here, and then `cargo xtask bench NAME` with these options in the virtual machines.
+    /// Runs a benchmark here, and then `cargo xtask bench NAME` in the virtual machines, once with each of these
+    /// lists of options: what runs there must not take long.
     pub fn run(
         &self,
         name: &str,
-        options: &[&str],
+        runs: &[&[&str]],
         here: impl FnOnce() -> Result<bool>,
     ) -> Result<ExitCode> {
         let mut good = true;
@@ -47,7 +48,9 @@ impl Places {
         }
         if !self.here {
             let quick = self.quick.then_some("--quick");
-            good &= crate::vm::bench(name, options.iter().copied().chain(quick))?;
+            let runs: Vec<Vec<&str>> =
+                runs.iter().map(|run| run.iter().copied().chain(quick).collect()).collect();
+            good &= crate::vm::bench(name, &runs)?;
         }
         Ok(ExitCode::from(u8::from(!good)))
     }

@@ -136,8 +136,9 @@ fn boot(
     kernels.iter().map(run).collect()
 }
 
-/// Runs `cargo xtask bench NAME --here` on the kernels that have netem and tcx; whether all targets are met.
-pub fn bench<'a>(name: &str, options: impl Iterator<Item = &'a str>) -> Result<bool> {
+/// Runs `cargo xtask bench NAME --here`, once with each of these lists of options, on the kernels that have netem and
+/// tcx; whether all targets are met.
+pub fn bench(name: &str, runs: &[Vec<&str>]) -> Result<bool> {
     qemu::check()?;
     let folders = Folders::new()?;
     let chosen = SERIES.iter().filter(|series| series.name != "6.1");
@@ -145,12 +146,15 @@ pub fn bench<'a>(name: &str, options: impl Iterator<Item = &'a str>) -> Result<b
         .map(|series| kernel::provide(series, &folders.work, false))
         .collect::<Result<_>>()?;
     let binaries = Binaries::for_benchmarks(&folders.repository)?;
-    let mut command = vec![std::env::current_exe()?.display().to_string()];
-    command.extend(["bench", name, "--here", "--injector"].map(String::from));
-    command.push(binaries.injector.display().to_string());
-    command.extend(options.map(String::from));
-    let tallies =
-        boot(&folders, &kernels, &binaries, &[Job { name: "bench".into(), command }], 60)?;
+    let program = std::env::current_exe()?.display().to_string();
+    let injector = binaries.injector.display().to_string();
+    let job = |options: &Vec<&str>| {
+        let words = [&program, "bench", name, "--here", "--injector", &injector];
+        let command = words.iter().chain(options).map(|&word| word.to_owned()).collect();
+        Job { name: "bench".into(), command }
+    };
+    let jobs: Vec<Job> = runs.iter().map(job).collect();
+    let tallies = boot(&folders, &kernels, &binaries, &jobs, 60)?;
     Ok(tallies.iter().all(Tally::is_good))
 }
 

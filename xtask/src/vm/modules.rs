@@ -30,6 +30,7 @@ const WANTED: &[&str] = &[
     "sch_mqprio",
     "sch_prio",
     "cls_u32",
+    "cls_flower",
     "act_mirred",
     "act_gact",
     "act_skbedit",

@@ -9,9 +9,12 @@ use crate::packet::skb;
 /// hook lets it pass.
 #[inline(always)]
 pub fn duplicate(ctx: &TcContext, direction: Direction) -> bool {
-    let flags = match direction {
-        Direction::Egress => 0,
-        Direction::Ingress => u64::from(BPF_F_INGRESS),
-    };
-    ctx.clone_redirect(skb::interface(ctx), flags).is_ok()
+    if direction == Direction::Egress {
+        return ctx.clone_redirect(skb::interface(ctx), 0).is_ok();
+    }
+    skb::send_priority(ctx, skb::metadata(ctx).priority);
+    let is_sent = ctx.clone_redirect(skb::interface(ctx), u64::from(BPF_F_INGRESS)).is_ok();
+    // The packet itself keeps its priority, and must not get it again elsewhere.
+    skb::take_priority(ctx);
+    is_sent
 }

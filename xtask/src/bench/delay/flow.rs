@@ -26,8 +26,11 @@ const BUFFERS: [(&str, &str); 2] =
 /// How long a stuck call may take.
 const STUCK: Duration = Duration::from_secs(10);
 
-/// Bytes of a UDP payload.
-const PAYLOAD: usize = 64;
+/// Bytes of a UDP payload, where packets a second count.
+const SMALL: usize = 64;
+
+/// The same, where bits a second do.
+const LARGE: usize = 1400;
 
 /// How TCP fared.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +53,11 @@ pub struct Delays {
 }
 
 impl Delays {
+    /// How many came, of those that were sent in a second.
+    pub fn rate(&self) -> f64 {
+        self.received() as f64 / self.took.as_secs_f64()
+    }
+
     /// How many came.
     pub const fn received(&self) -> usize {
         self.sorted.len()
@@ -174,8 +182,26 @@ impl<'a> Flows<'a> {
         Ok(low)
     }
 
-    /// So many UDP packets, one each `pause`; how long they were on their way.
+    /// UDP at so many bits a second for `time`; how many of them arrived each second.
+    pub fn steady_udp(&self, rate: f64, time: Duration, delay: Duration) -> Result<f64> {
+        let bits = LARGE as f64 * 8.0;
+        let count = (rate / bits * time.as_secs_f64()) as u32;
+        let pause = Duration::from_secs_f64(bits / rate);
+        Ok(self.datagrams(LARGE, count, pause, delay)?.rate() * bits)
+    }
+
+    /// So many small UDP packets, one each `pause`; how long they were on their way.
     pub fn udp(&self, count: u32, pause: Duration, delay: Duration) -> Result<Delays> {
+        self.datagrams(SMALL, count, pause, delay)
+    }
+
+    fn datagrams(
+        &self,
+        size: usize,
+        count: u32,
+        pause: Duration,
+        delay: Duration,
+    ) -> Result<Delays> {
         let (port, peer) = self.address();
         let far = self.link.far.run(|| {
             let far = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
@@ -192,7 +218,7 @@ impl<'a> Flows<'a> {
         let ends = AtomicBool::new(false);
         thread::scope(|scope| {
             let receiver = scope.spawn(|| receive(&far, &ends));
-            let sent = send(&near, count, pause);
+            let sent = send(&near, size, count, pause);
             thread::sleep(delay + Duration::from_millis(300));
             ends.store(true, Ordering::Relaxed);
             let mut sorted = receiver.join().map_err(|_| anyhow!("the receiver panicked"))??;
@@ -204,8 +230,8 @@ impl<'a> Flows<'a> {
 }
 
 /// Sends packets that bear the time; those whose time is over at once. Returns how long that took.
-fn send(socket: &UdpSocket, count: u32, pause: Duration) -> Result<Duration> {
-    let mut packet = [0; PAYLOAD];
+fn send(socket: &UdpSocket, size: usize, count: u32, pause: Duration) -> Result<Duration> {
+    let mut packet = vec![0; size];
     let start = Instant::now();
     for number in 0..count {
         let due = start + pause.mul_f64(f64::from(number));
@@ -227,7 +253,7 @@ fn send(socket: &UdpSocket, count: u32, pause: Duration) -> Result<Duration> {
 
 /// Receives until `ends` is set; for how many milliseconds each packet was on its way.
 fn receive(socket: &UdpSocket, ends: &AtomicBool) -> Result<Vec<f64>> {
-    let mut packet = [0; PAYLOAD];
+    let mut packet = [0; LARGE];
     let mut delays = Vec::new();
     let mut space = nix::cmsg_space!(libc::timespec);
     loop {

@@ -2,6 +2,7 @@
 
 mod contender;
 mod flow;
+mod path;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -26,6 +27,19 @@ use flow::{Delays, Flows};
 pub struct Args {
     #[command(flatten)]
     places: Places,
+
+    /// Measure this part only
+    #[arg(long, value_enum, value_name = "PART")]
+    only: Option<Part>,
+}
+
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Packets that the sender's own host holds
+    Link,
+    /// Packets that are held elsewhere on their way
+    Paths,
 }
 
 /// Delays in milliseconds.
@@ -37,23 +51,37 @@ const TAP_DELAY: u32 = 5;
 /// Runs the benchmark and prints the report.
 pub fn delay(args: &Args) -> Result<ExitCode> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark loads eBPF programs: run it as root");
-    args.places.run("delay", &[], || here(args))
+    let runs: &[&[&str]] = match args.only {
+        None => &[&["--only", "link"], &["--only", "paths"]],
+        Some(Part::Link) => &[&["--only", "link"]],
+        Some(Part::Paths) => &[&["--only", "paths"]],
+    };
+    args.places.run("delay", runs, || here(args))
 }
 
 fn here(args: &Args) -> Result<bool> {
     let injector = args.places.injector()?;
+    let mut targets = Vec::new();
+    if args.only != Some(Part::Paths) {
+        held_by_sender(args, &injector, &mut targets)?;
+    }
+    if args.only != Some(Part::Link) {
+        path::measure(args.places.quick, &injector, &mut targets)?;
+    }
+    Ok(target::report(&targets))
+}
+
+fn held_by_sender(args: &Args, injector: &Injector, targets: &mut Vec<Target>) -> Result<()> {
     let link = Link::new()?;
     let flows = Flows::new(&link)?;
     let mut contenders = Contender::here(&link)?;
-    let mut targets = Vec::new();
     if contenders.contains(&Contender::Netem) {
         // Its targets are for machines, not for emulated ones.
         contenders.retain(|&contender| contender != Contender::Tap);
-        beside_netem(args, &injector, &link, &flows, &contenders, &mut targets)?;
+        beside_netem(args, injector, &link, &flows, &contenders, targets)
     } else {
-        alone(args, &injector, &link, &flows, &mut targets)?;
+        alone(args, injector, &link, &flows, targets)
     }
-    Ok(target::report(&targets))
 }
 
 /// What was measured of one contender at one delay, a value a round.

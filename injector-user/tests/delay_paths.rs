@@ -1,0 +1,150 @@
+//! A packet that waits is charged to nobody, wherever it is held: beside netem, or the bare path where there is none.
+
+mod support;
+
+use std::{process::Command, time::Duration};
+
+use support::{
+    Host, Injector, TestCgroup, engines,
+    path::{Middle, OFFERED, Rates, Row, TO_RECEIVER, TO_SENDER},
+};
+
+/// For how long each rate is measured.
+const TIME: Duration = Duration::from_secs(1);
+
+/// Where packets of the row's flows are held.
+struct Place {
+    what: &'static str,
+    middle: Middle,
+    /// Where injector runs.
+    host: fn(&Row) -> &Host,
+    /// What it is given besides the delay.
+    line: fn(&Row, &TestCgroup) -> String,
+}
+
+const PLACES: [Place; 10] = [
+    Place {
+        what: "sent, local",
+        middle: Middle::Routes,
+        host: |row| &row.sender,
+        line: |_, _| "--interface veth0 --direction egress".into(),
+    },
+    Place {
+        what: "received, local",
+        middle: Middle::Routes,
+        host: |row| &row.receiver,
+        line: |_, _| "--interface veth0 --direction ingress".into(),
+    },
+    Place {
+        what: "sent, forwarded",
+        middle: Middle::Routes,
+        host: |row| &row.middle,
+        line: |_, _| format!("--interface {TO_RECEIVER} --direction egress"),
+    },
+    Place {
+        what: "received, forwarded",
+        middle: Middle::Routes,
+        host: |row| &row.middle,
+        line: |_, _| format!("--interface {TO_SENDER} --direction ingress"),
+    },
+    Place {
+        what: "sent, bridged",
+        middle: Middle::Bridges,
+        host: |row| &row.middle,
+        line: |_, _| format!("--interface {TO_RECEIVER} --direction egress"),
+    },
+    Place {
+        what: "received, bridged",
+        middle: Middle::Bridges,
+        host: |row| &row.middle,
+        line: |_, _| format!("--interface {TO_SENDER} --direction ingress"),
+    },
+    // A container is a namespace behind a bridge, faulted from outside, or a cgroup.
+    Place {
+        what: "sent, container's namespace",
+        middle: Middle::Bridges,
+        host: |row| &row.middle,
+        line: |row, _| format!("--netns {} --direction egress", row.sender.netns),
+    },
+    Place {
+        what: "received, container's namespace",
+        middle: Middle::Bridges,
+        host: |row| &row.middle,
+        line: |row, _| format!("--netns {} --direction ingress", row.receiver.netns),
+    },
+    Place {
+        what: "sent, container's cgroup",
+        middle: Middle::Bridges,
+        host: |row| &row.sender,
+        line: |_, cgroup| format!("--cgroup {} --direction egress", cgroup.path.display()),
+    },
+    Place {
+        what: "received, container's cgroup",
+        middle: Middle::Bridges,
+        host: |row| &row.receiver,
+        line: |_, cgroup| format!("--cgroup {} --direction ingress", cgroup.path.display()),
+    },
+];
+
+/// What netem leaves of the traffic at the sender; where it is missing, what arrives without a delay.
+fn reference(row: &Row, cgroup: &TestCgroup, delay: Duration) -> Rates {
+    let ms = delay.as_millis();
+    let add = format!("qdisc add dev veth0 root netem limit 1000000 delay {ms}ms");
+    let tc = |line: &str| {
+        let mut command: Command = row.sender.command("tc", None);
+        command.args(line.split(' ')).output().expect("tc is installed").status.success()
+    };
+    if !tc(&add) {
+        println!("no netem here: beside the bare path");
+        return row.rates(Some(cgroup), Duration::ZERO, TIME);
+    }
+    let rates = row.rates(Some(cgroup), delay, TIME);
+    assert!(tc("qdisc del dev veth0 root"), "netem can be removed");
+    rates
+}
+
+/// Compares all places; `attempts` are what a machine that others use may need for one that is right.
+fn compare(delay: Duration) {
+    const ATTEMPTS: u32 = 4;
+    let cgroup = TestCgroup::new();
+    let mut wrong = Vec::new();
+    for middle in [Middle::Routes, Middle::Bridges] {
+        let row = Row::new(middle);
+        let netem = reference(&row, &cgroup, delay);
+        println!("{delay:?} {middle:?} reference: {netem:?}");
+        // After a stall it may be more.
+        let enough = |ours: f64, theirs: f64| ours >= 0.9 * theirs.min(OFFERED);
+        for engine in engines() {
+            for place in PLACES.iter().filter(|place| place.middle == middle) {
+                let what = format!("{delay:?} {engine} {}", place.what);
+                let line = (place.line)(&row, &cgroup);
+                let line = format!(
+                    "{line} --engine {engine} --no-protect --delay {}ms",
+                    delay.as_millis()
+                );
+                let injector = Injector::start((place.host)(&row), &line);
+                let is_right = (0..ATTEMPTS).any(|_| {
+                    let rates = row.rates(Some(&cgroup), delay, TIME);
+                    println!("{what}: {rates:?}");
+                    enough(rates.tcp, netem.tcp) && enough(rates.udp, netem.udp)
+                });
+                let total = injector.stop().total;
+                assert!(total.delayed > 100 && total.skipped == 0, "{what}: {total:?}");
+                if !is_right {
+                    wrong.push(what);
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "less than 0.9 of the reference: {wrong:#?}");
+}
+
+#[test]
+fn what_waits_for_20_ms_is_charged_to_nobody() {
+    compare(Duration::from_millis(20));
+}
+
+#[test]
+fn what_waits_for_100_ms_is_charged_to_nobody() {
+    compare(Duration::from_millis(100));
+}

@@ -1,0 +1,227 @@
+//! A sender and a receiver with a host between them that routes or bridges, and traffic of a fixed rate.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::Command,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::{Host, INTERFACE, PATIENCE, TestCgroup, ip, unique};
+
+/// What each flow offers, in bits per second: little, as an emulated machine that shares its processors forwards
+/// little; but several times what a charged socket gets through a delay.
+pub const OFFERED: f64 = 8e6;
+
+/// The send buffer of the UDP socket: room for a few datagrams that are under way in the sender's host.
+const SEND_BUFFER: usize = 8192;
+
+/// How often a sender writes.
+const TICK: Duration = Duration::from_millis(2);
+
+/// Payload bytes of a datagram.
+const DATAGRAM: usize = 1400;
+
+/// The middle host's interface towards the sender.
+pub const TO_SENDER: &str = "in0";
+
+/// The middle host's interface towards the receiver.
+pub const TO_RECEIVER: &str = "out0";
+
+/// How the middle host passes packets on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Middle {
+    /// It is a router.
+    Routes,
+    /// It is a bridge, as for containers.
+    Bridges,
+}
+
+/// Three namespaces in a row, joined by veth pairs.
+#[derive(Debug)]
+pub struct Row {
+    /// Where traffic comes from.
+    pub sender: Host,
+    /// What it passes.
+    pub middle: Host,
+    /// Where it goes.
+    pub receiver: Host,
+}
+
+/// Bits per second that arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct Rates {
+    /// Of one TCP connection.
+    pub tcp: f64,
+    /// Of one UDP flow beside it.
+    pub udp: f64,
+}
+
+impl Row {
+    /// Makes the namespaces and the links.
+    #[must_use]
+    pub fn new(kind: Middle) -> Self {
+        let name = unique();
+        let host = |side: &str, v4: [u8; 4], number: u8| Host {
+            netns: format!("{name}{side}"),
+            v4: Ipv4Addr::from(v4),
+            v6: Ipv6Addr::new(0xfd08, 0, 0, 0, 0, 0, 0, u16::from(number)),
+            mac: [2, 0, 0, 0, 8, number],
+        };
+        let routes = kind == Middle::Routes;
+        let far = [10, 8, if routes { 2 } else { 1 }, 3];
+        let row = Self {
+            sender: host("s", [10, 8, 1, 1], 1),
+            middle: host("m", [10, 8, 1, 2], 2),
+            receiver: host("r", far, 3),
+        };
+        let (s, m, r) = (&row.sender.netns, &row.middle.netns, &row.receiver.netns);
+        ip(
+            &[],
+            &format!(
+                "netns add {s}\nnetns add {m}\nnetns add {r}\n\
+                 link add {INTERFACE} netns {s} type veth peer name {TO_SENDER} netns {m}\n\
+                 link add {INTERFACE} netns {r} type veth peer name {TO_RECEIVER} netns {m}\n"
+            ),
+        );
+        let end = |host: &Host| {
+            format!(
+                "link set lo up\nlink set {INTERFACE} up\naddr add {}/24 dev {INTERFACE}\n",
+                host.v4
+            )
+        };
+        let middle = format!("link set {TO_SENDER} up\nlink set {TO_RECEIVER} up\n");
+        let (mut sender, mut receiver) = (end(&row.sender), end(&row.receiver));
+        if routes {
+            sender += "route add default via 10.8.1.2\n";
+            receiver += "route add default via 10.8.2.2\n";
+            ip(
+                &["-n", m],
+                &format!(
+                    "{middle}addr add 10.8.1.2/24 dev {TO_SENDER}\naddr add 10.8.2.2/24 dev {TO_RECEIVER}\n"
+                ),
+            );
+            row.middle.run("sysctl -q -w net.ipv4.ip_forward=1");
+        } else {
+            ip(
+                &["-n", m],
+                &format!(
+                    "link add br0 type bridge\nlink set br0 up\n{middle}\
+                     link set {TO_SENDER} master br0\nlink set {TO_RECEIVER} master br0\n"
+                ),
+            );
+        }
+        ip(&["-n", s], &sender);
+        ip(&["-n", r], &receiver);
+        let end = Instant::now() + PATIENCE;
+        while row.sender.ping(None, row.receiver.v4.into(), 1) == 0 {
+            assert!(Instant::now() < end, "the path does not come up");
+        }
+        row
+    }
+
+    /// One TCP and one UDP flow of [`OFFERED`] each from the sender to the receiver, for `time` after the path has
+    /// filled. All sockets belong to `cgroup`, if one is given.
+    #[must_use]
+    pub fn rates(&self, cgroup: Option<&TestCgroup>, delay: Duration, time: Duration) -> Rates {
+        let address = SocketAddr::new(IpAddr::V4(self.receiver.v4), 9000);
+        let (listener, udp_in, tcp_out, udp_out) = owned_by(cgroup, || {
+            let (listener, udp_in) = self.receiver.inside(|| {
+                (TcpListener::bind(address).expect("free"), UdpSocket::bind(address).expect("free"))
+            });
+            let (tcp_out, udp_out) = self.sender.inside(|| {
+                let tcp = TcpStream::connect_timeout(&address, PATIENCE);
+                (tcp.expect("it listens"), UdpSocket::bind("0.0.0.0:0").expect("free"))
+            });
+            (listener, udp_in, tcp_out, udp_out)
+        });
+        udp_out.connect(address).expect("there is a route");
+        let (tcp_in, _) = listener.accept().expect("it has connected");
+        for result in [
+            tcp_in.set_read_timeout(Some(TICK)),
+            udp_in.set_read_timeout(Some(TICK)),
+            tcp_out.set_write_timeout(Some(TICK)),
+            tcp_out.set_nodelay(true),
+            setsockopt(&udp_in, sockopt::RcvBufForce, &(16 << 20)).map_err(io::Error::from),
+            setsockopt(&udp_out, sockopt::SndBuf, &SEND_BUFFER).map_err(io::Error::from),
+        ] {
+            result.expect("sockets have these options");
+        }
+        let (ended, tcp, udp) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| count(&ended, &tcp, |buffer| (&tcp_in).read(buffer)));
+            scope.spawn(|| count(&ended, &udp, |buffer| udp_in.recv(buffer)));
+            scope.spawn(|| offer(&ended, |data| (&tcp_out).write(data)));
+            scope.spawn(|| {
+                offer(&ended, |data| {
+                    data.chunks_exact(DATAGRAM).map(|datagram| udp_out.send(datagram)).sum()
+                })
+            });
+            thread::sleep(Duration::from_millis(500) + 4 * delay);
+            let load = || [&tcp, &udp].map(|count| count.load(Ordering::Relaxed));
+            let (start, before) = (Instant::now(), load());
+            thread::sleep(time);
+            let (after, took) = (load(), start.elapsed().as_secs_f64());
+            ended.store(true, Ordering::Relaxed);
+            let rate = |number: usize| (after[number] - before[number]) as f64 * 8.0 / took;
+            Rates { tcp: rate(0), udp: rate(1) }
+        })
+    }
+}
+
+impl Drop for Row {
+    fn drop(&mut self) {
+        for host in [&self.sender, &self.middle, &self.receiver] {
+            // While panicking there is nothing to be done about a failure.
+            let _ = Command::new("ip").args(["netns", "del", &host.netns]).status();
+        }
+    }
+}
+
+/// Has `make` make sockets that belong to `cgroup`: those of the cgroup that the process is in meanwhile.
+fn owned_by<T>(cgroup: Option<&TestCgroup>, make: impl FnOnce() -> T) -> T {
+    let Some(cgroup) = cgroup else { return make() };
+    let own = std::fs::read_to_string("/proc/self/cgroup").expect("proc is mounted");
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).expect("cgroup v2");
+    let own = super::hierarchy().join(own.trim_start_matches('/'));
+    let enter = |path: &std::path::Path| {
+        std::fs::write(path.join("cgroup.procs"), "0").expect("root may move this process");
+    };
+    enter(&cgroup.path);
+    let made = make();
+    enter(&own);
+    made
+}
+
+/// Counts what is read until `ended`.
+fn count(
+    ended: &AtomicBool,
+    count: &AtomicU64,
+    mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
+) {
+    let mut buffer = vec![0; 1 << 16];
+    while !ended.load(Ordering::Relaxed) {
+        if let Ok(length) = read(&mut buffer) {
+            count.fetch_add(length as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Writes at the rate [`OFFERED`] until `ended`. A socket that is stuck for long is not offered all of that later.
+fn offer(ended: &AtomicBool, mut write: impl FnMut(&[u8]) -> io::Result<usize>) {
+    const MOST: usize = 1 << 20;
+    let data = vec![1; MOST];
+    let start = Instant::now();
+    let mut done = 0;
+    while !ended.load(Ordering::Relaxed) {
+        let due = (start.elapsed().as_secs_f64() * OFFERED / 8.0) as usize;
+        done = done.max(due.saturating_sub(MOST));
+        // It fails if there is no room for a tick.
+        done += write(&data[..due.saturating_sub(done)]).unwrap_or(0);
+        thread::sleep(TICK);
+    }
+}
