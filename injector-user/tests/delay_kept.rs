@@ -86,8 +86,8 @@ fn set_option(socket: RawFd, option: i32, value: u32) {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Has a sender for each priority send [`EACH`] datagrams, all in turns; returns how `counts` rises, once it has by
-/// `times` as many and no longer does.
+/// Has a sender for each priority send [`EACH`] datagrams, all in turns; returns by how much `counts` rises, once
+/// that is `times` as many.
 fn rise(
     host: &Host,
     to: SocketAddr,
@@ -109,10 +109,15 @@ fn rise(
         thread::sleep(Duration::from_millis(1));
     }
     let wanted = EACH * priorities.len() as u64 * times;
-    wait_until(PATIENCE, "all packets have gone on", || {
-        since(&before, &counts()).values().sum::<u64>() >= wanted
-    });
-    since(&before, &counts())
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let found = since(&before, &counts());
+        // What is missing then is told by the counts.
+        if found.values().sum::<u64>() >= wanted || Instant::now() > end {
+            return found;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// What the same must be of a fault that doubles each packet.
@@ -247,8 +252,9 @@ fn sent_packets_keep_the_priority_bits_of_their_vlan() {
     let control = rise(left, to, &priorities, 1, bits);
     assert!(control.values().all(|&count| count == EACH) && control.len() == 6, "{control:?}");
     for engine in engines() {
-        for device in ["v5", "veth0"] {
-            for fault in FAULTS {
+        // What leaves the VLAN's own device has its bits already.
+        for (device, faults) in [("v5", &FAULTS[..]), ("veth0", &FAULTS[..2])] {
+            for fault in faults {
                 let line = format!(
                     "--interface {device} --no-protect --direction egress --engine {engine} {fault}"
                 );

@@ -17,8 +17,8 @@ use super::{Host, INTERFACE, PATIENCE, TestCgroup, ip, unique};
 /// little; but several times what a charged socket gets through a delay.
 pub const OFFERED: f64 = 8e6;
 
-/// The send buffer of the UDP socket: room for a few datagrams that are under way in the sender's host.
-const SEND_BUFFER: usize = 8192;
+/// The send buffer of the UDP socket: room for some datagrams that are under way in the sender's host.
+const SEND_BUFFER: usize = 32 << 10;
 
 /// How often a sender writes.
 const TICK: Duration = Duration::from_millis(2);

@@ -120,7 +120,10 @@ struct Waiting {
     /// The order of arrival, which those that are due at the same time keep.
     sequence: u64,
     route: Route,
+    /// The buffer that it is in.
     packet: Vec<u8>,
+    /// How much of it is the packet: clearing the rest again would cost more than copying the packet.
+    length: usize,
 }
 
 impl Waiting {
@@ -206,13 +209,11 @@ impl Worker {
             self.buffer[..length].to_vec()
         } else {
             let next = self.spare.pop().unwrap_or_else(|| vec![0; LARGEST]);
-            let mut packet = std::mem::replace(&mut self.buffer, next);
-            packet.truncate(length);
-            packet
+            std::mem::replace(&mut self.buffer, next)
         };
         self.bytes += packet.capacity();
         self.sequence += 1;
-        self.waiting.push(Waiting { release_ns, sequence: self.sequence, route, packet });
+        self.waiting.push(Waiting { release_ns, sequence: self.sequence, route, packet, length });
         self.counts.held.store(self.waiting.len() as u64, Relaxed);
     }
 
@@ -220,21 +221,20 @@ impl Worker {
     fn release(&mut self, now_ns: u64) {
         while let Some(next) = self.waiting.peek()
             && next.release_ns <= now_ns
-            && let Some(Waiting { route, mut packet, .. }) = self.waiting.pop()
+            && let Some(Waiting { route, mut packet, length, .. }) = self.waiting.pop()
         {
             self.bytes -= packet.capacity();
             self.routes.set(self.next_tag, route);
             packet[TAG_AT + 2..TAG_AT + 4].copy_from_slice(&(self.next_tag as u16).to_be_bytes());
             self.next_tag = (self.next_tag + 1) % TAGS;
-            if let Err(error) = self.tap.write(&packet) {
+            if let Err(error) = self.tap.write(&packet[..length]) {
                 tracing::debug!(%error, "a held packet was refused");
                 // If the device is down or gone, the packet counts as lost with it.
                 if !matches!(error.raw_os_error(), Some(libc::EIO | libc::EBADFD)) {
                     self.counts.dropped.fetch_add(1, Relaxed);
                 }
             }
-            if packet.capacity() >= LARGEST && self.spare.len() < SPARE {
-                packet.resize(LARGEST, 0);
+            if packet.len() == LARGEST && self.spare.len() < SPARE {
                 self.spare.push(packet);
             }
         }
