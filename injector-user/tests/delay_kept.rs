@@ -18,7 +18,8 @@ use std::{
 };
 
 use support::{
-    Family, Host, INJECTOR, Injector, Lab, PATIENCE, Process, engines, ip, serve, talk, wait_until,
+    Family, Host, INJECTOR, Injector, Lab, PATIENCE, Process, engines, ip, serve, skip, talk,
+    wait_until,
 };
 
 /// Packets that each sender of a test sends.
@@ -133,7 +134,7 @@ fn can(host: &Host, line: &str) -> bool {
     let output = command.args(words).output().expect("iproute2 is installed");
     let works = output.status.success();
     if !works {
-        println!("SKIPPED, as this kernel cannot: {line}");
+        skip(&format!("this kernel cannot: {line}"));
     }
     works
 }
@@ -431,7 +432,7 @@ fn flows_keep_their_order_in_the_namespace_that_sys_shows() {
     const COUNT: usize = 20_000;
     let _turn = turn();
     if !engines().contains(&"edt") {
-        println!("SKIPPED: this kernel has no fq, hence no edt engine");
+        skip("no fq, hence no edt engine");
         return;
     }
     let lab = Lab::new();
@@ -441,7 +442,7 @@ fn flows_keep_their_order_in_the_namespace_that_sys_shows() {
         command.args(["netns", "exec", &lab.left.netns, program]).args(line.split_whitespace());
         command
     };
-    let line = "inject --output json --interface veth0 --no-protect --engine edt --direction egress --delay 20ms";
+    let line = "inject --output json --interface veth0 --for forever --no-protect --engine edt --direction egress --delay 20ms";
     let mut injector = Process::start(exec(INJECTOR, line));
     injector.wait_for("started");
     let script = "cat /sys/class/net/injback*/queues/rx-0/rps_cpus";

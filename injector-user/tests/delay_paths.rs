@@ -7,6 +7,7 @@ use std::{process::Command, time::Duration};
 use support::{
     Host, Injector, TestCgroup, engines,
     path::{Middle, OFFERED, Rates, Row, TO_RECEIVER, TO_SENDER},
+    skip,
 };
 
 /// For how long each rate is measured.
@@ -95,7 +96,7 @@ fn reference(row: &Row, cgroup: &TestCgroup, delay: Duration) -> Rates {
         command.args(line.split(' ')).output().expect("tc is installed").status.success()
     };
     if !tc(&add) {
-        println!("no netem here: beside the bare path");
+        skip("no netem: held packets are compared with those of the bare path");
         return row.rates(Some(cgroup), Duration::ZERO, TIME);
     }
     let rates = row.rates(Some(cgroup), delay, TIME);
@@ -114,7 +115,9 @@ fn compare(delay: Duration) {
         println!("{delay:?} {middle:?} reference: {netem:?}");
         // After a stall it may be more.
         let enough = |ours: f64, theirs: f64| ours >= 0.9 * theirs.min(OFFERED);
-        for engine in engines() {
+        // The TAP's thread takes more processor time than an emulated machine has for it; that engine is compared where
+        // tests run natively.
+        for engine in engines().into_iter().filter(|&engine| engine == "edt" || !is_guest()) {
             for place in PLACES.iter().filter(|place| place.middle == middle) {
                 let what = format!("{delay:?} {engine} {}", place.what);
                 let line = (place.line)(&row, &cgroup);

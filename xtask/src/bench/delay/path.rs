@@ -229,7 +229,16 @@ impl Place {
     ) -> Result<Running> {
         let engine = if engine == Contender::Edt { "edt" } else { "tap" };
         let mut command = injector.command((self.host)(path))?;
-        command.args(["inject", "--no-protect", "--output", "json", "--engine", engine]);
+        command.args([
+            "inject",
+            "--no-protect",
+            "--for",
+            "forever",
+            "--output",
+            "json",
+            "--engine",
+            engine,
+        ]);
         command.args(["--interface", self.interface, "--direction", self.direction]);
         command.args(["--delay", &format!("{ms}ms")]);
         Running::start(command)
