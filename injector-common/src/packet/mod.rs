@@ -136,7 +136,7 @@ impl Packet {
     ///
     /// - neighbour discovery (RFC 4861), and multicast listener discovery (RFC 2710, RFC 3810), without which a
     ///   switch that snoops does not deliver its packets; ARP is not IP, and never touched
-    /// - DHCP (RFC 2131) and DHCPv6 (RFC 8415)
+    /// - DHCP (RFC 2131) and `DHCPv6` (RFC 8415)
     /// - path MTU discovery (RFC 1191, RFC 8201)
     #[inline(always)]
     #[must_use]
