@@ -419,7 +419,6 @@ fn a_connection_that_fq_paces_is_paced_while_it_is_delayed() {
             let mean = told["sum_ms"].as_f64().zip(told["count"].as_f64()).map(|(a, b)| a / b);
             assert!(mean.is_some_and(|mean| (mean - 30.0).abs() < 0.1), "{engine}: {told}");
         }
-        rates.push(("after it", rate()));
         ended.store(true, Ordering::Relaxed);
         let right = (0.5 * f64::from(RATE))..(1.5 * f64::from(RATE));
         assert!(rates.iter().all(|(_, rate)| right.contains(rate)), "{rates:?}");
