@@ -175,7 +175,7 @@ impl Nest {
             let to = lab.right.nth(Family::V4, level).to_string();
             let mut script = format!("({}) &\n", pinging(&to, &results, "false"));
             if level < 2 {
-                script += &format!("{INJECTOR} {} &\n", arguments(level + 1));
+                script.push_str(&[INJECTOR, " ", &arguments(level + 1), " &\n"].concat());
             }
             script += "wait\n";
             fs::write(folder.file(&format!("script{level}")), script).expect("it can be written");

@@ -85,9 +85,9 @@ impl Instance {
             Ok(()) => Ok(id),
             Err(source) => {
                 if is_single_call {
-                    self.was_undone(id)?
+                    self.was_undone(id)?;
                 } else {
-                    self.undo(id)?
+                    self.undo(id)?;
                 }
                 Err(LifetimeError::Do { what, source })
             }
