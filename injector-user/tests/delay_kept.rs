@@ -158,7 +158,12 @@ fn sent_packets_keep_their_class() {
     let (left, to) = (&lab.left, lab.right.at(Family::V4, 9000));
     let _sink = lab.right.inside(|| UdpSocket::bind(to)).expect("free");
     let priorities = htb(left, "veth0");
-    let classes = || htb_classes(left, "veth0");
+    let classes = || {
+        let mut classes = htb_classes(left, "veth0");
+        // What the host says of itself (IGMP, MLD) goes there.
+        classes.remove("1:99");
+        classes
+    };
     let control = rise(left, to, &priorities, 1, classes);
     assert!(control.values().all(|&count| count == EACH) && control.len() == 16, "{control:?}");
     for engine in engines() {
@@ -350,9 +355,13 @@ fn a_connection_stays_in_its_queue() {
             let (mut out, mut end) = (out, end);
             let before = queues(left);
             let mut data = [1; 1000];
-            out.write_all(&data).expect("it is connected");
-            end.read_exact(&mut data).expect("all of it comes");
-            since(&before, &queues(left)).into_keys().collect()
+            for _ in 0..EACH {
+                out.write_all(&data).expect("it is connected");
+                end.read_exact(&mut data).expect("all of it comes");
+            }
+            let used = since(&before, &queues(left));
+            // Fewer are what the host says of itself (IGMP, MLD).
+            used.into_iter().filter(|&(_, count)| count >= EACH).map(|(name, _)| name).collect()
         });
         each.collect()
     };
