@@ -143,6 +143,7 @@ impl Writer {
     }
 
     /// The same; what it returns is ready when the line was written, dropped, or failed to be written.
+    #[must_use]
     pub fn push_watched(&self, text: String, importance: Importance) -> oneshot::Receiver<()> {
         let (done, watched) = oneshot::channel();
         self.queue(text, importance, Some(done));

@@ -13,6 +13,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    ptr::null_mut,
     sync::Mutex,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -54,10 +55,10 @@ impl Blocked {
 
     fn terminal() -> Self {
         let (mut master, mut slave) = (-1, -1);
-        let null = std::ptr::null_mut();
         // SAFETY: gets two places for descriptors; the rest may be null.
-        let opened =
-            unsafe { libc::openpty(&raw mut master, &raw mut slave, null, null as _, null as _) };
+        let opened = unsafe {
+            libc::openpty(&raw mut master, &raw mut slave, null_mut(), null_mut(), null_mut())
+        };
         assert_eq!(opened, 0, "a terminal");
         // SAFETY: both were just opened, and nobody else owns them.
         let (master, slave) =
@@ -185,7 +186,7 @@ fn loss_goes_on(sink: &Blocked) {
         assert!(is_lost(&lab, Family::V4), "passed after {:?}", began.elapsed());
         thread::sleep(Duration::from_millis(100));
     }
-    injector.ends_within(AT_MOST - SURELY);
+    injector.ends_within(AT_MOST.saturating_sub(SURELY));
     assert!(!is_lost(&lab, Family::V4));
 }
 
@@ -209,7 +210,7 @@ fn clocks_go_on(sink: &Blocked) {
         assert!(is_wrong(), "true time after {:?}", began.elapsed());
         thread::sleep(Duration::from_millis(200));
     }
-    injector.ends_within(AT_MOST - SURELY);
+    injector.ends_within(AT_MOST.saturating_sub(SURELY));
     assert!(ahead().abs() < 100);
 }
 
@@ -232,11 +233,11 @@ fn a_scenario_goes_on(sink: &Blocked) {
     let mut injector = Running::start(command, sink);
     wait_until(PATIENCE, "loss", || is_lost(&lab, Family::V4));
     let began = Instant::now();
-    while began.elapsed() < SURELY - Duration::from_secs(1) {
+    while began.elapsed() < SURELY.saturating_sub(Duration::from_secs(1)) {
         assert!(is_lost(&lab, Family::V4), "passed after {:?}", began.elapsed());
         thread::sleep(Duration::from_millis(100));
     }
-    injector.ends_within(AT_MOST - SURELY);
+    injector.ends_within(AT_MOST.saturating_sub(SURELY));
     assert!(!is_lost(&lab, Family::V4) && !cgroup.is_frozen());
     let text = fs::read_to_string(&timeline).expect("it is written");
     let _ = fs::remove_file(&timeline);
@@ -283,7 +284,7 @@ fn an_agent_goes_on(sink: &Blocked) {
         agent.delete(other["name"].as_str().expect("a name"));
         assert!(asked.elapsed() < Duration::from_secs(10), "slow: {:?}", asked.elapsed());
     }
-    wait_until(AT_MOST - SURELY, "the end", || !is_lost(&lab, Family::V4));
+    wait_until(AT_MOST.saturating_sub(SURELY), "the end", || !is_lost(&lab, Family::V4));
     for fault in [&fault, &pause] {
         let name = fault["name"].as_str().expect("a name");
         let ended = agent.wait_for(name, |fault| fault["phase"] == "ended");
@@ -415,7 +416,7 @@ fn reports_that_cannot_be_written_neither_abort_nor_hide_exit_codes() {
         ("unshare -n $I inject --netns /proc/self/ns/net --loss 1% --for 300ms --require-match >/dev/full".into(), 3, Some(&unwritable)),
         (format!("unshare -n $I inject --netns /proc/self/ns/net --loss 1% --for 2s --output json | head -1; exit {unread}"), 0, Some("")),
         ("exec 2>&-; $I inject --netns nonexist --loss 5%".into(), 1, Some("")),
-        (format!("$I run --loss 50% --output json -- sh -c 'sleep 3; touch ended; exit 7' 2> >(head -1 >/dev/null); c=$?; test -e ended && exit $c"), 7, Some("")),
+        ("$I run --loss 50% --output json -- sh -c 'sleep 3; touch ended; exit 7' 2> >(head -1 >/dev/null); c=$?; test -e ended && exit $c".into(), 7, Some("")),
     ];
     for command in [
         "doctor",

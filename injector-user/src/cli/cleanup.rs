@@ -1,6 +1,6 @@
 //! `injector cleanup`: undoes what dead injectors left.
 
-use std::process::ExitCode;
+use std::{fmt::Write as _, process::ExitCode};
 
 use anyhow::Result;
 use clap::Args;
@@ -16,7 +16,10 @@ pub struct CleanupArgs {}
 pub fn run(_: &CleanupArgs) -> Result<ExitCode> {
     privileges::check()?;
     let (undone, failures) = cleanup();
-    let mut text: String = undone.iter().map(|action| format!("undone: {action}\n")).collect();
+    let mut text = String::new();
+    for action in &undone {
+        writeln!(text, "undone: {action}")?;
+    }
     let failed = !failures.is_empty();
     if undone.is_empty() && !failed {
         text.push_str("nothing was left\n");

@@ -32,14 +32,13 @@ pub fn completions(args: &CompletionsArgs, command: &mut clap::Command) -> Resul
 
 /// Prints or writes the pages.
 pub fn man(args: &ManArgs, command: clap::Command) -> Result<ExitCode> {
-    match &args.folder {
-        Some(folder) => clap_mangen::generate_to(command, folder)
-            .with_context(|| format!("cannot write to {}", folder.display()))?,
-        None => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(command).render(&mut page)?;
-            output::print(page)?;
-        }
+    if let Some(folder) = &args.folder {
+        clap_mangen::generate_to(command, folder)
+            .with_context(|| format!("cannot write to {}", folder.display()))?;
+    } else {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(command).render(&mut page)?;
+        output::print(page)?;
     }
     Ok(ExitCode::SUCCESS)
 }
