@@ -5,7 +5,7 @@ mod support;
 use std::{process::Command, time::Duration};
 
 use support::{
-    Host, Injector, TestCgroup, engines,
+    Host, Injector, TestCgroup, engines, is_guest,
     path::{Middle, OFFERED, Rates, Row, TO_RECEIVER, TO_SENDER},
     skip,
 };
