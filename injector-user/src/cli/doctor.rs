@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use super::{args::Output, cleanup, privileges};
+use super::{args::Output, cleanup, privileges, trial};
 use crate::{
     fault::process,
     kernel::probe::{self, Finding, Verdict},
@@ -14,7 +14,11 @@ use crate::{
     target::cgroup::Hierarchy,
 };
 
-/// Tell which faults, engines and hooks work on this kernel, by trying them in a scratch namespace
+/// Tell which faults, engines and hooks work on this kernel
+///
+/// Each fault is carried out once, in a scratch network namespace and on processes of its own, and its effect is
+/// observed. The exit code is 0 whatever works, and 1 if that cannot be found out. JSON is one object a line: a
+/// `subject` (a hook, an engine) or a `fault`, with its `verdict` (`ok` or `unavailable`) and `reason`.
 #[derive(Args, Debug)]
 pub struct DoctorArgs {
     /// How to print
@@ -22,19 +26,35 @@ pub struct DoctorArgs {
     output: Output,
 }
 
-/// The hooks by which a fault can be had here, and those by which it cannot.
+/// Whether a fault works here, and by which means of the kernel.
 #[derive(Debug, Serialize)]
 struct FaultFinding {
     fault: &'static str,
+    /// Whether it worked when it was carried out.
+    verdict: &'static str,
+    /// Why it did not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     works_by: Vec<&'static str>,
     not_by: Vec<&'static str>,
 }
+
+/// Engines that can be asked for, and the fault that each is tried with.
+const ENGINES: [(&str, &str, &str); 6] = [
+    ("engine edt", "edt", "delay"),
+    ("engine tap", "tap", "delay"),
+    ("engine vdso", "vdso", "clock"),
+    ("engine probe", "probe", "clock"),
+    ("engine lsm", "lsm", "errno"),
+    ("engine fmod-ret", "fmod-ret", "errno"),
+];
 
 /// Prints one line a means of the kernel, then one a fault.
 pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
     privileges::check()?;
     cleanup::undo_first();
-    let findings = findings()?;
+    let mut findings = findings()?;
+    let faults = probe::on_loopback(|| try_all(&mut findings))?;
     let mut text = String::new();
     for finding in &findings {
         match args.output {
@@ -42,15 +62,10 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
             Output::Human => describe(&mut text, finding)?,
         }
     }
-    for fault in probe::faults().chain(process::probe::FAULTS) {
-        let finding = FaultFinding::of(fault, &findings);
+    for finding in &faults {
         match args.output {
             Output::Json => writeln!(text, "{}", serde_json::to_string(&finding)?)?,
-            Output::Human => {
-                let verdict = if finding.works_by.is_empty() { "no" } else { "ok" };
-                let means = finding.works_by.join(", ");
-                writeln!(text, "{verdict:<4} --{fault:<18} by {means}")?;
-            }
+            Output::Human => finding.describe(&mut text)?,
         }
     }
     output::print(text)?;
@@ -64,17 +79,56 @@ fn describe(text: &mut String, finding: &Finding) -> std::fmt::Result {
         Verdict::Unavailable { reason, remedy } => {
             writeln!(text, "no   {subject:<20} {serves}")?;
             writeln!(text, "     {:<20} why: {reason}", "")?;
+            if remedy.is_empty() {
+                return Ok(());
+            }
             writeln!(text, "     {:<20} remedy: {remedy}", "")
         }
     }
 }
 
+/// Carries out each fault once, and corrects what was found of engines that do not carry theirs out.
+fn try_all(findings: &mut [Finding]) -> Vec<FaultFinding> {
+    for finding in findings.iter_mut().filter(|finding| finding.verdict.is_ok()) {
+        let engine = ENGINES.iter().find(|(subject, ..)| *subject == finding.subject);
+        if let Some(&(_, engine, fault)) = engine
+            && let Err(reason) = trial::carry_out(fault, Some(engine))
+        {
+            finding.verdict = Verdict::Unavailable { reason, remedy: "" };
+        }
+    }
+    let faults = probe::faults().chain(process::probe::FAULTS);
+    faults.map(|fault| FaultFinding::of(fault, findings, trial::carry_out(fault, None))).collect()
+}
+
 impl FaultFinding {
-    fn of(fault: &'static str, findings: &[Finding]) -> Self {
+    fn describe(&self, text: &mut String) -> std::fmt::Result {
+        let Self { fault, reason, works_by, .. } = self;
+        match reason {
+            Some(reason) => {
+                writeln!(text, "no   --{fault}")?;
+                writeln!(text, "     {:<20} why: {reason}", "")
+            }
+            None if works_by.is_empty() => writeln!(text, "ok   --{fault}"),
+            None => writeln!(text, "ok   --{fault:<18} by {}", works_by.join(", ")),
+        }
+    }
+
+    fn of(fault: &'static str, findings: &[Finding], outcome: Result<(), String>) -> Self {
         let serving = findings.iter().filter(|finding| finding.faults.contains(&fault));
         let (works, fails): (Vec<_>, Vec<_>) = serving.partition(|finding| finding.verdict.is_ok());
         let subjects = |findings: Vec<&Finding>| findings.iter().map(|f| f.subject).collect();
-        Self { fault, works_by: subjects(works), not_by: subjects(fails) }
+        let (works_by, not_by) = (subjects(works), subjects(fails));
+        match outcome {
+            Ok(()) => Self { fault, verdict: "ok", reason: None, works_by, not_by },
+            Err(reason) => Self {
+                fault,
+                verdict: "unavailable",
+                reason: Some(reason),
+                works_by: Vec::new(),
+                not_by: [works_by, not_by].concat(),
+            },
+        }
     }
 }
 

@@ -19,6 +19,7 @@ mod report;
 mod run;
 mod session;
 mod signals;
+mod trial;
 
 use std::{
     io::{self, Write as _},
@@ -78,6 +79,8 @@ enum Command {
     Crd(crd::CrdArgs),
     #[command(hide = true, name = lifetime::guardian::SUBCOMMAND)]
     Guardian(guardian::GuardianArgs),
+    #[command(hide = true, name = trial::SUBCOMMAND)]
+    Trial(trial::TrialArgs),
 }
 
 /// Parses the command line and does what it says.
@@ -109,6 +112,7 @@ fn carry_out(cli: Cli) -> ExitCode {
         Command::Man(args) => man::man(&args, Cli::command()),
         Command::Crd(args) => crd::run(&args),
         Command::Guardian(args) => guardian::run(&args),
+        Command::Trial(args) => trial::run(&args),
     });
     result.unwrap_or_else(|error| failed(&error))
 }

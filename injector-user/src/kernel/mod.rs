@@ -78,7 +78,8 @@ pub enum KernelError {
     },
     /// The kernel's type information cannot be used.
     #[error(
-        "cannot tell the receiver of a packet by its cgroup on this kernel: {0}. It takes Linux 6.1 with          CONFIG_DEBUG_INFO_BTF; --direction egress works without"
+        "cannot tell the receiver of a packet by its cgroup on this kernel, which requires Linux 6.1 or later with \
+         CONFIG_DEBUG_INFO_BTF (--direction egress does not)"
     )]
     Layout(#[from] layout::LayoutError),
     /// The eBPF object was refused.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use injector_common::{control::MAX_MASKS, packet::Direction};
-use rtnetlink::LinkVeth;
+use rtnetlink::{LinkUnspec, LinkVeth};
 use serde::Serialize;
 
 use super::{
@@ -59,7 +59,8 @@ pub enum Verdict {
     Unavailable {
         /// Why.
         reason: String,
-        /// What would help.
+        /// What would help, if that is known.
+        #[serde(skip_serializing_if = "str::is_empty")]
         remedy: &'static str,
     },
 }
@@ -89,6 +90,21 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Runs `work` in a network namespace that goes with this call, with its loopback up.
+pub fn on_loopback<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, KernelError> {
+    Netns::scratch(|| {
+        let lo = find(&Netns::current()?, |interface| interface.is_loopback)?;
+        block_on(async |handle| {
+            let change = LinkUnspec::new_with_index(lo.index).up().build();
+            handle.link().set(change).execute().await.map_err(|source| KernelError::Request {
+                what: "starting the loopback".into(),
+                source: source.into(),
+            })
+        })?;
+        Ok(work())
+    })
 }
 
 /// Tries everything. Nothing outside a namespace that goes with this call is touched.
@@ -163,7 +179,7 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
             serves: "sent and received packets, where there is no tcx",
             verdict: Verdict::of(
                 clsact,
-                "a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF",
+                "Linux 6.1 or later with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF",
             ),
         },
         Finding {
@@ -179,7 +195,7 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
             subject: "xdp-generic",
             faults: &XDP_FAULTS,
             serves: XDP,
-            verdict: Verdict::of(generic, "Linux 5.9 or later with CONFIG_BPF_SYSCALL"),
+            verdict: Verdict::of(generic, "Linux 6.1 or later with CONFIG_BPF_SYSCALL"),
         },
         Finding {
             subject: "xdp-native (veth)",
@@ -193,14 +209,17 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
             serves: "packets held back in the kernel, by sch_fq",
             verdict: Verdict::of(
                 edt,
-                "Linux 5.18 or later with CONFIG_NET_SCH_FQ (modprobe sch_fq); the tap engine serves meanwhile",
+                "Linux 6.1 or later with CONFIG_NET_SCH_FQ (modprobe sch_fq); the tap engine serves meanwhile",
             ),
         },
         Finding {
             subject: "engine tap",
             faults: &HELD_FAULTS,
             serves: "packets held back in userspace, behind a TAP",
-            verdict: Verdict::of(tap, "/dev/net/tun and CONFIG_TUN (modprobe tun)"),
+            verdict: Verdict::of(
+                tap,
+                "Linux 6.1 or later with CONFIG_TUN (modprobe tun) and /dev/net/tun",
+            ),
         },
     ])
 }

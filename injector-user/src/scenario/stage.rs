@@ -12,7 +12,7 @@ use super::timeline::{Counts, Event};
 use crate::{
     fault::{
         RetargetError,
-        clock::{ClockFaultError, Clocks, engine::Engine},
+        clock::{ClockFaultError, Clocks},
         network::{Attached, Network, NetworkError, Options, shared::Shared},
         process::{ProcessFaultError, Processes, Scope},
         retarget,
@@ -360,8 +360,7 @@ impl Actor {
     ) -> Result<(), TargetError> {
         if plan.ever_has_clock(number) {
             let cgroup = self.target.cgroup.as_ref();
-            let clocks =
-                Clocks::install(&mut self.instance, cgroup, None, None, true, &[Engine::Vdso])?;
+            let clocks = Clocks::install(&mut self.instance, cgroup, None, None, true, &[])?;
             // What is backward now will be so later: better now than halfway.
             for part in plan.sets(number).filter_map(|parts| plan.clock(parts)) {
                 clocks.check(fault_of(plan, part))?;
@@ -477,6 +476,9 @@ impl Actor {
         let mut events = Vec::new();
         while let Some(followed) = self.target.follow()? {
             events.push(self.follow(followed)?);
+        }
+        if let Some(clocks) = &mut self.clocks {
+            clocks.renew();
         }
         if let Some(network) = self.network.network_mut() {
             network.renew()?;

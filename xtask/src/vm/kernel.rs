@@ -18,16 +18,25 @@ pub struct Series {
     suite: &'static str,
     /// Its packages, which are named by one of these and the release.
     packages: &'static [&'static str],
+    /// Whether injector works there. Others must be refused with true reasons.
+    pub is_supported: bool,
 }
 
 /// All that tests run on.
 pub const SERIES: &[Series] = &[
-    Series { name: "6.1", suite: "bookworm", packages: &["linux-image-"] },
-    Series { name: "6.12", suite: "bookworm-backports", packages: &["linux-image-"] },
+    Series { name: "5.10", suite: "bullseye", packages: &["linux-image-"], is_supported: false },
+    Series { name: "6.1", suite: "bookworm", packages: &["linux-image-"], is_supported: true },
+    Series {
+        name: "6.12",
+        suite: "bookworm-backports",
+        packages: &["linux-image-"],
+        is_supported: true,
+    },
     Series {
         name: "7.3",
         suite: "trixie-backports",
         packages: &["linux-binary-", "linux-modules-"],
+        is_supported: true,
     },
 ];
 

@@ -65,6 +65,9 @@ pub struct Args {
 /// What `--kernel` takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Choice {
+    /// Debian 11's own, on which injector does not work; not among `all`
+    #[value(name = "5.10")]
+    V5_10,
     /// Debian 12's own
     #[value(name = "6.1")]
     V6_1,
@@ -74,14 +77,15 @@ enum Choice {
     /// From Debian 13's backports
     #[value(name = "7.3")]
     V7_3,
-    /// All of them
+    /// All on which injector works
     All,
 }
 
 impl Choice {
     fn names(self, series: &Series) -> bool {
         let value = self.to_possible_value();
-        self == Self::All || value.is_some_and(|value| value.get_name() == series.name)
+        (self == Self::All && series.is_supported)
+            || value.is_some_and(|value| value.get_name() == series.name)
     }
 }
 
@@ -109,7 +113,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let all_good = tallies.iter().all(Tally::is_good);
     let columns: Vec<_> = kernels.iter().zip(tallies).collect();
     // A table of some kernels would not be the whole truth.
-    if args.doctor && all_good && columns.len() == SERIES.len() {
+    if args.doctor
+        && all_good
+        && columns.len() == SERIES.iter().filter(|series| series.is_supported).count()
+    {
         doctor::document(&folders.repository.join("docs/kernels.md"), &columns)?;
     }
     Ok(ExitCode::from(u8::from(!all_good)))

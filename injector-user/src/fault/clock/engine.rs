@@ -40,23 +40,39 @@ pub(super) struct Chosen {
     pub(super) probe: Option<ClockProbe>,
 }
 
-/// All that were asked for; if none was, the vDSO and, where the kernel lets, probes for what does not go through it.
+/// What is said where probes alone serve.
+const FALLBACK: &str = "clocks are faulted by engine probe alone: new programs run without a vDSO, so that reading \
+    a clock takes a system call, and one whose seccomp filter kills it for clock_gettime dies; \
+    programs that run already read the true time from their vDSO";
+
+/// All that were asked for. If none was: the vDSO where processes can be patched, and probes, where
+/// the kernel takes them, for what does not go through it. `run`, `inject`, `apply` and the agent
+/// all choose by this.
 pub(super) fn choose(asked: &[Engine], cgroup: &Cgroup) -> Result<Chosen, ClockFaultError> {
     let wants = |engine| asked.is_empty() || asked.contains(&engine);
     let vdso = wants(Engine::Vdso);
-    if vdso {
-        vdso::check()?;
+    let unwritable = if vdso { vdso::check().err() } else { None };
+    if let Some(error) = unwritable
+        && !asked.is_empty()
+    {
+        return Err(error.into());
     }
+    let vdso = vdso && unwritable.is_none();
     if !wants(Engine::Probe) {
         return Ok(Chosen { vdso, probe: None });
     }
-    match attach(cgroup, vdso) {
-        Ok(probe) => Ok(Chosen { vdso, probe: Some(probe) }),
-        Err(error) if asked.is_empty() => {
+    match (attach(cgroup, vdso), unwritable) {
+        (Ok(probe), None) => Ok(Chosen { vdso, probe: Some(probe) }),
+        (Ok(probe), Some(error)) => {
+            tracing::warn!("{FALLBACK}: {error}");
+            Ok(Chosen { vdso, probe: Some(probe) })
+        }
+        (Err(error), None) if asked.is_empty() => {
             tracing::debug!(%error, "no clock probes");
             Ok(Chosen { vdso, probe: None })
         }
-        Err(error) => Err(error.into()),
+        (Err(error), None) => Err(error.into()),
+        (Err(source), Some(vdso)) => Err(ClockFaultError::NoEngine { vdso, source }),
     }
 }
 

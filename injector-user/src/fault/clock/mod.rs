@@ -50,10 +50,20 @@ pub enum ClockFaultError {
     #[error(transparent)]
     Lifetime(#[from] LifetimeError),
     /// The kernel does not let processes be patched.
-    #[error(transparent)]
+    #[error(
+        "--engine vdso is not available on this kernel (leave --engine out, or try --engine probe)"
+    )]
     Unwritable(#[from] vdso::Unwritable),
+    /// Neither way works.
+    #[error("clocks cannot be faulted here. Engine vdso: {vdso}. Engine probe")]
+    NoEngine {
+        /// Why processes cannot be patched.
+        vdso: vdso::Unwritable,
+        /// Why probes cannot be used.
+        source: ClockProbeError,
+    },
     /// The kernel does not take probes.
-    #[error("--engine probe cannot be had")]
+    #[error("--engine probe is not available on this kernel")]
     Probe(#[from] ClockProbeError),
     /// There cannot be as many open files as it may take.
     #[error("cannot raise the limit of open files")]

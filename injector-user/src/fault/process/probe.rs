@@ -37,7 +37,7 @@ pub fn findings() -> Vec<Finding> {
             subject: "sys_enter",
             faults: &["kill"],
             serves: "--kill after=N:SYSCALL",
-            verdict: Verdict::of(watch, "Linux 5.12 or later with CONFIG_FTRACE_SYSCALLS"),
+            verdict: Verdict::of(watch, "Linux 6.1 or later with CONFIG_FTRACE_SYSCALLS"),
         },
     ];
     findings.extend(failures());

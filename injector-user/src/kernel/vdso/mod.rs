@@ -386,8 +386,8 @@ pub fn check() -> Result<(), Unwritable> {
 /// The kernel does not let the vDSO of a process be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
-    "clocks cannot be faulted here: the kernel does not let /proc/PID/mem write what a process itself may not, where \
-     the vDSO is patched; boot with proc_mem.force_override=always"
+    "the kernel does not let /proc/PID/mem write what a process itself may not, where the vDSO is patched; boot with \
+     proc_mem.force_override=always"
 )]
 pub struct Unwritable;
 

@@ -1,0 +1,131 @@
+//! `injector doctor` says `ok` of a fault if it works when it is carried out, and else why it does not.
+
+mod support;
+
+use std::process::{Command, Output};
+
+use injector_user::kernel::{clock_probe, vdso};
+use serde_json::Value;
+use support::{INJECTOR, Lab};
+
+const FAULTS: [&str; 14] = [
+    "loss",
+    "corrupt",
+    "duplicate",
+    "partition",
+    "reset",
+    "delay",
+    "reorder",
+    "rate",
+    "clock",
+    "pause",
+    "kill",
+    "errno",
+    "cpu",
+    "io",
+];
+
+/// Those that take processes.
+const PROCESS_FAULTS: [&str; 6] = ["clock", "pause", "kill", "errno", "cpu", "io"];
+
+fn findings(output: &Output) -> Vec<Value> {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+fn fault<'a>(findings: &'a [Value], name: &str) -> &'a Value {
+    findings.iter().find(|finding| finding["fault"] == name).unwrap_or_else(|| panic!("no {name}"))
+}
+
+/// Fails unless each fault has a verdict with what belongs to it.
+fn check_verdicts(findings: &[Value]) {
+    for name in FAULTS {
+        let finding = fault(findings, name);
+        let works_by = finding["works_by"].as_array().expect("a list");
+        match finding["verdict"].as_str() {
+            Some("ok") => assert!(!works_by.is_empty() && finding["reason"].is_null(), "{finding}"),
+            Some("unavailable") => {
+                let reason = finding["reason"].as_str().unwrap_or_default();
+                assert!(works_by.is_empty() && !reason.is_empty(), "{finding}");
+                assert!(!reason.contains("  "), "{finding}");
+            }
+            _ => panic!("{finding}"),
+        }
+    }
+}
+
+#[test]
+fn what_is_ok_works_and_what_is_not_has_a_reason() {
+    let lab = Lab::new();
+    let mut doctor = lab.left.command(INJECTOR, None);
+    let findings =
+        findings(&doctor.args(["doctor", "--output", "json"]).output().expect("it runs"));
+    check_verdicts(&findings);
+    // What every kernel that tests run on can do.
+    for name in ["loss", "corrupt", "duplicate", "partition", "reset", "delay", "reorder", "rate"] {
+        let finding = fault(&findings, name);
+        assert_eq!(finding["verdict"], "ok", "{finding}");
+    }
+    let has_clocks = vdso::check().is_ok() || clock_probe::refusal().is_none();
+    assert_eq!(fault(&findings, "clock")["verdict"] == "ok", has_clocks);
+    // Each is confirmed by a run of its own.
+    for (name, options) in [
+        ("loss", "--loss 100%"),
+        ("corrupt", "--corrupt 1%"),
+        ("duplicate", "--duplicate 1%"),
+        ("partition", "--partition 127.0.0.1"),
+        ("reset", "--reset"),
+        ("delay", "--delay 1ms"),
+        ("reorder", "--delay 1ms --reorder 1%"),
+        ("rate", "--rate 1mbit"),
+        ("clock", "--clock +1h"),
+        ("pause", "--pause 1ms"),
+        ("kill", "--kill at=1h"),
+        ("errno", "--errno flock=EIO"),
+        ("cpu", "--cpu 50%"),
+        ("io", "--io 1gbps"),
+    ] {
+        let mut run = lab.left.command(INJECTOR, None);
+        run.arg("run").args(options.split(' ')).args(["--", "true"]);
+        let output = run.output().expect("it runs");
+        let is_ok = fault(&findings, name)["verdict"] == "ok";
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), is_ok, "{name}: {errors}");
+    }
+}
+
+#[test]
+fn without_cgroup_v2_processes_cannot_be_faulted() {
+    let lab = Lab::new();
+    let script = "for mount in $(findmnt -rno TARGET -t cgroup2); do umount -l $mount; done; \
+                  exec \"$0\" doctor --output json";
+    let mut doctor = lab.left.command("unshare", None);
+    let output = doctor.args(["--mount", "bash", "-c", script, INJECTOR]).output();
+    let findings = findings(&output.expect("it runs"));
+    check_verdicts(&findings);
+    for name in PROCESS_FAULTS {
+        let finding = fault(&findings, name);
+        let reason = finding["reason"].as_str().unwrap_or_default();
+        assert!(reason.contains("cgroup v2"), "{finding}");
+    }
+    for name in ["loss", "delay", "reset"] {
+        let finding = fault(&findings, name);
+        assert_eq!(finding["verdict"], "ok", "{finding}");
+    }
+    for finding in findings.iter().filter(|finding| finding["subject"] == "engine vdso") {
+        assert_eq!(finding["verdict"], "unavailable", "{finding}");
+    }
+}
+
+#[test]
+fn lines_for_people_are_whole() {
+    let output = Command::new(INJECTOR).arg("doctor").output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    for line in text.lines() {
+        assert_eq!(line, line.trim_end(), "a line ends in blanks");
+        assert!(!line.ends_with(" by"), "{line}");
+    }
+    assert_eq!(text.lines().filter(|line| line[5..].starts_with("--")).count(), FAULTS.len());
+}
