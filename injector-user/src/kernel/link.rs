@@ -1,6 +1,6 @@
 //! `bpf_link`s of interfaces: attaching by tcx and XDP, and whether the attachment is still there.
 //!
-//! aya's links do not tell their descriptors, and so not what became of them: anybody with CAP_SYS_ADMIN may detach a
+//! aya's links do not tell their descriptors, and so not what became of them: anybody with `CAP_SYS_ADMIN` may detach a
 //! link (`bpftool link detach`), whose descriptor stays valid.
 
 use std::{

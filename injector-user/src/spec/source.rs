@@ -92,7 +92,7 @@ mod tests {
             assert_eq!(error.to_string(), expected, "{}", path.display());
         }
         fs::remove_dir_all(&folder).expect("it is there");
-        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        let (reader, mut writer) = io::pipe().expect("a pipe");
         writer.write_all(b"text").expect("room");
         drop(writer);
         let handed_on = format!("/proc/self/fd/{}", reader.as_raw_fd());
