@@ -80,8 +80,8 @@ fn removed(mut messages: &[u8]) -> Vec<u32> {
     while let Some(length) = word(messages, 0)
         && length as usize >= HEADER
     {
-        let kind = u16::from_ne_bytes([messages[4], messages[5]]);
-        if kind == libc::RTM_DELQDISC
+        let is_removal = messages.get(4..6) == Some(&libc::RTM_DELQDISC.to_ne_bytes());
+        if is_removal
             && let (Some(index), Some(CLSACT)) =
                 (word(messages, HEADER + 4), word(messages, HEADER + 8))
         {
