@@ -2,11 +2,16 @@
 //! way round.
 
 mod support;
+#[path = "support/tunnel.rs"]
+mod tunnel;
+
+use std::net::SocketAddr;
 
 use serde_json::Value;
 use support::{
-    FAMILIES, Family, Host, INTERFACE, Injector, Lab, TestCgroup, binomial, number, serve, talk,
+    FAMILIES, Family, Host, INTERFACE, Injector, Lab, TestCgroup, binomial, ip, number, serve, talk,
 };
+use tunnel::{TUNNEL, Tunnel};
 
 const COUNT: u64 = 800;
 
@@ -205,5 +210,85 @@ fn of_a_fragmented_datagram_the_checksum_is_broken_or_kept_as_for_others() {
             (total.corrupted, total.skipped),
             (2 * corrupted, total.matched - 2 * corrupted)
         );
+    }
+}
+
+/// What is sent over a tunnel and received from it, by this host itself.
+#[test]
+fn nothing_corrupted_on_the_wire_comes_out_of_a_tunnel_that_vouches_for_it() {
+    const PINGS: u32 = 30;
+    let lab = Lab::new();
+    for (direction, from, to) in
+        [("egress", &lab.left, &lab.right), ("ingress", &lab.right, &lab.left)]
+    {
+        let _tunnel = Tunnel::new([from, to]);
+        let line =
+            format!("--interface {TUNNEL} --no-protect --corrupt 50% --direction {direction}");
+        let injector = Injector::start(&lab.left, &line);
+        let (mut passed, mut sent) = (0, 0);
+        for family in FAMILIES {
+            let at = SocketAddr::from((tunnel::address(family, 2), 9000));
+            let receiver = serve(to, None, &format!("udp-receive --bind {at}"));
+            talk(from, None, &format!("udp-send --to {at} --count {COUNT} --size 65"));
+            let report = receiver.finish();
+            assert_eq!(number(&report, "corrupted"), 0, "{direction} {family:?} {report}");
+            passed += number(&report, "received");
+            passed += from.ping(None, at.ip(), PINGS);
+            sent += COUNT + u64::from(PINGS);
+        }
+        let total = injector.stop().total;
+        assert_eq!((total.matched, total.skipped), (sent, 0), "{direction}");
+        assert_eq!(total.corrupted, sent - passed, "{direction}");
+        assert!(binomial(sent, 0.5).contains(&passed), "{direction} {passed}");
+    }
+}
+
+/// What is forwarded into a tunnel has its checksum made by its sender, and verified by nobody.
+#[test]
+fn nothing_corrupted_on_the_wire_comes_out_of_a_tunnel_behind_a_router() {
+    const BYTES: u64 = 300_000;
+    let (lab, beyond) = (Lab::new(), Lab::new());
+    let (client, router, server) = (&lab.right, &lab.left, &beyond.left);
+    let _tunnel = Tunnel::new([router, server]);
+    set_offload(&lab, "off");
+    lab.without_segmentation();
+    ip(&["-n", &server.netns], &format!("link set {TUNNEL} gso_max_segs 1\n"));
+    router.run("sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+    ip(&["-n", &server.netns], "link set veth0 down\n");
+    for family in FAMILIES {
+        let (way, back) = match family {
+            Family::V4 => ("10.8.0.0/24", "10.9.0.0/24"),
+            Family::V6 => ("fd08::/64", "fd09::/64"),
+        };
+        client.run(&format!("ip route add {way} via {}", router.address(family)));
+        server.run(&format!("ip route add {back} via {}", tunnel::address(family, 1)));
+    }
+    let _server = serve(server, None, "tcp-serve --mode echo --bind [::]:9000");
+    // On the way into the tunnel, before the router forwards it there, and before it has left its sender.
+    for (host, interface, direction) in [
+        (router, TUNNEL, "egress"),
+        (router, TUNNEL, "ingress"),
+        (router, INTERFACE, "ingress"),
+        (router, INTERFACE, "egress"),
+        (client, INTERFACE, "egress"),
+        (client, INTERFACE, "ingress"),
+    ] {
+        let line = format!(
+            "--interface {interface} --no-protect --corrupt 5% --protocol tcp --direction {direction}"
+        );
+        let injector = Injector::start(host, &line);
+        for family in FAMILIES {
+            let to = tunnel::address(family, 2);
+            let line = format!(
+                "tcp-connect --mode echo --to {} --bytes {BYTES} --timeout-ms 20000",
+                SocketAddr::from((to, 9000))
+            );
+            let report = talk(client, None, &line);
+            assert_eq!(report["error"], Value::Null, "{interface} {direction} {report}");
+            let read = &report["read"];
+            assert_eq!((number(read, "bytes"), number(read, "wrong")), (BYTES, 0));
+        }
+        let total = injector.stop().total;
+        assert!(total.corrupted > 0 && total.skipped == 0, "{interface} {direction} {total:?}");
     }
 }

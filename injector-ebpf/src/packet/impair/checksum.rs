@@ -1,6 +1,6 @@
 //! The Internet checksum (RFC 1071) and the kernel's way of leaving it to the hardware.
 
-use aya_ebpf::{helpers::generated::bpf_csum_diff, programs::TcContext};
+use aya_ebpf::helpers::generated::bpf_csum_diff;
 use injector_common::packet::{Family, Packet, protocol};
 
 /// Where the checksum lies in the upper-layer header, if it is one of the Internet kind.
@@ -60,12 +60,6 @@ pub fn tcp_header(packet: &Packet, header: &mut [u32; 5]) -> u16 {
         bpf_csum_diff(core::ptr::null_mut(), 0, header.as_mut_ptr(), 20, u32::from(pseudo))
     };
     !fold(sum as u64)
-}
-
-/// Reads a 16-bit field in memory order.
-#[inline(always)]
-pub fn load(ctx: &TcContext, offset: u32) -> Option<u16> {
-    ctx.load(offset as usize).ok()
 }
 
 /// Where the IPv4 header keeps its checksum, which every receiver verifies; `None` for IPv6.

@@ -1,8 +1,7 @@
-//! Flipping a bit, so that the receiver's kernel notices (`wire`) or does not (`silent`).
+//! Corrupting a packet, so that the receiver's kernel notices (`wire`) or does not (`silent`).
 
 use aya_ebpf::{
-    bindings::{BPF_CSUM_LEVEL_RESET, BPF_F_MARK_MANGLED_0, BPF_F_RECOMPUTE_CSUM},
-    helpers::generated::bpf_csum_level,
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_RECOMPUTE_CSUM},
     programs::{TcContext, XdpContext},
 };
 use injector_common::{
@@ -64,7 +63,11 @@ fn silent(ctx: &TcContext, packet: &Packet, position: u32) -> bool {
     ctx.l4_csum_replace(checksum as usize, u64::from(from), u64::from(to), flags | 2).is_ok()
 }
 
-/// Flips a bit that some checksum covers, and sees to it that the checksum will be verified.
+/// Breaks the IP header, which whoever receives the packet next verifies, be it a router.
+///
+/// The checksum of the upper layer would not do: routers do not verify it, and nor does the host at the end where
+/// it is left to the hardware (loopback, veth) or to what authenticates the packet (`WireGuard`), or where the packet
+/// comes there by such a tunnel, anywhere on its way.
 #[inline(always)]
 fn wire(ctx: &TcContext, packet: &Packet, position: u32) -> bool {
     let segment = skb::segment_size(ctx);
@@ -76,19 +79,7 @@ fn wire(ctx: &TcContext, packet: &Packet, position: u32) -> bool {
             return false;
         }
     }
-    let verified = checksum::offset(packet)
-        .and_then(|offset| checksum::load(ctx, offset).map(|field| (offset, field)));
-    let Some((offset, field)) = verified else { return break_ip_header(ctx, packet, position) };
-    let without = packet.protocol == protocol::UDP && field == 0;
-    if without || checksum::is_partial(packet, field) {
-        return break_ip_header(ctx, packet, position);
-    }
-    let (at, mask) = target(packet, position).unwrap_or((offset, 1 << (position & 15)));
-    let done = flip(ctx, at, mask, packet.end, u64::from(BPF_F_RECOMPUTE_CSUM)).is_some();
-    // What the hardware has verified on arrival must be verified anew.
-    // SAFETY: the context's own skb. Fails harmlessly where there is nothing to reset.
-    unsafe { bpf_csum_level(ctx.skb.skb, u64::from(BPF_CSUM_LEVEL_RESET)) };
-    done
+    break_ip_header(ctx, packet, position)
 }
 
 /// Breaks what every receiver verifies itself: the IPv4 header's checksum, or the IPv6 header's length.
@@ -119,8 +110,7 @@ fn flip(ctx: &TcContext, at: u32, mask: u16, end: u32, flags: u64) -> Option<(u1
 
 /// Corrupts a packet at the XDP hook; `false` if it cannot be.
 ///
-/// The hardware's verdict on the upper-layer checksum was reached before and would stand, so `wire`
-/// breaks the IP header, which the kernel verifies itself.
+/// `wire` breaks the IP header, as at the other hooks.
 #[inline(always)]
 pub fn corrupt_frame(ctx: &XdpContext, packet: &Packet, mode: u32, position: u32) -> bool {
     if mode == CorruptMode::Wire as u32 {
