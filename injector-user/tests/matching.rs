@@ -501,3 +501,64 @@ fn while_one_rule_replaces_another_no_packet_slips_through() {
     assert_eq!((dropped, number(&sent, "errors")), (number(&sent, "sent"), 0));
     assert!(dropped > 1000, "{dropped}");
 }
+
+/// Where datagrams go that several sockets receive: an address, and the group to join for it.
+fn shared_addresses(host: &Host) -> [(SocketAddr, String); 3] {
+    host.run(&format!("ip route replace 239.0.0.0/8 dev {INTERFACE}"));
+    ["239.1.2.3:9000", "[ff05::1:9]:9000", "10.9.0.255:9000"].map(|at| {
+        let at: SocketAddr = at.parse().expect("an address");
+        let group = at.ip().is_multicast().then(|| format!("--group {}", at.ip()));
+        (at, group.unwrap_or_default())
+    })
+}
+
+#[test]
+fn datagrams_for_several_receivers_are_left_alone_and_counted_if_one_is_the_target() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let addresses = shared_addresses(&lab.left);
+    shared_addresses(&lab.right);
+    let injector = Injector::on(&lab.left, &cgroup, "--loss 100% --direction ingress");
+    let mut skipped = 0;
+    for (at, group) in &addresses {
+        for first in [None, Some(&cgroup)] {
+            let second = if first.is_none() { Some(&cgroup) } else { None };
+            let any = if at.is_ipv4() { "0.0.0.0" } else { "[::]" };
+            let line = format!("udp-receive --bind {any}:9000 --shared {group}");
+            let receivers = [first, second].map(|inside| serve(&lab.left, inside, &line));
+            let line = format!("udp-send --to {at} --count {COUNT}");
+            assert_eq!(number(&talk(&lab.right, None, &line), "sent"), COUNT);
+            for receiver in receivers {
+                let report = receiver.finish();
+                assert_eq!(number(&report, "received"), COUNT, "{at} {report}");
+            }
+            skipped += COUNT;
+        }
+    }
+    let total = injector.stop().total;
+    assert_eq!((total.matched, total.dropped, total.skipped), (0, 0, skipped));
+}
+
+#[test]
+fn what_a_host_receives_of_its_own_multicast_and_broadcast_is_known_for_ip() {
+    let lab = Lab::new();
+    let addresses = shared_addresses(&lab.left);
+    for (fault, arrive) in [("--loss 100%", 0), ("--corrupt 100%", 0), ("--loss 0%", COUNT)] {
+        let line = format!(
+            "--interface {INTERFACE} --no-protect --direction ingress --local-port 9000 {fault}"
+        );
+        let injector = Injector::start(&lab.left, &line);
+        for (at, group) in &addresses {
+            let any = if at.is_ipv4() { "0.0.0.0" } else { "[::]" };
+            let line = format!("udp-receive --bind {any}:9000 {group}");
+            let receiver = serve(&lab.left, None, &line);
+            let line = format!("udp-send --to {at} --count {COUNT}");
+            assert_eq!(number(&talk(&lab.left, None, &line), "sent"), COUNT);
+            let report = receiver.finish();
+            assert_eq!(number(&report, "received"), arrive, "{fault} {at} {report}");
+        }
+        let summary = injector.stop();
+        assert_eq!((summary.total.matched, summary.total.skipped), (3 * COUNT, 0), "{fault}");
+        assert_eq!(summary.seen.not_ip, 0, "{fault}");
+    }
+}

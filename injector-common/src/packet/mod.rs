@@ -132,6 +132,18 @@ impl Packet {
         end: 0,
     };
 
+    /// Whether the packet is sent to a multicast group, or to an address that is always a broadcast one. (That of a
+    /// network can be told by its routes alone.)
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_for_group(&self) -> bool {
+        let first = u32::from_be(self.destination[0]);
+        match self.family {
+            Family::V4 => first >> 28 == 0xe || first == u32::MAX || first == 0x7fff_ffff,
+            Family::V6 => first >> 24 == 0xff,
+        }
+    }
+
     /// Whether hosts reach each other only as long as such packets pass, whatever they talk about:
     ///
     /// - neighbour discovery (RFC 4861), and multicast listener discovery (RFC 2710, RFC 3810), without which a

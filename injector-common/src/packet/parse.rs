@@ -117,7 +117,8 @@ unsafe fn network_header(start: usize, end: usize, link: Link) -> Result<(usize,
     if link == Link::None {
         // SAFETY: as for the caller.
         let version = unsafe { load::<u8>(start, end, 0)? } >> 4;
-        return Ok((0, version));
+        // As below, so that what follows is the same way for the verifier.
+        return Ok(((forget(0, u32::from(version)) & 0x1f) as usize, version));
     }
     let mut l3 = 14;
     // SAFETY: as for the caller.

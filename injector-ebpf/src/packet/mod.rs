@@ -86,12 +86,17 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
         return None;
     }
     let seen = seen(direction)?;
+    let link = if skb::is_own_copy(ctx) { Link::None } else { link };
     let packet = keep(|packet| skb::parse(ctx, link, packet), seen, direction)?;
     fragment::complete(packet);
     scope::remember(packet, direction);
 
     let number = find::rule(packet, direction, set, control.bank);
     if number == find::NO_RULE {
+        return None;
+    }
+    if direction == Direction::Ingress && scope::may_be_shared(ctx, packet) {
+        skipped(number, &control);
         return None;
     }
     if direction == Direction::Ingress
@@ -325,6 +330,16 @@ fn counted(
     counters.packets[direction as usize] += 1;
     counters.bytes[direction as usize] += u64::from(length);
     Some(Match { rule, index, counters })
+}
+
+/// Counts a packet that the rule should have impaired, but that is not told to be the target's.
+#[inline(always)]
+fn skipped(number: u32, control: &Control) {
+    let index = control.bank * maps::RULES_PER_BANK.load() + number;
+    if let Some(counters) = maps::COUNTERS.get_ptr_mut(index) {
+        // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
+        unsafe { (*counters).skipped += 1 };
+    }
 }
 
 /// Advances the rule's state by one packet and decides about it.

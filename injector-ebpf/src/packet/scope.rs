@@ -16,6 +16,7 @@ use injector_common::{
     packet::{Direction, Family, Packet, protocol},
 };
 
+use super::skb;
 use crate::maps;
 
 /// Look sockets up in the network namespace of the interface.
@@ -60,6 +61,15 @@ pub fn receives(ctx: &TcContext, packet: &Packet, id: u64, level: u32) -> bool {
     }
     // Of a fragment whose first one was not seen the receiver cannot be told.
     packet.has_ports && receiver_is_in(ctx, packet, id, level)
+}
+
+/// Whether a received packet may have several receivers, of which the look-up finds but one. If only some of them
+/// are the target's, the packet must be left alone, and this hook comes before the kernel makes a copy for each.
+#[inline(always)]
+pub fn may_be_shared(ctx: &TcContext, packet: &Packet) -> bool {
+    maps::OF_CGROUP.load() != 0
+        && packet.protocol == protocol::UDP
+        && (packet.is_for_group() || skb::is_broadcast(ctx) || skb::is_own_copy(ctx))
 }
 
 #[inline(always)]

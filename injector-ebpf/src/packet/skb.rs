@@ -76,6 +76,27 @@ pub fn parse(ctx: &TcContext, link: Link, packet: &mut Packet) -> Result<(), Unp
     unsafe { parse::parse(ctx.data(), ctx.data_end(), ctx.len(), link, packet) }
 }
 
+/// `skb->pkt_type`: for all hosts.
+const PACKET_BROADCAST: u32 = 1;
+
+/// `skb->pkt_type`: this host's own copy of what it sends to a group or to all hosts.
+const PACKET_LOOPBACK: u32 = 5;
+
+/// Whether the packet is this host's own copy of what it sends to a group or to all hosts. The kernel receives
+/// it on the interface that it is sent by, but without a link-layer header.
+#[inline(always)]
+pub fn is_own_copy(ctx: &TcContext) -> bool {
+    // SAFETY: the context is readable.
+    unsafe { (*raw(ctx)).pkt_type == PACKET_LOOPBACK }
+}
+
+/// Whether the packet was sent to all hosts of the link.
+#[inline(always)]
+pub fn is_broadcast(ctx: &TcContext) -> bool {
+    // SAFETY: the context is readable.
+    unsafe { (*raw(ctx)).pkt_type == PACKET_BROADCAST }
+}
+
 /// Whether the interface is the loopback, which gives each sent packet to this host together with the
 /// packet's route. If the packet is redirected, it loses that route, and the kernel takes an IPv4 packet from
 /// one of its own addresses for a martian.

@@ -40,6 +40,12 @@ enum Party {
         connect: Option<SocketAddr>,
         #[arg(long)]
         echo: bool,
+        /// Join this multicast group.
+        #[arg(long)]
+        group: Option<IpAddr>,
+        /// Share the address with others who do so.
+        #[arg(long)]
+        shared: bool,
     },
     /// Sends numbered datagrams; with --replies counts what comes back
     UdpSend {
@@ -170,7 +176,9 @@ enum Mode {
 
 fn main() -> ExitCode {
     let result = match Party::parse() {
-        Party::UdpReceive { bind, connect, echo } => udp_receive(bind, connect, echo),
+        Party::UdpReceive { bind, connect, echo, group, shared } => {
+            receiver(bind, group, shared).and_then(|socket| udp_receive(&socket, connect, echo))
+        }
         Party::UdpSend { to, bind, count, size, connected, replies, pause_us, endless } => {
             let count = if endless { u32::MAX } else { count };
             let how = UdpSend { count, size, connected, replies, pause_us, endless };
@@ -280,9 +288,20 @@ impl Received {
     }
 }
 
-fn udp_receive(bind: SocketAddr, connect: Option<SocketAddr>, echo: bool) -> io::Result<Value> {
-    let socket = UdpSocket::bind(bind)?;
-    enlarge(&socket)?;
+fn receiver(bind: SocketAddr, group: Option<IpAddr>, shared: bool) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(bind), Type::DGRAM, None)?;
+    socket.set_reuse_address(shared)?;
+    socket.bind(&bind.into())?;
+    match group {
+        Some(IpAddr::V4(group)) => socket.join_multicast_v4(&group, &Ipv4Addr::UNSPECIFIED)?,
+        Some(IpAddr::V6(group)) => socket.join_multicast_v6(&group, 0)?,
+        None => {}
+    }
+    Ok(socket.into())
+}
+
+fn udp_receive(socket: &UdpSocket, connect: Option<SocketAddr>, echo: bool) -> io::Result<Value> {
+    enlarge(socket)?;
     if let Some(peer) = connect {
         socket.connect(peer)?;
     }
@@ -330,6 +349,7 @@ fn udp_send(to: SocketAddr, bind: Option<SocketAddr>, how: &UdpSend) -> io::Resu
     };
     let socket = UdpSocket::bind(bind.unwrap_or(any))?;
     enlarge(&socket)?;
+    socket.set_broadcast(true)?;
     // Without it the kernel keeps ENOBUFS, which would tell of a drop, to itself (ip(7)).
     let (level, option) = match to.ip() {
         IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVERR),
