@@ -420,9 +420,7 @@ fn reports_that_cannot_be_written_neither_abort_nor_hide_exit_codes() {
     ];
     for command in [
         "doctor",
-        "doctor --output json",
         "list",
-        "list --output json",
         "cleanup",
         "man",
         "completions bash",
