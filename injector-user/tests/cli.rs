@@ -186,7 +186,7 @@ fn a_refused_start_leaves_nothing_half_applied() {
 fn host_names_are_resolved_once_and_reported() {
     let lab = Lab::new();
     let line = "--interface lo --loss 1% --remote localhost --for 100ms";
-    let injector = support::Injector::start(&lab.left, line);
+    let injector = Injector::start(&lab.left, line);
     let resolved = injector.started["resolved"].to_string();
     assert!(resolved.contains("localhost") && resolved.contains("127.0.0.1"), "{resolved}");
 }

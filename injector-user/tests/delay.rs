@@ -308,7 +308,7 @@ fn a_stream_is_whole_under_delay_jitter_loss_and_corruption() {
             let report = talk(&lab.left, Some(&cgroup), &line);
             assert_eq!(report["error"], Value::Null, "{engine} {report}");
             let read = &report["read"];
-            let got = (support::number(read, "bytes"), support::number(read, "wrong"));
+            let got = (number(read, "bytes"), number(read, "wrong"));
             assert_eq!(got, (BYTES, 0), "{engine} {report}");
         }
         let total = injector.stop().total;

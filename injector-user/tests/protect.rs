@@ -39,7 +39,7 @@ fn exchange((near, far): &mut (TcpStream, TcpStream)) -> io::Result<()> {
 
 #[test]
 fn connections_of_the_shell_go_on_and_others_do_not() {
-    for family in support::FAMILIES {
+    for family in FAMILIES {
         let lab = Lab::new();
         let at = lab.right.at(family, 4022);
         let mut own = connection(&lab, at);

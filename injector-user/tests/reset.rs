@@ -12,7 +12,7 @@ use support::{
 const BYTES: u64 = 20_000;
 
 /// A connection that waits to be told to move bytes.
-fn hold(host: &Host, cgroup: Option<&TestCgroup>, to: std::net::SocketAddr) -> Process {
+fn hold(host: &Host, cgroup: Option<&TestCgroup>, to: SocketAddr) -> Process {
     let line =
         format!("tcp-connect --mode echo --hold --to {to} --bytes {BYTES} --timeout-ms 2000");
     serve(host, cgroup, &line)

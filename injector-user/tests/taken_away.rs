@@ -298,6 +298,29 @@ fn interfaces_that_go_and_come_again_are_faulted_again() {
 }
 
 #[test]
+fn a_named_interface_that_vanishes_during_the_start_is_said_to_have() {
+    let lab = Lab::new();
+    let left = &lab.left;
+    let mut moments = Moments::new(5);
+    let mut vanished = 0;
+    for round in 0..20 {
+        left.run("ip link add va type veth peer name vb");
+        let mut command = Injector::command(left, "--interface va --loss 1% --for 200ms");
+        command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let injector = command.spawn().expect("it can be run");
+        moments.wait();
+        left.run("ip link del va");
+        let output = injector.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let is_clear =
+            ["va vanished while", "no interface va"].iter().any(|part| said.contains(part));
+        assert!(output.status.success() || is_clear, "round {round}: {said}");
+        vanished += u32::from(said.contains("va vanished while"));
+    }
+    println!("{vanished} of 20 vanished during the start");
+}
+
+#[test]
 fn what_cannot_be_put_back_ends_the_faults() {
     let lab = Lab::new();
     let left = &lab.left;

@@ -332,9 +332,9 @@ impl Attachments {
         }
         let (netns, interface) = (attachment.netns.clone(), attachment.interface.clone());
         let direction = attachment.direction;
-        let owned = self.own(object, instance, &netns, &interface, direction);
+        let again = self.own(object, instance, &netns, &interface, direction);
         let attachment = &mut self.all[number];
-        match owned {
+        match again {
             Ok((hook, owner)) => {
                 (attachment.hook, attachment.owner, attachment.failures) = (hook, owner, 0);
                 notices.add(what, attachment.title());

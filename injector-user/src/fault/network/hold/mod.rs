@@ -335,6 +335,7 @@ impl Holds {
     }
 
     /// Whether programs are attached as filters, of which the kernel tells when they are removed.
+    #[must_use]
     pub fn has_filters(&self) -> bool {
         let programs = self.devices.iter().flat_map(|device| &device.programs);
         programs.into_iter().any(|program| matches!(program, Program::Filter(..)))
