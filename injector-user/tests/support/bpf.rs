@@ -97,7 +97,8 @@ pub fn detach_by_id(link: u32) -> io::Result<()> {
     bpf(command::LINK_DETACH, &[fd.as_raw_fd().cast_unsigned()]).map(drop)
 }
 
-/// A tc program that counts packets and has them go on: to the next program, or, if it `accepts`, to none.
+/// A tc program that counts IPv4 packets (no ARP, no neighbour discovery). All packets go on to the next program, or to
+/// none if it `accepts` them.
 #[derive(Debug)]
 pub struct Counter {
     map: OwnedFd,
@@ -119,10 +120,12 @@ impl Counter {
             code | registers << 8 | (offset & 0xffff) << 16 | value << 32
         };
         let instructions = [
-            instruction(0x62, 0x0a, 0xfffc, 0),      // *(u32 *)(r10 - 4) = 0
-            instruction(0xbf, 0xa2, 0, 0),           // r2 = r10
+            instruction(0x61, 0x13, 16, 0), // r3 = the skb's protocol
+            instruction(0x55, 0x03, 9, u64::from(0x0800u16.to_be())), // if it is not IPv4, skip 9
+            instruction(0x62, 0x0a, 0xfffc, 0), // *(u32 *)(r10 - 4) = 0
+            instruction(0xbf, 0xa2, 0, 0),  // r2 = r10
             instruction(0x07, 0x02, 0, 0xffff_fffc), // r2 += -4
-            instruction(0x18, 0x11, 0, fd),          // r1 = the map
+            instruction(0x18, 0x11, 0, fd), // r1 = the map
             0,
             instruction(0x85, 0, 0, 1), // r0 = bpf_map_lookup_elem(r1, r2)
             instruction(0x15, 0x00, 2, 0), // if r0 == 0, skip 2
