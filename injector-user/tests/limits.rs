@@ -28,12 +28,9 @@ fn read(path: impl AsRef<Path>) -> String {
 }
 
 /// Where the controller is not to be had, this must be said, and nothing run.
-fn is_refused(option: &str, controller: &str) {
+fn is_refused(option: &str, value: &str, controller: &str) {
     let output = Command::new(INJECTOR)
-        .args(
-            ["run", option, "1", "--", "echo", "ran"]
-                .map(|word| if word == "1" && option == "--io" { "1mbps" } else { word }),
-        )
+        .args(["run", option, value, "--", "echo", "ran"])
         .output()
         .expect("it runs");
     let said = String::from_utf8_lossy(&output.stderr);
@@ -54,7 +51,7 @@ fn used(lab: &Lab, cgroup: &TestCgroup) -> f64 {
 #[test]
 fn a_share_of_a_processor_is_all_that_a_cgroup_gets_and_goes_with_injector() {
     if !has("cpu") {
-        return is_refused("--cpu", "cpu");
+        return is_refused("--cpu", "1%", "cpu");
     }
     let lab = Lab::new();
     let root = support::hierarchy().join("cgroup.subtree_control");
@@ -108,7 +105,7 @@ fn a_share_of_a_processor_is_all_that_a_cgroup_gets_and_goes_with_injector() {
 #[test]
 fn block_io_is_as_slow_as_asked_and_its_limit_goes_with_injector() {
     if !has("io") {
-        return is_refused("--io", "io");
+        return is_refused("--io", "1mbps", "io");
     }
     let device = "/dev/ram0";
     assert!(Path::new(device).exists(), "no block device to write to (modprobe brd)");

@@ -349,7 +349,7 @@ fn the_loss_models_lose_at_their_rates() {
     let cgroup = TestCgroup::new();
     let rules = RuleFile::new(
         "rules: [{loss-every: 3, remote-port: 9000}, {loss: '20%,corr=60%', remote-port: 9001}, \
-         {loss-state: '5%,30%', remote-port: 9002}, {loss-state: '5,40,20,30,2', remote-port: 9003}, \
+         {loss-state: '5%,30%', remote-port: 9002}, {loss-state: '5%,40%,20%,30%,2%', remote-port: 9003}, \
          {loss-gemodel: '5%,30%,80%,1%', remote-port: 9004}]",
     );
     let injector = Injector::on(&lab.left, &cgroup, &rules.option());
