@@ -3,20 +3,20 @@
 //! No file descriptor owns them, so whoever makes them must journal that first; here is only how they
 //! are made and removed, by another process if need be.
 
-use std::io;
-
-use aya::programs::{
-    ProgramError, SchedClassifier, TcAttachType,
-    tc::{NlOptions, TcAttachOptions, qdisc_add_clsact},
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
 };
+
+use aya::programs::{ProgramError, SchedClassifier};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use injector_common::packet::Direction;
 use rtnetlink::{
     Handle,
-    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage},
+    packet_core::{DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage},
     packet_route::{
         RouteNetlinkMessage,
-        tc::{TcAttribute, TcHandle as Parent, TcMessage},
+        tc::{TcAttribute, TcHandle as Parent, TcMessage, TcOption},
     },
 };
 
@@ -161,6 +161,15 @@ fn filter(message: TcMessage) -> Option<Filter> {
     (handle != 0).then_some(filter)
 }
 
+/// Attributes of `TCA_OPTIONS` of eBPF filters (`linux/pkt_cls.h`).
+mod option {
+    pub const FD: u16 = 6;
+    pub const NAME: u16 = 7;
+    pub const FLAGS: u16 = 8;
+    /// The program's result is what becomes of the packet.
+    pub const DIRECT_ACTION: u32 = 1;
+}
+
 /// Whether an interface has a clsact qdisc.
 pub fn has_qdisc(netns: &Netns, interface: u32) -> Result<bool, KernelError> {
     netns.run(|| block_on(async |handle| find_qdisc(&handle, interface).await))?
@@ -168,41 +177,54 @@ pub fn has_qdisc(netns: &Netns, interface: u32) -> Result<bool, KernelError> {
 
 /// Adds a clsact qdisc to an interface that has none.
 pub fn add_qdisc(netns: &Netns, interface: &Interface) -> io::Result<()> {
-    let add = || qdisc_add_clsact(&interface.name).map_err(io::Error::other);
-    netns.run(add).map_err(io::Error::other)?
+    let mut message = TcMessage::default();
+    message.header.index = interface.index.cast_signed();
+    message.header.parent = Parent::CLSACT;
+    message.header.handle = Parent { major: 0xffff, minor: 0 };
+    message.attributes.push(TcAttribute::Kind(KIND.into()));
+    let request = RouteNetlinkMessage::NewQueueDiscipline(message);
+    create(netns, request, "adding a clsact qdisc").map_err(io::Error::other)
 }
 
-/// Attaches a program.
+/// Attaches a program. By the interface's index: another one may have its name by now.
 pub fn add_filter(
-    program: &mut SchedClassifier,
+    program: &SchedClassifier,
     netns: &Netns,
     interface: &Interface,
     direction: Direction,
     place: Place,
 ) -> Result<(), KernelError> {
-    let side = match direction {
-        Direction::Egress => TcAttachType::Egress,
-        Direction::Ingress => TcAttachType::Ingress,
-    };
     let fail = |source: ProgramError| KernelError::Attach {
         interface: interface.name.clone(),
         hook: format!("clsact {direction:?}").to_lowercase(),
         source: source.into(),
     };
-    let Place { priority, handle } = place;
-    let options = NlOptions { priority, handle: handle.into(), ..NlOptions::default() };
-    let attach = || {
-        let id = program.attach_with_options(
-            &interface.name,
-            side,
-            TcAttachOptions::Netlink(options),
-        )?;
-        program.take_link(id)
-    };
-    let link = netns.run(attach)?.map_err(fail)?;
-    // Dropping it would remove the filter in whatever namespace the thread is then; the journal does it.
-    std::mem::forget(link);
-    Ok(())
+    let fd = program.fd().map_err(fail)?.as_fd().as_raw_fd();
+    let options = [
+        (option::FD, fd.to_ne_bytes().to_vec()),
+        (option::NAME, c"injector".to_bytes_with_nul().to_vec()),
+        (option::FLAGS, option::DIRECT_ACTION.to_ne_bytes().to_vec()),
+    ];
+    let options = options.map(|(kind, value)| TcOption::Other(DefaultNla::new(kind, value)));
+    let mut message = TcMessage::default();
+    message.header.index = interface.index.cast_signed();
+    message.header.handle = place.handle.into();
+    message.header.parent = parent(direction);
+    message.header.info = u32::from(place.priority) << 16 | u32::from(ALL_PROTOCOLS);
+    message.attributes.push(TcAttribute::Kind(BPF.into()));
+    message.attributes.push(TcAttribute::Options(options.into()));
+    create(netns, RouteNetlinkMessage::NewTrafficFilter(message), "adding a tc filter")
+}
+
+/// Has the kernel make what is not there yet.
+fn create(
+    netns: &Netns,
+    message: RouteNetlinkMessage,
+    what: &'static str,
+) -> Result<(), KernelError> {
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    netns.run(|| block_on(async |handle| execute(handle, request, what).await))?
 }
 
 /// Removes the filter, if it, its interface and its namespace are there.

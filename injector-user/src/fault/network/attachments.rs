@@ -78,6 +78,8 @@ struct Qdisc {
     netns: u64,
     interface: u32,
     action: u32,
+    /// The kernel has yet to tell that the one before was removed.
+    is_second: bool,
 }
 
 /// All attachments. They are to be removed by [`Self::clear`]; if that is not called, links still end with
@@ -195,7 +197,13 @@ impl Attachments {
             };
         if let Some(work) = work {
             let action = instance.perform(add_qdisc, || work(netns, interface))?;
-            self.qdiscs.push(Qdisc { netns: inode, interface: index, action });
+            let is_same = |qdisc: &mut Qdisc| (qdisc.netns, qdisc.interface) == (inode, index);
+            let mut is_second = false;
+            for before in self.qdiscs.extract_if(.., is_same) {
+                is_second = true;
+                instance.was_undone(before.action)?;
+            }
+            self.qdiscs.push(Qdisc { netns: inode, interface: index, action, is_second });
         }
         let hooks = [(index, direction)];
         let filters = clsact::filters(netns, &hooks)?.pop().unwrap_or_default();
@@ -244,7 +252,10 @@ impl Attachments {
         instance: &mut Instance,
         changed: &Changed,
     ) -> Result<(), LifetimeError> {
-        let is_removed = |qdisc: &mut Qdisc| changed.is_removed(qdisc.netns, qdisc.interface);
+        let is_removed = |qdisc: &mut Qdisc| {
+            changed.is_removed(qdisc.netns, qdisc.interface)
+                && !std::mem::take(&mut qdisc.is_second)
+        };
         self.qdiscs
             .extract_if(.., is_removed)
             .try_for_each(|qdisc| instance.was_undone(qdisc.action))
