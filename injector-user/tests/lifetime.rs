@@ -161,7 +161,7 @@ fn signals_reach_the_command() {
         .arg("trap 'echo usr1' USR1; trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done");
     let mut child =
         command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
-    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    let pid = Pid::from_raw(child.id().cast_signed());
     let mut said = BufReader::new(child.stdout.take().expect("piped")).lines();
     let mut next = || said.next().expect("it says something").expect("text");
     assert_eq!(next(), "ready");
