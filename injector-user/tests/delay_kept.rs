@@ -130,13 +130,13 @@ fn doubled(control: &Counts, fault: &str) -> (Counts, u64) {
 /// Whether a command that adds something to a host works here.
 fn can(host: &Host, line: &str) -> bool {
     let mut words = line.split(' ');
-    let mut command: Command = host.command(words.next().expect("a program"), None);
-    let output = command.args(words).output().expect("iproute2 is installed");
-    let works = output.status.success();
-    if !works {
+    let mut add: Command = host.command(words.next().expect("a program"), None);
+    let output = add.args(words).output().expect("iproute2 is installed");
+    let is_added = output.status.success();
+    if !is_added {
         skip(&format!("this kernel cannot: {line}"));
     }
-    works
+    is_added
 }
 
 /// The commands that give a device 16 classes, and the priorities that name them.
@@ -397,9 +397,10 @@ fn a_connection_that_fq_paces_is_paced_while_it_is_delayed() {
     let (ended, count) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         scope.spawn(|| {
+            let data = vec![1; 65536];
             while !ended.load(Ordering::Relaxed) {
                 // Times out while there is no room.
-                let _ = (&out).write(&[1; 65536]);
+                let _ = (&out).write(&data);
             }
         });
         scope.spawn(|| {

@@ -82,7 +82,7 @@ fn filters_of_others_see_each_packet_once() {
                 let now = counted();
                 [now[0] - start[0], now[1] - start[1]] == times
             };
-            wait_until(soon(), &format!("{hook} {fault}: {:?} to {times:?}", start), is_right);
+            wait_until(soon(), &format!("{hook} {fault}: {start:?} to {times:?}"), is_right);
             thread::sleep(Duration::from_millis(50));
             assert!(is_right(), "{hook} {fault}: {start:?}, {:?}, not {times:?} more", counted());
             let (warnings, summary) = stop(injector);

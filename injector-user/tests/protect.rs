@@ -172,12 +172,14 @@ fn messages(from: &Host, to: &Host) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
 
 /// Sends frames from one host to the other, `count` times each; returns how many a packet socket saw there.
 fn send(from: &Host, to: &Host, frames: &[Vec<u8>], count: u64) -> u64 {
-    let options = |name: &str, skip: usize| -> String {
-        frames.iter().map(|frame| format!(" {name} {}", hex(&frame[skip..]))).collect()
+    let options = |name: &str, skip: usize| {
+        let options = frames.iter().flat_map(|frame| [name.to_owned(), hex(&frame[skip..])]);
+        options.collect::<Vec<_>>().join(" ")
     };
-    let line = format!("sniff --interface {INTERFACE}{}", options("--ending", 14));
+    let line = format!("sniff --interface {INTERFACE} {}", options("--ending", 14));
     let sniffer = serve(to, None, &line);
-    let line = format!("raw-send --interface {INTERFACE} --count {count}{}", options("--frame", 0));
+    let line =
+        format!("raw-send --interface {INTERFACE} --count {count} {}", options("--frame", 0));
     assert_eq!(number(&talk(from, None, &line), "errors"), 0);
     number(&sniffer.finish(), "frames")
 }

@@ -159,7 +159,7 @@ impl Row {
             scope.spawn(|| {
                 offer(&ended, |data| {
                     data.chunks_exact(DATAGRAM).map(|datagram| udp_out.send(datagram)).sum()
-                })
+                });
             });
             thread::sleep(Duration::from_millis(500) + 4 * delay);
             let load = || [&tcp, &udp].map(|count| count.load(Ordering::Relaxed));
@@ -185,16 +185,16 @@ impl Drop for Row {
 /// Has `make` make sockets that belong to `cgroup`: those of the cgroup that the process is in meanwhile.
 fn owned_by<T>(cgroup: Option<&TestCgroup>, make: impl FnOnce() -> T) -> T {
     let Some(cgroup) = cgroup else { return make() };
-    let own = std::fs::read_to_string("/proc/self/cgroup").expect("proc is mounted");
-    let own = own.lines().find_map(|line| line.strip_prefix("0::")).expect("cgroup v2");
+    let cgroups = std::fs::read_to_string("/proc/self/cgroup").expect("proc is mounted");
+    let own = cgroups.lines().find_map(|line| line.strip_prefix("0::")).expect("cgroup v2");
     let own = super::hierarchy().join(own.trim_start_matches('/'));
     let enter = |path: &std::path::Path| {
         std::fs::write(path.join("cgroup.procs"), "0").expect("root may move this process");
     };
     enter(&cgroup.path);
-    let made = make();
+    let value = make();
     enter(&own);
-    made
+    value
 }
 
 /// Counts what is read until `ended`.

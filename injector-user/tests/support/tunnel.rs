@@ -39,7 +39,8 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Makes one, which vouches to the second host. The first host is 10.8.0.1 and fd08::1 in it, the second 10.8.0.2 and fd08::2.
+    /// Makes one, which vouches to the second host. In it, the first host is 10.8.0.1 and
+    /// `fd08::1`, the second 10.8.0.2 and `fd08::2`.
     #[must_use]
     pub fn new(hosts: [&Host; 2]) -> Self {
         let ends = hosts.map(|host| host.inside(|| open().expect("a TUN can be made")));
@@ -105,7 +106,7 @@ fn checksum(packet: &[u8]) -> Option<(u16, u16)> {
 /// Carries packets from each end to the other.
 fn carry(ends: &[File; 2], is_over: &AtomicBool) {
     const MILLISECONDS: u8 = 20;
-    let mut buffer = [0; 1 << 16];
+    let mut buffer = vec![0; 1 << 16];
     while !is_over.load(Ordering::Relaxed) {
         let mut both = ends.each_ref().map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
         if poll(&mut both, PollTimeout::from(MILLISECONDS)).is_err() {
