@@ -1,8 +1,6 @@
 //! Output and input of others: readers that are slow, stopped or gone, sinks that refuse, and files that
 //! are not what they should be. Faults act and end on time whatever happens to reports.
 
-mod support;
-
 use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
@@ -25,7 +23,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use support::{
+use testbed::{
     Family, Host, INJECTOR, Injector, Lab, PATIENCE, Process, RuleFile, TestCgroup, agent::Agent,
     scratch_file, state, wait_until,
 };

@@ -1,7 +1,5 @@
 //! The agent on real packets and processes: what clients ask for happens, and ends.
 
-mod support;
-
 use std::{
     fs,
     net::UdpSocket,
@@ -20,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use support::{
+use testbed::{
     Family, Lab, PATIENCE, TestCgroup, agent::Agent, is_guest, number, scratch_file, wait_until,
 };
 
@@ -545,7 +543,7 @@ fn processes_and_clocks_are_faulted_too() {
         let read = date();
         assert!((now + 3590..now + 3720).contains(&read), "{read}, {now}");
     } else {
-        support::skip("no clock engine: only its refusal is tested");
+        testbed::skip("no clock engine: only its refusal is tested");
         let (status, problem) = agent.ask("POST", "/v1/faults", Some(&clock));
         assert_eq!((status, &problem["error"]), (422, &"invalid".into()), "{problem}");
     }
@@ -576,7 +574,7 @@ fn the_capabilities_of_the_unit_suffice() {
     let path = scratch_file();
     let mut command = lab.left.command("setpriv", None);
     command.arg(format!("--bounding-set=-all,{}", set.join(","))).arg("--no-new-privs");
-    command.args([support::INJECTOR, "agent", "--socket"]).arg(&path);
+    command.args([testbed::INJECTOR, "agent", "--socket"]).arg(&path);
     let agent = Agent::spawned(command, path, 1);
     let target = json!({"cgroup": cgroup.path});
     agent.create(&json!({"target": target, "rules": [{"delay": "1ms"}], "for": "1m"}));
@@ -600,13 +598,13 @@ fn inject_has_an_agent_do_it() {
         agent.socket.display(),
         lab.left.netns
     );
-    let injector = support::Injector::start(&lab.left, &line);
+    let injector = testbed::Injector::start(&lab.left, &line);
     assert_eq!(injector.started["rules"], json!(["loss 100%"]));
     assert_eq!(agent.active().len(), 1);
     assert!(!answers(&lab));
     let list = lab.left.run(&format!(
         "{} list --output json --agent {}",
-        support::INJECTOR,
+        testbed::INJECTOR,
         agent.socket.display()
     ));
     assert!(list.lines().any(|line| line.contains("\"phase\":\"active\"")), "{list}");
@@ -615,10 +613,10 @@ fn inject_has_an_agent_do_it() {
     assert!(answers(&lab));
     assert!(agent.active().is_empty());
     // What is wrong is said as it is without an agent.
-    let refused = support::Injector::command(&lab.left, "--agent x --netns y --loss 101%").output();
+    let refused = testbed::Injector::command(&lab.left, "--agent x --netns y --loss 101%").output();
     assert_eq!(refused.expect("it runs").status.code(), Some(2));
     let refused =
-        support::Injector::command(&lab.left, "--agent /nonexistent --netns y --loss 1%").output();
+        testbed::Injector::command(&lab.left, "--agent /nonexistent --netns y --loss 1%").output();
     let refused = refused.expect("it runs");
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("cannot reach an agent"));

@@ -1,7 +1,5 @@
 //! The agent over TCP: it lets nobody in whom it should not.
 
-mod support;
-
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
@@ -10,7 +8,7 @@ use std::{
 };
 
 use serde_json::Value;
-use support::{Host, INJECTOR, Lab, agent::Agent, scratch_file};
+use testbed::{Host, INJECTOR, Lab, agent::Agent, scratch_file};
 
 /// A certificate for localhost, with its key, and a file of tokens.
 struct Secrets {
@@ -122,7 +120,7 @@ fn tls_and_a_token_let_in_and_nothing_else_does() {
         "--agent {url} --agent-ca {cert} --agent-token {alice} --netns {} --loss 1%",
         lab.left.netns
     );
-    let injector = support::Injector::start(&lab.left, &line);
+    let injector = testbed::Injector::start(&lab.left, &line);
     let owner = agent.active()[0]["owner"].as_str().expect("text").to_owned();
     assert!(owner.starts_with("alice at 127.0.0.1:"), "{owner}");
     injector.stop();

@@ -1,13 +1,11 @@
 //! Wrong usage is told apart from failure, and says what is wrong and what to do.
 
-mod support;
-
 use std::process::{Command, Output};
 
-use support::{Family, Injector, Lab, RuleFile};
+use testbed::{Family, Injector, Lab, RuleFile};
 
 fn injector(line: &str) -> Output {
-    let mut command = Command::new(support::INJECTOR);
+    let mut command = Command::new(testbed::INJECTOR);
     command.args(line.split_whitespace()).output().expect("it runs")
 }
 
@@ -89,7 +87,7 @@ fn what_faults_all_that_passes_must_have_an_end() {
         ("--agent /no/such/socket --host --loss 0%", "--host"),
     ] {
         let mut command = lab.left.command("timeout", None);
-        command.args(["5", support::INJECTOR, "inject"]).args(line.split(' '));
+        command.args(["5", testbed::INJECTOR, "inject"]).args(line.split(' '));
         let output = command.output().expect("it runs");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{line}: {said}");
@@ -150,8 +148,8 @@ fn without_privileges_it_says_what_is_missing() {
         ["run --loss 1% -- true", "inject --host --loss 1% --for 1s", "doctor", "list", "cleanup"]
     {
         // Somewhere that nobody can read it from: a copy.
-        let copy = support::scratch_file();
-        std::fs::copy(support::INJECTOR, &copy).expect("it can be copied");
+        let copy = testbed::scratch_file();
+        std::fs::copy(testbed::INJECTOR, &copy).expect("it can be copied");
         let line = format!("{command} {} {arguments}", copy.display());
         let mut words = line.split_whitespace();
         let output = Command::new(words.next().expect("a word")).args(words).output();
@@ -166,7 +164,7 @@ fn without_privileges_it_says_what_is_missing() {
 #[test]
 fn a_refused_start_leaves_nothing_half_applied() {
     let lab = Lab::new();
-    let mut command = lab.left.command(support::INJECTOR, None);
+    let mut command = lab.left.command(testbed::INJECTOR, None);
     command.args([
         "inject",
         "--interface",
@@ -200,7 +198,7 @@ fn completions_and_man_pages_come_from_the_options() {
     }
     let output = injector("man");
     assert!(String::from_utf8_lossy(&output.stdout).contains("Fault injector"));
-    let folder = support::scratch_file();
+    let folder = testbed::scratch_file();
     std::fs::create_dir(&folder).expect("a scratch folder");
     assert!(injector(&format!("man {}", folder.display())).status.success());
     assert!(folder.join("injector-run.1").exists());

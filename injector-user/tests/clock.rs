@@ -1,7 +1,5 @@
 //! Clock faults on programs of other people: what they print, and that nothing else is touched.
 
-mod support;
-
 use std::{
     fs,
     process::{Command, Output},
@@ -11,7 +9,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::{Host, INJECTOR, Injector, Lab, RuleFile, TestCgroup};
+use testbed::{Host, INJECTOR, Injector, Lab, RuleFile, TestCgroup};
 
 /// Seconds that a program prints, less the true ones.
 fn ahead(text: &str) -> f64 {
@@ -123,7 +121,7 @@ fn last(file: &std::path::Path) -> f64 {
 fn a_running_process_is_faulted_changed_and_left_as_it_was() {
     let lab = Lab::new();
     let (cgroup, beside) = (TestCgroup::new(), TestCgroup::new());
-    let (file, other) = (support::scratch_file(), support::scratch_file());
+    let (file, other) = (testbed::scratch_file(), testbed::scratch_file());
     let mut faulted = ticker(&lab.left, &cgroup, &file, PAUSE);
     let mut spared = ticker(&lab.left, &beside, &other, PAUSE);
     thread::sleep(Duration::from_millis(200));
@@ -152,7 +150,7 @@ fn a_running_process_is_faulted_changed_and_left_as_it_was() {
 fn a_change_of_which_a_part_is_refused_changes_no_clock() {
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
-    let file = support::scratch_file();
+    let file = testbed::scratch_file();
     let mut faulted = ticker(&lab.left, &cgroup, &file, PAUSE);
     let rules = RuleFile::new("{rules: [{loss: 1%}], clocks: {clock: +1h}}");
     let mut injector = Injector::on(&lab.left, &cgroup, &rules.option());
@@ -170,7 +168,7 @@ fn after_sigkill_time_is_true_within_three_seconds_and_nothing_stays_stopped() {
     let lab = Lab::new();
     for round in 0..10u64 {
         let cgroup = TestCgroup::new();
-        let file = support::scratch_file();
+        let file = testbed::scratch_file();
         let mut faulted = ticker(&lab.left, &cgroup, &file, "/bin/true");
         let injector = Injector::on(&lab.left, &cgroup, "--clock +1h");
         // There is always a program that is held, or about to be.

@@ -3,14 +3,12 @@
 //!
 //! Under lockdown, all that can be shown is that they are refused, and why.
 
-mod support;
-
 use std::{
     fs::File,
     io::Write as _,
     ops::RangeInclusive,
     os::unix::{fs::MetadataExt as _, process::CommandExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -23,7 +21,7 @@ use injector_user::kernel::{
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::{INJECTOR, Process, TestCgroup, number, skip};
+use testbed::{INJECTOR, Process, TestCgroup, number, program, skip};
 
 const SECOND: i64 = 1_000_000_000;
 const HOUR: i64 = 3600 * SECOND;
@@ -89,12 +87,12 @@ fn command(program: impl AsRef<Path>, cgroup: Option<&TestCgroup>) -> Command {
 }
 
 fn clockcalls(cgroup: Option<&TestCgroup>, line: &str) -> Command {
-    let mut command = command(clockcalls_path(), cgroup);
+    let mut command = command(program("clockcalls"), cgroup);
     command.args(line.split_whitespace());
     command
 }
 
-/// Runs `examples/clockcalls` to its end; returns its report.
+/// Runs `clockcalls` of the testbed to its end; returns its report.
 fn run(cgroup: Option<&TestCgroup>, line: &str) -> Value {
     Process::start(clockcalls(cgroup, line)).finish()
 }
@@ -397,17 +395,13 @@ fn no_reading_is_of_two_skews() {
     assert!(integers(&report["seen"]).iter().all(|&seen| seen > 100), "{report}");
 }
 
-fn clockcalls_path() -> PathBuf {
-    Path::new(INJECTOR).parent().expect("a folder").join("examples/clockcalls")
-}
-
 #[test]
 fn a_command_under_the_probe_engine_has_no_vdso_and_wrong_clocks() {
     let mut command = Command::new(INJECTOR);
     command.args(["run", "--engine", "probe", "--clock", "+1h", "--"]);
     let now = || true_time()[Clock::Realtime as usize];
     let before = now();
-    let output = command.arg(clockcalls_path()).arg("read").output().expect("it runs");
+    let output = command.arg(program("clockcalls")).arg("read").output().expect("it runs");
     let after = now();
     let said = String::from_utf8_lossy(&output.stderr);
     if is_locked_down() {

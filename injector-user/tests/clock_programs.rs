@@ -3,8 +3,6 @@
 //!
 //! `scripts/setup` installs the programs. One that is missing is a failure.
 
-mod support;
-
 use std::{
     env, fs,
     io::{BufRead as _, BufReader, Write as _},
@@ -20,7 +18,7 @@ use nix::{
     time::{ClockId, clock_gettime},
     unistd::{Pid, User, chown},
 };
-use support::{Host, INJECTOR, Injector, Lab, PATIENCE, Process, TestCgroup, scratch_file};
+use testbed::{Host, INJECTOR, Injector, Lab, PATIENCE, Process, TestCgroup, scratch_file};
 
 const MICROSECOND: i64 = 1_000;
 const MILLISECOND: i64 = 1_000_000;

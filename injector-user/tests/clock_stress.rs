@@ -1,7 +1,5 @@
 //! Clock faults under stress: skews that change all the time, storms of processes, an injector that is killed.
 
-mod support;
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -14,7 +12,7 @@ use std::{
 use injector_common::model::clock::{CLOCKS, Skew, Span};
 use injector_user::kernel::{limits, vdso::Patcher};
 use nix::sys::signal::Signal;
-use support::{Host, INJECTOR, Injector, Lab, Process, TestCgroup, number, scratch_file};
+use testbed::{Host, Injector, Lab, Process, TestCgroup, number, program, scratch_file};
 
 const HOUR: i64 = 3600 * 1_000_000_000;
 
@@ -26,8 +24,7 @@ fn readers_see_one_skew_or_the_other_at_a_thousand_changes_a_second() {
     const OFFSETS: [i64; 2] = [HOUR, -7 * HOUR];
     const RATE: u32 = 1000;
     const SPAN: Duration = Duration::from_secs(20);
-    let path = Path::new(INJECTOR).parent().expect("a folder").join("examples/clock");
-    let mut command = Command::new(&path);
+    let mut command = Command::new(program("clock"));
     command.args(["hammer", "--threads", "16", "--all", "--offset", "0"]);
     command.args(OFFSETS.iter().flat_map(|offset| ["--offset".into(), offset.to_string()]));
     let mut program = Process::start(command);

@@ -1,8 +1,6 @@
 //! Attaching below a clsact qdisc, which no file descriptor owns: it is removed all the same, and what
 //! others have there stays.
 
-mod support;
-
 use std::{
     process::Command,
     thread,
@@ -10,7 +8,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use support::{Family, INTERFACE, Injector, Lab, TestCgroup, skip};
+use testbed::{Family, INTERFACE, Injector, Lab, TestCgroup, skip};
 
 /// How long the guardian may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -32,7 +30,7 @@ fn answers(lab: &Lab, family: Family) -> bool {
 
 #[test]
 fn faults_work_as_they_do_by_tcx() {
-    for family in support::FAMILIES {
+    for family in testbed::FAMILIES {
         let lab = Lab::new();
         let before = state(&lab);
         let injector = Injector::start(&lab.left, &line("--loss 100%"));
@@ -123,6 +121,6 @@ fn of_two_injectors_the_last_one_removes_the_qdisc() {
         assert!(answers(&lab, Family::V4));
         assert_eq!(state(&lab), before);
     }
-    let nothing = Command::new(support::INJECTOR).arg("cleanup").output().expect("it runs");
+    let nothing = Command::new(testbed::INJECTOR).arg("cleanup").output().expect("it runs");
     assert!(nothing.status.success());
 }

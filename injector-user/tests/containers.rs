@@ -3,8 +3,6 @@
 //! What they send is faulted, and not what they receive: busybox's ping has the same identifiers in containers that have
 //! process numbers of their own, so that the answers of neighbours in one namespace could not be told apart.
 
-mod support;
-
 use std::{
     fs,
     process::Command,
@@ -14,7 +12,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{
+use testbed::{
     Family, Host, Injector, Lab, Process, RuleFile,
     agent::Agent,
     container::{Container, Machine, PATIENCE},
@@ -65,7 +63,7 @@ fn packets_of_the_chosen_container_are_lost_and_not_its_neighbours() {
         let target = injector.started["target"].as_str().expect("text");
         assert!(target.starts_with(&format!("{}, cgroup /", chosen.title())), "{target}");
         // In the namespace of the container, and not in that where injector was started.
-        assert!(names(&injector.started).contains(&support::INTERFACE), "{:?}", injector.started);
+        assert!(names(&injector.started).contains(&testbed::INTERFACE), "{:?}", injector.started);
         let netns = fs::metadata(format!("/run/netns/{}", left.netns)).expect("it is there");
         let inode = std::os::unix::fs::MetadataExt::ino(&netns);
         let attached = injector.started["attached"].as_array().expect("a list").clone();
@@ -157,7 +155,7 @@ fn an_agent_follows_a_container_that_is_restarted() {
     let (left, right) = (&lab.left, &lab.right);
     let to = right.address(Family::V4);
     let container = machine.start(left, POD, &Machine::id("abc1"), "a", "app");
-    let socket = support::scratch_file();
+    let socket = testbed::scratch_file();
     let mut command = Agent::command(right, &socket, &[]);
     command.env("INJECTOR_HOST_ROOT", &machine.root);
     let agent = Agent::spawned(command, socket, 1);
@@ -289,7 +287,7 @@ fn a_scenario_faults_a_container_and_follows_it() {
         "targets: {web: {container: test/a/app}}\n\
          timeline:\n  - {faults: [{rules: [{loss: 100%, direction: egress}], clocks: {clock: +1h}}]}\n",
     );
-    let mut command = support::apply(right, &scenario.path, &[]);
+    let mut command = testbed::apply(right, &scenario.path, &[]);
     command.env("INJECTOR_HOST_ROOT", &machine.root);
     let mut injector = Process::start(command);
     injector.patience = PATIENCE;

@@ -1,18 +1,14 @@
 //! Corruption: `wire` is noticed by the receiving kernel and never by an application, `silent` the other
 //! way round.
 
-mod support;
-#[path = "support/tunnel.rs"]
-mod tunnel;
-
 use std::net::SocketAddr;
 
 use serde_json::Value;
-use support::{
+use testbed::{
     FAMILIES, Family, Host, INTERFACE, Injector, Lab, TestCgroup, binomial, ip, is_guest, number,
     serve, talk,
+    tunnel::{self, TUNNEL, Tunnel},
 };
-use tunnel::{TUNNEL, Tunnel};
 
 const COUNT: u64 = 800;
 

@@ -2,8 +2,6 @@
 //!
 //! packaging/kubernetes/daemonset.yaml is read, and runc makes of it what a kubelet has it make.
 
-mod support;
-
 use std::{
     collections::BTreeSet,
     fs,
@@ -17,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use support::{
+use testbed::{
     Family, Lab,
     agent::Agent,
     container::{Container, Machine, PATIENCE},

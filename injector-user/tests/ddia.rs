@@ -1,8 +1,6 @@
 //! The faults of "Designing Data-Intensive Applications", chapter 8, on a real system of three nodes: Redis with a
 //! Sentinel each. Each test carries out a scenario of docs/scenarios as it is, and looks at what the system does.
 
-mod support;
-
 use std::{
     fs::{self, File},
     net::{Ipv4Addr, Ipv6Addr},
@@ -14,7 +12,7 @@ use std::{
 
 use nix::{fcntl::Flock, sys::signal::Signal};
 use serde_json::Value;
-use support::{Host, Process, number, wait_until};
+use testbed::{Host, Process, number, wait_until};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -28,7 +26,7 @@ struct Nodes {
 
 impl Nodes {
     fn start() -> Self {
-        let nodes = Self { _turn: support::ddia_turn() };
+        let nodes = Self { _turn: testbed::ddia_turn() };
         assert!(script(&["start"]).status.success(), "the nodes do not start");
         nodes
     }
@@ -48,7 +46,7 @@ fn apply(name: &str) -> Process {
     let netns = "ddia-net".to_owned();
     let (v4, v6) = (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
     let host = Host { netns, v4, v6, mac: [0; 6] };
-    support::start_scenario(&host, &file, &[])
+    testbed::start_scenario(&host, &file, &[])
 }
 
 fn tool() -> PathBuf {
@@ -136,7 +134,7 @@ fn a_request_is_carried_out_though_its_reply_is_lost_and_twice_if_it_is_repeated
     let mut scenario = apply("reply-lost");
     scenario.wait_for("change");
     assert!(gives_up(1, "incr orders"), "to the client this is as if the request were lost");
-    wait_until(support::PATIENCE, "carried out", || ask(2, "get orders") == "1");
+    wait_until(testbed::PATIENCE, "carried out", || ask(2, "get orders") == "1");
     assert!(gives_up(1, "incr orders"), "it tries again");
     let ended = stop(scenario);
     assert!(number(&ended["targets"]["primary"], "dropped") >= 2, "{ended}");
@@ -152,7 +150,7 @@ fn a_delayed_request_is_carried_out_after_its_client_gave_up() {
     let sent = Instant::now();
     assert!(gives_up(1, "incr orders"));
     assert_eq!(ask(2, "get orders"), "0", "not yet");
-    wait_until(support::PATIENCE, "carried out", || ask(2, "get orders") == "1");
+    wait_until(testbed::PATIENCE, "carried out", || ask(2, "get orders") == "1");
     let late = sent.elapsed();
     assert!((1900..3500).contains(&late.as_millis()), "{late:?}");
     let ended = stop(scenario);
@@ -178,7 +176,7 @@ fn a_limping_link_is_up_and_its_replica_is_far_behind() {
     let ended = stop(scenario);
     let counts = &ended["targets"]["replica"];
     assert!(number(counts, "delayed") + number(counts, "queue_dropped") > 0, "{ended}");
-    wait_until(support::PATIENCE, "in step again", || ask(3, "get orders") == "7");
+    wait_until(testbed::PATIENCE, "in step again", || ask(3, "get orders") == "7");
 }
 
 #[test]
@@ -227,10 +225,10 @@ fn who_is_paused_past_a_lease_comes_back_and_finds_another_one_in_its_place() {
     let mut worker = Command::new(tool());
     worker.args(["exec", "ddia-client", "sh", "-c", WORKER, "worker", "first"]);
     let mut worker = Process::start(worker);
-    wait_until(support::PATIENCE, "taken", || ask_as("ddia-2", 1, 6379, "get lock") == "first");
+    wait_until(testbed::PATIENCE, "taken", || ask_as("ddia-2", 1, 6379, "get lock") == "first");
     scenario.wait_for("change");
     let second = "redis-cli -h 10.65.0.1 set lock second nx px 5000";
-    wait_until(support::PATIENCE, "free", || {
+    wait_until(testbed::PATIENCE, "free", || {
         let output = script(&["exec", "ddia-2", "sh", "-c", second]);
         output.stdout.starts_with(b"OK")
     });
@@ -243,15 +241,15 @@ fn who_is_paused_past_a_lease_comes_back_and_finds_another_one_in_its_place() {
     // The primary stands for 4 s, and its office is taken after one.
     scenario.wait_for("change");
     let other = || (2..=3).find(|&node| field(node, "role") == "master");
-    wait_until(support::PATIENCE, "elected", || other().is_some());
+    wait_until(testbed::PATIENCE, "elected", || other().is_some());
     let elected = other().expect("just now");
     assert_eq!(ask(elected, "set orders 1"), "OK");
     scenario.wait_for("change");
     // It is back and knows nothing of that.
     assert_eq!((field(1, "role"), field(elected, "role")), ("master".into(), "master".into()));
     assert_eq!(ask(1, "set orders 2"), "OK", "this write is confirmed");
-    wait_until(support::PATIENCE, "a replica", || field(1, "role") == "slave");
-    wait_until(support::PATIENCE, "in step", || ask(1, "get orders") == "1");
+    wait_until(testbed::PATIENCE, "a replica", || field(1, "role") == "slave");
+    wait_until(testbed::PATIENCE, "in step", || ask(1, "get orders") == "1");
     assert_eq!(ask(elected, "get orders"), "1", "and lost");
     let ended = scenario.finish();
     assert_eq!(ended["reason"], "done", "{ended}");
@@ -264,7 +262,7 @@ fn who_is_paused_past_a_lease_comes_back_and_finds_another_one_in_its_place() {
 fn one_of_three_nodes_that_fails_in_part_is_outvoted() {
     let _nodes = Nodes::start();
     assert_eq!(ask(1, "set orders 1"), "OK");
-    wait_until(support::PATIENCE, "everywhere", || ask(3, "get orders") == "1");
+    wait_until(testbed::PATIENCE, "everywhere", || ask(3, "get orders") == "1");
     let mut scenario = apply("partial-failure");
     scenario.wait_for("change");
     thread::sleep(Duration::from_secs(2));
@@ -278,7 +276,7 @@ fn one_of_three_nodes_that_fails_in_part_is_outvoted() {
         lines.nth(1).expect("it has flags").to_owned()
     };
     // The third one thinks that the primary is down, and is alone with that.
-    wait_until(support::PATIENCE, "down for the third", || flags(3).contains("s_down"));
+    wait_until(testbed::PATIENCE, "down for the third", || flags(3).contains("s_down"));
     assert_eq!((flags(1), flags(2)), ("master".into(), "master".into()));
     assert!(!flags(3).contains("o_down"));
     assert!(sentinel(2, "sentinel replicas main").contains("s_down"));
@@ -287,6 +285,6 @@ fn one_of_three_nodes_that_fails_in_part_is_outvoted() {
     assert!(!gives_up(3, "get orders"));
     let ended = stop(scenario);
     assert!(number(&ended["targets"]["n3"], "dropped") > 0, "{ended}");
-    wait_until(support::PATIENCE, "in step again", || ask(3, "get orders") == "2");
+    wait_until(testbed::PATIENCE, "in step again", || ask(3, "get orders") == "2");
     assert_eq!(field(1, "role"), "master");
 }

@@ -1,7 +1,5 @@
 //! Delay, jitter, reordering: measured from packets stamped at both ends, by each engine that works here.
 
-mod support;
-
 use std::{
     collections::BTreeSet,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -11,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 use statrs::distribution::{ContinuousCDF as _, Normal};
-use support::{
+use testbed::{
     FAMILIES, Family, Host, Injector, Lab, RuleFile, TestCgroup, binomial, engines, number, serve,
     talk,
 };

@@ -1,10 +1,8 @@
 //! Many flows at once through a delay, for a minute: nothing is lost that is not counted, and memory stays as it is.
 
-mod support;
-
 use std::{fs, thread, time::Duration};
 
-use support::{Family, Injector, Lab, engines, number, serve, talk};
+use testbed::{Family, Injector, Lab, engines, number, serve, talk};
 
 /// Resident memory of a process in KiB.
 fn resident(pid: i32) -> u64 {

@@ -1,8 +1,6 @@
 //! What a held packet keeps: its priority, hence its class, its queue and its VLAN's priority bits; its flow's queue,
 //! pacing and order.
 
-mod support;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{Read as _, Write as _},
@@ -17,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{
+use testbed::{
     Family, Host, INJECTOR, Injector, Lab, PATIENCE, Process, engines, ip, serve, skip, talk,
     wait_until,
 };

@@ -1,14 +1,12 @@
 //! A packet that waits is charged to nobody, wherever it is held: beside netem, or the bare path where there is none.
 
-mod support;
-
 use std::{
     process::Command,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use support::{
+use testbed::{
     Host, Injector, TestCgroup, engines, is_guest,
     path::{Middle, OFFERED, Rates, Row, TO_RECEIVER, TO_SENDER},
     skip,

@@ -3,8 +3,6 @@
 //!
 //! The listings are of the whole machine, so this test has a file of its own: cargo runs the files one after another.
 
-mod support;
-
 use std::{
     fs,
     process::{Child, Command, Stdio},
@@ -17,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
-use support::{
+use testbed::{
     Family, Injector, Lab, engines,
     listing::{assert_nothing_is_left, cleanup, listing},
 };
@@ -80,7 +78,7 @@ fn killed_at_any_of_50_random_moments_it_leaves_no_device_and_no_setting() {
             inject.kill().expect("it is ours");
             inject.wait().expect("it was killed");
             if is_alone {
-                let listed = Command::new(support::INJECTOR).arg("list").output().expect("it runs");
+                let listed = Command::new(testbed::INJECTOR).arg("list").output().expect("it runs");
                 assert!(listed.status.success(), "{listed:?}");
             }
             assert_nothing_is_left(&before, &lab, &moment, PROMISED);

@@ -1,12 +1,10 @@
 //! `injector doctor` says `ok` of a fault if it works when it is carried out, and else why it does not.
 
-mod support;
-
 use std::process::{Command, Output};
 
 use injector_user::kernel::{clock_probe, vdso};
 use serde_json::Value;
-use support::{INJECTOR, Lab};
+use testbed::{INJECTOR, Lab};
 
 const FAULTS: [&str; 14] = [
     "loss",

@@ -1,11 +1,9 @@
 //! Duplication: one copy more, and not one more than that.
 
-mod support;
-
 use std::net::SocketAddr;
 
 use serde_json::Value;
-use support::{FAMILIES, Host, Injector, Lab, TestCgroup, binomial, number, serve, talk};
+use testbed::{FAMILIES, Host, Injector, Lab, TestCgroup, binomial, number, serve, talk};
 
 const COUNT: u64 = 800;
 

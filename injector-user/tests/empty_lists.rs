@@ -1,13 +1,11 @@
 //! An empty list is refused wherever a list may be written. The lists are found in the published
 //! schemas, so that a new one cannot be forgotten.
 
-mod support;
-
 use std::{collections::BTreeSet, fs, process::Command};
 
 use injector_user::{agent::routes, kubernetes::crd, spec::scenario};
 use serde_json::{Value, json};
-use support::{INJECTOR, Lab, agent::Agent, scratch_file};
+use testbed::{INJECTOR, Lab, agent::Agent, scratch_file};
 
 /// A step from a value to one within it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,10 +1,8 @@
 //! What the environment lacks is said at the start, before anything is attached.
 
-mod support;
-
 use std::process::Command;
 
-use support::{INJECTOR, Lab};
+use testbed::{INJECTOR, Lab};
 
 /// Fails unless this bash script, in a mount namespace of its own, ends with `code` and says the words.
 fn assert_says(lab: &Lab, script: &str, code: i32, words: &[&str]) {

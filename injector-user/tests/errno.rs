@@ -2,8 +2,6 @@
 //!
 //! Where the kernel refuses programs at its hooks, all that can be shown is that it is said.
 
-mod support;
-
 use std::{
     fs,
     path::PathBuf,
@@ -15,7 +13,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::{
+use testbed::{
     FAMILIES, Family, INJECTOR, Injector, Lab, TestCgroup, number, run_bash, serve, skip,
 };
 
@@ -50,7 +48,7 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new() -> Self {
-        let name = support::scratch_file();
+        let name = testbed::scratch_file();
         let path = PathBuf::from("/dev/shm").join(name.file_name().expect("a name"));
         fs::create_dir(&path).expect("/dev/shm is there");
         Self(path)
@@ -85,7 +83,7 @@ fn errno(summary: &Value) -> &Value {
 /// Has calls of a cgroup fail by several faults, which takes a while in an emulated machine.
 fn inject(lab: &Lab, cgroup: &TestCgroup, engine: &str, faults: &str) -> Injector {
     let line = format!("--cgroup {} --engine {engine} {faults}", cgroup.path.display());
-    Injector::start_within(&lab.left, &line, 4 * support::PATIENCE)
+    Injector::start_within(&lab.left, &line, 4 * testbed::PATIENCE)
 }
 
 /// Ends the faults; how many calls failed by each.
@@ -144,7 +142,7 @@ fn writes_fail_as_often_as_asked_and_reads_of_the_same_file_never() {
         assert!(output.status.success(), "{output:?}");
         let failed = number(errno(&summary), "failed");
         assert_eq!(number(errno(&summary), "matched"), WRITES, "{summary}");
-        let bounds = support::binomial(WRITES, 0.3);
+        let bounds = testbed::binomial(WRITES, 0.3);
         assert!(bounds.contains(&failed), "{failed} of {WRITES}, not within {bounds:?}");
         let seen = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(seen.lines().count() as u64, failed, "{summary}");

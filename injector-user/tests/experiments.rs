@@ -1,7 +1,5 @@
 //! The experiments of scripts/experiments, in their short form: each measures, draws, and leaves nothing behind.
 
-mod support;
-
 use std::{
     fs,
     os::unix::process::CommandExt as _,
@@ -15,7 +13,7 @@ use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
-use support::INJECTOR;
+use testbed::INJECTOR;
 
 /// An experiment that runs, and the folder that its results go to.
 struct Experiment {
@@ -27,7 +25,7 @@ struct Experiment {
 
 impl Experiment {
     fn start(name: &'static str, spaces: &'static [&'static str]) -> Self {
-        let folder = support::scratch_file();
+        let folder = testbed::scratch_file();
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/experiments");
         let child = Command::new(format!("{root}/{name}"))
             .args(["--short", "--out"])
@@ -124,7 +122,7 @@ fn postgres_is_slower_while_its_link_limps() {
 
 #[test]
 fn redis_loses_confirmed_writes_in_a_partition_and_time_in_a_pause() {
-    let _turn = support::ddia_turn();
+    let _turn = testbed::ddia_turn();
     let spaces = &["ddia-1", "ddia-2", "ddia-3", "ddia-client", "ddia-net"];
     let mut experiment = Experiment::start("redis-failover", spaces);
     let table = experiment.finish(&["fault", "seconds", "confirmed", "lost", "failed"]);

@@ -1,13 +1,11 @@
 //! Filters and programs of others beside injector's: they see each packet once, stay as they are, and do not keep packets
 //! from being faulted unless that is said.
 
-mod support;
-
 use std::{thread, time::Duration};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::{
+use testbed::{
     Family, INTERFACE, Injector, Lab, bpf::Counter, engines, is_guest, number, skip, wait_until,
 };
 

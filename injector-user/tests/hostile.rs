@@ -1,7 +1,5 @@
 //! What others put in injector's way, to have it do what it should not.
 
-mod support;
-
 use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, chown, symlink},
@@ -10,7 +8,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use support::{Family, Host, INJECTOR, Lab, TestCgroup, agent::Agent, number, scratch_file};
+use testbed::{Family, Host, INJECTOR, Lab, TestCgroup, agent::Agent, number, scratch_file};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()

@@ -1,7 +1,5 @@
 //! Signals: at a time to all of the target, and at its N-th call of a system call.
 
-mod support;
-
 use std::{
     os::unix::process::ExitStatusExt as _,
     process::{Child, Command, Output},
@@ -9,7 +7,7 @@ use std::{
 };
 
 use serde_json::Value;
-use support::{INJECTOR, Injector, Lab, RuleFile, TestCgroup, run_bash};
+use testbed::{INJECTOR, Injector, Lab, RuleFile, TestCgroup, run_bash};
 
 /// `injector run` of a bash script, with its summary.
 fn run(options: &str, script: &str) -> (Output, Value) {

@@ -2,8 +2,6 @@
 
 #[path = "support/cluster.rs"]
 mod cluster;
-mod support;
-
 use std::{
     thread,
     time::{Duration, Instant},
@@ -12,7 +10,7 @@ use std::{
 use cluster::{Cluster, fault, faults, start, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{Family, Lab, container::Machine};
+use testbed::{Family, Lab, container::Machine};
 
 /// So short that a test can wait for what comes after it.
 const SHORT: [&str; 2] = ["--api-patience", "9s"];

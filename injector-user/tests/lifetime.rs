@@ -1,7 +1,5 @@
 //! Faults end when they should, also when injector cannot end them.
 
-mod support;
-
 use std::{
     fs,
     io::{BufRead as _, BufReader},
@@ -14,11 +12,11 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use support::{Family, Injector, Lab, TestCgroup, number};
+use testbed::{Family, Injector, Lab, TestCgroup, number};
 
 /// `injector run` inside the faulted namespace, to its end.
 fn run(lab: &Lab, arguments: &[&str]) -> Output {
-    let mut command = lab.left.command(support::INJECTOR, None);
+    let mut command = lab.left.command(testbed::INJECTOR, None);
     command.arg("run").args(arguments).output().expect("it runs")
 }
 
@@ -98,10 +96,10 @@ fn new_interfaces_are_faulted_as_well() {
     let mut injector = Injector::start(&lab.left, "--host --loss 100%");
     // Those that are down are left alone.
     let batch = "link add extra0 type veth peer name extra1\nlink set extra0 up\n";
-    support::ip(&["-n", &lab.left.netns], batch);
+    testbed::ip(&["-n", &lab.left.netns], batch);
     let attached = injector.process.wait_for("attached");
     assert!(attached.to_string().contains("extra0"), "{attached}");
-    support::ip(&["-n", &lab.left.netns], "link del extra0");
+    testbed::ip(&["-n", &lab.left.netns], "link del extra0");
     injector.stop();
 }
 
@@ -155,7 +153,7 @@ fn nothing_matched_is_a_failure_if_a_match_is_required() {
 #[test]
 fn signals_reach_the_command() {
     let lab = Lab::new();
-    let mut command = lab.left.command(support::INJECTOR, None);
+    let mut command = lab.left.command(testbed::INJECTOR, None);
     command.args(["run", "--loss", "1%", "--", "sh", "-c"]);
     command
         .arg("trap 'echo usr1' USR1; trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done");
@@ -202,7 +200,7 @@ fn a_running_injector_is_listed_and_a_dead_one_is_not() {
     let injector = Injector::start(&lab.left, "--interface veth0 --loss 1%");
     let pid = injector.process.pid().to_string();
     let list = || {
-        let mut command = Command::new(support::INJECTOR);
+        let mut command = Command::new(testbed::INJECTOR);
         text(&command.args(["list", "--output", "json"]).output().expect("it runs").stdout)
     };
     let own = format!("\"pid\":{pid},");
@@ -219,7 +217,7 @@ fn a_reader_that_goes_away_ends_no_fault() {
     let mut child =
         command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
     drop(child.stdout.take());
-    support::wait_until(support::PATIENCE, "packets are lost", || !answers(&lab, None));
+    testbed::wait_until(testbed::PATIENCE, "packets are lost", || !answers(&lab, None));
     assert_eq!(child.try_wait().expect("it is ours"), None);
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).expect("it is there");
     assert_eq!(child.wait().expect("it ended").code(), Some(0));

@@ -1,7 +1,5 @@
 //! Limits of processor time and block I/O: they hold, and what was there before is put back.
 
-mod support;
-
 use std::{
     fs,
     path::Path,
@@ -11,10 +9,10 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::{INJECTOR, Injector, Lab, TestCgroup};
+use testbed::{INJECTOR, Injector, Lab, TestCgroup};
 
 fn has(controller: &str) -> bool {
-    let controllers = fs::read_to_string(support::hierarchy().join("cgroup.controllers"));
+    let controllers = fs::read_to_string(testbed::hierarchy().join("cgroup.controllers"));
     names(&controllers.expect("a root"), controller)
 }
 
@@ -54,7 +52,7 @@ fn a_share_of_a_processor_is_all_that_a_cgroup_gets_and_goes_with_injector() {
         return is_refused("--cpu", "1%", "cpu");
     }
     let lab = Lab::new();
-    let root = support::hierarchy().join("cgroup.subtree_control");
+    let root = testbed::hierarchy().join("cgroup.subtree_control");
     let before = read(&root);
     let above = TestCgroup::new();
     let cgroup = above.child("below");
@@ -111,7 +109,7 @@ fn block_io_is_as_slow_as_asked_and_its_limit_goes_with_injector() {
     assert!(Path::new(device).exists(), "no block device to write to (modprobe brd)");
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
-    let root = support::hierarchy().join("cgroup.subtree_control");
+    let root = testbed::hierarchy().join("cgroup.subtree_control");
     let before = read(&root);
     let write = || {
         let started = Instant::now();

@@ -1,11 +1,9 @@
 //! Loss: as many packets as are counted, of the target alone, without the sender's noticing.
 
-mod support;
-
 use std::{net::SocketAddr, thread};
 
 use serde_json::Value;
-use support::{
+use testbed::{
     FAMILIES, Family, Host, Injector, Lab, RuleFile, TestCgroup, binomial, correlated, number,
     serve, talk,
 };

@@ -1,17 +1,13 @@
 //! Matching: a rule touches the packets that it names, and no others.
 
-#[path = "support/frames.rs"]
-mod frames;
-mod support;
-
 use std::{fmt::Write as _, net::SocketAddr, thread, time::Duration};
 
-use frames::{ethernet, ethertype, hex, ip_udp, ipv6, udp};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::{
-    FAMILIES, Family, Host, INTERFACE, Injector, Lab, RuleFile, TestCgroup, is_guest, number,
-    serve, talk,
+use testbed::{
+    FAMILIES, Family, Host, INTERFACE, Injector, Lab, RuleFile, TestCgroup,
+    frames::{self, ethernet, ethertype, hex, ip_udp, ipv6, udp},
+    is_guest, number, serve, talk,
 };
 
 const COUNT: u64 = 20;

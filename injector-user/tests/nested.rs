@@ -1,7 +1,5 @@
 //! `injector run` touches no cgroup but its own: not one of another injector, nor one that its command made.
 
-mod support;
-
 use std::{
     fs,
     os::unix::fs::MetadataExt as _,
@@ -16,7 +14,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use support::{Family, INJECTOR, Lab, PATIENCE, TestCgroup, scratch_file, wait_until};
+use testbed::{Family, INJECTOR, Lab, PATIENCE, TestCgroup, scratch_file, wait_until};
 
 /// Files of a test, which go with the value.
 struct Folder(PathBuf);
@@ -88,7 +86,7 @@ fn cgroup_of(pid: i32) -> String {
 
 /// Whether a process is there, and not only waited for.
 fn lives(pid: i32) -> bool {
-    !matches!(support::state(pid.cast_unsigned()), '-' | 'Z' | 'X')
+    !matches!(testbed::state(pid.cast_unsigned()), '-' | 'Z' | 'X')
 }
 
 /// Waits until no journal says anything of a cgroup.
@@ -185,7 +183,7 @@ impl Nest {
         let outermost = command.spawn().expect("it can be run");
         let level = |level: u8| {
             let started = wait_for(&folder.file(&format!("report{level}")), "started");
-            let injector = support::number(&started, "pid") as i32;
+            let injector = testbed::number(&started, "pid") as i32;
             let guardian = guardian_of(injector);
             let results = folder.file(&format!("results{level}"));
             Level { injector, guardian, results }
@@ -305,7 +303,7 @@ fn runs_in_two_pid_namespaces_below_one_cgroup_leave_each_other_alone() {
 /// A command that has a process in a cgroup of its own making below its own, an empty one beside it, and a process that
 /// it leaves where it is itself.
 fn manager(cgroup: &TestCgroup, folder: &Folder) -> String {
-    let mount = support::hierarchy();
+    let mount = testbed::hierarchy();
     let script = folder.file("manager");
     let text = format!(
         "own={mount}$(sed -n s/^0:://p /proc/self/cgroup)\n\

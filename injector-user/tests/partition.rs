@@ -1,8 +1,6 @@
 //! Partition: nothing passes between the target and the named addresses; all else does.
 
-mod support;
-
-use support::{FAMILIES, Family, Injector, Lab, TestCgroup, number, serve, talk};
+use testbed::{FAMILIES, Family, Injector, Lab, TestCgroup, number, serve, talk};
 
 const COUNT: u64 = 50;
 

@@ -1,7 +1,5 @@
 //! Pauses: the whole target stops and goes on, and nothing stays stopped, however injector ends.
 
-mod support;
-
 use std::{
     fs,
     os::unix::process::ExitStatusExt as _,
@@ -17,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use support::{INJECTOR, Injector, Lab, PATIENCE, Process, TestCgroup, state, wait_until};
+use testbed::{INJECTOR, Injector, Lab, PATIENCE, Process, TestCgroup, state, wait_until};
 
 /// A process that counts up in a file, some hundred times a second.
 struct Ticker {
@@ -27,7 +25,7 @@ struct Ticker {
 
 impl Ticker {
     fn start(lab: &Lab, cgroup: &TestCgroup) -> Self {
-        let file = support::scratch_file();
+        let file = testbed::scratch_file();
         let script = format!(
             "n=0; while :; do n=$((n+1)); echo $n > {0}.new; mv {0}.new {0}; sleep 0.005; done",
             file.display()

@@ -1,9 +1,5 @@
 //! `--protect` leaves the operator's own connections alone, and what they need. Port 22 is in xdp.rs.
 
-#[path = "support/frames.rs"]
-mod frames;
-mod support;
-
 use std::{
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -12,8 +8,11 @@ use std::{
 
 use serde_json::Value;
 
-use frames::{ethernet, ethertype, hex, ip, ip_udp};
-use support::{FAMILIES, Family, Host, INTERFACE, Injector, Lab, number, serve, talk};
+use testbed::{
+    FAMILIES, Family, Host, INTERFACE, Injector, Lab,
+    frames::{ethernet, ethertype, hex, ip, ip_udp},
+    number, serve, talk,
+};
 
 /// A connection between the two hosts, both ends held by this process, which starts injector: so this
 /// is what a shell's sshd holds.
@@ -87,7 +86,7 @@ fn the_log_of_the_ebpf_side_is_on_with_verbose_and_off_without() {
     let lab = Lab::new();
     let to = lab.right.address(Family::V4).to_string();
     for (verbose, logged) in [("-v", true), ("--seed=1", false)] {
-        let mut command = lab.left.command(support::INJECTOR, None);
+        let mut command = lab.left.command(testbed::INJECTOR, None);
         command.args(["run", verbose, "--loss", "100%", "--direction", "egress", "--"]);
         command.args(["ping", "-q", "-c", "2", "-i", "0.3", "-W", "0.3", &to]);
         let output = command.output().expect("it runs");

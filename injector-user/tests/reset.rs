@@ -1,11 +1,9 @@
 //! Reset: the target's side of a connection sees ECONNRESET, once, and others see nothing.
 
-mod support;
-
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use serde_json::Value;
-use support::{
+use testbed::{
     FAMILIES, Family, Host, INTERFACE, Injector, Lab, Process, TestCgroup, number, serve, talk,
 };
 

@@ -1,7 +1,5 @@
 //! Scenarios on real packets: what is planned happens, when it is planned, and nothing is left of it.
 
-mod support;
-
 use std::{
     fs,
     net::{SocketAddr, UdpSocket},
@@ -14,7 +12,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::{
+use testbed::{
     Family, Host, Lab, Process, RuleFile, TestCgroup, apply, number, scratch_file, start_scenario,
 };
 
@@ -239,7 +237,7 @@ fn clocks_go_wrong_and_right_again() {
 #[test]
 fn what_fails_undoes_all() {
     let lab = Lab::new();
-    support::ip(&["-n", &lab.left.netns], "link add extra0 type veth peer name extra1\n");
+    testbed::ip(&["-n", &lab.left.netns], "link add extra0 type veth peer name extra1\n");
     let file = RuleFile::new(&format!(
         "targets: {{l: {{netns: {}, interface: [veth0, extra0]}}, r: {{netns: {}}}}}\ntimeline:\n\
          - {{on: r, faults: {{rules: [{{loss: 100%}}]}}}}\n\
@@ -252,7 +250,7 @@ fn what_fails_undoes_all() {
     assert!(!answers(&lab));
     // Its packets have no link-layer header, so they cannot be delayed, though they are asked to be.
     let batch = "link del extra0\ntuntap add extra0 mode tun\n";
-    support::ip(&["-n", &lab.left.netns], batch);
+    testbed::ip(&["-n", &lab.left.netns], batch);
     let failed = process.wait_for("failed");
     assert!(failed["error"].as_str().is_some_and(|text| text.contains("target l")), "{failed}");
     assert_eq!(process.wait_for("ended")["reason"], "failed");
@@ -276,7 +274,7 @@ fn asked_to_end_it_ends_at_once() {
     assert!(answers(&lab));
 
     // Enter, on a terminal.
-    let line = format!("{} apply {} --output json", support::INJECTOR, file.path.display());
+    let line = format!("{} apply {} --output json", testbed::INJECTOR, file.path.display());
     let mut command = lab.left.command("script", None);
     command.args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"]);
     let mut process = Process::start(command);
@@ -390,7 +388,7 @@ fn a_report_is_a_page_that_a_browser_shows_without_errors() {
         format!("time,operations\n{started},10\n{},20\n", started + Duration::from_secs(1)),
     )
     .expect("it can be written");
-    let mut report = Command::new(support::INJECTOR);
+    let mut report = Command::new(testbed::INJECTOR);
     report.args(["report", &path, "--measured"]).arg(&csv);
     let output = report.output().expect("it runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -426,7 +424,7 @@ fn a_report_is_a_page_that_a_browser_shows_without_errors() {
         );
         assert!(!log.contains("CONSOLE") && !dom.contains("parsererror"), "{log}");
     } else {
-        support::skip("no chromium: the page is not shown");
+        testbed::skip("no chromium: the page is not shown");
     }
     for path in [timeline, csv, html] {
         let _ = fs::remove_file(path);

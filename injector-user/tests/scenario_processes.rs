@@ -1,7 +1,5 @@
 //! Process faults of scenarios: they begin and end with their steps, are counted, and nothing stays stopped.
 
-mod support;
-
 use std::{
     fs,
     process::Child,
@@ -11,7 +9,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::{
+use testbed::{
     Family, Lab, RuleFile, TestCgroup, apply, number, start_scenario, state, wait_for_state,
 };
 
@@ -201,7 +199,7 @@ fn limits_come_and_go_with_their_step_where_there_are_any() {
         "- {at: 200ms, for: 300ms, ramp: {from: {processes: {cpu: 50%}}, to: {processes: {cpu: 10%}}, steps: 3}}\n\
          - {at: 700ms, for: 200ms, faults: {processes: {cpu: 70%, pause: 1s}}}",
     );
-    let controllers = fs::read_to_string(support::hierarchy().join("cgroup.controllers"));
+    let controllers = fs::read_to_string(testbed::hierarchy().join("cgroup.controllers"));
     if !controllers.expect("a root").split_whitespace().any(|name| name == "cpu") {
         let output = apply(&lab.left, &file.path, &[]).output().expect("it runs");
         let said = String::from_utf8_lossy(&output.stderr);

@@ -3,8 +3,6 @@
 
 #[path = "support/cluster.rs"]
 mod cluster;
-mod support;
-
 use std::{
     io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
@@ -14,7 +12,7 @@ use std::{
 
 use cluster::{Cluster, start, wait_until};
 use serde_json::{Value, json};
-use support::{Family, INJECTOR, Lab, agent::Agent, container::Machine};
+use testbed::{Family, INJECTOR, Lab, agent::Agent, container::Machine};
 
 /// What is sent is lost, and nothing that is received: see tests/containers.rs.
 fn all_lost(pods: &str) -> Value {

@@ -3,8 +3,6 @@
 //! The listings are of the whole machine, so this test has a file of its own: cargo runs the files one
 //! after another.
 
-mod support;
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -19,7 +17,7 @@ use nix::{
     unistd::Pid,
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
-use support::{
+use testbed::{
     Injector, Lab, Process, RuleFile,
     listing::{PATIENCE, assert_nothing_is_left, cleanup, listing},
 };
@@ -39,7 +37,7 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
     let before = listing(&lab);
     for round in 0..25 {
         // Start-up of `run`: a cgroup, a guardian and a command are made.
-        let mut command = lab.left.command(support::INJECTOR, None);
+        let mut command = lab.left.command(testbed::INJECTOR, None);
         command.args(["run", "--loss", "50%", "--", "sleep", "4321"]);
         let mut run = command.stderr(Stdio::null()).spawn().expect("it starts");
         let wait = Duration::from_micros(random.random_range(0..400_000));
@@ -62,7 +60,7 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
         // Steady state, under traffic.
         let injector = Injector::start(&lab.left, "--interface veth0 --loss 50% --duplicate 10%");
         let ping = lab.left.command("ping", None);
-        let _traffic = flood(ping, &lab.right.address(support::Family::V4).to_string());
+        let _traffic = flood(ping, &lab.right.address(testbed::Family::V4).to_string());
         thread::sleep(Duration::from_micros(random.random_range(0..200_000)));
         drop(injector);
         assert_nothing_is_left(
@@ -96,7 +94,7 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
 fn what_a_killed_guardian_leaves_is_undone_by_the_next_start() {
     let _turn = turn();
     let lab = Lab::new();
-    let mut command = lab.left.command(support::INJECTOR, None);
+    let mut command = lab.left.command(testbed::INJECTOR, None);
     command.args(["run", "--output", "json", "--output-file", "/dev/stdout", "--loss", "1%"]);
     command.args(["--", "sleep", "5432"]);
     let mut run = Process::start(command);
@@ -132,10 +130,10 @@ fn what_a_killed_guardian_leaves_is_undone_by_the_next_start() {
 
 /// The cgroup that a run has made for its command, at the top of the hierarchy.
 fn cgroup_of_run(pid: Pid) -> PathBuf {
-    let entries = fs::read_dir(support::hierarchy()).expect("it is mounted").flatten();
+    let entries = fs::read_dir(testbed::hierarchy()).expect("it is mounted").flatten();
     let mut names = entries.map(|entry| entry.file_name().into_string().unwrap_or_default());
     let name = names.find(|name| name.starts_with(&format!("injector-{pid}-")));
-    support::hierarchy().join(name.expect("it is made before `started` is said"))
+    testbed::hierarchy().join(name.expect("it is made before `started` is said"))
 }
 
 fn is_locked(path: &Path) -> bool {

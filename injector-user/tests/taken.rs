@@ -1,8 +1,6 @@
 //! Cgroups that are removed under faults, and made again by the same path, as `systemctl restart` does: all faults go on
 //! in the new one, and it is told within a second.
 
-mod support;
-
 use std::{
     fs,
     path::Path,
@@ -14,7 +12,7 @@ use std::{
 use nix::sys::signal::Signal;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::{Value, json};
-use support::{
+use testbed::{
     Family, Host, INJECTOR, Injector, Lab, PATIENCE, Process, RuleFile, TestCgroup, agent::Agent,
     number, wait_until,
 };
@@ -184,7 +182,7 @@ fn a_scenario_follows_a_cgroup_that_is_made_again() {
          processes: {{pause: \"20ms,every=100ms\"}}}}]\n",
         cgroup.path.display()
     ));
-    let mut injector = Process::start(support::apply(&lab.left, &scenario.path, &[]));
+    let mut injector = Process::start(testbed::apply(&lab.left, &scenario.path, &[]));
     injector.wait_for("change");
     drop(inhabitant);
     remove(&cgroup.path);

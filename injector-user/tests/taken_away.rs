@@ -1,7 +1,5 @@
 //! What others take away of what injector has installed is put back within a second, and said; or the faults end.
 
-mod support;
-
 use std::{
     thread,
     time::{Duration, Instant},
@@ -10,7 +8,7 @@ use std::{
 use nix::sys::signal::Signal;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
-use support::{
+use testbed::{
     Family, Host, INTERFACE, Injector, Lab, PATIENCE, Process, RuleFile, agent::Agent, bpf,
     engines, ip, is_guest, number, scratch_file, serve, wait_until,
 };
@@ -170,7 +168,7 @@ fn links_are_attached_again() {
         let injector = Injector::start(&lab.left, &format!("--interface {INTERFACE} {line}"));
         let pid = injector.process.pid().as_raw();
         if injector.started["attached"][0]["hook"] == "clsact" {
-            support::skip("this kernel has no tcx");
+            testbed::skip("this kernel has no tcx");
             injector.stop();
             continue;
         }
@@ -362,7 +360,7 @@ fn a_command_goes_on_without_faults_that_cannot_be_put_back() {
          ip link del other; exit $0"
     );
     for (code, expected) in [("0", 1), ("7", 7)] {
-        let mut command = left.command(support::INJECTOR, None);
+        let mut command = left.command(testbed::INJECTOR, None);
         command.args(["run", "--delay", "1ms", "--", "bash", "-c", &script, code]);
         let output = command.output().expect("it runs");
         let said = String::from_utf8_lossy(&output.stderr);
@@ -375,7 +373,7 @@ fn a_command_goes_on_without_faults_that_cannot_be_put_back() {
 #[test]
 fn links_of_tracepoints_cannot_be_detached() {
     let lab = Lab::new();
-    let cgroup = support::TestCgroup::new();
+    let cgroup = testbed::TestCgroup::new();
     let injector = Injector::on(&lab.left, &cgroup, "--kill TERM,after=3:write");
     let links = bpf::all_links(injector.process.pid().as_raw());
     assert!(!links.is_empty());
@@ -416,7 +414,7 @@ fn scenarios_and_agents_put_back_as_well() {
         "targets: {{a: {{interface: [{INTERFACE}], protect: false}}}}\n\
          timeline: [{{at: 0s, for: 1h, faults: {{rules: [{{delay: 10ms}}]}}}}]\n"
     ));
-    let scenario = support::start_scenario(left, &file.path, &[]);
+    let scenario = testbed::start_scenario(left, &file.path, &[]);
     let mut scenario = scenario;
     let name = hold_devices(left).into_iter().find(|name| name.contains("hold"));
     left.run(&format!("ip link del {}", name.expect("a device")));

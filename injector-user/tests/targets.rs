@@ -1,8 +1,6 @@
 //! Targets: namespaces, processes and interfaces, named from elsewhere.
 
-mod support;
-
-use support::{FAMILIES, Host, Injector, Lab, TestCgroup, ip, number, serve, talk};
+use testbed::{FAMILIES, Host, Injector, Lab, TestCgroup, ip, number, serve, talk};
 
 const COUNT: u64 = 50;
 
@@ -97,7 +95,7 @@ fn only_the_named_interface_is_faulted() {
     let lab = Lab::new();
     let (left, right) = (&lab.left, &lab.right);
     let loopback = "127.0.0.1:9000".parse().expect("an address");
-    for (interface, over_loopback) in [("lo", false), (support::INTERFACE, true)] {
+    for (interface, over_loopback) in [("lo", false), (testbed::INTERFACE, true)] {
         let line = format!("--interface {interface} --loss 100% --protocol udp --direction egress");
         let injector = Injector::start(left, &line);
         assert_eq!(passes(left, None, left, loopback), over_loopback);

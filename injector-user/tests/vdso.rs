@@ -1,13 +1,11 @@
 //! Clocks that go wrong in running processes, by their vDSO. All processes here are started by the test that
 //! patches them, and end with it.
 
-mod support;
-
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
     os::unix::{fs::FileExt as _, process::ExitStatusExt as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{self, Receiver},
     thread,
@@ -24,7 +22,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use support::{PATIENCE, state, wait_for_state};
+use testbed::{PATIENCE, program, state, wait_for_state};
 
 const SECOND: i64 = 1_000_000_000;
 const MILLISECOND: i64 = 1_000_000;
@@ -32,7 +30,7 @@ const HOUR: i64 = 3600 * SECOND;
 
 const OWNER: u64 = 0x7e57;
 
-/// A running `examples/clock`.
+/// A running `clock` of the testbed.
 struct Program {
     child: Child,
     input: Option<ChildStdin>,
@@ -48,14 +46,7 @@ impl Program {
     }
 
     fn launch(line: &str) -> Self {
-        let folder = Path::new(env!("CARGO_BIN_EXE_injector")).parent().expect("a folder");
-        let path = folder.join("examples/clock");
-        assert!(
-            path.exists(),
-            "{} is missing: `cargo test` builds it; with --test, build it first: cargo build --example clock",
-            path.display()
-        );
-        Self::of(Command::new(path).args(line.split_whitespace()))
+        Self::of(Command::new(program("clock")).args(line.split_whitespace()))
     }
 
     fn of(command: &mut Command) -> Self {

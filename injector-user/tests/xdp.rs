@@ -1,9 +1,7 @@
 //! XDP, and what --protect leaves alone.
 
-mod support;
-
 use serde_json::Value;
-use support::{FAMILIES, Family, Host, INTERFACE, Injector, Lab, binomial, number, serve, talk};
+use testbed::{FAMILIES, Family, Host, INTERFACE, Injector, Lab, binomial, number, serve, talk};
 
 const COUNT: u64 = 800;
 

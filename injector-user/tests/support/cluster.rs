@@ -25,7 +25,7 @@ use nix::{
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::support::{
+use testbed::{
     INJECTOR,
     agent::Agent,
     container::{self, Container, Machine},
@@ -281,7 +281,7 @@ impl Drop for Cluster {
 /// Starts a container of a pod with this unique ID, as a kubelet does, in the namespace of `host`.
 pub fn start<'a>(
     machine: &'a Machine,
-    host: &super::support::Host,
+    host: &testbed::Host,
     pod: &str,
     uid: &str,
 ) -> Container<'a> {

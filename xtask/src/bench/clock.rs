@@ -40,7 +40,7 @@ const COUNTING: [&str; 3] = ["clock_gettime", "monotonic", "gettimeofday"];
 ///
 /// And how soon 1,000 processes read a skewed clock, and another one. On this machine, and then, calls only, in virtual
 /// machines of Linux 6.12 and 7.3, where the probe engine can be had. Needs root. Exits with 1 if a target is missed.
-/// With --injector, examples/clock is to be beside the binary.
+/// With --injector, clock of the testbed must be beside the binary.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
@@ -106,8 +106,8 @@ pub fn clock(args: &Args) -> Result<ExitCode> {
 fn here(args: &Args) -> Result<bool> {
     let injector = args.places.injector()?;
     let reader = match &args.places.injector {
-        Some(path) => path.with_file_name("examples/clock"),
-        None => built(["--example", "clock"], "examples/clock")?,
+        Some(path) => path.with_file_name("clock"),
+        None => built("testbed", "clock")?,
     };
     let mut targets = Vec::new();
     let (rounds, calls) = if args.places.quick { (8, 50_000) } else { (20, 200_000) };

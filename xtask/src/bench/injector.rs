@@ -26,7 +26,7 @@ pub struct Injector {
 impl Injector {
     /// Has cargo build it, which takes no time if it is up to date.
     pub fn build() -> Result<Self> {
-        Ok(Self { path: built(["--bin", "injector"], "injector")? })
+        Ok(Self { path: built("injector-user", "injector")? })
     }
 
     /// The one at `path`.
@@ -64,17 +64,16 @@ impl Injector {
     }
 }
 
-/// Has cargo build a program of injector-user, in release. `file` is below the folder of the profile's binaries.
-pub fn built(which: [&str; 2], file: &str) -> Result<PathBuf> {
+/// Has cargo build a program of a package, in release.
+pub fn built(package: &str, program: &str) -> Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "--package", "injector-user"])
-        .args(which)
+        .args(["build", "--release", "--quiet", "--package", package, "--bin", program])
         .status()
         .context("cannot run cargo")?;
-    ensure!(status.success(), "{} does not build", which[1]);
+    ensure!(status.success(), "{program} does not build");
     // Cargo puts all binaries of a profile into one folder.
-    let path = env::current_exe()?.with_file_name(file);
+    let path = env::current_exe()?.with_file_name(program);
     ensure!(path.is_file(), "there is no {}: run this as `cargo xtask`", path.display());
     Ok(path)
 }

@@ -83,18 +83,10 @@ impl Binaries {
             }
             tests.sort_by(|a, b| a.name.cmp(&b.name));
         }
-        let programs = cargo(&["build", "--bin", "injector", "--examples"])?;
-        let program = |name: &str| {
-            let found = programs.iter().find(|artifact| artifact.name == name);
-            found.map(|artifact| artifact.executable.clone()).context("cargo built no program")
-        };
+        let (injector, helpers) = programs(repository, &["build", "--bins"])?;
         Ok(Self {
-            injector: program("injector")?,
-            helpers: programs
-                .iter()
-                .filter(|artifact| artifact.kind == "example")
-                .map(|artifact| artifact.executable.clone())
-                .collect(),
+            injector,
+            helpers,
             tests: tests.into_iter().map(|test| (test.name, test.executable)).collect(),
         })
     }
@@ -103,16 +95,22 @@ impl Binaries {
 impl Binaries {
     /// Builds the program to measure, and what reads clocks; this one measures them.
     pub fn for_benchmarks(repository: &Path) -> Result<Self> {
-        let programs =
-            cargo(repository, &["build", "--release", "--bin", "injector", "--example", "clock"])?;
-        let (injector, mut helpers): (Vec<_>, Vec<_>) = programs
-            .into_iter()
-            .map(|artifact| artifact.executable)
-            .partition(|path| path.ends_with("injector"));
+        let arguments = ["build", "--release", "--bin", "injector", "--bin", "clock"];
+        let (injector, mut helpers) = programs(repository, &arguments)?;
         helpers.push(env::current_exe()?);
-        let injector = injector.into_iter().next().context("cargo built no program")?;
         Ok(Self { injector, helpers, tests: Vec::new() })
     }
+}
+
+/// The program under test, and those that tests start.
+fn programs(repository: &Path, arguments: &[&str]) -> Result<(PathBuf, Vec<PathBuf>)> {
+    let programs = cargo(repository, arguments)?;
+    let (injector, others): (Vec<_>, Vec<_>) = programs
+        .into_iter()
+        .map(|artifact| artifact.executable)
+        .partition(|path| path.ends_with("injector"));
+    let injector = injector.into_iter().next().context("cargo built no program")?;
+    Ok((injector, others))
 }
 
 /// A program that cargo built.
@@ -127,7 +125,7 @@ fn cargo(repository: &Path, arguments: &[&str]) -> Result<Vec<Artifact>> {
     let mut command = Command::new(program);
     command
         .args(arguments)
-        .args(["--locked", "--quiet", "--package", "injector-user"])
+        .args(["--locked", "--quiet", "--package", "injector-user", "--package", "testbed"])
         .arg("--message-format=json-render-diagnostics")
         .current_dir(repository)
         .stderr(Stdio::inherit());

@@ -1,4 +1,4 @@
-//! A program that reads clocks, as fast as it can or when it is asked: examples/clock of injector-user.
+//! A program that reads clocks, as fast as it can or when it is asked: `clock` of the testbed.
 
 use std::{
     collections::HashMap,

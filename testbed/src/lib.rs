@@ -1,15 +1,17 @@
-//! What the integration tests share: two hosts joined by a cable, cgroups, traffic, and injector.
+//! What tests and benchmarks share: two hosts joined by a cable, cgroups, containers, traffic, and injector.
 //!
 //! Everything is made by the test, has a name of its own, and goes with the value that stands for it,
 //! also when the test panics. Injector is only ever started inside a namespace of a [`Lab`].
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(clippy::missing_panics_doc, reason = "what fails here fails the test")]
 
 pub mod agent;
 pub mod bpf;
 pub mod container;
 pub mod daemonset;
+pub mod frames;
 pub mod listing;
 pub mod path;
+pub mod tunnel;
 
 use std::{
     ffi::OsStr,
@@ -44,7 +46,7 @@ use statrs::distribution::{Binomial, DiscreteCDF as _};
 pub const INTERFACE: &str = "veth0";
 
 /// The injector under test.
-pub const INJECTOR: &str = env!("CARGO_BIN_EXE_injector");
+pub const INJECTOR: &str = concat!(env!("PROGRAMS"), "/injector");
 
 /// Anything that takes longer has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -505,28 +507,34 @@ pub fn skip(why: &str) {
     }
 }
 
-/// Starts a party of `examples/traffic` that waits for others, and waits until it can be reached.
+/// Starts a party of `traffic` that waits for others, and waits until it can be reached.
 pub fn serve(host: &Host, cgroup: Option<&TestCgroup>, line: &str) -> Process {
     let mut process = Process::start(traffic(host, cgroup, line));
     process.wait_for("ready");
     process
 }
 
-/// Runs a party of `examples/traffic` to its end; returns its report.
+/// Runs a party of `traffic` to its end; returns its report.
 pub fn talk(host: &Host, cgroup: Option<&TestCgroup>, line: &str) -> Value {
     Process::start(traffic(host, cgroup, line)).finish()
 }
 
 fn traffic(host: &Host, cgroup: Option<&TestCgroup>, line: &str) -> Command {
-    let path = Path::new(INJECTOR).parent().expect("a folder").join("examples/traffic");
-    assert!(
-        path.exists(),
-        "{} is missing: `cargo test` builds it; with --test, build it first: cargo build --example traffic",
-        path.display(),
-    );
-    let mut command = host.command(path, cgroup);
+    let mut command = host.command(program("traffic"), cgroup);
     command.args(line.split_whitespace());
     command
+}
+
+/// One of the programs that this package has.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    let path = Path::new(env!("PROGRAMS")).join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: `cargo test` builds it; with --test, build it first: cargo build --package testbed",
+        path.display(),
+    );
+    path
 }
 
 /// `injector run` of a bash script; also the last line of its report, which is JSON, if there is one.
@@ -605,7 +613,7 @@ pub fn wait_for_state(pid: u32, wanted: char) {
 /// A path for a file of the test's own; not made yet.
 #[must_use]
 pub fn scratch_file() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique())
+    Path::new(env!("PROGRAMS")).with_file_name("tmp").join(unique())
 }
 
 /// A rule file that goes with the value.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::support::{Family, Host};
+use super::{Family, Host};
 
 /// IP protocol number of UDP.
 pub const UDP: u8 = 17;

@@ -18,7 +18,7 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::support::{Family, Host, ip};
+use super::{Family, Host, ip};
 
 /// The name of its interface at both ends.
 pub const TUNNEL: &str = "tun0";
@@ -29,7 +29,10 @@ const HEADER: usize = 10;
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: it is still to be made, by who sends the packet on, and nobody verifies it.
 const NEEDS_CSUM: u8 = 1;
 
-nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF, libc::ifreq);
+mod request {
+    #![allow(missing_docs, reason = "the macro makes it public")]
+    nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF, libc::ifreq);
+}
 
 /// The tunnel; it goes with the value.
 #[derive(Debug)]
@@ -85,7 +88,7 @@ fn open() -> io::Result<File> {
     request.ifr_ifru.ifru_flags =
         (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the request outlives the call.
-    unsafe { set_interface(file.as_raw_fd(), &raw const request) }?;
+    unsafe { request::set_interface(file.as_raw_fd(), &raw const request) }?;
     Ok(file)
 }
 
