@@ -1,10 +1,10 @@
-//! What others do with eBPF: programs of their own on interfaces, and links of injector that they detach.
+//! bpf(2) for what aya does not have: programs of a few instructions, test runs, and links of other processes.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fs, io,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,
     },
     path::PathBuf,
@@ -19,22 +19,41 @@ mod command {
     pub const MAP_LOOKUP_ELEM: i64 = 1;
     pub const PROG_LOAD: i64 = 5;
     pub const OBJ_PIN: i64 = 6;
+    pub const PROG_TEST_RUN: i64 = 10;
     pub const LINK_CREATE: i64 = 28;
     pub const LINK_GET_FD_BY_ID: i64 = 30;
     pub const LINK_DETACH: i64 = 34;
 }
 
-/// Calls bpf(2) with attributes of 32-bit words; pointers take two.
-fn bpf(command: i64, words: &[u32]) -> io::Result<i64> {
-    let mut attributes = [0u64; 18];
-    for (number, word) in words.iter().enumerate() {
-        attributes[number / 2] |= u64::from(*word) << (32 * (number % 2));
-    }
+/// Program types (`enum bpf_prog_type`).
+pub const SCHED_CLS: u32 = 3;
+/// The type of XDP programs.
+pub const XDP: u32 = 6;
+
+/// Sides of an interface (`enum bpf_attach_type`).
+pub const TCX_INGRESS: u32 = 46;
+/// Egress by tcx.
+pub const TCX_EGRESS: u32 = 47;
+
+/// Attributes of bpf(2), as the 32-bit words that they consist of; pointers take two.
+type Attributes = [u32; 36];
+
+fn attributes(words: &[u32]) -> Attributes {
+    let mut attributes = [0; 36];
+    attributes[..words.len()].copy_from_slice(words);
+    attributes
+}
+
+fn call(command: i64, attributes: &mut Attributes) -> io::Result<i64> {
     // SAFETY: the attributes are as long as is said, and what they point to is the caller's.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), size_of_val(&attributes))
+        libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), size_of_val(attributes))
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn bpf(command: i64, words: &[u32]) -> io::Result<i64> {
+    call(command, &mut attributes(words))
 }
 
 fn descriptor(command: i64, words: &[u32]) -> io::Result<OwnedFd> {
@@ -45,6 +64,61 @@ fn descriptor(command: i64, words: &[u32]) -> io::Result<OwnedFd> {
 fn words_of<T>(pointer: *const T) -> [u32; 2] {
     let address = pointer as u64;
     [address as u32, (address >> 32) as u32]
+}
+
+/// Loads a program.
+pub fn load(kind: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
+    let license = c"GPL";
+    let [code, code_high] = words_of(instructions.as_ptr());
+    let [text, text_high] = words_of(license.as_ptr());
+    let words = [kind, instructions.len() as u32, code, code_high, text, text_high];
+    descriptor(command::PROG_LOAD, &words)
+}
+
+/// Loads a program that only returns `verdict`.
+pub fn load_empty(kind: u32, verdict: i32) -> io::Result<OwnedFd> {
+    load(kind, &[instruction(0xb7, 0, 0, u64::from(verdict.cast_unsigned())), 0x95])
+}
+
+/// An instruction (`struct bpf_insn`).
+const fn instruction(code: u64, registers: u64, offset: u64, value: u64) -> u64 {
+    code | registers << 8 | (offset & 0xffff) << 16 | value << 32
+}
+
+/// Attaches a program to a side of an interface of the calling thread's namespace, until what is returned is dropped.
+pub fn attach(
+    program: BorrowedFd<'_>,
+    interface: &CStr,
+    side: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    // SAFETY: the name is a C string.
+    let index = unsafe { libc::if_nametoindex(interface.as_ptr()) };
+    if index == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let program = program.as_raw_fd().cast_unsigned();
+    descriptor(command::LINK_CREATE, &[program, index, side, flags])
+}
+
+/// The answer to a test run.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// What the program returned in the last run.
+    pub verdict: u32,
+    /// Nanoseconds a run, a whole number, without the times at which the kernel ran something else.
+    pub ns: u32,
+}
+
+/// Runs a program on `frame`, `repeat` times.
+pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Result<Outcome> {
+    let [data, data_high] = words_of(frame.as_ptr());
+    let program = program.as_raw_fd().cast_unsigned();
+    // prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration
+    let words = [program, 0, frame.len() as u32, 0, data, data_high, 0, 0, repeat, 0];
+    let mut attributes = attributes(&words);
+    call(command::PROG_TEST_RUN, &mut attributes)?;
+    Ok(Outcome { verdict: attributes[1], ns: attributes[9] })
 }
 
 /// A link of a process that attaches a program to an interface.
@@ -112,13 +186,9 @@ impl Counter {
     #[must_use]
     pub fn new(accepts: bool) -> Self {
         const ARRAY: u32 = 2;
-        const SCHED_CLS: u32 = 3;
         let map = descriptor(command::MAP_CREATE, &[ARRAY, 4, 8, 1]).expect("root may");
         let fd = u64::from(map.as_raw_fd().cast_unsigned());
         let verdict: u64 = if accepts { 0 } else { 0xffff_ffff };
-        let instruction = |code: u64, registers: u64, offset: u64, value: u64| {
-            code | registers << 8 | (offset & 0xffff) << 16 | value << 32
-        };
         let instructions = [
             instruction(0x61, 0x13, 16, 0), // r3 = the skb's protocol
             instruction(0x55, 0x03, 9, u64::from(0x0800u16.to_be())), // if it is not IPv4, skip 9
@@ -134,11 +204,7 @@ impl Counter {
             instruction(0xb7, 0x00, 0, verdict), // r0 = the verdict
             instruction(0x95, 0, 0, 0), // exit
         ];
-        let license = c"GPL";
-        let [code, code_high] = words_of(instructions.as_ptr());
-        let [text, text_high] = words_of(license.as_ptr());
-        let words = [SCHED_CLS, instructions.len() as u32, code, code_high, text, text_high];
-        let program = descriptor(command::PROG_LOAD, &words).expect("the verifier takes it");
+        let program = load(SCHED_CLS, &instructions).expect("the verifier takes it");
         let directory = scratch_file();
         fs::create_dir(&directory).expect("it can be made");
         let mounted = Command::new("mount").args(["-t", "bpf", "none"]).arg(&directory).status();
@@ -167,16 +233,10 @@ impl Counter {
     pub fn tcx(&self, host: &Host, side: &str, is_first: bool) -> OwnedFd {
         const BEFORE: u32 = 8;
         const AFTER: u32 = 16;
-        let side = if side == "ingress" { 46 } else { 47 };
+        let side = if side == "ingress" { TCX_INGRESS } else { TCX_EGRESS };
         let flags = if is_first { BEFORE } else { AFTER };
-        let program = self.program.as_raw_fd().cast_unsigned();
-        host.inside(|| {
-            let name = CString::new(INTERFACE).expect("no zeroes");
-            // SAFETY: the name ends with a zero.
-            let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-            descriptor(command::LINK_CREATE, &[program, index, side, flags])
-        })
-        .expect("Linux 6.6")
+        let name = CString::new(INTERFACE).expect("no zeroes");
+        host.inside(|| attach(self.program.as_fd(), &name, side, flags)).expect("Linux 6.6")
     }
 
     /// How many packets it has seen.

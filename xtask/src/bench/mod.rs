@@ -1,8 +1,6 @@
 //! `cargo xtask bench packets`: what the packet programs cost.
 
 pub mod agent;
-mod bpf;
-mod cgroup;
 pub mod clock;
 pub mod delay;
 mod frames;

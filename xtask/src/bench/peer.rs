@@ -11,8 +11,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
+use testbed::bpf::{SCHED_CLS, TCX_EGRESS, TCX_INGRESS, attach, load_empty};
+
 use super::{
-    bpf::{SCHED_CLS, TCX_EGRESS, TCX_INGRESS, attach, load_empty},
     link::{Link, NEAR},
     rules::networks,
 };
@@ -21,7 +22,7 @@ use super::{
 const FILTERS_PER_PRIORITY: usize = 4000;
 
 /// "I have nothing to say about this packet", of `enum tcx_action_base` (include/uapi/linux/bpf.h).
-const TCX_NEXT: i16 = -1;
+const TCX_NEXT: i32 = -1;
 
 /// Puts `count` u32 filters on the near end's egress, one for each of the networks that `count` rules of
 /// ours would be for.
@@ -48,6 +49,6 @@ pub fn install_u32(link: &Link, count: u32) -> Result<()> {
 pub fn attach_empty(link: &Link) -> Result<[OwnedFd; 2]> {
     let program = load_empty(SCHED_CLS, TCX_NEXT).context("cannot load an empty program")?;
     let name = CString::new(NEAR)?;
-    let tcx = |side| attach(program.as_fd(), &name, side).context("cannot attach by tcx");
+    let tcx = |side| attach(program.as_fd(), &name, side, 0).context("cannot attach by tcx");
     link.near.run(|| Ok([tcx(TCX_EGRESS)?, tcx(TCX_INGRESS)?]))
 }

@@ -8,8 +8,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use testbed::TestCgroup;
 
-use super::{cgroup::Cgroup, injector::Injector, link::Link, numbers::median, say, watch};
+use super::{injector::Injector, link::Link, numbers::median, say, watch};
 
 /// A change must not be later than that, in all but 1 of 100.
 const LIMIT_MS: f64 = 10.0;
@@ -45,11 +46,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let packets = measure(args, &injector, &link, &near, "rules: [{loss: 10%}]")?;
     drop(traffic);
 
-    let cgroup = Cgroup::new("paused")?;
+    let cgroup = TestCgroup::new();
     let sleep = Command::new("sleep").arg("3600").spawn().context("cannot run sleep")?;
     let sleep = Killed(sleep);
-    fs::write(cgroup.procs(), sleep.0.id().to_string()).context("cannot fill a cgroup")?;
-    let path = format!("cgroup: {}", cgroup.path().display());
+    fs::write(cgroup.path.join("cgroup.procs"), sleep.0.id().to_string())
+        .context("cannot fill a cgroup")?;
+    let path = format!("cgroup: {}", cgroup.path.display());
     let pauses = measure(args, &injector, &link, &path, "processes: {pause: 1m}")?;
     drop(sleep);
 

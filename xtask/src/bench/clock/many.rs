@@ -9,10 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use testbed::TestCgroup;
 
 use super::reader::Reader;
 use crate::bench::{
-    cgroup::Cgroup,
     injector::{Injector, Running},
     numbers::{largest, median},
     say,
@@ -33,8 +33,8 @@ pub fn measure(injector: &Injector, reader: &Path, targets: &mut Vec<Target>) ->
     say(&format!("{PROCESSES} processes"));
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
-    let group = Cgroup::new("many")?;
-    let procs = group.procs();
+    let group = TestCgroup::new();
+    let procs = group.path.join("cgroup.procs");
     let mut readers = Vec::with_capacity(PROCESSES);
     for _ in 0..PROCESSES {
         let mut command = Command::new(reader);
@@ -45,7 +45,7 @@ pub fn measure(injector: &Injector, reader: &Path, targets: &mut Vec<Target>) ->
         readers.push(Reader::spawn(command)?);
     }
 
-    let empty = Cgroup::new("empty")?;
+    let empty = TestCgroup::new();
     let file = File::new("clocks: {clock: +1h}")?;
     let without = start(injector, &empty, &file)?.startup;
     let mut running = start(injector, &group, &file)?;
@@ -98,9 +98,9 @@ impl File {
     }
 }
 
-fn start(injector: &Injector, group: &Cgroup, rules: &File) -> Result<Running> {
+fn start(injector: &Injector, group: &TestCgroup, rules: &File) -> Result<Running> {
     let mut command = Command::new(injector.path());
-    command.args(["inject", "--output", "json", "--engine", "vdso", "--cgroup"]).arg(group.path());
+    command.args(["inject", "--output", "json", "--engine", "vdso", "--cgroup"]).arg(&group.path);
     command.arg("--rules").arg(&rules.0);
     Running::start(command)
 }

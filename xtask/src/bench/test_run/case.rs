@@ -24,8 +24,9 @@ use injector_user::{
     spec::{Faults, file},
 };
 
+use testbed::bpf::{SCHED_CLS, XDP, load_empty, test_run};
+
 use crate::bench::{
-    bpf::{SCHED_CLS, XDP, load_empty, test_run},
     frames,
     rules::{RuleFile, remote},
 };
@@ -174,8 +175,8 @@ impl Case {
     /// A program that does nothing.
     fn empty(name: &'static str, hook: Hook) -> Result<Self> {
         let program = match hook {
-            Hook::Tc(_) => load_empty(SCHED_CLS, TC_ACT_UNSPEC as i16)?,
-            Hook::Xdp => load_empty(XDP, XDP_PASS as i16)?,
+            Hook::Tc(_) => load_empty(SCHED_CLS, TC_ACT_UNSPEC.cast_signed())?,
+            Hook::Xdp => load_empty(XDP, XDP_PASS.cast_signed())?,
         };
         Ok(Self {
             name,
