@@ -343,10 +343,19 @@ fn held(pid: u32) -> (usize, usize, u64) {
     (files.len(), bpf, memory)
 }
 
-/// The same once the last connection is closed.
+/// The same once the last connection is closed: when it has not changed for a while.
 fn settled(pid: u32) -> (usize, usize, u64) {
-    thread::sleep(Duration::from_millis(300));
-    held(pid)
+    const STEADY: u32 = 10;
+    let mut last = held(pid);
+    let mut same = 0;
+    wait_until(PATIENCE, "the number of files is steady", || {
+        thread::sleep(Duration::from_millis(30));
+        let now = held(pid);
+        same = if (now.0, now.1) == (last.0, last.1) { same + 1 } else { 0 };
+        last = now;
+        same == STEADY
+    });
+    last
 }
 
 /// Begins and ends faults; every tenth time nothing else acts, and so all is made and undone.
@@ -433,7 +442,8 @@ fn a_killed_agent_leaves_nothing_and_the_next_one_serves_at_once() {
         wait_until(PATIENCE, "paused", || cgroup.is_frozen());
         assert!(lab.left.run("ip -o link").contains("injhold"));
         assert!(!answers(&lab));
-        // Every other time there is no guardian that could undo anything: what is in the journal is for the next agent.
+        // Every other time there is no guardian that could undo anything: what is in the journal is for the
+        // next agent, or for whatever injector another test starts first.
         let is_unguarded = round % 2 == 1;
         if is_unguarded {
             let guardians = guardians(agent.child.id());
@@ -444,9 +454,6 @@ fn a_killed_agent_leaves_nothing_and_the_next_one_serves_at_once() {
         }
         agent.signal(Signal::SIGKILL);
         agent.child.wait().expect("it ends");
-        if is_unguarded {
-            assert!(cgroup.is_frozen(), "nobody has undone it yet");
-        }
         let killed = Instant::now();
         let restarted = Agent::with(&lab.left, agent.socket.clone(), &[]);
         assert_eq!(restarted.ask("GET", "/healthz", None).0, 200);

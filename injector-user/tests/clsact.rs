@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use testbed::{Family, INTERFACE, Injector, Lab, TestCgroup, skip};
+use testbed::{Family, INTERFACE, Injector, Lab, TestCgroup, skip, wait_until};
 
 /// How long the guardian may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -100,8 +100,7 @@ fn what_others_have_there_stays() {
     let injector = Injector::start(&lab.left, &line("--loss 100%"));
     injector.process.signal(Signal::SIGKILL);
     drop(injector);
-    thread::sleep(PATIENCE);
-    assert_eq!(state(&lab), before);
+    wait_until(PATIENCE, "all is as before", || state(&lab) == before);
 }
 
 #[test]
