@@ -37,70 +37,94 @@ const CHECKING: usize = 8;
 /// How long they wait for more of them before they go, with their memory.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Serve an API by which clients begin, watch and end faults of this host
+/// Serve an HTTP API that starts, watches and ends faults of this host
 ///
-/// HTTP and JSON over a socket that root alone can open; over TCP as well with --listen. Each fault ends with its time,
-/// or when its client no longer renews it; all end with the agent. GET /openapi.json describes the API, see
-/// docs/agent.md.
+/// The API is HTTP and JSON over a Unix socket that only root can open, and over TCP with --listen. Each fault ends at
+/// its deadline, or when its client stops renewing it. All faults end with the agent. GET /openapi.json describes the
+/// API; see docs/agent.md.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example: injector agent --listen 0.0.0.0:7440 --tls-cert tls.crt --tls-key tls.key --token-file tokens")]
 pub struct AgentArgs {
-    /// The socket
+    /// Unix socket
     #[arg(long, value_name = "PATH", default_value = SOCKET)]
     socket: PathBuf,
 
-    /// Listen on this TCP address too: with TLS and tokens, or on the loopback
+    /// Also serve this TCP address
+    ///
+    /// Addresses other than loopback require --tls-cert, --tls-key and --token-file.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
 
-    /// The certificate for it, with those that vouch for it, in PEM
+    /// Certificate chain for --listen, in PEM
     #[arg(long, value_name = "FILE", requires_all = ["listen", "tls_key"])]
     tls_cert: Option<PathBuf>,
 
-    /// The certificate's key, in PEM
+    /// Private key of the certificate, in PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
 
-    /// Who may ask over TCP: a file of lines NAME:TOKEN, that nobody else can read
+    /// Tokens of the clients that may use TCP
+    ///
+    /// The file has lines of the form NAME:TOKEN and must be readable only by its owner.
     #[arg(long, value_name = "FILE", requires = "listen")]
     token_file: Option<PathBuf>,
 
-    /// Write who asked what to this file instead of standard error: JSON, one request a line
+    /// Write the audit log to this file
+    ///
+    /// The log has one JSON object per request. It goes to standard error by default.
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
 
-    /// Write down requests that only read, too
+    /// Log read-only requests as well
     #[arg(long)]
     audit_reads: bool,
 
-    /// Carry out the `FaultInjection` resources of a Kubernetes cluster in the pods of this node too
+    /// Apply the cluster's FaultInjection resources
     ///
-    /// The cluster is that of KUBECONFIG, of ~/.kube/config, or of the pod's service account; see docs/kubernetes.md.
+    /// They act on the pods of this node. The cluster is taken from KUBECONFIG, ~/.kube/config, or the pod's service
+    /// account; see docs/kubernetes.md.
     #[arg(long, requires = "node", help_heading = "Kubernetes")]
     kubernetes: bool,
 
-    /// The name of this node in the cluster
-    #[arg(long, value_name = "NAME", env = "NODE_NAME", help_heading = "Kubernetes")]
+    /// Name of this node
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "NODE_NAME",
+        hide_env_values = true,
+        help_heading = "Kubernetes"
+    )]
     node: Option<String>,
 
-    /// The namespace for the lease by which others see that the agent is there; by default that of the agent's pod
-    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", help_heading = "Kubernetes")]
+    /// Namespace of the leases
+    ///
+    /// Each agent renews a Lease, by which other agents see that it is alive. The default is the namespace of the
+    /// agent's pod.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "POD_NAMESPACE",
+        hide_env_values = true,
+        help_heading = "Kubernetes"
+    )]
     lease_namespace: Option<String>,
 
-    /// End faults of the cluster when its API server was not reached for so long, 3s to 10m
+    /// End faults when the API server is gone
+    ///
+    /// Faults of the cluster end when its API server was unreachable for T, which is 3s to 10m.
     #[arg(long, value_name = "T", default_value = "30s", help_heading = "Kubernetes")]
     api_patience: Span,
 
-    /// Faults at once
+    /// Maximum number of active faults
     #[arg(long, value_name = "N", default_value_t = 512)]
     max_faults: usize,
 
-    /// Connections at once
+    /// Maximum number of open connections
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_connections: usize,
 
-    /// Bytes of a request
+    /// Maximum size of a request
     #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
     max_body: usize,
 }

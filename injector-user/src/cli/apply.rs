@@ -43,34 +43,46 @@ use crate::{
 /// What is not urgent is not begun if a change is due within this time.
 const QUIET: Duration = Duration::from_millis(30);
 
-/// Carry out a scenario: faults of several targets by a timeline
+/// Run a scenario: a timeline of faults on several targets
 ///
-/// Ends when the scenario does, by Enter on the terminal, SIGINT or SIGTERM; then all faults are undone. If a step
-/// fails, all are undone as well. See docs/scenarios.md; docs/scenario.schema.json is the file's JSON Schema.
+/// The command ends with the scenario, on Enter at a terminal, or on SIGINT or SIGTERM, and undoes all faults. If a step
+/// fails, all faults are undone as well. See docs/scenarios.md. The file's JSON Schema is docs/scenario.schema.json.
 #[derive(Args, Debug)]
 #[command(after_help = "Example: injector apply scenario.yaml --seed 7 --timeline run.jsonl")]
 pub struct ApplyArgs {
-    /// The scenario, in YAML or JSON
+    /// Scenario file, in YAML or JSON
     file: PathBuf,
 
-    /// Say what would be done when, and touch nothing; whether the targets are there is not looked at
+    /// Print the plan without applying it
+    ///
+    /// Does not check that the targets exist.
     #[arg(long)]
     check: bool,
 
-    /// What random choices and decisions about packets follow from [default: the scenario's, else at random]
+    /// Seed of all random decisions
+    ///
+    /// The default is the scenario's seed, or else a random one.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// Write the timeline to this file: JSON, one change or sample of counters a line
+    /// Write the timeline to this file
+    ///
+    /// The file has one JSON object per line: a change, or a sample of the counters.
     #[arg(long, value_name = "FILE")]
     timeline: Option<PathBuf>,
 
-    /// How often counters are written to the timeline
+    /// Sample the counters this often
     #[arg(long, value_name = "T", default_value = "1s")]
     sample: Span,
 
-    /// How to report; json is the timeline
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    /// Report format; json is the timeline
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "human|json",
+        hide_possible_values = true
+    )]
     output: Output,
 }
 

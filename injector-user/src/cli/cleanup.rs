@@ -8,7 +8,9 @@ use clap::Args;
 use super::{FAILED, privileges};
 use crate::{lifetime::cleanup::cleanup, output};
 
-/// Undo whatever a dead injector left; every start of injector does so too
+/// Undo what dead injectors left behind
+///
+/// Every start of injector does so too.
 #[derive(Args, Debug)]
 pub struct CleanupArgs {}
 

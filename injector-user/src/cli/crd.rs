@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::{kubernetes::crd, output};
 
-/// Print the definition of the Kubernetes resource `FaultInjection`, which `injector agent --kubernetes` carries out
+/// Print the CustomResourceDefinition of `FaultInjection`
 #[derive(Args, Debug)]
 pub struct CrdArgs {}
 

@@ -14,15 +14,21 @@ use crate::{
     target::cgroup::Hierarchy,
 };
 
-/// Tell which faults, engines and hooks work on this kernel
+/// Test which faults, engines and hooks work on this kernel
 ///
-/// Each fault is carried out once, in a scratch network namespace and on processes of its own, and its effect is
-/// observed. The exit code is 0 whatever works, and 1 if that cannot be found out. JSON is one object a line: a
-/// `subject` (a hook, an engine) or a `fault`, with its `verdict` (`ok` or `unavailable`) and `reason`.
+/// Applies each fault once, in a scratch network namespace and to processes of its own, and observes the effect. The
+/// exit code is 0 whatever works, and 1 if the test itself fails. JSON has one object per line: a `subject` (a hook or
+/// an engine) or a `fault`, with its `verdict` (`ok` or `unavailable`) and `reason`.
 #[derive(Args, Debug)]
 pub struct DoctorArgs {
-    /// How to print
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    /// Output format
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "human|json",
+        hide_possible_values = true
+    )]
     output: Output,
 }
 

@@ -18,7 +18,9 @@ use crate::{
     target::Target,
 };
 
-/// Fault an existing target until --for is over, or SIGINT or SIGTERM arrives
+/// Fault an existing target until a deadline or a signal
+///
+/// The faults end after --for, or on SIGINT or SIGTERM.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example: injector inject --cgroup /system.slice/postgresql.service --loss 1% --local-port 5432 --for 30s")]
@@ -35,21 +37,25 @@ pub struct InjectArgs {
     #[command(flatten)]
     agent: AgentOptions,
 
-    /// Lose and corrupt received packets at the XDP hook, before the kernel makes buffers of them:
-    /// cheapest, but for a whole host, namespace or interface only
+    /// Fault received packets at the XDP hook
+    ///
+    /// The XDP hook runs before the kernel allocates a packet buffer, so it costs least. It supports loss and
+    /// corruption of a whole host, network namespace or interface.
     #[arg(long, conflicts_with = "agent")]
     xdp: bool,
 
-    /// Where to attach otherwise
+    /// Hook for the eBPF programs
     #[arg(long, value_enum, default_value_t, value_name = "HOOK", conflicts_with_all = ["xdp", "agent"])]
     hook: HookChoice,
 
-    /// Leave TCP port 22, the connections of the shell that started this, and loopback alone unless it is
-    /// named by --interface [default for --host and --interface]
+    /// Spare SSH, this shell's connections, and lo
+    ///
+    /// Excludes TCP port 22, the connections of the shell that started this command, and loopback unless --interface
+    /// names it. This is the default for --host and --interface.
     #[arg(long, overrides_with = "no_protect")]
     protect: bool,
 
-    /// Spare nothing
+    /// Exclude nothing from the faults
     #[arg(long)]
     no_protect: bool,
 }

@@ -19,14 +19,20 @@ use crate::{
 /// An agent that says how it is only after this time is not well.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(4);
 
-/// List the running injectors of this host, and the faults of its agent
+/// List running injectors and the faults of the agent
 #[derive(Args, Debug)]
 pub struct ListArgs {
-    /// How to print
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    /// Output format
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "human|json",
+        hide_possible_values = true
+    )]
     output: Output,
 
-    /// Only say how the agent is; fails if it is not well
+    /// Check only whether the agent is healthy
     #[arg(long)]
     health: bool,
 

@@ -11,14 +11,16 @@ use crate::output;
 /// Print a completion script for a shell
 #[derive(Args, Debug)]
 pub struct CompletionsArgs {
-    /// Which shell
+    /// bash, elvish, fish, powershell or zsh
+    #[arg(hide_possible_values = true)]
     shell: Shell,
 }
 
-/// Print the man page, or write those of all commands to a folder
+/// Print the man page, or write all man pages to a directory
 #[derive(Args, Debug)]
 pub struct ManArgs {
-    /// The folder
+    /// Directory for the man pages of all commands
+    #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
 }
 

@@ -37,8 +37,10 @@ const USAGE: u8 = 2;
 /// `--require-match`, and nothing matched.
 const NOTHING_MATCHED: u8 = 3;
 
-/// Fault injector for Linux: breaks the network, the clocks and the processes of a command, a cgroup, a container, a pod,
-/// a namespace or a host, precisely and safely
+/// Fault injector for Linux: packets, clocks and processes
+///
+/// Injects faults into a command, a cgroup, a container, a pod, a network namespace or a host. All faults end with
+/// injector, even if it is killed.
 #[derive(Parser)]
 #[command(name = "injector", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "\
@@ -54,7 +56,9 @@ Environment:
   INJECTOR_LOG  filter of diagnostics on standard error, such as `debug` or
                 `injector_user::kernel=debug` (tracing-subscriber's EnvFilter)")]
 struct Cli {
-    /// Say more on standard error; the eBPF programs too
+    /// Enable debug logging
+    ///
+    /// Includes messages of the eBPF programs. They go to standard error.
     #[arg(short, long, global = true)]
     verbose: bool,
 

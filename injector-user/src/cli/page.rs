@@ -18,18 +18,21 @@ use crate::{
 /// Timelines are read up to this size.
 const MAX_TIMELINE: u64 = 1 << 30;
 
-/// Draw the timeline of a scenario as one HTML page, which needs no network to be looked at
+/// Render a timeline as a self-contained HTML page
 #[derive(Args, Debug)]
 pub struct ReportArgs {
-    /// What `injector apply --timeline` wrote
+    /// Timeline that `injector apply --timeline` wrote
     file: PathBuf,
 
-    /// Where the page goes [default: the timeline's name, with .html]
+    /// Write the page to this file
+    ///
+    /// The default is the name of the timeline with the suffix .html.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Measurements of the system under test to be shown over the same time: CSV whose first column is the time, in
-    /// seconds since 1970 or as RFC 3339 has it, and whose first line names the other columns; repeatable
+    /// Plot these measurements as well; repeatable
+    ///
+    /// The first column is the time, in seconds since 1970 or by RFC 3339. The first line names the other columns.
     #[arg(long, value_name = "CSV")]
     measured: Vec<PathBuf>,
 }

@@ -38,16 +38,17 @@ const MAX_TOKEN: u64 = 1 << 20;
 /// Which agent, and how to be let in.
 #[derive(Args, Debug)]
 pub struct AgentOptions {
-    /// Have the agent do it that serves this socket, or this URL (http://HOST:PORT, https://HOST:PORT): the fault ends
-    /// with this command, and at the latest 10s after it
+    /// Use the agent at this socket or URL
+    ///
+    /// A URL is http://HOST:PORT or https://HOST:PORT. The fault ends with this command, or at the latest 10s after it.
     #[arg(long, value_name = "SOCKET|URL", help_heading = "Agent")]
     pub agent: Option<String>,
 
-    /// The certificate of who vouches for an agent at an https URL
+    /// CA certificate that verifies the agent
     #[arg(long, value_name = "FILE", help_heading = "Agent", requires = "agent")]
     pub agent_ca: Option<PathBuf>,
 
-    /// The file with the token for an agent at a URL
+    /// File that has the token for the agent
     #[arg(long, value_name = "FILE", help_heading = "Agent", requires = "agent")]
     pub agent_token: Option<PathBuf>,
 }

@@ -33,10 +33,10 @@ use crate::{
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 
-/// Run a command under faults that touch it and its children alone, and end with it
+/// Run a command under faults that affect only its processes
 ///
-/// The command runs in a cgroup of its own; its packets are faulted on every interface of its network
-/// namespace, loopback included. Reports go to standard error, or to --output-file.
+/// The command runs in a cgroup of its own. Its packets are faulted on every interface of its network namespace,
+/// including loopback. The faults end with the command. Reports go to standard error, or to --output-file.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example: injector run --loss 20% --remote 127.0.0.1/32 -- ping -c 20 127.0.0.1")]
@@ -47,7 +47,7 @@ pub struct RunArgs {
     #[command(flatten)]
     session: SessionArgs,
 
-    /// The command and its arguments
+    /// Command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
