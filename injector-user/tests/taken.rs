@@ -199,6 +199,229 @@ fn a_scenario_follows_a_cgroup_that_is_made_again() {
     assert_eq!(ended["targets"]["web"]["dropped"], 3, "{ended}");
 }
 
+/// A scenario with one target, `web`, and these entries of its timeline.
+fn scenario_of(cgroup: &TestCgroup, entries: &[&str]) -> RuleFile {
+    let path = cgroup.path.display();
+    let timeline: String = entries.iter().map(|entry| format!("  - {entry}\n")).collect();
+    RuleFile::new(&format!("targets: {{web: {{cgroup: {path}}}}}\ntimeline:\n{timeline}"))
+}
+
+/// Waits for a warning that contains a text.
+#[track_caller]
+fn wait_for_warning(process: &mut Process, text: &str) {
+    loop {
+        let warning = process.wait_for("warning");
+        if warning["message"].as_str().is_some_and(|message| message.contains(text)) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_scenario_whose_target_does_not_return_fails_unless_its_processes_were_killed() {
+    let lab = Lab::new();
+    for (faults, code) in [
+        ("{rules: [{loss: 100%}]}", 1),
+        ("{clocks: {clock: +1h}}", 1),
+        ("{rules: [{loss: 100%}], processes: {kill: [\"KILL,at=100ms\"]}}", 0),
+    ] {
+        for ends_by_itself in [false, true] {
+            let cgroup = TestCgroup::new();
+            let inhabitant = Inhabitant::of(&cgroup.path);
+            let length = if ends_by_itself { "3s" } else { "1h" };
+            let scenario = scenario_of(&cgroup, &[&format!("{{for: {length}, faults: {faults}}}")]);
+            let mut injector = Process::start(testbed::apply(&lab.left, &scenario.path, &[]));
+            injector.wait_for("change");
+            drop(inhabitant);
+            remove(&cgroup.path);
+            injector.wait_for("gone");
+            if !ends_by_itself {
+                injector.signal(Signal::SIGTERM);
+            }
+            let (ended, said) = injector.end();
+            assert_eq!(ended, Some(code), "{faults}: {said:?}");
+            let is_told = said.iter().any(|event| {
+                event["message"].as_str().is_some_and(|message| message.contains("did not return"))
+            });
+            assert_eq!(is_told, code == 1, "{faults}: {said:?}");
+            assert_eq!(said.last().expect("an end")["event"], "ended");
+        }
+    }
+}
+
+#[test]
+fn process_faults_that_are_to_start_while_their_target_is_gone_start_when_it_returns() {
+    let (lab, cgroup) = (Lab::new(), TestCgroup::new());
+    let pause = "{at: 2s, for: 1h, faults: {processes: {pause: \"20ms,every=100ms\"}}}";
+    let kill = "{at: 2s, for: 1h, faults: {processes: {kill: [\"URG,after=3:unlinkat\"]}}}";
+    let over = "{at: 2s, for: 300ms, faults: {processes: {kill: [\"TERM,every=10ms\"]}}}";
+    let scenario = scenario_of(&cgroup, &[pause, kill, over]);
+    let mut injector = Process::start(testbed::apply(&lab.left, &scenario.path, &[]));
+    injector.wait_for("started");
+    remove(&cgroup.path);
+    injector.wait_for("gone");
+    for _ in 0..3 {
+        wait_for_warning(&mut injector, "start when it returns");
+    }
+    // The one that is over by then does not start.
+    injector.wait_for("change");
+    fs::create_dir(&cgroup.path).expect("it can be made");
+    let mut inhabitant = Inhabitant::of(&cgroup.path);
+    injector.wait_for("followed");
+    wait_until(PATIENCE, "it is paused", || cgroup.is_frozen());
+    let script = "for n in 1 2 3 4; do rm -d /nonexistent; done 2>/dev/null; exit 0";
+    let mut shell = lab.left.command("bash", Some(&cgroup));
+    assert!(shell.args(["-c", script]).status().expect("bash").success());
+    assert!(inhabitant.0.try_wait().expect("it is ours").is_none(), "it was killed");
+    injector.signal(Signal::SIGTERM);
+    let ended = injector.finish();
+    let web = &ended["targets"]["web"];
+    assert!(number(web, "pauses") > 0, "{ended}");
+    assert!(!cgroup.is_frozen());
+}
+
+/// Whether the v2 hierarchy has this controller; if not, the test that asks says so.
+fn has(controller: &str) -> bool {
+    let file = testbed::hierarchy().join("cgroup.controllers");
+    let controllers = fs::read_to_string(file).expect("a root");
+    let has = controllers.split_whitespace().any(|name| name == controller);
+    if !has {
+        testbed::skip(&format!("cgroup v2 has no {controller} controller here"));
+    }
+    has
+}
+
+fn cpu_limit(cgroup: &TestCgroup) -> String {
+    fs::read_to_string(cgroup.path.join("cpu.max")).unwrap_or_default().trim().into()
+}
+
+/// What a busy loop in the cgroup needs of a processor, as a share of the time.
+fn share(host: &Host, cgroup: &TestCgroup) -> f64 {
+    let script = "end=$((SECONDS+3)); while [ $SECONDS -lt $end ]; do :; done; \
+                  read -ra fields </proc/$$/stat; echo ${fields[13]} ${fields[14]}";
+    let began = Instant::now();
+    let mut bash = host.command("bash", Some(cgroup));
+    let output = bash.args(["-c", script]).output().expect("bash");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let ticks = text.split_whitespace().map(|ticks| ticks.parse::<f64>().expect("a number"));
+    ticks.sum::<f64>() / procfs::ticks_per_second() as f64 / began.elapsed().as_secs_f64()
+}
+
+#[test]
+fn limits_follow_a_cgroup_that_is_made_again() {
+    if !has("cpu") {
+        return;
+    }
+    let (lab, cgroup) = (Lab::new(), TestCgroup::new());
+    let mut injector = Injector::on(&lab.left, &cgroup, "--cpu 20%");
+    for _ in 0..3 {
+        assert_eq!(cpu_limit(&cgroup), "20000 100000");
+        remove(&cgroup.path);
+        injector.process.wait_for("gone");
+        fs::create_dir(&cgroup.path).expect("it can be made");
+        injector.process.wait_for("followed");
+    }
+    assert_eq!(cpu_limit(&cgroup), "20000 100000");
+    let share = share(&lab.left, &cgroup);
+    assert!(share < 0.4, "{share} of a processor");
+    injector.process.signal(Signal::SIGTERM);
+    let summary = injector.process.finish();
+    let limits = summary["processes"]["limits"].as_array().expect("limits").clone();
+    assert_eq!(limits.len(), 1, "{summary}");
+    assert!(limits[0]["throttled_ms"].as_f64() > Some(100.0), "{summary}");
+    assert_ne!(cpu_limit(&cgroup), "20000 100000");
+}
+
+#[test]
+fn limits_that_are_to_start_while_their_target_is_gone_start_when_it_returns() {
+    if !has("cpu") {
+        return;
+    }
+    let (lab, cgroup) = (Lab::new(), TestCgroup::new());
+    let limit = "{at: 2s, for: 1h, faults: {processes: {cpu: 20%}}}";
+    let scenario = scenario_of(&cgroup, &[limit]);
+    let mut injector = Process::start(testbed::apply(&lab.left, &scenario.path, &[]));
+    injector.wait_for("started");
+    remove(&cgroup.path);
+    injector.wait_for("gone");
+    wait_for_warning(&mut injector, "start when it returns");
+    fs::create_dir(&cgroup.path).expect("it can be made");
+    injector.wait_for("followed");
+    assert_eq!(cpu_limit(&cgroup), "20000 100000");
+    injector.signal(Signal::SIGTERM);
+    injector.finish();
+    assert_ne!(cpu_limit(&cgroup), "20000 100000");
+}
+
+#[test]
+fn failing_calls_and_signals_at_calls_follow_a_cgroup_that_is_made_again() {
+    let (lab, cgroup) = (Lab::new(), TestCgroup::new());
+    let line = "--errno unlinkat=EIO,100% --kill TERM,after=4:mkdir";
+    let cgroup_path = cgroup.path.display();
+    let mut command = Injector::command(&lab.left, &format!("--cgroup {cgroup_path} {line}"));
+    let output = command.args(["--for", "10ms"]).output().expect("it runs");
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("cannot be made to fail here"), "{said}");
+        return testbed::skip("no engine lets system calls fail");
+    }
+    let mut injector = Injector::on(&lab.left, &cgroup, line);
+    let file = testbed::scratch_file();
+    fs::write(&file, "").expect("it can be written");
+    for round in 1..=3 {
+        remove(&cgroup.path);
+        injector.process.wait_for("gone");
+        fs::create_dir(&cgroup.path).expect("it can be made");
+        injector.process.wait_for("followed");
+        let is_removed = lab.left.run_in(Some(&cgroup), &format!("rm {}", file.display())).0;
+        assert!(!is_removed, "round {round}");
+        // A call of its own in each of the cgroups; the fourth comes after the last.
+        let (is_made, _) = lab.left.run_in(Some(&cgroup), "mkdir /proc/nonexistent");
+        assert!(!is_made);
+    }
+    let mut mkdir = lab.left.command("mkdir", Some(&cgroup));
+    let status = mkdir.arg("/proc/nonexistent").status().expect("mkdir");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGTERM));
+    fs::remove_file(&file).expect("nothing fails outside of the cgroup");
+    injector.process.signal(Signal::SIGTERM);
+    let summary = injector.process.finish();
+    let processes = &summary["processes"];
+    assert_eq!(number(&processes["errnos"][0], "failed"), 3, "{summary}");
+    let kill = &processes["kills"][0];
+    assert_eq!((number(kill, "calls"), number(kill, "sent")), (4, 1), "{summary}");
+}
+
+#[test]
+fn signals_at_calls_follow_a_cgroup_that_is_made_again() {
+    let (lab, cgroup) = (Lab::new(), TestCgroup::new());
+    let mut injector = Injector::on(&lab.left, &cgroup, "--kill TERM,after=3:mkdir");
+    let mkdir = || {
+        let mut mkdir = lab.left.command("mkdir", Some(&cgroup));
+        let status = mkdir.arg("/proc/nonexistent").stderr(Stdio::null()).status();
+        std::os::unix::process::ExitStatusExt::signal(&status.expect("mkdir"))
+    };
+    for _ in 0..2 {
+        assert_eq!(mkdir(), None);
+        remove(&cgroup.path);
+        injector.process.wait_for("gone");
+        fs::create_dir(&cgroup.path).expect("it can be made");
+        injector.process.wait_for("followed");
+    }
+    assert_eq!(mkdir(), Some(libc::SIGTERM));
+    // Done is done.
+    remove(&cgroup.path);
+    injector.process.wait_for("gone");
+    fs::create_dir(&cgroup.path).expect("it can be made");
+    injector.process.wait_for("followed");
+    for _ in 0..4 {
+        assert_eq!(mkdir(), None);
+    }
+    injector.process.signal(Signal::SIGTERM);
+    let summary = injector.process.finish();
+    let kill = &summary["processes"]["kills"][0];
+    assert_eq!((number(kill, "calls"), number(kill, "sent")), (3, 1), "{summary}");
+}
+
 #[test]
 fn an_agent_follows_a_cgroup_that_is_made_again_and_tells_of_one_that_is_gone() {
     const ALL: [&str; 3] = ["packets", "clocks", "pauses"];

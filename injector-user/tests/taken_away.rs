@@ -162,6 +162,111 @@ fn hold_devices_are_made_again_and_what_they_held_is_counted() {
 }
 
 #[test]
+fn qdiscs_of_hold_devices_are_changed_back() {
+    for engine in engines() {
+        let lab = Lab::new();
+        let left = &lab.left;
+        let line = format!(
+            "--engine {engine} --interface {INTERFACE} --direction egress --protocol udp --delay 30ms"
+        );
+        let injector = Injector::start(left, &line);
+        let names = hold_devices(left);
+        let name = names.iter().find(|name| name.contains("hold")).expect("a device");
+        let qdisc = || {
+            let (_, text) = left.run_in(None, &format!("tc -d qdisc show dev {name} root"));
+            text
+        };
+        let before = qdisc();
+        let mut moments = Moments::new(6);
+        // A TAP has the kernel's default, without settings.
+        let ways: &[&str] = if engine == "edt" {
+            &[
+                "change|fq limit 1",
+                "change|fq horizon 1ms",
+                "replace|fq maxrate 1kbit",
+                "replace|pfifo limit 1",
+            ]
+        } else {
+            &["replace|pfifo limit 1"]
+        };
+        let traffic = Traffic::start(&lab);
+        for round in 0..10 {
+            moments.wait();
+            let (verb, what) = moments.choose(ways).split_once('|').expect("two parts");
+            left.run(&format!("tc qdisc {verb} dev {name} root {what}"));
+            let is_back = || {
+                let same = |text: &str| {
+                    let words = text.split_whitespace();
+                    words.filter(|word| !word.ends_with(':')).map(str::to_owned).collect::<Vec<_>>()
+                };
+                same(&qdisc()) == same(&before)
+            };
+            wait_soon(&format!("{engine}: round {round}: after {verb} {what}"), is_back);
+        }
+        let (sent, received) = traffic.end(Duration::from_millis(300));
+        let (warnings, summary) = stop(injector);
+        let told = times(&warnings, "qdisc changed") + times(&warnings, "removed or changed");
+        assert_eq!(told, 10, "{engine}: {warnings:#?}");
+        let held = &summary["held"];
+        let (lost, dropped) = (number(held, "lost"), number(held, "dropped"));
+        assert_eq!(number(&summary, "matched"), sent, "{engine}: {summary}");
+        assert_eq!(received + lost + dropped, sent, "{engine}: {summary}");
+        assert_clean(left);
+    }
+}
+
+/// Injector with a `/run` of its own, as in a container: so its slot is the first, whoever else runs.
+fn in_own_run(host: &Host, line: &str) -> Injector {
+    let mut command = host.command("unshare", None);
+    let script = "mount -t tmpfs none /run && exec \"$@\"";
+    command.args(["--mount", "sh", "-c", script, "sh", testbed::INJECTOR, "inject"]);
+    command.args(line.split_whitespace()).args(["--output", "json", "--for", "1h"]);
+    let mut process = Process::start(command);
+    let started = process.wait_for("started");
+    Injector { process, started }
+}
+
+#[test]
+fn a_killed_injector_removes_no_filter_of_another_one_in_its_place() {
+    let lab = Lab::new();
+    let left = &lab.left;
+    let line = format!("--interface {INTERFACE} --hook clsact --loss 100%");
+    let first = in_own_run(left, &line);
+    // It puts nothing back.
+    first.process.signal(Signal::SIGSTOP);
+    let sides = ["ingress", "egress"];
+    let show = |side| left.run(&format!("tc filter show dev {INTERFACE} {side}"));
+    let before = sides.map(show);
+    for side in sides {
+        left.run(&format!("tc filter del dev {INTERFACE} {side}"));
+    }
+    let second = in_own_run(left, &line);
+    let place = |text: &str| {
+        let line = text.lines().find(|line| line.contains("handle")).expect("a filter");
+        line.split(" name").next().map(|place| place.split(" bpf").next().map(str::to_owned))
+    };
+    for (side, before) in sides.iter().zip(&before) {
+        assert_eq!(place(&show(side)), place(before), "they have the same place");
+    }
+    let pid = first.process.pid();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let guardian = children.expect("it is alive").trim().to_owned();
+    first.process.signal(Signal::SIGKILL);
+    drop(first);
+    // Its guardian ends once it has undone all that it would.
+    let process = std::path::Path::new("/proc").join(&guardian);
+    assert!(!guardian.contains(' ') && process.exists(), "{guardian}");
+    wait_until(PATIENCE, "the guardian ends", || !process.exists());
+    for side in sides {
+        assert!(show(side).contains("direct-action"), "{side} of the second one is gone");
+    }
+    assert_eq!(pings(&lab, 1), 0);
+    stop(second);
+    assert_eq!(pings(&lab, 3), 3);
+    assert!(sides.iter().all(|side| !show(side).contains("bpf")));
+}
+
+#[test]
 fn links_are_attached_again() {
     for (line, count) in [("--loss 100%", 2), ("--xdp --loss 100%", 1)] {
         let lab = Lab::new();
@@ -437,7 +542,23 @@ fn scenarios_and_agents_put_back_as_well() {
         bpf::detach(*link).expect("it is attached");
         wait_soon("attached again", || bpf::links(pid).len() == 2);
         assert_eq!(pings(&lab, 1), 0);
+        let is_told = |fault: &Value| {
+            let warnings = fault["warnings"].as_array().into_iter().flatten();
+            warnings.into_iter().any(|warning| {
+                let warning = warning.as_str().expect("text");
+                warning.starts_with(INTERFACE) && warning.contains("detached by another process")
+            })
+        };
+        agent.wait_for("f", is_told);
+        let list = format!("{} list --agent {}", testbed::INJECTOR, agent.socket.display());
+        let list = left.run(&list);
+        assert!(list.contains("   warning  veth0"), "{list}");
+        assert!(is_told(&agent.delete("f")));
+        agent.stop();
+        assert_eq!(pings(&lab, 3), 3);
+        return;
     }
+    testbed::skip("this kernel has no tcx");
     agent.delete("f");
     agent.stop();
     assert_eq!(pings(&lab, 3), 3);

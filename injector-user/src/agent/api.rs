@@ -50,6 +50,9 @@ pub struct FaultRequest {
     pub lease: Option<Span>,
 }
 
+/// Older warnings than that many are forgotten.
+const MAX_WARNINGS: usize = 16;
+
 /// A fault that acts, or did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Fault {
@@ -74,6 +77,10 @@ pub struct Fault {
     /// same path or name again, the fault goes on in that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gone: bool,
+    /// What kept it from acting for a while, or still does, such as programs of others that were put before injector's:
+    /// the last 16, the newest at the end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Of which kinds it is.
     pub kinds: Vec<Kind>,
     /// What random decisions follow from.
@@ -118,6 +125,19 @@ impl Fault {
         self.target.pods.is_some()
     }
 
+    /// Notes what keeps it from acting, as the newest warning. Returns whether that changes anything.
+    pub(super) fn warn(&mut self, message: &str) -> bool {
+        if self.warnings.last().is_some_and(|last| last == message) {
+            return false;
+        }
+        self.warnings.retain(|warning| warning != message);
+        self.warnings.push(message.into());
+        if self.warnings.len() > MAX_WARNINGS {
+            self.warnings.remove(0);
+        }
+        true
+    }
+
     /// Without what may be very long.
     #[must_use]
     pub fn in_short(&self) -> Self {
@@ -142,7 +162,7 @@ pub struct PodStatus {
     /// The name of its fault in the agent, by which metrics and the agent's API have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
-    /// Why it is not.
+    /// Why it is not; or the newest warning of its fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }

@@ -104,6 +104,9 @@ impl Group {
     fn admit(&mut self, mut member: Member) -> Result<(), NetworkError> {
         member.begin();
         self.members.push(member);
+        if let Some(network) = self.shared.network_mut() {
+            network.warn_again();
+        }
         self.apply()
     }
 
@@ -232,16 +235,22 @@ impl Group {
     fn look_around(&mut self) -> Result<(), NetworkError> {
         let Some(network) = self.shared.network_mut() else { return Ok(()) };
         network.attach(&mut self.instance)?;
-        self.warn(false);
         Ok(())
     }
 
-    /// Tells what others did to the faults.
-    fn warn(&mut self, is_end: bool) {
-        let Some(network) = self.shared.network_mut() else { return };
-        for message in network.warnings(is_end) {
+    /// What others did to the faults since this was called last; `is_end` if it is for the last time.
+    pub fn take_warnings(&mut self, is_end: bool) -> Vec<String> {
+        let network = self.shared.network_mut();
+        let messages = network.map(|network| network.warnings(is_end)).unwrap_or_default();
+        for message in &messages {
             tracing::warn!(slot = self.instance.slot(), "{message}");
         }
+        messages
+    }
+
+    /// Whether this fault is the only one.
+    pub fn is_only(&self, fault: u64) -> bool {
+        self.members.iter().all(|member| member.fault == fault)
     }
 
     /// Whether its target is gone.
@@ -282,7 +291,6 @@ impl Group {
     /// Ends it, whatever its members.
     pub fn end(mut self) -> Result<(), LifetimeError> {
         let detached = self.detach();
-        self.warn(true);
         let Self { shared, instance, .. } = self;
         drop(shared);
         instance.end()?;

@@ -182,6 +182,8 @@ struct Active {
     ended_parts: Option<Sum>,
     /// Something has been counted that watchers were not told.
     is_news: bool,
+    /// There is a warning that was not written down.
+    is_warned: bool,
 }
 
 /// Clocks that are wrong.
@@ -282,7 +284,10 @@ impl Keeper {
     fn stop(mut self) {
         let mut lost: BTreeMap<u64, String> = BTreeMap::new();
         // All faults of a group at once: one after another, those that are left would be installed anew each time.
-        for (number, group) in std::mem::take(&mut self.groups) {
+        let groups: Vec<u64> = self.groups.keys().copied().collect();
+        for number in groups {
+            self.warn(number, true);
+            let Some(group) = self.groups.remove(&number) else { continue };
             match group.end_all() {
                 Ok(counts) => {
                     for active in self.active.values_mut() {
@@ -351,6 +356,7 @@ impl Keeper {
             group,
             ended_parts: None,
             is_news: false,
+            is_warned: false,
             fault: Fault {
                 attached: attached.iter().map(Into::into).collect(),
                 part_of: plan.part_of.map(|whole| whole.name.clone()),
@@ -359,7 +365,24 @@ impl Keeper {
             },
         };
         active.look();
+        let warnings = group.map(|group| self.warn(group, false)).unwrap_or_default();
+        for message in &warnings {
+            active.fault.warn(message);
+        }
         Ok(self.put_up(active))
+    }
+
+    /// Notes the new warnings of a group with all of its faults, and returns them.
+    fn warn(&mut self, group: u64, is_end: bool) -> Vec<String> {
+        let group_of = |active: &&mut Active| active.group == Some(group);
+        let messages = self.groups.get_mut(&group).map(|group| group.take_warnings(is_end));
+        let messages = messages.unwrap_or_default();
+        for active in self.active.values_mut().filter(group_of) {
+            for message in &messages {
+                active.is_warned |= active.fault.warn(message);
+            }
+        }
+        messages
     }
 
     /// Begins a fault that is there for its parts.
@@ -385,6 +408,7 @@ impl Keeper {
             group: None,
             ended_parts: Some(Sum::new(&fault.rules)),
             is_news: false,
+            is_warned: false,
             fault,
         };
         Ok(self.put_up(active))
@@ -588,6 +612,12 @@ impl Keeper {
             errors.extend(self.end(&part, reason, None)?.error.clone());
         }
         self.sum_up(name);
+        if let Some(active) = self.active.get(name)
+            && let (number, Some(group)) = (active.number, active.group)
+        {
+            let is_end = self.groups.get(&group).is_some_and(|group| group.is_only(number));
+            self.warn(group, is_end);
+        }
         let mut active = self.active.remove(name).ok_or_else(|| Problem::no_fault(name))?;
         if let Some(stepper) = active.processes.take() {
             match stepper.end() {
@@ -658,6 +688,8 @@ impl Keeper {
                 }
             }
         }
+        let groups: Vec<u64> = self.groups.keys().copied().collect();
+        groups.into_iter().for_each(|group| drop(self.warn(group, false)));
         for (name, active) in &mut self.active {
             if let Some(error) = active.group.and_then(|group| lost.get(&group)) {
                 failed.push((name.clone(), error.clone()));
@@ -738,6 +770,7 @@ fn new_fault(terms: Terms, target: TargetSpec, by: String, seed: u64, ends_ns: u
         processes: None,
         pods: None,
         gone: false,
+        warnings: Vec::new(),
         name: terms.name,
     }
 }
@@ -745,6 +778,8 @@ fn new_fault(terms: Terms, target: TargetSpec, by: String, seed: u64, ends_ns: u
 impl Active {
     /// Writes down what has changed, and tells watchers now and then.
     fn report(&mut self, is_changed: bool, board: &Board, rounds: u32) {
+        let is_changed = is_changed || self.is_warned;
+        self.is_warned = false;
         self.is_news |= is_changed;
         if self.is_news && rounds.is_multiple_of(TOLD) {
             self.is_news = false;
@@ -852,6 +887,7 @@ mod tests {
             group: None,
             ended_parts: None,
             is_news: false,
+            is_warned: false,
         }
     }
 

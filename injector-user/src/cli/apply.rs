@@ -339,7 +339,7 @@ impl<'a> Run<'a> {
         if self.is_busy() && age < LEASE / 5 {
             return Ok(());
         }
-        let events = self.stage.renew()?;
+        let events = self.stage.renew(self.plan)?;
         self.renewed_ns = monotonic_ns();
         for event in events {
             book.say(&self.origin.line(event))?;
@@ -394,10 +394,19 @@ impl<'a> Run<'a> {
 
     /// Undoes everything and says what was done.
     fn finish(mut self, watched: Result<Reason>, book: &Book) -> Result<ExitCode> {
-        let (reason, mut error) = match watched {
+        let (mut reason, mut error) = match watched {
             Ok(reason) => (reason, None),
             Err(error) => (Reason::Failed, Some(error)),
         };
+        if error.is_none() {
+            // A target may have gone since it was last looked for.
+            match self.stage.follow(self.plan) {
+                Ok(events) => {
+                    events.into_iter().try_for_each(|event| book.say(&self.origin.line(event)))?;
+                }
+                Err(failure) => (reason, error) = (Reason::Failed, Some(failure.into())),
+            }
+        }
         // Whatever cannot be undone now is, or is said not to be, when everything is dropped.
         if let Err(failure) = self.stage.detach() {
             error.get_or_insert(failure.into());
@@ -415,6 +424,12 @@ impl<'a> Run<'a> {
             self.plan.targets.iter().cloned().zip(counters).collect();
         let clocks = self.plan.targets.iter().cloned().zip(self.stage.clocks());
         let clocks = clocks.filter_map(|(name, count)| Some((name, count?))).collect();
+        let taken = self.stage.taken();
+        for target in &taken {
+            let message =
+                format!("{target} was removed before the scenario ended, and did not return");
+            book.say(&self.origin.line(Event::Warning { message }))?;
+        }
         if reason != Reason::Failed {
             for message in self.idle(&targets, &faults) {
                 book.say(&self.origin.line(Event::Warning { message }))?;
@@ -428,7 +443,8 @@ impl<'a> Run<'a> {
             // It has been said.
             Some(_) if self.args.output == Output::Json => Ok(ExitCode::from(FAILED)),
             Some(error) => Err(error),
-            None => Ok(ExitCode::SUCCESS),
+            None if taken.is_empty() => Ok(ExitCode::SUCCESS),
+            None => Ok(ExitCode::from(FAILED)),
         }
     }
 }

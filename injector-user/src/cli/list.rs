@@ -107,7 +107,8 @@ fn describe(text: &mut String, fault: &Fault) -> std::fmt::Result {
         fault.owner,
         packets.matched,
         packets.done.dropped
-    )
+    )?;
+    fault.warnings.iter().try_for_each(|message| writeln!(text, "   warning  {message}"))
 }
 
 /// The faults that act by the agent that was named, or else by this host's, if there is one.

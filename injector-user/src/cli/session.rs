@@ -435,12 +435,10 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Whether the target was taken away from the faults: it is gone, and neither did its process end, nor was it sent
-    /// signals by them.
+    /// Whether the target was taken away from the faults.
     fn is_taken(&self) -> bool {
         let kills = self.process_faults.as_ref().is_some_and(|faults| !faults.kills.is_empty());
-        let has_ended = |(pid, started)| Handle::find(pid, started).is_none();
-        !self.target.is_there() && !kills && !self.target.process.is_some_and(has_ended)
+        self.target.is_taken(kills)
     }
 
     /// Removes the cgroup that was made for the command, if nobody else uses it.

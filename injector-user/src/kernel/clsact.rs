@@ -16,7 +16,7 @@ use rtnetlink::{
     packet_core::{DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage},
     packet_route::{
         RouteNetlinkMessage,
-        tc::{TcAttribute, TcHandle as Parent, TcMessage, TcOption},
+        tc::{TcAttribute, TcFilterBpfOption, TcHandle as Parent, TcMessage, TcOption},
     },
 };
 
@@ -62,6 +62,8 @@ pub struct Filter {
     pub place: Place,
     /// The `ETH_P_*` of the packets that it sees.
     pub protocol: u16,
+    /// The id of its eBPF program, if it is one.
+    pub program: Option<u32>,
 }
 
 impl Filter {
@@ -146,10 +148,16 @@ async fn list_all(
 
 /// A filter; `None` for what heads those of one priority, and for those of other chains.
 fn filter(message: TcMessage) -> Option<Filter> {
-    let mut kind = None;
+    let (mut kind, mut program) = (None, None);
     for attribute in message.attributes {
         match attribute {
             TcAttribute::Kind(name) => kind = Some(name),
+            TcAttribute::Options(options) => {
+                program = options.into_iter().find_map(|option| match option {
+                    TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(id),
+                    _ => None,
+                });
+            }
             TcAttribute::Chain(number) if number != 0 => return None,
             _ => {}
         }
@@ -157,7 +165,7 @@ fn filter(message: TcMessage) -> Option<Filter> {
     let (kind, info) = (kind?, message.header.info);
     let handle = u32::from(message.header.handle);
     let place = Place { priority: (info >> 16) as u16, handle };
-    let filter = Filter { kind, place, protocol: u16::from_be(info as u16) };
+    let filter = Filter { kind, place, protocol: u16::from_be(info as u16), program };
     (handle != 0).then_some(filter)
 }
 
@@ -227,16 +235,24 @@ fn create(
     netns.run(|| block_on(async |handle| execute(handle, request, what).await))?
 }
 
-/// Removes the filter, if it, its interface and its namespace are there.
+/// Removes the filter, if it, its interface and its namespace are there. One of another program than `program` is left,
+/// if that is known: others may have put theirs in its place.
 pub fn remove_filter(
     netns: u64,
     interface: u32,
     direction: Direction,
     place: Place,
+    program: Option<u32>,
 ) -> Result<(), KernelError> {
     let Some(netns) = Netns::find_by_inode(netns) else { return Ok(()) };
     netns.run(|| {
         block_on(async |netlink| {
+            if program.is_some() {
+                let there = list(&netlink, interface, direction).await?;
+                if !there.iter().any(|filter| filter.place == place && filter.program == program) {
+                    return Ok(());
+                }
+            }
             let mut message = TcMessage::default();
             message.header.index = interface.cast_signed();
             message.header.handle = place.handle.into();

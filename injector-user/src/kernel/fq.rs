@@ -81,21 +81,71 @@ async fn add_here(
     execute(handle.clone(), request, "adding the fq qdisc").await
 }
 
-/// What the root qdisc of a device says of itself.
-pub fn statistics(netns: &Netns, interface: u32) -> Result<Statistics, KernelError> {
+/// The root qdisc of a device as it was made: its kind and settings, which others may change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Root {
+    kind: Option<String>,
+    settings: Vec<TcOption>,
+}
+
+impl Root {
+    /// Whether a qdisc of this kind may be it.
+    #[must_use]
+    pub fn is(&self, kind: Option<&str>) -> bool {
+        self.kind.as_deref().is_none_or(|own| kind == Some(own))
+    }
+
+    /// The one that a device has.
+    pub fn of(netns: &Netns, interface: u32) -> Result<Self, KernelError> {
+        let mut root = Self::default();
+        for attribute in root_qdisc(netns, interface)? {
+            match attribute {
+                TcAttribute::Kind(kind) => root.kind = Some(kind),
+                TcAttribute::Options(settings) => root.settings = settings,
+                _ => {}
+            }
+        }
+        Ok(root)
+    }
+
+    /// Gives a device whose root qdisc is of this kind these settings again. What waits there stays.
+    pub fn restore(&self, netns: &Netns, interface: u32) -> Result<(), KernelError> {
+        let mut message = TcMessage::default();
+        message.header.index = interface.cast_signed();
+        message.header.parent = TcHandle::ROOT;
+        message.attributes.extend(self.kind.clone().map(TcAttribute::Kind));
+        message.attributes.push(match &*self.settings {
+            // Of most kinds the settings are kept as they are, with their header.
+            [TcOption::Other(settings)] => TcAttribute::Other(settings.clone()),
+            settings => TcAttribute::Options(settings.to_vec()),
+        });
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+        let what = "restoring the settings of a qdisc";
+        netns.run(|| block_on(async |handle| execute(handle, request, what).await))?
+    }
+}
+
+/// What the kernel says of the root qdisc of a device.
+fn root_qdisc(netns: &Netns, interface: u32) -> Result<Vec<TcAttribute>, KernelError> {
     let qdiscs = netns.run(|| block_on(async |handle| list_qdiscs(&handle).await))??;
     // The kernel lists those of all devices, whatever is asked.
-    let of_root = qdiscs.iter().filter(|qdisc| {
+    let of_root = qdiscs.into_iter().filter(|qdisc| {
         qdisc.header.index == interface.cast_signed() && qdisc.header.parent == TcHandle::ROOT
     });
-    let queues =
-        of_root.flat_map(|qdisc| &qdisc.attributes).filter_map(|attribute| match attribute {
-            TcAttribute::Stats2(all) => all.iter().find_map(|one| match one {
-                TcStats2::Queue(queue) => Some(queue),
-                _ => None,
-            }),
+    Ok(of_root.flat_map(|qdisc| qdisc.attributes).collect())
+}
+
+/// What the root qdisc of a device did and does.
+pub fn statistics(netns: &Netns, interface: u32) -> Result<Statistics, KernelError> {
+    let attributes = root_qdisc(netns, interface)?;
+    let queues = attributes.iter().filter_map(|attribute| match attribute {
+        TcAttribute::Stats2(all) => all.iter().find_map(|one| match one {
+            TcStats2::Queue(queue) => Some(queue),
             _ => None,
-        });
+        }),
+        _ => None,
+    });
     let mut sum = Statistics::default();
     for queue in queues {
         sum.dropped += u64::from(queue.drops);

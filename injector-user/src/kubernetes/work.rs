@@ -359,7 +359,10 @@ impl Work {
                 state: acting.state,
                 matched: fault.map_or(0, |fault| fault.packets.matched),
                 fault: fault.map(|fault| fault.name.clone()),
-                message: acting.message.clone(),
+                message: acting
+                    .message
+                    .clone()
+                    .or_else(|| fault.and_then(|fault| fault.warnings.last().cloned())),
             }
         };
         let mut pods: Vec<PodStatus> = self.acting.values().map(status).collect();

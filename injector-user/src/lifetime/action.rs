@@ -67,6 +67,9 @@ pub enum Action {
         /// Its priority.
         #[serde(default = "old_priority")]
         priority: u16,
+        /// The id of its program, so that none of others is removed that has its place.
+        #[serde(default)]
+        program: Option<u32>,
     },
     /// A network device was made.
     AddDevice {
@@ -198,10 +201,10 @@ impl Action {
             Self::AddClsact { netns, interface, .. } => {
                 clsact::remove_qdisc_if_empty(*netns, *interface).map_err(io::Error::other)
             }
-            Self::AddFilter { netns, interface, egress, handle, priority, .. } => {
+            Self::AddFilter { netns, interface, egress, handle, priority, program, .. } => {
                 let direction = if *egress { Direction::Egress } else { Direction::Ingress };
                 let place = clsact::Place { priority: *priority, handle: *handle };
-                clsact::remove_filter(*netns, *interface, direction, place)
+                clsact::remove_filter(*netns, *interface, direction, place, *program)
                     .map_err(io::Error::other)
             }
             Self::AddDevice { netns, interface, name, address } => {

@@ -97,6 +97,12 @@ struct Actor {
     ended: Vec<(usize, Counts)>,
     /// What process faults of each part did that have ended.
     done: BTreeMap<usize, Counts>,
+    /// Active parts whose process faults start once the target is there again, and their seeds.
+    waiting: BTreeMap<usize, u64>,
+    /// Whether any part sends signals, which may be what removes the target.
+    kills: bool,
+    /// Warnings that were not reported yet.
+    warnings: Vec<String>,
     /// What is ready to be active.
     next: Option<Next>,
 }
@@ -190,6 +196,9 @@ impl Stage {
                 parts: Vec::new(),
                 ended: Vec::new(),
                 done: BTreeMap::new(),
+                waiting: BTreeMap::new(),
+                kills: false,
+                warnings: Vec::new(),
                 next: None,
             };
             actor
@@ -280,10 +289,10 @@ impl Stage {
 
     /// Goes on for a while, also on what is new. To be called every [`crate::fault::network::RENEWAL`]. Returns what became
     /// of containers.
-    pub fn renew(&mut self) -> Result<Vec<Event>, StageError> {
+    pub fn renew(&mut self, plan: &Plan) -> Result<Vec<Event>, StageError> {
         let mut events = Vec::new();
         for actor in &mut self.actors {
-            let renewed = actor.renew();
+            let renewed = actor.renew(plan);
             events.extend(
                 renewed
                     .map_err(|source| StageError::Target { name: actor.name.clone(), source })?,
@@ -295,6 +304,26 @@ impl Stage {
     /// What others did to the packet faults that was not said yet; to be asked for at the end.
     pub fn last_warnings(&mut self) -> Vec<Event> {
         self.actors.iter_mut().flat_map(|actor| actor.warnings(true)).collect()
+    }
+
+    /// Follows all targets, and says what became of them.
+    pub fn follow(&mut self, plan: &Plan) -> Result<Vec<Event>, StageError> {
+        let mut events = Vec::new();
+        for actor in &mut self.actors {
+            let followed = actor.follow_all(plan);
+            events.extend(
+                followed
+                    .map_err(|source| StageError::Target { name: actor.name.clone(), source })?,
+            );
+        }
+        Ok(events)
+    }
+
+    /// The targets that were removed and did not return, for people.
+    #[must_use]
+    pub fn taken(&self) -> Vec<String> {
+        let taken = self.actors.iter().filter(|actor| actor.target.is_taken(actor.kills));
+        taken.map(|actor| format!("target {}: {}", actor.name, actor.target.name())).collect()
     }
 
     /// What was done to each target so far, by part.
@@ -372,6 +401,7 @@ impl Actor {
         sets.dedup();
         let parts: BTreeSet<usize> = sets.iter().copied().flatten().copied().collect();
         for (_, faults) in plan.processes(&Vec::from_iter(parts)) {
+            self.kills |= !faults.kills.is_empty();
             if self.scope.is_none() {
                 // It must not be stopped with the others, and no change is to wait for its start.
                 self.instance.guard()?;
@@ -425,24 +455,63 @@ impl Actor {
 
     /// What ends comes first: it may be what begins anew.
     fn commit_processes(&mut self, plan: &Plan) -> Result<(), TargetError> {
-        let (Some(scope), Some(Next { parts, seed, .. })) = (&self.scope, &self.next) else {
+        let (Some(_), Some(Next { parts, seed, .. })) = (&self.scope, &self.next) else {
             return Ok(());
         };
+        let (parts, seed) = (parts.clone(), *seed);
         let ended = self.processes.extract_if(.., |part, _| !parts.contains(part));
         for (part, mut processes) in ended {
             processes.end(&mut self.instance)?;
             self.ended.push((part, (&processes.statistics()?).into()));
         }
-        for (part, faults) in plan.processes(parts) {
-            if !self.processes.contains_key(&part) {
-                let seed = process_seed(*seed, part as u64);
-                let instance = &mut self.instance;
-                let processes = Processes::install_on(instance, scope, faults, seed, None, None)?;
-                self.processes.insert(part, processes);
+        self.waiting.retain(|part, _| parts.contains(part));
+        for (part, _) in plan.processes(&parts) {
+            if !self.processes.contains_key(&part) && !self.waiting.contains_key(&part) {
+                let seed = process_seed(seed, part as u64);
+                if !self.start_processes(plan, part, seed)? {
+                    self.waiting.insert(part, seed);
+                    self.warnings.push(self.is_waiting(&plan.parts[part].name));
+                }
             }
         }
         // What begins at once begins now.
         self.step()
+    }
+
+    /// Starts the process faults of a part; returns whether the target is there for that.
+    fn start_processes(
+        &mut self,
+        plan: &Plan,
+        part: usize,
+        seed: u64,
+    ) -> Result<bool, TargetError> {
+        let faults = plan.parts[part].processes();
+        let (Some(scope), Some(faults)) = (&self.scope, faults) else { return Ok(true) };
+        if self.target.is_gone() {
+            return Ok(false);
+        }
+        match Processes::install_on(&mut self.instance, scope, faults, seed, None, None) {
+            Ok(processes) => {
+                self.processes.insert(part, processes);
+                Ok(true)
+            }
+            // It was removed just now.
+            Err(error) if self.target.is_gone() => {
+                tracing::debug!(%error, "gone before it could be faulted");
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Says what becomes of process faults that cannot start.
+    fn is_waiting(&self, part: &str) -> String {
+        let what = self.target.name();
+        if self.target.can_return() {
+            format!("{what} is gone: the process faults of {part} start when it returns")
+        } else {
+            format!("{what} is gone: the process faults of {part} do not start")
+        }
     }
 
     fn step(&mut self) -> Result<(), TargetError> {
@@ -472,11 +541,17 @@ impl Actor {
         Ok(Changed { target, parts: self.parts.clone(), replaced, before, after })
     }
 
-    fn renew(&mut self) -> Result<Vec<Event>, TargetError> {
+    /// Follows the target, and says what became of it.
+    fn follow_all(&mut self, plan: &Plan) -> Result<Vec<Event>, TargetError> {
         let mut events = Vec::new();
         while let Some(followed) = self.target.follow()? {
-            events.push(self.follow(followed)?);
+            events.push(self.follow(plan, followed)?);
         }
+        Ok(events)
+    }
+
+    fn renew(&mut self, plan: &Plan) -> Result<Vec<Event>, TargetError> {
+        let mut events = self.follow_all(plan)?;
         if let Some(clocks) = &mut self.clocks {
             clocks.renew();
         }
@@ -488,17 +563,20 @@ impl Actor {
         Ok(events)
     }
 
-    /// What others did to the packet faults.
+    /// What keeps faults from acting, such as what others did to those of packets.
     fn warnings(&mut self, is_end: bool) -> Vec<Event> {
-        let Some(network) = self.network.network_mut() else { return Vec::new() };
-        let messages = network.warnings(is_end).into_iter();
+        let mut messages = std::mem::take(&mut self.warnings);
+        if let Some(network) = self.network.network_mut() {
+            messages.extend(network.warnings(is_end));
+        }
         messages
+            .into_iter()
             .map(|message| Event::Warning { message: format!("target {}: {message}", self.name) })
             .collect()
     }
 
     /// Has the faults go on in the cgroup that has taken the place of the one before, or says that it is gone.
-    fn follow(&mut self, followed: Followed) -> Result<Event, TargetError> {
+    fn follow(&mut self, plan: &Plan, followed: Followed) -> Result<Event, TargetError> {
         let (target, what) = (self.name.clone(), self.target.name());
         if followed != Followed::Again {
             return Ok(Event::Gone { target, what });
@@ -508,6 +586,11 @@ impl Actor {
         retarget(&mut self.instance, &self.target, network, clocks, processes)?;
         if let Some(scope) = &mut self.scope {
             *scope = Scope::of(&self.target, &self.instance)?;
+        }
+        for (part, seed) in std::mem::take(&mut self.waiting) {
+            if !self.start_processes(plan, part, seed)? {
+                self.waiting.insert(part, seed);
+            }
         }
         let attached = places(self.network.network().into_iter().flat_map(Network::attached));
         Ok(Event::Followed { target, what, attached })

@@ -294,6 +294,20 @@ impl Target {
         self.presence.as_ref().is_none_or(|presence| presence.is_there)
     }
 
+    /// Whether another cgroup may take the place of one that is gone.
+    #[must_use]
+    pub fn can_return(&self) -> bool {
+        self.presence.as_ref().is_some_and(|presence| presence.successor != Successor::None)
+    }
+
+    /// Whether it was taken away from faults, of which some send signals if `kills`: it was gone when last looked for,
+    /// and neither did its process end by itself, nor can the faults have ended it.
+    #[must_use]
+    pub fn is_taken(&self, kills: bool) -> bool {
+        let has_ended = |(pid, started)| Handle::find(pid, started).is_none();
+        !self.is_there() && !kills && !self.process.is_some_and(has_ended)
+    }
+
     /// Whether it is gone now.
     #[must_use]
     pub fn is_gone(&self) -> bool {

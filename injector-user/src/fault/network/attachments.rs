@@ -2,15 +2,17 @@
 
 use std::{collections::BTreeSet, time::Duration, time::Instant};
 
+use aya::programs::ProgramError;
 use injector_common::packet::Direction;
 
 use super::{
-    HookChoice, NetworkError,
+    HookChoice, Lease, NetworkError,
     monitors::Changed,
     notices::{Interference, Notices},
 };
 use crate::{
     kernel::{
+        KernelError,
         attach::{self, Hook},
         clsact::{self, Filter},
         interface::Interface,
@@ -55,6 +57,7 @@ enum Owner {
     Filter {
         action: u32,
         place: clsact::Place,
+        program: u32,
     },
     /// It was taken away.
     Nobody,
@@ -218,12 +221,14 @@ impl Attachments {
         instance: &mut Instance,
         changed: &Changed,
         notices: &mut Notices,
+        lease: &Lease,
     ) -> Result<(), NetworkError> {
         self.forget_qdiscs(instance, changed)?;
         let seen = self.see(changed)?;
         self.waits = false;
         for (number, seen) in seen.into_iter().enumerate() {
             if seen.is_detached {
+                lease.renew(object)?;
                 self.attach_again(number, object, instance, notices)?;
                 continue;
             }
@@ -235,6 +240,7 @@ impl Attachments {
             let is_soon = overtook.is_some_and(|last| last.elapsed() < OVERTAKING);
             match best {
                 Some(best) if !is_soon => {
+                    lease.renew(object)?;
                     self.overtake(number, object, instance, best, notices)?;
                     continue;
                 }
@@ -303,17 +309,21 @@ impl Attachments {
             }
             let (places, hooks): (Vec<_>, Vec<_>) = here()
                 .filter_map(|(number, attachment)| {
-                    let Owner::Filter { place, .. } = attachment.owner else { return None };
+                    let Owner::Filter { place, program, .. } = attachment.owner else {
+                        return None;
+                    };
                     let hook = (attachment.interface.index, attachment.direction);
-                    Some(((number, place), hook))
+                    Some(((number, place, program), hook))
                 })
                 .unzip();
             if hooks.is_empty() {
                 continue;
             }
-            for ((number, place), filters) in places.iter().zip(clsact::filters(netns, &hooks)?) {
+            let places = places.iter().zip(clsact::filters(netns, &hooks)?);
+            for ((number, place, program), filters) in places {
                 let seen = &mut seen[*number];
-                let is_ours = |filter: &Filter| filter.is_injectors() && filter.place == *place;
+                let is_ours =
+                    |filter: &Filter| filter.place == *place && filter.program == Some(*program);
                 let own = filters.iter().position(is_ours);
                 seen.is_detached |= own.is_none();
                 seen.best_priority = Some(clsact::priority(&filters));
@@ -375,7 +385,7 @@ impl Attachments {
         notices: &mut Notices,
     ) -> Result<(), NetworkError> {
         let attachment = &mut self.all[number];
-        let Owner::Filter { action, place } = attachment.owner else { return Ok(()) };
+        let Owner::Filter { action, place, .. } = attachment.owner else { return Ok(()) };
         attachment.overtook = Some(Instant::now());
         if priority == place.priority {
             // There can be but one of ours there.
@@ -399,6 +409,12 @@ impl Attachments {
             }
         }
         Ok(())
+    }
+
+    /// Has the next look tell anew what runs before the programs.
+    pub fn tell_again(&mut self) {
+        self.all.iter_mut().for_each(|attachment| attachment.ahead.clear());
+        self.waits |= self.has_filters();
     }
 
     /// Forgets what was attached to interfaces that are gone; returns their titles.
@@ -488,6 +504,11 @@ fn add_filter(
     priority: u16,
 ) -> Result<Owner, NetworkError> {
     let place = clsact::Place { priority, handle: clsact::handle(instance.slot()) };
+    let name = attach::program(interface, direction);
+    let program = object.classifier(name)?;
+    let refused =
+        |source: ProgramError| KernelError::Program { program: name.into(), source: source.into() };
+    let id = program.info().map_err(refused)?.id();
     let action = Action::AddFilter {
         netns: netns.inode(),
         interface: interface.index,
@@ -495,13 +516,13 @@ fn add_filter(
         egress: direction == Direction::Egress,
         handle: place.handle,
         priority,
+        program: Some(id),
     };
-    let program = object.classifier(attach::program(interface, direction))?;
     let add = || {
         clsact::add_filter(program, netns, interface, direction, place)
             .map_err(std::io::Error::other)
     };
-    Ok(Owner::Filter { action: instance.perform(action, add)?, place })
+    Ok(Owner::Filter { action: instance.perform(action, add)?, place, program: id })
 }
 
 fn remove(instance: &mut Instance, attachments: Vec<Attachment>) -> Result<(), LifetimeError> {

@@ -215,6 +215,24 @@ pub struct Network {
     deadline_ns: u64,
 }
 
+/// What the kernel side is told with each renewal.
+#[derive(Clone, Copy, Debug)]
+pub struct Lease {
+    cgroup_id: u64,
+    cgroup_level: u32,
+    bank: u32,
+}
+
+impl Lease {
+    /// Lets the kernel side go on for [`LEASE`] from now. To be called also between steps that take the kernel a while.
+    fn renew(&self, object: &mut Object) -> Result<(), NetworkError> {
+        let &Self { cgroup_id, cgroup_level, bank } = self;
+        let lease_deadline_ns = clock::deadline_ns(LEASE);
+        let control = Control { lease_deadline_ns, cgroup_id, cgroup_level, bank };
+        Ok(object.set_control(control)?)
+    }
+}
+
 /// Which packets any rule of a set is for.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sides {
@@ -393,15 +411,14 @@ impl Network {
 
     /// Renews the lease; to be called every [`RENEWAL`].
     pub fn renew(&mut self) -> Result<(), NetworkError> {
+        self.lease().renew(&mut self.object)
+    }
+
+    fn lease(&self) -> Lease {
+        let cgroup = self.target.cgroup.as_ref();
         let (cgroup_id, cgroup_level) =
-            self.target.cgroup.as_ref().map(|cgroup| (cgroup.id, cgroup.level)).unwrap_or_default();
-        let control = Control {
-            lease_deadline_ns: clock::deadline_ns(LEASE),
-            cgroup_id,
-            cgroup_level,
-            bank: self.active,
-        };
-        Ok(self.object.set_control(control)?)
+            cgroup.map(|cgroup| (cgroup.id, cgroup.level)).unwrap_or_default();
+        Lease { cgroup_id, cgroup_level, bank: self.active }
     }
 
     /// Faults packets of the cgroup that has taken the place of the one before. Counters and
@@ -456,16 +473,22 @@ impl Network {
         if let Some(holds) = &mut self.holds {
             holds.retain(|netns| places.iter().any(|place| place.netns == *netns));
         }
-        let is_told =
-            self.attachments.has_filters() || self.holds.as_ref().is_some_and(Holds::has_filters);
+        // Of filters and of the queues of hold devices the kernel tells when they change.
+        let is_told = self.attachments.has_filters() || self.holds.is_some();
         let monitored = if is_told { &*places } else { &[] };
         let changed = self.monitors.changed(monitored)?;
+        let lease = self.lease();
         let (object, notices) = (&mut self.object, &mut self.notices);
         if let Some(holds) = &mut self.holds {
-            holds.look(object, instance, &places, &changed, notices)?;
+            holds.look(object, instance, &places, &changed, notices, &lease)?;
         }
-        self.attachments.look(object, instance, &changed, notices)?;
+        self.attachments.look(object, instance, &changed, notices, &lease)?;
         Ok(places)
+    }
+
+    /// Has [`Self::warnings`] tell again what is ahead of injector's programs, for those who were not there.
+    pub fn warn_again(&mut self) {
+        self.attachments.tell_again();
     }
 
     /// What others did that keeps packets from being faulted, or did so for a moment. `is_end` if it is asked for the last
@@ -491,7 +514,10 @@ impl Network {
         interface: &Interface,
         direction: Direction,
     ) -> Result<Attached, NetworkError> {
+        let lease = self.lease();
         let object = &mut self.object;
+        // There may be many interfaces, each of which takes the kernel a while.
+        lease.renew(object)?;
         if interface.link == Some(Link::None) && self.holds.is_some() {
             if self.target.names_interfaces() {
                 return Err(NetworkError::NoHeader(interface.name.clone()));
@@ -501,7 +527,7 @@ impl Network {
                 "has no link-layer header: its packets cannot be delayed, and count as skipped"
             );
         } else if let Some(holds) = &mut self.holds {
-            holds.serve(object, instance, netns, interface, direction)?;
+            holds.serve(object, instance, netns, interface, direction, &lease)?;
         }
         Ok(self.attachments.add(object, instance, netns, interface, direction)?.into())
     }

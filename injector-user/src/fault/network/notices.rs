@@ -18,6 +18,8 @@ pub enum Interference {
     DeviceDown,
     /// A hold device was removed, or something without which it is of no use.
     DeviceRemoved,
+    /// The settings of a hold device's qdisc were changed.
+    QueueChanged,
     /// A tcx or XDP program was detached.
     ProgramDetached,
     /// A filter was removed, perhaps with its qdisc.
@@ -41,6 +43,10 @@ impl Interference {
             }
             Self::DeviceRemoved => {
                 "removed or changed by another process, which lost the packets held there: made again"
+            }
+            Self::QueueChanged => {
+                "qdisc changed by another process, which may have dropped packets held there or released them early: \
+                 changed back"
             }
             Self::ProgramDetached => "eBPF program detached by another process: attached again",
             Self::FilterRemoved => "tc filter removed by another process: added again",

@@ -28,7 +28,7 @@ use crate::{
     kernel::{
         KernelError, attach, clsact,
         device::{self, FAR, Identity, NEAR},
-        fq,
+        fq::{self, Root},
         interface::Interface,
         link::Link,
         netns::Netns,
@@ -41,7 +41,7 @@ use crate::{
 use line::Line;
 
 use super::{
-    NetworkError,
+    Lease, NetworkError,
     attachments::{ATTEMPTS, title},
     monitors::Changed,
     notices::{Interference, Notices},
@@ -157,6 +157,8 @@ struct Device {
     near: Identity,
     /// The other end of a veth pair.
     far: Option<Identity>,
+    /// The near end's qdisc as it was made.
+    queue: Root,
     programs: Vec<Program>,
     holder: Holder,
 }
@@ -211,9 +213,10 @@ impl Holds {
         netns: &Netns,
         interface: &Interface,
         direction: Direction,
+        lease: &Lease,
     ) -> Result<(), NetworkError> {
         if !self.devices.iter().any(|device| device.netns == *netns) {
-            let device = self.add(object, instance, netns)?;
+            let device = self.add(object, instance, netns, lease)?;
             self.devices.push(device);
         }
         if interface.is_loopback && !self.settings.iter().any(|(changed, _)| changed == netns) {
@@ -236,12 +239,14 @@ impl Holds {
         object: &mut Object,
         instance: &mut Instance,
         netns: &Netns,
+        lease: &Lease,
     ) -> Result<Device, NetworkError> {
         let slot = self.slot;
         let index = self.interface();
         let address = Some(device::random_address());
         let near = Identity { name: format!("{NEAR}{slot}"), index, address };
         let mut attach = |device: &Identity, program, direction| {
+            lease.renew(object)?;
             let link = attach::own(object, netns, device, program, direction)?;
             Ok::<_, NetworkError>(match link {
                 Some(link) => Program::Link(link),
@@ -270,20 +275,22 @@ impl Holds {
                         "order may not be kept"
                     );
                 }
+                let queue = Root::of(netns, near.index)?;
                 let programs = vec![
                     attach(&near, "hold_egress", Direction::Egress)?,
                     attach(&far, "hold_ingress", Direction::Ingress)?,
                 ];
                 let holder = Holder::Queue { action };
-                Ok(Device { netns: netns.clone(), near, far: Some(far), programs, holder })
+                Ok(Device { netns: netns.clone(), near, far: Some(far), queue, programs, holder })
             }
             Engine::Tap => {
                 let tap = with_high_number(device::add_tap(netns, &near)?);
+                let queue = Root::of(netns, near.index)?;
                 let programs = vec![attach(&near, "hold_ingress", Direction::Ingress)?];
                 let (held, routes) = object.held_packets()?;
                 let line = Line::start(tap, held, routes).map_err(KernelError::Thread)?;
                 let holder = Holder::Line(line);
-                Ok(Device { netns: netns.clone(), near, far: None, programs, holder })
+                Ok(Device { netns: netns.clone(), near, far: None, queue, programs, holder })
             }
         }
     }
@@ -334,13 +341,6 @@ impl Holds {
         self.missing.retain(|(netns, _)| is_there(netns));
     }
 
-    /// Whether programs are attached as filters, of which the kernel tells when they are removed.
-    #[must_use]
-    pub fn has_filters(&self) -> bool {
-        let programs = self.devices.iter().flat_map(|device| &device.programs);
-        programs.into_iter().any(|program| matches!(program, Program::Filter(..)))
-    }
-
     /// Looks whether all devices are as they were made, and makes anew what others took away.
     pub fn look(
         &mut self,
@@ -349,6 +349,7 @@ impl Holds {
         places: &[Place],
         changed: &Changed,
         notices: &mut Notices,
+        lease: &Lease,
     ) -> Result<(), NetworkError> {
         let devices = std::mem::take(&mut self.devices);
         for device in devices {
@@ -364,15 +365,22 @@ impl Holds {
                     }
                     self.devices.push(device);
                 }
-                Condition::Broken => {
-                    let netns = device.netns.clone();
-                    self.discard(device, instance)?;
-                    self.missing.push((netns, 0));
-                }
+                Condition::Changed => match device.restore_queue() {
+                    Ok(true) => {
+                        notices.add(Interference::QueueChanged, device.title());
+                        self.devices.push(device);
+                    }
+                    restored => {
+                        tracing::debug!(?restored, "making a device again, to restore its queue");
+                        self.discard(device, instance)?;
+                    }
+                },
+                Condition::Broken => self.discard(device, instance)?,
             }
+            lease.renew(object)?;
         }
         for (netns, failures) in std::mem::take(&mut self.missing) {
-            match self.add(object, instance, &netns) {
+            match self.add(object, instance, &netns, lease) {
                 Ok(device) => {
                     notices.add(Interference::DeviceRemoved, device.title());
                     self.devices.push(device);
@@ -391,8 +399,9 @@ impl Holds {
         Ok(())
     }
 
-    /// Removes what is left of a device.
+    /// Removes what is left of a device, so that it is made again.
     fn discard(&mut self, device: Device, instance: &mut Instance) -> Result<(), NetworkError> {
+        self.missing.push((device.netns, 0));
         match device.holder {
             Holder::Queue { action } => instance.undo(action)?,
             Holder::Line(line) => self.dropped += line.end().dropped.load(Relaxed),
@@ -443,6 +452,8 @@ enum Condition {
     Whole,
     /// It is there, but set down.
     Down,
+    /// The settings of its qdisc were changed.
+    Changed,
     /// It is of no use.
     Broken,
 }
@@ -457,8 +468,9 @@ impl Device {
                 Some(found) if found.name == end.name => is_up &= found.is_up,
                 _ => return Ok(Condition::Broken),
             }
-            let is_queue = self.far.is_some() && end == &self.near;
-            if is_queue && found.is_some_and(|found| found.qdisc.as_deref() != Some(fq::KIND)) {
+            if end == &self.near
+                && found.is_some_and(|found| !self.queue.is(found.qdisc.as_deref()))
+            {
                 return Ok(Condition::Broken);
             }
         }
@@ -479,7 +491,19 @@ impl Device {
                 return Ok(Condition::Broken);
             }
         }
-        Ok(if is_up { Condition::Whole } else { Condition::Down })
+        if !is_up {
+            return Ok(Condition::Down);
+        }
+        // The kernel tells of a change of settings.
+        let is_changed =
+            changed.any(&self.netns) && Root::of(&self.netns, self.near.index)? != self.queue;
+        Ok(if is_changed { Condition::Changed } else { Condition::Whole })
+    }
+
+    /// Gives its queue the settings again that it was made with; returns whether it has them.
+    fn restore_queue(&self) -> Result<bool, KernelError> {
+        self.queue.restore(&self.netns, self.near.index)?;
+        Ok(Root::of(&self.netns, self.near.index)? == self.queue)
     }
 
     /// Sets it up again.
