@@ -117,9 +117,9 @@ impl Agent {
     }
 }
 
-/// Waits until the agent ends.
-pub async fn over(ending: &mut watch::Receiver<bool>) {
-    // Who would say so may be gone, and then it does.
+/// Waits until the agent shuts down.
+pub async fn shutdown_requested(ending: &mut watch::Receiver<bool>) {
+    // A dropped sender means shutdown too.
     let _ = ending.wait_for(|ending| *ending).await;
 }
 
@@ -546,7 +546,7 @@ impl Watcher {
             let changed = tokio::select! {
                 biased;
                 changed = self.changes.recv() => changed,
-                () = over(&mut self.ending) => return None,
+                () = shutdown_requested(&mut self.ending) => return None,
                 () = tokio::time::sleep(ALIVE) => return Some(sse::Event::default().comment("alive")),
             };
             match changed {

@@ -32,7 +32,7 @@ use tower::ServiceExt as _;
 
 use super::{
     access::Peer,
-    routes::{Agent, over},
+    routes::{Agent, shutdown_requested},
 };
 use crate::spec::source;
 
@@ -222,7 +222,7 @@ pub async fn serve(
     loop {
         tokio::select! {
             biased;
-            () = over(&mut ending) => break,
+            () = shutdown_requested(&mut ending) => break,
             // Those that have ended are forgotten.
             Some(_) = connections.join_next() => {}
             accepted = socket.listener.accept() => match accepted {
@@ -360,7 +360,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let mut ending = service.ending.clone();
     let served = tokio::select! {
         served = connection.as_mut() => served,
-        () = over(&mut ending) => {
+        () = shutdown_requested(&mut ending) => {
             connection.as_mut().graceful_shutdown();
             connection.as_mut().await
         }

@@ -1,4 +1,4 @@
-//! The custom resource, and its definition.
+//! The `FaultInjection` custom resource and its definition.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// A fault of pods, which the agent of each node carries out.
+/// A fault of pods, applied by the agent of each node.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "injector.dev",
@@ -52,21 +52,21 @@ use crate::{
 #[serde(deny_unknown_fields)]
 #[schemars(transform = closed)]
 pub struct FaultInjectionSpec {
-    /// Which pods are faulted.
+    /// The pods to fault.
     pub target: PodTarget,
-    /// How long it lasts, at most 24h, from the moment that the first pod is faulted.
+    /// The duration, at most 24h, from the start of the first pod's fault.
     pub r#for: Span,
-    /// What random decisions follow from: with it, they are repeatable.
+    /// The seed of random decisions, which makes them repeatable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
     /// Packet faults, in order: the first rule that matches a packet decides.
     #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1))]
     pub rules: Vec<RuleSpec>,
-    /// How clocks go wrong.
+    /// Clock faults.
     #[serde(default, skip_serializing_if = "is_default")]
     pub clocks: ClockSpec,
-    /// What is done to processes.
+    /// Process faults.
     #[serde(default, skip_serializing_if = "is_default")]
     pub processes: ProcessSpec,
 }
@@ -75,44 +75,44 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Which pods are faulted: those that labels select, or one.
+/// The pods to fault: by labels, or one by name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("oneOf" = [{"required": ["pods"]}, {"required": ["pod"]}]))]
 pub struct PodTarget {
-    /// Those whose labels are so, in the namespace of this resource.
+    /// Selects pods by labels, in the namespace of this resource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<PodSelector>,
-    /// The one of this name, in the namespace of this resource.
+    /// The name of one pod in the namespace of this resource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
-    /// Only the container of this name in each; by default all.
+    /// The container to fault in each pod; defaults to all containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
 }
 
-/// What labels pods have. All of it must be so.
+/// A label selector. All requirements must hold.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct PodSelector {
-    /// Labels and their values.
+    /// Labels and the values they must have.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub match_labels: BTreeMap<String, String>,
-    /// What else is so of labels.
+    /// Further requirements on labels.
     #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1))]
     pub match_expressions: Vec<Requirement>,
 }
 
-/// What is so of a label.
+/// A requirement on a label.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Requirement {
-    /// The label.
+    /// The key of the label.
     pub key: String,
-    /// What is so of it.
+    /// The comparison.
     pub operator: Operator,
-    /// With these values, for In and `NotIn`.
+    /// The values, for In and `NotIn`.
     #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1))]
     pub values: Vec<String>,
@@ -121,86 +121,86 @@ pub struct Requirement {
 /// How a label is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Operator {
-    /// It is there, with one of the values.
+    /// The label exists and has one of the values.
     In,
-    /// It has none of the values, or is not there.
+    /// The label has none of the values or does not exist.
     NotIn,
-    /// It is there.
+    /// The label exists.
     Exists,
-    /// It is not there.
+    /// The label does not exist.
     DoesNotExist,
 }
 
-/// What becomes of it.
+/// The observed state of a fault.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = structural)]
 pub struct FaultInjectionStatus {
-    /// Whether it acts.
+    /// The phase of the fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// Packets that were matched, on all nodes.
+    /// Packets matched on all nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub matched: Option<u64>,
-    /// Pods that are faulted now, on all nodes.
+    /// Pods with an active fault, on all nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pods: Option<u64>,
-    /// When it began: the time from which `for` counts.
+    /// The start time, from which `for` counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<MicroTime>,
-    /// When it ended. It is not begun again after that.
+    /// The end time. An ended fault does not start again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_time: Option<MicroTime>,
-    /// The generation of the specification that this is about.
+    /// The generation of the specification that this status describes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// What is so of it: Accepted, Injecting, Matched.
+    /// The conditions Accepted, Injecting and Matched.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// What each node does. Each agent writes that of its node.
+    /// The state of each node, written by its agent.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node"]))]
     pub nodes: Vec<NodeStatus>,
 }
 
-/// Whether a fault acts.
+/// The phase of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Phase {
-    /// No pod is faulted yet, or none at the moment.
+    /// No pod has an active fault yet, or at the moment.
     Pending,
-    /// Pods are faulted.
+    /// Faults are active.
     Running,
-    /// Its time is over, or it is being deleted.
+    /// The duration has passed, or the resource is being deleted.
     Ended,
-    /// It makes no sense, or could nowhere be carried out.
+    /// The specification is invalid, or no node could apply it.
     Failed,
 }
 
-/// What a node does.
+/// The state of a fault on one node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(extend("required" = ["node"]))]
 pub struct NodeStatus {
-    /// The node.
+    /// The name of the node.
     pub node: String,
-    /// What its agent does.
+    /// The state of the fault.
     pub state: NodeState,
-    /// The generation of the specification that it carries out.
+    /// The generation of the specification that the node applies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
-    /// When it faulted a pod first.
+    /// When the first pod's fault started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<MicroTime>,
-    /// Packets that were matched.
+    /// Packets matched.
     pub matched: u64,
-    /// What was done, from the start.
+    /// Counters since the start.
     pub counters: Counters,
-    /// Pods of this node that are to be faulted; the first 64 of them, those that are not first.
+    /// The first 64 selected pods of this node, those without an active fault first.
     pub pods: Vec<PodStatus>,
-    /// How many pods are faulted.
+    /// The number of pods with an active fault.
     pub injecting: u64,
-    /// What is wrong, if something is.
+    /// The problem, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
@@ -213,25 +213,25 @@ impl NodeStatus {
     }
 }
 
-/// What the agent of a node does about a resource.
+/// The state of a resource on one node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum NodeState {
-    /// Nothing: no pod of it is selected.
+    /// No pod of the node is selected.
     #[default]
     Idle,
-    /// It is about to fault pods.
+    /// Faults are about to start.
     Starting,
-    /// Pods are selected, and none can be faulted yet.
+    /// Pods are selected, but none can be faulted yet.
     Waiting,
-    /// It faults pods.
+    /// Faults are active.
     Injecting,
-    /// Pods are selected, and none can be faulted.
+    /// Pods are selected, but all their faults failed.
     Failed,
-    /// It has ended its faults, for the agent ended.
+    /// The faults ended because the agent stopped.
     Stopped,
-    /// It has ended its faults, for good.
+    /// The faults ended and will not start again.
     Ended,
-    /// Nothing was heard of it for so long that its faults have ended.
+    /// The agent's lease expired; its faults have ended.
     Lost,
 }
 
@@ -244,34 +244,34 @@ impl NodeState {
 }
 
 packet_counters!(counts! { crd
-    /// What was done to packets.
+    /// Packet counters.
     PacketCounters from [PacketCounts]
 });
 
 process_counters!(counts! { crd
-    /// What was done to processes.
+    /// Process counters.
     ProcessCounters from [ProcessCounts]
 });
 
-/// What was done.
+/// The counters of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Counters {
-    /// To packets.
+    /// Packets.
     #[serde(flatten)]
     pub packets: PacketCounters,
-    /// Processes whose clocks were faulted.
+    /// Processes with a clock fault.
     pub clock_processes: u64,
-    /// To processes.
+    /// Processes.
     #[serde(flatten)]
     pub processes: ProcessCounters,
 }
 
 impl FaultInjectionSpec {
-    /// Reads a specification and checks all that can be checked without a pod. The error says what is wrong.
+    /// Parses and validates a specification, as far as possible without a pod.
     pub fn check(spec: &serde_json::Value) -> Result<Self, String> {
         let spec: Self = serde_path_to_error::deserialize(spec)
-            .map_err(|error| format!("the specification is not understood: {error}"))?;
+            .map_err(|error| format!("invalid specification: {error}"))?;
         spec.target.check()?;
         let name = PodName { namespace: String::new(), name: String::new() };
         let target = TargetSpec { pod: Some(name), ..TargetSpec::default() };
@@ -281,7 +281,7 @@ impl FaultInjectionSpec {
         }
     }
 
-    /// What the agent is asked for: this, of a target, for as long as is left.
+    /// The agent's request for one target and the remaining duration.
     #[must_use]
     pub fn request(&self, name: String, target: TargetSpec, left: Duration) -> FaultRequest {
         let Self { target: _, r#for: _, seed, rules, clocks, processes } = self.clone();
@@ -302,19 +302,17 @@ impl PodTarget {
     fn check(&self) -> Result<(), String> {
         match (&self.pods, &self.pod) {
             (Some(pods), None) => pods.check(),
-            (None, Some(name)) if name.is_empty() => {
-                Err("target: `pod` is the name of a pod".into())
-            }
+            (None, Some(name)) if name.is_empty() => Err("target: `pod` must not be empty".into()),
             (None, Some(_)) => Ok(()),
-            _ => Err("target: give one of `pods`, a selection by labels, and `pod`, a name".into()),
+            _ => Err("target: give one of `pods` (labels) and `pod` (a name)".into()),
         }
     }
 
-    /// Whether a pod of this name and these labels is one.
+    /// Whether it selects a pod with this name and these labels.
     #[must_use]
     pub fn selects(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
         let by_name = self.pod.as_ref().is_none_or(|wanted| wanted == name);
-        // What is not understood has been refused before.
+        // Invalid selectors have been refused before.
         let by_labels = self
             .pods
             .as_ref()
@@ -339,8 +337,8 @@ impl PodSelector {
 
     fn check(&self) -> Result<(), String> {
         if self.parse()?.selects_all() {
-            return Err("target: `pods` without labels would be all pods of the namespace: say which by matchLabels or \
-                        matchExpressions; to mean all, have a label that none has with the operator DoesNotExist"
+            return Err("target: `pods` without labels would select all pods of the namespace: add matchLabels \
+                        or matchExpressions; to select all pods, require that a label that no pod has DoesNotExist"
                 .into());
         }
         for Requirement { key, operator, values } in &self.match_expressions {
@@ -354,19 +352,19 @@ impl PodSelector {
     }
 }
 
-/// The definition of the resource.
+/// The custom resource definition.
 #[must_use]
 pub fn definition() -> CustomResourceDefinition {
     FaultInjection::crd()
 }
 
-/// The same as a file, in YAML.
+/// The custom resource definition as YAML.
 pub fn definition_yaml() -> serde_json::Result<String> {
-    // Through JSON, so that its keys are in order.
+    // Through JSON, which sorts the keys.
     let definition: serde_json::Value = serde_json::to_value(definition())?;
     let yaml = serde_saphyr::to_string(&definition).map_err(serde::ser::Error::custom)?;
     Ok(format!(
-        "# FaultInjection, which `injector agent --kubernetes` carries out. Written by `injector crd`.\n{yaml}"
+        "# FaultInjection, applied by `injector agent --kubernetes`. Generated by `injector crd`.\n{yaml}"
     ))
 }
 
@@ -377,14 +375,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_makes_no_sense_is_refused_with_the_reason() {
+    fn invalid_specifications_are_refused_with_the_reason() {
         for (spec, reason) in [
             (json!({"for": "1s", "rules": [{"loss": "1%"}]}), "missing field `target`"),
             (json!({"target": {"pod": "a"}, "rules": [{"loss": "1%"}]}), "missing field `for`"),
             (json!({"target": {}, "for": "1s", "rules": [{"loss": "1%"}]}), "give one of `pods`"),
             (
                 json!({"target": {"pods": {}}, "for": "1s", "rules": [{"loss": "1%"}]}),
-                "would be all pods",
+                "would select all pods",
             ),
             (
                 json!({"target": {"pods": {"matchLabel": {"a": "b"}}}, "for": "1s", "rules": [{"loss": "1%"}]}),
@@ -428,7 +426,7 @@ mod tests {
             "rules": [{"loss": "20%", "remote-port": 5432, "remote": ["10.0.0.0/8"]}],
             "clocks": {"clock": "+1h"}, "processes": {"pause": "200ms,every=5s"},
         });
-        FaultInjectionSpec::check(&spec).expect("it makes sense");
+        FaultInjectionSpec::check(&spec).expect("a valid specification");
     }
 
     #[test]

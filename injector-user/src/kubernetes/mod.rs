@@ -1,20 +1,21 @@
-//! Faults that a Kubernetes cluster asks for: the agent of each node carries out the `FaultInjection` resources of the
-//! cluster in the pods of its node. Those that its own clients ask for, of pods by labels, it carries out alike
+//! Kubernetes integration: the agent of each node applies the cluster's `FaultInjection` resources
+//! to the pods of its node, and faults that its own clients request for pods by labels
 //! ([`selection`]).
 //!
-//! Nothing is faulted but by the agent's own keeper, with a lease that is renewed for as long as the API server is
-//! reached ([`presence`]): what happens without it ends by itself. [`reconcile`] compares what is asked for ([`crd`])
-//! and which pods there are ([`pods`]) with what acts ([`work`]), and writes down what became of it ([`status`]).
+//! All faults go through the agent's fault manager, with a lease that is renewed only while the API
+//! server answers ([`heartbeat`]): a partitioned node ends its faults by itself. [`reconcile`]
+//! compares resources ([`crd`]) and pods ([`pods`]) with the running faults ([`resource`]) and
+//! writes the status ([`status`]).
 
 pub mod crd;
+mod heartbeat;
 mod pods;
-mod presence;
 mod reconcile;
+mod reflector;
+mod resource;
 mod schema;
 mod selection;
 mod status;
-mod watch;
-mod work;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,75 +27,75 @@ use tokio::{
 };
 
 use crate::agent::{LONGEST_LEASE, SHORTEST_LEASE, routes::Agent};
-use presence::Presence;
+use heartbeat::Heartbeat;
 use reconcile::Reconciler;
 use selection::Selections;
 
-/// How long to take leave of the API server.
-const FAREWELL: Duration = Duration::from_secs(5);
+/// How long shutdown waits for the API server to accept the final status.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The shortest time for which the API server may be away: requests to it take theirs.
-pub const SHORTEST_PATIENCE: Duration = Duration::from_secs(3);
+/// The minimum of `--api-patience`: it must leave time for requests to the API server.
+pub const MIN_API_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Why the agent cannot work for a cluster.
+/// Why the Kubernetes integration cannot start.
 #[derive(Debug, Error)]
 pub enum KubernetesError {
-    /// It is not known where the API server is.
+    /// No configuration of the API server was found.
     #[error(
-        "cannot tell where the Kubernetes API is: set KUBECONFIG, or run in a pod with a service account"
+        "no Kubernetes API configuration found: set KUBECONFIG, or run in a pod with a service account"
     )]
     Config(#[source] Box<kube::config::InferConfigError>),
-    /// What is known of it makes no sense.
-    #[error("cannot use what is configured of the Kubernetes API")]
+    /// The configuration of the API server is invalid.
+    #[error("invalid Kubernetes API configuration")]
     Client(#[source] Box<kube::Error>),
-    /// The time that it may be away makes no sense.
+    /// `--api-patience` is out of range.
     #[error(
-        "--api-patience is {} to {}",
-        crate::spec::value::Span(SHORTEST_PATIENCE),
+        "--api-patience must be {} to {}",
+        crate::spec::value::Span(MIN_API_PATIENCE),
         crate::spec::value::Span(LONGEST_LEASE)
     )]
     Patience,
 }
 
-/// What the agent is told of its place in the cluster.
+/// The agent's place in the cluster.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The node whose pods it faults.
+    /// The node whose pods the agent may fault.
     pub node: String,
-    /// The namespace of its lease; by default that of its pod, or of the configuration.
+    /// The namespace of the node's lease; defaults to that of the pod or the kubeconfig.
     pub namespace: Option<String>,
-    /// For how long faults outlive the last time that the API server was reached.
+    /// How long faults outlive the last answer of the API server.
     pub patience: Duration,
 }
 
-/// What times follow from the patience.
+/// Timeouts that follow from `--api-patience`.
 ///
-/// A fault ends a patience after the last answer to a heartbeat. Others take a node for lost when its lease has not
-/// been renewed for a patience and a third: an answer takes at most a third, and a fault begins only if one came within
-/// that.
+/// Faults end one patience after the last answered heartbeat. Other agents consider a node lost
+/// when its lease has not been renewed for 4/3 of the patience: a request takes at most 1/3, and
+/// faults start only within 1/3 of the last answer.
 #[derive(Clone, Copy, Debug)]
-struct Times {
+struct Timeouts {
     patience: Duration,
 }
 
-impl Times {
-    /// Between heartbeats.
-    fn beat(self) -> Duration {
+impl Timeouts {
+    /// The time between heartbeats.
+    fn heartbeat_interval(self) -> Duration {
         self.patience / 6
     }
 
-    /// How long the API server may take to answer, and how old the last answer may be for new faults to begin.
-    fn answer(self) -> Duration {
+    /// The timeout of API requests, and the maximum age of the last answer for new faults to start.
+    fn request(self) -> Duration {
         self.patience / 3
     }
 
-    /// When others take the node for lost.
-    fn lost(self) -> Duration {
-        self.patience + self.answer()
+    /// The lease duration, after which other agents consider the node lost.
+    fn node_lost(self) -> Duration {
+        self.patience + self.request()
     }
 }
 
-/// The work for a cluster, in a task of its own.
+/// The running Kubernetes integration.
 #[derive(Debug)]
 pub struct Kubernetes {
     ending: signal::Sender<bool>,
@@ -103,60 +104,60 @@ pub struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Starts it. An API server that cannot be reached is waited for.
+    /// Starts the integration. While the API server is unreachable, it keeps retrying.
     pub async fn start(agent: Arc<Agent>, options: Options) -> Result<Self, KubernetesError> {
-        if options.patience < SHORTEST_PATIENCE.max(SHORTEST_LEASE)
+        if options.patience < MIN_API_PATIENCE.max(SHORTEST_LEASE)
             || options.patience > LONGEST_LEASE
         {
             return Err(KubernetesError::Patience);
         }
-        let times = Times { patience: options.patience };
+        let timeouts = Timeouts { patience: options.patience };
         let mut config =
             Config::infer().await.map_err(|error| KubernetesError::Config(error.into()))?;
-        config.connect_timeout = Some(times.answer());
+        config.connect_timeout = Some(timeouts.request());
         let namespace = options.namespace.unwrap_or_else(|| config.default_namespace.clone());
         let client =
             Client::try_from(config).map_err(|error| KubernetesError::Client(error.into()))?;
-        let presence =
-            Presence::new(client.clone(), &namespace, &options.node, times, agent.clone());
-        let presence = Arc::new(presence);
-        let (ending, ends) = signal::channel(false);
+        let heartbeat =
+            Heartbeat::new(client.clone(), &namespace, &options.node, timeouts, agent.clone());
+        let heartbeat = Arc::new(heartbeat);
+        let (ending, shutdown) = signal::channel(false);
         let (tell_ended, ended) = oneshot::channel();
-        let beats = tokio::spawn(presence.clone().beat(ends.clone()));
+        let heartbeats = tokio::spawn(heartbeat.clone().run(shutdown.clone()));
         if let Some(orders) = agent.cluster.join() {
             let selections = Selections {
                 client: client.clone(),
                 node: options.node.clone(),
-                times,
+                timeouts,
                 agent: agent.clone(),
-                presence: presence.clone(),
+                heartbeat: heartbeat.clone(),
             };
-            tokio::spawn(selections.serve(orders, ends.clone()));
+            tokio::spawn(selections.serve(orders, shutdown.clone()));
         }
         let reconciler =
-            Reconciler::new(client, options.node, times, agent, presence.clone(), ends);
+            Reconciler::new(client, options.node, timeouts, agent, heartbeat.clone(), shutdown);
         let task = tokio::spawn(async move {
             let mut reconciler = reconciler.run().await;
-            // Nobody renews what is about to end.
-            beats.abort();
+            // The faults are about to end: their leases need no renewal.
+            heartbeats.abort();
             reconciler.end_all().await;
-            // Whoever waits may have gone.
+            // The receiver may have been dropped.
             let _ = tell_ended.send(());
             let farewell = async {
-                reconciler.take_leave().await;
-                presence.leave().await;
+                reconciler.deregister().await;
+                heartbeat.deregister().await;
             };
-            if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+            if tokio::time::timeout(SHUTDOWN_TIMEOUT, farewell).await.is_err() {
                 tracing::warn!("the Kubernetes API server was not told that the agent ends");
             }
         });
         Ok(Self { ending, ended, task })
     }
 
-    /// Ends the faults. What is returned tells the cluster so; it is to be waited for.
+    /// Ends all faults. The caller must await the returned task, which updates the API server.
     pub async fn end(self) -> JoinHandle<()> {
         let _ = self.ending.send(true);
-        // An error means that the task is over, and so are they with the keeper.
+        // An error means that the task has ended; the fault manager ends the faults.
         let _ = self.ended.await;
         self.task
     }

@@ -1,4 +1,4 @@
-//! The pods of this node, as far as they matter.
+//! The pods of this node, reduced to what fault selection needs.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1 as core;
 use super::crd::PodTarget;
 use crate::spec::target::PodName;
 
-/// What fields of the pods of a node are.
+/// The field selector for the pods of a node.
 #[must_use]
-pub fn of_node(node: &str) -> String {
+pub fn node_field_selector(node: &str) -> String {
     format!("spec.nodeName={node}")
 }
 
@@ -24,23 +24,23 @@ pub struct Pod {
     labels: BTreeMap<String, String>,
     /// The names of its containers, and the IDs of those that run.
     containers: BTreeMap<String, Option<String>>,
-    /// It has ended for good.
-    is_over: bool,
+    /// It has succeeded or failed and will not run again.
+    is_terminated: bool,
 }
 
-/// What is faulted of a pod.
+/// The part of a pod that a fault applies to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
-    /// All of it.
+pub enum PodScope {
+    /// All containers.
     Whole,
     /// The container with this ID.
     Container(String),
 }
 
 impl Pod {
-    /// What matters of a pod. One without a name or an ID is none.
+    /// Converts a pod object; `None` if it lacks a name or a UID.
     #[must_use]
-    pub fn of(pod: core::Pod) -> Option<Self> {
+    pub fn from_api(pod: core::Pod) -> Option<Self> {
         let name = PodName { namespace: pod.metadata.namespace?, name: pod.metadata.name? };
         let named = pod.spec.into_iter().flat_map(|spec| {
             let inits = spec.init_containers.into_iter().flatten();
@@ -51,17 +51,17 @@ impl Pod {
         let statuses = [status.init_container_statuses, status.container_statuses];
         for status in statuses.into_iter().flatten().flatten() {
             let runs = status.state.is_some_and(|state| state.running.is_some());
-            // As in containerd://0123….
+            // The form is containerd://0123….
             let id = status.container_id.as_deref().and_then(|id| id.split_once("://"));
             let id = id.map(|(_, id)| id.to_owned()).filter(|id| runs && !id.is_empty());
             containers.insert(status.name, id);
         }
-        let is_over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let is_terminated = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let labels = pod.metadata.labels.unwrap_or_default();
-        Some(Self { name, uid: pod.metadata.uid?, labels, containers, is_over })
+        Some(Self { name, uid: pod.metadata.uid?, labels, containers, is_terminated })
     }
 
-    /// Whether it is a target.
+    /// Whether `target` selects it.
     #[must_use]
     pub fn is_selected(&self, namespace: &str, target: &PodTarget) -> bool {
         self.is_alive()
@@ -69,21 +69,21 @@ impl Pod {
             && target.selects(&self.name.name, &self.labels)
     }
 
-    /// Whether it has not ended for good.
+    /// Whether it may still run.
     #[must_use]
     pub const fn is_alive(&self) -> bool {
-        !self.is_over
+        !self.is_terminated
     }
 
-    /// What of it is one, or why nothing is yet.
-    pub fn part(&self, target: &PodTarget) -> Result<Part, String> {
-        let Some(name) = &target.container else { return Ok(Part::Whole) };
+    /// The part of the pod that `target` selects. The error says why it is not available.
+    pub fn scope(&self, target: &PodTarget) -> Result<PodScope, String> {
+        let Some(name) = &target.container else { return Ok(PodScope::Whole) };
         match self.containers.get(name) {
-            Some(Some(id)) => Ok(Part::Container(id.clone())),
-            Some(None) => Err(format!("the container {name} does not run")),
+            Some(Some(id)) => Ok(PodScope::Container(id.clone())),
+            Some(None) => Err(format!("container {name} is not running")),
             None => {
                 let known = self.containers.keys().map(String::as_str).collect::<Vec<_>>();
-                Err(format!("the pod has no container {name}: there are {}", known.join(", ")))
+                Err(format!("the pod has no container {name}; it has {}", known.join(", ")))
             }
         }
     }
@@ -106,11 +106,11 @@ mod tests {
                  "image": "", "imageID": "", "ready": true, "restartCount": 0},
             ]},
         });
-        Pod::of(serde_json::from_value(pod).expect("a pod")).expect("it has a name")
+        Pod::from_api(serde_json::from_value(pod).expect("a pod")).expect("a named pod")
     }
 
     #[test]
-    fn pods_of_the_namespace_that_are_not_over_are_selected() {
+    fn running_and_pending_pods_of_the_namespace_are_selected() {
         let target = PodTarget { pod: Some("cart-0".into()), ..PodTarget::default() };
         assert!(pod("Running").is_selected("shop", &target));
         assert!(pod("Pending").is_selected("shop", &target));
@@ -119,16 +119,16 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_its_running_id() {
-        let part = |container: Option<&str>| {
+    fn a_container_scope_is_its_running_id() {
+        let scope = |container: Option<&str>| {
             let container = container.map(Into::into);
-            pod("Running").part(&PodTarget { container, ..PodTarget::default() })
+            pod("Running").scope(&PodTarget { container, ..PodTarget::default() })
         };
-        assert_eq!(part(None), Ok(Part::Whole));
-        assert_eq!(part(Some("app")), Ok(Part::Container("abc".into())));
-        assert_eq!(part(Some("proxy")), Err("the container proxy does not run".into()));
-        assert_eq!(part(Some("late")), Err("the container late does not run".into()));
-        let message = part(Some("none")).expect_err("there is none");
-        assert!(message.ends_with("there are app, late, proxy"), "{message}");
+        assert_eq!(scope(None), Ok(PodScope::Whole));
+        assert_eq!(scope(Some("app")), Ok(PodScope::Container("abc".into())));
+        assert_eq!(scope(Some("proxy")), Err("container proxy is not running".into()));
+        assert_eq!(scope(Some("late")), Err("container late is not running".into()));
+        let message = scope(Some("none")).expect_err("there is none");
+        assert!(message.ends_with("it has app, late, proxy"), "{message}");
     }
 }

@@ -1,8 +1,8 @@
-//! What is asked for and what there is, compared and made the same, again and again.
+//! Reconciles `FaultInjection` resources with the faults of this node.
 //!
-//! Before an agent faults a pod for a resource, it has written into the resource's status that it may: whoever removes
-//! the finalizer has seen all who may. What each step needs of the object is checked by its version, so that of several
-//! agents one does it, and the others see that.
+//! Before an agent faults a pod, it claims the resource in its status: the agent that removes the
+//! finalizer has then seen every claim. Writes are conditional on the resource version, so that of
+//! several agents exactly one takes a step and the others see the result.
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
@@ -25,111 +25,113 @@ use tokio::{
 };
 
 use super::{
-    Times,
+    Timeouts,
     crd::{FaultInjection, FaultInjectionSpec, FaultInjectionStatus, NodeState, NodeStatus},
+    heartbeat::{Heartbeat, OtherNodes, RequestError, with_timeout},
     pods::{self, Pod},
-    presence::{Others, Presence, Unanswered, within},
-    status::{self, Verdict, differs, sum_up},
-    watch::Watched,
-    work::{OWNER, Origin, Work},
+    reflector::Reflector,
+    resource::{FaultSource, OWNER, ResourceState},
+    status::{self, Desired, differs, summarize},
 };
 use crate::{
     agent::{
         board::ended,
-        routes::{Agent, over},
+        routes::{Agent, shutdown_requested},
     },
     spec::target::PodName,
 };
 
-/// Keeps a resource until no agent acts for it.
+/// Keeps a deleted resource until no agent has a fault for it.
 const FINALIZER: &str = "injector.dev/agents";
 
-/// By whom what is common to all nodes is written.
+/// The field manager of the status that is common to all nodes.
 const MANAGER: &str = "injector-agent";
 
-/// How often to look whether something is due.
+/// The interval of periodic reconciliation.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Numbers are written no more often than that. What is another agent's turn is done so much later if it is not done.
-const SELDOM: Duration = Duration::from_secs(3);
+/// The minimum interval of counter updates, and how long an agent waits for another one to write
+/// the common status before it does so itself.
+const MIN_UPDATE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// A resource as it comes: its specification may be wrong.
+/// A resource as received: its specification is not validated.
 type Resource = Object<Value, FaultInjectionStatus>;
 
-/// A generation, and its specification or what is wrong with it.
+/// A generation and its validated specification, or the error.
 type Checked = (i64, Result<Arc<FaultInjectionSpec>, String>);
 
-/// Compares and acts.
+/// Watches resources and pods and reconciles them.
 pub struct Reconciler {
     client: Client,
     kind: ApiResource,
     node: String,
-    times: Times,
+    timeouts: Timeouts,
     agent: Arc<Agent>,
-    presence: Arc<Presence>,
-    others: Others,
+    heartbeat: Arc<Heartbeat>,
+    others: OtherNodes,
     recorder: Recorder,
-    faults: Watched<Resource, Arc<Resource>>,
-    pods: Watched<core::Pod, Pod>,
-    /// By the unique IDs of resources.
-    works: BTreeMap<String, Work>,
+    faults: Reflector<Resource, Arc<Resource>>,
+    pods: Reflector<core::Pod, Pod>,
+    /// By the UIDs of resources.
+    resources: BTreeMap<String, ResourceState>,
     checked: BTreeMap<String, Checked>,
-    /// Since when something is another agent's turn.
+    /// Since when another agent should have written the common status, by UID.
     waiting: BTreeMap<String, Instant>,
-    ends: signal::Receiver<bool>,
+    shutdown: signal::Receiver<bool>,
     is_leaving: bool,
 }
 
 impl Reconciler {
-    /// Nothing is asked yet.
+    /// Creates a reconciler that has made no request yet.
     pub fn new(
         client: Client,
         node: String,
-        times: Times,
+        timeouts: Timeouts,
         agent: Arc<Agent>,
-        presence: Arc<Presence>,
-        ends: signal::Receiver<bool>,
+        heartbeat: Arc<Heartbeat>,
+        shutdown: signal::Receiver<bool>,
     ) -> Self {
         let kind = ApiResource::erase::<FaultInjection>(&());
         let faults = Api::all_with(client.clone(), &kind);
         let pods = Api::all(client.clone());
-        let of_node = watcher::Config::default().fields(&pods::of_node(&node));
+        let node_field_selector =
+            watcher::Config::default().fields(&pods::node_field_selector(&node));
         let reporter =
             Reporter { controller: "injector.dev/agent".into(), instance: Some(node.clone()) };
         Self {
             recorder: Recorder::new(client.clone(), reporter),
-            faults: Watched::new(
+            faults: Reflector::new(
                 "fault injections",
                 faults,
                 watcher::Config::default(),
                 |object| Some(object.into()),
             ),
-            pods: Watched::new("pods", pods, of_node, Pod::of),
-            others: Others::new(presence.clone()),
+            pods: Reflector::new("pods", pods, node_field_selector, Pod::from_api),
+            others: OtherNodes::new(heartbeat.clone()),
             client,
             kind,
             node,
-            times,
+            timeouts,
             agent,
-            presence,
-            works: BTreeMap::new(),
+            heartbeat,
+            resources: BTreeMap::new(),
             checked: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            ends,
+            shutdown,
             is_leaving: false,
         }
     }
 
-    /// Goes on until the agent ends.
+    /// Runs until shutdown.
     pub async fn run(mut self) -> Self {
-        let mut ends = self.ends.clone();
+        let mut shutdown = self.shutdown.clone();
         let mut changes = self.agent.board.watch();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
-                () = over(&mut ends) => break,
+                () = shutdown_requested(&mut shutdown) => break,
                 () = self.faults.next() => {}
                 () = self.pods.next() => {}
                 () = ended(&mut changes, |fault| fault.owner.starts_with(OWNER)) => {}
@@ -144,42 +146,42 @@ impl Reconciler {
         let (Some(faults), Some(_)) = (self.faults.all(), self.pods.all()) else { return };
         let uids: Vec<String> = faults.keys().cloned().collect();
         let gone: Vec<String> =
-            self.works.keys().filter(|uid| !faults.contains_key(*uid)).cloned().collect();
+            self.resources.keys().filter(|uid| !faults.contains_key(*uid)).cloned().collect();
         for uid in gone {
-            if let Some(mut work) = self.works.remove(&uid) {
-                work.end_all(&self.agent).await;
+            if let Some(mut state) = self.resources.remove(&uid) {
+                state.end_all(&self.agent).await;
             }
             self.checked.remove(&uid);
             self.waiting.remove(&uid);
         }
         for uid in uids {
-            if *self.ends.borrow() {
+            if *self.shutdown.borrow() {
                 return;
             }
             let Some(object) = self.faults.get(&uid).cloned() else { continue };
             let name = name_of(&object);
             match self.reconcile(&uid, &object).await {
                 Ok(()) => {}
-                Err(error) if error.is_trouble() => {
-                    tracing::warn!("cannot write what becomes of {name}: {error}");
+                Err(error) if error.is_unexpected() => {
+                    tracing::warn!("cannot update the status of {name}: {error}");
                 }
                 Err(error) => tracing::debug!("{name}: {error}"),
             }
         }
     }
 
-    /// What is to become of a resource; if pods are to be faulted, how, and for how long.
-    fn judge(
+    /// The desired state of a resource, with the specification if it is active.
+    fn evaluate(
         &mut self,
         uid: &str,
         object: &Resource,
-    ) -> (Verdict, Option<Arc<FaultInjectionSpec>>) {
+    ) -> (Desired, Option<Arc<FaultInjectionSpec>>) {
         if object.metadata.deletion_timestamp.is_some() {
-            return (Verdict::Deleted, None);
+            return (Desired::Deleted, None);
         }
         let status = object.status.as_ref();
         if status.is_some_and(|status| status.end_time.is_some()) {
-            return (Verdict::Over, None);
+            return (Desired::Expired, None);
         }
         let generation = generation(object);
         let known = self.checked.get(uid).filter(|(of, _)| *of == generation);
@@ -189,25 +191,25 @@ impl Reconciler {
         );
         self.checked.insert(uid.into(), (generation, checked.clone()));
         match checked {
-            Err(message) => (Verdict::Invalid(message), None),
+            Err(message) => (Desired::Invalid(message), None),
             Ok(spec) => match status.and_then(|status| status.start_time.as_ref()) {
-                Some(start) if left(&spec, start).is_none() => (Verdict::Over, None),
-                _ => (Verdict::Acts, Some(spec)),
+                Some(start) if left(&spec, start).is_none() => (Desired::Expired, None),
+                _ => (Desired::Active, Some(spec)),
             },
         }
     }
 
-    async fn reconcile(&mut self, uid: &str, object: &Resource) -> Result<(), Unanswered> {
-        let (verdict, spec) = self.judge(uid, object);
+    async fn reconcile(&mut self, uid: &str, object: &Resource) -> Result<(), RequestError> {
+        let (desired, spec) = self.evaluate(uid, object);
         let own = own(object, &self.node);
-        if !self.works.contains_key(uid) {
-            let work = Work::new(Origin::of_resource(&name_of(object)), own);
-            self.works.insert(uid.into(), work);
+        if !self.resources.contains_key(uid) {
+            let state = ResourceState::new(FaultSource::of_resource(&name_of(object)), own);
+            self.resources.insert(uid.into(), state);
         }
-        let Some(work) = self.works.get_mut(uid) else { return Ok(()) };
-        let is_taken_for_lost = own.is_some_and(|own| own.state == NodeState::Lost);
-        if work.observe(&self.agent) || is_taken_for_lost {
-            work.claimed = None;
+        let Some(state) = self.resources.get_mut(uid) else { return Ok(()) };
+        let is_marked_lost = own.is_some_and(|own| own.state == NodeState::Lost);
+        if state.observe(&self.agent) || is_marked_lost {
+            state.claimed = None;
         }
         let generation = generation(object);
         let mut plans = Vec::new();
@@ -217,15 +219,15 @@ impl Reconciler {
                 let pods = self.pods.all().into_iter().flat_map(BTreeMap::values);
                 let selected: Vec<&Pod> =
                     pods.filter(|pod| pod.is_selected(namespace, &spec.target)).collect();
-                work.select(&self.agent, generation, &selected, spec).await;
-                if self.presence.is_fresh() {
-                    plans = work.plan(spec, spec.r#for.0, self.times.patience).await;
+                state.select(&self.agent, generation, &selected, spec).await;
+                if self.heartbeat.is_connected() {
+                    plans = state.plan(spec, spec.r#for.0, self.timeouts.patience).await;
                 }
             }
-            None => work.end_all(&self.agent).await,
+            None => state.end_all(&self.agent).await,
         }
-        // What cannot be written is not tried.
-        if !self.presence.is_fresh() {
+        // While the API server is away, no claim can be written.
+        if !self.heartbeat.is_connected() {
             return Ok(());
         }
         if let Some(spec) = spec.filter(|_| !plans.is_empty())
@@ -234,82 +236,88 @@ impl Reconciler {
             for (pod, mut plan) in plans {
                 let Some(left) = left(&spec, &start) else { break };
                 plan.terms.lasts = Some(left);
-                let Some(work) = self.works.get_mut(uid) else { break };
-                work.begin(&self.agent, &pod, plan).await;
+                let Some(state) = self.resources.get_mut(uid) else { break };
+                state.begin(&self.agent, &pod, plan).await;
             }
         }
-        self.write(uid, &verdict).await
+        self.write(uid, &desired).await
     }
 
-    /// Has it written down that pods may be faulted; returns when the fault began, if they may.
-    async fn claim(&mut self, uid: &str, generation: i64) -> Result<Option<MicroTime>, Unanswered> {
+    /// Claims the resource in its status. Returns the fault's start time if pods may be faulted.
+    async fn claim(
+        &mut self,
+        uid: &str,
+        generation: i64,
+    ) -> Result<Option<MicroTime>, RequestError> {
         let Some(mut object) = self.faults.get(uid).cloned() else { return Ok(None) };
         if !has_finalizer(&object) {
             let mut finalizers = object.finalizers().to_vec();
             finalizers.push(FINALIZER.into());
             object = self.set_finalizers(&object, &finalizers).await?;
         }
-        let has_begun = object.status.as_ref().is_some_and(|status| status.start_time.is_some());
-        if !has_begun {
-            let begun = json!({"startTime": MicroTime(status::now())});
-            object = self.patch_status(&object, begun).await?;
+        let has_started = object.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        if !has_started {
+            let start = json!({"startTime": MicroTime(status::now())});
+            object = self.patch_status(&object, start).await?;
         }
-        let Some(work) = self.works.get(uid) else { return Ok(None) };
-        if work.claimed != Some(generation) {
-            let entry = work.status(&self.node, generation, Some(NodeState::Starting));
+        let Some(state) = self.resources.get(uid) else { return Ok(None) };
+        if state.claimed != Some(generation) {
+            let entry = state.status(&self.node, generation, Some(NodeState::Starting));
             object = self.write_entry(uid, &object, entry).await?;
         }
         let status = object.status.clone().unwrap_or_default();
-        let may = object.metadata.deletion_timestamp.is_none()
+        let is_claimed = object.metadata.deletion_timestamp.is_none()
             && self::generation(&object) == generation
             && status.end_time.is_none();
-        if let Some(work) = self.works.get_mut(uid) {
-            work.claimed = may.then_some(generation);
+        if let Some(state) = self.resources.get_mut(uid) {
+            state.claimed = is_claimed.then_some(generation);
         }
-        Ok(status.start_time.filter(|_| may))
+        Ok(status.start_time.filter(|_| is_claimed))
     }
 
-    /// Writes down what this node does, and what becomes of the whole.
-    async fn write(&mut self, uid: &str, verdict: &Verdict) -> Result<(), Unanswered> {
-        let (Some(mut object), Some(work)) = (self.faults.get(uid).cloned(), self.works.get(uid))
+    /// Writes the entry of this node and the summary of all nodes.
+    async fn write(&mut self, uid: &str, desired: &Desired) -> Result<(), RequestError> {
+        let (Some(mut object), Some(state)) =
+            (self.faults.get(uid).cloned(), self.resources.get(uid))
         else {
             return Ok(());
         };
         let before = own(&object, &self.node);
-        let over = verdict.over().or_else(|| self.is_leaving.then_some(NodeState::Stopped));
-        let over = over.filter(|_| work.is_idle());
-        let mut entry = work.status(&self.node, generation(&object), over);
-        if over == Some(NodeState::Ended) && entry.start_time.is_none() {
+        let final_state =
+            desired.final_state().or_else(|| self.is_leaving.then_some(NodeState::Stopped));
+        let final_state = final_state.filter(|_| state.is_idle());
+        let mut entry = state.status(&self.node, generation(&object), final_state);
+        if final_state == Some(NodeState::Ended) && entry.start_time.is_none() {
             entry.message = before.and_then(|before| before.message.clone());
         }
-        // What has been said of the last generation stays so after the end.
-        if over == Some(NodeState::Ended) {
+        // The entry of the last generation stays after the end.
+        if final_state == Some(NodeState::Ended) {
             entry.generation = before.and_then(|before| before.generation);
         }
-        let is_worth_it = match before {
+        let needs_write = match before {
             None => !matches!(entry.state, NodeState::Idle | NodeState::Ended | NodeState::Stopped),
             Some(before) if self.is_leaving => before.holds(),
-            Some(before) => is_news(before, &entry) || (*before != entry && is_due(work)),
+            Some(before) => has_changed(before, &entry) || (*before != entry && is_due(state)),
         };
-        if is_worth_it {
+        if needs_write {
             object = self.write_entry(uid, &object, entry).await?;
         }
-        self.mark_lost(verdict, &mut object).await?;
-        self.write_summary(uid, verdict, object).await
+        self.mark_lost(desired, &mut object).await?;
+        self.write_summary(uid, desired, object).await
     }
 
-    /// Takes nodes whose agents are gone for what they are. Each agent looks after one other; when the end is waited
-    /// for, after all.
+    /// Marks nodes whose agents are lost. Each agent monitors one other node; all of them while the
+    /// end of the fault waits for them.
     async fn mark_lost(
         &mut self,
-        verdict: &Verdict,
+        desired: &Desired,
         object: &mut Arc<Resource>,
-    ) -> Result<(), Unanswered> {
+    ) -> Result<(), RequestError> {
         let status = object.status.clone().unwrap_or_default();
         let mut holders: Vec<&str> =
             status.nodes.iter().filter(|node| node.holds()).map(|node| &*node.node).collect();
         holders.sort_unstable();
-        let looked_after: Vec<&str> = if *verdict == Verdict::Acts {
+        let monitored: Vec<&str> = if *desired == Desired::Active {
             let place = holders.iter().position(|node| *node == self.node);
             let last = holders.len().saturating_sub(1);
             let before = place.map(|place| holders[place.checked_sub(1).unwrap_or(last)]);
@@ -317,18 +325,18 @@ impl Reconciler {
         } else {
             holders
         };
-        let looked_after = looked_after.into_iter().filter(|node| *node != self.node);
-        let looked_after: Vec<String> = looked_after.map(Into::into).collect();
-        for node in looked_after {
+        let monitored = monitored.into_iter().filter(|node| *node != self.node);
+        let monitored: Vec<String> = monitored.map(Into::into).collect();
+        for node in monitored {
             if self.is_leaving || !self.others.is_lost(&node).await {
                 continue;
             }
-            // All that its agent says each time, and nothing else: that takes it back when it comes back.
+            // Exactly the fields that its agent applies each time: a returning agent overrides them.
             let state = json!({"node": node, "state": NodeState::Lost, "injecting": 0, "pods": []});
-            // As if by one for each, so that what is said of one node is not taken back with another.
+            // A field manager for each node: applying one node's entry must not remove another's.
             *object = self.apply_node(object, &format!("injector-lost/{node}"), &state).await?;
             self.faults.replace(Resource::clone(object));
-            tracing::warn!("{}: the agent of node {node} is gone", name_of(object));
+            tracing::warn!("{}: the agent of node {node} is lost", name_of(object));
         }
         Ok(())
     }
@@ -336,32 +344,33 @@ impl Reconciler {
     async fn write_summary(
         &mut self,
         uid: &str,
-        verdict: &Verdict,
+        desired: &Desired,
         mut object: Arc<Resource>,
-    ) -> Result<(), Unanswered> {
+    ) -> Result<(), RequestError> {
         let old = object.status.clone().unwrap_or_default();
-        let new = sum_up(&old, generation(&object), verdict, status::now());
+        let new = summarize(&old, generation(&object), desired, status::now());
         let is_held = old.nodes.iter().any(NodeStatus::holds);
         let is_finished =
-            has_finalizer(&object) && !is_held && (self.is_leaving || *verdict != Verdict::Acts);
+            has_finalizer(&object) && !is_held && (self.is_leaving || *desired != Desired::Active);
         let is_different = differs(&old, &new);
-        let work = self.works.get_mut(uid);
-        let is_due =
-            work.is_some_and(|work| work.summed_up.is_none_or(|at| at.elapsed() >= SELDOM));
-        let is_news = FaultInjectionStatus { nodes: Vec::new(), ..old.clone() } != new;
-        let is_to_do = is_different || is_finished || (is_news && is_due);
-        if !is_to_do {
+        let state = self.resources.get_mut(uid);
+        let is_due = state.is_some_and(|state| {
+            state.summarized.is_none_or(|at| at.elapsed() >= MIN_UPDATE_INTERVAL)
+        });
+        let has_changed = FaultInjectionStatus { nodes: Vec::new(), ..old.clone() } != new;
+        let needs_write = is_different || is_finished || (has_changed && is_due);
+        if !needs_write {
             self.waiting.remove(uid);
             return Ok(());
         }
         if !self.is_turn(uid, &old) {
             return Ok(());
         }
-        if is_different || (is_news && is_due) {
+        if is_different || (has_changed && is_due) {
             let status = serde_json::to_value(&new).unwrap_or_default();
             object = self.patch_status(&object, status).await?;
-            if let Some(work) = self.works.get_mut(uid) {
-                work.summed_up = Some(Instant::now());
+            if let Some(state) = self.resources.get_mut(uid) {
+                state.summarized = Some(Instant::now());
             }
         }
         if is_finished {
@@ -373,8 +382,8 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Whether it is for this agent to write what is of all nodes: it is for the first that acts, or did. If that one
-    /// does not, after a while, it is for any.
+    /// Whether this agent should write the common status: the first node with faults does, or any
+    /// node if that one has not for [`MIN_UPDATE_INTERVAL`].
     fn is_turn(&mut self, uid: &str, status: &FaultInjectionStatus) -> bool {
         let names = |holds: bool| {
             let nodes = status.nodes.iter().filter(move |node| {
@@ -387,49 +396,49 @@ impl Reconciler {
         if self.is_leaving || first.is_none_or(|first| first == self.node) {
             return true;
         }
-        self.waiting.entry(uid.into()).or_insert_with(Instant::now).elapsed() >= SELDOM
+        self.waiting.entry(uid.into()).or_insert_with(Instant::now).elapsed() >= MIN_UPDATE_INTERVAL
     }
 
-    /// Ends all faults of the cluster.
+    /// Ends all faults that resources requested.
     pub async fn end_all(&mut self) {
         self.is_leaving = true;
-        for work in self.works.values_mut() {
-            work.end_all(&self.agent).await;
+        for state in self.resources.values_mut() {
+            state.end_all(&self.agent).await;
         }
     }
 
-    /// Writes down that this node does nothing any more.
-    pub async fn take_leave(&mut self) {
-        let uids: Vec<String> = self.works.keys().cloned().collect();
+    /// Writes the final status of this node.
+    pub async fn deregister(&mut self) {
+        let uids: Vec<String> = self.resources.keys().cloned().collect();
         for uid in uids {
             let Some(object) = self.faults.get(&uid).cloned() else { continue };
-            let (verdict, _) = self.judge(&uid, &object);
-            if let Err(error) = self.write(&uid, &verdict).await {
-                tracing::warn!("cannot write what became of {}: {error}", name_of(&object));
+            let (desired, _) = self.evaluate(&uid, &object);
+            if let Err(error) = self.write(&uid, &desired).await {
+                tracing::warn!("cannot update the status of {}: {error}", name_of(&object));
             }
         }
     }
 
-    /// Writes the entry of this node, and that of no other.
+    /// Writes the status entry of this node.
     async fn write_entry(
         &mut self,
         uid: &str,
         object: &Arc<Resource>,
         entry: NodeStatus,
-    ) -> Result<Arc<Resource>, Unanswered> {
+    ) -> Result<Arc<Resource>, RequestError> {
         let before = own(object, &self.node).map(|before| before.state);
         let value = serde_json::to_value(&entry).unwrap_or_default();
         let manager = format!("injector-agent/{}", self.node);
         let written = self.apply_node(object, &manager, &value).await?;
         self.faults.replace(Resource::clone(&written));
-        if let Some(work) = self.works.get_mut(uid) {
+        if let Some(state) = self.resources.get_mut(uid) {
             if !entry.holds() {
-                work.claimed = None;
+                state.claimed = None;
             }
-            work.written = Some(Instant::now());
+            state.written = Some(Instant::now());
         }
         if before != Some(entry.state) {
-            self.tell(&written, &entry);
+            self.publish_event(&written, &entry);
         }
         Ok(written)
     }
@@ -439,30 +448,30 @@ impl Reconciler {
         object: &Resource,
         manager: &str,
         entry: &Value,
-    ) -> Result<Arc<Resource>, Unanswered> {
+    ) -> Result<Arc<Resource>, RequestError> {
         let patch = json!({
             "apiVersion": self.kind.api_version,
             "kind": self.kind.kind,
-            // The unique ID: another resource of this name is none of it.
+            // The UID: a recreated resource of this name must not match.
             "metadata": {"name": object.name_any(), "uid": object.metadata.uid},
             "status": {"nodes": [entry]},
         });
         let params = PatchParams::apply(&manager.chars().take(128).collect::<String>()).force();
         let (api, name) = (self.api(object), object.name_any());
-        self.ask(api.patch_status(&name, &params, &Patch::Apply(patch))).await.map(Arc::new)
+        self.request(api.patch_status(&name, &params, &Patch::Apply(patch))).await.map(Arc::new)
     }
 
-    /// Changes the status of an object that is still as it is known.
+    /// Patches the status if the object is still at the known version.
     async fn patch_status(
         &mut self,
         object: &Resource,
         status: Value,
-    ) -> Result<Arc<Resource>, Unanswered> {
+    ) -> Result<Arc<Resource>, RequestError> {
         let version = object.resource_version();
         let patch = json!({"metadata": {"resourceVersion": version}, "status": status});
         let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
         let (api, name) = (self.api(object), object.name_any());
-        let written = self.ask(api.patch_status(&name, &params, &Patch::Merge(patch))).await?;
+        let written = self.request(api.patch_status(&name, &params, &Patch::Merge(patch))).await?;
         self.faults.replace(written.clone());
         Ok(written.into())
     }
@@ -471,12 +480,12 @@ impl Reconciler {
         &mut self,
         object: &Resource,
         finalizers: &[String],
-    ) -> Result<Arc<Resource>, Unanswered> {
+    ) -> Result<Arc<Resource>, RequestError> {
         let version = object.resource_version();
         let patch = json!({"metadata": {"resourceVersion": version, "finalizers": finalizers}});
         let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
         let (api, name) = (self.api(object), object.name_any());
-        let written = self.ask(api.patch(&name, &params, &Patch::Merge(patch))).await?;
+        let written = self.request(api.patch(&name, &params, &Patch::Merge(patch))).await?;
         self.faults.replace(written.clone());
         Ok(written.into())
     }
@@ -486,44 +495,46 @@ impl Reconciler {
         Api::namespaced_with(self.client.clone(), &namespace, &self.kind)
     }
 
-    /// Waits for an answer of the API server, but not when the agent is to end; then faults come first.
-    async fn ask<T>(
+    /// Waits for an answer of the API server; shutdown aborts it, since ending faults comes first.
+    async fn request<T>(
         &mut self,
         answer: impl Future<Output = kube::Result<T>>,
-    ) -> Result<T, Unanswered> {
-        let answer = within(self.times.answer(), answer);
+    ) -> Result<T, RequestError> {
+        let answer = with_timeout(self.timeouts.request(), answer);
         if self.is_leaving {
             return answer.await;
         }
-        let mut ends = self.ends.clone();
+        let mut shutdown = self.shutdown.clone();
         tokio::select! {
             answer = answer => answer,
-            () = over(&mut ends) => Err(Unanswered::Late(Duration::ZERO)),
+            () = shutdown_requested(&mut shutdown) => Err(RequestError::TimedOut(Duration::ZERO)),
         }
     }
 
-    /// Has an event say what this node does. Nothing depends on it.
-    fn tell(&self, object: &Resource, entry: &NodeStatus) {
-        let is_trouble = matches!(entry.state, NodeState::Failed | NodeState::Lost);
+    /// Publishes an event about this node, best effort.
+    fn publish_event(&self, object: &Resource, entry: &NodeStatus) {
+        let is_warning = matches!(entry.state, NodeState::Failed | NodeState::Lost);
         let what = match entry.state {
-            NodeState::Injecting => format!("{} pods are faulted", entry.injecting),
+            NodeState::Injecting => format!("faults active in {} pods", entry.injecting),
             NodeState::Ended | NodeState::Stopped => {
-                format!("{} packets were matched", entry.matched)
+                format!("{} packets matched", entry.matched)
             }
             NodeState::Waiting | NodeState::Failed => entry.message.clone().unwrap_or_default(),
             NodeState::Idle | NodeState::Starting | NodeState::Lost => return,
         };
         let reference = kube::Resource::object_ref(object, &self.kind);
-        let (recorder, times) = (self.recorder.clone(), self.times);
+        let (recorder, timeouts) = (self.recorder.clone(), self.timeouts);
         let event = Event {
-            type_: if is_trouble { EventType::Warning } else { EventType::Normal },
+            type_: if is_warning { EventType::Warning } else { EventType::Normal },
             reason: format!("{:?}", entry.state),
             note: Some(format!("node {}: {what}", entry.node).chars().take(1000).collect()),
             action: "Fault".into(),
             secondary: None,
         };
         tokio::spawn(async move {
-            if let Err(error) = within(times.answer(), recorder.publish(&event, &reference)).await {
+            if let Err(error) =
+                with_timeout(timeouts.request(), recorder.publish(&event, &reference)).await
+            {
                 tracing::debug!(%error, "cannot publish an event");
             }
         });
@@ -546,16 +557,16 @@ fn own<'a>(object: &'a Resource, node: &str) -> Option<&'a NodeStatus> {
     object.status.as_ref()?.nodes.iter().find(|entry| entry.node == node)
 }
 
-/// How much is left of the time of a fault, if something is.
+/// The remaining duration of a fault; `None` if it is over.
 fn left(spec: &FaultInjectionSpec, start: &MicroTime) -> Option<Duration> {
-    let gone = Timestamp::now().duration_since(start.0);
-    // The clock of who wrote it may be ahead.
-    let gone = Duration::try_from(gone).unwrap_or_default();
-    spec.r#for.0.checked_sub(gone).filter(|left| !left.is_zero())
+    let elapsed = Timestamp::now().duration_since(start.0);
+    // The clock of the node that wrote the start time may be ahead.
+    let elapsed = Duration::try_from(elapsed).unwrap_or_default();
+    spec.r#for.0.checked_sub(elapsed).filter(|left| !left.is_zero())
 }
 
-/// Whether entries differ in more than numbers that grow.
-fn is_news(old: &NodeStatus, new: &NodeStatus) -> bool {
+/// Whether entries differ in more than their counters.
+fn has_changed(old: &NodeStatus, new: &NodeStatus) -> bool {
     let facts = |entry: &NodeStatus| {
         let NodeStatus { state, generation, start_time, injecting, message, .. } = entry.clone();
         let pods = entry.pods.iter().map(|pod| (pod.name.clone(), pod.state, pod.message.clone()));
@@ -564,6 +575,6 @@ fn is_news(old: &NodeStatus, new: &NodeStatus) -> bool {
     facts(old) != facts(new)
 }
 
-fn is_due(work: &Work) -> bool {
-    work.written.is_none_or(|at| at.elapsed() >= SELDOM)
+fn is_due(state: &ResourceState) -> bool {
+    state.written.is_none_or(|at| at.elapsed() >= MIN_UPDATE_INTERVAL)
 }

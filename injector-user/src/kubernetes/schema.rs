@@ -1,21 +1,20 @@
-//! From the JSON Schema of types to what Kubernetes takes: a structural schema.
+//! Converts generated JSON Schemas to the structural schemas that Kubernetes accepts.
 
 use schemars::Schema;
 use serde_json::{Map, Value, json};
 
-/// Formats that Kubernetes knows.
+/// Formats that Kubernetes supports.
 const FORMATS: [&str; 4] = ["date-time", "double", "int32", "int64"];
 
-/// Makes the schema of a type structural: one type for each value, no references, no alternatives.
+/// Makes a schema structural: one type a value, no references, no alternatives.
 pub fn structural(schema: &mut Schema) {
     if let Some(object) = schema.as_object_mut() {
         rewrite(object, false);
     }
 }
 
-/// The same for one without unknown fields. Kubernetes cannot refuse those by the schema, but would drop them in
-/// silence, so that a misspelt match were none and a fault wider than was asked for. They are kept instead, for the
-/// agents to refuse them.
+/// Makes a schema structural and preserves unknown fields. Kubernetes would prune them silently, so
+/// a misspelt match would widen the fault. The agents see the preserved fields and refuse them.
 pub fn closed(schema: &mut Schema) {
     if let Some(object) = schema.as_object_mut() {
         rewrite(object, true);
@@ -23,7 +22,7 @@ pub fn closed(schema: &mut Schema) {
 }
 
 fn rewrite(schema: &mut Map<String, Value>, is_closed: bool) {
-    // A default would be written into what is asked for.
+    // Kubernetes would write defaults into the stored objects.
     for key in ["default", "nullable", "title", "$schema"] {
         schema.remove(key);
     }
@@ -34,8 +33,8 @@ fn rewrite(schema: &mut Map<String, Value>, is_closed: bool) {
     for alternatives in ["anyOf", "allOf"] {
         merge(schema, alternatives);
     }
-    name_values(schema);
-    one_type(schema);
+    merge_enum(schema);
+    single_type(schema);
     if schema.get("additionalProperties") == Some(&Value::Bool(false)) {
         schema.remove("additionalProperties");
     }
@@ -54,7 +53,7 @@ fn rewrite(schema: &mut Map<String, Value>, is_closed: bool) {
     }
 }
 
-/// Takes over the alternative that is not null; where a list may be written as its one element, the list.
+/// Replaces alternatives by the one that is not null; of a list and its element, by the list.
 fn merge(schema: &mut Map<String, Value>, alternatives: &str) {
     let Some(Value::Array(variants)) = schema.get(alternatives) else { return };
     let is_list = |variant: &&Value| variant["type"] == "array";
@@ -71,8 +70,8 @@ fn is_null(schema: &Value) -> bool {
     schema["enum"] == json!([null])
 }
 
-/// Has the values of an enumeration in one list.
-fn name_values(schema: &mut Map<String, Value>) {
+/// Turns `oneOf` constants into an `enum`.
+fn merge_enum(schema: &mut Map<String, Value>) {
     let Some(Value::Array(variants)) = schema.get("oneOf") else { return };
     let names: Option<Vec<Value>> =
         variants.iter().map(|variant| variant.get("const").cloned()).collect();
@@ -83,15 +82,15 @@ fn name_values(schema: &mut Map<String, Value>) {
     }
 }
 
-/// Has one type where there are several.
-fn one_type(schema: &mut Map<String, Value>) {
+/// Reduces several types to one.
+fn single_type(schema: &mut Map<String, Value>) {
     let Some(Value::Array(types)) = schema.get_mut("type") else { return };
     types.retain(|name| name != "null");
     let one = match &types[..] {
         [one] => one.clone(),
-        // All there are: text that may be written as a bare number. Kubernetes could be told so
-        // (x-kubernetes-int-or-string), but older servers (1.20) do not understand the rest of the schema any more
-        // when they are to apply something, and each agent would replace the entries of all others.
+        // Strings that may also be written as numbers. x-kubernetes-int-or-string would say so, but
+        // breaks server-side apply on older servers (1.20): each agent would replace the status
+        // entries of all others.
         _ => "string".into(),
     };
     schema.insert("type".into(), one);

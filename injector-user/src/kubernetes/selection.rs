@@ -1,7 +1,7 @@
-//! Faults of the pods of this node that labels select, asked for through the agent's own API. Each is followed by a task
-//! of its own: pods that are selected are faulted, by parts of that fault, and others are no longer.
+//! Faults of pods by labels, requested through the agent's own API. A task for each such fault
+//! keeps one part of it on every selected pod of this node.
 //!
-//! What selects is read by the API server alone, so it means what it means for kubectl.
+//! Only the API server interprets the selector, so it means what it means for kubectl.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,58 +13,62 @@ use tokio::{
 };
 
 use super::{
-    Times,
+    Timeouts,
     crd::{FaultInjectionSpec, PodTarget},
+    heartbeat::{Heartbeat, RequestError, with_timeout},
     pods::{self, Pod},
-    presence::{Presence, Unanswered, within},
-    watch::Watched,
-    work::{Origin, Work},
+    reflector::Reflector,
+    resource::{FaultSource, ResourceState},
 };
 use crate::{
     agent::{
         LONGEST_LIFE,
         api::{Code, Fault, FaultRequest, Phase, Problem},
         board::ended,
-        routes::{Agent, over},
+        routes::{Agent, shutdown_requested},
         selection::Order,
     },
     spec::{target::PodSelection, value::Span},
 };
 
-/// How often to look whether something is due.
+/// The interval of periodic reconciliation.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What all of them share.
+/// The service for faults by labels.
 #[derive(Clone)]
 pub struct Selections {
-    /// The API server.
+    /// The client of the API server.
     pub client: Client,
     /// This node.
     pub node: String,
-    /// How long the API server is waited for.
-    pub times: Times,
-    /// Who faults.
+    /// Timeouts of requests and leases.
+    pub timeouts: Timeouts,
+    /// The agent that starts the faults.
     pub agent: Arc<Agent>,
-    /// Whether the API server is there.
-    pub presence: Arc<Presence>,
+    /// The connection state of the API server.
+    pub heartbeat: Arc<Heartbeat>,
 }
 
 impl Selections {
-    /// Takes orders until the agent ends.
-    pub async fn serve(self, mut orders: mpsc::Receiver<Order>, mut ends: signal::Receiver<bool>) {
+    /// Serves requests until shutdown.
+    pub async fn serve(
+        self,
+        mut orders: mpsc::Receiver<Order>,
+        mut shutdown: signal::Receiver<bool>,
+    ) {
         loop {
             let order = tokio::select! {
                 biased;
-                () = over(&mut ends) => return,
+                () = shutdown_requested(&mut shutdown) => return,
                 order = orders.recv() => order,
             };
             let Some(order) = order else { return };
-            // While one is asked about, others are taken.
-            tokio::spawn(self.clone().begin(order, ends.clone()));
+            // Checks with the API server must not block other requests.
+            tokio::spawn(self.clone().begin(order, shutdown.clone()));
         }
     }
 
-    async fn begin(self, order: Order, ends: signal::Receiver<bool>) {
+    async fn begin(self, order: Order, shutdown: signal::Receiver<bool>) {
         let Order { selection, by, reply } = order;
         let (pods, request) = (selection.pods.clone(), selection.request.clone());
         let created = match self.check(&pods).await {
@@ -72,29 +76,29 @@ impl Selections {
             Err(problem) => Err(problem),
         };
         let fault = created.as_ref().ok().cloned();
-        let is_heard = reply.send(created).is_ok();
+        let is_delivered = reply.send(created).is_ok();
         let Some(fault) = fault else { return };
-        if is_heard {
-            self.follow(&pods, &request, &fault, ends).await;
+        if is_delivered {
+            self.follow(&pods, &request, &fault, shutdown).await;
         } else {
-            // Nobody knows of it.
+            // The client has gone: without its name, nobody could end the fault.
             let _ = self.agent.keeper.delete(fault.name.clone()).await;
         }
     }
 
-    /// Has the API server say whether it understands what selects.
+    /// Validates the selector with the API server.
     async fn check(&self, pods: &PodSelection) -> Result<(), Problem> {
         let params = ListParams::default().labels(&pods.selector).limit(1);
         let api = self.api(pods);
-        match within(self.times.answer(), api.list_metadata(&params)).await {
+        match with_timeout(self.timeouts.request(), api.list_metadata(&params)).await {
             Ok(_) => Ok(()),
-            Err(Unanswered::Refused(error)) if matches!(&*error, kube::Error::Api(status) if status.code < 500) =>
+            Err(RequestError::Failed(error)) if matches!(&*error, kube::Error::Api(status) if status.code < 500) =>
             {
-                let message = format!("pods {pods}: {}", Unanswered::Refused(error));
+                let message = format!("pods {pods}: {}", RequestError::Failed(error));
                 Err(Problem::new(Code::Invalid, message))
             }
             Err(error) => {
-                let message = format!("the Kubernetes API server was not reached: {error}");
+                let message = format!("cannot reach the Kubernetes API server: {error}");
                 Err(Problem::new(Code::Busy, message))
             }
         }
@@ -104,34 +108,35 @@ impl Selections {
         Api::namespaced(self.client.clone(), &pods.namespace)
     }
 
-    /// Faults pods for as long as the fault acts.
+    /// Keeps the fault on the selected pods for as long as it is active.
     async fn follow(
         self,
         pods: &PodSelection,
         request: &FaultRequest,
         fault: &Arc<Fault>,
-        mut ends: signal::Receiver<bool>,
+        mut shutdown: signal::Receiver<bool>,
     ) {
         let (agent, name) = (&self.agent, &fault.name);
         let mut changes = agent.board.watch();
-        let is_its =
+        let is_related =
             |ended: &Fault| ended.name == *name || ended.part_of.as_deref() == Some(name.as_str());
-        let config =
-            watcher::Config::default().fields(&pods::of_node(&self.node)).labels(&pods.selector);
-        let mut watched = Watched::new("pods", self.api(pods), config, Pod::of);
-        let mut work = Work::new(Origin::of_fault(fault), None);
+        let config = watcher::Config::default()
+            .fields(&pods::node_field_selector(&self.node))
+            .labels(&pods.selector);
+        let mut watched = Reflector::new("pods", self.api(pods), config, Pod::from_api);
+        let mut state = ResourceState::new(FaultSource::of_fault(fault), None);
         let spec = spec(request);
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
-                () = over(&mut ends) => return,
+                () = shutdown_requested(&mut shutdown) => return,
                 () = watched.next() => {}
-                () = ended(&mut changes, is_its) => {}
+                () = ended(&mut changes, is_related) => {}
                 _ = ticks.tick() => {}
             }
-            // Its parts have ended with it.
+            // The parts end together with the fault.
             let is_there =
                 |found: Arc<Fault>| found.phase == Phase::Active && found.created == fault.created;
             if !agent.board.find(name).is_some_and(is_there) {
@@ -139,22 +144,22 @@ impl Selections {
             }
             let Some(all) = watched.all() else { continue };
             let selected: Vec<&Pod> = all.values().filter(|pod| pod.is_alive()).collect();
-            work.observe(agent);
-            work.select(agent, 0, &selected, &spec).await;
-            if self.presence.is_away() {
-                // Which pods there are is not known any more.
-                work.suspend(agent, "the Kubernetes API server was not reached").await;
-            } else if self.presence.is_fresh() {
-                for (pod, plan) in work.plan(&spec, LONGEST_LIFE, self.times.patience).await {
-                    work.begin(agent, &pod, plan).await;
+            state.observe(agent);
+            state.select(agent, 0, &selected, &spec).await;
+            if self.heartbeat.has_timed_out() {
+                // The selected pods are unknown.
+                state.suspend(agent, "the Kubernetes API server was not reached").await;
+            } else if self.heartbeat.is_connected() {
+                for (pod, plan) in state.plan(&spec, LONGEST_LIFE, self.timeouts.patience).await {
+                    state.begin(agent, &pod, plan).await;
                 }
             }
-            agent.keeper.tell(name.clone(), work.pods());
+            agent.keeper.tell(name.clone(), state.pod_statuses());
         }
     }
 }
 
-/// What each pod is faulted by. When that ends follows from the fault that it is a part of.
+/// The specification of each pod's part. Its end follows from the fault that it is a part of.
 fn spec(request: &FaultRequest) -> FaultInjectionSpec {
     let FaultRequest { seed, rules, clocks, processes, .. } = request.clone();
     FaultInjectionSpec {

@@ -1,4 +1,4 @@
-//! What is said of a resource: from what each node does to what becomes of the whole.
+//! The status of a resource, aggregated from the entries of all nodes.
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
@@ -7,62 +7,62 @@ use k8s_openapi::{
 
 use super::crd::{Counters, FaultInjectionStatus, NodeState, NodeStatus, Phase};
 
-/// What is to become of a resource.
+/// The desired state of a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It makes no sense; says why.
+pub enum Desired {
+    /// The specification is invalid, for this reason.
     Invalid(String),
-    /// Pods are to be faulted.
-    Acts,
-    /// Its time is over.
-    Over,
+    /// Selected pods should be faulted.
+    Active,
+    /// Its duration has passed.
+    Expired,
     /// It is being deleted.
     Deleted,
 }
 
-impl Verdict {
-    /// What a node says that has ended its faults for this.
+impl Desired {
+    /// The state of a node that has ended its faults for this reason; `None` while active.
     #[must_use]
-    pub const fn over(&self) -> Option<NodeState> {
+    pub const fn final_state(&self) -> Option<NodeState> {
         match self {
-            Self::Acts => None,
+            Self::Active => None,
             Self::Invalid(_) => Some(NodeState::Idle),
-            Self::Over | Self::Deleted => Some(NodeState::Ended),
+            Self::Expired | Self::Deleted => Some(NodeState::Ended),
         }
     }
 }
 
-/// The time, as exactly as it is written.
+/// The current time, in the microsecond precision of Kubernetes.
 #[must_use]
 pub fn now() -> Timestamp {
     let now = Timestamp::now();
     now.round(Unit::Microsecond).unwrap_or(now)
 }
 
-/// Sums up what is so now: all but what each node says.
+/// The common part of the status, without the nodes' entries.
 #[must_use]
-pub fn sum_up(
+pub fn summarize(
     old: &FaultInjectionStatus,
     generation: i64,
-    verdict: &Verdict,
+    desired: &Desired,
     now: Timestamp,
 ) -> FaultInjectionStatus {
     let nodes = &old.nodes;
     let matched = nodes.iter().map(|node| node.matched).sum();
     let pods = nodes.iter().filter(|node| node.holds()).map(|node| node.injecting).sum();
-    let phase = phase(nodes, verdict);
-    let is_over = matches!(verdict, Verdict::Over | Verdict::Deleted);
+    let phase = phase(nodes, desired);
+    let is_over = matches!(desired, Desired::Expired | Desired::Deleted);
     let end_time = if is_over && old.start_time.is_some() {
         old.end_time.clone().or(Some(MicroTime(now)))
     } else {
         old.end_time.clone()
     };
     let conditions = [
-        accepted(verdict),
-        injecting(nodes, verdict, pods),
-        something_matched(nodes, verdict, matched),
+        accepted_condition(desired),
+        injecting_condition(nodes, desired, pods),
+        matched_condition(nodes, desired, matched),
     ];
-    let condition = |(type_, status, reason, message): Said| {
+    let condition = |(type_, status, reason, message): ConditionFacts| {
         let status = if status { "True" } else { "False" };
         let before = old.conditions.iter().find(|condition| condition.type_ == type_);
         let before = before.filter(|condition| condition.status == status);
@@ -88,7 +88,7 @@ pub fn sum_up(
     }
 }
 
-/// Whether two summaries differ in more than numbers that grow.
+/// Whether two summaries differ in more than their counters.
 #[must_use]
 pub fn differs(old: &FaultInjectionStatus, new: &FaultInjectionStatus) -> bool {
     let facts = |status: &FaultInjectionStatus| {
@@ -108,48 +108,48 @@ pub fn differs(old: &FaultInjectionStatus, new: &FaultInjectionStatus) -> bool {
     facts(old) != facts(new)
 }
 
-/// Type, whether it is so, reason, message.
-type Said = (&'static str, bool, &'static str, String);
+/// Type, status, reason, message.
+type ConditionFacts = (&'static str, bool, &'static str, String);
 
-fn phase(nodes: &[NodeStatus], verdict: &Verdict) -> Phase {
+fn phase(nodes: &[NodeStatus], desired: &Desired) -> Phase {
     let has_failed = |node: &NodeStatus| node.start_time.is_none() && node.message.is_some();
-    match verdict {
-        Verdict::Invalid(_) => Phase::Failed,
-        Verdict::Over if !nodes.is_empty() && nodes.iter().all(has_failed) => Phase::Failed,
-        Verdict::Over | Verdict::Deleted => Phase::Ended,
-        Verdict::Acts if nodes.iter().any(|node| node.state == NodeState::Injecting) => {
+    match desired {
+        Desired::Invalid(_) => Phase::Failed,
+        Desired::Expired if !nodes.is_empty() && nodes.iter().all(has_failed) => Phase::Failed,
+        Desired::Expired | Desired::Deleted => Phase::Ended,
+        Desired::Active if nodes.iter().any(|node| node.state == NodeState::Injecting) => {
             Phase::Running
         }
-        Verdict::Acts if nodes.iter().any(|node| node.state == NodeState::Failed) => Phase::Failed,
-        Verdict::Acts => Phase::Pending,
+        Desired::Active if nodes.iter().any(|node| node.state == NodeState::Failed) => {
+            Phase::Failed
+        }
+        Desired::Active => Phase::Pending,
     }
 }
 
-fn accepted(verdict: &Verdict) -> Said {
-    match verdict {
-        Verdict::Invalid(message) => ("Accepted", false, "Invalid", message.clone()),
-        _ => ("Accepted", true, "Valid", "the specification makes sense".into()),
+fn accepted_condition(desired: &Desired) -> ConditionFacts {
+    match desired {
+        Desired::Invalid(message) => ("Accepted", false, "Invalid", message.clone()),
+        _ => ("Accepted", true, "Valid", "the specification is valid".into()),
     }
 }
 
-fn injecting(nodes: &[NodeStatus], verdict: &Verdict, pods: u64) -> Said {
+fn injecting_condition(nodes: &[NodeStatus], desired: &Desired, pods: u64) -> ConditionFacts {
     let said = |reason, message: &str| ("Injecting", false, reason, message.to_owned());
     let acting = nodes.iter().filter(|node| node.state == NodeState::Injecting).count();
-    match verdict {
-        Verdict::Invalid(_) => {
-            said("Invalid", "nothing is faulted: the specification makes no sense")
-        }
-        Verdict::Over => said("Ended", "its time is over"),
-        Verdict::Deleted => said("Deleted", "it is being deleted"),
-        Verdict::Acts if acting > 0 => {
+    match desired {
+        Desired::Invalid(_) => said("Invalid", "no fault: the specification is invalid"),
+        Desired::Expired => said("Ended", "the duration has passed"),
+        Desired::Deleted => said("Deleted", "the resource is being deleted"),
+        Desired::Active if acting > 0 => {
             let trouble = nodes.iter().find_map(|node| Some((node, node.message.as_ref()?)));
             let trouble = trouble
                 .map(|(node, message)| format!("; node {}: {message}", node.node))
                 .unwrap_or_default();
-            let message = format!("{pods} pods on {acting} nodes are faulted{trouble}");
+            let message = format!("faults active in {pods} pods on {acting} nodes{trouble}");
             ("Injecting", true, "Injecting", message)
         }
-        Verdict::Acts => {
+        Desired::Active => {
             let mut troubled = nodes.iter().filter(|node| node.holds());
             match troubled.find_map(|node| Some((node, node.message.as_ref()?))) {
                 Some((node, message)) => {
@@ -157,25 +157,25 @@ fn injecting(nodes: &[NodeStatus], verdict: &Verdict, pods: u64) -> Said {
                     said(reason, &format!("node {}: {message}", node.node))
                 }
                 None if nodes.iter().any(NodeStatus::holds) => {
-                    said("Waiting", "pods are about to be faulted")
+                    said("Waiting", "faults are about to start")
                 }
-                None => said("NoPods", "no pod that runs on a node with an agent is selected"),
+                None => said("NoPods", "the target selects no pod on a node with an agent"),
             }
         }
     }
 }
 
-fn something_matched(nodes: &[NodeStatus], verdict: &Verdict, matched: u64) -> Said {
+fn matched_condition(nodes: &[NodeStatus], desired: &Desired, matched: u64) -> ConditionFacts {
     let did = |node: &NodeStatus| {
         let Counters { clock_processes, processes, .. } = node.counters;
         clock_processes + processes.pauses + processes.signals + processes.calls_failed > 0
     };
     if matched > 0 || nodes.iter().any(did) {
-        return ("Matched", true, "Matched", "packets, processes or calls were matched".into());
+        return ("Matched", true, "Matched", "packets, processes or calls matched".into());
     }
-    let message = match verdict {
-        Verdict::Acts => "nothing was matched so far: no packet, no process, no call",
-        _ => "nothing was ever matched: no packet, no process, no call",
+    let message = match desired {
+        Desired::Active => "no packet, process or call has matched yet",
+        _ => "no packet, process or call matched",
     };
     ("Matched", false, "NothingMatched", message.into())
 }
@@ -197,38 +197,38 @@ mod tests {
     }
 
     #[test]
-    fn phases_follow_from_what_nodes_do() {
+    fn phases_follow_from_node_states() {
         use NodeState::{Ended, Failed, Idle, Injecting, Lost, Waiting};
         let trouble = |state| NodeStatus { message: Some("no".into()), ..node("a", state) };
-        for (nodes, verdict, expected, why) in [
-            (vec![], Verdict::Acts, Phase::Pending, "NoPods"),
-            (vec![node("a", Idle)], Verdict::Acts, Phase::Pending, "NoPods"),
-            (vec![node("a", Lost)], Verdict::Acts, Phase::Pending, "NoPods"),
-            (vec![trouble(Waiting)], Verdict::Acts, Phase::Pending, "Waiting"),
-            (vec![trouble(Failed)], Verdict::Acts, Phase::Failed, "Failed"),
+        for (nodes, desired, expected, why) in [
+            (vec![], Desired::Active, Phase::Pending, "NoPods"),
+            (vec![node("a", Idle)], Desired::Active, Phase::Pending, "NoPods"),
+            (vec![node("a", Lost)], Desired::Active, Phase::Pending, "NoPods"),
+            (vec![trouble(Waiting)], Desired::Active, Phase::Pending, "Waiting"),
+            (vec![trouble(Failed)], Desired::Active, Phase::Failed, "Failed"),
             (
                 vec![trouble(Failed), node("b", Injecting)],
-                Verdict::Acts,
+                Desired::Active,
                 Phase::Running,
                 "Injecting",
             ),
-            (vec![node("a", Injecting)], Verdict::Invalid("x".into()), Phase::Failed, "Invalid"),
-            (vec![node("a", Ended)], Verdict::Over, Phase::Ended, "Ended"),
-            (vec![trouble(Ended)], Verdict::Over, Phase::Failed, "Ended"),
-            (vec![trouble(Ended), node("b", Ended)], Verdict::Over, Phase::Ended, "Ended"),
-            (vec![], Verdict::Over, Phase::Ended, "Ended"),
-            (vec![node("a", Injecting)], Verdict::Deleted, Phase::Ended, "Deleted"),
+            (vec![node("a", Injecting)], Desired::Invalid("x".into()), Phase::Failed, "Invalid"),
+            (vec![node("a", Ended)], Desired::Expired, Phase::Ended, "Ended"),
+            (vec![trouble(Ended)], Desired::Expired, Phase::Failed, "Ended"),
+            (vec![trouble(Ended), node("b", Ended)], Desired::Expired, Phase::Ended, "Ended"),
+            (vec![], Desired::Expired, Phase::Ended, "Ended"),
+            (vec![node("a", Injecting)], Desired::Deleted, Phase::Ended, "Deleted"),
         ] {
             let old = FaultInjectionStatus { nodes, ..FaultInjectionStatus::default() };
-            let new = sum_up(&old, 3, &verdict, at(9));
-            assert_eq!(new.phase, Some(expected), "{old:?} {verdict:?}");
-            assert_eq!(reason(&new, "Injecting").reason, why, "{old:?} {verdict:?}");
+            let new = summarize(&old, 3, &desired, at(9));
+            assert_eq!(new.phase, Some(expected), "{old:?} {desired:?}");
+            assert_eq!(reason(&new, "Injecting").reason, why, "{old:?} {desired:?}");
             assert_eq!(new.observed_generation, Some(3));
         }
     }
 
     #[test]
-    fn numbers_are_of_all_nodes_and_pods_of_those_that_act() {
+    fn matches_count_all_nodes_and_pods_only_active_nodes() {
         let of = |name, state, matched, injecting| NodeStatus {
             matched,
             injecting,
@@ -236,30 +236,33 @@ mod tests {
         };
         let nodes = vec![of("a", NodeState::Injecting, 5, 2), of("b", NodeState::Lost, 7, 3)];
         let old = FaultInjectionStatus { nodes, ..FaultInjectionStatus::default() };
-        let new = sum_up(&old, 1, &Verdict::Acts, at(1));
+        let new = summarize(&old, 1, &Desired::Active, at(1));
         assert_eq!((new.matched, new.pods), (Some(12), Some(2)));
         assert_eq!(reason(&new, "Matched").status, "True");
     }
 
     #[test]
-    fn a_condition_has_changed_when_its_status_did_and_an_end_is_once() {
+    fn transition_times_follow_the_condition_status_and_the_end_time_is_set_once() {
         let started = FaultInjectionStatus {
             start_time: Some(MicroTime(at(1))),
             ..FaultInjectionStatus::default()
         };
-        let first = sum_up(&started, 1, &Verdict::Acts, at(2));
-        let second = sum_up(&first, 2, &Verdict::Over, at(3));
+        let first = summarize(&started, 1, &Desired::Active, at(2));
+        let second = summarize(&first, 2, &Desired::Expired, at(3));
         assert_eq!(reason(&second, "Accepted").last_transition_time, Time(at(2)));
         assert_eq!(reason(&second, "Injecting").last_transition_time, Time(at(2)));
         assert_eq!(second.end_time, Some(MicroTime(at(3))));
-        assert_eq!(sum_up(&second, 2, &Verdict::Over, at(4)).end_time, Some(MicroTime(at(3))));
-        assert!(differs(&first, &second) && !differs(&second, &second));
-        // What never began has no end.
         assert_eq!(
-            sum_up(&FaultInjectionStatus::default(), 1, &Verdict::Deleted, at(1)).end_time,
+            summarize(&second, 2, &Desired::Expired, at(4)).end_time,
+            Some(MicroTime(at(3)))
+        );
+        assert!(differs(&first, &second) && !differs(&second, &second));
+        // A fault that never started has no end time.
+        assert_eq!(
+            summarize(&FaultInjectionStatus::default(), 1, &Desired::Deleted, at(1)).end_time,
             None
         );
-        let invalid = sum_up(&first, 2, &Verdict::Invalid("wrong".into()), at(5));
+        let invalid = summarize(&first, 2, &Desired::Invalid("wrong".into()), at(5));
         let accepted = reason(&invalid, "Accepted");
         assert_eq!((&*accepted.status, &*accepted.message), ("False", "wrong"));
         assert_eq!(accepted.last_transition_time, Time(at(5)));

@@ -1,5 +1,5 @@
-//! What this agent does about one resource, or one fault of selected pods: which pods it faults, by which of its own
-//! faults, and what those did.
+//! The state on this node of one `FaultInjection` resource or one fault by labels: the selected
+//! pods, the fault of each, and what those faults did.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     crd::{Counters, FaultInjectionSpec, NodeState, NodeStatus},
-    pods::{Part, Pod},
+    pods::{Pod, PodScope},
     status,
 };
 use crate::{
@@ -32,64 +32,64 @@ use crate::{
     target::Target,
 };
 
-/// How owners of faults begin that a cluster asked for.
+/// The prefix of the owners of faults that the cluster requested.
 pub const OWNER: &str = "kubernetes:";
 
-/// How long to wait before something is tried again.
-const AGAIN: Duration = Duration::from_secs(2);
+/// The delay before a failed pod is tried again.
+const RETRY_DELAY: Duration = Duration::from_secs(2);
 
-/// The longest that looking for a target may take: name servers may not answer.
-const SEARCH: Duration = Duration::from_secs(10);
+/// The timeout of resolving a target, in which name servers may not answer.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// More pods of a node are not told one by one.
-const TOLD: usize = 64;
+/// The maximum number of pods listed in the status of a node.
+const MAX_REPORTED_PODS: usize = 64;
 
-/// A pod that is, or is to be, faulted.
+/// A selected pod and its fault.
 #[derive(Debug)]
-struct Acting {
+struct PodFault {
     pod: PodName,
-    part: Result<Part, String>,
+    scope: Result<PodScope, String>,
     state: PodState,
     message: Option<String>,
-    /// When to try again.
-    again: Instant,
-    /// Its fault, as it was seen last.
+    /// When to start the fault, or to try again.
+    retry_at: Instant,
+    /// The last known state of its fault.
     fault: Option<Arc<Fault>>,
 }
 
-impl Acting {
-    /// To be faulted now, if that can be.
-    fn new(pod: PodName, part: Result<Part, String>) -> Self {
+impl PodFault {
+    /// A pod whose fault is due now.
+    fn new(pod: PodName, scope: Result<PodScope, String>) -> Self {
         Self {
             pod,
             state: PodState::Waiting,
-            message: part.clone().err(),
-            part,
-            again: Instant::now(),
+            message: scope.clone().err(),
+            scope,
+            retry_at: Instant::now(),
             fault: None,
         }
     }
 }
 
-/// Where what is asked for comes from.
+/// The origin of a fault: a resource, or a fault by labels.
 #[derive(Clone, Debug)]
-pub struct Origin {
-    /// What asks for it, as the audit log names it.
+pub struct FaultSource {
+    /// The client, for the audit log.
     peer: Peer,
-    /// Whose the faults are.
+    /// The owner of the faults.
     owner: String,
-    /// Where it is asked for, as the audit log names it.
+    /// The request path, for the audit log.
     path: String,
-    /// How the names of the faults begin.
-    names: String,
-    /// The fault that they are parts of.
+    /// The prefix of fault names.
+    name_prefix: String,
+    /// The fault by labels that the pods' faults are parts of.
     part_of: Option<Arc<Fault>>,
-    /// Tells it from all others.
+    /// Distinguishes sources whose names are truncated.
     hash: u64,
 }
 
-impl Origin {
-    /// A resource.
+impl FaultSource {
+    /// A `FaultInjection` resource.
     pub fn of_resource(resource: &PodName) -> Self {
         let PodName { namespace, name } = resource;
         let peer = Peer::Kubernetes { resource: resource.to_string() };
@@ -99,32 +99,32 @@ impl Origin {
             path: format!(
                 "/apis/injector.dev/v1alpha1/namespaces/{namespace}/faultinjections/{name}"
             ),
-            names: format!("{}.{}", in_short(namespace), in_short(name)),
+            name_prefix: format!("{}.{}", truncate(namespace), truncate(name)),
             part_of: None,
             hash: hash_of((namespace, name)),
         }
     }
 
-    /// A fault of the pods that labels select.
+    /// A fault of pods by labels.
     pub fn of_fault(fault: &Arc<Fault>) -> Self {
         Self {
             peer: Peer::Kubernetes { resource: fault.name.clone() },
             owner: fault.owner.clone(),
             path: format!("/v1/faults/{}", fault.name),
-            names: in_short(&fault.name),
+            name_prefix: truncate(&fault.name),
             part_of: Some(fault.clone()),
             hash: hash_of((&fault.name, &fault.created)),
         }
     }
 
-    /// What the agent calls the fault of a pod: for people, and like no other's.
+    /// A unique, readable name for the fault of a pod.
     fn fault_name(&self, pod: &PodName, uid: &str) -> String {
         let hash = hash_of((self.hash, uid)) as u32;
-        format!("{}.{}.{hash:08x}", self.names, in_short(&pod.name))
+        format!("{}.{}.{hash:08x}", self.name_prefix, truncate(&pod.name))
     }
 }
 
-fn in_short(text: &str) -> String {
+fn truncate(text: &str) -> String {
     text.chars().take(34).collect()
 }
 
@@ -134,47 +134,47 @@ fn hash_of(parts: impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// What is done about a resource.
+/// The faults of one source on this node.
 #[derive(Debug)]
-pub struct Work {
-    origin: Origin,
-    /// The generation that it was said, by this agent since it runs, that pods may be faulted by.
+pub struct ResourceState {
+    origin: FaultSource,
+    /// The generation that this agent process has claimed in the resource's status.
     pub claimed: Option<i64>,
-    /// The generation that acts.
+    /// The generation whose faults are running.
     generation: Option<i64>,
-    /// By the unique IDs of pods.
-    acting: BTreeMap<String, Acting>,
-    /// What was done by faults that have ended, of former agents included.
+    /// Selected pods by UID.
+    pods: BTreeMap<String, PodFault>,
+    /// Totals of faults that have ended, including those of earlier agent processes.
     done: (u64, Counters),
-    /// When a pod was faulted first.
+    /// When the first pod fault started.
     started: Option<MicroTime>,
-    /// When something was written of it last.
+    /// When the node's entry was last written.
     pub written: Option<Instant>,
-    /// When all of it was summed up last.
-    pub summed_up: Option<Instant>,
+    /// When the summary of all nodes was last written.
+    pub summarized: Option<Instant>,
 }
 
-impl Work {
-    /// Nothing yet, but what former agents of the node wrote down.
-    pub fn new(origin: Origin, before: Option<&NodeStatus>) -> Self {
+impl ResourceState {
+    /// No faults yet; totals continue from the entry of an earlier agent process.
+    pub fn new(origin: FaultSource, before: Option<&NodeStatus>) -> Self {
         Self {
             origin,
             claimed: None,
             generation: None,
-            acting: BTreeMap::new(),
+            pods: BTreeMap::new(),
             done: before.map(|node| (node.matched, node.counters)).unwrap_or_default(),
             started: before.and_then(|node| node.start_time.clone()),
             written: None,
-            summed_up: None,
+            summarized: None,
         }
     }
 
-    /// Whether nothing acts.
+    /// Whether no fault is active.
     pub fn is_idle(&self) -> bool {
-        self.acting.values().all(|acting| acting.fault.is_none())
+        self.pods.values().all(|acting| acting.fault.is_none())
     }
 
-    /// Takes the pods that are selected now, and ends the faults of all others and of other generations.
+    /// Sets the selected pods; ends the faults of all other pods and of earlier generations.
     pub async fn select(
         &mut self,
         agent: &Agent,
@@ -186,10 +186,10 @@ impl Work {
             self.end_all(agent).await;
         }
         let mut leaving: Vec<String> = Vec::new();
-        for (uid, acting) in &self.acting {
-            let part = pods.iter().find(|pod| pod.uid == *uid).map(|pod| pod.part(&spec.target));
-            // One that has ended is followed by its name in the pod: that is another part.
-            if part.is_none_or(|part| part != acting.part) {
+        for (uid, acting) in &self.pods {
+            let scope = pods.iter().find(|pod| pod.uid == *uid).map(|pod| pod.scope(&spec.target));
+            // A restarted container has the same name but another ID, hence another scope.
+            if scope.is_none_or(|scope| scope != acting.scope) {
                 leaving.push(uid.clone());
             }
         }
@@ -197,24 +197,24 @@ impl Work {
             self.end(agent, &uid).await;
         }
         for pod in pods {
-            self.acting
+            self.pods
                 .entry(pod.uid.clone())
-                .or_insert_with(|| Acting::new(pod.name.clone(), pod.part(&spec.target)));
+                .or_insert_with(|| PodFault::new(pod.name.clone(), pod.scope(&spec.target)));
         }
     }
 
-    /// Looks at what the faults did. Returns whether some have ended because the API server was away.
+    /// Updates the states of the faults. Returns whether the lease of one has expired.
     pub fn observe(&mut self, agent: &Agent) -> bool {
-        let mut have_lapsed = false;
-        for acting in self.acting.values_mut() {
+        let mut has_expired = false;
+        for acting in self.pods.values_mut() {
             let Some(known) = &acting.fault else { continue };
-            // One that has ended may be forgotten by now, or may have been before another one by that name.
+            // An ended fault may have been forgotten, or its name reused.
             let found = agent.board.find(&known.name);
             let Some(fault) = found.filter(|fault| fault.created == known.created) else {
                 add(&mut self.done, known);
                 acting.fault = None;
                 acting.state = PodState::Waiting;
-                have_lapsed = true;
+                has_expired = true;
                 continue;
             };
             if fault.phase == Phase::Active {
@@ -223,24 +223,23 @@ impl Work {
             }
             add(&mut self.done, &fault);
             acting.fault = None;
-            acting.again = Instant::now() + AGAIN;
+            acting.retry_at = Instant::now() + RETRY_DELAY;
             (acting.state, acting.message) = match fault.reason {
-                Some(Reason::Deleted) => (
-                    PodState::Stopped,
-                    Some("it was ended through the API of the agent of the node".into()),
-                ),
+                Some(Reason::Deleted) => {
+                    (PodState::Stopped, Some("deleted through the node agent's API".into()))
+                }
                 Some(Reason::Failed) => (PodState::Failed, fault.error.clone()),
                 Some(Reason::Lapsed) => {
-                    have_lapsed = true;
+                    has_expired = true;
                     (PodState::Waiting, Some("the API server was not reached".into()))
                 }
                 _ => (PodState::Waiting, None),
             };
         }
-        have_lapsed
+        has_expired
     }
 
-    /// Looks for the targets that are to be faulted now. What cannot be found says why.
+    /// Resolves the targets of the pods that are due. Failures are noted in the pods' messages.
     pub async fn plan(
         &mut self,
         spec: &FaultInjectionSpec,
@@ -248,36 +247,36 @@ impl Work {
         lease: Duration,
     ) -> Vec<(String, Plan)> {
         let mut plans = Vec::new();
-        let patience = Instant::now() + SEARCH;
-        for (uid, acting) in &mut self.acting {
-            // The others' turn comes: this one is not asked again at once.
-            if Instant::now() >= patience {
+        let deadline = Instant::now() + RESOLVE_TIMEOUT;
+        for (uid, acting) in &mut self.pods {
+            // The rest is resolved in the next round: pods tried now wait for their retry.
+            if Instant::now() >= deadline {
                 break;
             }
             let is_due = acting.fault.is_none()
                 && acting.state != PodState::Stopped
-                && acting.again <= Instant::now();
-            let Ok(part) = &acting.part else { continue };
+                && acting.retry_at <= Instant::now();
+            let Ok(scope) = &acting.scope else { continue };
             if !is_due {
                 continue;
             }
             let name = self.origin.fault_name(&acting.pod, uid);
-            let found = find(spec, name, &acting.pod, uid, part, left, lease).await;
+            let found = resolve(spec, name, &acting.pod, uid, scope, left, lease).await;
             match found {
                 Ok(plan) => plans.push((uid.clone(), plan)),
                 Err(problem) => {
                     acting.state = PodState::Waiting;
                     acting.message = Some(problem.message);
-                    acting.again = Instant::now() + AGAIN;
+                    acting.retry_at = Instant::now() + RETRY_DELAY;
                 }
             }
         }
         plans
     }
 
-    /// Faults a pod.
+    /// Starts the fault of a pod.
     pub async fn begin(&mut self, agent: &Agent, uid: &str, mut plan: Plan) {
-        let Some(acting) = self.acting.get_mut(uid) else { return };
+        let Some(acting) = self.pods.get_mut(uid) else { return };
         let began = Instant::now();
         if let Some(whole) = &self.origin.part_of {
             plan.part_of = Some(whole.clone());
@@ -287,7 +286,7 @@ impl Work {
         subject.agree(&plan.terms);
         let created = agent.keeper.create(plan, self.origin.owner.clone()).await;
         let outcome = created.as_ref().map(|_| 201);
-        write_down(agent, &self.origin, "POST", &subject, began, outcome);
+        audit(agent, &self.origin, "POST", &subject, began, outcome);
         match created {
             Ok(fault) => {
                 acting.state = PodState::Injecting;
@@ -300,59 +299,61 @@ impl Work {
                 let can_wait = matches!(problem.error, Code::Busy | Code::TooMany | Code::Conflict);
                 acting.state = if can_wait { PodState::Waiting } else { PodState::Failed };
                 acting.message = Some(problem.message);
-                acting.again = Instant::now() + AGAIN;
+                acting.retry_at = Instant::now() + RETRY_DELAY;
             }
         }
     }
 
     /// Ends all faults.
     pub async fn end_all(&mut self, agent: &Agent) {
-        let uids: Vec<String> = self.acting.keys().cloned().collect();
+        let uids: Vec<String> = self.pods.keys().cloned().collect();
         for uid in uids {
             self.end(agent, &uid).await;
         }
     }
 
-    /// Ends all faults, which may begin again later, and says why.
+    /// Ends all faults; they start again later. `why` becomes the pods' message.
     pub async fn suspend(&mut self, agent: &Agent, why: &str) {
-        let is_stopped = |acting: &Acting| acting.state == PodState::Stopped;
-        let pods: Vec<(String, PodName, Result<Part, String>)> = self
-            .acting
+        let is_stopped = |acting: &PodFault| acting.state == PodState::Stopped;
+        let active: Vec<(String, PodName, Result<PodScope, String>)> = self
+            .pods
             .iter()
             .filter(|(_, acting)| !is_stopped(acting))
-            .map(|(uid, acting)| (uid.clone(), acting.pod.clone(), acting.part.clone()))
+            .map(|(uid, acting)| (uid.clone(), acting.pod.clone(), acting.scope.clone()))
             .collect();
-        for (uid, pod, part) in pods {
+        for (uid, pod, scope) in active {
             self.end(agent, &uid).await;
-            let mut acting = Acting::new(pod, part);
+            let mut acting = PodFault::new(pod, scope);
             acting.message = Some(why.into());
-            self.acting.insert(uid, acting);
+            self.pods.insert(uid, acting);
         }
     }
 
     async fn end(&mut self, agent: &Agent, uid: &str) {
-        let Some(fault) = self.acting.remove(uid).and_then(|acting| acting.fault) else { return };
+        let Some(fault) = self.pods.remove(uid).and_then(|acting| acting.fault) else { return };
         let began = Instant::now();
         let subject = Subject { fault: Some(fault.name.clone()), ..Subject::default() };
-        // A keeper that has too much to do is asked again: the fault may not stay.
+        // A busy fault manager is asked again: the fault must not stay.
         let ended = loop {
             match agent.keeper.delete(fault.name.clone()).await {
-                Err(problem) if problem.error == Code::Busy && began.elapsed() < SEARCH => {
+                Err(problem)
+                    if problem.error == Code::Busy && began.elapsed() < RESOLVE_TIMEOUT =>
+                {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 ended => break ended,
             }
         };
         let outcome = ended.as_ref().map(|_| 200);
-        write_down(agent, &self.origin, "DELETE", &subject, began, outcome);
-        // It may have ended by itself meanwhile, or with the agent.
+        audit(agent, &self.origin, "DELETE", &subject, began, outcome);
+        // The fault may have ended by itself meanwhile, or with the agent.
         let last = ended.ok().or_else(|| agent.board.find(&fault.name));
         add(&mut self.done, &last.filter(|last| last.created == fault.created).unwrap_or(fault));
     }
 
-    /// The pods that are, or are to be, faulted; those first that are not.
-    pub fn pods(&self) -> Vec<PodStatus> {
-        let status = |acting: &Acting| {
+    /// The states of the selected pods, those without an active fault first.
+    pub fn pod_statuses(&self) -> Vec<PodStatus> {
+        let status = |acting: &PodFault| {
             let fault = acting.fault.as_deref();
             PodStatus {
                 name: acting.pod.name.clone(),
@@ -365,20 +366,25 @@ impl Work {
                     .or_else(|| fault.and_then(|fault| fault.warnings.last().cloned())),
             }
         };
-        let mut pods: Vec<PodStatus> = self.acting.values().map(status).collect();
+        let mut pods: Vec<PodStatus> = self.pods.values().map(status).collect();
         pods.sort_by(|one, other| (one.state, &one.name).cmp(&(other.state, &other.name)));
         pods
     }
 
-    /// What this node does about it.
-    pub fn status(&self, node: &str, generation: i64, over: Option<NodeState>) -> NodeStatus {
+    /// The status entry of this node. `final_state` overrides the state that follows from the pods.
+    pub fn status(
+        &self,
+        node: &str,
+        generation: i64,
+        final_state: Option<NodeState>,
+    ) -> NodeStatus {
         let mut done = self.done;
-        for fault in self.acting.values().filter_map(|acting| acting.fault.as_deref()) {
+        for fault in self.pods.values().filter_map(|acting| acting.fault.as_deref()) {
             add(&mut done, fault);
         }
-        let mut pods = self.pods();
+        let mut pods = self.pod_statuses();
         let is = |state| pods.iter().any(|pod| pod.state == state);
-        let state = over.unwrap_or(if is(PodState::Injecting) {
+        let state = final_state.unwrap_or(if is(PodState::Injecting) {
             NodeState::Injecting
         } else if is(PodState::Waiting) {
             NodeState::Waiting
@@ -393,7 +399,7 @@ impl Work {
             pod.message.as_ref().map(|message| format!("pod {}: {message}", pod.name))
         });
         let injecting = pods.iter().filter(|pod| pod.state == PodState::Injecting).count() as u64;
-        pods.truncate(TOLD);
+        pods.truncate(MAX_REPORTED_PODS);
         let (matched, counters) = done;
         NodeStatus {
             node: node.into(),
@@ -409,36 +415,43 @@ impl Work {
     }
 }
 
-async fn find(
+async fn resolve(
     spec: &FaultInjectionSpec,
     name: String,
     pod: &PodName,
     uid: &str,
-    part: &Part,
+    scope: &PodScope,
     left: Duration,
     lease: Duration,
 ) -> Result<Plan, Problem> {
-    let target = match part {
-        Part::Whole => TargetSpec { pod: Some(pod.clone()), ..TargetSpec::default() },
-        Part::Container(id) => TargetSpec { container: Some(id.clone()), ..TargetSpec::default() },
+    let target = match scope {
+        PodScope::Whole => TargetSpec { pod: Some(pod.clone()), ..TargetSpec::default() },
+        PodScope::Container(id) => {
+            TargetSpec { container: Some(id.clone()), ..TargetSpec::default() }
+        }
     };
     let mut request = spec.request(name, target, left);
     request.lease = Some(Span(lease));
-    let (pod, uid, part) = (pod.clone(), uid.to_owned(), part.clone());
-    let search = tokio::task::spawn_blocking(move || match part {
-        Part::Whole => plan::plan_for(request, |_, _| Target::of_pod(&pod, &uid)),
-        Part::Container(_) => plan::plan(request),
+    let (pod, uid, scope) = (pod.clone(), uid.to_owned(), scope.clone());
+    let resolution = tokio::task::spawn_blocking(move || match scope {
+        PodScope::Whole => plan::plan_for(request, |_, _| Target::of_pod(&pod, &uid)),
+        PodScope::Container(_) => plan::plan(request),
     });
-    let late = || Problem::new(Code::Busy, format!("it was not found within {SEARCH:?}"));
-    match tokio::time::timeout(SEARCH, search).await {
+    let late = || {
+        Problem::new(
+            Code::Busy,
+            format!("resolving the target took longer than {RESOLVE_TIMEOUT:?}"),
+        )
+    };
+    match tokio::time::timeout(RESOLVE_TIMEOUT, resolution).await {
         Ok(found) => found.unwrap_or_else(|_| Err(late())),
         Err(_) => Err(late()),
     }
 }
 
-fn write_down(
+fn audit(
     agent: &Agent,
-    origin: &Origin,
+    origin: &FaultSource,
     method: &str,
     subject: &Subject,
     began: Instant,
@@ -456,7 +469,7 @@ fn write_down(
     });
 }
 
-/// Counts what a fault did.
+/// Adds the counters of a fault to the totals.
 fn add((matched, counters): &mut (u64, Counters), fault: &Fault) {
     let Fault { packets, clocks, processes, .. } = fault;
     *matched += packets.matched;
@@ -479,7 +492,7 @@ mod tests {
         let of = |namespace: &str, name: &str, pod: &str, uid: &str| {
             let name = PodName { namespace: namespace.into(), name: name.into() };
             let pod = PodName { namespace: namespace.into(), name: pod.into() };
-            Origin::of_resource(&name).fault_name(&pod, uid)
+            FaultSource::of_resource(&name).fault_name(&pod, uid)
         };
         assert!(of(&long, &long, &long, "1").len() <= 128);
         assert_ne!(of("a", "b", &long, "1"), of("a", "b", &long, "2"));

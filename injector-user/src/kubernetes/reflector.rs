@@ -1,4 +1,4 @@
-//! What the API server has, as it was told of last.
+//! A local copy of API objects, kept up to date by a watch.
 
 use std::{collections::BTreeMap, fmt::Debug, pin::Pin, time::Duration};
 
@@ -10,95 +10,97 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::presence::text;
+use super::heartbeat::text;
 
-/// The server ends a watch after so many seconds, and it is asked for another one: a connection that is dead without
-/// anybody knowing is noticed so soon.
+/// The server closes a watch after this time and the client opens another one. This bounds how long
+/// a silently dead connection goes unnoticed.
 const WATCH_SECONDS: u32 = 20;
 
-/// How long to wait after a failure: at first, and at most.
-const SHORTEST_BREATH: Duration = Duration::from_millis(250);
-const LONGEST_BREATH: Duration = Duration::from_secs(4);
+/// The first delay after a failure; it doubles with each further one.
+const MIN_BACKOFF: Duration = Duration::from_millis(250);
+/// The maximum delay after failures.
+const MAX_BACKOFF: Duration = Duration::from_secs(4);
 
-/// Objects of a kind, as far as they were taken over.
-pub struct Watched<K, T> {
+/// The known objects of one kind, converted to `T`.
+pub struct Reflector<K, T> {
     what: &'static str,
     stream: Pin<Box<dyn Stream<Item = watcher::Result<Event<K>>> + Send>>,
-    take: fn(K) -> Option<T>,
-    /// By their unique IDs.
+    convert: fn(K) -> Option<T>,
+    /// By UID.
     objects: BTreeMap<String, T>,
-    /// Their versions, as numbers.
+    /// Resource versions by UID.
     versions: BTreeMap<String, u64>,
-    /// Those of a list that is being read.
+    /// The objects of an initial list that is still being received.
     listed: Option<BTreeMap<String, T>>,
     is_complete: bool,
-    breath: Duration,
-    /// When to go on, after a failure.
-    resume: Instant,
+    backoff: Duration,
+    /// When to poll the watch again after a failure.
+    retry_at: Instant,
 }
 
-impl<K, T> Watched<K, T>
+impl<K, T> Reflector<K, T>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    /// Watches all that `api` has, or of that what `config` selects; `take` says what is kept of each.
+    /// Watches the objects of `api` that `config` selects. Objects for which `convert` returns
+    /// `None` are left out.
     pub fn new(
         what: &'static str,
         api: Api<K>,
         config: watcher::Config,
-        take: fn(K) -> Option<T>,
+        convert: fn(K) -> Option<T>,
     ) -> Self {
         Self {
             what,
             stream: watcher::watcher(api, config.timeout(WATCH_SECONDS)).boxed(),
-            take,
+            convert,
             objects: BTreeMap::new(),
             versions: BTreeMap::new(),
             listed: None,
             is_complete: false,
-            breath: SHORTEST_BREATH,
-            resume: Instant::now(),
+            backoff: MIN_BACKOFF,
+            retry_at: Instant::now(),
         }
     }
 
-    /// What there is; nothing before all of it is known.
+    /// All objects by UID; `None` before the initial list is complete.
     pub fn all(&self) -> Option<&BTreeMap<String, T>> {
         self.is_complete.then_some(&self.objects)
     }
 
-    /// The object with this ID.
+    /// The object with this UID.
     pub fn get(&self, uid: &str) -> Option<&T> {
         self.objects.get(uid)
     }
 
-    /// Takes an object as the server has answered with it, if it is still there.
+    /// Replaces a known object by a newer version from an answer of the server.
     pub fn replace(&mut self, object: K) {
         if object.uid().is_some_and(|uid| self.objects.contains_key(&uid)) {
-            self.take_over(object);
+            self.update(object);
         }
     }
 
-    /// Waits for news, and takes them over. Nothing is lost if that is broken off.
+    /// Waits for the next event and applies it. Cancel-safe.
     pub async fn next(&mut self) {
-        tokio::time::sleep_until(self.resume).await;
+        tokio::time::sleep_until(self.retry_at).await;
         match self.stream.next().await {
             Some(Ok(event)) => {
-                self.breath = SHORTEST_BREATH;
+                self.backoff = MIN_BACKOFF;
                 self.apply(event);
             }
             Some(Err(error)) => {
-                // Once, as long as it does not work. That what was known has expired is nothing to worry about.
-                let is_first = self.breath == SHORTEST_BREATH;
+                // Warn once per outage. An expired resource version is routine.
+                let is_first = self.backoff == MIN_BACKOFF;
                 let (what, why) = (self.what, why(&error));
                 if is_first && !matches!(error, watcher::Error::WatchError(_)) {
                     tracing::warn!("cannot watch {what}: {why}");
                 } else {
                     tracing::debug!("cannot watch {what}: {why}");
                 }
-                self.resume = Instant::now() + self.breath;
-                self.breath = (self.breath * 2).min(LONGEST_BREATH);
+                self.retry_at = Instant::now() + self.backoff;
+                self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
             }
-            // It goes on for ever.
+            // The stream never ends.
             None => std::future::pending().await,
         }
     }
@@ -108,7 +110,7 @@ where
             Event::Init => self.listed = Some(BTreeMap::new()),
             Event::InitApply(object) => {
                 let uid = object.uid().unwrap_or_default();
-                if let (Some(listed), Some(object)) = (&mut self.listed, (self.take)(object)) {
+                if let (Some(listed), Some(object)) = (&mut self.listed, (self.convert)(object)) {
                     listed.insert(uid, object);
                 }
             }
@@ -117,7 +119,7 @@ where
                 self.versions.clear();
                 self.is_complete = true;
             }
-            Event::Apply(object) => self.take_over(object),
+            Event::Apply(object) => self.update(object),
             Event::Delete(object) => {
                 let uid = object.uid().unwrap_or_default();
                 self.objects.remove(&uid);
@@ -126,8 +128,8 @@ where
         }
     }
 
-    /// Takes an object over, unless it is older than what is known: an answer may overtake the news.
-    fn take_over(&mut self, object: K) {
+    /// Stores an object unless a newer version is known: answers to requests may overtake events.
+    fn update(&mut self, object: K) {
         let uid = object.uid().unwrap_or_default();
         let version = object.resource_version().and_then(|version| version.parse().ok());
         let version: u64 = version.unwrap_or_default();
@@ -135,7 +137,7 @@ where
             return;
         }
         self.versions.insert(uid.clone(), version);
-        match (self.take)(object) {
+        match (self.convert)(object) {
             Some(object) => self.objects.insert(uid, object),
             None => self.objects.remove(&uid),
         };
