@@ -1,4 +1,4 @@
-//! Hears of the target's processes as they come and go: the `injector-process` object.
+//! Fork, exec and exit events of the target's processes: loads the `injector-process` object.
 
 use std::{
     fs,
@@ -19,22 +19,21 @@ use injector_common::process::{Event, Wait};
 
 use super::{KernelError, clock, ebpf, layout::TaskLayout, mapped::Mapped};
 
-/// The object, as the build script made it.
+/// The object that the build script compiled.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector-process"));
 
-/// The programs, which are named after their tracepoints.
+/// The programs and their tracepoints.
 const PROGRAMS: [(&str, &str); 3] = [
-    // A process is told of before it can be made, execute or end.
+    // In reverse order of a process's life: no event of a known process is missed.
     ("process_exit", "sched_process_exit"),
     ("process_exec", "sched_process_exec"),
     ("process_fork", "sched_process_fork"),
 ];
 
-/// For how long a program may wait in the kernel. It takes some hundred microseconds, unless this machine is busy.
-const LONGEST_WAIT: Duration = Duration::from_millis(5);
+/// How long a program may spin in the kernel until it is patched. Usually some 100 µs suffice.
+const MAX_WAIT: Duration = Duration::from_millis(5);
 
-/// Checks that the numbers of processes that the kernel tells are theirs here as well, so that no other is taken for one
-/// of the target.
+/// Checks that this process runs in the initial PID namespace: events carry the PIDs of that one.
 pub fn check_namespace() -> Result<(), KernelError> {
     // PROC_PID_INIT_INO, which is the same on all machines.
     const HOST: u64 = 0xefff_fffc;
@@ -44,52 +43,54 @@ pub fn check_namespace() -> Result<(), KernelError> {
     }
 }
 
-/// Lets programs go on that wait in the kernel.
+/// Resumes new programs that are held at exec.
 #[derive(Debug)]
-pub struct Gate {
+pub struct ExecGate {
     waits: Mapped<Wait>,
     released: Mapped<u64>,
 }
 
-impl Gate {
-    /// Lets go on what an event of a program tells that waits. Returns whether it was sent `SIGSTOP` instead, as this was
-    /// late.
+impl ExecGate {
+    /// Releases a program that spins in the kernel. Returns true if this was too late: the program
+    /// was sent `SIGSTOP` and must be resumed by `SIGCONT`.
     #[must_use]
     pub fn release(&self, event: &Event) -> bool {
         self.released.set(event.processor, event.number);
-        // It looks every few nanoseconds, if its processor is not taken away from this whole machine.
-        let end = Instant::now() + 2 * LONGEST_WAIT;
+        // The program polls every few ns, unless the hypervisor has descheduled its CPU.
+        let end = Instant::now() + 2 * MAX_WAIT;
         let mut wait = self.waits.get(event.processor);
         while wait.ended < event.number && Instant::now() < end {
             std::hint::spin_loop();
             wait = self.waits.get(event.processor);
         }
-        // Had another one waited there since, it cannot be told; then it is better to send a `SIGCONT` too many.
+        // If another program has waited on this CPU since, the outcome is unknown: a superfluous
+        // `SIGCONT` is harmless.
         wait.stopped == event.number || wait.ended != event.number
     }
 }
 
-/// The events of one cgroup's processes. Programs and maps go when this is dropped, or the process dies.
+/// Events of the processes of one cgroup. Dropping it, or the death of this process, detaches the
+/// programs.
 pub struct ProcessEvents {
     events: RingBuf<MapData>,
     listening_until: Array<MapData, u64>,
-    gate: Arc<Gate>,
+    gate: Arc<ExecGate>,
     // Owns the programs and their links.
     _ebpf: Ebpf,
 }
 
 impl ProcessEvents {
-    /// Starts to listen to the cgroup with this id and level, and those below it. Nothing is held before
-    /// [`Self::listen`] is called.
+    /// Attaches to the processes of the cgroup with this ID and level and its descendants. New
+    /// programs are held only after [`Self::hold_execs`].
     pub fn load(cgroup_id: u64, cgroup_level: u32) -> Result<Self, KernelError> {
         check_namespace()?;
         let layout = TaskLayout::of_kernel()?;
         let processors = nr_cpus().map_err(|(_, error)| ebpf::map_error("WAITS", error.into()))?;
-        // Where there is but one, nobody else would run meanwhile.
-        let wait = if processors > 1 { LONGEST_WAIT } else { Duration::ZERO };
+        // On a single CPU, spinning would keep the patcher from running.
+        let wait = if processors > 1 { MAX_WAIT } else { Duration::ZERO };
         let processors = processors as u32;
         let mut ebpf = EbpfLoader::new()
-            // Nothing in the object is relocated by the kernel's types; reading them takes long.
+            // The object has no CO-RE relocations; loading the kernel's BTF takes long.
             .btf(None)
             .override_global("CGROUP_ID", &cgroup_id, true)
             .override_global("CGROUP_LEVEL", &cgroup_level, true)
@@ -108,29 +109,29 @@ impl ProcessEvents {
         for (name, tracepoint) in PROGRAMS {
             ebpf::attach_raw_tracepoint(&mut ebpf, name, tracepoint)?;
         }
-        let gate = Gate {
+        let gate = ExecGate {
             waits: ebpf::mapped(&mut ebpf, "WAITS", processors)?,
             released: ebpf::mapped(&mut ebpf, "RELEASED", processors)?,
         };
         Ok(Self { events, listening_until, gate: Arc::new(gate), _ebpf: ebpf })
     }
 
-    /// Lets programs go on that wait in the kernel.
+    /// The gate that resumes held programs.
     #[must_use]
-    pub fn gate(&self) -> Arc<Gate> {
+    pub fn gate(&self) -> Arc<ExecGate> {
         Arc::clone(&self.gate)
     }
 
-    /// Has programs that the target executes held until they are let go on, for so long from now;
-    /// to be renewed, so that nothing waits for one who does not listen any more.
-    pub fn listen(&mut self, patience: Duration) -> Result<(), KernelError> {
-        let until = if patience.is_zero() { 0 } else { clock::deadline_ns(patience) };
+    /// Holds new programs of the target until they are resumed. Must be renewed within `timeout`,
+    /// after which programs are no longer held; zero stops holding at once.
+    pub fn hold_execs(&mut self, timeout: Duration) -> Result<(), KernelError> {
+        let until = if timeout.is_zero() { 0 } else { clock::deadline_ns(timeout) };
         self.listening_until
             .set(0, until, 0)
             .map_err(|source| ebpf::map_error("LISTENING_UNTIL", source))
     }
 
-    /// The next event, if there is one.
+    /// The next event, if any.
     pub fn take(&mut self) -> Option<Event> {
         self.events.next().and_then(|bytes| Event::from_bytes(&bytes))
     }

@@ -1,4 +1,4 @@
-//! The two ways to make clocks go wrong, and which of them serve here.
+//! The engines of clock faults, and the choice of those available on this kernel.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -13,13 +13,13 @@ use crate::{
     target::cgroup::Cgroup,
 };
 
-/// How clocks are faulted.
+/// An engine of clock faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
-    /// By patching the vDSO of each process.
+    /// Patches the vDSO of each process.
     Vdso,
-    /// By probes in the kernel on system calls.
+    /// Rewrites system calls by kprobes.
     Probe,
 }
 
@@ -32,28 +32,27 @@ impl Display for Engine {
     }
 }
 
-/// Those that serve.
+/// The chosen engines.
 pub(super) struct Chosen {
-    /// Whether processes are patched.
+    /// Whether to patch processes.
     pub(super) vdso: bool,
-    /// Attached; all clocks read true yet.
+    /// The attached probes, which change nothing yet.
     pub(super) probe: Option<ClockProbe>,
 }
 
-/// What is said where probes alone serve.
-const FALLBACK: &str = "clocks are faulted by engine probe alone: new programs run without a vDSO, so that reading \
-    a clock takes a system call, and one whose seccomp filter kills it for clock_gettime dies; \
-    programs that run already read the true time from their vDSO";
+/// The warning where only the probe engine is available.
+const FALLBACK: &str = "only engine probe is available for clock faults: new programs run without \
+    a vDSO, so reading a clock takes a system call, which kills programs whose seccomp filter does \
+    not allow clock_gettime; programs already running read the true time from their vDSO";
 
-/// All that were asked for. If none was: the vDSO where processes can be patched, and probes, where
-/// the kernel takes them, for what does not go through it. `run`, `inject`, `apply` and the agent
-/// all choose by this.
-pub(super) fn choose(asked: &[Engine], cgroup: &Cgroup) -> Result<Chosen, ClockFaultError> {
-    let wants = |engine| asked.is_empty() || asked.contains(&engine);
+/// Chooses all requested engines, or by default every available one: the vDSO engine, and the probe
+/// engine for reads that bypass the vDSO.
+pub(super) fn choose(requested: &[Engine], cgroup: &Cgroup) -> Result<Chosen, ClockFaultError> {
+    let wants = |engine| requested.is_empty() || requested.contains(&engine);
     let vdso = wants(Engine::Vdso);
     let unwritable = if vdso { vdso::check().err() } else { None };
     if let Some(error) = unwritable
-        && !asked.is_empty()
+        && !requested.is_empty()
     {
         return Err(error.into());
     }
@@ -67,7 +66,7 @@ pub(super) fn choose(asked: &[Engine], cgroup: &Cgroup) -> Result<Chosen, ClockF
             tracing::warn!("{FALLBACK}: {error}");
             Ok(Chosen { vdso, probe: Some(probe) })
         }
-        (Err(error), None) if asked.is_empty() => {
+        (Err(error), None) if requested.is_empty() => {
             tracing::debug!(%error, "no clock probes");
             Ok(Chosen { vdso, probe: None })
         }

@@ -1,13 +1,14 @@
 //! Clock faults: install, change, remove.
 //!
-//! Programs read clocks from the vDSO, code that the kernel maps into each process, and hardly ever by a system
-//! call. So the faulted processes have that code patched ([`crate::kernel::vdso`]), each of them for itself. Probes
-//! ([`crate::kernel::clock_probe`]) see to system calls, where the kernel lets them.
+//! Programs read clocks from the vDSO, code that the kernel maps into each process, and rarely by
+//! system call. The vDSO engine patches that code in each target process
+//! ([`crate::kernel::vdso`]). The probe engine rewrites the results of system calls
+//! ([`crate::kernel::clock_probe`]), on kernels that allow it.
 
 pub mod engine;
-mod follower;
 pub mod report;
 pub mod skew;
+mod tracker;
 
 use std::time::Duration;
 
@@ -15,9 +16,9 @@ use injector_common::probe::ProbeCounters;
 use thiserror::Error;
 
 use engine::{Chosen, Engine};
-use follower::Follower;
-pub use follower::Statistics;
 use skew::Timed;
+use tracker::ProcessTracker;
+pub use tracker::Statistics;
 
 use crate::{
     kernel::{
@@ -37,52 +38,54 @@ use crate::{
 /// Why clock faults cannot be installed or changed.
 #[derive(Debug, Error)]
 pub enum ClockFaultError {
-    /// What was asked makes no sense here.
+    /// The fault is not possible here.
     #[error(transparent)]
     Spec(#[from] ClockError),
-    /// No processes.
+    /// The target has no processes.
     #[error(transparent)]
     Target(#[from] TargetError),
-    /// The kernel said no.
+    /// A kernel operation failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// Something cannot be done so that it can be undone.
+    /// An action could not be journaled or undone.
     #[error(transparent)]
     Lifetime(#[from] LifetimeError),
-    /// The kernel does not let processes be patched.
+    /// The kernel does not allow patching processes.
     #[error(
         "--engine vdso is not available on this kernel (leave --engine out, or try --engine probe)"
     )]
     Unwritable(#[from] vdso::Unwritable),
-    /// Neither way works.
-    #[error("clocks cannot be faulted here. Engine vdso: {vdso}. Engine probe")]
+    /// Neither engine is available.
+    #[error(
+        "no engine for clock faults is available on this kernel. Engine vdso: {vdso}. Engine probe"
+    )]
     NoEngine {
         /// Why processes cannot be patched.
         vdso: vdso::Unwritable,
         /// Why probes cannot be used.
         source: ClockProbeError,
     },
-    /// The kernel does not take probes.
+    /// The kernel does not allow the probes.
     #[error("--engine probe is not available on this kernel")]
     Probe(#[from] ClockProbeError),
-    /// There cannot be as many open files as it may take.
+    /// The limit of open files is too low.
     #[error("cannot raise the limit of open files")]
     Files(#[source] nix::Error),
 }
 
-/// Installed clock faults. Dropping them puts clocks right.
+/// Installed clock faults. Dropping them restores all clocks.
 #[derive(Debug)]
 pub struct Clocks {
     patched: Option<Patched>,
     probe: Option<ClockProbe>,
-    /// Which of them were chosen, for the cgroup that takes the place of this one.
+    /// The chosen engines, for rebinding to a new cgroup.
     chosen: Vec<Engine>,
-    /// What the probes did that are gone.
-    counted: Option<ProbeCounters>,
-    /// What became of processes of the cgroups before this one.
+    /// Counters of detached probes.
+    detached: Option<ProbeCounters>,
+    /// Statistics of earlier cgroups.
     before: Statistics,
     timed: Timed,
-    /// What the clocks read when the faults end.
+    /// The clock readings at the end of the faults.
     ends: TrueTime,
     outlived: bool,
 }
@@ -90,8 +93,8 @@ pub struct Clocks {
 /// Processes with a patched vDSO.
 #[derive(Debug)]
 struct Patched {
-    follower: Follower,
-    /// The journal's number of what is to be undone.
+    tracker: ProcessTracker,
+    /// The ID of the journaled action.
     action: u32,
 }
 
@@ -119,13 +122,13 @@ impl Clocks {
         let before = Statistics::default();
         let chosen = Vec::new();
         let mut clocks =
-            Self { patched, probe, chosen, counted: None, before, timed, ends, outlived };
+            Self { patched, probe, chosen, detached: None, before, timed, ends, outlived };
         clocks.chosen = clocks.engines();
         clocks.renew();
         Ok(clocks)
     }
 
-    /// Which engines make clocks go wrong.
+    /// The engines in use.
     #[must_use]
     pub fn engines(&self) -> Vec<Engine> {
         let patched = self.patched.as_ref().map(|_| Engine::Vdso);
@@ -158,7 +161,7 @@ impl Clocks {
         }
     }
 
-    /// Checks another fault, or none, that is to begin now; nothing is changed.
+    /// Validates a fault, or none, that would start now, without changing anything.
     pub fn check(&self, fault: Option<&ClockFault>) -> Result<Timed, ClockFaultError> {
         let now = true_time();
         let Some(fault) = fault else { return Ok(Timed::right()) };
@@ -166,39 +169,39 @@ impl Clocks {
         Ok(Timed::starting(fault, now, self.ends))
     }
 
-    /// Makes clocks go wrong in another way.
+    /// Changes the skew.
     pub fn set(&mut self, timed: Timed) {
         self.timed = timed;
         if let Some(patched) = &self.patched {
-            patched.follower.set(timed);
+            patched.tracker.set(timed);
         }
         self.renew();
     }
 
-    /// What became of processes.
+    /// Statistics of processes, over all cgroups so far.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         let mut statistics = self.before.clone();
         if let Some(patched) = &self.patched {
-            statistics.add(patched.follower.statistics());
+            statistics.add(patched.tracker.statistics());
         }
         statistics
     }
 
-    /// What the probes did, if there are any.
+    /// The probes' counters; `None` if the probe engine is not used.
     pub fn calls(&mut self) -> Option<ProbeCounters> {
-        let Some(probe) = &mut self.probe else { return self.counted };
+        let Some(probe) = &mut self.probe else { return self.detached };
         let mut counters = probe.counters();
-        counters += self.counted.unwrap_or_default();
+        counters += self.detached.unwrap_or_default();
         Some(counters)
     }
 
-    /// Puts all clocks right. Statistics stay.
+    /// Restores all clocks. Statistics stay.
     pub fn end(&mut self, instance: &mut Instance) -> Result<(), ClockFaultError> {
-        self.counted = self.calls();
+        self.detached = self.calls();
         self.probe = None;
         if let Some(patched) = &mut self.patched {
-            patched.follower.end();
+            patched.tracker.end();
             instance.was_undone(patched.action)?;
         }
         Ok(())
@@ -211,17 +214,17 @@ impl Patched {
         cgroup: &Cgroup,
         timed: Timed,
     ) -> Result<Self, ClockFaultError> {
-        // One for each process.
+        // The tracker keeps a file open for each process.
         limits::raise_files().map_err(ClockFaultError::Files)?;
         let owner = u64::from(std::process::id()) << 32 | u64::from(rand::random::<u32>());
         let inode = Some(cgroup.id);
         let action = Action::SkewClocks { owner, cgroup: cgroup.path.clone(), inode };
-        // What is done is done by the thread; the journal must know first.
+        // The tracker thread acts; the journal entry must come first.
         let action = instance.perform(action, || Ok(()))?;
-        let mut spared = vec![std::process::id().cast_signed()];
-        spared.extend(instance.guardian());
-        match Follower::start(owner, cgroup.clone(), spared, timed) {
-            Ok(follower) => Ok(Self { follower, action }),
+        let mut excluded = vec![std::process::id().cast_signed()];
+        excluded.extend(instance.guardian());
+        match ProcessTracker::start(owner, cgroup.clone(), excluded, timed) {
+            Ok(tracker) => Ok(Self { tracker, action }),
             Err(error) => {
                 instance.undo(action)?;
                 Err(error.into())

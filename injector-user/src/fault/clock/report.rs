@@ -1,4 +1,4 @@
-//! What clock faults did, as it is told.
+//! The report of clock faults in JSON.
 
 use std::{borrow::Cow, collections::BTreeMap, ops::AddAssign};
 
@@ -8,38 +8,38 @@ use serde::{Deserialize, Serialize};
 
 use super::{Clocks, Statistics};
 
-/// Processes whose clocks were faulted.
+/// Processes with clock faults.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClocksReport {
-    /// Programs: those that ran, and those executed since.
+    /// Programs that were patched: those running at the start, and each one executed since.
     pub patched: u64,
-    /// Processes made by faulted ones.
+    /// Forked processes that inherited the fault.
     pub inherited: u64,
-    /// Processes that are there now.
+    /// Faulted processes that exist now.
     pub present: u64,
-    /// Processes that could not be faulted, by the reason.
+    /// Processes that could not be faulted, by reason.
     pub refused: BTreeMap<Cow<'static, str>, u64>,
-    /// What was done to system calls, by the probe engine.
+    /// System calls, by the probe engine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calls: Option<CallsReport>,
 }
 
-/// Time system calls, of the probe engine.
+/// System calls of clocks and timers, by the probe engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CallsReport {
-    /// Readings of clocks.
+    /// Clock reads.
     pub matched: u64,
-    /// Those that were changed.
+    /// Clock reads that were changed.
     pub rewritten: u64,
     /// Results and deadlines that could not be written.
     pub failed: u64,
-    /// Deadlines that were replaced by the true ones.
+    /// Absolute deadlines that were translated to the true time.
     pub deadlines: u64,
-    /// Deadlines that were left as they were.
+    /// Deadlines that were left unchanged.
     pub deadlines_left: u64,
-    /// New programs that were left without vDSO.
+    /// New programs whose vDSO was hidden.
     pub vdso_hidden: u64,
-    /// New programs that could not be.
+    /// New programs whose vDSO could not be hidden.
     pub vdso_not_hidden: u64,
 }
 
@@ -86,7 +86,7 @@ impl AddAssign<&Self> for ClocksReport {
 }
 
 impl ClocksReport {
-    /// What was done so far.
+    /// The report of a running fault.
     pub fn of(clocks: &mut Clocks) -> Self {
         let calls = clocks.calls().map(Into::into);
         let Statistics { patched, inherited, present, refused } = clocks.statistics();

@@ -1,4 +1,4 @@
-//! From what was asked to what the clocks of processes are given.
+//! Compiles clock faults to the skews that processes and probes apply.
 
 use std::time::Duration;
 
@@ -15,22 +15,22 @@ pub const LEASE: Duration = Duration::from_millis(2500);
 /// Units of [`Skew`]'s rates in 1.
 const ONE: f64 = 4_294_967_296.0;
 
-/// A skew, and when it ends.
+/// A skew with an end.
 #[derive(Clone, Copy, Debug)]
 pub struct Timed {
     skew: Skew,
-    /// What the clocks read when it is over, whoever renews it.
+    /// The clock readings at the end, beyond which no lease extends.
     ends: TrueTime,
 }
 
 impl Timed {
-    /// All clocks right.
+    /// No skew: all clocks read true.
     #[must_use]
     pub const fn right() -> Self {
         Self { skew: Skew::TRUE, ends: [i64::MAX; CLOCKS] }
     }
 
-    /// What `fault` means if it starts now and lasts until `ends`.
+    /// The skew of `fault`, starting now and lasting until `ends`.
     #[must_use]
     pub fn starting(fault: &ClockFault, now: TrueTime, ends: TrueTime) -> Self {
         let offset = fault.shift.offset.nanoseconds(now[Clock::Realtime as usize]);
@@ -50,7 +50,7 @@ impl Timed {
             Some(Steps::Jump(jump)) => {
                 skew.step = jump.offset.as_nanos() as i64;
                 skew.first_ns = nanoseconds(jump.at.0);
-                // One jump is the first of many of which the second never comes.
+                // A single jump has an infinite period.
                 skew.period_ns = jump.every.map_or(i64::MAX, |every| nanoseconds(every.0));
             }
             Some(Steps::Strobe(strobe)) => {
@@ -63,7 +63,7 @@ impl Timed {
         for clock in Clock::ALL {
             if fault.shift.clocks.has(clock) {
                 skew.clocks[clock as usize].base = now[clock as usize];
-                // Not over yet; the lease follows.
+                // `renewed` sets the lease.
                 skew.clocks[clock as usize].lease = i64::MAX;
             }
         }
@@ -83,7 +83,7 @@ impl Timed {
     }
 }
 
-/// What the clocks read `after` from `now`; never, if there is no end.
+/// The clock readings `after` from `now`; without `after`, the maximum.
 #[must_use]
 pub fn later(now: TrueTime, after: Option<Duration>) -> TrueTime {
     let mut then = [i64::MAX; CLOCKS];
@@ -95,8 +95,8 @@ pub fn later(now: TrueTime, after: Option<Duration>) -> TrueTime {
     then
 }
 
-fn nanoseconds(span: Duration) -> i64 {
-    i64::try_from(span.as_nanos()).unwrap_or(i64::MAX)
+fn nanoseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! A thread that keeps the clocks of all processes of a cgroup wrong: those that are there, and those that come.
+//! The process tracker: a thread that skews the clocks of all present and future processes of a
+//! cgroup.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -33,45 +34,45 @@ use crate::{
         KernelError,
         clock::true_time,
         limits,
-        process::{Gate, ProcessEvents},
+        process::{ExecGate, ProcessEvents},
         vdso::{self, Patched, Patcher, Refusal},
     },
     target::cgroup::Cgroup,
 };
 
-/// How often to renew the lease, and to look for processes of which no event told.
-const RENEWAL: Duration = Duration::from_millis(500);
+/// The interval of lease renewals, and of scans for processes without an event.
+const RENEW_INTERVAL: Duration = Duration::from_millis(500);
 
-/// For how long new programs are held, should this thread not be heard of.
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long new programs may be held without a renewal by this thread.
+const EXEC_GATE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// How many events to handle before commands are looked at.
-const EVENTS: usize = 256;
+/// The maximum number of events handled between checks for commands.
+const MAX_EVENTS: usize = 256;
 
-/// How many programs to patch at a time: each waits for a processor, to stop there, and for little else.
-const HANDS: usize = 8;
+/// The number of programs patched in parallel. Patching mostly waits for the program to be scheduled.
+const PARALLELISM: usize = 8;
 
-/// How often to look around at the start, while there is something new.
-const ROUNDS: u32 = 8;
+/// The maximum number of initial scans; each continues only if the last one found a new process.
+const MAX_INITIAL_SCANS: u32 = 8;
 
-/// Why processes are left alone whose clocks count from another start.
-const OTHER_TIME: &str = "in another time namespace";
+/// The reason for skipping processes in another time namespace.
+const OTHER_TIME_NAMESPACE: &str = "in another time namespace";
 
-/// What became of processes.
+/// Counts of processes by outcome.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Programs whose clocks were faulted: the running ones, and each one executed since.
+    /// Programs that were patched: those running at the start, and each one executed since.
     pub patched: u64,
-    /// Processes that were made by faulted ones.
+    /// Forked processes that inherited the patch.
     pub inherited: u64,
-    /// Those that are there now.
+    /// Patched processes that exist now.
     pub present: u64,
-    /// How many could not be faulted, by the reason.
+    /// Processes that could not be patched, by reason.
     pub refused: BTreeMap<&'static str, u64>,
 }
 
 impl Statistics {
-    /// Goes on with those of the next cgroup.
+    /// Adds the counts of the next cgroup.
     pub(super) fn add(&mut self, next: Self) {
         self.patched += next.patched;
         self.inherited += next.inherited;
@@ -82,95 +83,96 @@ impl Statistics {
     }
 }
 
-/// What the thread is told.
+/// A command to the thread.
 enum Command {
-    /// Other skews.
+    /// Change the skew.
     Set(Timed, Sender<()>),
-    /// Let all go.
+    /// Restore all clocks and stop.
     End(Sender<()>),
 }
 
-/// The thread.
+/// A handle of the tracker thread.
 #[derive(Debug)]
-pub struct Follower {
+pub struct ProcessTracker {
     commands: Sender<Command>,
-    bell: Arc<EventFd>,
+    wakeup: Arc<EventFd>,
     statistics: Arc<Mutex<Statistics>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Follower {
-    /// Starts it. Returns once the clocks of all processes that are there are wrong.
+impl ProcessTracker {
+    /// Starts the thread. Returns once the clocks of all present processes are skewed.
     pub fn start(
         owner: u64,
         cgroup: Cgroup,
-        spared: Vec<i32>,
+        excluded: Vec<i32>,
         timed: Timed,
     ) -> Result<Self, KernelError> {
         let events = ProcessEvents::load(cgroup.id, cgroup.level)?;
-        let (commands, orders) = mpsc::channel();
+        let (commands, requests) = mpsc::channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let bell = EventFd::from_flags(flags).map_err(|error| KernelError::Thread(error.into()))?;
-        let bell = Arc::new(bell);
+        let wakeup =
+            EventFd::from_flags(flags).map_err(|error| KernelError::Thread(error.into()))?;
+        let wakeup = Arc::new(wakeup);
         let statistics = Arc::new(Mutex::new(Statistics::default()));
-        let mut work = Work {
+        let mut worker = Worker {
             events,
             cgroup,
-            surgeon: Surgeon {
-                patcher: Patcher::new(owner),
-                spared,
+            patcher: ProcessPatcher {
+                vdso: Patcher::new(owner),
+                excluded,
                 time_namespace: time_namespace(std::process::id().cast_signed()),
             },
             timed,
             changed: Instant::now(),
             processes: HashMap::new(),
-            newborn: HashSet::new(),
-            kept: HashMap::new(),
+            forked: HashSet::new(),
+            skipped: HashMap::new(),
             stopped: HashSet::new(),
-            is_listening: false,
-            renewal: Instant::now() + RENEWAL,
+            is_gating: false,
+            renewal: Instant::now() + RENEW_INTERVAL,
             statistics: Arc::clone(&statistics),
         };
         let (ready, is_ready) = mpsc::channel();
         let thread = {
-            let bell = Arc::clone(&bell);
+            let wakeup = Arc::clone(&wakeup);
             std::thread::Builder::new()
                 .name("clocks".into())
                 .spawn(move || {
-                    // On a busy machine leases would end before they are renewed.
+                    // On a busy machine leases could expire before they are renewed.
                     if let Err(error) = limits::prefer_this_thread() {
-                        tracing::debug!(%error, "clocks may be right for a moment when this machine is busy");
+                        tracing::debug!(%error, "clocks may read true briefly while this machine is busy");
                     }
-                    work.surgeon.patcher.prepare();
-                    // Nothing is held yet. One may have made another before it was patched itself; where that goes on
-                    // for ever, the events tell of the rest.
-                    (0..ROUNDS).any(|_| !work.look_around());
-                    work.listen();
-                    work.handle_events();
-                    work.count_present();
-                    // Whoever started this waits for it.
+                    worker.patcher.vdso.prepare();
+                    // Until programs are held, a process may fork before it is patched itself, so
+                    // scan again. Where that never ends, events report the rest.
+                    (0..MAX_INITIAL_SCANS).any(|_| !worker.rescan());
+                    worker.hold_new_programs();
+                    worker.handle_events();
+                    worker.count_present();
+                    // `start` waits for this.
                     let _ = ready.send(());
-                    work.run(&orders, &bell);
+                    worker.run(&requests, &wakeup);
                 })
                 .map_err(KernelError::Thread)?
         };
         // The process aborts on panic, so the thread is alive.
         let _ = is_ready.recv();
-        Ok(Self { commands, bell, statistics, thread: Some(thread) })
+        Ok(Self { commands, wakeup, statistics, thread: Some(thread) })
     }
 
-    /// Has clocks go wrong in another way. Returns once that is so in all processes.
+    /// Changes the skew. Returns once all processes have it.
     pub fn set(&self, timed: Timed) {
         self.command(|done| Command::Set(timed, done));
     }
 
-    /// What became of processes so far.
+    /// The counts so far.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         self.statistics.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Puts all clocks right and waits for the end.
+    /// Restores all clocks and waits for the thread to end.
     pub fn end(&mut self) {
         if let Some(thread) = self.thread.take() {
             self.command(Command::End);
@@ -181,51 +183,54 @@ impl Follower {
 
     fn command(&self, command: impl FnOnce(Sender<()>) -> Command) {
         let (done, is_done) = mpsc::channel();
-        // The thread ends only by a command, and rings are not lost: the counter of the bell is far from full.
+        // The thread ends only by a command, and the eventfd's counter cannot overflow.
         let _ = self.commands.send(command(done));
-        let _ = self.bell.write(1);
+        let _ = self.wakeup.write(1);
         let _ = is_done.recv();
     }
 }
 
-impl Drop for Follower {
+impl Drop for ProcessTracker {
     fn drop(&mut self) {
         self.end();
     }
 }
 
-/// What the thread works on.
-struct Work {
+/// The state of the thread.
+struct Worker {
     events: ProcessEvents,
     cgroup: Cgroup,
-    surgeon: Surgeon,
+    patcher: ProcessPatcher,
     timed: Timed,
     /// When `timed` was set.
     changed: Instant,
     processes: HashMap<i32, Patched>,
-    /// Made since leases were renewed, with a patch and a lease that they have inherited. Most soon end or execute
-    /// a program.
-    newborn: HashSet<i32>,
-    /// Those that could not be faulted.
-    kept: HashMap<i32, Kept>,
-    /// Those that were stopped, and not faulted, when we last looked around.
+    /// Processes forked since the last renewal, with an inherited patch and lease. Most of them exit
+    /// or execute a program soon.
+    forked: HashSet<i32>,
+    /// Processes that could not be patched.
+    skipped: HashMap<i32, Skipped>,
+    /// Processes that were stopped and not patched at the last scan.
     stopped: HashSet<i32>,
-    /// Whether new programs are held.
-    is_listening: bool,
-    /// When leases are to be renewed.
+    /// Whether new programs are held until they are patched.
+    is_gating: bool,
+    /// When to renew leases.
     renewal: Instant,
     statistics: Arc<Mutex<Statistics>>,
 }
 
-impl Work {
-    fn run(&mut self, orders: &Receiver<Command>, bell: &EventFd) {
-        let mut look = Instant::now() + RENEWAL;
+impl Worker {
+    fn run(&mut self, requests: &Receiver<Command>, wakeup: &EventFd) {
+        let mut next_scan = Instant::now() + RENEW_INTERVAL;
         loop {
-            self.wait(bell, look.min(self.renewal).saturating_duration_since(Instant::now()));
-            // It only wakes; what is to be done is in the channel.
-            let _ = bell.read();
+            self.wait(
+                wakeup,
+                next_scan.min(self.renewal).saturating_duration_since(Instant::now()),
+            );
+            // It only wakes the thread; commands are in the channel.
+            let _ = wakeup.read();
             self.handle_events();
-            while let Ok(command) = orders.try_recv() {
+            while let Ok(command) = requests.try_recv() {
                 match command {
                     Command::Set(timed, done) => {
                         self.timed = timed;
@@ -240,30 +245,30 @@ impl Work {
                     }
                 }
             }
-            self.keep_up();
-            if Instant::now() >= look {
-                look = Instant::now() + RENEWAL;
-                self.look_around();
+            self.renew_if_due();
+            if Instant::now() >= next_scan {
+                next_scan = Instant::now() + RENEW_INTERVAL;
+                self.rescan();
             }
             self.count_present();
         }
     }
 
-    /// Renews leases when it is time, also while there is much else to do.
-    fn keep_up(&mut self) {
+    /// Renews leases when due. Called between long operations too.
+    fn renew_if_due(&mut self) {
         if Instant::now() >= self.renewal {
-            self.renewal = Instant::now() + RENEWAL;
-            if self.is_listening {
-                self.listen();
+            self.renewal = Instant::now() + RENEW_INTERVAL;
+            if self.is_gating {
+                self.hold_new_programs();
             }
             self.renew();
         }
     }
 
-    fn wait(&self, bell: &EventFd, time: Duration) {
+    fn wait(&self, wakeup: &EventFd, time: Duration) {
         let mut fds = [
             PollFd::new(self.events.as_fd(), PollFlags::POLLIN),
-            PollFd::new(bell.as_fd(), PollFlags::POLLIN),
+            PollFd::new(wakeup.as_fd(), PollFlags::POLLIN),
         ];
         let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO);
         match poll(&mut fds, timeout) {
@@ -275,154 +280,155 @@ impl Work {
         }
     }
 
-    /// Has new programs held, and says that this thread lives.
-    fn listen(&mut self) {
-        self.is_listening = true;
-        if let Err(error) = self.events.listen(PATIENCE) {
-            tracing::error!(%error, "new programs are not held, and may see the true time at first");
+    /// Starts or renews holding new programs.
+    fn hold_new_programs(&mut self) {
+        self.is_gating = true;
+        if let Err(error) = self.events.hold_execs(EXEC_GATE_TIMEOUT) {
+            tracing::error!(%error, "cannot hold new programs: they may read the true time at first");
         }
     }
 
     fn handle_events(&mut self) {
         let mut executed = Vec::new();
-        for _ in 0..EVENTS {
+        for _ in 0..MAX_EVENTS {
             let Some(event) = self.events.take() else { break };
             let pid = event.pid.cast_signed();
             if executed.iter().any(|before: &Event| before.pid == event.pid) {
-                self.take_executed(&mut executed);
+                self.patch_executed(&mut executed);
             }
             match event.kind {
                 FORK => {
-                    self.newborn.insert(pid);
+                    self.forked.insert(pid);
                 }
                 EXEC => {
-                    // What it was is gone with its memory.
+                    // The patch is gone with the old memory map.
                     self.forget(pid);
                     executed.push(event);
                 }
                 EXIT => self.forget(pid),
                 _ => {}
             }
-            if executed.len() == HANDS {
-                self.take_executed(&mut executed);
+            if executed.len() == PARALLELISM {
+                self.patch_executed(&mut executed);
             }
-            self.keep_up();
+            self.renew_if_due();
         }
-        self.take_executed(&mut executed);
-        // One that was made while the skew changed may have inherited the old one.
-        if self.changed.elapsed() < RENEWAL {
-            self.adopt_newborn();
+        self.patch_executed(&mut executed);
+        // A process forked during a change may have inherited the old skew.
+        if self.changed.elapsed() < RENEW_INTERVAL {
+            self.adopt_forked();
         }
     }
 
-    /// Makes the clocks of programs that were executed go wrong, and lets those go on that are held.
-    fn take_executed(&mut self, executed: &mut Vec<Event>) {
-        // Mostly there is but one, which needs no other thread.
+    /// Patches newly executed programs and resumes those that are held.
+    fn patch_executed(&mut self, executed: &mut Vec<Event>) {
+        // A single program, the usual case, needs no thread.
         let Some(last) = executed.pop() else { return };
         let skew = self.timed.renewed(true_time());
-        let (surgeon, kept) = (&self.surgeon, &self.kept);
+        let (patcher, skipped) = (&self.patcher, &self.skipped);
         let gate = self.events.gate();
         let gate = &*gate;
-        let operated = std::thread::scope(|scope| {
-            let operate = |event: Event| {
+        let patched_processes = std::thread::scope(|scope| {
+            let patch = |event: Event| {
                 let pid = event.pid.cast_signed();
                 if event.held == STOPPED {
-                    wait_until_held(pid);
+                    wait_until_stopped(pid);
                 }
-                let patched = surgeon.operate(pid, kept.get(&pid), &skew, event.held);
+                let patched = patcher.patch(pid, skipped.get(&pid), &skew, event.held);
                 if event.held == WAITING || !matches!(patched, Some(Ok(_))) {
-                    let_go(gate, event);
+                    resume(gate, event);
                 }
                 (pid, patched)
             };
             let threads: Vec<_> =
-                executed.drain(..).map(|event| scope.spawn(move || operate(event))).collect();
-            let last = operate(last);
-            // The process aborts on panic, so all of them come back.
+                executed.drain(..).map(|event| scope.spawn(move || patch(event))).collect();
+            let last = patch(last);
+            // The process aborts on panic, so every join succeeds.
             let others = threads.into_iter().filter_map(|thread| thread.join().ok());
             others.chain([last]).collect::<Vec<_>>()
         });
-        for (pid, patched) in operated {
-            self.took(pid, patched);
+        for (pid, patched) in patched_processes {
+            self.record_result(pid, patched);
         }
     }
 
-    /// Processes of which no event told: they were there before, or came from another cgroup. Returns whether there
-    /// was any.
-    fn look_around(&mut self) -> bool {
+    /// Finds processes without an event: those from before the start and those moved into the
+    /// cgroup. Returns whether there was any.
+    fn rescan(&mut self) -> bool {
         let mut is_new = false;
         let present: HashSet<i32> = self.cgroup.processes().into_iter().collect();
         let mut stopped = HashSet::new();
         for &pid in &present {
-            if self.processes.contains_key(&pid) || self.newborn.contains(&pid) {
+            if self.processes.contains_key(&pid) || self.forked.contains(&pid) {
                 continue;
             }
-            // It may be held, and the event of that be on its way. What is stopped for longer was not by us.
-            if self.is_listening && is_stopped(pid) {
+            // It may be held, with its event pending. One still stopped at the next scan was
+            // stopped by someone else.
+            if self.is_gating && is_stopped(pid) {
                 stopped.insert(pid);
                 if !self.stopped.contains(&pid) {
                     continue;
                 }
             }
-            is_new |= self.take(pid);
-            self.keep_up();
+            is_new |= self.track(pid);
+            self.renew_if_due();
         }
         self.stopped = stopped;
-        self.kept.retain(|pid, _| present.contains(pid));
+        self.skipped.retain(|pid, _| present.contains(pid));
         let gone: Vec<i32> =
             self.processes.keys().copied().filter(|pid| !present.contains(pid)).collect();
         for pid in gone {
-            self.leave(pid);
+            self.untrack(pid);
         }
         is_new
     }
 
-    /// Makes the clocks of a process go wrong. Returns whether they do.
-    fn take(&mut self, pid: i32) -> bool {
+    /// Patches a process. Returns whether that succeeded.
+    fn track(&mut self, pid: i32) -> bool {
         let skew = self.timed.renewed(true_time());
-        let patched = self.surgeon.operate(pid, self.kept.get(&pid), &skew, FREE);
-        self.took(pid, patched)
+        let patched = self.patcher.patch(pid, self.skipped.get(&pid), &skew, FREE);
+        self.record_result(pid, patched)
     }
 
-    /// What came of trying that. Returns whether its clocks go wrong.
-    fn took(&mut self, pid: i32, patched: Option<Result<Patched, Kept>>) -> bool {
+    /// Records the result of patching a process. Returns whether its clocks are skewed.
+    fn record_result(&mut self, pid: i32, patched: Option<Result<Patched, Skipped>>) -> bool {
         match patched {
             Some(Ok(patched)) => {
                 self.processes.insert(pid, patched);
-                self.newborn.remove(&pid);
+                self.forked.remove(&pid);
                 self.count(|statistics| statistics.patched += 1);
                 return true;
             }
-            Some(Err(kept)) => self.keep(pid, kept),
+            Some(Err(skipped)) => self.record_skipped(pid, skipped),
             None => {}
         }
         false
     }
 
-    /// Processes that were made by some of the target. They have inherited the patch, unless they have executed
-    /// a program since, and may be held: then the event of that comes. Any other is found when we look around.
-    fn adopt_newborn(&mut self) {
+    /// Adopts forked processes, which have inherited the patch. One that has executed a program since
+    /// lost it and has an exec event pending. The next scan finds any other.
+    fn adopt_forked(&mut self) {
         let skew = self.timed.renewed(true_time());
-        for pid in std::mem::take(&mut self.newborn) {
-            if let Ok(Some(patched)) = self.surgeon.patcher.adopt(pid, &skew) {
+        for pid in std::mem::take(&mut self.forked) {
+            if let Ok(Some(patched)) = self.patcher.vdso.adopt(pid, &skew) {
                 self.processes.insert(pid, patched);
                 self.count(|statistics| statistics.inherited += 1);
             }
         }
     }
 
-    /// A process that keeps the true time. Counted once for each reason, however often it is tried.
-    fn keep(&mut self, pid: i32, kept: Kept) {
-        let before = self.kept.insert(pid, kept);
-        if before.is_none_or(|before| before.reason != kept.reason) {
-            self.count(|statistics| *statistics.refused.entry(kept.reason).or_default() += 1);
+    /// Records a process that keeps the true time. Retries count once for each reason.
+    fn record_skipped(&mut self, pid: i32, skipped: Skipped) {
+        let before = self.skipped.insert(pid, skipped);
+        if before.is_none_or(|before| before.reason != skipped.reason) {
+            self.count(|statistics| *statistics.refused.entry(skipped.reason).or_default() += 1);
         }
     }
 
-    /// A process that left the cgroup, or ended.
-    fn leave(&mut self, pid: i32) {
+    /// Restores a process that left the cgroup or exited.
+    fn untrack(&mut self, pid: i32) {
         if let Some(mut patched) = self.processes.remove(&pid) {
-            // If it has ended there is nothing to put right.
+            // An exited process needs no restoring.
             if patched.set(&Skew::TRUE).is_ok() {
                 self.restore(pid);
             }
@@ -430,31 +436,31 @@ impl Work {
     }
 
     fn forget(&mut self, pid: i32) {
-        self.newborn.remove(&pid);
+        self.forked.remove(&pid);
         self.processes.remove(&pid);
-        self.kept.remove(&pid);
+        self.skipped.remove(&pid);
     }
 
-    /// Sets the skew of all, with a new lease.
+    /// Writes the skew with a new lease to all processes.
     fn renew(&mut self) {
         let skew = self.timed.renewed(true_time());
         self.processes.retain(|_, patched| patched.set(&skew).is_ok());
-        self.adopt_newborn();
+        self.adopt_forked();
     }
 
     fn end(&mut self) {
-        self.adopt_newborn();
-        // The time is right at once, everywhere; then the code is put back, which takes longer.
+        self.adopt_forked();
+        // First make all clocks read true at once; restoring the code takes longer.
         for patched in self.processes.values_mut() {
-            // One that has ended needs nothing.
+            // Exited processes need no restoring.
             let _ = patched.set(&Skew::TRUE);
         }
-        if let Err(error) = self.events.listen(Duration::ZERO) {
-            tracing::error!(%error, "new programs may still be held for {PATIENCE:?}");
+        if let Err(error) = self.events.hold_execs(Duration::ZERO) {
+            tracing::error!(%error, "new programs may still be held for up to {EXEC_GATE_TIMEOUT:?}");
         }
         let gate = self.events.gate();
         while let Some(event) = self.events.take() {
-            let_go(&gate, event);
+            resume(&gate, event);
         }
         let pids: HashSet<i32> =
             self.processes.keys().copied().chain(self.cgroup.processes()).collect();
@@ -465,10 +471,10 @@ impl Work {
     }
 
     fn restore(&self, pid: i32) {
-        match vdso::restore(pid, Some(self.surgeon.patcher.owner())) {
+        match vdso::restore(pid, Some(self.patcher.vdso.owner())) {
             Ok(_) | Err(Refusal::Gone) => {}
             Err(refusal) => {
-                tracing::debug!(pid, %refusal, "its vDSO stays patched, but reads true");
+                tracing::debug!(pid, %refusal, "the vDSO stays patched but reads the true time");
             }
         }
     }
@@ -479,61 +485,61 @@ impl Work {
 
     fn count_present(&self) {
         self.count(|statistics| {
-            statistics.present = (self.processes.len() + self.newborn.len()) as u64;
+            statistics.present = (self.processes.len() + self.forked.len()) as u64;
         });
     }
 }
 
-/// Patches one process. Several may be at a time.
-struct Surgeon {
-    patcher: Patcher,
-    /// Processes of our own that may be in the target.
-    spared: Vec<i32>,
-    /// Our own.
+/// Patches processes. Shared by several threads.
+struct ProcessPatcher {
+    vdso: Patcher,
+    /// Processes of the injector, which are never patched.
+    excluded: Vec<i32>,
+    /// The time namespace of this process.
     time_namespace: Option<PathBuf>,
 }
 
-impl Surgeon {
-    /// Makes the clocks of a process go wrong; then it is stopped no more, if `held` says that it was. `kept` is why it
-    /// was left alone before. `None` if it is to be left alone again, or has ended.
-    fn operate(
+impl ProcessPatcher {
+    /// Patches a process, and resumes it if `held` says that it is stopped. `skipped` is why it was
+    /// skipped before. `None` if it is skipped again or has exited.
+    fn patch(
         &self,
         pid: i32,
-        kept: Option<&Kept>,
+        skipped: Option<&Skipped>,
         skew: &Skew,
         held: u32,
-    ) -> Option<Result<Patched, Kept>> {
-        if self.spared.contains(&pid) || kept.is_some_and(|kept| kept.for_good) {
+    ) -> Option<Result<Patched, Skipped>> {
+        if self.excluded.contains(&pid) || skipped.is_some_and(|skipped| skipped.is_permanent) {
             return None;
         }
-        // Its monotonic clocks are others than ours, and so the lease would not end when it should.
+        // Its monotonic clocks have other offsets, so leases would expire at the wrong time.
         if time_namespace(pid).is_some_and(|theirs| Some(theirs) != self.time_namespace) {
-            return Some(Err(Kept { reason: OTHER_TIME, for_good: true }));
+            return Some(Err(Skipped { reason: OTHER_TIME_NAMESPACE, is_permanent: true }));
         }
         let patched = match held {
-            STOPPED => self.patcher.patch_held(pid, skew),
-            WAITING => self.patcher.patch_entering(pid, skew),
-            _ => self.patcher.patch(pid, skew),
+            STOPPED => self.vdso.patch_held(pid, skew),
+            WAITING => self.vdso.patch_entering(pid, skew),
+            _ => self.vdso.patch(pid, skew),
         };
         match patched {
             Ok(patched) => Some(Ok(patched)),
-            // It ended, or will be tried again when we look around.
+            // It has exited, or the next scan tries it again.
             Err(Refusal::Gone) => None,
             Err(refusal) => {
-                tracing::debug!(pid, %refusal, "its clocks stay right");
-                Some(Err(Kept { reason: refusal.label(), for_good: !refusal.is_passing() }))
+                tracing::debug!(pid, %refusal, "its clocks stay true");
+                Some(Err(Skipped { reason: refusal.label(), is_permanent: !refusal.is_passing() }))
             }
         }
     }
 }
 
-/// Waits until the `SIGSTOP` that holds a program has reached it: the eBPF side cannot send it at once, but by an
-/// interrupt that comes a moment later, and a `SIGCONT` before it would be of no use.
-fn wait_until_held(pid: i32) {
+/// Waits until the `SIGSTOP` that holds a program is delivered or pending. The eBPF side sends it
+/// from an interrupt a moment later, and a `SIGCONT` before it would be lost.
+fn wait_until_stopped(pid: i32) {
     const STOP: u64 = 1 << (Signal::SIGSTOP as u64 - 1);
     let end = Instant::now() + Duration::from_millis(100);
     while Instant::now() < end {
-        // One that has been killed is not there.
+        // A killed process has no status.
         let Some(status) = status(pid) else { return };
         if status.state.starts_with(['T', 't', 'Z', 'X']) || status.shdpnd & STOP != 0 {
             return;
@@ -542,7 +548,7 @@ fn wait_until_held(pid: i32) {
     }
 }
 
-/// What the kernel says of a process; `None` if it is not there.
+/// `/proc/PID/status`; `None` if there is no such process.
 fn status(pid: i32) -> Option<Status> {
     Process::new(pid).and_then(|process| process.status()).ok()
 }
@@ -551,29 +557,29 @@ fn is_stopped(pid: i32) -> bool {
     status(pid).is_some_and(|status| status.state.starts_with('T'))
 }
 
-/// Lets a program go on, if it was held.
-fn let_go(gate: &Gate, event: Event) {
+/// Resumes a program if it is held.
+fn resume(gate: &ExecGate, event: Event) {
     let is_stopped = match event.held {
         STOPPED => true,
         WAITING => gate.release(&event),
         _ => false,
     };
     if is_stopped {
-        wait_until_held(event.pid.cast_signed());
-        // It cannot have ended: only SIGKILL reaches it meanwhile, and then there is nothing to do.
+        wait_until_stopped(event.pid.cast_signed());
+        // A stopped process can only have ended by SIGKILL, which is fine.
         let _ = kill(Pid::from_raw(event.pid.cast_signed()), Signal::SIGCONT);
     }
 }
 
-/// The time namespace of a process; `None` if it has ended, or the kernel has none.
+/// The time namespace of a process; `None` if it has exited or the kernel lacks time namespaces.
 fn time_namespace(pid: i32) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/{pid}/ns/time")).ok()
 }
 
-/// Why a process keeps the true time.
+/// A process that keeps the true time.
 #[derive(Clone, Copy)]
-struct Kept {
+struct Skipped {
     reason: &'static str,
-    /// Else it is tried again.
-    for_good: bool,
+    /// Whether patching is not tried again.
+    is_permanent: bool,
 }
