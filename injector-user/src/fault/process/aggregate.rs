@@ -1,4 +1,4 @@
-//! Adds up what the same faults did to several targets.
+//! Sums of statistics over several targets.
 
 use std::ops::AddAssign;
 
@@ -17,7 +17,7 @@ impl AddAssign<&Self> for Statistics {
     }
 }
 
-/// Each to that in its place: they are in the order in which they were asked for.
+/// Adds element by element: both lists are in the requested order.
 fn add<T: Clone + for<'a> AddAssign<&'a T>>(all: &mut Vec<T>, others: &[T]) {
     for (one, other) in all.iter_mut().zip(others) {
         *one += other;
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_done_to_each_target_is_added_up() {
+    fn statistics_of_targets_are_summed() {
         let one = Statistics {
             pauses: Some(PauseStatistics { done: 2, latest_ms: 3.0, ..PauseStatistics::default() }),
             kills: vec![KillStatistics { name: "a".into(), sent: 1, failed: 0, calls: None }],

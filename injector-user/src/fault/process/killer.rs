@@ -1,4 +1,4 @@
-//! Signals: at a time, by userspace, or at a call, by the eBPF side.
+//! Signals, sent at a time by userspace, or at a system call by the eBPF side.
 
 use std::{collections::HashSet, time::Instant};
 
@@ -12,32 +12,32 @@ use crate::{
     spec::process::{Kill, Syscall, When},
 };
 
-/// How often to look for processes that were made while others were killed.
-const ROUNDS: u32 = 8;
+/// The maximum number of scans for processes forked while others were being killed.
+const MAX_ROUNDS: u32 = 8;
 
-/// What became of a kind of signal.
+/// Statistics of a signal fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KillStatistics {
-    /// As it was written.
+    /// The fault as specified.
     pub name: String,
-    /// Signals that were sent.
+    /// Signals sent.
     pub sent: u64,
     /// Signals that could not be sent.
     pub failed: u64,
-    /// Calls that were seen, if it waits for one.
+    /// System calls counted, if the fault waits for one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calls: Option<u64>,
 }
 
-/// Signals of one kind.
+/// One signal fault.
 #[derive(Debug)]
 struct Kind {
     kill: Kill,
-    /// When it is to be sent next, by us.
+    /// When userspace sends the next signal.
     next: Option<Instant>,
-    /// What sends it at a call.
+    /// The eBPF program that sends it at a system call.
     watch: Option<CallWatch>,
-    /// What the watches before that one had seen.
+    /// Counters of the watches before this one.
     before: CallCounters,
     statistics: KillStatistics,
 }
@@ -51,7 +51,7 @@ pub struct Killer {
 }
 
 impl Killer {
-    /// Nothing is sent yet by time, which counts from now; at calls from now on, up to `ends_ns` of
+    /// Arms the faults. Times and calls count from now; calls until `ends_ns` of
     /// `CLOCK_MONOTONIC`.
     pub fn install(scope: &Scope, kills: &[Kill], ends_ns: u64) -> Result<Self, ProcessFaultError> {
         let now = Instant::now();
@@ -79,7 +79,7 @@ impl Killer {
             else {
                 continue;
             };
-            // If the next one cannot be, this one stays, and it is tried again the next time.
+            // If the new watch fails, the old one stays and the next rebind tries again.
             kind.watch = match count.saturating_sub(counted.calls) {
                 0 => None,
                 left => Some(watch(scope, kind.kill, syscall, left, self.ends_ns)?),
@@ -89,17 +89,17 @@ impl Killer {
         Ok(())
     }
 
-    /// When there is something to do.
+    /// When the next signal is due.
     pub fn due(&self) -> Option<Instant> {
         self.kinds.iter().filter_map(|kind| kind.next).min()
     }
 
-    /// Does what is due.
+    /// Sends the signals that are due.
     pub fn step(&mut self, now: Instant) {
         for kind in &mut self.kinds {
             let Some(next) = kind.next.filter(|&next| now >= next) else { continue };
             kind.next = match kind.kill.when {
-                // One that was missed is not made up for.
+                // Missed signals are not sent later.
                 When::Timed { every: Some(every), .. } => Some((next + every.0).max(now)),
                 _ => None,
             };
@@ -107,7 +107,7 @@ impl Killer {
         }
     }
 
-    /// What became of them so far.
+    /// The statistics so far.
     pub fn statistics(&mut self) -> Result<Vec<KillStatistics>, KernelError> {
         for kind in &mut self.kinds {
             kind.count()?;
@@ -115,7 +115,7 @@ impl Killer {
         Ok(self.kinds.iter().map(|kind| kind.statistics.clone()).collect())
     }
 
-    /// Sends none any more.
+    /// Stops sending signals.
     pub fn end(&mut self) -> Result<(), KernelError> {
         self.statistics()?;
         for kind in &mut self.kinds {
@@ -127,7 +127,7 @@ impl Killer {
 }
 
 impl Kind {
-    /// Reads what the eBPF side counted, if that sends it.
+    /// Updates the statistics from the eBPF side, if it sends the signal.
     fn count(&mut self) -> Result<Option<CallCounters>, KernelError> {
         let Some(watch) = &self.watch else { return Ok(None) };
         let mut counters = watch.counters()?;
@@ -139,7 +139,7 @@ impl Kind {
     }
 }
 
-/// What sends a signal at the `count`-th call from now on.
+/// Starts a watch that sends a signal at the `count`-th call from now on.
 fn watch(
     scope: &Scope,
     kill: Kill,
@@ -151,12 +151,12 @@ fn watch(
     CallWatch::start(&scope.cgroup, scope.pid(), number, count, signal, ends_ns)
 }
 
-/// Sends it to all processes that are there.
+/// Sends the signal to all present processes.
 fn send(scope: &Scope, kind: &mut Kind) {
     let signal = kind.kill.signal.0;
     let mut seen = HashSet::new();
-    // Only of what is killed nothing may be left; of what takes another signal the children need not have it.
-    let rounds = if signal == libc::SIGKILL { ROUNDS } else { 1 };
+    // SIGKILL must also reach processes forked meanwhile; other signals need not.
+    let rounds = if signal == libc::SIGKILL { MAX_ROUNDS } else { 1 };
     for _ in 0..rounds {
         let mut handles = scope.processes();
         handles.retain(|handle| seen.insert((handle.pid, handle.started)));
@@ -166,7 +166,7 @@ fn send(scope: &Scope, kind: &mut Kind) {
         for handle in handles {
             match handle.signal(signal) {
                 Ok(()) => kind.statistics.sent += 1,
-                // It ended by itself.
+                // The process ended by itself.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                 Err(error) => {
                     tracing::debug!(pid = handle.pid, %error, "cannot send a signal");

@@ -1,4 +1,4 @@
-//! Limits of processor time and block I/O, by the controllers of cgroup v2.
+//! Limits of CPU time and block I/O by the cgroup v2 controllers.
 
 use std::{
     fs,
@@ -17,40 +17,40 @@ use crate::{
     target::cgroup::Cgroup,
 };
 
-/// The period of a share, in microseconds; the kernel's default.
+/// The default period of cpu.max in µs, as in the kernel.
 const PERIOD_US: f64 = 100_000.0;
 
-/// The longest period.
-const LONGEST_PERIOD_US: f64 = 1_000_000.0;
+/// The maximum period of cpu.max in µs.
+const MAX_PERIOD_US: f64 = 1_000_000.0;
 
-/// The smallest share of a period that the kernel grants.
-const LEAST_US: f64 = 1000.0;
+/// The minimum quota of cpu.max in µs.
+const MIN_QUOTA_US: f64 = 1000.0;
 
-/// What became of a limit.
+/// Statistics of a limit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LimitStatistics {
-    /// The file of the cgroup that has it, and what it says.
+    /// The cgroup file and its content.
     pub limit: String,
-    /// For how long processes waited for processor time, if that is limited.
+    /// The throttled time in ms, if CPU time is limited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub throttled_ms: Option<f64>,
 }
 
-/// Limits that are in force.
+/// Active limits.
 #[derive(Debug)]
 pub struct Limits {
     cgroup: Cgroup,
     statistics: Vec<LimitStatistics>,
-    /// What the kernel had counted before.
+    /// The kernel's counter at the start.
     throttled_us: u64,
-    /// For how long processes of the cgroups before this one waited.
+    /// The throttled time of earlier cgroups.
     before_ms: f64,
-    /// What is to be undone, in that order from the end.
+    /// Journaled actions, undone in reverse order.
     actions: Vec<u32>,
 }
 
 impl Limits {
-    /// Sets them. What is limited more tightly already stays so.
+    /// Sets the limits. Fails or keeps the value where a tighter limit exists.
     pub fn install(
         instance: &mut Instance,
         scope: &Scope,
@@ -80,7 +80,7 @@ impl Limits {
         Ok(limits)
     }
 
-    /// Has the cgroup get the files of a controller, from the root of the hierarchy down.
+    /// Enables a controller in the cgroup, from the root of the hierarchy down.
     fn enable(
         &mut self,
         instance: &mut Instance,
@@ -112,8 +112,8 @@ impl Limits {
         let mut words = before.split_whitespace().map(|word| word.parse::<f64>().ok());
         let quota = words.next().flatten();
         let period = words.next().flatten().unwrap_or(PERIOD_US);
-        let period = period.max(LEAST_US / cpu.fraction()).min(LONGEST_PERIOD_US);
-        let share = (cpu.fraction() * period).max(LEAST_US);
+        let period = period.max(MIN_QUOTA_US / cpu.fraction()).min(MAX_PERIOD_US);
+        let share = (cpu.fraction() * period).max(MIN_QUOTA_US);
         if quota.is_some_and(|quota| quota < share) {
             return Err(ProcessFaultError::Tighter(
                 self.cgroup.path.clone(),
@@ -174,12 +174,12 @@ impl Limits {
         line.and_then(|number| number.parse().ok())
     }
 
-    /// Goes on with what those of the cgroup before counted, which have ended.
+    /// Continues the statistics of ended limits of an earlier cgroup.
     #[must_use]
     pub fn after(mut self, before: &Self) -> Self {
         let throttled = before.statistics.iter().filter_map(|limit| limit.throttled_ms);
         self.before_ms = throttled.sum();
-        // Also if the cgroup goes before it is read.
+        // The cgroup may be removed before its counter is read.
         for throttled_ms in
             self.statistics.iter_mut().filter_map(|limit| limit.throttled_ms.as_mut())
         {
@@ -188,9 +188,9 @@ impl Limits {
         self
     }
 
-    /// What became of them so far.
+    /// The statistics so far.
     pub fn statistics(&mut self) -> Vec<LimitStatistics> {
-        // After the end it stays what it was.
+        // After the end, the last values stay.
         if !self.actions.is_empty()
             && let Some(throttled) = self.read_throttled()
         {
@@ -204,7 +204,7 @@ impl Limits {
         self.statistics.clone()
     }
 
-    /// Puts back what was there before.
+    /// Restores the previous limits.
     pub fn end(&mut self, instance: &mut Instance) -> Result<(), ProcessFaultError> {
         self.statistics();
         while let Some(&action) = self.actions.last() {
@@ -215,7 +215,7 @@ impl Limits {
     }
 }
 
-/// The block devices that are meant, by their numbers.
+/// The block devices to limit, as MAJOR:MINOR.
 fn devices(io: &IoLimit) -> Result<Vec<String>, ProcessFaultError> {
     const BLOCK: &str = "/sys/block";
     let fail = |path: &Path, source| ProcessFaultError::Limit { path: path.into(), source };
@@ -236,13 +236,13 @@ fn devices(io: &IoLimit) -> Result<Vec<String>, ProcessFaultError> {
     if devices.is_empty() { Err(ProcessFaultError::NoDevice) } else { Ok(devices) }
 }
 
-/// Whether a file of controllers has this one.
+/// Whether a file lists the controller.
 fn has(file: &Path, controller: &str) -> bool {
     let names = fs::read_to_string(file).unwrap_or_default();
     names.split_whitespace().any(|name| name == controller)
 }
 
-/// Why the v2 hierarchy does not have a controller.
+/// Why the v2 hierarchy lacks a controller.
 fn why_not(controller: &str) -> String {
     let v1 = if controller == "io" { "blkio" } else { controller };
     let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -259,7 +259,7 @@ fn why_not(controller: &str) -> String {
     }
 }
 
-/// Whether limits can be set on these processes, as far as that can be told beforehand.
+/// Checks that limits can be set on these processes, as far as possible beforehand.
 pub fn check(
     scope: &Scope,
     cpu: Option<CpuLimit>,
@@ -280,7 +280,7 @@ pub fn check(
     Ok(())
 }
 
-/// Whether the hierarchy, by its root, has the controller at all.
+/// Checks that the hierarchy mounted at `mount` has the controller.
 pub fn check_controller(mount: &Path, controller: &'static str) -> Result<(), ProcessFaultError> {
     if has(&mount.join("cgroup.controllers"), controller) {
         Ok(())

@@ -3,14 +3,14 @@
 //! Nothing here has a thread of its own: who installed [`Processes`] calls [`Processes::step`] whenever
 //! [`Processes::due`] has come.
 
-mod failer;
+mod aggregate;
 mod killer;
 mod limit;
 mod pauser;
 pub mod probe;
 mod scope;
 mod stopper;
-mod sum;
+mod syscall_failure;
 
 use std::{
     path::PathBuf,
@@ -31,8 +31,6 @@ use crate::{
     spec::process::{CpuLimit, IoLimit, ProcessFaults},
     target::Target,
 };
-pub use failer::ErrnoStatistics;
-use failer::Failer;
 pub use killer::KillStatistics;
 use killer::Killer;
 pub use limit::LimitStatistics;
@@ -41,80 +39,84 @@ pub use pauser::PauseStatistics;
 use pauser::Pauser;
 pub use scope::Scope;
 use stopper::Stopper;
+pub use syscall_failure::ErrnoStatistics;
+use syscall_failure::SyscallFailures;
 
-/// Random streams of packet rules have the numbers of the rules; this is none of those.
-const PAUSES: u32 = u32::MAX;
+/// The random stream of pauses. Streams of packet rules have the rules' indexes, counted from 0.
+const PAUSE_STREAM: u32 = u32::MAX;
 
-/// That of the first kind of failing system calls; the others have those below.
-const FAILURES: u32 = PAUSES - 1;
+/// The random stream of the first syscall failure; further failures count down from it.
+const FIRST_ERRNO_STREAM: u32 = PAUSE_STREAM - 1;
 
 /// Why process faults cannot be installed.
 #[derive(Debug, Error)]
 pub enum ProcessFaultError {
-    /// No processes.
+    /// The target has no processes.
     #[error(
-        "processes are faulted by their cgroup or one by one: name them with --cgroup, --container, --pod or --pid, or \
+        "process faults require a cgroup or a process: name them with --cgroup, --container, --pod or --pid, or \
          use `injector run`"
     )]
     NoProcesses,
-    /// The process ended.
-    #[error("there is no process {0} any more")]
+    /// The process has ended.
+    #[error("process {0} has ended")]
     Gone(i32),
     /// Injector cannot stop itself.
     #[error("process {0} is injector itself")]
     Itself(i32),
-    /// It is frozen, and would run afterwards.
-    #[error("{0} is frozen already (cgroup.freeze is 1): there is nothing to pause")]
+    /// The cgroup is frozen; the end of a pause would thaw it.
+    #[error("{0} is frozen already (cgroup.freeze is 1): nothing to pause")]
     Frozen(PathBuf),
-    /// A limit is of a cgroup.
+    /// Limits apply to cgroups, not to processes.
     #[error(
-        "--cpu and --io limit a whole cgroup, with all that lives in it: if that is meant, name it by --cgroup {0}"
+        "--cpu and --io limit a whole cgroup with all its processes: to do so, use --cgroup {0}"
     )]
     LimitOfProcess(PathBuf),
-    /// The controller cannot be had.
-    #[error("cgroup v2 has no {controller} controller here: {reason}")]
+    /// The controller is not available.
+    #[error("cgroup v2 has no {controller} controller on this system: {reason}")]
     NoController {
-        /// Which.
+        /// The controller or file.
         controller: &'static str,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// There is a tighter limit.
-    #[error("{0} is limited more tightly already ({1})")]
+    /// A tighter limit is set already.
+    #[error("{0} already has a tighter limit ({1})")]
     Tighter(PathBuf, String),
     /// A limit or a device cannot be read.
     #[error("cannot read {path}")]
     Limit {
-        /// Which.
+        /// The controller or file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: std::io::Error,
     },
-    /// No block device.
-    #[error("there is no block device whose I/O could be limited")]
+    /// There is no block device.
+    #[error("no block device found to limit")]
     NoDevice,
-    /// System calls cannot be made to fail.
-    #[error("system calls cannot be made to fail here (`injector doctor` says which can)")]
+    /// Syscall failures are not available.
+    #[error(
+        "cannot fail these system calls on this kernel (`injector doctor` lists which can fail)"
+    )]
     Errno(#[from] HookError),
-    /// The kernel said no.
+    /// A kernel operation failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// Something cannot be done so that it can be undone.
+    /// An action could not be journaled or undone.
     #[error(transparent)]
     Lifetime(#[from] LifetimeError),
 }
 
-/// What the faults did so far.
+/// Statistics of process faults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Statistics {
-    /// Pauses, if any were asked for.
+    /// Pauses, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pauses: Option<PauseStatistics>,
-    /// Signals, in the order in which they were asked for.
+    /// Signals, in the requested order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kills: Vec<KillStatistics>,
-    /// Failing system calls, in the order in which they were asked for.
+    /// Syscall failures, in the requested order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errnos: Vec<ErrnoStatistics>,
     /// Limits.
@@ -123,7 +125,7 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Whether some fault that was asked for did nothing.
+    /// A message for each requested fault that did nothing.
     #[must_use]
     pub fn idle(&self) -> Vec<String> {
         let mut idle = Vec::new();
@@ -145,7 +147,7 @@ impl Statistics {
 pub struct Processes {
     pauser: Option<Pauser>,
     killer: Killer,
-    failer: Failer,
+    syscall_failures: SyscallFailures,
     limits: Limits,
     cpu: Option<CpuLimit>,
     io: Option<IoLimit>,
@@ -180,16 +182,24 @@ impl Processes {
         let ends_ns = lasts.map_or(u64::MAX, clock::deadline_ns);
         let killer = Killer::install(scope, &faults.kills, ends_ns)?;
         let failures = &faults.failures;
-        let failer = Failer::install(scope, failures, engine, seed, FAILURES, ends_ns)?;
+        let syscall_failures =
+            SyscallFailures::install(scope, failures, engine, seed, FIRST_ERRNO_STREAM, ends_ns)?;
         let limits = Limits::install(instance, scope, faults.cpu, faults.io.as_ref())?;
         let pauser = match &faults.pause {
             Some(pause) => {
-                let stream = random::stream(seed, PAUSES);
+                let stream = random::stream(seed, PAUSE_STREAM);
                 Some(Pauser::new(scope.clone(), pause.clone(), stream)?)
             }
             None => None,
         };
-        Ok(Self { pauser, killer, failer, limits, cpu: faults.cpu, io: faults.io.clone() })
+        Ok(Self {
+            pauser,
+            killer,
+            syscall_failures,
+            limits,
+            cpu: faults.cpu,
+            io: faults.io.clone(),
+        })
     }
 
     /// Faults the processes of the cgroup that has taken the place of the one before. Times and
@@ -201,7 +211,7 @@ impl Processes {
     ) -> Result<(), ProcessFaultError> {
         let scope = Scope::of(target, instance)?;
         self.killer.retarget(&scope)?;
-        self.failer.retarget(&scope)?;
+        self.syscall_failures.retarget(&scope)?;
         self.limits.end(instance)?;
         let limits = Limits::install(instance, &scope, self.cpu, self.io.as_ref())?;
         self.limits = limits.after(&self.limits);
@@ -215,7 +225,7 @@ impl Processes {
     pub fn check(scope: &Scope, faults: &ProcessFaults) -> Result<(), ProcessFaultError> {
         limit::check(scope, faults.cpu, faults.io.as_ref())?;
         for failure in &faults.failures {
-            failer::check(Engine::best(), failure.hook.name)?;
+            syscall_failure::check(Engine::best(), failure.hook.name)?;
         }
         if faults.pause.is_some() {
             Stopper::new(scope.clone())?;
@@ -227,46 +237,46 @@ impl Processes {
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         let pauser = self.pauser.as_ref().and_then(Pauser::due);
-        pauser.into_iter().chain(self.killer.due()).chain(self.failer.due()).min()
+        pauser.into_iter().chain(self.killer.due()).chain(self.syscall_failures.due()).min()
     }
 
     /// Does what is due.
     pub fn step(&mut self, instance: &mut Instance) -> Result<(), ProcessFaultError> {
         let now = Instant::now();
-        // The end of a pause is never late because of something else.
+        // First, so that other faults never delay the end of a pause.
         if let Some(pauser) = &mut self.pauser {
             pauser.step(instance, now)?;
         }
         self.killer.step(now);
-        self.failer.step(now)?;
+        self.syscall_failures.step(now)?;
         Ok(())
     }
 
-    /// Ends the pause that is on, if one is, so that processes can take the signals that they are sent.
+    /// Ends a running pause, so that processes can handle signals sent to them.
     pub fn interrupt(&mut self, instance: &mut Instance) -> Result<(), ProcessFaultError> {
         match &mut self.pauser {
-            Some(pauser) => pauser.go_on(instance),
+            Some(pauser) => pauser.resume(instance),
             None => Ok(()),
         }
     }
 
-    /// What the faults did so far.
+    /// The statistics so far.
     pub fn statistics(&mut self) -> Result<Statistics, ProcessFaultError> {
         Ok(Statistics {
             pauses: self.pauser.as_ref().map(Pauser::statistics),
             kills: self.killer.statistics()?,
-            errnos: self.failer.statistics()?,
+            errnos: self.syscall_failures.statistics()?,
             limits: self.limits.statistics(),
         })
     }
 
-    /// Ends all of them. Statistics stay.
+    /// Ends all faults. Statistics stay.
     pub fn end(&mut self, instance: &mut Instance) -> Result<(), ProcessFaultError> {
         if let Some(pauser) = &mut self.pauser {
             pauser.end(instance)?;
         }
         self.killer.end()?;
-        self.failer.end()?;
+        self.syscall_failures.end()?;
         self.limits.end(instance)?;
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Pauses: when they begin and end, and what became of them.
+//! Pauses: their schedule, execution and statistics.
 
 use std::{
     borrow::Cow,
@@ -25,26 +25,26 @@ use crate::{
     },
 };
 
-/// What became of pauses.
+/// Statistics of pauses.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PauseStatistics {
-    /// How processes are stopped.
+    /// The mechanism that stops processes.
     pub by: Cow<'static, str>,
     /// Pauses that have ended.
     pub done: u64,
-    /// For how long they were to last, all together.
+    /// The total planned duration in ms.
     pub planned_ms: f64,
-    /// For how long the target stood, all together.
+    /// The total time in ms for which the target was stopped.
     pub stopped_ms: f64,
-    /// How late the latest of them began.
+    /// The maximum delay of a start, in ms.
     pub latest_ms: f64,
-    /// Not done, as there was nothing to stop, or others had stopped it.
+    /// Pauses skipped because there was nothing to stop or it was stopped already.
     pub skipped: u64,
-    /// In which not everything stood within 50 ms.
+    /// Pauses in which not every process stopped within 50 ms.
     pub unsettled: u64,
 }
 
-/// When pauses begin, and how long they are: a function of the seed and the number of the pause alone.
+/// The start times and lengths of pauses, a function of the seed and the pause's number only.
 #[derive(Debug)]
 struct Schedule {
     pause: Pause,
@@ -52,7 +52,7 @@ struct Schedule {
     number: u64,
 }
 
-/// The one table of a delay, if it has one.
+/// The distribution table of a delay, if any.
 struct Table<'a>(&'a Delay);
 
 impl Tables for Table<'_> {
@@ -63,51 +63,51 @@ impl Tables for Table<'_> {
     }
 }
 
-/// A time that is spread as delays are.
-fn drawn(spread: &Delay, random: u64) -> Duration {
+/// Samples a time from a delay distribution.
+fn sample(distribution: &Delay, random: u64) -> Duration {
     let model = DelayModel {
-        latency_ns: spread.latency.0.as_nanos() as u64,
-        jitter_ns: spread.jitter.0.as_nanos() as u64,
-        distribution: if spread.table.is_some() { UNIFORM + 1 } else { UNIFORM },
+        latency_ns: distribution.latency.0.as_nanos() as u64,
+        jitter_ns: distribution.jitter.0.as_nanos() as u64,
+        distribution: if distribution.table.is_some() { UNIFORM + 1 } else { UNIFORM },
         ..DelayModel::default()
     };
-    let (drawn, _) = model.step(Memory::default(), random, &Table(spread));
-    Duration::from_nanos(drawn.unwrap_or_default()).max(SHORTEST)
+    let (sample, _) = model.step(Memory::default(), random, &Table(distribution));
+    Duration::from_nanos(sample.unwrap_or_default()).max(SHORTEST)
 }
 
 impl Schedule {
     /// The length of the next pause, and the time from its start to that of the one after it.
     fn next(&mut self) -> (Duration, Option<Duration>) {
         let draw = |number| random::draw(self.stream, 2 * self.number + number);
-        let length = drawn(&self.pause.length, draw(0));
-        let interval = self.pause.interval.as_ref().map(|interval| drawn(interval, draw(1)));
+        let length = sample(&self.pause.length, draw(0));
+        let interval = self.pause.interval.as_ref().map(|interval| sample(interval, draw(1)));
         self.number += 1;
         (length, interval)
     }
 }
 
-/// Where it is.
+/// The state of the target.
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// The target runs.
+    /// Running.
     Running,
-    /// The target stands.
+    /// Stopped.
     Paused { since: Instant, until: Instant },
 }
 
-/// Stops the target time and again.
+/// Pauses the target by a schedule.
 #[derive(Debug)]
 pub struct Pauser {
     stopper: Stopper,
     schedule: Schedule,
     state: State,
-    /// When the next pause is to begin.
+    /// When the next pause starts.
     next: Option<Instant>,
     statistics: PauseStatistics,
 }
 
 impl Pauser {
-    /// Nothing is stopped yet; times count from now.
+    /// Schedules the pauses; times count from now.
     pub fn new(scope: Scope, pause: Pause, stream: u64) -> Result<Self, ProcessFaultError> {
         let stopper = Stopper::new(scope)?;
         let statistics =
@@ -123,13 +123,13 @@ impl Pauser {
         instance: &mut Instance,
         scope: Scope,
     ) -> Result<(), ProcessFaultError> {
-        self.go_on(instance)?;
+        self.resume(instance)?;
         self.stopper = Stopper::new(scope)?;
         self.statistics.by = self.stopper.name().into();
         Ok(())
     }
 
-    /// When there is something to do.
+    /// When the next pause starts or the current one ends.
     pub fn due(&self) -> Option<Instant> {
         match self.state {
             State::Paused { until, .. } => Some(until),
@@ -137,10 +137,10 @@ impl Pauser {
         }
     }
 
-    /// Does what is due.
+    /// Starts or ends a pause if due.
     pub fn step(&mut self, instance: &mut Instance, now: Instant) -> Result<(), ProcessFaultError> {
         match self.state {
-            State::Paused { until, .. } if now >= until => self.go_on(instance),
+            State::Paused { until, .. } if now >= until => self.resume(instance),
             State::Running if self.next.is_some_and(|next| now >= next) => {
                 let planned = self.next.take().unwrap_or(now);
                 self.pause(instance, planned, now)
@@ -156,7 +156,7 @@ impl Pauser {
         now: Instant,
     ) -> Result<(), ProcessFaultError> {
         let (length, interval) = self.schedule.next();
-        // Between two pauses the target runs for a moment at the least.
+        // The target must run for a moment between two pauses.
         self.next = interval.map(|interval| (planned + interval).max(now + length + SHORTEST));
         let outcome = self.stopper.stop(instance)?;
         if outcome == Outcome::Nothing {
@@ -173,10 +173,10 @@ impl Pauser {
         Ok(())
     }
 
-    /// Ends the pause that is on, if one is.
-    pub fn go_on(&mut self, instance: &mut Instance) -> Result<(), ProcessFaultError> {
+    /// Ends the running pause, if any.
+    pub fn resume(&mut self, instance: &mut Instance) -> Result<(), ProcessFaultError> {
         if let State::Paused { since, .. } = self.state {
-            self.stopper.go_on(instance)?;
+            self.stopper.resume(instance)?;
             self.state = State::Running;
             self.statistics.done += 1;
             self.statistics.stopped_ms += since.elapsed().as_secs_f64() * 1e3;
@@ -184,15 +184,15 @@ impl Pauser {
         Ok(())
     }
 
-    /// What became of pauses so far.
+    /// The statistics so far.
     pub fn statistics(&self) -> PauseStatistics {
         self.statistics.clone()
     }
 
-    /// Has the target go on, and does not stop it again.
+    /// Resumes the target and cancels further pauses.
     pub fn end(&mut self, instance: &mut Instance) -> Result<(), ProcessFaultError> {
         self.next = None;
-        self.go_on(instance)
+        self.resume(instance)
     }
 }
 
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_and_intervals_are_spread_as_asked() {
+    fn lengths_and_intervals_follow_their_distributions() {
         let pauses = schedule(GC, 7);
         let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
         let lengths: Vec<f64> = pauses.iter().map(|(length, _)| length.as_secs_f64()).collect();

@@ -1,8 +1,8 @@
-//! What this kernel can do to processes, for `injector doctor`. Nothing is stopped, sent or limited.
+//! Checks for `injector doctor` which process faults this kernel supports, without side effects.
 
 use std::path::Path;
 
-use super::{failer, limit};
+use super::{limit, syscall_failure};
 use crate::{
     kernel::{
         calls::CallWatch,
@@ -17,15 +17,15 @@ use crate::{
 /// Process faults, by their options.
 pub const FAULTS: [&str; 5] = ["pause", "kill", "errno", "cpu", "io"];
 
-/// Tries what faults processes.
+/// Checks every mechanism of process faults.
 #[must_use]
 pub fn findings() -> Vec<Finding> {
-    // No processor that this kernel knows has so many calls, so none is ever counted.
+    // No such system call exists on any architecture, so none is ever counted.
     const NO_CALL: u32 = u32::MAX;
 
     let nowhere = Cgroup { path: "/".into(), id: 0, level: 0 };
     let watch = CallWatch::start(&nowhere, None, NO_CALL, 1, 0, 0);
-    let signals = "signals that injector sends itself, and SIGSTOP where there is no freezer";
+    let signals = "signals sent by injector, and SIGSTOP where there is no freezer";
     let mut findings = vec![
         Finding {
             subject: "signals",
@@ -41,19 +41,20 @@ pub fn findings() -> Vec<Finding> {
         },
     ];
     findings.extend(failures());
-    // If there is none, that is said already, of the hierarchy itself.
+    // Without cgroup v2, the check of the hierarchy itself says so.
     if let Ok(hierarchy) = Hierarchy::find() {
         findings.extend(controllers(hierarchy.mount()));
     }
     findings
 }
 
-/// How system calls can fail, and which, by the hooks that they pass.
+/// The available engines and hooks of syscall failures.
 fn failures() -> Vec<Finding> {
-    /// One that few calls pass. What is to be found out is whether programs may be at hooks; BTF tells of the others.
+    /// A hook that few calls pass, to test attaching. BTF says which other hooks exist.
     const TRIED: &str = "file_lock";
 
-    let [lsm, fmod_ret] = [Engine::Lsm, Engine::FmodRet].map(|engine| failer::check(engine, TRIED));
+    let [lsm, fmod_ret] =
+        [Engine::Lsm, Engine::FmodRet].map(|engine| syscall_failure::check(engine, TRIED));
     let engine =
         if lsm.is_ok() { Some(Engine::Lsm) } else { fmod_ret.is_ok().then_some(Engine::FmodRet) };
     let serves = "--errno, at the kernel's security hooks";
@@ -64,7 +65,7 @@ fn failures() -> Vec<Finding> {
         finding("engine lsm", Verdict::of(lsm, remedy)),
         finding("engine fmod-ret", Verdict::of(fmod_ret, remedy)),
     ];
-    // Without an engine, the hooks are of no use.
+    // Without an engine, no hook can be used.
     let Some(engine) = engine else { return findings };
     let names: Vec<_> = HOOKS.iter().map(|hook| engine.function(hook.name)).collect();
     let known = layout::functions(&names).unwrap_or_default();
@@ -84,7 +85,7 @@ fn failures() -> Vec<Finding> {
 }
 
 fn controllers(mount: &Path) -> [Finding; 3] {
-    // The root has no freezer, and all below it have one, if there are any.
+    // The root cgroup has no freezer file; all others have one if the kernel does.
     let has_freezer = std::fs::read_dir(mount).is_ok_and(|entries| {
         let mut below = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
         below.all(|cgroup| cgroup.join(FREEZE).exists())
@@ -94,7 +95,7 @@ fn controllers(mount: &Path) -> [Finding; 3] {
     } else {
         Verdict::Unavailable {
             reason: format!("no cgroup has {FREEZE}"),
-            remedy: "Linux 5.2 or later; processes are stopped by SIGSTOP meanwhile",
+            remedy: "Linux 5.2 or later; without it, processes are stopped by SIGSTOP",
         }
     };
     let remedy = "a kernel booted with cgroup v2 alone";
@@ -102,7 +103,7 @@ fn controllers(mount: &Path) -> [Finding; 3] {
         Finding {
             subject: "cgroup.freeze",
             faults: &["pause"],
-            serves: "a whole cgroup stopped at once, unseen by its processes",
+            serves: "stops a whole cgroup at once, invisibly to its processes",
             verdict: freezer,
         },
         Finding {

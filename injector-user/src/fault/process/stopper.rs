@@ -1,4 +1,4 @@
-//! Stops all processes of a target, and has them go on.
+//! Stops and resumes all processes of a target.
 
 use std::{
     collections::HashSet,
@@ -17,70 +17,70 @@ use crate::{
     target::cgroup::{FREEZE, says},
 };
 
-/// How long all processes may take to stand.
-const SETTLING: Duration = Duration::from_millis(50);
+/// How long to wait until all processes have stopped.
+const SETTLE_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How often to look for processes that were made while others were stopped.
-const ROUNDS: u32 = 8;
+/// The maximum number of scans for processes forked while others were being stopped.
+const MAX_ROUNDS: u32 = 8;
 
-/// How processes are stopped.
+/// The mechanism that stops processes.
 #[derive(Debug)]
-enum Means {
-    /// By the freezer of cgroups, which no process can see.
+enum Mechanism {
+    /// The cgroup freezer, which processes cannot observe.
     Freezer,
-    /// By `SIGSTOP`, one by one.
+    /// `SIGSTOP` to each process.
     Signals,
 }
 
-/// What stops a target.
+/// Stops and resumes a target.
 #[derive(Debug)]
 pub struct Stopper {
     scope: Scope,
-    means: Means,
-    /// What is to be undone.
+    mechanism: Mechanism,
+    /// Journaled actions to undo.
     actions: Vec<u32>,
 }
 
-/// What came of stopping.
+/// The result of stopping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All stand.
+    /// All processes have stopped.
     Stopped,
-    /// It has been ordered, but not all stand yet.
+    /// Some processes have not stopped yet.
     Unsettled,
-    /// There was nothing to stop, or others have stopped it.
+    /// There was nothing to stop, or it was stopped already.
     Nothing,
 }
 
 impl Stopper {
-    /// Chooses the means. A cgroup that is frozen already is refused.
+    /// Chooses the mechanism. Fails if the cgroup is frozen already.
     pub fn new(scope: Scope) -> Result<Self, ProcessFaultError> {
         let freeze = scope.cgroup.path.join(FREEZE);
-        let is_own = scope.pid().is_some() || scope.has_ourselves();
-        let means = match fs::read_to_string(freeze) {
+        let is_partial = scope.pid().is_some() || scope.contains_injector();
+        let mechanism = match fs::read_to_string(freeze) {
             Ok(state) if state.trim() == "1" && scope.pid().is_none() => {
                 return Err(ProcessFaultError::Frozen(scope.cgroup.path));
             }
-            Ok(_) if !is_own => Means::Freezer,
-            // Before Linux 5.2; or the freezer would stop others, or us.
-            _ => Means::Signals,
+            Ok(_) if !is_partial => Mechanism::Freezer,
+            // Before Linux 5.2, or where the freezer would stop other processes or injector itself.
+            _ => Mechanism::Signals,
         };
-        Ok(Self { scope, means, actions: Vec::new() })
+        Ok(Self { scope, mechanism, actions: Vec::new() })
     }
 
-    /// The means, for reports.
+    /// The name of the mechanism, for reports.
     pub fn name(&self) -> &'static str {
-        match self.means {
-            Means::Freezer => "cgroup.freeze",
-            Means::Signals => "SIGSTOP",
+        match self.mechanism {
+            Mechanism::Freezer => "cgroup.freeze",
+            Mechanism::Signals => "SIGSTOP",
         }
     }
 
-    /// Stops what is there.
+    /// Stops all present processes.
     pub fn stop(&mut self, instance: &mut Instance) -> Result<Outcome, ProcessFaultError> {
-        match self.means {
-            Means::Freezer => self.freeze(instance),
-            Means::Signals => self.stop_each(instance),
+        match self.mechanism {
+            Mechanism::Freezer => self.freeze(instance),
+            Mechanism::Signals => self.stop_each(instance),
         }
     }
 
@@ -94,7 +94,7 @@ impl Stopper {
         }
         let action = Action::FreezeCgroup { path: path.clone(), inode: cgroup.id };
         let frozen = instance.perform(action, || match cgroup.write(FREEZE, "1") {
-            // It was removed just now.
+            // The cgroup was removed just now.
             Err(_) if !cgroup.is_there() => Ok(()),
             written => written,
         })?;
@@ -105,10 +105,10 @@ impl Stopper {
     fn stop_each(&mut self, instance: &mut Instance) -> Result<Outcome, ProcessFaultError> {
         let mut seen = HashSet::new();
         let mut stopped = Vec::new();
-        // What has been made by one that was not stopped yet shows in the next round.
-        for _ in 0..ROUNDS {
+        // The next round finds processes forked by one that was not stopped yet.
+        for _ in 0..MAX_ROUNDS {
             let mut handles = self.scope.processes();
-            // Those that others have stopped stay so, and are not ours to let go on.
+            // Processes that are stopped already must not be resumed later.
             handles.retain(|handle| seen.insert(handle.pid) && handle.runs());
             if handles.is_empty() {
                 break;
@@ -119,7 +119,7 @@ impl Stopper {
                 .collect();
             let action = instance.perform(Action::StopProcesses { processes }, || {
                 for handle in &handles {
-                    // It may have ended.
+                    // The process may have ended.
                     let _ = handle.signal(Signal::SIGSTOP as i32);
                 }
                 Ok(())
@@ -133,8 +133,8 @@ impl Stopper {
         Ok(settle(|| stopped.iter().all(|handle| !handle.runs())))
     }
 
-    /// Has everything go on that this has stopped.
-    pub fn go_on(&mut self, instance: &mut Instance) -> Result<(), ProcessFaultError> {
+    /// Resumes everything that was stopped.
+    pub fn resume(&mut self, instance: &mut Instance) -> Result<(), ProcessFaultError> {
         while let Some(&action) = self.actions.last() {
             instance.undo(action)?;
             self.actions.pop();
@@ -143,9 +143,9 @@ impl Stopper {
     }
 }
 
-/// Waits, but not for long.
+/// Waits for at most [`SETTLE_TIMEOUT`].
 fn settle(is_settled: impl Fn() -> bool) -> Outcome {
-    let end = Instant::now() + SETTLING;
+    let end = Instant::now() + SETTLE_TIMEOUT;
     while !is_settled() {
         if Instant::now() > end {
             return Outcome::Unsettled;

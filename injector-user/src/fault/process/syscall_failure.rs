@@ -1,4 +1,4 @@
-//! System calls that fail, by the eBPF side; here their lease is renewed.
+//! Syscall failures (`--errno`): loads the eBPF programs that fail calls and renews their leases.
 
 use std::time::Instant;
 
@@ -18,50 +18,50 @@ use crate::{
     target::cgroup::Cgroup,
 };
 
-/// What became of failing system calls.
+/// Statistics of a syscall failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrnoStatistics {
-    /// As it was written.
+    /// The fault as specified.
     pub name: String,
-    /// How the program came to the hook.
+    /// How the program is attached.
     pub engine: Engine,
-    /// The kernel's function at which calls fail.
+    /// The kernel function at which calls fail.
     pub hook: String,
     /// Calls that matched.
     pub matched: u64,
-    /// Those of them that failed.
+    /// Matched calls that failed.
     pub failed: u64,
-    /// Calls that did not fail because their path could not be told.
+    /// Calls that did not fail because their path could not be determined.
     pub unknown: u64,
-    /// Calls of whatever process that the kernel kept from the program.
+    /// Calls of any process for which the kernel skipped the program.
     pub missed: u64,
 }
 
-/// One kind of failure.
+/// One syscall failure.
 #[derive(Debug)]
 struct Kind {
     failure: Failure,
-    /// Of its random numbers.
+    /// Its random stream.
     stream: u64,
     calls: Option<FailingCalls>,
-    /// What was counted at a target before this one.
+    /// Counters of earlier targets.
     before: ErrnoCounters,
     missed_before: u64,
     statistics: ErrnoStatistics,
 }
 
-/// Has system calls fail.
+/// Active syscall failures.
 #[derive(Debug)]
-pub struct Failer {
+pub struct SyscallFailures {
     kinds: Vec<Kind>,
-    /// Where calls fail, if any do.
+    /// The attach points, if there is any failure.
     hooks: Option<Hooks>,
     ends_ns: u64,
     renewal: Option<Instant>,
 }
 
-impl Failer {
-    /// Calls fail from now on, up to `ends_ns` of `CLOCK_MONOTONIC`. The streams of their random numbers go down from
+impl SyscallFailures {
+    /// Calls fail from now until `ends_ns` of `CLOCK_MONOTONIC`. Random streams count down from
     /// `first_stream`.
     pub fn install(
         scope: &Scope,
@@ -99,9 +99,9 @@ impl Failer {
                 statistics,
             });
         }
-        let mut failer = Self { kinds, hooks: Some(hooks), ends_ns, renewal: None };
-        failer.renew(Instant::now())?;
-        Ok(failer)
+        let mut syscall_failures = Self { kinds, hooks: Some(hooks), ends_ns, renewal: None };
+        syscall_failures.renew(Instant::now())?;
+        Ok(syscall_failures)
     }
 
     /// Has the calls of other processes fail from now on. Counts go on.
@@ -109,7 +109,7 @@ impl Failer {
         let Some(hooks) = &self.hooks else { return Ok(()) };
         for kind in &mut self.kinds {
             let Some(last) = &mut kind.calls else { continue };
-            // If that cannot be, it is tried again the next time.
+            // If this fails, the next rebind tries again.
             let next = FailingCalls::start(&config(scope, &kind.failure, kind.stream), hooks)?;
             kind.before += last.counters()?;
             kind.missed_before += last.missed();
@@ -118,12 +118,12 @@ impl Failer {
         Ok(self.renew(Instant::now())?)
     }
 
-    /// When there is something to do.
+    /// When the lease must be renewed.
     pub const fn due(&self) -> Option<Instant> {
         self.renewal
     }
 
-    /// Does what is due.
+    /// Renews the lease if due.
     pub fn step(&mut self, now: Instant) -> Result<(), KernelError> {
         if self.renewal.is_some_and(|renewal| renewal <= now) { self.renew(now) } else { Ok(()) }
     }
@@ -139,7 +139,7 @@ impl Failer {
         Ok(())
     }
 
-    /// What became of them so far.
+    /// The statistics so far.
     pub fn statistics(&mut self) -> Result<Vec<ErrnoStatistics>, KernelError> {
         for Kind { calls, statistics, before, missed_before, .. } in &mut self.kinds {
             if let Some(calls) = calls {
@@ -155,14 +155,14 @@ impl Failer {
         Ok(self.kinds.iter().map(|kind| kind.statistics.clone()).collect())
     }
 
-    /// Nothing fails any more.
+    /// Ends all failures. Statistics stay.
     pub fn end(&mut self) -> Result<(), KernelError> {
         self.renewal = None;
         let active: Vec<_> = self.kinds.iter_mut().filter_map(|kind| kind.calls.as_mut()).collect();
         if active.is_empty() {
             return Ok(());
         }
-        // No call may fail that is not counted.
+        // Expire the lease before the last read, so that every failed call is counted.
         for calls in active {
             calls.renew(0)?;
         }
@@ -173,7 +173,7 @@ impl Failer {
     }
 }
 
-/// A program at a hook that no call passes for it to see, to find out whether it can be there.
+/// Checks that a program can be attached at a hook, by one that matches no call.
 pub fn check(engine: Engine, hook: &'static str) -> Result<(), HookError> {
     let nowhere = Cgroup { path: "/".into(), id: 0, level: 0 };
     let config = Config {
@@ -208,7 +208,7 @@ fn config<'a>(scope: &'a Scope, failure: &Failure, stream: u64) -> Config<'a> {
     }
 }
 
-/// The eBPF side's name for the program that tells what a call is about.
+/// The name of the eBPF program that extracts the subject of a call.
 const fn program(subject: Subject) -> &'static str {
     match subject {
         Subject::File => "on_file",
