@@ -299,8 +299,8 @@ impl Attachments {
                     Some((number, (attachment.interface.index, attachment.direction, link)))
                 })
                 .unzip();
-            for (number, found) in numbers.iter().zip(attach::look(netns, &hooks)?) {
-                let Some(attach::Seen { is_attached, ahead }) = found else { continue };
+            for (number, found) in numbers.iter().zip(attach::query_tcx(netns, &hooks)?) {
+                let Some(attach::TcxState { is_attached, ahead }) = found else { continue };
                 seen[*number].is_detached |= !is_attached && self.all[*number].hook == Hook::Tcx;
                 seen[*number].programs_ahead = ahead;
             }

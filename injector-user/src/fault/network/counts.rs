@@ -1,15 +1,15 @@
-//! What rules did to packets, as the kernel side counted it.
+//! The counters of rules, as read from the eBPF side.
 
 use std::{iter::Sum, ops::AddAssign};
 
 use injector_common::counter::{Delays, RuleCounters};
 
-/// What one rule did, or several.
+/// The counters of one rule or several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// How often it did what.
+    /// Counters of effects.
     pub counters: RuleCounters,
-    /// For how long it held packets back, if it holds any.
+    /// The histogram of delays, if the rules hold packets.
     pub delays: Option<Box<Delays>>,
 }
 

@@ -1,4 +1,4 @@
-//! For how long packets were held back, as it is told.
+//! The report of packet delays.
 
 use std::ops::AddAssign;
 
@@ -11,50 +11,50 @@ use serde::{Deserialize, Serialize};
 
 use super::counts::Counts;
 
-/// For how long packets were held back, by their direction; what was not held is left out.
+/// Delays of held packets, by direction. A direction without held packets is left out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DelaysReport {
-    /// Those that were sent.
+    /// Sent packets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress: Option<DelayReport>,
-    /// Those that were received.
+    /// Received packets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress: Option<DelayReport>,
 }
 
-/// For how long packets of one direction were to be held back.
+/// Delays of held packets of one direction.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DelayReport {
-    /// How many packets.
+    /// The number of held packets.
     pub count: u64,
-    /// For how long all together, in milliseconds.
+    /// The sum of delays in milliseconds.
     pub sum_ms: f64,
-    /// Half of them for no longer, in milliseconds. Between the bounds of a bucket it is interpolated.
+    /// The median in milliseconds, interpolated within its bucket.
     pub p50_ms: f64,
-    /// 99 % of them for no longer, likewise.
+    /// The 99th percentile in milliseconds, interpolated within its bucket.
     pub p99_ms: f64,
-    /// How many for how long; buckets without any are left out.
+    /// The histogram, without empty buckets.
     pub buckets: Vec<DelayBucket>,
 }
 
-/// Packets that were held for longer than the bound before.
+/// Packets held for longer than the previous bucket's bound.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DelayBucket {
-    /// And for no longer than this, in milliseconds. The last one has no bound.
+    /// The upper bound, inclusive, in milliseconds. The last bucket has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub up_to_ms: Option<f64>,
-    /// How many.
+    /// The number of packets.
     pub count: u64,
 }
 
-/// The longest delay of a bucket of the kernel side, in milliseconds.
+/// The upper bound of a bucket of the eBPF side, in milliseconds.
 fn bound_ms(bucket: usize) -> Option<f64> {
     Delays::bound_ns(bucket).map(|ns| ns as f64 / 1e6)
 }
 
 impl DelaysReport {
-    /// Of what was counted; `None` if nothing was held.
+    /// The report of counted delays; `None` if no packet was held.
     #[must_use]
     pub fn of(counts: &Counts) -> Option<Self> {
         let delays = counts.delays.as_ref()?;
@@ -69,7 +69,7 @@ impl DelaysReport {
 }
 
 impl DelayReport {
-    /// Of the counts of all buckets; `None` if all are 0.
+    /// The report of all buckets' counts; `None` if all are 0.
     fn new(counts: &[u64], sum_ms: f64) -> Option<Self> {
         let count = counts.iter().sum();
         let with_bounds = counts.iter().enumerate().filter(|(_, count)| **count > 0);
@@ -83,13 +83,13 @@ impl DelayReport {
     /// The counts of all buckets.
     fn counts(&self) -> Vec<u64> {
         let count = |bucket| {
-            let is_it = |told: &&DelayBucket| told.up_to_ms == bound_ms(bucket);
-            self.buckets.iter().find(is_it).map_or(0, |told| told.count)
+            let is_it = |reported: &&DelayBucket| reported.up_to_ms == bound_ms(bucket);
+            self.buckets.iter().find(is_it).map_or(0, |reported| reported.count)
         };
         (0..=DELAY_BOUNDS).map(count).collect()
     }
 
-    /// For all bounds in seconds, how many packets were held for no longer.
+    /// The cumulative counts by upper bound in seconds, as in a Prometheus histogram.
     pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         let counts = self.counts().into_iter().scan(0, |sum, count| {
             *sum += count;
@@ -100,8 +100,8 @@ impl DelayReport {
     }
 }
 
-/// The delay that a part of all packets does not exceed, in milliseconds: as if the delays within a bucket were evenly
-/// spread. Beyond the last bound, that is the answer.
+/// The delay in milliseconds that a fraction of the packets does not exceed, interpolated linearly
+/// within its bucket. At most the last bound.
 fn quantile(counts: &[u64], part: f64) -> f64 {
     let mut left = part * counts.iter().sum::<u64>() as f64;
     let mut lower = 0.0;
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn delays_are_told_by_direction_with_quantiles() {
+    fn delays_are_reported_by_direction_with_quantiles() {
         let report = DelaysReport::of(&held(0, &[5_000_000; 100])).expect("some were held");
         assert_eq!(report.ingress, None);
         let egress = report.egress.expect("some were held");
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_up_is_as_if_counted_together() {
+    fn the_sum_of_reports_is_the_report_of_the_sum() {
         let (one, other) = ([1, 62_501, 70_000_000_000], [3_000_000, 3_000_001]);
         let mut counts = held(1, &one);
         counts += &held(1, &other);
@@ -173,9 +173,10 @@ mod tests {
         report += &DelaysReport::default();
         assert_eq!(Some(&report), DelaysReport::of(&counts).as_ref());
         let ingress = report.ingress.expect("some were held");
-        let told: Vec<_> = ingress.buckets.iter().map(|told| (told.up_to_ms, told.count)).collect();
+        let reported: Vec<_> =
+            ingress.buckets.iter().map(|reported| (reported.up_to_ms, reported.count)).collect();
         let bounds = [Some(0.0625), Some(0.09375), Some(3.0), Some(4.0), None];
-        assert_eq!(told, bounds.map(|bound| (bound, 1)));
+        assert_eq!(reported, bounds.map(|bound| (bound, 1)));
         let cumulative: Vec<_> = ingress.cumulative().collect();
         assert_eq!(cumulative.len(), DELAY_BOUNDS);
         assert_eq!((cumulative[0], cumulative[DELAY_BOUNDS - 1]), ((62.5e-6, 1), (65.536, 4)));

@@ -1,4 +1,4 @@
-//! What has changed in the namespaces of a target, as far as the kernel tells.
+//! Change notifications of all network namespaces of a target.
 
 use super::NetworkError;
 use crate::{
@@ -15,14 +15,14 @@ pub struct Monitors {
     all: Vec<(Netns, Monitor)>,
 }
 
-/// What has changed since the last look, in all namespaces.
+/// The changes in all namespaces since the last call of [`Monitors::changed`].
 #[derive(Debug, Default)]
 pub struct Changed {
     all: Vec<(Netns, Changes)>,
 }
 
 impl Monitors {
-    /// What has changed in these namespaces; in those that are new, everything may have.
+    /// The changes in these namespaces. New namespaces count as changed.
     pub fn changed(&mut self, places: &[Place]) -> Result<Changed, NetworkError> {
         self.all.retain(|(netns, _)| places.iter().any(|place| place.netns == *netns));
         let mut changed = Changed::default();
@@ -39,7 +39,7 @@ impl Monitors {
 }
 
 impl Changed {
-    /// Whether anything has changed in a namespace; one that is not monitored may have.
+    /// Whether anything has changed in a namespace. Namespaces without a monitor count as changed.
     #[must_use]
     pub fn any(&self, netns: &Netns) -> bool {
         let found = self.all.iter().find(|(there, _)| there == netns);

@@ -1,17 +1,17 @@
-//! What others did to what injector installed, said so that nobody is flooded.
+//! Rate-limited notices of interference by other processes with what injector installed.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-/// How often the same kind of thing is said at most.
-const INTERVAL: Duration = Duration::from_secs(2);
+/// The minimum time between notices of the same kind.
+const MIN_INTERVAL: Duration = Duration::from_secs(2);
 
-/// More places than that are not listed.
-const LISTED: usize = 5;
+/// The maximum number of places listed in a notice.
+const MAX_PLACES: usize = 5;
 
-/// What somebody did.
+/// A kind of interference by another process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Interference {
     /// A hold device was set down.
@@ -35,7 +35,7 @@ pub enum Interference {
 }
 
 impl Interference {
-    /// What is said of the places.
+    /// The text of the notice, after the list of places.
     const fn text(self) -> &'static str {
         match self {
             Self::DeviceDown => {
@@ -66,7 +66,7 @@ impl Interference {
     }
 }
 
-/// What is not said yet, and when what was said.
+/// Pending notices, by kind.
 #[derive(Debug, Default)]
 pub struct Notices {
     kinds: BTreeMap<Interference, Kind>,
@@ -74,25 +74,25 @@ pub struct Notices {
 
 #[derive(Debug, Default)]
 struct Kind {
-    said: Option<Instant>,
-    /// Where it happened since, and how often.
+    last_emitted: Option<Instant>,
+    /// The places since then, with the number of times.
     places: BTreeMap<String, u32>,
 }
 
 impl Notices {
-    /// Notes that something happened.
+    /// Records an interference.
     pub fn add(&mut self, what: Interference, place: String) {
         *self.kinds.entry(what).or_default().places.entry(place).or_default() += 1;
     }
 
-    /// What is to be said now; at the end, all of it.
+    /// The notices that are due now; with `is_end`, all pending ones.
     pub fn take(&mut self, now: Instant, is_end: bool) -> Vec<String> {
         let mut messages = Vec::new();
         for (what, kind) in &mut self.kinds {
-            let is_due =
-                is_end || kind.said.is_none_or(|said| now.duration_since(said) >= INTERVAL);
+            let is_due = is_end
+                || kind.last_emitted.is_none_or(|last| now.duration_since(last) >= MIN_INTERVAL);
             if !kind.places.is_empty() && is_due {
-                kind.said = Some(now);
+                kind.last_emitted = Some(now);
                 messages.push(message(*what, &std::mem::take(&mut kind.places)));
             }
         }
@@ -103,14 +103,14 @@ impl Notices {
 fn message(what: Interference, places: &BTreeMap<String, u32>) -> String {
     let mut listed: Vec<String> = places
         .iter()
-        .take(LISTED)
+        .take(MAX_PLACES)
         .map(|(place, count)| match count {
             1 => place.clone(),
             count => format!("{place} ({count} times)"),
         })
         .collect();
-    if places.len() > LISTED {
-        listed.push(format!("{} more", places.len() - LISTED));
+    if places.len() > MAX_PLACES {
+        listed.push(format!("{} more", places.len() - MAX_PLACES));
     }
     format!("{}: {}", listed.join(", "), what.text())
 }
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_is_said_at_once_and_then_seldom() {
+    fn each_kind_is_emitted_at_once_and_then_rate_limited() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut notices = Notices::default();

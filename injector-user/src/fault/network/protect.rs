@@ -1,4 +1,4 @@
-//! The TCP connections by which the operator reaches this host.
+//! Detection of the operator's TCP connections to this host, which are protected from faults.
 
 use std::{
     collections::HashSet,
@@ -8,11 +8,10 @@ use std::{
 use injector_common::control::Connection;
 use procfs::process::{FDTarget, Process};
 
-/// The TCP connections held by the processes that started this one, up to but without init: those of
-/// the shell, and of the sshd (or other server) that serves it.
+/// The TCP connections of the ancestors of this process, without init: those of the shell and of
+/// its server, such as sshd.
 ///
-/// What cannot be read is taken to hold none; that is not worth failing for, and port 22 is left alone
-/// in any case.
+/// Processes that cannot be read are skipped: port 22 is protected in any case.
 #[must_use]
 pub fn operator_connections() -> Vec<Connection> {
     let mut inodes = HashSet::new();
@@ -46,7 +45,7 @@ fn connection(local: SocketAddr, remote: SocketAddr) -> Connection {
     }
 }
 
-/// An address as the packet parser has it; IPv4 over an IPv6 socket travels as IPv4.
+/// An address in the form of the packet parser. An IPv4-mapped IPv6 address becomes IPv4.
 fn words(address: IpAddr) -> [u32; 4] {
     match address.to_canonical() {
         IpAddr::V4(v4) => [u32::from_ne_bytes(v4.octets()), 0, 0, 0],

@@ -1,4 +1,4 @@
-//! What packet faults did, as it is told.
+//! The report of packet faults in JSON.
 
 use std::ops::AddAssign;
 
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::{Attached, counts::Counts, delays::DelaysReport};
 use crate::fault::counts::PacketCounts;
 
-/// Where a program is attached.
+/// The place at which a program is attached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AttachedReport {
-    /// The network namespace, for people.
+    /// A readable name of the network namespace.
     pub netns: String,
     /// Its inode.
     pub netns_inode: u64,
@@ -35,23 +35,23 @@ impl From<&Attached> for AttachedReport {
 /// Packets and bytes of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Traffic {
-    /// Packets; one may carry many wire packets.
+    /// Packets; a GSO packet counts once.
     pub packets: u64,
-    /// Bytes, link-layer headers included.
+    /// Bytes, including link-layer headers.
     pub bytes: u64,
 }
 
-/// Counters of packets, of one rule or of several.
+/// Packet counters of one rule or several.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Totals {
     /// Packets that a rule matched.
     pub matched: u64,
-    /// What was done to them.
+    /// Counters of effects.
     #[serde(flatten)]
     pub done: PacketCounts,
     /// Mean delay of the delayed packets, in milliseconds.
     pub mean_delay_ms: f64,
-    /// Delays in more detail, by direction.
+    /// Delays by direction, in detail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<Box<DelaysReport>>,
     /// Matched packets that were sent.
@@ -101,13 +101,13 @@ impl AddAssign<&Self> for Totals {
 }
 
 impl Totals {
-    /// How long packets were delayed in all, in milliseconds.
+    /// The sum of delays in milliseconds.
     #[must_use]
     pub fn delay_ms(&self) -> f64 {
         self.mean_delay_ms * self.done.delayed as f64
     }
 
-    /// Whether no packet fell under a rule, not even one that was then left alone.
+    /// Whether no packet matched, including those skipped by protection or expiry.
     #[must_use]
     pub const fn is_untouched(&self) -> bool {
         self.matched == 0 && self.done.protected == 0 && self.done.expired == 0

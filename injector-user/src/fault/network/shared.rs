@@ -1,4 +1,4 @@
-//! Packet faults of several owners at one target: their rules come and go, and what each owner's did is kept.
+//! Packet faults of several owners at one target. Rules come and go; counters are kept by owner.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +11,9 @@ pub struct Shared<K> {
     network: Option<Network>,
     /// The owners of the active rules, in order.
     owners: Vec<K>,
-    /// Those of the rules that are ready.
+    /// The owners of the prepared rules.
     next: Vec<K>,
-    /// What the rules of each owner did before the active ones came.
+    /// Counters of replaced rules, by owner.
     done: BTreeMap<K, Counts>,
 }
 
@@ -45,8 +45,8 @@ impl<K: Copy + Ord> Shared<K> {
         Ok(())
     }
 
-    /// Has those of them go on where they are whose owners have rules that act; to be called before [`Self::commit`].
-    /// Each owner may have but one rule.
+    /// Carries the state of active rules over to the prepared rules of the same owners. Must be
+    /// called before [`Self::commit`]. Each owner may have one rule only.
     pub fn carry(&mut self) -> Result<(), NetworkError> {
         let old: BTreeMap<K, u32> = self.owners.iter().copied().zip(0..).collect();
         let new = self.next.iter().zip(0..);
@@ -58,14 +58,14 @@ impl<K: Copy + Ord> Shared<K> {
         }
     }
 
-    /// Has them act, see [`Network::commit`].
+    /// Activates the prepared rules, see [`Network::commit`].
     pub fn commit(&mut self) -> Result<(), NetworkError> {
         self.network.as_mut().map_or(Ok(()), Network::commit)
     }
 
-    /// Tells what the rules before did since they came. To be called once after [`Self::commit`], when
-    /// [`crate::kernel::clock::wait_for_readers`] has made their counters final. Of the owners `known` it is said even
-    /// if they had no rule.
+    /// Returns the counters of the replaced rules by owner, including `known` owners without rules.
+    /// Must be called once after [`Self::commit`], when [`crate::kernel::clock::wait_for_readers`]
+    /// has made the counters final.
     pub fn settle(
         &mut self,
         known: impl IntoIterator<Item = K>,
@@ -86,13 +86,13 @@ impl<K: Copy + Ord> Shared<K> {
         Ok(replaced)
     }
 
-    /// What rules did that are no longer active, from the start.
+    /// Counters of replaced rules by owner, since the start.
     #[must_use]
     pub const fn done(&self) -> &BTreeMap<K, Counts> {
         &self.done
     }
 
-    /// What the rules of each owner did, from the start.
+    /// Counters by owner, since the start.
     pub fn counts(&mut self) -> Result<BTreeMap<K, Counts>, NetworkError> {
         let mut counts = self.done.clone();
         if let Some(network) = &mut self.network {
@@ -103,7 +103,7 @@ impl<K: Copy + Ord> Shared<K> {
         Ok(counts)
     }
 
-    /// Forgets what the rules of some owners did.
+    /// Forgets the counters of some owners.
     pub fn forget(&mut self, is_gone: impl Fn(&K) -> bool) {
         self.done.retain(|owner, _| !is_gone(owner));
     }

@@ -5,7 +5,7 @@
 //! go at the time that it bears ("earliest departure time"). `tap`: a TAP, behind which a thread of ours holds the
 //! packets, for kernels without `sch_fq`.
 
-mod line;
+mod delay_queue;
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -38,7 +38,7 @@ use crate::{
     lifetime::{action::Action, instance::Instance, journal},
     target::Place,
 };
-use line::Line;
+use delay_queue::DelayQueue;
 
 use super::{
     Lease, NetworkError,
@@ -174,7 +174,7 @@ enum Program {
 #[derive(Debug)]
 enum Holder {
     Queue { action: u32 },
-    Line(Line),
+    Userspace(DelayQueue),
 }
 
 impl Holds {
@@ -288,8 +288,9 @@ impl Holds {
                 let queue = Root::of(netns, near.index)?;
                 let programs = vec![attach(&near, "hold_ingress", Direction::Ingress)?];
                 let (held, routes) = object.held_packets()?;
-                let line = Line::start(tap, held, routes).map_err(KernelError::Thread)?;
-                let holder = Holder::Line(line);
+                let delay_queue =
+                    DelayQueue::start(tap, held, routes).map_err(KernelError::Thread)?;
+                let holder = Holder::Userspace(delay_queue);
                 Ok(Device { netns: netns.clone(), near, far: None, queue, programs, holder })
             }
         }
@@ -324,8 +325,8 @@ impl Holds {
                     let queue = fq::statistics(&device.netns, device.near.index)?;
                     (queue.dropped, queue.held)
                 }
-                Holder::Line(line) => {
-                    let counts = line.counts();
+                Holder::Userspace(queue) => {
+                    let counts = queue.counts();
                     (counts.dropped.load(Relaxed), counts.held.load(Relaxed))
                 }
             };
@@ -404,7 +405,7 @@ impl Holds {
         self.missing.push((device.netns, 0));
         match device.holder {
             Holder::Queue { action } => instance.undo(action)?,
-            Holder::Line(line) => self.dropped += line.end().dropped.load(Relaxed),
+            Holder::Userspace(queue) => self.dropped += queue.end().dropped.load(Relaxed),
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! The delay line of the TAP engine: packets come from a TAP, wait, and are written back to it.
+//! The delay queue of the TAP engine: reads packets from a TAP, holds them, and writes them back.
 //!
-//! A thread of its own, ahead of others where that is allowed: whatever it is late adds to the delay.
+//! Runs in a thread of its own, with real-time priority where allowed: its lateness adds to delays.
 
 use std::{
     cmp::Ordering,
@@ -27,86 +27,86 @@ use nix::{
 
 use crate::kernel::{clock, device::VNET_HEADER, mapped::Mapped};
 
-/// The largest packet: 64 KiB, its headers and our tag.
-const LARGEST: usize = VNET_HEADER + (1 << 16) + 256;
+/// The maximum size of a packet: 64 KiB, headers and the tag.
+const MAX_PACKET: usize = VNET_HEADER + (1 << 16) + 256;
 
-/// Packets up to this size are copied into a buffer of their own; larger ones keep the one that they were
-/// read into.
-const SMALL: usize = 2048;
+/// Packets up to this size are copied into a buffer of their own; larger ones keep the buffer that
+/// they were read into.
+const COPY_LIMIT: usize = 2048;
 
-/// So many large buffers are kept for the next packets.
-const SPARE: usize = 256;
+/// The maximum number of large buffers kept for reuse.
+const MAX_SPARE_BUFFERS: usize = 256;
 
-/// So many packets are read before it is looked whether others are due.
-const READS: usize = 8;
+/// The number of packets read between checks for due packets.
+const READ_BATCH: usize = 8;
 
-/// Most bytes that wait at a time. A packet beyond is dropped, and counted.
-const MOST_BYTES: usize = 1 << 30;
+/// The maximum number of queued bytes. Packets beyond are dropped and counted.
+const MAX_QUEUED_BYTES: usize = 1 << 30;
 
-/// Where the tag is: after both Ethernet addresses.
-const TAG_AT: usize = VNET_HEADER + 12;
+/// The offset of the tag, after both Ethernet addresses.
+const TAG_OFFSET: usize = VNET_HEADER + 12;
 
-/// What a delay line has done.
+/// Counters of a delay queue.
 #[derive(Debug, Default)]
 pub struct Counts {
-    /// Packets that were dropped: too many waited, or the kernel refused them.
+    /// Packets dropped because the queue was full or the kernel refused them.
     pub dropped: AtomicU64,
-    /// Packets that wait now.
+    /// Packets queued now.
     pub held: AtomicU64,
 }
 
-/// A running delay line. Dropping it ends it; what still waits is let go first.
+/// A running delay queue. Dropping it releases all queued packets and ends it.
 #[derive(Debug)]
-pub struct Line {
+pub struct DelayQueue {
     thread: Option<JoinHandle<()>>,
-    wake: Arc<EventFd>,
-    ends: Arc<AtomicBool>,
+    wakeup: Arc<EventFd>,
+    stop: Arc<AtomicBool>,
     counts: Arc<Counts>,
 }
 
-impl Line {
-    /// Starts one for a TAP.
+impl DelayQueue {
+    /// Starts the queue of a TAP.
     pub fn start(tap: File, held: Mapped<Slot>, routes: Mapped<Route>) -> io::Result<Self> {
-        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
-        let ends = Arc::new(AtomicBool::new(false));
+        let wakeup = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
+        let stop = Arc::new(AtomicBool::new(false));
         let counts = Arc::new(Counts::default());
         let worker = Worker {
             tap,
             held,
             routes,
-            wake: Arc::clone(&wake),
-            ends: Arc::clone(&ends),
+            wakeup: Arc::clone(&wakeup),
+            stop: Arc::clone(&stop),
             counts: Arc::clone(&counts),
-            waiting: BinaryHeap::new(),
+            queue: BinaryHeap::new(),
             bytes: 0,
             sequence: 0,
             next_tag: 0,
-            buffer: vec![0; LARGEST],
+            buffer: vec![0; MAX_PACKET],
             spare: Vec::new(),
         };
-        let thread = thread::Builder::new().name("delay line".into()).spawn(|| worker.run())?;
-        Ok(Self { thread: Some(thread), wake, ends, counts })
+        let thread = thread::Builder::new().name("delay queue".into()).spawn(|| worker.run())?;
+        Ok(Self { thread: Some(thread), wakeup, stop, counts })
     }
 
-    /// Ends it, and tells what it has done.
+    /// Ends the queue and returns its counters.
     pub fn end(self) -> Arc<Counts> {
         let counts = Arc::clone(&self.counts);
         drop(self);
         counts
     }
 
-    /// What it has done.
+    /// The counters so far.
     #[must_use]
     pub fn counts(&self) -> &Counts {
         &self.counts
     }
 }
 
-impl Drop for Line {
+impl Drop for DelayQueue {
     fn drop(&mut self) {
-        self.ends.store(true, Relaxed);
-        // Fails only if it has been written to 2^64 times.
-        let _ = self.wake.write(1);
+        self.stop.store(true, Relaxed);
+        // Fails only when the counter of the eventfd overflows.
+        let _ = self.wakeup.write(1);
         if let Some(thread) = self.thread.take() {
             // The process aborts on panic, so there is none to join.
             let _ = thread.join();
@@ -114,40 +114,40 @@ impl Drop for Line {
     }
 }
 
-/// A packet that waits.
-struct Waiting {
+/// A queued packet.
+struct QueuedPacket {
     release_ns: u64,
-    /// The order of arrival, which those that are due at the same time keep.
+    /// The order of arrival, kept by packets that are due at the same time.
     sequence: u64,
     route: Route,
-    /// The buffer that it is in.
+    /// The buffer of the packet.
     packet: Vec<u8>,
-    /// How much of it is the packet: clearing the rest again would cost more than copying the packet.
+    /// The length of the packet in the buffer. Clearing the rest would cost more than the copy.
     length: usize,
 }
 
-impl Waiting {
+impl QueuedPacket {
     const fn key(&self) -> (u64, u64) {
         (self.release_ns, self.sequence)
     }
 }
 
-impl PartialEq for Waiting {
+impl PartialEq for QueuedPacket {
     fn eq(&self, other: &Self) -> bool {
         self.key() == other.key()
     }
 }
 
-impl Eq for Waiting {}
+impl Eq for QueuedPacket {}
 
-impl PartialOrd for Waiting {
+impl PartialOrd for QueuedPacket {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Waiting {
-    /// The first that is due is the greatest, as [`BinaryHeap`] has it.
+impl Ord for QueuedPacket {
+    /// The packet due first is the greatest: [`BinaryHeap`] is a max-heap.
     fn cmp(&self, other: &Self) -> Ordering {
         other.key().cmp(&self.key())
     }
@@ -157,10 +157,10 @@ struct Worker {
     tap: File,
     held: Mapped<Slot>,
     routes: Mapped<Route>,
-    wake: Arc<EventFd>,
-    ends: Arc<AtomicBool>,
+    wakeup: Arc<EventFd>,
+    stop: Arc<AtomicBool>,
     counts: Arc<Counts>,
-    waiting: BinaryHeap<Waiting>,
+    queue: BinaryHeap<QueuedPacket>,
     bytes: usize,
     sequence: u64,
     next_tag: u32,
@@ -170,86 +170,93 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) {
-        go_ahead_of_others();
-        while !self.ends.load(Relaxed) {
-            let more = self.take();
+        raise_priority();
+        while !self.stop.load(Relaxed) {
+            let more = self.read_batch();
             self.release(clock::monotonic_ns());
             if !more && let Err(error) = self.wait() {
-                tracing::debug!(%error, "the delay line ends");
+                tracing::debug!(%error, "the delay queue ends");
                 break;
             }
         }
-        // Nothing comes after them any more, so it is better that they come early than not at all.
-        while self.take() {}
+        // At the end, packets are better early than lost.
+        while self.read_batch() {}
         self.release(u64::MAX);
     }
 
-    /// Takes some of what has come; whether there may be more.
-    fn take(&mut self) -> bool {
-        for _ in 0..READS {
+    /// Reads up to [`READ_BATCH`] packets. Returns whether there may be more.
+    fn read_batch(&mut self) -> bool {
+        for _ in 0..READ_BATCH {
             match self.tap.read(&mut self.buffer) {
-                Ok(length) => self.keep(length),
+                Ok(length) => self.enqueue(length),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Nothing there, or the device has been taken away.
+                // The TAP is empty, or was removed.
                 Err(_) => return false,
             }
         }
         true
     }
 
-    /// Keeps the packet in the buffer until it is due.
-    fn keep(&mut self, length: usize) {
+    /// Queues the packet in the buffer.
+    fn enqueue(&mut self, length: usize) {
         let Some(tag) = tag(&self.buffer[..length]) else { return };
         let Slot { release_ns, route } = self.held.get(u32::from(tag));
-        if self.bytes + length > MOST_BYTES {
+        if self.bytes + length > MAX_QUEUED_BYTES {
             self.counts.dropped.fetch_add(1, Relaxed);
             return;
         }
-        let packet = if length <= SMALL {
+        let packet = if length <= COPY_LIMIT {
             self.buffer[..length].to_vec()
         } else {
-            let next = self.spare.pop().unwrap_or_else(|| vec![0; LARGEST]);
+            let next = self.spare.pop().unwrap_or_else(|| vec![0; MAX_PACKET]);
             std::mem::replace(&mut self.buffer, next)
         };
         self.bytes += packet.capacity();
         self.sequence += 1;
-        self.waiting.push(Waiting { release_ns, sequence: self.sequence, route, packet, length });
-        self.counts.held.store(self.waiting.len() as u64, Relaxed);
+        self.queue.push(QueuedPacket {
+            release_ns,
+            sequence: self.sequence,
+            route,
+            packet,
+            length,
+        });
+        self.counts.held.store(self.queue.len() as u64, Relaxed);
     }
 
-    /// Lets go what is due.
+    /// Writes back all packets that are due.
     fn release(&mut self, now_ns: u64) {
-        while let Some(next) = self.waiting.peek()
+        while let Some(next) = self.queue.peek()
             && next.release_ns <= now_ns
-            && let Some(Waiting { route, mut packet, length, .. }) = self.waiting.pop()
+            && let Some(QueuedPacket { route, mut packet, length, .. }) = self.queue.pop()
         {
             self.bytes -= packet.capacity();
             self.routes.set(self.next_tag, route);
-            packet[TAG_AT + 2..TAG_AT + 4].copy_from_slice(&(self.next_tag as u16).to_be_bytes());
+            packet[TAG_OFFSET + 2..TAG_OFFSET + 4]
+                .copy_from_slice(&(self.next_tag as u16).to_be_bytes());
             self.next_tag = (self.next_tag + 1) % TAGS;
             if let Err(error) = self.tap.write(&packet[..length]) {
-                tracing::debug!(%error, "a held packet was refused");
-                // If the device is down or gone, the packet counts as lost with it.
+                tracing::debug!(%error, "the kernel refused a held packet");
+                // If the device is down or gone, the loss is reported as interference.
                 if !matches!(error.raw_os_error(), Some(libc::EIO | libc::EBADFD)) {
                     self.counts.dropped.fetch_add(1, Relaxed);
                 }
             }
-            if packet.len() == LARGEST && self.spare.len() < SPARE {
+            if packet.len() == MAX_PACKET && self.spare.len() < MAX_SPARE_BUFFERS {
                 self.spare.push(packet);
             }
         }
-        self.counts.held.store(self.waiting.len() as u64, Relaxed);
+        self.counts.held.store(self.queue.len() as u64, Relaxed);
     }
 
-    /// Waits until a packet comes, the next one is due, or we are to end.
+    /// Waits until a packet arrives, the next one is due, or the queue must end.
     fn wait(&self) -> nix::Result<()> {
-        let until = self.waiting.peek().map(|next| {
+        let until = self.queue.peek().map(|next| {
             let left = next.release_ns.saturating_sub(clock::monotonic_ns());
             TimeSpec::from(Duration::from_nanos(left))
         });
         let mut files = [
             PollFd::new(self.tap.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.wakeup.as_fd(), PollFlags::POLLIN),
         ];
         match ppoll(&mut files, until, None) {
             Ok(_)
@@ -263,24 +270,24 @@ impl Worker {
     }
 }
 
-/// What our tag says; `None` if there is none, so that the packet is not one of ours.
+/// The tag of a packet; `None` if it has none and so was not sent by injector.
 fn tag(packet: &[u8]) -> Option<u16> {
-    let (protocol, tag) = packet.get(TAG_AT..TAG_AT + 4)?.split_at(2);
+    let (protocol, tag) = packet.get(TAG_OFFSET..TAG_OFFSET + 4)?.split_at(2);
     (protocol == TAG_PROTOCOL.to_be_bytes()).then(|| u16::from_be_bytes([tag[0], tag[1]]))
 }
 
-/// Has the calling thread run before others, and its timers be exact.
-fn go_ahead_of_others() {
+/// Gives the calling thread real-time priority and exact timers.
+fn raise_priority() {
     let parameters = libc::sched_param { sched_priority: 1 };
     // SAFETY: reads the parameters; 0 is the calling thread.
     let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
     if result != 0 {
-        // Real-time scheduling may be forbidden in a container; a high priority is next best.
+        // A container may forbid real-time scheduling; a low nice value is next best.
         // SAFETY: takes no pointers; 0 is the calling thread.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
     }
-    // Else the kernel may have us sleep 50 µs longer.
+    // By default, the kernel may delay timers by 50 µs.
     if let Err(error) = nix::sys::prctl::set_timerslack(1) {
-        tracing::debug!(%error, "timers stay inexact");
+        tracing::debug!(%error, "cannot set the timer slack");
     }
 }
