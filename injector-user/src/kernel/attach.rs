@@ -1,7 +1,7 @@
-//! Attaching programs to interfaces.
+//! Attaches programs to interfaces by tcx and XDP.
 //!
-//! By tcx and XDP, whose attachments are owned by `bpf_link` file descriptors: they end with this
-//! process, however it ends. For kernels before 6.6 there is [`super::clsact`].
+//! Attachments are owned by `bpf_link` file descriptors, so they end with this process, however it
+//! ends. [`super::clsact`] serves kernels before 6.6.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -28,7 +28,7 @@ use super::{
     object::Object,
 };
 
-/// Where a program is attached.
+/// The hook at which a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// tcx (Linux 6.6).
@@ -52,7 +52,7 @@ impl Display for Hook {
     }
 }
 
-/// The programs of ours that see the packets of interfaces, by their names.
+/// The names of injector's tc programs on interfaces.
 const PROGRAMS: [&str; 4] = ["tc_egress", "tc_ingress", "tc_egress_raw", "tc_ingress_raw"];
 
 /// The tc program for one direction of an interface.
@@ -106,48 +106,49 @@ fn refused(io_error: io::Error) -> ProgramError {
     SyscallError { call: "bpf_link_create", io_error }.into()
 }
 
-/// What a look at a tcx hook shows of a program of ours.
+/// The state of injector's program at a tcx hook.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct TcxState {
     /// Whether it is attached.
     pub is_attached: bool,
-    /// The programs that run before it and are no injector's, by their ids.
+    /// The IDs of foreign programs that run before it.
     pub ahead: Vec<u32>,
 }
 
-/// Looks at the tcx hooks of interfaces of one namespace; each comes with the id of the link of ours, or 0 if all
-/// programs there run before ours. An interface that is gone is skipped.
-pub fn look(
+/// Queries the tcx hooks of interfaces of one namespace. Each hook is given with the ID of
+/// injector's link, or 0 if injector is attached elsewhere, so that all programs run before it.
+/// Interfaces that are gone yield `None`.
+pub fn query_tcx(
     netns: &Netns,
     hooks: &[(u32, Direction, u32)],
-) -> Result<Vec<Option<Seen>>, KernelError> {
+) -> Result<Vec<Option<TcxState>>, KernelError> {
     netns.run(|| {
-        let look = |&(interface, direction, own): &(u32, Direction, u32)| {
+        let query = |&(interface, direction, own): &(u32, Direction, u32)| {
             let programs = match link::query(interface, side(direction)) {
                 Ok(programs) => programs,
                 Err(error) => {
-                    tracing::debug!(interface, %error, "cannot look at tcx programs");
+                    tracing::debug!(interface, %error, "cannot query tcx programs");
                     return None;
                 }
             };
             let place = programs.iter().position(|attached| attached.link == own && own != 0);
             let before = programs.iter().take(place.unwrap_or(programs.len()));
             let ahead = before.map(|attached| attached.program).filter(|&id| is_foreign(id));
-            Some(Seen { is_attached: place.is_some(), ahead: ahead.collect() })
+            Some(TcxState { is_attached: place.is_some(), ahead: ahead.collect() })
         };
-        hooks.iter().map(look).collect()
+        hooks.iter().map(query).collect()
     })
 }
 
-/// Whether a program is no injector's. One that is gone is nobody's.
+/// Whether a program exists and is not injector's.
 fn is_foreign(program: u32) -> bool {
     link::program_name(program).is_some_and(|name| !PROGRAMS.contains(&name.as_str()))
 }
 
-/// Where the filter of a device of our own is.
+/// The place of the filter on a hold device.
 pub const OWN_PLACE: clsact::Place = clsact::Place { priority: clsact::PRIORITY, handle: 1 };
 
-/// Attaches a program to a device of our own, by tcx, or below a clsact qdisc, which goes with the device.
+/// Attaches a program to a hold device by tcx, or else by clsact, which is removed with the device.
 pub fn own(
     object: &mut Object,
     netns: &Netns,
@@ -176,7 +177,7 @@ pub fn own(
     }
 }
 
-/// Whether an error of [`tcx`] says that the kernel does not know tcx.
+/// Whether an error of [`tcx`] means that the kernel does not support tcx.
 #[must_use]
 pub fn is_unknown(error: &KernelError) -> bool {
     let KernelError::Attach { source, .. } = error else { return false };
@@ -184,7 +185,7 @@ pub fn is_unknown(error: &KernelError) -> bool {
         if io_error.raw_os_error() == Some(libc::EINVAL))
 }
 
-/// Attaches the XDP program, in the driver where it can, else in the generic receive path.
+/// Attaches the XDP program, in the driver if supported, else in the generic receive path.
 pub fn xdp(
     object: &mut Object,
     netns: &Netns,

@@ -1,4 +1,4 @@
-//! Calls of bpf(2) that aya does not offer.
+//! Raw bpf(2) calls that aya does not provide.
 
 use std::{
     ffi::c_long,
@@ -14,11 +14,11 @@ pub(super) fn attributes() -> bpf_attr {
     unsafe { std::mem::zeroed() }
 }
 
-/// A call of bpf(2) that returns a new file descriptor.
+/// Calls bpf(2) with a command that returns a new file descriptor.
 ///
 /// # Safety
 ///
-/// As for [`call`]; and it must be one of those calls.
+/// As for [`call`]; the command must return a file descriptor.
 pub(super) unsafe fn new_descriptor(
     command: bpf_cmd,
     attributes: &mut bpf_attr,
@@ -31,7 +31,7 @@ pub(super) unsafe fn new_descriptor(
 ///
 /// # Safety
 ///
-/// Whatever the attributes point to must be there, and may be written as the call does.
+/// All pointers in the attributes must be valid for the reads and writes of the command.
 pub(super) unsafe fn call(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<c_long> {
     let attributes: *mut bpf_attr = attributes;
     // SAFETY: as for this function.

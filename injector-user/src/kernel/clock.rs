@@ -1,4 +1,4 @@
-//! Time as the kernel side has it: the clock of deadlines, and the end of reading.
+//! Clocks and grace periods shared with the eBPF side.
 
 use std::time::Duration;
 
@@ -8,26 +8,26 @@ use nix::time::{ClockId, clock_gettime};
 /// `CLOCK_MONOTONIC` in nanoseconds, which is what `bpf_ktime_get_ns` reads.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
-    // Linux always has this clock; were it gone, all deadlines would count as passed.
+    // Linux always has this clock; on an error all deadlines count as passed.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(u64::MAX, |time| nanoseconds(time.into()))
 }
 
-/// The deadline that lies `after` from now, in nanoseconds of `CLOCK_MONOTONIC`.
+/// The deadline `after` from now, in nanoseconds of `CLOCK_MONOTONIC`.
 #[must_use]
 pub fn deadline_ns(after: Duration) -> u64 {
     monotonic_ns().saturating_add(nanoseconds(after))
 }
 
-/// A span in nanoseconds; one that is too long for them is as good as for ever.
+/// A duration in nanoseconds, saturating.
 #[must_use]
-pub fn nanoseconds(span: Duration) -> u64 {
-    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+pub fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Returns once no eBPF program that was running at the call can still be running.
 ///
 /// `membarrier(MEMBARRIER_CMD_GLOBAL)` is an RCU grace period (membarrier(2), Linux 4.3), and programs
-/// run within RCU read sections. Where it is refused, a time that no program takes must do.
+/// run within RCU read sections. Where it is refused, sleep longer than any program runs.
 pub fn wait_for_readers() {
     const MEMBARRIER_CMD_GLOBAL: i32 = 1;
     // SAFETY: takes no pointers.
@@ -37,10 +37,10 @@ pub fn wait_for_readers() {
     }
 }
 
-/// What all true clocks read, in nanoseconds, by the numbers of [`injector_common::model::clock::Clock`].
+/// The readings of all true clocks in nanoseconds, indexed by [`injector_common::model::clock::Clock`].
 pub type TrueTime = [i64; CLOCKS];
 
-/// Reads all clocks by system calls, so that no fault of another injector is in the way.
+/// Reads all clocks by system calls, since the vDSO may be faulted by another injector.
 #[must_use]
 pub fn true_time() -> TrueTime {
     const IDS: [libc::clockid_t; CLOCKS] = [

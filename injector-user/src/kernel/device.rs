@@ -1,4 +1,4 @@
-//! Network devices of our own, on which packets are held: a veth pair, or a TAP.
+//! Hold devices: the veth pair or TAP that injector creates to hold packets.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -18,24 +18,25 @@ use super::{
     netns::Netns,
 };
 
-/// What the names of hold devices begin with, where packets go in.
+/// The name prefix of hold devices, for the end at which packets enter.
 pub const NEAR: &str = "injhold";
 
-/// What they begin with where packets come back.
+/// The name prefix for the end at which packets come back.
 pub const FAR: &str = "injback";
 
-/// A name and an index that a device is to have.
+/// The identity of a hold device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The name, at most 15 bytes.
     pub name: String,
     /// The index in its namespace.
     pub index: u32,
-    /// Its link-layer address, which tells it from one of others by that name and index; the kernel's choice if `None`.
+    /// The link-layer address, which tells it from a foreign device of the same name and index. If
+    /// `None`, the kernel chooses one.
     pub address: Option<[u8; 6]>,
 }
 
-/// A link-layer address that no other device has, by chance: locally administered, of one device.
+/// A random link-layer address: unicast, locally administered.
 #[must_use]
 pub fn random_address() -> [u8; 6] {
     let mut address: [u8; 6] = rand::random();
@@ -43,19 +44,19 @@ pub fn random_address() -> [u8; 6] {
     address
 }
 
-/// Any packet fits into a veth pair of this MTU, which both ends check (GSO packets excepted).
+/// The MTU of the veth pair, checked on both ends: any packet fits (GSO packets are exempt).
 const VETH_MTU: u32 = 65_535;
 
-/// The most that a TAP may have; packets that are redirected to it may be longer.
+/// The maximum MTU of a TAP. Redirected packets may be longer.
 const TAP_MTU: u32 = 65_521;
 
-/// What precedes each packet read from and written to a TAP: `struct virtio_net_hdr`.
+/// The size of the header before each packet of the TAP, `struct virtio_net_hdr`.
 pub const VNET_HEADER: usize = 10;
 
-/// How many packets a TAP keeps for us until we read them; Linux 7.3 refuses 32,768.
+/// The queue length of the TAP in packets. Linux 7.3 refuses 32,768.
 const TAP_QUEUE: u32 = 16_384;
 
-/// Makes a veth pair, without IPv6 addresses of its own, and has it up.
+/// Creates a veth pair without IPv6 addresses and sets it up.
 pub fn add_veth(netns: &Netns, near: &Identity, far: &Identity) -> Result<(), KernelError> {
     netns.run(|| {
         block_on(async |handle| {
@@ -73,7 +74,7 @@ pub fn add_veth(netns: &Netns, near: &Identity, far: &Identity) -> Result<(), Ke
     })?
 }
 
-/// Has both ends of a veth pair of ours up again.
+/// Sets both ends of a veth pair up again.
 pub fn start_veth(netns: &Netns, near: &Identity, far: &Identity) -> Result<(), KernelError> {
     netns.run(|| {
         start(near, VETH_MTU, None)?;
@@ -81,12 +82,12 @@ pub fn start_veth(netns: &Netns, near: &Identity, far: &Identity) -> Result<(), 
     })?
 }
 
-/// Has a TAP of ours up again.
+/// Sets a TAP up again.
 pub fn start_tap(netns: &Netns, identity: &Identity) -> Result<(), KernelError> {
     netns.run(|| start(identity, TAP_MTU, Some(TAP_QUEUE)))?
 }
 
-/// Makes a TAP that goes with its file, and has it up.
+/// Creates a TAP that is removed when its file is closed, and sets it up.
 pub fn add_tap(netns: &Netns, identity: &Identity) -> Result<File, KernelError> {
     netns.run(|| {
         let tap = open_tap(identity).map_err(KernelError::Tap)?;
@@ -95,7 +96,7 @@ pub fn add_tap(netns: &Netns, identity: &Identity) -> Result<File, KernelError> 
     })?
 }
 
-/// Removes a device, if it and its namespace are there.
+/// Removes a device if it still exists.
 pub fn remove(netns: u64, identity: &Identity) -> Result<(), KernelError> {
     let Some(netns) = Netns::find_by_inode(netns) else { return Ok(()) };
     netns.run(|| {
@@ -123,9 +124,9 @@ pub fn remove(netns: u64, identity: &Identity) -> Result<(), KernelError> {
     })?
 }
 
-/// Has a device of ours up, ready for all packets.
+/// Configures a device for all packets and sets it up.
 fn start(identity: &Identity, mtu: u32, queue: Option<u32>) -> Result<(), KernelError> {
-    // Else it would talk of itself. Where there is no IPv6, there is nothing to say.
+    // Without this, the device would send IPv6 autoconfiguration packets. Fails where IPv6 is disabled.
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", identity.name), "1");
     block_on(async |handle| {
         let change = LinkUnspec::new_with_index(identity.index).mtu(mtu).up();
@@ -153,7 +154,7 @@ fn open_tap(identity: &Identity) -> io::Result<File> {
     {
         *to = from.cast_signed();
     }
-    // With the header of virtio, large packets and unfinished checksums pass through as they are.
+    // The virtio header keeps GSO packets and partial checksums as they are.
     request.ifr_ifru.ifru_flags =
         (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: each request takes what it is given here (linux/if_tun.h).
@@ -173,7 +174,7 @@ const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | l
 /// The same, and UDP segmentation over both (Linux 6.2).
 const OFFLOADS_6_2: u32 = OFFLOADS | libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
-/// The requests of tun(4), as `linux/if_tun.h` has them.
+/// ioctl requests of tun (`linux/if_tun.h`).
 mod ioctl {
     use nix::{ioctl_write_int, ioctl_write_ptr};
 

@@ -1,4 +1,4 @@
-//! Programs and maps of a loaded object, by their names.
+//! Access to the programs and maps of a loaded object, by name.
 
 use std::{io, ops::AddAssign};
 
@@ -19,7 +19,7 @@ pub(super) fn map<'a, T: TryFrom<&'a mut Map, Error = MapError>>(
     map.try_into().map_err(|source| map_error(name, source))
 }
 
-/// A map, taken out of the object, which need not keep it.
+/// Takes a map out of the object.
 pub(super) fn take_map<T: TryFrom<Map, Error = MapError>>(
     ebpf: &mut Ebpf,
     name: &'static str,
@@ -28,7 +28,7 @@ pub(super) fn take_map<T: TryFrom<Map, Error = MapError>>(
     map.try_into().map_err(|source| map_error(name, source))
 }
 
-/// Works on an array.
+/// Runs `work` on an array.
 pub(super) fn array<T: Pod>(
     ebpf: &mut Ebpf,
     name: &'static str,
@@ -38,7 +38,7 @@ pub(super) fn array<T: Pod>(
     work(&mut array).map_err(|source| map_error(name, source))
 }
 
-/// An array of so many values that is to be mapped into memory.
+/// Maps an array of `length` values into memory.
 pub(super) fn mapped<T: Pod>(
     ebpf: &mut Ebpf,
     name: &'static str,
@@ -50,7 +50,7 @@ pub(super) fn mapped<T: Pod>(
     Mapped::new(map.fd(), length).map_err(|source| KernelError::Mapping { map: name, source })
 }
 
-/// The sum over all processors of the one element of an array.
+/// The sum over all CPUs of the single element of a per-CPU array.
 pub(super) fn sum<T: Pod + Default + AddAssign>(
     ebpf: &mut Ebpf,
     name: &'static str,
@@ -62,7 +62,7 @@ pub(super) fn sum<T: Pod + Default + AddAssign>(
     Ok(sum)
 }
 
-/// What a map operation's error is to us.
+/// Converts the error of a map operation.
 pub(super) fn map_error(map: &'static str, source: MapError) -> KernelError {
     KernelError::Map { map, source: source.into() }
 }
@@ -91,7 +91,7 @@ pub(super) fn attach_raw_tracepoint(
     attached.map_err(|source| KernelError::Program { program: name.into(), source: source.into() })
 }
 
-/// Loads a program; an error says what the verifier said last.
+/// Loads a program. An error contains the last lines of the verifier's log.
 pub(super) fn load(
     program: &str,
     load: impl FnOnce() -> Result<(), ProgramError>,
@@ -104,10 +104,10 @@ pub(super) fn load(
     })
 }
 
-/// That the verifier refused a program.
+/// The error for a program that the verifier refused.
 pub(super) fn refused(program: &str, log: &str, source: io::Error) -> KernelError {
     tracing::debug!(program, log, "refused");
-    // The verifier's log is thousands of lines long; its last ones say what is wrong.
+    // The log may have thousands of lines; the last ones name the problem.
     let mut lines: Vec<&str> = log.lines().rev().take(5).collect();
     lines.reverse();
     KernelError::Refused { program: program.into(), reason: lines.join("; "), source }

@@ -28,11 +28,11 @@ pub struct Interface {
     pub name: String,
     /// Whether it is the loopback.
     pub is_loopback: bool,
-    /// Whether it is up; no packet passes one that is not.
+    /// Whether it is up.
     pub is_up: bool,
-    /// What precedes the IP header in its packets; `None` for link layers that are not understood.
+    /// The link layer; `None` if it is not supported.
     pub link: Option<Link>,
-    /// The kind of its root qdisc, where the kernel tells.
+    /// The kind of its root qdisc, if known.
     pub qdisc: Option<String>,
 }
 
@@ -140,11 +140,11 @@ pub(super) async fn execute(
     Ok(())
 }
 
-/// Talks rtnetlink in the calling thread's namespace.
+/// Runs rtnetlink requests in the calling thread's namespace.
 pub(super) fn block_on<T: Send>(
     work: impl AsyncFnOnce(rtnetlink::Handle) -> Result<T, KernelError> + Send,
 ) -> Result<T, KernelError> {
-    // The caller may be inside a runtime, which must not be entered twice: have a thread.
+    // Use a thread: the caller may be inside a runtime, which must not be nested.
     in_thread(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -159,13 +159,13 @@ pub(super) fn block_on<T: Send>(
     })
 }
 
-/// All qdiscs of the namespace: the kernel lists those of all interfaces, whatever is asked.
+/// All qdiscs of the namespace: the kernel ignores filters by interface.
 pub(super) async fn list_qdiscs(handle: &rtnetlink::Handle) -> Result<Vec<TcMessage>, KernelError> {
     let qdiscs = handle.qdisc().get().execute();
     qdiscs.boxed().try_collect().await.map_err(failed("listing qdiscs"))
 }
 
-/// The error of a request that is called so.
+/// A constructor of errors for the request `what`.
 pub(super) fn failed(what: &'static str) -> impl Fn(rtnetlink::Error) -> KernelError {
     move |source| KernelError::Request { what: what.into(), source: source.into() }
 }

@@ -1,8 +1,8 @@
-//! Where the running kernel keeps what the eBPF side must read in its structures: taken from BTF.
+//! Offsets of the kernel structures that the eBPF side reads, from the running kernel's BTF.
 //!
-//! A few offsets are wanted, from 5 MB of type information, at each start. General BTF crates decode all
-//! of it first, which takes 100 ms and more (btfparse 1.3.9, measured on the host of this project);
-//! one pass over the type section takes 10. A test compares with btfparse.
+//! Each start needs a few offsets from 5 MB of type information. General BTF crates decode all of it,
+//! which takes over 100 ms (btfparse 1.3.9); a single pass over the type section takes 10 ms. A test
+//! compares the results with btfparse.
 //!
 //! Format: <https://docs.kernel.org/bpf/btf.html>.
 
@@ -58,16 +58,16 @@ impl TaskLayout {
     }
 }
 
-/// Why the layout cannot be told.
+/// Why a layout cannot be determined.
 #[derive(Debug, Error)]
 pub enum LayoutError {
-    /// The kernel has no BTF, or it cannot be read.
+    /// The kernel has no BTF or it cannot be read.
     #[error("cannot read {VMLINUX}: {0}")]
     Read(#[source] io::Error),
-    /// It is not what BTF looks like.
+    /// The BTF is malformed.
     #[error("{VMLINUX} is malformed")]
     Malformed,
-    /// A member is not there.
+    /// A structure lacks a member.
     #[error("struct {0} has no member {1}")]
     Missing(&'static str, &'static str),
 }
@@ -334,8 +334,8 @@ impl<'a> Sections<'a> {
 
     /// In bytes. What anonymous members have in them counts as the structure's own, as in C.
     fn offset(&self, members: &[u8], name: &str, depth: u32) -> Option<u32> {
-        // Deeper than any structure is; without a bound, malformed types could be in themselves.
-        const DEEPEST: u32 = 8;
+        // Deeper than any structure; the bound protects against recursive malformed types.
+        const MAX_DEPTH: u32 = 8;
 
         let (first, rest) = match name.split_once('.') {
             Some((first, rest)) => (first, Some(rest)),
@@ -343,7 +343,7 @@ impl<'a> Sections<'a> {
         };
         members.chunks_exact(12).find_map(|member| {
             let number = word(member, 0)?;
-            // The upper 8 bits are the width of a bit field, none of which is wanted; 0 for others.
+            // The upper 8 bits are the width of a bit field; 0 for other members.
             let offset = (word(member, 8)? & 0x00ff_ffff) / 8;
             let wanted = if self.is_named(number, first) {
                 let Some(rest) = rest else { return Some(offset) };
@@ -353,7 +353,7 @@ impl<'a> Sections<'a> {
             } else {
                 return None;
             };
-            if depth == DEEPEST {
+            if depth == MAX_DEPTH {
                 return None;
             }
             let inner = self.structure(word(member, 4)? as usize)?;
@@ -363,7 +363,7 @@ impl<'a> Sections<'a> {
 
     /// The structure that the type with this number is, by whatever names.
     fn structure(&self, mut number: usize) -> Option<Type<'a>> {
-        // Malformed types could be names of each other.
+        // The bound protects against cyclic malformed types.
         for _ in 0..8 {
             let found = self.read_type(*self.starts.get(number)?)?;
             let Some(alias) = found.alias else { return Some(found) };

@@ -1,4 +1,4 @@
-//! Limits of this process, and priorities of its threads.
+//! Resource limits of this process and priorities of its threads.
 
 use nix::{
     errno::Errno,
@@ -16,7 +16,7 @@ pub fn files() -> nix::Result<Files> {
     getrlimit(Resource::RLIMIT_NOFILE)
 }
 
-/// Lets this process have as many files open as it may.
+/// Raises the soft limit of open files to the hard limit.
 pub fn raise_files() -> nix::Result<()> {
     let (_, hard) = files()?;
     set_files((hard, hard))
@@ -27,12 +27,12 @@ pub fn set_files((soft, hard): Files) -> nix::Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard)
 }
 
-/// Has the calling thread, and those that it will start, run before others that want a processor, and sleep no longer
-/// than they say: for one that sleeps nearly always, and must not be late.
+/// Gives the calling thread and the threads that it starts a high priority and exact timers: for
+/// threads that mostly sleep and must wake in time.
 pub fn prefer_this_thread() -> nix::Result<()> {
-    /// Half of what there is.
+    /// Half of the range of negative nice values.
     const NICE: i32 = -10;
-    // The least there is, in nanoseconds; by default the kernel may add 50 µs to each sleep.
+    // 1 ns is the minimum; by default, the kernel may delay timers by 50 µs.
     set_timerslack(1)?;
     // SAFETY: takes no pointers. On Linux a priority is a thread's, and 0 is the calling one (setpriority(2)).
     Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) }).map(drop)

@@ -1,11 +1,11 @@
-//! eBPF array maps that are mapped into memory, for what is read or written with each packet.
+//! eBPF array maps mapped into memory, for values that are accessed for each packet.
 
 use std::{marker::PhantomData, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull};
 
 use aya::Pod;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-/// An array map in memory. Values have a multiple of 8 bytes.
+/// A memory-mapped array map. The size of values must be a multiple of 8 bytes.
 #[derive(Debug)]
 pub struct Mapped<T: Pod> {
     start: NonNull<T>,
@@ -30,14 +30,14 @@ impl<T: Pod> Mapped<T> {
         Ok(Self { start: start.cast(), length, _values: PhantomData })
     }
 
-    /// The value at `index`; that of another one beyond the end.
+    /// The value at `index` modulo the length.
     #[must_use]
     pub fn get(&self, index: u32) -> T {
         // SAFETY: within the mapping; any bits are a T. The kernel side may write, but not this value now.
         unsafe { self.start.add((index % self.length) as usize).read_volatile() }
     }
 
-    /// Sets the value at `index`.
+    /// Sets the value at `index` modulo the length.
     pub fn set(&self, index: u32, value: T) {
         // SAFETY: within the mapping.
         unsafe { self.start.add((index % self.length) as usize).write_volatile(value) }

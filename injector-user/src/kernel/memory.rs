@@ -1,26 +1,26 @@
-//! How this process gets its memory, and gives it back.
+//! Tuning of the C library's allocator.
 
-/// Has all threads share one heap, whichever C library is below us, and large blocks not be part of it.
+/// Makes all threads share one heap, and allocates large blocks outside of it.
 ///
-/// glibc gives threads heaps of their own, up to eight a processor. What a thread frees stays with its heap, which then
-/// waits for a thread to come: several clients of the agent at once leave several heaps behind, each as large as the
-/// largest request. And it takes ever larger blocks from the heap once some have been freed, where a small one behind them
-/// keeps all of it. musl has one heap anyway.
+/// By default, glibc uses up to eight arenas a CPU, and freed memory stays in its arena: concurrent
+/// clients of the agent would leave several arenas of the size of the largest request behind. It also
+/// raises the threshold for large blocks, after which a small block can pin a large free one. musl
+/// has a single heap.
 pub fn share() {
     #[cfg(target_env = "gnu")]
     {
-        /// What glibc begins with.
+        /// The initial threshold of glibc, in bytes.
         const LARGE: i32 = 128 * 1024;
         for (option, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, LARGE)] {
             // SAFETY: takes numbers; no other thread allocates yet.
             if unsafe { libc::mallopt(option, value) } == 0 {
-                tracing::debug!(option, "the allocator stays as it is");
+                tracing::debug!(option, "cannot set an option of the allocator");
             }
         }
     }
 }
 
-/// Gives back to the kernel what is free, also what lies between blocks that are used.
+/// Returns free memory to the kernel, including gaps between used blocks.
 pub fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: may be called at any time.

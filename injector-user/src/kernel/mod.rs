@@ -1,4 +1,4 @@
-//! The only place that talks to the kernel's BPF and netlink interfaces (aya, rtnetlink).
+//! All access to the kernel's BPF and netlink interfaces (aya, rtnetlink).
 
 pub mod attach;
 mod bpf;
@@ -31,29 +31,28 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
-/// The kernel refused something.
+/// A failed kernel operation.
 #[derive(Debug, Error)]
 pub enum KernelError {
     /// A network namespace cannot be opened.
     #[error("cannot open the network namespace {path}")]
     OpenNetns {
-        /// Which.
+        /// The namespace.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// A network namespace cannot be entered.
     #[error("cannot enter the network namespace {netns}")]
     EnterNetns {
-        /// Which.
+        /// The namespace.
         netns: String,
-        /// Why.
+        /// The cause.
         source: nix::Error,
     },
-    /// Processes have other numbers here than the kernel tells.
+    /// Injector does not run in the initial PID namespace.
     #[error(
-        "processes can be faulted only from the host's PID namespace, where they have the numbers that the kernel tells of: \
-         run injector there (a container with --pid host)"
+        "process faults require the host's PID namespace: run injector there (in a container: --pid host)"
     )]
     PidNamespace,
     /// A thread cannot be started.
@@ -62,77 +61,81 @@ pub enum KernelError {
     /// A netlink socket cannot be opened.
     #[error("cannot open a netlink socket")]
     Netlink(#[source] io::Error),
-    /// A TAP cannot be made.
-    #[error("cannot make a TAP device (/dev/net/tun, CONFIG_TUN)")]
+    /// A TAP cannot be created.
+    #[error("cannot create a TAP device (requires /dev/net/tun, CONFIG_TUN)")]
     Tap(#[source] io::Error),
-    /// Packets cannot be steered.
-    #[error("cannot have packets keep their order between processors (receive packet steering)")]
+    /// Receive packet steering cannot be set.
+    #[error("cannot set receive packet steering, which keeps packets in order across CPUs")]
     Steering(#[source] io::Error),
     /// A netlink request failed.
     #[error("{what} failed")]
     Request {
         /// The request.
         what: String,
-        /// Why.
+        /// The cause.
         source: Box<rtnetlink::Error>,
     },
     /// The kernel's type information cannot be used.
     #[error(
-        "cannot tell the receiver of a packet by its cgroup on this kernel, which requires Linux 6.1 or later with \
-         CONFIG_DEBUG_INFO_BTF (--direction egress does not)"
+        "cannot match received packets by cgroup: requires Linux 6.1 or later with CONFIG_DEBUG_INFO_BTF \
+         (--direction egress does not)"
     )]
     Layout(#[from] layout::LayoutError),
     /// The eBPF object was refused.
-    #[error("the kernel refused the eBPF object (`injector doctor` says what works here)")]
+    #[error(
+        "the kernel refused the eBPF object (`injector doctor` lists what this kernel supports)"
+    )]
     Load(#[source] Box<aya::EbpfError>),
     /// The verifier refused a program.
     #[error("the kernel's verifier refused the eBPF program {program}: {reason}")]
     Refused {
-        /// Its name.
+        /// The name of the program or map.
         program: String,
-        /// What the verifier said last.
+        /// The last lines of the verifier's log.
         reason: String,
         /// The error number.
         source: io::Error,
     },
     /// A program was refused.
     #[error(
-        "the kernel refused the eBPF program {program} (`injector doctor` says what works here)"
+        "the kernel refused the eBPF program {program} (`injector doctor` lists what this kernel supports)"
     )]
     Program {
-        /// Its name.
+        /// The name of the program or map.
         program: String,
-        /// Why.
+        /// The cause.
         source: Box<aya::programs::ProgramError>,
     },
     /// A program cannot be attached.
-    #[error("cannot attach to {interface} at {hook} (`injector doctor` says what works here)")]
+    #[error(
+        "cannot attach to {interface} at {hook} (`injector doctor` lists what this kernel supports)"
+    )]
     Attach {
         /// The interface.
         interface: String,
         /// The hook.
         hook: String,
-        /// Why.
+        /// The cause.
         source: Box<aya::programs::ProgramError>,
     },
     /// A map operation failed.
     #[error("cannot access the eBPF map {map}")]
     Map {
-        /// Its name.
+        /// The name of the program or map.
         map: &'static str,
-        /// Why.
+        /// The cause.
         source: Box<aya::maps::MapError>,
     },
     /// A map cannot be mapped into memory.
     #[error("cannot map the eBPF map {map} into memory")]
     Mapping {
-        /// Its name.
+        /// The name of the program or map.
         map: &'static str,
-        /// Why.
+        /// The cause.
         source: nix::Error,
     },
-    /// The object lacks what this program was built to find in it.
-    #[error("the eBPF object has no {0}; it does not belong to this build of injector")]
+    /// The object lacks a program or map of this build.
+    #[error("the eBPF object has no {0}: it does not match this build of injector")]
     Missing(&'static str),
     /// The log of the eBPF side cannot be read.
     #[error("cannot read the log of the eBPF side")]

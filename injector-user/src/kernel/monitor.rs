@@ -1,4 +1,4 @@
-//! Tells when links, qdiscs or filters of a network namespace have changed, so that they need not be listed over and over.
+//! Change notifications for links, qdiscs and filters of a network namespace, which avoid polling.
 
 use std::{
     collections::BTreeSet,
@@ -18,25 +18,25 @@ const GROUPS: u32 = 1 | 8;
 /// The handle of a clsact qdisc.
 const CLSACT: u32 = 0xffff_0000;
 
-/// What has changed since the last look.
+/// The changes since the last call of [`Monitor::changes`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Whether anything has.
+    /// Whether anything has changed.
     pub any: bool,
-    /// The indexes of interfaces that lost a clsact qdisc, even if there is another one by now.
+    /// The indexes of interfaces that lost a clsact qdisc, even if it has been added again.
     pub removed: BTreeSet<u32>,
 }
 
-/// A socket that the kernel sends changes to.
+/// A netlink socket that receives change notifications.
 #[derive(Debug)]
 pub struct Monitor {
     socket: OwnedFd,
-    /// What has changed and was not told, or may have.
+    /// Changes not returned yet.
     pending: Changes,
 }
 
 impl Monitor {
-    /// Of a namespace. What came before counts as changed.
+    /// Monitors a namespace. The first call of [`Self::changes`] reports a change.
     pub fn new(netns: &Netns) -> Result<Self, KernelError> {
         let open = || {
             let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -50,7 +50,7 @@ impl Monitor {
         Ok(Self { socket, pending: Changes { any: true, ..Changes::default() } })
     }
 
-    /// What has changed since the last call.
+    /// The changes since the last call.
     pub fn changes(&mut self) -> Result<Changes, KernelError> {
         let mut changes = std::mem::take(&mut self.pending);
         let mut buffer = vec![0; 1 << 15];
@@ -60,7 +60,7 @@ impl Monitor {
                     changes.any = true;
                     changes.removed.extend(removed(&buffer[..length.min(buffer.len())]));
                 }
-                // More happened than the socket could hold.
+                // The socket's buffer overflowed: messages are lost.
                 Err(nix::Error::ENOBUFS) => changes.any = true,
                 Err(nix::Error::EINTR) => {}
                 Err(nix::Error::EAGAIN) => return Ok(changes),
@@ -70,7 +70,7 @@ impl Monitor {
     }
 }
 
-/// The interfaces that messages say have lost their clsact qdisc (`struct nlmsghdr`, `struct tcmsg`).
+/// Parses the interfaces that lost a clsact qdisc from messages (`struct nlmsghdr`, `struct tcmsg`).
 fn removed(mut messages: &[u8]) -> Vec<u32> {
     const HEADER: usize = 16;
     let word = |bytes: &[u8], at: usize| {
@@ -102,7 +102,7 @@ mod tests {
     };
 
     #[test]
-    fn a_removed_qdisc_is_told_even_if_there_is_another() {
+    fn a_removed_qdisc_is_reported_even_if_added_again() {
         Netns::scratch(|| {
             let netns = Netns::current()?;
             let lo: Interface = interface::list(&netns)?.remove(0);

@@ -19,14 +19,14 @@ use nix::{
 
 use super::KernelError;
 
-/// Where `ip netns` keeps its names.
+/// The directory of namespaces named by `ip netns`.
 const NAMED: &str = "/run/netns";
 
 /// An open network namespace. Equal if it is the same namespace, by whatever path it was opened.
 #[derive(Clone, Debug)]
 pub struct Netns {
     file: Arc<File>,
-    /// The inode, which tells namespaces apart.
+    /// The inode, which identifies the namespace.
     inode: u64,
     label: String,
 }
@@ -45,20 +45,20 @@ impl Netns {
         Self::open(Path::new("/proc/thread-self/ns/net"), "current".into())
     }
 
-    /// By name, as `ip netns` has it, or by path.
+    /// Opens a namespace by its `ip netns` name or by path.
     pub fn find(name: &Path) -> Result<Self, KernelError> {
         let path =
             if name.components().count() > 1 { name.into() } else { Path::new(NAMED).join(name) };
         Self::open(&path, name.display().to_string())
     }
 
-    /// That of a process.
+    /// The namespace of a process.
     pub fn of_process(pid: i32) -> Result<Self, KernelError> {
         Self::open(&PathBuf::from(format!("/proc/{pid}/ns/net")), format!("pid {pid}"))
     }
 
-    /// By its inode, among those of all processes and those that have names; `None` if it is gone, or
-    /// hidden from us.
+    /// Finds a namespace by inode, among those of all processes and named ones; `None` if it is gone
+    /// or not visible.
     #[must_use]
     pub fn find_by_inode(inode: u64) -> Option<Self> {
         let named = fs::read_dir(NAMED).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -71,19 +71,19 @@ impl Netns {
 
     fn open(path: &Path, label: String) -> Result<Self, KernelError> {
         let fail = |source: io::Error| KernelError::OpenNetns { path: path.into(), source };
-        // Others may name it. Whatever it is, nothing happens by looking what: a named pipe would wait, and devices do
-        // as they please.
+        // The path may come from a client. O_PATH has no side effects, where opening a named pipe would
+        // block and opening a device may do anything.
         let mut options = File::options();
         let found = options.read(true).custom_flags(libc::O_PATH).open(path).map_err(fail)?;
         if fstatfs(&found).map_err(|error| fail(error.into()))?.filesystem_type() != NSFS_MAGIC {
-            return Err(fail(io::Error::other("it is no namespace")));
+            return Err(fail(io::Error::other("not a network namespace")));
         }
         let file = File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(fail)?;
         let inode = file.metadata().map_err(fail)?.ino();
         Ok(Self { file: Arc::new(file), inode, label })
     }
 
-    /// What people call it.
+    /// A readable name.
     #[must_use]
     pub fn label(&self) -> &str {
         &self.label
@@ -100,7 +100,7 @@ impl Netns {
         if Self::current()? == *self {
             return Ok(work());
         }
-        // The caller's thread must not stay in the namespace, whatever goes wrong.
+        // In another thread, so that the caller's never stays in the namespace.
         in_thread(|| {
             setns(&self.file, CloneFlags::CLONE_NEWNET)
                 .map_err(|source| KernelError::EnterNetns { netns: self.label.clone(), source })?;
@@ -108,7 +108,7 @@ impl Netns {
         })
     }
 
-    /// Runs `work` in a new namespace, which goes when it is done.
+    /// Runs `work` in a new namespace, which is removed afterwards.
     pub fn scratch<T: Send>(
         work: impl FnOnce() -> Result<T, KernelError> + Send,
     ) -> Result<T, KernelError> {
@@ -120,14 +120,14 @@ impl Netns {
     }
 }
 
-/// Runs `work` in a thread of its own, so that what it changes of the thread goes with it.
+/// Runs `work` in a new thread, to confine changes of the thread's state.
 pub(super) fn in_thread<T: Send>(
     work: impl FnOnce() -> Result<T, KernelError> + Send,
 ) -> Result<T, KernelError> {
     thread::scope(|scope| {
         let thread =
             thread::Builder::new().spawn_scoped(scope, work).map_err(KernelError::Thread)?;
-        // The process aborts on panic, so there is none to join.
+        // Propagate panics.
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
@@ -137,13 +137,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_namespace_is_not_opened() {
+    fn files_other_than_namespaces_are_refused() {
         for path in ["/dev/zero", "/dev/tty", "/etc/passwd", "/proc/self/exe", "/"] {
             assert!(Netns::find(Path::new(path)).is_err(), "{path}");
         }
         let error = Netns::find(Path::new("/dev/null")).expect_err("it is a device");
         let error = format!("{:#}", anyhow::Error::new(error));
-        assert!(error.contains("it is no namespace"), "{error}");
+        assert!(error.contains("not a network namespace"), "{error}");
         let ours = Netns::current().expect("it is there");
         assert_eq!(Netns::find(Path::new("/proc/self/ns/net")).expect("it is there"), ours);
     }

@@ -1,4 +1,4 @@
-//! The eBPF object: loading it, and typed access to its maps.
+//! The eBPF object of packet faults: loading, and typed access to its maps.
 
 use std::{
     collections::{self, BTreeSet},
@@ -24,56 +24,56 @@ use injector_common::{
 
 use super::{KernelError, ebpf, layout::Layout, mapped::Mapped};
 
-/// The object, as the build script made it.
+/// The object that the build script compiled.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector"));
 
-/// What is fixed when the object is loaded, so that the verifier can drop what is not used.
+/// Constants fixed at load time, which let the verifier remove unused code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Constants {
-    /// Whether packets of a cgroup are meant, the one in [`Control`]; else all.
+    /// Whether only packets of the cgroup in [`Control`] match.
     pub of_cgroup: bool,
-    /// How to tell a receiving socket's cgroup.
+    /// Offsets for reading the cgroup of a receiving socket.
     pub layout: Layout,
     /// The bit of `skb->tc_index` that marks judged packets.
     pub judged_bit: u32,
-    /// Whether to leave SSH and the operator's connections alone.
+    /// Whether to skip SSH and the operator's connections.
     pub protect: bool,
     /// The device that holds packets; `None` if no rule does.
     pub hold: Option<HoldDevice>,
 }
 
-/// On what packets are held.
+/// The device that holds packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HoldDevice {
     /// The index, the same in all namespaces.
     pub interface: u32,
-    /// Whether userspace holds the packets, else a queue of the kernel.
+    /// Whether userspace holds the packets, rather than a qdisc.
     pub is_tap: bool,
 }
 
-/// How much the maps hold.
+/// The capacity of the maps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
     /// Rules per bank.
     pub rules: u32,
     /// Classification entries per bank.
     pub entries: u32,
-    /// Masks per bank, at most [`injector_common::control::MAX_MASKS`]; the verifier takes its time for each.
+    /// Masks per bank, at most [`injector_common::control::MAX_MASKS`]. Each adds verification time.
     pub masks: u32,
 }
 
-/// The loaded object. Its maps and programs go when it is dropped, or when the process dies.
+/// The loaded object. Dropping it, or the death of this process, frees its maps and programs.
 #[derive(Debug)]
 pub struct Object {
     ebpf: Ebpf,
     capacity: Capacity,
-    /// Whether a bank's states and counters may be other than 0.
+    /// Whether a bank's states and counters may be nonzero.
     used: [bool; 2],
 }
 
 impl Object {
-    /// Creates the maps; programs are loaded when first asked for. `log_level` is an
-    /// [`aya_log::Level`] as a number, 0 for none, at which the log costs nothing.
+    /// Creates the maps. Programs are loaded on first use. `log_level` is an
+    /// [`aya_log::Level`] as a number; 0 disables logging at no cost.
     pub fn load(
         constants: Constants,
         capacity: Capacity,
@@ -85,10 +85,10 @@ impl Object {
         let banks = 2 * capacity.rules;
         let hold = constants.hold.map_or(0, |hold| hold.interface);
         let in_userspace = u32::from(constants.hold.is_some_and(|hold| hold.is_tap));
-        // Maps that are not used have the least size.
+        // Unused maps have the minimum size.
         let if_held = |entries| if constants.hold.is_some() { entries } else { 1 };
         let ebpf = EbpfLoader::new()
-            // Nothing in the object is relocated by the kernel's types; reading them takes long.
+            // The object has no CO-RE relocations; loading the kernel's BTF takes long.
             .btf(None)
             .override_global("OF_CGROUP", &of_cgroup, true)
             .override_global("SOCK_CGROUP", &layout.sock_cgroup, true)
@@ -121,13 +121,13 @@ impl Object {
         Ok(Self { ebpf, capacity, used: [false; 2] })
     }
 
-    /// How much the maps hold.
+    /// The capacity of the maps.
     #[must_use]
     pub const fn capacity(&self) -> Capacity {
         self.capacity
     }
 
-    /// Loads tc programs side by side, as far as they are not loaded: the verifier takes its time.
+    /// Loads tc programs in parallel, as verification takes long. Loaded ones are skipped.
     pub fn load_programs(&mut self, names: &BTreeSet<&str>) -> Result<(), KernelError> {
         let wanted = self.ebpf.programs_mut().filter_map(|(name, program)| match program {
             Program::SchedClassifier(program) if program.fd().is_err() => {
@@ -142,13 +142,13 @@ impl Object {
             });
             let loads: Vec<_> = loads.collect::<Result<_, _>>()?;
             loads.into_iter().try_for_each(|load| {
-                // The process aborts on panic, so there is none to join.
+                // Propagate panics.
                 load.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             })
         })
     }
 
-    /// A tc program, loaded.
+    /// A tc program, loading it if needed.
     pub fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, KernelError> {
         let program: &mut SchedClassifier = ebpf::program(&mut self.ebpf, name)?;
         if program.fd().is_err() {
@@ -157,7 +157,7 @@ impl Object {
         Ok(program)
     }
 
-    /// The XDP program, loaded.
+    /// The XDP program, loading it if needed.
     pub fn xdp(&mut self, name: &'static str) -> Result<&mut Xdp, KernelError> {
         let program: &mut Xdp = ebpf::program(&mut self.ebpf, name)?;
         if program.fd().is_err() {
@@ -166,22 +166,22 @@ impl Object {
         Ok(program)
     }
 
-    /// What reads the log of the eBPF side; its file descriptor is readable when there is something.
+    /// A reader of the eBPF side's log. Its file descriptor is readable when there are records.
     pub fn logger(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>, KernelError> {
         EbpfLogger::init(&mut self.ebpf).map_err(|error| KernelError::Log(error.into()))
     }
 
-    /// Makes `control` the active one.
+    /// Sets the control record.
     pub fn set_control(&mut self, control: Control) -> Result<(), KernelError> {
         self.array("CONTROL", |array| array.set(0, control, 0))
     }
 
-    /// Sets how bank `bank` classifies.
+    /// Sets the classification of bank `bank`.
     pub fn set_rule_set(&mut self, bank: u32, set: &RuleSet) -> Result<(), KernelError> {
         self.array("RULE_SETS", |array: &mut Array<_, RuleSet>| array.set(bank, set, 0))
     }
 
-    /// Sets the port classes of bank `bank`: a class for each port.
+    /// Sets the port classes of bank `bank`, one for each port.
     pub fn set_port_classes(
         &mut self,
         bank: u32,
@@ -195,7 +195,7 @@ impl Object {
         Ok(())
     }
 
-    /// Replaces the rules of bank `bank`, from their start and with their counters at 0.
+    /// Replaces the rules of bank `bank` and resets their states and counters.
     pub fn set_rules(&mut self, bank: u32, rules: &[Rule]) -> Result<(), KernelError> {
         let first = bank * self.capacity.rules;
         self.array("RULES", |array: &mut Array<_, Rule>| {
@@ -219,13 +219,13 @@ impl Object {
         Ok(())
     }
 
-    /// Replaces one rule of bank `bank`; what it counts and remembers stays.
+    /// Replaces one rule of bank `bank`, keeping its state and counters.
     pub fn set_rule(&mut self, bank: u32, number: u32, rule: Rule) -> Result<(), KernelError> {
         let index = bank * self.capacity.rules + number;
         self.array("RULES", |array: &mut Array<_, Rule>| array.set(index, rule, 0))
     }
 
-    /// Replaces what the rules of bank `bank` hold packets by, in the order of the rules.
+    /// Replaces the hold parameters of the rules of bank `bank`, in the order of the rules.
     pub fn set_holds(
         &mut self,
         bank: u32,
@@ -239,7 +239,7 @@ impl Object {
         })?;
         self.array("HOLD_STATES", |array: &mut Array<_, HoldState>| {
             (first..).zip(holds).zip(rules).try_for_each(|((index, _), rule)| {
-                // A correlated delay begins anywhere, as netem's does.
+                // A correlated delay starts at a random value, as in netem.
                 let memory = Memory::from_last((rule.stream >> 32) as u32).0;
                 array.set(index, HoldState { memory, ..HoldState::default() }, 0)
             })
@@ -257,7 +257,7 @@ impl Object {
         })
     }
 
-    /// Has rules of bank `to` remember what rules of the other bank do: pairs of their numbers, the old one first.
+    /// Copies states from rules of the other bank to rules of bank `to`, given as pairs (old, new).
     pub fn carry(&mut self, to: u32, pairs: &[(u32, u32)], holds: bool) -> Result<(), KernelError> {
         let (from, to) = ((1 - to) * self.capacity.rules, to * self.capacity.rules);
         self.used[usize::from(to != 0)] = true;
@@ -281,7 +281,7 @@ impl Object {
         })
     }
 
-    /// Gives a tag to an interface and a direction.
+    /// Assigns a tag to an interface and a direction.
     pub fn set_route(
         &mut self,
         tag: u32,
@@ -296,7 +296,7 @@ impl Object {
             .map_err(|source| KernelError::Map { map: "ROUTE_TAGS", source: source.into() })
     }
 
-    /// What userspace must know of packets on the way to it, and where it says where they go.
+    /// The maps shared with the TAP engine: slots of held packets, and their routes.
     pub fn held_packets(&mut self) -> Result<(Mapped<hold::Slot>, Mapped<Route>), KernelError> {
         let ebpf = &mut self.ebpf;
         Ok((ebpf::mapped(ebpf, "HELD", TAGS)?, ebpf::mapped(ebpf, "ROUTES", TAGS)?))
@@ -356,7 +356,7 @@ impl Object {
         Ok(())
     }
 
-    /// Adds to the connections that are left alone.
+    /// Adds protected connections.
     pub fn protect(&mut self, connections: &[Connection]) -> Result<(), KernelError> {
         let mut protected: HashMap<&mut MapData, Connection, u8> =
             ebpf::map(&mut self.ebpf, "PROTECTED")?;
@@ -389,7 +389,7 @@ impl Object {
             .collect()
     }
 
-    /// For how long a rule of bank `bank`, one of those that hold packets, held them back.
+    /// The delay histogram of a rule of bank `bank` that holds packets.
     pub fn delays(&mut self, bank: u32, number: u32) -> Result<Delays, KernelError> {
         let index = bank * self.capacity.rules + number;
         let mut delays = Delays::default();
@@ -400,7 +400,7 @@ impl Object {
         Ok(delays)
     }
 
-    /// What was seen on the attached interfaces.
+    /// The counters of all packets seen on the attached interfaces.
     pub fn seen_counters(&mut self) -> Result<SeenCounters, KernelError> {
         ebpf::sum(&mut self.ebpf, "SEEN")
     }
@@ -418,7 +418,7 @@ impl Object {
     }
 }
 
-/// Twice as many slots as entries, so that few entries share one.
+/// At least two slots an entry, so that few entries share one.
 fn slots_per_bank(capacity: Capacity) -> u32 {
     (2 * capacity.entries).next_power_of_two()
 }

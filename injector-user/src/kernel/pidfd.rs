@@ -1,4 +1,4 @@
-//! Processes that are not our children: waiting for their end, and signals.
+//! Waiting for and signalling processes that are not children, by pidfd.
 
 use std::{
     io,
@@ -9,10 +9,10 @@ use std::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use procfs::process::{Process, Stat};
 
-/// Waits, for so long at the most, until a process has ended with all its threads, so that all files are closed that
-/// it alone had open (`pidfd_open(2)`, Linux 5.3). One that is not there has ended, and so has one that was made at
-/// another time, if that is given (not 0).
-pub fn wait_for_end(pid: u32, started: u64, patience: Duration) -> io::Result<()> {
+/// Waits for at most `timeout` until a process has ended with all its threads, so that its files are
+/// closed (`pidfd_open(2)`, Linux 5.3). Returns at once if there is no such process, or if it has
+/// another start time than `started`, unless that is 0.
+pub fn wait_for_end(pid: u32, started: u64, timeout: Duration) -> io::Result<()> {
     let fd = match open(pid.cast_signed()) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
         opened => opened?,
@@ -21,23 +21,23 @@ pub fn wait_for_end(pid: u32, started: u64, patience: Duration) -> io::Result<()
     if stat(pid.cast_signed()).is_none_or(is_other) {
         return Ok(());
     }
-    let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+    let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
     poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout)?;
     Ok(())
 }
 
-/// A process that cannot be taken for another one with its number.
+/// A handle of a process, immune to reuse of its PID.
 #[derive(Debug)]
 pub struct Handle {
-    /// Its number.
+    /// The PID.
     pub pid: i32,
-    /// When it was made, in clock ticks since the boot (`proc_pid_stat(5)`).
+    /// The start time in clock ticks since boot (`proc_pid_stat(5)`).
     pub started: u64,
     fd: OwnedFd,
 }
 
 impl Handle {
-    /// Opens a process; `None` if it is not there.
+    /// Opens a process; `None` if there is none.
     #[must_use]
     pub fn open(pid: i32) -> Option<Self> {
         let fd = open(pid).ok()?;
@@ -45,13 +45,13 @@ impl Handle {
         Some(Self { pid, started: stat.starttime, fd })
     }
 
-    /// Opens the process that was made at this time; `None` if it is not there any more.
+    /// Opens the process with this start time; `None` if it is gone.
     #[must_use]
     pub fn find(pid: i32, started: u64) -> Option<Self> {
         Self::open(pid).filter(|handle| handle.started == started)
     }
 
-    /// Sends it a signal (`pidfd_send_signal(2)`, Linux 5.1).
+    /// Sends a signal (`pidfd_send_signal(2)`, Linux 5.1).
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         let fd = self.fd.as_raw_fd();
         let info = std::ptr::null::<libc::siginfo_t>();
@@ -60,13 +60,13 @@ impl Handle {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Whether it has been stopped, but not by a debugger.
+    /// Whether it is stopped by a signal, not by a debugger.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         stat(self.pid).is_some_and(|stat| stat.starttime == self.started && stat.state == 'T')
     }
 
-    /// Whether it runs, or would if it were its turn: it has neither ended nor been stopped.
+    /// Whether it is runnable or waiting: neither stopped nor ended.
     #[must_use]
     pub fn runs(&self) -> bool {
         stat(self.pid).is_some_and(|stat| {

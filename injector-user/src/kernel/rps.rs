@@ -1,4 +1,4 @@
-//! Receive packet steering: which processors go on with the packets of a device
+//! Receive packet steering: the CPUs that process the packets of a device
 //! (`Documentation/networking/scaling.rst`).
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
 
 use super::{KernelError, netns::Netns};
 
-/// Has each flow of a device go on on one processor, on whichever its packets come, so that they keep their order.
+/// Steers each flow of a device to one CPU, which keeps its packets in order.
 pub fn spread(netns: &Netns, device: &str) -> Result<(), KernelError> {
     let write = || -> io::Result<()> {
         let online = fs::read_to_string("/sys/devices/system/cpu/online")?;
@@ -20,13 +20,13 @@ pub fn spread(netns: &Netns, device: &str) -> Result<(), KernelError> {
     netns.run(|| write().map_err(KernelError::Steering))?
 }
 
-/// Whether [`spread`] would work for devices of this namespace. Nothing is changed.
+/// Checks that [`spread`] works for devices of this namespace, without changing anything.
 pub fn check(netns: &Netns) -> Result<(), KernelError> {
     netns.run(|| for_each_queue("lo", |_| Ok(())).map_err(KernelError::Steering))?
 }
 
-/// Opens the mask of each receive queue of a device of the current namespace for writing. A kernel without receive
-/// packet steering, such as one for a single processor, has none.
+/// Opens the CPU mask of each receive queue of a device of the current namespace for writing. Kernels
+/// without receive packet steering, such as those without SMP, have none.
 fn for_each_queue(
     device: &str,
     mut work: impl FnMut(&mut fs::File) -> io::Result<()>,
@@ -41,8 +41,8 @@ fn for_each_queue(
     Ok(())
 }
 
-/// A sysfs of the current network namespace, mounted nowhere: `/sys` shows the devices of the namespace in which it
-/// was mounted, may be read-only, and may be missing. Goes with the value.
+/// A detached sysfs mount of the current network namespace. `/sys` shows the devices of the namespace
+/// in which it was mounted, and may be read-only or missing. Unmounted on drop.
 struct Sysfs(OwnedFd);
 
 impl Sysfs {
@@ -74,11 +74,11 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: just made, and nobody else's. Descriptors fit.
+    // SAFETY: the descriptor is new and owned by nothing else.
     Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
 }
 
-/// A list of processors ("0-3,5") as a mask of hexadecimal words, the last one first.
+/// Converts a CPU list ("0-3,5") to a mask of hexadecimal words, the highest first.
 fn mask(list: &str) -> String {
     let mut words = Vec::new();
     for range in list.trim().split(',') {
