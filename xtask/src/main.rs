@@ -1,4 +1,4 @@
-//! `cargo xtask`: what cargo cannot do alone.
+//! `cargo xtask`: benchmarks and tests in virtual machines.
 
 mod bench;
 mod vm;
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// What cargo cannot do alone
+/// Benchmarks, and tests in virtual machines
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
@@ -18,7 +18,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measures what the injector costs
+    /// Measure the overhead of injector
     #[command(subcommand)]
     Bench(Bench),
     Vm(vm::Args),

@@ -1,4 +1,4 @@
-//! `cargo xtask bench agent`: how many requests the agent serves while faults act, and what it holds after many faults.
+//! `cargo xtask bench agent`: the agent's request rate with active faults, and leaks over many faults.
 
 use std::{
     fs,
@@ -16,52 +16,54 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{injector::Injector, namespace::Namespace, say, watch};
+use super::{exit_after, injector::Injector, namespace::Namespace, progress};
 
-/// What the agent must serve.
-const LEAST_A_SECOND: f64 = 1000.0;
+/// The minimum request rate per second.
+const MIN_REQUEST_RATE: f64 = 1000.0;
 
-/// By how much memory may have grown from the end of the first tenth of the cycles to the end of the last one. Of files,
-/// maps and programs there may be none more.
-const MOST_GROWTH: f64 = 1.05;
+/// The maximum growth of memory from the first tenth of the cycles to the last one. The numbers of
+/// files, maps and programs must not grow.
+const MAX_MEMORY_GROWTH: f64 = 1.05;
 
-/// Cycles until everything is as large as it gets with one client.
-const WARM_UP: u32 = 200;
+/// Cycles before the first measurement.
+const WARM_UP_CYCLES: u32 = 200;
 
-/// Clients that begin and end faults at once, in every other tenth of the cycles.
-const AT_ONCE: u32 = 6;
+/// The number of concurrent clients, in every other tenth of the cycles.
+const CONCURRENCY: u32 = 6;
 
-/// How long a closed connection may take to be forgotten, and a thread that is idle to go.
-const SETTLING: Duration = Duration::from_secs(3);
+/// The time for closed connections and idle threads to be released.
+const SETTLE_TIME: Duration = Duration::from_secs(3);
 
 /// Measures requests a second while faults act, and cycles of creating and deleting a fault
 ///
 /// The agent runs in a network namespace of its own, under pings. Needs root. Exits with 1 if a target is missed.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Faults that act meanwhile
+    /// Active faults
     #[arg(long, default_value_t = 100)]
     faults: u32,
 
-    /// Clients that ask at once
+    /// Concurrent clients
     #[arg(long, default_value_t = 4)]
     clients: u32,
 
-    /// Seconds of asking
+    /// Seconds of requests
     #[arg(long, default_value_t = 10)]
     seconds: u64,
 
-    /// Faults to create and to delete again
+    /// Faults to create and delete
     #[arg(long, default_value_t = 1000)]
     cycles: u32,
 }
 
-/// Runs it and prints tables.
+/// Runs the benchmark and prints tables.
 pub fn run(args: &Args) -> Result<ExitCode> {
     ensure!(nix::unistd::geteuid().is_root(), "injector needs root");
     let injector = Injector::build()?;
-    // A cycle takes some 50 ms on a machine that does nothing else.
-    watch(Duration::from_secs(args.seconds + u64::from(args.cycles) / 2) + Duration::from_mins(20));
+    // A cycle takes about 50 ms on an idle machine.
+    exit_after(
+        Duration::from_secs(args.seconds + u64::from(args.cycles) / 2) + Duration::from_mins(20),
+    );
     let namespace = Namespace::new()?;
     let agent = Agent::start(&injector, &namespace)?;
     let cycles = cycles(&agent, &namespace, args.cycles)?;
@@ -90,9 +92,9 @@ impl Agent {
         Ok(Self { child, socket })
     }
 
-    /// What it holds, once the last connection has been forgotten.
-    fn holds(&self) -> Result<Holds> {
-        thread::sleep(SETTLING);
+    /// The agent's resources, after closed connections have been released.
+    fn resources(&self) -> Result<Resources> {
+        thread::sleep(SETTLE_TIME);
         let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
         let status = fs::read_to_string(proc.join("status"))?;
         let number = |key: &str| -> Result<u64> {
@@ -100,7 +102,7 @@ impl Agent {
             let found = found.with_context(|| format!("no {key}"))?;
             Ok(found.trim().trim_end_matches(" kB").parse()?)
         };
-        let mut holds = Holds {
+        let mut resources = Resources {
             files: 0,
             maps: 0,
             programs: 0,
@@ -108,14 +110,14 @@ impl Agent {
             resident: number("VmRSS:")?,
         };
         for file in fs::read_dir(proc.join("fdinfo"))? {
-            // It may have been closed since.
+            // The file may have been closed since.
             let Ok(info) = fs::read_to_string(file?.path()) else { continue };
             let has = |key: &str| u64::from(info.lines().any(|line| line.starts_with(key)));
-            holds.files += 1;
-            holds.maps += has("map_id:");
-            holds.programs += has("prog_id:");
+            resources.files += 1;
+            resources.maps += has("map_id:");
+            resources.programs += has("prog_id:");
         }
-        Ok(holds)
+        Ok(resources)
     }
 
     fn stop(mut self) -> Result<()> {
@@ -128,38 +130,38 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // It has ended already unless something failed.
+        // The agent has ended already unless something failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_file(&self.socket);
     }
 }
 
-/// What an agent holds that has no faults.
+/// Resources of an agent without faults.
 #[derive(Clone, Copy, Debug)]
-struct Holds {
-    /// Open files, those that follow included.
+struct Resources {
+    /// Open files, including maps and programs.
     files: u64,
     /// eBPF maps.
     maps: u64,
-    /// eBPF programs, and links of them.
+    /// eBPF programs and links.
     programs: u64,
     threads: u64,
-    /// Memory that is in RAM, in KiB.
+    /// Resident memory in KiB.
     resident: u64,
 }
 
-impl Holds {
-    /// Whether something has been left since.
+impl Resources {
+    /// Whether resources have leaked since.
     fn has_grown(&self, now: &Self) -> bool {
         now.files > self.files
             || now.maps > self.maps
             || now.programs > self.programs
-            || now.resident as f64 > self.resident as f64 * MOST_GROWTH
+            || now.resident as f64 > self.resident as f64 * MAX_MEMORY_GROWTH
     }
 }
 
-/// A connection that is kept.
+/// A persistent connection.
 struct Client(BufReader<UnixStream>);
 
 impl Client {
@@ -167,7 +169,7 @@ impl Client {
         Ok(Self(BufReader::new(UnixStream::connect(socket)?)))
     }
 
-    fn ask(&mut self, method: &str, path: &str, body: &str) -> Result<()> {
+    fn request(&mut self, method: &str, path: &str, body: &str) -> Result<()> {
         let length = body.len();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
@@ -178,7 +180,7 @@ impl Client {
         self.0.read_line(&mut status)?;
         loop {
             let mut line = String::new();
-            ensure!(self.0.read_line(&mut line)? > 0, "the agent broke off");
+            ensure!(self.0.read_line(&mut line)? > 0, "the agent closed the connection");
             if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
                 length = value.trim().parse()?;
             }
@@ -200,15 +202,15 @@ impl Client {
             "{{\"name\": \"{name}\", \"target\": {{\"netns\": \"{}\"}}, \"rules\": [{{{rule}}}], \"lease\": \"10m\"}}",
             netns.display()
         );
-        self.ask("POST", "/v1/faults", &body)
+        self.request("POST", "/v1/faults", &body)
     }
 
     fn delete(&mut self, name: &str) -> Result<()> {
-        self.ask("DELETE", &format!("/v1/faults/{name}"), "")
+        self.request("DELETE", &format!("/v1/faults/{name}"), "")
     }
 }
 
-/// Cycles of one client, whose faults meet other packets than those of other clients.
+/// Cycles of one client, whose faults match other packets than those of other clients.
 fn cycle(agent: &Agent, namespace: &Namespace, number: u32, cycles: u32) -> Result<()> {
     let mut client = Client::connect(&agent.socket)?;
     let (beside, name) = (format!("beside{number}"), format!("cycle{number}"));
@@ -217,7 +219,7 @@ fn cycle(agent: &Agent, namespace: &Namespace, number: u32, cycles: u32) -> Resu
         format!("\"loss\": \"{loss}\", \"protocol\": \"{protocol}\", \"remote-port\": \"{port}\"")
     };
     for number in 0..cycles {
-        // In a tenth of the cycles all is made and undone; in the others there is a fault beside this one.
+        // Every tenth cycle attaches and detaches; in the others, another fault is active.
         match number % 10 {
             0 => client.create(&beside, namespace, &rule("1%", "tcp"))?,
             9 => client.delete(&beside)?,
@@ -229,8 +231,13 @@ fn cycle(agent: &Agent, namespace: &Namespace, number: u32, cycles: u32) -> Resu
     if cycles.is_multiple_of(10) { Ok(()) } else { client.delete(&beside) }
 }
 
-/// As many cycles, by clients at once.
-fn cycle_at_once(agent: &Agent, namespace: &Namespace, clients: u32, cycles: u32) -> Result<()> {
+/// The same number of cycles in total, by concurrent clients.
+fn cycle_concurrently(
+    agent: &Agent,
+    namespace: &Namespace,
+    clients: u32,
+    cycles: u32,
+) -> Result<()> {
     thread::scope(|scope| {
         let threads: Vec<_> = (0..clients)
             .map(|number| {
@@ -245,20 +252,22 @@ fn cycle_at_once(agent: &Agent, namespace: &Namespace, clients: u32, cycles: u32
     })
 }
 
-/// What an agent that is asked by one client holds, must do for one that is asked by several at once.
+/// Measures resources with one client and with several. The latter must not need more.
 fn cycles(agent: &Agent, namespace: &Namespace, cycles: u32) -> Result<bool> {
-    say(&format!("{cycles} faults begin and end, by 1 and by {AT_ONCE} clients at once"));
-    cycle(agent, namespace, 0, WARM_UP)?;
+    progress(&format!(
+        "{cycles} faults start and end, with 1 and {CONCURRENCY} concurrent clients"
+    ));
+    cycle(agent, namespace, 0, WARM_UP_CYCLES)?;
     println!("| cycles | clients | each | files | maps | programs | threads | memory | |");
     println!("|--:|--:|--:|--:|--:|--:|--:|--:|---|");
     let (mut first, mut good) = (None, true);
     for tenth in 1..=10 {
         let share = tenth * cycles / 10 - (tenth - 1) * cycles / 10;
-        let clients = if tenth % 2 == 1 { 1 } else { AT_ONCE };
+        let clients = if tenth % 2 == 1 { 1 } else { CONCURRENCY };
         let began = Instant::now();
-        cycle_at_once(agent, namespace, clients, share)?;
+        cycle_concurrently(agent, namespace, clients, share)?;
         let each = began.elapsed().as_secs_f64() * 1e3 / f64::from(share.max(1));
-        let now = agent.holds()?;
+        let now = agent.resources()?;
         let has_grown = first.get_or_insert(now).has_grown(&now);
         good &= !has_grown;
         println!(
@@ -276,8 +285,10 @@ fn cycles(agent: &Agent, namespace: &Namespace, cycles: u32) -> Result<bool> {
 }
 
 fn served(agent: &Agent, namespace: &Namespace, args: &Args) -> Result<bool> {
-    let &Args { faults, clients, seconds, .. } = args;
-    say(&format!("{clients} clients ask for {seconds} s, while {faults} faults act"));
+    let &Args { faults, clients, seconds, .. } = argsArgs { faults, clients, seconds, .. } = args;
+    progress(&format!(
+        "{clients} clients send requests for {seconds} s, with {faults} active faults"
+    ));
     let mut client = Client::connect(&agent.socket)?;
     client.create("pings", namespace, "\"loss\": \"10%\", \"protocol\": \"icmp\"")?;
     for number in 0..faults {
@@ -300,11 +311,11 @@ fn served(agent: &Agent, namespace: &Namespace, args: &Args) -> Result<bool> {
                 while Instant::now() < end {
                     number = (number + 1) % faults.max(1);
                     let began = Instant::now();
-                    // Renewals are the requests that the kernel sees.
+                    // Renewals are the requests that reach the kernel.
                     if took.len() % 10 == 9 {
-                        client.ask("POST", &format!("/v1/faults/f{number}/renew"), "")?;
+                        client.request("POST", &format!("/v1/faults/f{number}/renew"), "")?;
                     } else {
-                        client.ask("GET", &format!("/v1/faults/f{number}"), "")?;
+                        client.request("GET", &format!("/v1/faults/f{number}"), "")?;
                     }
                     took.push(began.elapsed().as_secs_f64() * 1e3);
                 }
@@ -318,15 +329,15 @@ fn served(agent: &Agent, namespace: &Namespace, args: &Args) -> Result<bool> {
         });
         results.collect::<Result<Vec<_>>>()
     });
-    // It may have ended.
+    // The process may have ended.
     let _ = ping.kill();
     let _ = ping.wait();
     let mut took = asked?.concat();
     took.sort_by(f64::total_cmp);
-    ensure!(!took.is_empty(), "nothing was asked");
+    ensure!(!took.is_empty(), "no request was made");
     let at = |part: f64| took[((took.len() as f64 * part) as usize).min(took.len() - 1)];
     let rate = took.len() as f64 / seconds as f64;
-    let good = rate >= LEAST_A_SECOND;
+    let good = rate >= MIN_REQUEST_RATE;
     println!("\n| faults | clients | requests a second | half within | 99 % within | |");
     println!("|--:|--:|--:|--:|--:|---|");
     println!(

@@ -1,4 +1,5 @@
-//! `cargo xtask bench clock`: what reading a skewed clock costs, and how soon the clocks of many processes are skewed.
+//! `cargo xtask bench clock`: the cost of reading a skewed clock, and the latency of skewing many
+//! processes.
 
 mod many;
 mod reader;
@@ -18,40 +19,40 @@ use super::{
     injector::{Injector, built},
     numbers::Estimate,
     places::Places,
-    say,
+    progress,
     target::{self, Target},
 };
 use reader::{FUNCTIONS, Figures, Reader};
 
-/// Where Debian's package `faketime` has its library.
+/// The library of Debian's package `faketime`.
 const LIBFAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 
-/// How far ahead clocks are, in seconds.
-const AHEAD: i64 = 3600;
+/// The offset of skewed clocks, in seconds.
+const OFFSET: i64 = 3600;
 
-/// How many times what a native call takes one may take by the vdso engine.
+/// The maximum ratio of a call by the vdso engine to a native one.
 const VDSO_LIMIT: f64 = 1.1;
 
-/// The functions that read a hardware counter; the others only copy what the kernel wrote down, in a nanosecond or a
-/// few, beside which any hook is dear.
+/// The functions that read a hardware counter. The others copy a value in a few nanoseconds, to
+/// which any hook adds a large fraction.
 const COUNTING: [&str; 3] = ["clock_gettime", "monotonic", "gettimeofday"];
 
-/// Measures what it costs to read a skewed clock: by each engine, beside libfaketime and the bare system call
+/// Measure the cost of reading a skewed clock, compared with libfaketime and system calls
 ///
-/// And how soon 1,000 processes read a skewed clock, and another one. On this machine, and then, calls only, in virtual
-/// machines of Linux 6.12 and 7.3, where the probe engine can be had. Needs root. Exits with 1 if a target is missed.
-/// With --injector, clock of the testbed must be beside the binary.
+/// Also measures how soon 1,000 processes read a skewed clock, and a changed one. Runs on this machine and
+/// then, calls only, in virtual machines of Linux 6.12 and 7.3, where the probe engine is available. Needs root.
+/// Exits with 1 if a target is missed. With --injector, the testbed's `clock` must be beside the binary.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
     places: Places,
 
-    /// Measure calls only, and judge nothing: for machines that are emulated
+    /// Measure calls only and check no targets, for emulated machines
     #[arg(long)]
     calls: bool,
 }
 
-/// What has a hand in reading the clock.
+/// A way to skew clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Contender {
     /// Nothing.
@@ -76,12 +77,12 @@ impl Contender {
         }
     }
 
-    /// How to start the program that reads; `None` if what it takes is not there.
+    /// The command of the reader; `None` if this way is not available.
     fn command(self, injector: &Path, reader: &Path) -> Option<Command> {
         let by_engine = |engine| {
             let mut command = Command::new(injector);
             command.args(["run", "--output-file", "/dev/null", "--engine", engine]);
-            command.arg(format!("--clock=+{AHEAD}s,clock=all")).arg("--").arg(reader);
+            command.arg(format!("--clock=+{OFFSET}s,clock=all")).arg("--").arg(reader);
             command
         };
         match self {
@@ -90,7 +91,7 @@ impl Contender {
             Self::Probe => Some(by_engine("probe")),
             Self::Libfaketime => Path::new(LIBFAKETIME).exists().then(|| {
                 let mut command = Command::new(reader);
-                command.env("LD_PRELOAD", LIBFAKETIME).env("FAKETIME", format!("+{AHEAD}"));
+                command.env("LD_PRELOAD", LIBFAKETIME).env("FAKETIME", format!("+{OFFSET}"));
                 command
             }),
         }
@@ -119,7 +120,7 @@ fn here(args: &Args) -> Result<bool> {
     Ok(target::report(&targets))
 }
 
-/// Contenders take turns, on one processor.
+/// Measures contenders in turn, on one CPU.
 fn calls_of_each(
     injector: &Injector,
     reader: &Path,
@@ -127,7 +128,7 @@ fn calls_of_each(
     calls: u32,
     targets: &mut Vec<Target>,
 ) -> Result<()> {
-    // What is started from here runs there as well.
+    // Child processes inherit the affinity.
     let mut one = CpuSet::new();
     one.set(0)?;
     let all = nix::sched::sched_getaffinity(Pid::from_raw(0))?;
@@ -136,19 +137,19 @@ fn calls_of_each(
     for contender in Contender::ALL {
         let name = contender.name();
         match contender.command(injector.path(), reader) {
-            None => say(&format!("{name}: not installed")),
+            None => progress(&format!("{name}: not installed")),
             Some(command) => match Reader::start(command, calls) {
                 Ok(reader) => readers.push((contender, reader, Vec::new())),
-                Err(error) => say(&format!("{name}: not here: {error:#}")),
+                Err(error) => progress(&format!("{name}: not here: {error:#}")),
             },
         }
     }
     for round in 0..rounds {
-        say(&format!("calls, round {} of {rounds}", round + 1));
+        progress(&format!("calls, round {} of {rounds}", round + 1));
         let turns = readers.len();
         for turn in 0..turns {
             let (contender, reader, figures) = &mut readers[(turn + round) % turns];
-            let ahead = if *contender == Contender::Native { 0 } else { AHEAD };
+            let ahead = if *contender == Contender::Native { 0 } else { OFFSET };
             figures.push(reader.measure(ahead).context(contender.name())?);
         }
     }
@@ -161,7 +162,7 @@ fn calls_of_each(
             if *contender == Contender::Vdso {
                 targets.push(Target {
                     name: format!("{name}, vdso engine to native"),
-                    least: false,
+                    is_minimum: false,
                     limit: VDSO_LIMIT,
                     measured: ratio(figures, native, name).median,
                 });
@@ -186,7 +187,7 @@ fn print_table(native: &[Figures], readers: &[(Contender, Reader, Vec<Figures>)]
     }
 }
 
-/// To the native one, each turn to that of the same round.
+/// The ratio to the native call of the same round.
 fn ratio(figures: &[Figures], native: &[Figures], name: &str) -> Estimate {
     let ratios: Vec<f64> =
         figures.iter().zip(native).map(|(ours, native)| ours[name] / native[name]).collect();

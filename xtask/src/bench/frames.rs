@@ -1,4 +1,4 @@
-//! Frames to feed to the programs.
+//! Frames as input of the programs.
 
 use std::net::Ipv4Addr;
 
@@ -7,10 +7,10 @@ use injector_common::packet::{
     protocol::{TCP, UDP},
 };
 
-/// What an Ethernet frame needs to be as long as it must be, FCS not counted.
-const LEAST: usize = 60;
+/// The minimum length of an Ethernet frame without FCS.
+const MIN_FRAME: usize = 60;
 
-/// An IPv4 frame between `local` and `remote`, going in this direction, from and to `port`.
+/// An IPv4 frame between `local` and `remote` in this direction, from and to `port`.
 pub fn ipv4(
     direction: Direction,
     protocol: u8,
@@ -24,10 +24,10 @@ pub fn ipv4(
         Direction::Ingress => (remote, local),
     };
     let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
-    let length = (LEAST - 14) as u16;
+    let length = (MIN_FRAME - 14) as u16;
     frame.extend([0x45, 0]);
     frame.extend(length.to_be_bytes());
-    // Identification, flags (do not fragment), time to live, protocol; nobody looks at the checksum.
+    // Identification, flags (do not fragment), time to live, protocol. The checksum is not checked.
     frame.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
     frame.extend(source.octets());
     frame.extend(destination.octets());
@@ -37,7 +37,7 @@ pub fn ipv4(
         frame.extend((length - 20).to_be_bytes());
     }
     let l4 = 14 + 20;
-    frame.resize(LEAST.max(l4 + upper), 0);
+    frame.resize(MIN_FRAME.max(l4 + upper), 0);
     if protocol == TCP {
         // Header length and ACK.
         frame[l4 + 12..l4 + 14].copy_from_slice(&[5 << 4, 0x10]);

@@ -24,17 +24,17 @@ pub struct Injector {
 }
 
 impl Injector {
-    /// Has cargo build it, which takes no time if it is up to date.
+    /// Builds it with cargo.
     pub fn build() -> Result<Self> {
         Ok(Self { path: built("injector-user", "injector")? })
     }
 
-    /// The one at `path`.
+    /// The binary at `path`.
     pub const fn at(path: PathBuf) -> Self {
         Self { path }
     }
 
-    /// Where it is.
+    /// The path of the binary.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -44,7 +44,7 @@ impl Injector {
         namespace.command(&self.path)
     }
 
-    /// Starts `injector inject` with the rules on the near end of a link, and waits until the faults are
+    /// Starts `injector inject` with the rules on the near end of a link and waits until the faults are
     /// active.
     pub fn inject(&self, namespace: &Namespace, rules: &RuleFile) -> Result<Running> {
         let mut command = self.command(namespace)?;
@@ -64,7 +64,7 @@ impl Injector {
     }
 }
 
-/// Has cargo build a program of a package, in release.
+/// Builds a program of a package with cargo, in release mode.
 pub fn built(package: &str, program: &str) -> Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
@@ -83,7 +83,7 @@ pub fn built(package: &str, program: &str) -> Result<PathBuf> {
 pub struct Running {
     child: Child,
     events: BufReader<ChildStdout>,
-    /// From before the fork to the event that says that the faults are active.
+    /// The time from before the fork to the `started` event.
     pub startup: Duration,
 }
 
@@ -101,7 +101,7 @@ impl Running {
         Ok(running)
     }
 
-    /// Has it read its rule file again; returns how long it took until the new rules were active.
+    /// Reloads the rule file. Returns the time until the new rules are active.
     pub fn reload(&mut self) -> Result<Duration> {
         let before = Instant::now();
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGHUP)?;
@@ -109,7 +109,7 @@ impl Running {
         Ok(before.elapsed())
     }
 
-    /// Ends the faults; returns how many packets matched.
+    /// Ends the faults. Returns the number of matched packets.
     pub fn stop(mut self) -> Result<u64> {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT)?;
         let summary: Value = serde_json::from_str(&self.wait_for("summary")?)?;
@@ -125,7 +125,7 @@ impl Running {
             if self.events.read_line(&mut line)? == 0 {
                 bail!("the injector ended: {}", self.child.wait()?);
             }
-            // A line may name 65,536 rules, and what reads it is timed: look before parsing.
+            // Search before parsing: a line may list 65,536 rules, and this is timed.
             let kind = format!("\"event\":\"{event}\"");
             let (start, _) = line.split_at(line.floor_char_boundary(120));
             if start.contains(&kind) {
@@ -137,7 +137,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It has ended already unless something failed.
+        // The injector has ended already unless something failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

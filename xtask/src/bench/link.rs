@@ -4,20 +4,20 @@ use anyhow::Result;
 
 use super::namespace::Namespace;
 
-/// The interface of the near end, where faults are.
+/// The interface of the near end, which is faulted.
 pub const NEAR: &str = "near0";
 
 /// A veth pair between two namespaces; the far end answers for all of 10.64.0.0/16.
 #[derive(Debug)]
 pub struct Link {
-    /// Where traffic comes from.
+    /// The sender.
     pub near: Namespace,
-    /// Where it goes to.
+    /// The receiver.
     pub far: Namespace,
 }
 
 impl Link {
-    /// Makes both namespaces and connects them.
+    /// Creates and connects both namespaces.
     pub fn new() -> Result<Self> {
         const FAR: &str = "far0";
 

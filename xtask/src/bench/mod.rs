@@ -1,4 +1,4 @@
-//! `cargo xtask bench packets`: what the packet programs cost.
+//! `cargo xtask bench packets`: the overhead of the packet programs.
 
 pub mod agent;
 pub mod clock;
@@ -31,26 +31,26 @@ use clap::ValueEnum;
 use injector::Injector;
 use report::Report;
 
-/// Measures what the injector costs per packet: throughput, nanoseconds, start-up
+/// Measure the overhead of packet faults: throughput, time a packet, start-up
 ///
-/// Needs root, and makes its own network namespaces, which are gone when it ends, however it ends.
+/// Needs root. Runs in its own network namespaces, which end with it in any case.
 /// Exits with 1 if a target is missed.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Take a minute instead of 5, with more noise in the figures
+    /// Take 1 minute instead of 5, with more noise
     #[arg(long)]
     quick: bool,
 
-    /// How to report
+    /// Output format
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Output,
 
-    /// Measure these parts only
+    /// Parts to measure
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
 }
 
-/// How the report is printed.
+/// The format of the report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Output {
     /// Tables in Markdown.
@@ -77,7 +77,7 @@ pub fn packets(args: &Args) -> Result<ExitCode> {
     let wants = |part| args.only.is_empty() || args.only.contains(&part);
     let needs_injector = wants(Part::Startup) || wants(Part::Throughput);
     let injector = needs_injector.then(Injector::build).transpose()?;
-    watch(Duration::from_mins(if args.quick { 2 } else { 10 }));
+    exit_after(Duration::from_mins(if args.quick { 2 } else { 10 }));
     let mut report = Report::new(args.quick)?;
     if wants(Part::TestRun) {
         report.test_run = test_run::measure(args.quick).context("BPF_PROG_TEST_RUN")?;
@@ -92,7 +92,7 @@ pub fn packets(args: &Args) -> Result<ExitCode> {
     {
         report.throughput = Some(throughput::measure(injector, args.quick).context("throughput")?);
     }
-    report.judge();
+    report.check_targets();
     match args.output {
         Output::Human => print!("{report}"),
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
@@ -100,8 +100,8 @@ pub fn packets(args: &Args) -> Result<ExitCode> {
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Ends the process if it takes longer than this; all that it made goes with it.
-fn watch(limit: Duration) {
+/// Ends the process after this time, and with it everything that it created.
+fn exit_after(limit: Duration) {
     thread::spawn(move || {
         thread::sleep(limit);
         eprintln!("bench: still not done after {limit:?}; something is stuck");
@@ -109,7 +109,7 @@ fn watch(limit: Duration) {
     });
 }
 
-/// Tells the operator how far the benchmark is.
-fn say(what: &str) {
+/// Prints progress.
+fn progress(what: &str) {
     eprintln!("bench: {what}");
 }

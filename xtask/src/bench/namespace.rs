@@ -1,5 +1,5 @@
-//! Network namespaces without names: the kernel removes one, and all that is in it, with the last file
-//! descriptor and the last process, so that nothing can be left behind, not even by SIGKILL.
+//! Unnamed network namespaces: the kernel removes each with its last file descriptor and process, so
+//! that nothing is left behind, even after SIGKILL.
 
 use std::{
     ffi::OsStr,
@@ -19,14 +19,14 @@ use nix::{
     sys::{prctl::set_pdeathsig, signal::Signal},
 };
 
-/// A network namespace of our own.
+/// A new network namespace.
 #[derive(Debug)]
 pub struct Namespace {
     file: File,
 }
 
 impl Namespace {
-    /// A new one, its loopback up.
+    /// Creates a namespace with its loopback up.
     pub fn new() -> Result<Self> {
         let make = || -> Result<File> {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
@@ -37,7 +37,7 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Where other processes find the namespace.
+    /// The path by which other processes can open the namespace.
     pub fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
     }
@@ -51,7 +51,7 @@ impl Namespace {
         })
     }
 
-    /// A command that runs inside the namespace, and dies with the thread that starts it.
+    /// A command that runs inside the namespace and is killed with the thread that starts it.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let file = self.file.try_clone()?;
         let mut command = Command::new(program);
@@ -73,7 +73,7 @@ impl Namespace {
     }
 }
 
-/// Runs `work` in a thread of its own, so that the caller's stays in its namespace.
+/// Runs `work` in a new thread, so that the caller's stays in its namespace.
 pub fn in_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| scope.spawn(work).join().map_err(|_| anyhow!("a thread panicked"))?)
 }

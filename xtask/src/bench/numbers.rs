@@ -1,27 +1,27 @@
-//! The little statistics that is needed.
+//! Robust statistics of measurements.
 
 use serde::Serialize;
 
-/// A median, and where the true one is with 95 % confidence.
+/// A median with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Estimate {
-    /// Of what was measured.
+    /// The median of the sample.
     pub median: f64,
-    /// The least that the true one may be.
+    /// The lower end of the interval.
     pub low: f64,
-    /// The most.
+    /// The upper end of the interval.
     pub high: f64,
 }
 
 impl Estimate {
-    /// From independent values, by their order alone: how many of them are below the true median is
-    /// binomial (n, 1/2), whatever their distribution. It takes six values to be 95 % sure of anything; of
-    /// fewer, the interval has no ends.
+    /// The estimate from independent values, by order statistics: the number of values below the true
+    /// median is binomial (n, 1/2) for any distribution. Fewer than six values give an infinite
+    /// interval.
     pub fn of(values: &[f64]) -> Self {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         let count = sorted.len();
-        // As many may be left out at each end as are 2.5 % likely to lie on one side of the true median.
+        // The number of values left out at each end has a tail probability of at most 2.5 %.
         let mut left_out = None;
         let mut term = values.iter().fold(1.0, |term, _| term / 2.0);
         let mut below = term;
@@ -39,16 +39,16 @@ impl Estimate {
         Self { median: median(&sorted), low, high }
     }
 
-    /// What a ratio of rates costs, in percent.
+    /// The cost in percent that follows from a ratio of rates.
     pub fn cost(self) -> Self {
         let cost = |ratio| (1.0 - ratio) * 100.0;
         Self { median: cost(self.median), low: cost(self.high), high: cost(self.low) }
     }
 }
 
-/// The value in the middle, of an even number of values the mean of the two there.
+/// The median; of an even number of values, the mean of the middle two.
 ///
-/// NaN if there are none.
+/// NaN without values.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -60,7 +60,7 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Half the distance between the quartiles: how far values usually lie from the median.
+/// Half the interquartile range.
 pub fn spread(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,5 +1,5 @@
-//! What to compare with: the kernel's own u32 classifier, which netem users select packets by, and an eBPF
-//! program that does nothing.
+//! Baselines: the kernel's u32 classifier, by which netem users select packets, and an empty eBPF
+//! program.
 
 use std::{
     ffi::CString,
@@ -18,16 +18,15 @@ use super::{
     rules::networks,
 };
 
-/// u32 numbers the filters of one priority by 12 bits.
+/// u32 numbers the filters of one priority with 12 bits.
 const FILTERS_PER_PRIORITY: usize = 4000;
 
-/// "I have nothing to say about this packet", of `enum tcx_action_base` (include/uapi/linux/bpf.h).
+/// Continue with the next program, of `enum tcx_action_base` (include/uapi/linux/bpf.h).
 const TCX_NEXT: i32 = -1;
 
-/// Puts `count` u32 filters on the near end's egress, one for each of the networks that `count` rules of
-/// ours would be for.
+/// Adds `count` u32 filters to the near end's egress, for the same networks as `count` rules.
 ///
-/// A matching filter has no action, so this is the cost of finding it alone.
+/// Filters have no action: only the cost of matching is measured.
 pub fn install_u32(link: &Link, count: u32) -> Result<()> {
     let mut batch = format!("qdisc add dev {NEAR} clsact\n");
     for (number, network) in networks(count).enumerate() {
@@ -44,8 +43,8 @@ pub fn install_u32(link: &Link, count: u32) -> Result<()> {
     Ok(())
 }
 
-/// Puts a program that does nothing on the near end, where the injector has its own: both directions. It is
-/// there until what is returned is dropped.
+/// Attaches an empty program to both directions of the near end, as injector does. Dropping the
+/// returned links detaches it.
 pub fn attach_empty(link: &Link) -> Result<[OwnedFd; 2]> {
     let program = load_empty(SCHED_CLS, TCX_NEXT).context("cannot load an empty program")?;
     let name = CString::new(NEAR)?;

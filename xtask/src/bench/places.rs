@@ -1,4 +1,4 @@
-//! Benchmarks that are run on this machine, and in virtual machines.
+//! Options of benchmarks that run on this machine and in virtual machines.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::injector::Injector;
 
-/// Where a benchmark is run, how thoroughly, and with which binary.
+/// Where to run a benchmark, how thoroughly, and with which binary.
 #[derive(clap::Args, Debug)]
 pub struct Places {
     /// Measure on this machine only
@@ -32,8 +32,8 @@ impl Places {
         self.injector.clone().map_or_else(Injector::build, |path| Ok(Injector::at(path)))
     }
 
-    /// Runs a benchmark here, and then `cargo xtask bench NAME` in the virtual machines, once with each of these
-    /// lists of options: what runs there must not take long.
+    /// Runs a benchmark here, and then `cargo xtask bench NAME` in the virtual machines, once with each
+    /// list of options. Emulation is slow, so these must be short.
     pub fn run(
         &self,
         name: &str,

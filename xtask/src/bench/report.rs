@@ -1,4 +1,4 @@
-//! What was found, and whether it is good enough.
+//! The report of the packet benchmark, with its targets.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -18,11 +18,11 @@ use super::{
 /// The whole report.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Of the running kernel.
+    /// The release of the running kernel.
     pub kernel: String,
-    /// The processor's name and count.
+    /// The number and model of CPUs.
     pub processor: String,
-    /// Whether the figures were taken in a hurry.
+    /// Whether `--quick` was given.
     pub quick: bool,
     /// Nanoseconds a packet.
     pub test_run: Vec<test_run::Row>,
@@ -30,36 +30,36 @@ pub struct Report {
     pub startup: Option<Startup>,
     /// Traffic over a veth pair.
     pub throughput: Option<Throughput>,
-    /// What was promised.
+    /// The targets.
     pub targets: Vec<Target>,
 }
 
-/// What came of a promise.
+/// The verdict on a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// It is kept.
+    /// The target is met.
     Pass,
-    /// It is not.
+    /// The target is missed.
     Miss,
-    /// The interval contains the limit: it takes more time, or less that runs here.
+    /// The interval contains the limit: measure longer, or on a quieter machine.
     Unclear,
 }
 
-/// A promise, and what came of it.
+/// A target and the measured value.
 #[derive(Debug, Serialize)]
 pub struct Target {
-    /// What is promised.
+    /// The name of the target.
     pub name: &'static str,
-    /// The most that it may be.
+    /// The maximum.
     pub limit: f64,
-    /// What it is.
+    /// The measured value.
     pub measured: f64,
-    /// Where the true figure is with 95 % confidence, if that is known.
+    /// The 95 % confidence interval, if known.
     pub interval: Option<[f64; 2]>,
-    /// What all are measured in.
+    /// The unit of all values.
     pub unit: &'static str,
-    /// Whether the promise is kept.
+    /// The verdict.
     pub verdict: Verdict,
 }
 
@@ -69,7 +69,7 @@ impl Target {
         Self { name, limit, measured, interval: None, unit, verdict }
     }
 
-    /// Knows where the true figure is.
+    /// Adds the confidence interval.
     fn between(mut self, low: f64, high: f64) -> Self {
         self.interval = Some([low, high]);
         if low <= self.limit && high > self.limit {
@@ -80,7 +80,7 @@ impl Target {
 }
 
 impl Report {
-    /// An empty one for this machine.
+    /// An empty report for this machine.
     pub fn new(quick: bool) -> Result<Self> {
         let info = fs::read_to_string("/proc/cpuinfo")?;
         let models = info.lines().filter_map(|line| line.strip_prefix("model name"));
@@ -96,15 +96,15 @@ impl Report {
         })
     }
 
-    /// Compares what was measured with what was promised.
-    pub fn judge(&mut self) {
+    /// Compares the measured values with the targets.
+    pub fn check_targets(&mut self) {
         let ns = |name, rules| {
             self.test_run
                 .iter()
                 .find(|row| row.name == name && row.rules == rules)
                 .map(|row| row.ns)
         };
-        // The program's own cost: what an empty one takes is the measuring.
+        // The cost of an empty program is the overhead of measuring.
         let own = |name, empty| Some(ns(name, 1)? - ns(empty, 0)?);
         let flat = |name| Some(ns(name, 65_536)? / ns(name, 1)?);
         let traffic = self.throughput.as_ref();
@@ -120,7 +120,7 @@ impl Report {
             let cost = ratio?.cost();
             Some(Target::new(name, 3.0, cost.median, "%").between(cost.low, cost.high))
         });
-        let promises = [
+        let maxima = [
             ("no match, over an empty program", 40.0, own(NO_MATCH, EMPTY_TC), "ns"),
             ("match at 0 %, over an empty program", 120.0, own(MATCH, EMPTY_TC), "ns"),
             ("match: 65,536 rules to 1", 1.3, flat(MATCH), "times"),
@@ -128,13 +128,13 @@ impl Report {
             ("XDP drop, over an empty program", 30.0, own(XDP_LOSS, EMPTY_XDP), "ns"),
             ("exec to active fault, median", 150.0, self.startup.map(|s| s.inject.median_ms), "ms"),
         ];
-        let promises = promises.into_iter().filter_map(|(name, limit, measured, unit)| {
+        let maxima = maxima.into_iter().filter_map(|(name, limit, measured, unit)| {
             Some(Target::new(name, limit, measured?, unit))
         });
-        self.targets = costs.chain(promises).collect();
+        self.targets = costs.chain(maxima).collect();
     }
 
-    /// Whether all promises are kept.
+    /// Whether all targets are met.
     pub fn is_good(&self) -> bool {
         self.targets.iter().all(|target| target.verdict == Verdict::Pass)
     }

@@ -7,35 +7,35 @@ use std::{
 use anyhow::Result;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// How many addresses the traffic goes to: 10.64.0.0/16.
+/// The number of destination addresses: 10.64.0.0/16.
 pub const REMOTES: u32 = 1 << 16;
 
-/// The `index`-th address that traffic goes to, of [`REMOTES`].
+/// The `index`-th of [`REMOTES`] destination addresses.
 pub fn remote(index: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(10, 64, 0, 0).to_bits() + index % REMOTES)
 }
 
-/// Prefix length at which `count` rules cover all of [`REMOTES`], or nearly.
+/// The prefix length at which `count` rules cover (nearly) all of [`REMOTES`].
 fn prefix(count: u32) -> u32 {
     16 + count.next_power_of_two().trailing_zeros()
 }
 
-/// The networks of `count` rules that share the remotes among themselves.
+/// The networks of `count` rules that partition the remotes.
 pub fn networks(count: u32) -> impl Iterator<Item = String> {
     let prefix = prefix(count);
     (0..count).map(move |rule| format!("{}/{prefix}", remote(rule << (32 - prefix))))
 }
 
-/// A rule file that other processes can open as long as this lives.
+/// A rule file in memory, which other processes can open until this is dropped.
 #[derive(Debug)]
 pub struct RuleFile {
     file: File,
-    /// How many rules are in it.
+    /// The number of rules.
     pub count: u32,
 }
 
 impl RuleFile {
-    /// From the YAML of its rules.
+    /// Creates it from the YAML of its rules.
     pub fn new(count: u32, rules: &str) -> Result<Self> {
         let mut file = File::from(memfd_create("injector-rules", MFdFlags::MFD_CLOEXEC)?);
         write!(file, "seed: 1\nrules:\n{rules}")?;
@@ -51,7 +51,7 @@ impl RuleFile {
         Self::new(count, &rules)
     }
 
-    /// `count` rules for packets that nobody sends: to 198.18.0.0/15 (RFC 2544).
+    /// `count` rules for packets that are never sent: to 198.18.0.0/15 (RFC 2544).
     pub fn elsewhere(count: u32, fault: &str) -> Result<Self> {
         let mut rules = String::new();
         for rule in 0..count {
@@ -61,7 +61,7 @@ impl RuleFile {
         Self::new(count, &rules)
     }
 
-    /// Where to open it.
+    /// The path by which other processes can open it.
     pub fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
     }

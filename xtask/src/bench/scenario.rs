@@ -1,4 +1,4 @@
-//! `cargo xtask bench scenario`: how late the changes of a timeline are.
+//! `cargo xtask bench scenario`: the lateness of timeline changes.
 
 use std::{
     fs,
@@ -10,18 +10,18 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use testbed::TestCgroup;
 
-use super::{injector::Injector, link::Link, numbers::median, say, watch};
+use super::{exit_after, injector::Injector, link::Link, numbers::median, progress};
 
-/// A change must not be later than that, in all but 1 of 100.
+/// The maximum 99th percentile of the lateness of a change, in milliseconds.
 const LIMIT_MS: f64 = 10.0;
 
-/// Measures how late the changes of a scenario's timeline are
+/// Measure the lateness of a scenario's timeline changes
 ///
-/// Loss on the near end of a veth pair comes and goes under traffic, and then a cgroup is paused again and again. Needs
+/// Loss on the near end of a veth pair starts and ends under traffic, then a cgroup is paused repeatedly. Needs
 /// root. Exits with 1 if the target is missed.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// How many changes of each kind
+    /// Number of changes of each kind
     #[arg(long, default_value_t = 1000)]
     changes: u32,
 
@@ -30,13 +30,13 @@ pub struct Args {
     apart: u32,
 }
 
-/// Runs it and prints a table.
+/// Runs the benchmark and prints a table.
 pub fn run(args: &Args) -> Result<ExitCode> {
     ensure!(nix::unistd::geteuid().is_root(), "injector needs root");
     let injector = Injector::build()?;
     let Args { changes, apart } = *args;
-    watch(2 * Duration::from_millis(u64::from(changes * apart)) + Duration::from_mins(1));
-    say(&format!("two timelines of {changes} changes, {apart} ms apart"));
+    exit_after(2 * Duration::from_millis(u64::from(changes * apart)) + Duration::from_mins(1));
+    progress(&format!("two timelines of {changes} changes, {apart} ms apart"));
     let link = Link::new()?;
 
     let mut ping = link.near.command("ping")?;
@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if is_met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// How late each change is when this fault of this target comes and goes, in milliseconds.
+/// The lateness of each change when this fault of this target starts and ends, in milliseconds.
 fn measure(
     args: &Args,
     injector: &Injector,
@@ -110,12 +110,12 @@ fn measure(
     Ok(late)
 }
 
-/// A process that is killed when this is dropped.
+/// A process, killed when dropped.
 struct Killed(Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        // It may have ended.
+        // The process may have ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,4 +1,4 @@
-//! From exec to active fault.
+//! The time from exec to active fault.
 
 use std::{
     process::{Command, Stdio},
@@ -12,16 +12,16 @@ use super::{
     injector::{Injector, Running},
     link::{Link, NEAR},
     numbers::{largest, median},
+    progress,
     rules::RuleFile,
-    say,
 };
 
-/// Milliseconds, over all starts.
+/// Times of all starts in milliseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Figure {
-    /// The one in the middle.
+    /// The median.
     pub median_ms: f64,
-    /// The slowest.
+    /// The maximum.
     pub max_ms: f64,
 }
 
@@ -31,10 +31,10 @@ impl Figure {
     }
 }
 
-/// What was measured.
+/// The measured times.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Startup {
-    /// How many starts of each.
+    /// The number of starts of each command.
     pub starts: usize,
     /// `injector inject --interface … --loss 1%`, from fork to the `started` event.
     pub inject: Figure,
@@ -46,10 +46,10 @@ pub struct Startup {
     pub plain: Figure,
 }
 
-/// Starts each command again and again, in turn.
+/// Starts each command repeatedly, in turn.
 pub fn measure(injector: &Injector, quick: bool) -> Result<Startup> {
     let starts = if quick { 9 } else { 25 };
-    say(&format!("start-up, {starts} times"));
+    progress(&format!("start-up, {starts} times"));
     let link = Link::new()?;
     let rules = RuleFile::matching(65_536, "loss: 1%")?;
     let (mut inject, mut inject_many, mut run, mut plain) = (vec![], vec![], vec![], vec![]);
@@ -57,7 +57,7 @@ pub fn measure(injector: &Injector, quick: bool) -> Result<Startup> {
         let mut command = injector.command(&link.near)?;
         command.args(["inject", "--interface", NEAR, "--for", "forever", "--loss", "1%"]);
         command.args(["--output", "json"]);
-        // Nothing is sent, and the injector says that nothing matched.
+        // No traffic is sent: injector warns that nothing matched.
         let running = Running::start(command)?;
         inject.push(milliseconds(running.startup));
         running.stop()?;
@@ -67,7 +67,7 @@ pub fn measure(injector: &Injector, quick: bool) -> Result<Startup> {
         run.push(to_exit(command)?);
         plain.push(to_exit(link.near.command("true")?)?);
 
-        // Takes long, so not each time.
+        // Not in each round, as it takes long.
         if number % 4 != 0 {
             continue;
         }

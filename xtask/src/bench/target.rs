@@ -1,30 +1,30 @@
-//! What a benchmark is to show, and whether it does.
+//! Targets of benchmarks.
 
-/// A promise, and what came of it.
+/// A target and the measured value.
 #[derive(Debug)]
 pub struct Target {
     /// What is measured.
     pub name: String,
-    /// Whether `measured` must be at least `limit`, else at most.
-    pub least: bool,
-    /// What was promised.
+    /// Whether `limit` is a minimum rather than a maximum.
+    pub is_minimum: bool,
+    /// The limit.
     pub limit: f64,
-    /// What it is.
+    /// The measured value.
     pub measured: f64,
 }
 
 impl Target {
     fn is_met(&self) -> bool {
-        if self.least { self.measured >= self.limit } else { self.measured <= self.limit }
+        if self.is_minimum { self.measured >= self.limit } else { self.measured <= self.limit }
     }
 }
 
-/// Prints a table; whether all are met.
+/// Prints a table. Returns whether all targets are met.
 pub fn report(targets: &[Target]) -> bool {
     println!("\n| target | limit | measured | |\n|---|--:|--:|---|");
     for target in targets {
-        let Target { name, least, limit, measured } = target;
-        let sign = if *least { "≥" } else { "≤" };
+        let Target { name, is_minimum, limit, measured } = target;
+        let sign = if *is_minimum { "≥" } else { "≤" };
         let verdict = if target.is_met() { "met" } else { "MISSED" };
         println!("| {name} | {sign} {limit:.3} | {measured:.3} | {verdict} |");
     }

@@ -1,8 +1,8 @@
-//! Nanoseconds a packet by `BPF_PROG_TEST_RUN`: the program alone, without what surrounds it.
+//! Time a packet by `BPF_PROG_TEST_RUN`: the program alone, without the network stack.
 //!
-//! The kernel makes one skb and runs the program on it again and again. A judged packet is marked in
-//! the skb and would not be judged a second time, so the programs are loaded with no mark (a judged
-//! bit of 0); the counters prove that each run was a full one.
+//! The kernel runs the program on one skb repeatedly. Classified packets are marked in the skb and
+//! skipped later, so the programs are loaded without a mark (an owner mark of 0). The counters verify
+//! that each run was complete.
 
 mod case;
 
@@ -15,21 +15,21 @@ use serde::Serialize;
 use super::{
     namespace::Namespace,
     numbers::{median, spread},
-    say,
+    progress,
 };
 use case::Case;
 pub use case::{EMPTY_TC, EMPTY_XDP, MATCH, NO_MATCH, XDP_LOSS};
 
-/// What was measured of one program with one set of rules.
+/// The result of one program with one set of rules.
 #[derive(Debug, Serialize)]
 pub struct Row {
-    /// What the packet meets.
+    /// The name of the case.
     pub name: &'static str,
-    /// How many rules there are.
+    /// The number of rules.
     pub rules: u32,
-    /// Nanoseconds a packet, the median of all rounds.
+    /// The median time a packet of all rounds, in nanoseconds.
     pub ns: f64,
-    /// Half the distance between the quartiles.
+    /// Half the interquartile range.
     pub spread: f64,
 }
 
@@ -37,16 +37,16 @@ pub struct Row {
 pub fn measure(quick: bool) -> Result<Vec<Row>> {
     let (repeat, rounds) = if quick { (200_000, 7) } else { (1_000_000, 11) };
     let own = own_cgroup()?;
-    // The programs run with the loopback of the calling thread's namespace as their interface.
+    // The programs run on the loopback of the calling thread's namespace.
     Namespace::new()?.run(|| {
-        say("BPF_PROG_TEST_RUN, loading");
+        progress("BPF_PROG_TEST_RUN, loading");
         let mut cases = case::all(own)?;
         for case in &mut cases {
             case.run(repeat / 10)?;
         }
         let mut times = vec![Vec::new(); cases.len()];
         for round in 0..rounds {
-            say(&format!("BPF_PROG_TEST_RUN, round {}", round + 1));
+            progress(&format!("BPF_PROG_TEST_RUN, round {}", round + 1));
             for (case, times) in cases.iter_mut().zip(&mut times) {
                 times.push(case.run(repeat).with_context(|| case.name.to_owned())?);
             }
@@ -68,11 +68,11 @@ fn row(case: &mut Case, runs: u64, times: &[f64]) -> Result<Row> {
     Ok(Row { name: case.name, rules: case.rules, ns: median(times), spread: spread(times) })
 }
 
-/// Id and level of the cgroup that this process is in, which the kernel also takes for the packet's.
+/// The ID and level of this process's cgroup, which the kernel also uses for the packet.
 fn own_cgroup() -> Result<(u64, u32)> {
     let hierarchy = Hierarchy::find()?;
     let path = hierarchy.path_of_process(std::process::id().cast_signed())?;
-    // The root, which is refused as a target, is at level 0.
+    // The root cgroup, at level 0, is refused as a target.
     hierarchy.open(&path).map_or_else(
         |_| Ok((fs::metadata(&path)?.ino(), 0)),
         |cgroup| Ok((cgroup.id, cgroup.level)),

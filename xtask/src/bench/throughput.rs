@@ -1,11 +1,12 @@
 //! Traffic over veth pairs, with and without the injector.
 //!
-//! Each variant has a link of its own, with what it is about attached. Traffic goes over one after the other in
-//! short slices, in random order: a turn, within which ratios are taken, is a tenth of a second. What else the
-//! machine does falls on all of them alike, or on few turns.
+//! Each variant has its own link with its programs attached. Traffic runs over one link after the
+//! other in short slices, in random order. Ratios are taken within a turn of a tenth of a second, so
+//! that other load on the machine affects all variants alike, or few turns.
 //!
-//! Links differ by the luck of where their memory is. So there are blocks, each with new links, sockets and
-//! injectors. A block has one value, the median of its turns; the interval is over blocks.
+//! Links differ by their placement in memory. Therefore measurements are grouped in blocks, each with
+//! new links, sockets and injectors. The value of a block is the median of its turns; confidence
+//! intervals are over blocks.
 
 use std::{
     array,
@@ -22,28 +23,27 @@ use super::{
     injector::{Injector, Running},
     link::Link,
     numbers::{Estimate, median},
-    peer,
+    peer, progress,
     rules::RuleFile,
-    say,
     traffic::{Kind, Rate, Traffic, alone},
 };
 
-/// How long traffic goes over one link at a time.
+/// The time of traffic over one link.
 const SLICE: Duration = Duration::from_millis(10);
 
-/// How long other programs have the processors to themselves after each turn.
-const BREATH: Duration = Duration::from_millis(20);
+/// The pause after each turn, for other programs.
+const PAUSE: Duration = Duration::from_millis(20);
 
-/// What is sent in a round. TCP between two processors varies most.
+/// The traffic of a round. TCP between two CPUs varies most.
 const TURNS: [Kind; 6] = [Kind::Tcp, Kind::TcpAlone, Kind::Tcp, Kind::Udp, Kind::Tcp, Kind::Many];
 
-/// The variant that the others are compared with. It is there twice, each compared with the other: what differs
-/// is noise.
+/// The baseline of the others. It is measured twice, each compared with the other, which shows the
+/// noise.
 const NOTHING: &str = "nothing attached";
 const AGAIN: &str = "nothing attached, again";
 /// The variant that has targets.
 pub const NO_MATCH: &str = "1 rule, no match";
-/// What any eBPF program costs.
+/// An empty eBPF program, the minimum cost.
 const EMPTY: &str = "empty tcx program";
 
 /// One kind of traffic under one variant.
@@ -51,22 +51,22 @@ const EMPTY: &str = "empty tcx program";
 pub struct Figure {
     /// Bits or packets a second, the median of all turns.
     pub rate: f64,
-    /// What is sent in a second of the sender's processor time, by the mean of the same with nothing attached.
+    /// The rate by the sender's CPU time, relative to the baseline.
     pub sending: Estimate,
-    /// What is sent and received in a second of wall-clock time, likewise.
+    /// The rate by wall-clock time, relative to the baseline.
     pub whole: Estimate,
 }
 
-/// What was measured of one variant.
+/// The results of one variant.
 #[derive(Debug, Serialize)]
 pub struct Row {
     /// The variant.
     pub name: &'static str,
-    /// Whether it is a thing of the kernel to compare with.
+    /// Whether it is a kernel feature for comparison.
     pub peer: bool,
     /// One TCP flow, in bits a second.
     pub tcp: Figure,
-    /// The same on one processor.
+    /// One TCP flow on one CPU, in bits a second.
     pub tcp_alone: Figure,
     /// One UDP flow, in packets a second.
     pub udp: Figure,
@@ -74,16 +74,16 @@ pub struct Row {
     pub many: Figure,
 }
 
-/// What was measured.
+/// The results.
 #[derive(Debug, Serialize)]
 pub struct Throughput {
-    /// How many times everything was set up.
+    /// The number of blocks.
     pub blocks: usize,
-    /// How many rounds there were in all.
+    /// The total number of rounds.
     pub rounds: usize,
     /// By variant.
     pub rows: Vec<Row>,
-    /// [`NO_MATCH`] by [`EMPTY`] instead of by [`NOTHING`]: UDP, by processor time.
+    /// [`NO_MATCH`] relative to [`EMPTY`] instead of [`NOTHING`]: UDP, by CPU time.
     pub udp_over_empty: Estimate,
 }
 
@@ -94,41 +94,41 @@ impl Throughput {
     }
 }
 
-/// Something to measure.
+/// A variant to measure.
 struct Variant {
     name: &'static str,
     setting: Setting,
-    /// Whether a rough figure is enough: that of the first turns of each block.
+    /// Whether the first turns of each block suffice.
     rough: bool,
 }
 
-/// What is attached.
+/// The programs attached to a link.
 enum Setting {
     Nothing,
     /// An eBPF program that does nothing.
     Empty,
-    /// So many u32 filters.
+    /// u32 filters, by number.
     U32(u32),
-    /// The injector with these rules; whether packets are to match.
+    /// Injector with these rules, and whether packets must match.
     Injector(RuleFile, bool),
 }
 
-/// A link with what is attached to it.
+/// A link with its attached programs.
 struct Site {
     traffic: Traffic,
     attached: Attached,
-    // The last to go.
+    // Dropped last.
     _link: Link,
 }
 
-/// What has to be ended.
+/// The attachment, which ends when dropped.
 enum Attached {
     Nothing,
     Programs { _links: [OwnedFd; 2] },
     Injector(Running),
 }
 
-/// What was measured of one kind within a fraction of a second, by variant.
+/// The rates of one kind within a turn, by variant.
 type Turn = Vec<Option<Rate>>;
 
 /// All of a block, by [`Kind`].
@@ -142,7 +142,7 @@ pub fn measure(injector: &Injector, quick: bool) -> Result<Throughput> {
     let start = Instant::now();
     let mut blocks = Vec::new();
     for number in 1..=count {
-        say(&format!("throughput, block {number} of {count}"));
+        progress(&format!("throughput, block {number} of {count}"));
         blocks.push(block(injector, &variants, start + limit * number / count)?);
     }
     Ok(evaluate(&variants, &blocks))
@@ -175,7 +175,7 @@ fn variants(quick: bool) -> Result<Vec<Variant>> {
     Ok(variants)
 }
 
-/// Sets everything up, and measures until `end`, or for a round at least.
+/// Sets everything up and measures until `end`, but at least one round.
 fn block(injector: &Injector, variants: &[Variant], end: Instant) -> Result<Block> {
     let mut sites: Vec<Option<Site>> = variants.iter().map(|_| None).collect();
     for number in shuffled(variants.len()) {
@@ -185,7 +185,7 @@ fn block(injector: &Injector, variants: &[Variant], end: Instant) -> Result<Bloc
         sites[number] = Some(site);
     }
     let sites: Vec<Site> = sites.into_iter().flatten().collect();
-    // Neighbours, routes and windows settle.
+    // Warm up neighbours, routes and windows.
     alone(|| {
         let mut all = sites.iter().flat_map(|site| Kind::ALL.map(|kind| (site, kind)));
         all.try_for_each(|(site, kind)| site.traffic.measure(kind, SLICE).map(drop))
@@ -198,7 +198,7 @@ fn block(injector: &Injector, variants: &[Variant], end: Instant) -> Result<Bloc
             let turns = &mut block[kind as usize];
             let takes_part = |variant: usize| turns.is_empty() || !variants[variant].rough;
             turns.push(alone(|| turn(&sites, kind, takes_part))?);
-            thread::sleep(BREATH);
+            thread::sleep(PAUSE);
         }
         round = start.elapsed();
     }
@@ -208,7 +208,7 @@ fn block(injector: &Injector, variants: &[Variant], end: Instant) -> Result<Bloc
     Ok(block)
 }
 
-/// Measures each variant that takes part, once.
+/// Measures each participating variant once.
 fn turn(sites: &[Site], kind: Kind, takes_part: impl Fn(usize) -> bool) -> Result<Turn> {
     let mut turn = vec![None; sites.len()];
     for variant in shuffled(sites.len()) {
@@ -243,7 +243,7 @@ impl Site {
         Ok(Self { traffic, attached, _link: link })
     }
 
-    /// Checks that the injector did what it was to.
+    /// Checks the number of packets that injector matched.
     fn end(self, setting: &Setting) -> Result<()> {
         if let (Attached::Injector(running), Setting::Injector(_, is_match)) =
             (self.attached, setting)
@@ -291,8 +291,8 @@ fn evaluate(variants: &[Variant], blocks: &[Block]) -> Throughput {
     }
 }
 
-/// A variant's rate by the mean of those of others in the same turn: the median of a block's turns, and of these
-/// the median and its interval.
+/// The rate of a variant relative to the mean of others in the same turn: the median over a block's
+/// turns, then the median over blocks with its interval.
 fn ratio(
     blocks: &[Block],
     kind: Kind,

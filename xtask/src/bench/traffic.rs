@@ -1,8 +1,8 @@
 //! Traffic over a link: one TCP flow, one UDP flow, UDP to 65,536 remotes.
 //!
-//! One thread sends a little, then receives it, and so on: one processor does all the work, which is the same
-//! each time. TCP also flows between two processors, as it usually does. How fast depends on how their caches
-//! meet, which a virtual machine may see change within seconds.
+//! One thread alternates between sending and receiving, so that one CPU does a constant amount of
+//! work. TCP also runs between two CPUs, as is usual. That rate depends on the sharing of caches, which
+//! may change within seconds in a virtual machine.
 
 use std::{
     fs,
@@ -28,37 +28,36 @@ use super::{link::Link, namespace::in_thread, rules::remote};
 
 const PORT: u16 = 5201;
 
-/// Bytes a TCP system call: two segments before segmentation.
+/// Bytes per TCP system call: two GSO packets.
 const CHUNK: usize = 128 << 10;
 
 /// Payload of a UDP packet.
 const PAYLOAD: usize = 18;
 
-/// Packets a UDP system call.
+/// Packets per UDP system call.
 const BATCH: usize = 64;
 
-/// The remote of the flows that have one: the last but one of those that 1,000 rules reach, so that
-/// linear searches meet it late.
+/// The remote of single flows: the second to last that 1,000 rules cover, which linear searches find
+/// late.
 const REMOTE: u32 = 63_998;
 
-/// From one remote of [`Kind::Many`] to the next; odd, so that all are visited, but not in the order of memory.
+/// The step between remotes of [`Kind::Many`]: odd, to visit all of them in non-sequential order.
 const STRIDE: u32 = 40_503;
 
-/// How long a stuck call may take before the benchmark fails.
-const STUCK: Duration = Duration::from_secs(5);
+/// The timeout of socket calls.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How the sender's namespace has TCP: with a window that stays open between slices, and with a congestion
-/// control that is always there and sends as soon as it may. BBR, which some hosts have as default, waits
-/// between packets as its model of the path says.
+/// TCP settings of the sender's namespace: a window that stays open between slices, and a congestion
+/// control that is always available and does not pace, unlike BBR.
 const TCP: [(&str, &str); 2] =
     [("tcp_slow_start_after_idle", "0"), ("tcp_congestion_control", "reno")];
 
-/// What is sent.
+/// A kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// One TCP flow with segmentation offload, from one processor to another.
+    /// One TCP flow with segmentation offload, from one CPU to another.
     Tcp,
-    /// The same on one processor.
+    /// One TCP flow with segmentation offload, on one CPU.
     TcpAlone,
     /// One UDP flow of small packets.
     Udp,
@@ -71,17 +70,17 @@ impl Kind {
     pub const ALL: [Self; 4] = [Self::Tcp, Self::TcpAlone, Self::Udp, Self::Many];
 }
 
-/// How fast it went, in bits (TCP) or packets (UDP) a second.
+/// Rates in bits (TCP) or packets (UDP) a second.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    /// Of the processor time that sending takes: the system call, the egress hook, the veth pair up to the
+    /// By the CPU time of sending: the system call, the egress hook, and the veth pair up to the
     /// receiver's queue.
     pub sending: f64,
-    /// Of all the time, until everything is received.
+    /// By wall-clock time until everything is received.
     pub whole: f64,
 }
 
-/// Counts and times what is sent.
+/// Counts and times sending.
 struct Stopwatch {
     start: Instant,
     sending: Duration,
@@ -93,7 +92,7 @@ impl Stopwatch {
         Self { start: Instant::now(), sending: Duration::ZERO, count: 0 }
     }
 
-    /// Runs a system call that sends, and returns how many bytes or packets it did.
+    /// Runs a system call that sends. Returns the number of bytes or packets.
     fn send(&mut self, call: impl FnOnce() -> io::Result<u64>) -> io::Result<u64> {
         let before = Instant::now();
         let count = call()?;
@@ -129,24 +128,24 @@ impl Traffic {
         let (listener, udp_far) = link.far.run(|| {
             let udp = UdpSocket::bind(any)?;
             setsockopt(&udp.as_fd(), sockopt::RcvBufForce, &(8 << 20))?;
-            udp.set_read_timeout(Some(STUCK))?;
+            udp.set_read_timeout(Some(CALL_TIMEOUT))?;
             Ok((TcpListener::bind(any)?, udp))
         })?;
         let (tcp_near, udp_near) = link.near.run(|| {
             let udp = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
             for (name, value) in TCP {
-                // Of the namespace that the thread is in.
+                // Write to the namespace of the thread.
                 fs::write(format!("/proc/sys/net/ipv4/{name}"), value).context(name)?;
             }
-            let connect = || TcpStream::connect_timeout(&peer.into(), STUCK);
+            let connect = || TcpStream::connect_timeout(&peer.into(), CALL_TIMEOUT);
             Ok(([connect()?, connect()?], udp))
         })?;
         let [tcp, tcp_alone] = tcp_near;
         let (tcp, tcp_alone) = ([tcp, listener.accept()?.0], [tcp_alone, listener.accept()?.0]);
-        tcp[0].set_write_timeout(Some(STUCK))?;
+        tcp[0].set_write_timeout(Some(CALL_TIMEOUT))?;
         tcp_alone[0].set_nonblocking(true)?;
         for far in [&tcp[1], &tcp_alone[1]] {
-            far.set_read_timeout(Some(STUCK))?;
+            far.set_read_timeout(Some(CALL_TIMEOUT))?;
         }
         Ok(Self { tcp, tcp_alone, udp: [udp_near, udp_far], next: AtomicU32::new(0) })
     }
@@ -185,11 +184,11 @@ impl Traffic {
 
     fn tcp_alone(&self, time: Duration) -> Result<Rate> {
         let [mut near, mut far] = self.tcp_alone.each_ref();
-        // Not zeroes: these would be pages that are not there yet.
+        // Nonzero, since zeroed pages would not be allocated yet.
         let mut chunk = vec![1; CHUNK];
-        let mut watch = Stopwatch::start();
-        while watch.start.elapsed() < time {
-            let sent = watch.send(|| match near.write(&chunk) {
+        let mut stopwatch = Stopwatch::start();
+        while stopwatch.start.elapsed() < time {
+            let sent = stopwatch.send(|| match near.write(&chunk) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
                 sent => Ok(sent? as u64),
             })?;
@@ -200,41 +199,41 @@ impl Traffic {
                 received += count as u64;
             }
         }
-        Ok(watch.rate(8.0))
+        Ok(stopwatch.rate(8.0))
     }
 
     fn udp(&self, time: Duration, mut to: impl FnMut() -> u32) -> Result<Rate> {
         let [near, far] = &self.udp;
         let (mut outgoing, mut incoming) = (Batch::new(true), Batch::new(false));
-        let mut watch = Stopwatch::start();
-        while watch.start.elapsed() < time {
+        let mut stopwatch = Stopwatch::start();
+        while stopwatch.start.elapsed() < time {
             for address in &mut outgoing.addresses {
                 address.sin_addr.s_addr = remote(to()).to_bits().to_be();
             }
-            let sent = watch.send(|| outgoing.send(near))?;
+            let sent = stopwatch.send(|| outgoing.send(near))?;
             let mut received = 0;
             while received < sent {
                 received += incoming.receive(far)?;
             }
         }
-        Ok(watch.rate(1.0))
+        Ok(stopwatch.rate(1.0))
     }
 }
 
-/// Sends bytes and sets `all` to how many. Returns how much processor time it took.
+/// Sends bytes and sets `all` to their number. Returns the CPU time.
 fn send(mut stream: &TcpStream, time: Duration, all: &AtomicU64) -> Result<Duration> {
     let chunk = vec![1; CHUNK];
     let (start, before, mut sent) = (Instant::now(), thread_cpu()?, 0);
     while start.elapsed() < time {
         sent += stream.write(&chunk)? as u64;
     }
-    // Before the last of them, with which the receiver wakes up once more.
+    // Before the last write, which wakes the receiver once more.
     all.store(sent + CHUNK as u64, Ordering::Release);
     stream.write_all(&chunk)?;
     Ok(thread_cpu()?.saturating_sub(before))
 }
 
-/// Receives until there are `all` bytes. Returns when the last came.
+/// Receives `all` bytes. Returns the time of the last one.
 fn receive(mut stream: &TcpStream, all: &AtomicU64) -> Result<Instant> {
     let mut chunk = vec![1; 2 * CHUNK];
     let mut received = 0;
@@ -246,17 +245,17 @@ fn receive(mut stream: &TcpStream, all: &AtomicU64) -> Result<Instant> {
     Ok(Instant::now())
 }
 
-/// Processor time of the calling thread.
+/// CPU time of the calling thread.
 fn thread_cpu() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
 
-/// Runs `work` in a thread that stays on the first processor. No other program runs there until it is done,
-/// nor where threads are that it starts.
+/// Runs `work` in a thread pinned to the first CPU with real-time priority, which child threads
+/// inherit.
 pub fn alone<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     in_thread(|| {
         on_processor(0)?;
-        // Not by niceness, which is among the programs of one session or cgroup only.
+        // A nice value would only count within a session or cgroup.
         let least = libc::sched_param { sched_priority: 1 };
         // SAFETY: the parameter outlives the call; 0 is the calling thread.
         let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const least) };
@@ -265,18 +264,18 @@ pub fn alone<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     })
 }
 
-/// Keeps the calling thread on one processor.
+/// Pins the calling thread to one CPU.
 fn on_processor(number: usize) -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(number)?;
     sched_setaffinity(Pid::from_raw(0), &cpus).context("two processors are needed")
 }
 
-/// One batch of packets, as sendmmsg and recvmmsg want it.
+/// A batch of packets for sendmmsg and recvmmsg.
 struct Batch {
     messages: Vec<libc::mmsghdr>,
     addresses: Vec<libc::sockaddr_in>,
-    // Pointed to by the messages.
+    // The messages point to these.
     _vectors: Vec<libc::iovec>,
     _payload: Vec<u8>,
 }
@@ -322,7 +321,7 @@ impl Batch {
         u64::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Waits for a first packet and takes what else there is.
+    /// Waits for a packet and receives all that are queued.
     fn receive(&mut self, socket: &UdpSocket) -> io::Result<u64> {
         // SAFETY: the messages point to memory that the batch holds; packets write the same zeroes to
         // the one payload buffer.

@@ -1,4 +1,4 @@
-//! Debian packages by name, from this machine's mirror, without a change to this machine's apt.
+//! Downloads Debian packages from this machine's mirror without changing its apt configuration.
 
 use std::{
     fs,
@@ -10,13 +10,13 @@ use anyhow::{Context as _, Result};
 
 use super::output_of;
 
-/// An apt with folders of its own, which knows one more suite.
+/// A separate apt configuration with one suite.
 pub struct Apt {
     configuration: PathBuf,
 }
 
 impl Apt {
-    /// Sets it up in `folder` and fetches the suite's list of packages.
+    /// Creates the configuration in `folder` and downloads the suite's package lists.
     pub fn new(folder: &Path, suite: &str) -> Result<Self> {
         for name in ["sources", "lists/partial", "archives/partial"] {
             fs::create_dir_all(folder.join(name))?;
@@ -46,13 +46,13 @@ impl Apt {
         Ok(apt)
     }
 
-    /// The names of its packages that begin so.
+    /// The names of packages with this prefix.
     pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
         let names = output_of(self.command("apt-cache").args(["pkgnames", prefix]))?;
         Ok(names.lines().map(String::from).collect())
     }
 
-    /// Fetches a package and unpacks it into `folder`.
+    /// Downloads a package and unpacks it into `folder`.
     pub fn unpack(&self, package: &str, folder: &Path) -> Result<()> {
         let fetched = folder.join("package");
         fs::create_dir_all(&fetched)?;
@@ -71,7 +71,7 @@ impl Apt {
     }
 }
 
-/// Where this machine has its own release from.
+/// The mirror of this machine's own release.
 fn mirror() -> Result<String> {
     let release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
     let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
@@ -84,7 +84,7 @@ fn mirror() -> Result<String> {
     let prefix = format!("{codename} ");
     let uri = targets.lines().find_map(|line| line.strip_prefix(&prefix));
     let uri = uri.with_context(|| {
-        format!("apt knows no source of {codename}: Debian's kernels are fetched from its mirror; try apt-get update")
+        format!("apt has no source for {codename}, whose mirror provides the kernels: try apt-get update")
     })?;
     Ok(uri.to_owned())
 }

@@ -1,4 +1,4 @@
-//! An initramfs: a cpio archive in the "newc" format, as Linux describes it in
+//! Writes an initramfs: a cpio archive in the "newc" format, see
 //! Documentation/driver-api/early-userspace/buffer-format.rst.
 
 use std::{
@@ -12,7 +12,7 @@ const FILE: u32 = 0o100_644;
 const SYMLINK: u32 = 0o120_777;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
-/// An archive in the making.
+/// An archive under construction.
 #[derive(Clone, Debug, Default)]
 pub struct Archive {
     bytes: Vec<u8>,
@@ -20,52 +20,52 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Whether there is something at this absolute path.
+    /// Whether it has an entry at this absolute path.
     pub fn contains(&self, path: &Path) -> bool {
         self.known.contains(&relative(path))
     }
 
-    /// Adds a directory, with those above it.
+    /// Adds a directory and its parents.
     pub fn directory(&mut self, path: &Path) {
-        let mut above = String::new();
+        let mut parent = String::new();
         for part in relative(path).split('/').filter(|part| !part.is_empty()) {
-            if !above.is_empty() {
-                above.push('/');
+            if !parent.is_empty() {
+                parent.push('/');
             }
-            above += part;
-            if !self.known.contains(&above) {
-                self.entry(&above, DIRECTORY, (0, 0), &[]);
+            parent += part;
+            if !self.known.contains(&parent) {
+                self.entry(&parent, DIRECTORY, (0, 0), &[]);
             }
         }
     }
 
-    /// Adds a file, with the directories above it.
+    /// Adds a file and its parent directories.
     pub fn file(&mut self, path: &Path, content: &[u8]) {
-        self.below(path, FILE, (0, 0), content);
+        self.add_with_parents(path, FILE, (0, 0), content);
     }
 
-    /// Adds a file that can be executed, likewise.
+    /// Adds an executable file and its parent directories.
     pub fn program(&mut self, path: &Path, content: &[u8]) {
-        self.below(path, EXECUTABLE, (0, 0), content);
+        self.add_with_parents(path, EXECUTABLE, (0, 0), content);
     }
 
     /// Adds a symbolic link.
     pub fn symlink(&mut self, path: &Path, target: &str) {
-        self.below(path, SYMLINK, (0, 0), target.as_bytes());
+        self.add_with_parents(path, SYMLINK, (0, 0), target.as_bytes());
     }
 
     /// Adds a character device.
     pub fn device(&mut self, path: &Path, major: u32, minor: u32) {
-        self.below(path, CHARACTER_DEVICE, (major, minor), &[]);
+        self.add_with_parents(path, CHARACTER_DEVICE, (major, minor), &[]);
     }
 
-    /// The whole of it.
+    /// Completes the archive.
     pub fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         self.bytes
     }
 
-    fn below(&mut self, path: &Path, mode: u32, device: (u32, u32), content: &[u8]) {
+    fn add_with_parents(&mut self, path: &Path, mode: u32, device: (u32, u32), content: &[u8]) {
         if let Some(parent) = path.parent() {
             self.directory(parent);
         }
@@ -82,14 +82,14 @@ impl Archive {
             0, // uid
             0, // gid
             1, // links
-            0, // time of modification
+            0, // mtime
             content.len() as u32,
-            0, // the device it is on
+            0, // device
             0,
             major,
             minor,
             name.len() as u32 + 1,
-            0, // checksum, which this format has not
+            0, // checksum, unused by this format
         ];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {

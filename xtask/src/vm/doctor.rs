@@ -1,30 +1,30 @@
-//! The table in docs/kernels.md, from what `injector doctor` says on each kernel.
+//! Generates the table in docs/kernels.md from the output of `injector doctor` on each kernel.
 
 use std::{fmt::Write as _, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::{kernel::Kernel, tally::Tally};
+use super::{kernel::Kernel, results::GuestResults};
 
 const BEGIN: &str = "<!-- written by `cargo xtask vm --doctor`: -->";
 const END: &str = "<!-- end of what is written -->";
 
-/// Rewrites what is between the marks of the document.
-pub fn document(file: &Path, columns: &[(&Kernel, Tally)]) -> Result<()> {
+/// Replaces the table between the markers in the document.
+pub fn document(file: &Path, columns: &[(&Kernel, GuestResults)]) -> Result<()> {
     let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
     let (before, rest) = text.split_once(BEGIN).with_context(|| {
-        format!("{} has no line {BEGIN}, below which to write the table", file.display())
+        format!("{} has no line {BEGIN} to mark the table's place", file.display())
     })?;
     let (_, after) =
         rest.split_once(END).with_context(|| format!("{} has no line {END}", file.display()))?;
     let columns: Vec<_> =
-        columns.iter().map(|(kernel, tally)| (kernel.release.as_str(), &*tally.json)).collect();
+        columns.iter().map(|(kernel, results)| (kernel.release.as_str(), &*results.json)).collect();
     let text = format!("{before}{BEGIN}\n\n{}\n{END}{after}", table(&columns));
     fs::write(file, text).with_context(|| format!("writing {}", file.display()))
 }
 
-/// A row for each means and each fault, a column for each kernel.
+/// A row for each mechanism and fault, a column for each kernel.
 fn table(columns: &[(&str, &[Value])]) -> String {
     let mut rows: Vec<(&str, &str)> = Vec::new();
     for (_, findings) in columns {

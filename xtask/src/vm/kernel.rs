@@ -1,4 +1,4 @@
-//! Which kernels there are, and how to come by them.
+//! The kernels that tests run on: downloads and unpacks Debian's packages.
 
 use std::{
     fs,
@@ -9,20 +9,20 @@ use anyhow::{Context as _, Result};
 
 use super::apt::Apt;
 
-/// A line of kernels in Debian.
+/// A kernel series in Debian.
 #[derive(Debug)]
 pub struct Series {
-    /// As users name it.
+    /// The name for `--kernel`.
     pub name: &'static str,
-    /// The suite that has it.
+    /// The Debian suite that has it.
     suite: &'static str,
-    /// Its packages, which are named by one of these and the release.
+    /// The prefixes of its packages' names; the release follows.
     packages: &'static [&'static str],
-    /// Whether injector works there. Others must be refused with true reasons.
+    /// Whether injector supports it. On others, injector must fail with a clear error.
     pub is_supported: bool,
 }
 
-/// All that tests run on.
+/// All kernel series.
 pub const SERIES: &[Series] = &[
     Series { name: "5.10", suite: "bullseye", packages: &["linux-image-"], is_supported: false },
     Series { name: "6.1", suite: "bookworm", packages: &["linux-image-"], is_supported: true },
@@ -40,23 +40,23 @@ pub const SERIES: &[Series] = &[
     },
 ];
 
-/// Built for virtual machines: small, and boots in seconds.
+/// The flavour for virtual machines: small, boots in seconds.
 const FLAVOUR: &str = "-cloud-amd64";
 
 /// An unpacked kernel.
 #[derive(Debug)]
 pub struct Kernel {
-    /// What it is of.
+    /// Its series.
     pub series: &'static Series,
-    /// As uname(1) has it.
+    /// The release, as in `uname -r`.
     pub release: String,
-    /// What QEMU boots.
+    /// The kernel image.
     pub image: PathBuf,
     /// `lib/modules/RELEASE`.
     pub modules: PathBuf,
 }
 
-/// Finds an unpacked one in the work folder, else fetches the newest.
+/// Finds an unpacked kernel in the work directory, or downloads the newest one.
 pub fn provide(series: &'static Series, work: &Path, fetch: bool) -> Result<Kernel> {
     let folder = work.join("kernels").join(series.name);
     if fetch || !folder.exists() {
@@ -64,8 +64,9 @@ pub fn provide(series: &'static Series, work: &Path, fetch: bool) -> Result<Kern
         self::fetch(series, work, &folder)
             .with_context(|| format!("fetching Linux {}", series.name))?;
     }
-    Kernel::find(series, &folder)
-        .with_context(|| format!("{} is not a kernel; --fetch fetches it anew", folder.display()))
+    Kernel::find(series, &folder).with_context(|| {
+        format!("{} is not a kernel; use --fetch to download it again", folder.display())
+    })
 }
 
 fn fetch(series: &Series, work: &Path, folder: &Path) -> Result<()> {
@@ -79,7 +80,7 @@ fn fetch(series: &Series, work: &Path, folder: &Path) -> Result<()> {
     let release = releases.max_by_key(|release| numbers(release)).with_context(|| {
         format!("{} has no package {first}{}.*{FLAVOUR} any more", series.suite, series.name)
     })?;
-    // Half a kernel must not be taken for one, so it gets its name when it is whole.
+    // Rename at the end, so that an incomplete download is not taken for a kernel.
     let partial = folder.with_extension("partial");
     for gone in [&partial, folder] {
         if gone.exists() {
@@ -106,7 +107,7 @@ impl Kernel {
     }
 }
 
-/// The numbers of a release, by which releases are ordered.
+/// The numbers in a release, for ordering releases.
 fn numbers(release: &str) -> Vec<u64> {
     let release = release.strip_suffix(FLAVOUR).unwrap_or(release);
     let parts = release.split(|c: char| !c.is_ascii_digit());

@@ -1,4 +1,4 @@
-//! `cargo xtask vm`: the tests on other kernels, in QEMU without hardware acceleration.
+//! `cargo xtask vm`: runs the tests on other kernels, in QEMU without hardware acceleration.
 //!
 //! Kernels are Debian's, unpacked into `target/vm` and never installed. The guest is an initramfs of the
 //! host's own tools and libraries, the test binaries and injector, all at the paths they have here.
@@ -10,7 +10,7 @@ mod guest;
 mod kernel;
 mod modules;
 mod qemu;
-mod tally;
+mod results;
 mod tools;
 
 use std::{
@@ -25,23 +25,23 @@ use clap::ValueEnum;
 
 use guest::{Binaries, Job, Tests};
 use kernel::{Kernel, SERIES, Series};
-use tally::Tally;
+use results::GuestResults;
 
-/// Runs the real-kernel tests on other kernels, in virtual machines
+/// Run the kernel tests on other kernels, in virtual machines
 ///
 /// Needs QEMU 10, which scripts/setup-vm installs, but neither root nor KVM. Exits with 1 if a test
-/// fails, the guest panics, hangs, or ends without saying how it went.
+/// fails, or if the guest panics, hangs or ends early.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Kernels to run on
     #[arg(long, value_enum, value_delimiter = ',', default_value = "all")]
     kernel: Vec<Choice>,
 
-    /// Run these files of injector-user/tests only
+    /// Files of injector-user/tests to run
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     test: Vec<String>,
 
-    /// Tell what works there (`injector doctor`) instead; on all kernels, rewrite the table in docs/kernels.md
+    /// Run `injector doctor` instead; on all kernels, update the table in docs/kernels.md
     #[arg(long, conflicts_with_all = ["exec", "arguments"])]
     doctor: bool,
 
@@ -49,35 +49,35 @@ pub struct Args {
     #[arg(long, value_name = "LINE", conflicts_with = "arguments")]
     exec: Option<String>,
 
-    /// Use the newest kernel packages, not those fetched before
+    /// Download the newest kernel packages
     #[arg(long)]
     fetch: bool,
 
-    /// A kernel that takes longer has failed
+    /// Timeout for each kernel, in minutes
     #[arg(long, default_value_t = 30, value_name = "MINUTES")]
     timeout: u64,
 
-    /// What each test binary is given, as behind `cargo test --`
+    /// Arguments of each test binary, as after `cargo test --`
     #[arg(last = true, value_name = "TEST FILTER")]
     arguments: Vec<String>,
 }
 
-/// What `--kernel` takes.
+/// The values of `--kernel`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Choice {
-    /// Debian 11's own, on which injector does not work; not among `all`
+    /// Debian 11's, which injector does not support; not part of `all`
     #[value(name = "5.10")]
     V5_10,
-    /// Debian 12's own
+    /// Debian 12's
     #[value(name = "6.1")]
     V6_1,
-    /// From Debian 12's backports
+    /// Debian 12 backports
     #[value(name = "6.12")]
     V6_12,
-    /// From Debian 13's backports
+    /// Debian 13 backports
     #[value(name = "7.3")]
     V7_3,
-    /// All on which injector works
+    /// All supported kernels
     All,
 }
 
@@ -89,7 +89,7 @@ impl Choice {
     }
 }
 
-/// Runs them on each kernel, one after the other.
+/// Runs the command on each kernel, one after the other.
 pub fn run(args: &Args) -> Result<ExitCode> {
     qemu::check()?;
     let folders = Folders::new()?;
@@ -110,9 +110,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let binaries = Binaries::build(&folders.repository, &tests)?;
     let jobs = jobs(args, &binaries);
     let tallies = boot(&folders, &kernels, &binaries, &jobs, args.timeout)?;
-    let all_good = tallies.iter().all(Tally::is_good);
+    let all_good = tallies.iter().all(GuestResults::is_success);
     let columns: Vec<_> = kernels.iter().zip(tallies).collect();
-    // A table of some kernels would not be the whole truth.
+    // A table of some kernels would be incomplete.
     if args.doctor
         && all_good
         && columns.len() == SERIES.iter().filter(|series| series.is_supported).count()
@@ -129,22 +129,22 @@ fn boot(
     binaries: &Binaries,
     jobs: &[Job],
     timeout: u64,
-) -> Result<Vec<Tally>> {
+) -> Result<Vec<GuestResults>> {
     let base = guest::base(&folders.work, binaries)?;
     let run = |kernel: &Kernel| {
         let initramfs = folders.work.join(format!("initramfs-{}", kernel.series.name));
         fs::write(&initramfs, guest::complete(&base, kernel, jobs)?)?;
         let log = folders.work.join(format!("console-{}.log", kernel.series.name));
         let machine = qemu::Machine { kernel, initramfs: &initramfs, log: &log };
-        let tally = machine.run(Duration::from_mins(timeout))?;
-        println!("{}", tally.summary(kernel.series.name));
-        Ok(tally)
+        let results = machine.run(Duration::from_mins(timeout))?;
+        println!("{}", results.summary(kernel.series.name));
+        Ok(results)
     };
     kernels.iter().map(run).collect()
 }
 
-/// Runs `cargo xtask bench NAME --here`, once with each of these lists of options, on the kernels that have netem and
-/// tcx; whether all targets are met.
+/// Runs `cargo xtask bench NAME --here` once with each list of options, on the kernels with netem and
+/// tcx. Returns whether all targets are met.
 pub fn bench(name: &str, runs: &[Vec<&str>]) -> Result<bool> {
     qemu::check()?;
     let folders = Folders::new()?;
@@ -162,7 +162,7 @@ pub fn bench(name: &str, runs: &[Vec<&str>]) -> Result<bool> {
     };
     let jobs: Vec<Job> = runs.iter().map(job).collect();
     let tallies = boot(&folders, &kernels, &binaries, &jobs, 60)?;
-    Ok(tallies.iter().all(Tally::is_good))
+    Ok(tallies.iter().all(GuestResults::is_success))
 }
 
 fn jobs(args: &Args, binaries: &Binaries) -> Vec<Job> {
@@ -183,12 +183,12 @@ fn jobs(args: &Args, binaries: &Binaries) -> Vec<Job> {
     binaries.tests.iter().map(test).collect()
 }
 
-/// Where things are.
+/// Paths.
 struct Folders {
     repository: PathBuf,
     /// Kernels, initramfs and logs.
     work: PathBuf,
-    /// Two runs would write the same files.
+    /// Keeps two runs from writing the same files.
     _lock: File,
 }
 
@@ -207,7 +207,7 @@ impl Folders {
     }
 }
 
-/// Runs a command to its end and returns its standard output; fails if it fails.
+/// Runs a command and returns its standard output. Fails if the command fails.
 fn output_of(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| {

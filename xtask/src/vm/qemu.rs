@@ -12,41 +12,44 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{kernel::Kernel, output_of, tally::Tally};
+use super::{kernel::Kernel, output_of, results::GuestResults};
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// The code generator of older ones corrupts the memory of these kernels.
-const OLDEST: u32 = 10;
+/// The minimum major version of QEMU: TCG of older ones corrupts the memory of these kernels.
+const MIN_VERSION: u32 = 10;
 
-/// A guest that has not booted by then never will.
-const BOOT: Duration = Duration::from_mins(3);
+/// The timeout of booting.
+const BOOT_TIMEOUT: Duration = Duration::from_mins(3);
 
-/// Fails unless there is a QEMU that will do.
+/// Checks that a suitable QEMU is installed.
 pub fn check() -> Result<()> {
-    let remedy = "run scripts/setup-vm, which installs it";
+    let remedy = "run scripts/setup-vm to install it";
     let text = output_of(Command::new(QEMU).arg("--version"))
         .with_context(|| format!("no QEMU: {remedy}"))?;
     let version = text.split_once("version ").and_then(|(_, rest)| rest.split_once('.'));
     let major: u32 = version.and_then(|(major, _)| major.parse().ok()).context("QEMU's version")?;
-    ensure!(major >= OLDEST, "QEMU is {major}, but {OLDEST} or later is needed: {remedy}");
+    ensure!(
+        major >= MIN_VERSION,
+        "QEMU {major} is too old, {MIN_VERSION} or later is required: {remedy}"
+    );
     Ok(())
 }
 
-/// What is booted.
+/// A virtual machine to boot.
 #[derive(Debug)]
 pub struct Machine<'a> {
     /// The kernel.
     pub kernel: &'a Kernel,
-    /// Its file system.
+    /// The initramfs.
     pub initramfs: &'a Path,
-    /// Where the kernel's console goes.
+    /// The log file of the kernel console.
     pub log: &'a Path,
 }
 
 impl Machine<'_> {
-    /// Boots it, streams what it says, and returns how it went.
-    pub fn run(&self, patience: Duration) -> Result<Tally> {
+    /// Boots the guest, prints its output, and returns the results.
+    pub fn run(&self, timeout: Duration) -> Result<GuestResults> {
         let name = self.kernel.series.name;
         let mut guest = self.start()?;
         let output = BufReader::new(guest.0.stdout.take().context("no pipe")?);
@@ -57,32 +60,32 @@ impl Machine<'_> {
         });
 
         let started = Instant::now();
-        let mut tally = Tally::default();
-        while !tally.is_done {
-            let limit = if tally.release.is_some() { patience } else { patience.min(BOOT) };
+        let mut results = GuestResults::default();
+        while !results.is_done {
+            let limit = if results.release.is_some() { timeout } else { timeout.min(BOOT_TIMEOUT) };
             match lines.recv_timeout(limit.saturating_sub(started.elapsed())) {
                 Ok(line) => {
-                    if let Some(line) = tally.hear(line.trim_end_matches('\r')) {
+                    if let Some(line) = results.parse_line(line.trim_end_matches('\r')) {
                         println!("[{name}] {line}");
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    tally.problems.push(format!("the guest ended early{}", self.last_words()));
+                    results.problems.push(format!("the guest ended early{}", self.console_tail()));
                     break;
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     let limit = limit.as_secs();
-                    tally.problems.push(format!("no end after {limit} s{}", self.last_words()));
+                    results.problems.push(format!("no end after {limit} s{}", self.console_tail()));
                     break;
                 }
             }
         }
-        Ok(tally)
+        Ok(results)
     }
 
     fn start(&self) -> Result<Guest> {
         let console = format!("file:{}", self.log.display());
-        // It must not outlive us. A panic reboots, and a reboot ends QEMU.
+        // setpriv ends QEMU with this process. A panic reboots, which ends QEMU (-no-reboot).
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", QEMU])
@@ -99,25 +102,25 @@ impl Machine<'_> {
         Ok(Guest(command.spawn().context("cannot run QEMU by setpriv")?))
     }
 
-    /// The end of the kernel's console.
-    fn last_words(&self) -> String {
+    /// The end of the console log.
+    fn console_tail(&self) -> String {
         let log = fs::read(self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<_> = log.lines().collect();
-        // A panic is worth more than what came after it.
+        // Show a panic rather than what followed it.
         let panic = lines.iter().position(|line| line.contains("Kernel panic"));
         let from = panic.map_or(lines.len(), |at| at + 10).saturating_sub(25);
         let tail = lines[from..].iter().take(40).map(|line| line.trim_end()).collect::<Vec<_>>();
-        format!("; its console, {}, says:\n{}", self.log.display(), tail.join("\n"))
+        format!("; the end of its console, {}:\n{}", self.log.display(), tail.join("\n"))
     }
 }
 
-/// A running QEMU, which ends with this value.
+/// A running QEMU. Killed when dropped.
 struct Guest(Child);
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

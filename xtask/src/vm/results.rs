@@ -1,43 +1,43 @@
-//! What a guest says, and how it went by that.
+//! The results of a guest, parsed from its output.
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
 use serde_json::Value;
 
-/// The mark of what the guest's init says itself.
+/// The prefix of lines written by the guest's init.
 const MARK: &str = "@@vm ";
 
-/// What begins a line by which a test says that it, or a part of it, is skipped.
+/// The prefix of lines by which tests report a skip.
 const SKIP: &str = "SKIPPED ";
 
-/// What was heard of a guest.
+/// The results of a guest so far.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct GuestResults {
     /// The kernel's release, once it has booted.
     pub release: Option<String>,
-    /// Seconds it took to boot.
+    /// The boot time in seconds.
     pub boot: Option<f64>,
-    /// Lines of JSON.
+    /// JSON lines of the output.
     pub json: Vec<Value>,
-    /// Why it failed as a whole.
+    /// Problems other than failed tests.
     pub problems: Vec<String>,
-    /// All jobs are over.
+    /// Whether all jobs have ended.
     pub is_done: bool,
     passed: u64,
     failed: u64,
     ignored: u64,
     skips: BTreeSet<String>,
-    /// Those of the job that runs.
-    failed_here: u64,
+    /// Failed tests of the running job.
+    failed_in_job: u64,
     seconds: u64,
     failures: Vec<String>,
 }
 
-impl Tally {
-    /// Takes a line; returns what a person should see of it.
-    pub fn hear(&mut self, line: &str) -> Option<String> {
+impl GuestResults {
+    /// Parses a line. Returns the text to print for it.
+    pub fn parse_line(&mut self, line: &str) -> Option<String> {
         if let Some(at) = line.find(MARK) {
-            return self.hear_init(&line[at + MARK.len()..]);
+            return self.parse_init_line(&line[at + MARK.len()..]);
         }
         if let Some(numbers) = line.split_once("test result: ").map(|(_, rest)| rest) {
             let count = |word: &str| {
@@ -45,7 +45,7 @@ impl Tally {
                 before.trim_end().rsplit(' ').next().and_then(|number| number.parse().ok())
             };
             self.passed += count(" passed").unwrap_or(0);
-            self.failed_here += count(" failed").unwrap_or(0);
+            self.failed_in_job += count(" failed").unwrap_or(0);
             self.ignored += count(" ignored").unwrap_or(0);
         } else if let Some(skip) = line.split_once(SKIP).map(|(_, skip)| skip) {
             self.skips.insert(skip.to_owned());
@@ -61,7 +61,7 @@ impl Tally {
         Some(line.to_owned())
     }
 
-    fn hear_init(&mut self, line: &str) -> Option<String> {
+    fn parse_init_line(&mut self, line: &str) -> Option<String> {
         let words: Vec<_> = line.split_whitespace().collect();
         match *words.as_slice() {
             ["ready", uptime, release] => {
@@ -70,13 +70,13 @@ impl Tally {
                 Some(format!("Linux {release} booted in {uptime} s"))
             }
             ["start", name] => {
-                self.failed_here = 0;
+                self.failed_in_job = 0;
                 Some(format!("running {name}"))
             }
             ["end", name, code, seconds] => {
-                self.failed += self.failed_here;
+                self.failed += self.failed_in_job;
                 self.seconds += seconds.parse().unwrap_or(0);
-                if code != "0" && self.failed_here == 0 {
+                if code != "0" && self.failed_in_job == 0 {
                     self.problems.push(format!("{name} ended with {code}"));
                 }
                 Some(format!("{name} took {seconds} s"))
@@ -93,12 +93,12 @@ impl Tally {
         }
     }
 
-    /// Whether all went well.
-    pub fn is_good(&self) -> bool {
+    /// Whether everything passed.
+    pub fn is_success(&self) -> bool {
         self.is_done && self.failed == 0 && self.problems.is_empty()
     }
 
-    /// One line in the words of Rust's test runner, behind those about what failed.
+    /// Lines about failures and skips, and a summary in the format of Rust's test runner.
     pub fn summary(&self, kernel: &str) -> String {
         let mut text = String::new();
         for failure in &self.failures {
@@ -110,9 +110,9 @@ impl Tally {
         for problem in &self.problems {
             let _ = writeln!(text, "failed on Linux {kernel}: {problem}");
         }
-        // What is wrong beside tests counts as one that failed, so that the line cannot look well.
+        // Count problems as failed tests, so that the summary shows a failure.
         let failed = self.failed + self.problems.len() as u64;
-        let verdict = if self.is_good() { "ok" } else { "FAILED" };
+        let verdict = if self.is_success() { "ok" } else { "FAILED" };
         let _ = write!(
             text,
             "test result: {verdict}. {} passed; {failed} failed; {} ignored; {} skipped; Linux {}, booted in {:.1} s, ran {} s",
@@ -129,19 +129,19 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
-    use super::Tally;
+    use super::GuestResults;
 
-    fn tally(lines: &[&str]) -> Tally {
-        let mut tally = Tally::default();
+    fn results_of(lines: &[&str]) -> GuestResults {
+        let mut results = GuestResults::default();
         for line in lines {
-            tally.hear(line);
+            results.parse_line(line);
         }
-        tally
+        results
     }
 
     #[test]
     fn results_of_all_binaries_are_added_up() {
-        let tally = tally(&[
+        let results = results_of(&[
             "@@vm ready 3.21 6.12.95",
             "@@vm start loss",
             "test a ... ok",
@@ -154,9 +154,9 @@ mod tests {
             "@@vm end cli 101 5",
             "@@vm done",
         ]);
-        assert!(!tally.is_good());
+        assert!(!results.is_success());
         assert_eq!(
-            tally.summary("6.12"),
+            results.summary("6.12"),
             "failed on Linux 6.12: b\n\
              skipped on Linux 6.12: c: no engine\n\
              test result: FAILED. 7 passed; 1 failed; 1 ignored; 1 skipped; Linux 6.12.95, booted in 3.2 s, ran 15 s"
@@ -165,14 +165,15 @@ mod tests {
 
     #[test]
     fn a_job_that_crashes_or_a_guest_that_is_not_done_has_failed() {
-        let crashed = tally(&["@@vm start loss", "garbage@@vm end loss 134 1", "@@vm done"]);
-        assert!(!crashed.is_good());
+        let crashed = results_of(&["@@vm start loss", "garbage@@vm end loss 134 1", "@@vm done"]);
+        assert!(!crashed.is_success());
         assert!(
             crashed.summary("7.3").contains("0 passed; 1 failed"),
             "{}",
             crashed.summary("7.3")
         );
-        let cut = tally(&["@@vm start loss", "test result: ok. 5 passed; 0 failed; 0 ignored"]);
-        assert!(!cut.is_good());
+        let cut =
+            results_of(&["@@vm start loss", "test result: ok. 5 passed; 0 failed; 0 ignored"]);
+        assert!(!cut.is_success());
     }
 }

@@ -1,4 +1,4 @@
-//! How soon the clocks of 1,000 processes are skewed, and skewed otherwise.
+//! The latency of skewing the clocks of 1,000 processes, and of changing the skew.
 
 use std::{
     fs,
@@ -15,22 +15,22 @@ use super::reader::Reader;
 use crate::bench::{
     injector::{Injector, Running},
     numbers::{largest, median},
-    say,
+    progress,
     target::Target,
 };
 
-/// How many processes.
+/// The number of processes.
 const PROCESSES: usize = 1000;
 
-/// How often their clocks are changed.
+/// The number of changes.
 const CHANGES: i64 = 20;
 
-/// How far from where it is to be a clock may be read, in nanoseconds.
+/// The maximum deviation of a reading, in nanoseconds.
 const TOLERANCE: i64 = 1_000_000;
 
-/// Measures it, and checks that all of them read what they should each time.
+/// Measures the latencies and checks the readings of all processes each time.
 pub fn measure(injector: &Injector, reader: &Path, targets: &mut Vec<Target>) -> Result<()> {
-    say(&format!("{PROCESSES} processes"));
+    progress(&format!("{PROCESSES} processes"));
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let group = TestCgroup::new();
@@ -72,7 +72,7 @@ pub fn measure(injector: &Injector, reader: &Path, targets: &mut Vec<Target>) ->
     );
     let mut add = |name: &str, limit, measured| {
         let name = format!("{PROCESSES} processes, {name}");
-        targets.push(Target { name, least: false, limit, measured });
+        targets.push(Target { name, is_minimum: false, limit, measured });
     };
     add("from the start to skewed clocks, ms", 1000.0, patched.as_secs_f64() * 1e3);
     add("a change visible in all, ms, most of all", 20.0, largest(&changes));
@@ -84,7 +84,7 @@ struct File(PathBuf);
 
 impl Drop for File {
     fn drop(&mut self) {
-        // It is in the folder for temporary files.
+        // A leftover in the temporary directory does no harm.
         let _ = fs::remove_file(&self.0);
     }
 }
@@ -105,7 +105,7 @@ fn start(injector: &Injector, group: &TestCgroup, rules: &File) -> Result<Runnin
     Running::start(command)
 }
 
-/// Checks that each of them reads a clock that is so many seconds ahead.
+/// Checks that each reader sees a clock that is `ahead` seconds ahead.
 fn check(readers: &mut [Reader], ahead: i64) -> Result<()> {
     readers.iter_mut().try_for_each(Reader::ask)?;
     for reader in readers {

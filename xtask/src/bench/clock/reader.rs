@@ -1,4 +1,4 @@
-//! A program that reads clocks, as fast as it can or when it is asked: `clock` of the testbed.
+//! The testbed's `clock`, a program that reads clocks in a loop or on request.
 
 use std::{
     collections::HashMap,
@@ -10,14 +10,14 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-/// What is measured, by the names that the program has for it.
+/// The measured functions, by the program's names.
 pub const FUNCTIONS: [&str; 6] =
     ["clock_gettime", "monotonic", "gettimeofday", "coarse", "time", "system_call"];
 
-/// Nanoseconds a call, by [`FUNCTIONS`].
+/// Nanoseconds a call, in the order of [`FUNCTIONS`].
 pub type Figures = HashMap<&'static str, f64>;
 
-/// The program. Killed when dropped.
+/// The running program. Killed when dropped.
 #[derive(Debug)]
 pub struct Reader {
     child: Child,
@@ -26,7 +26,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Starts it so that it measures, so many calls at a time; `command` is all but its own arguments.
+    /// Starts it to measure `calls` calls at a time. `command` lacks the program's own arguments.
     pub fn start(mut command: Command, calls: u32) -> Result<Self> {
         command.args(["speed", "--calls", &calls.to_string()]);
         Self::spawn(command)
@@ -44,12 +44,12 @@ impl Reader {
         Ok(reader)
     }
 
-    /// Has it do what it does for a line.
-    pub fn ask(&mut self) -> Result<()> {
+    /// Sends a request.
+    pub fn request(&mut self) -> Result<()> {
         Ok(self.orders.write_all(b"\n")?)
     }
 
-    /// What it says to that.
+    /// Reads the answer.
     pub fn answer(&mut self) -> Result<Value> {
         let mut line = String::new();
         if self.answers.read_line(&mut line)? == 0 {
@@ -62,9 +62,9 @@ impl Reader {
         Ok(serde_json::from_str(&line)?)
     }
 
-    /// Has it measure. It must see a time that is so many seconds ahead, else the figures are of something else.
+    /// Measures. Fails unless the program sees a clock that is `ahead` seconds ahead.
     pub fn measure(&mut self, ahead: i64) -> Result<Figures> {
-        self.ask()?;
+        self.request()?;
         let answer = self.answer()?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
         let theirs = Duration::from_nanos(answer["now"].as_u64().context("no time")?);
@@ -77,7 +77,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // It has ended already unless something failed.
+        // The program has ended already unless something failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! What delays the packets of the near end.
+//! The contenders that delay packets of the near end.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -9,7 +9,8 @@ use super::super::{
     link::{Link, NEAR},
 };
 
-/// Has all that the near end sends go through another device first. There it is marked, and passes the second time.
+/// tc commands that redirect packets of the near end through another device, which marks them so that
+/// they pass the second time.
 const DETOUR: [&str; 9] = [
     "ip link add detour0 type veth peer name detour1",
     "ip link set detour0 up",
@@ -23,17 +24,17 @@ const DETOUR: [&str; 9] = [
     "tc filter add dev near0 egress prio 2 u32 match u32 0 0 action mirred egress redirect dev detour0",
 ];
 
-/// Who delays.
+/// A way to delay packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contender {
-    /// The kernel's own emulator, as the root qdisc.
+    /// netem as the root qdisc.
     Netem,
-    /// Nothing but the way that ours takes: through fq on a second device and back, by tc's own actions. It delays
-    /// nothing, and shows what leaving the interface's root qdisc alone costs by itself.
+    /// The path of injector without delay: through fq on a second device and back, by tc actions. Shows
+    /// the cost of not replacing the interface's root qdisc.
     Detour,
-    /// Ours in the kernel.
+    /// Injector with the edt engine.
     Edt,
-    /// Ours in userspace.
+    /// Injector with the tap engine.
     Tap,
 }
 
@@ -48,7 +49,7 @@ impl Display for Contender {
     }
 }
 
-/// An active delay. Ends when it is dropped.
+/// An active delay. Ends when dropped.
 #[derive(Debug)]
 pub struct Active<'a> {
     link: &'a Link,
@@ -57,7 +58,7 @@ pub struct Active<'a> {
 }
 
 impl Contender {
-    /// Those that this kernel can have.
+    /// The contenders available on this kernel.
     pub fn here(link: &Link) -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for (kind, contenders) in
@@ -74,9 +75,9 @@ impl Contender {
         Ok(all)
     }
 
-    /// Delays what the near end sends by so many milliseconds.
+    /// Delays packets of the near end by a number of milliseconds.
     pub fn start<'a>(self, link: &'a Link, injector: &Injector, ms: u32) -> Result<Active<'a>> {
-        /// More than ever waits; netem's default of 1000 would lose most.
+        /// More than are ever queued. netem's default of 1000 would drop most packets.
         const LIMIT: u32 = 1_000_000;
 
         let mut active = Active { link, undo: &[], running: None };
@@ -110,11 +111,11 @@ impl Contender {
 impl Drop for Active<'_> {
     fn drop(&mut self) {
         for line in self.undo {
-            // All of it goes with the namespace at the latest.
+            // The namespace ends with everything in it at the latest.
             let _ = run(self.link, line);
         }
         if let Some(running) = self.running.take() {
-            // Dropped, it would be killed, and its device left to the guardian.
+            // Stop it here: when dropped, it is killed and its device is left to the guardian.
             let _ = running.stop();
         }
     }

@@ -19,46 +19,46 @@ use nix::{
 
 use super::super::{link::Link, rules::remote};
 
-/// Windows that a delay of 100 ms does not fill.
+/// TCP windows large enough for a delay of 100 ms.
 const BUFFERS: [(&str, &str); 2] =
     [("tcp_rmem", "4096 131072 134217728"), ("tcp_wmem", "4096 131072 134217728")];
 
-/// How long a stuck call may take.
-const STUCK: Duration = Duration::from_secs(10);
+/// The timeout of socket calls.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes of a UDP payload, where packets a second count.
-const SMALL: usize = 64;
+/// The UDP payload in bytes for measuring packet rates.
+const SMALL_PAYLOAD: usize = 64;
 
-/// The same, where bits a second do.
-const LARGE: usize = 1400;
+/// The UDP payload in bytes for measuring bit rates.
+const LARGE_PAYLOAD: usize = 1400;
 
-/// How TCP fared.
+/// The results of a TCP flow.
 #[derive(Clone, Copy, Debug)]
 pub struct Tcp {
-    /// Bits a second that arrived.
+    /// The rate of received bits a second.
     pub rate: f64,
-    /// Seconds of all processors together for each 10^9 bytes.
+    /// The total CPU time in seconds per 10^9 bytes.
     pub cpu_per_gigabyte: f64,
 }
 
-/// How long packets were on their way.
+/// The results of a UDP flow: one-way delays.
 #[derive(Clone, Debug)]
 pub struct Delays {
-    /// Milliseconds, ascending.
+    /// Delays in milliseconds, ascending.
     sorted: Vec<f64>,
-    /// How many were sent.
+    /// The number of packets sent.
     pub sent: usize,
-    /// How long sending took.
+    /// The duration of sending.
     took: Duration,
 }
 
 impl Delays {
-    /// How many came, of those that were sent in a second.
+    /// The received packets per second of sending.
     pub fn rate(&self) -> f64 {
         self.received() as f64 / self.took.as_secs_f64()
     }
 
-    /// How many came.
+    /// The number of packets received.
     pub const fn received(&self) -> usize {
         self.sorted.len()
     }
@@ -75,7 +75,7 @@ impl Delays {
         (squares.sum::<f64>() / self.sorted.len() as f64).sqrt()
     }
 
-    /// Within this are so many of 1, in milliseconds.
+    /// The quantile of a fraction, in milliseconds.
     pub fn quantile(&self, part: f64) -> f64 {
         let place = (self.sorted.len() as f64 * part) as usize;
         self.sorted.get(place.min(self.sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
@@ -90,12 +90,12 @@ pub struct Flows<'a> {
 }
 
 impl<'a> Flows<'a> {
-    /// Prepares both ends.
+    /// Configures both ends.
     pub fn new(link: &'a Link) -> Result<Self> {
         for end in [&link.near, &link.far] {
             end.run(|| {
                 for (name, value) in BUFFERS {
-                    // Of the namespace that the thread is in.
+                    // Write to the namespace of the thread.
                     fs::write(format!("/proc/sys/net/ipv4/{name}"), value).context(name)?;
                 }
                 Ok(())
@@ -104,21 +104,22 @@ impl<'a> Flows<'a> {
         Ok(Self { link, port: AtomicU64::new(20_000) })
     }
 
-    /// A port that was not used before, and where the near end finds it.
+    /// An unused port, and its address for the near end.
     fn address(&self) -> (u16, SocketAddrV4) {
         let port = self.port.fetch_add(1, Ordering::Relaxed) as u16;
         (port, SocketAddrV4::new(remote(1), port))
     }
 
-    /// One TCP flow for `time`, after as long again for its window to open, but at most 2 s.
+    /// Measures a TCP flow for `time`, after a warm-up of the same length but at most 2 s.
     pub fn tcp(&self, time: Duration) -> Result<Tcp> {
         let (port, peer) = self.address();
         let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
         let listener = self.link.far.run(|| Ok(TcpListener::bind(any)?))?;
-        let near = self.link.near.run(|| Ok(TcpStream::connect_timeout(&peer.into(), STUCK)?))?;
+        let near =
+            self.link.near.run(|| Ok(TcpStream::connect_timeout(&peer.into(), CALL_TIMEOUT)?))?;
         let (far, _) = listener.accept()?;
-        near.set_write_timeout(Some(STUCK))?;
-        far.set_read_timeout(Some(STUCK))?;
+        near.set_write_timeout(Some(CALL_TIMEOUT))?;
+        far.set_read_timeout(Some(CALL_TIMEOUT))?;
         let ends = AtomicBool::new(false);
         let count = AtomicU64::new(0);
         let (ends, count) = (&ends, &count);
@@ -159,7 +160,7 @@ impl<'a> Flows<'a> {
         })
     }
 
-    /// The most UDP packets a second that can be sent, and of which none is lost, to within 5 %.
+    /// The maximum UDP packet rate without loss, to within 5 %.
     pub fn lossless_udp(&self, time: Duration, delay: Duration) -> Result<f64> {
         let passes = |rate: f64| -> Result<bool> {
             let count = (rate * time.as_secs_f64()) as u32;
@@ -167,7 +168,7 @@ impl<'a> Flows<'a> {
             Ok(delays.received() == count as usize
                 && delays.took.as_secs_f64() < time.as_secs_f64() * 1.05)
         };
-        // A stall of the machine must not decide: two of three attempts.
+        // Take two of three attempts, as the machine may stall.
         let good =
             |rate: f64| Ok::<_, anyhow::Error>(passes(rate)? || (passes(rate)? && passes(rate)?));
         let (mut low, mut high) = (1000.0, 4000.0);
@@ -182,17 +183,17 @@ impl<'a> Flows<'a> {
         Ok(low)
     }
 
-    /// UDP at so many bits a second for `time`; how many of them arrived each second.
+    /// The received bit rate of UDP sent at `rate` bits a second for `time`.
     pub fn steady_udp(&self, rate: f64, time: Duration, delay: Duration) -> Result<f64> {
-        let bits = LARGE as f64 * 8.0;
+        let bits = LARGE_PAYLOAD as f64 * 8.0;
         let count = (rate / bits * time.as_secs_f64()) as u32;
         let pause = Duration::from_secs_f64(bits / rate);
-        Ok(self.datagrams(LARGE, count, pause, delay)?.rate() * bits)
+        Ok(self.datagrams(LARGE_PAYLOAD, count, pause, delay)?.rate() * bits)
     }
 
-    /// So many small UDP packets, one each `pause`; how long they were on their way.
+    /// The delays of `count` small UDP packets, one each `pause`.
     pub fn udp(&self, count: u32, pause: Duration, delay: Duration) -> Result<Delays> {
-        self.datagrams(SMALL, count, pause, delay)
+        self.datagrams(SMALL_PAYLOAD, count, pause, delay)
     }
 
     fn datagrams(
@@ -229,14 +230,14 @@ impl<'a> Flows<'a> {
     }
 }
 
-/// Sends packets that bear the time; those whose time is over at once. Returns how long that took.
+/// Sends packets with timestamps on schedule; overdue ones at once. Returns the duration.
 fn send(socket: &UdpSocket, size: usize, count: u32, pause: Duration) -> Result<Duration> {
     let mut packet = vec![0; size];
     let start = Instant::now();
     for number in 0..count {
         let due = start + pause.mul_f64(f64::from(number));
         let left = due.saturating_duration_since(Instant::now());
-        // Sleeping takes longer than asked; what has fallen behind is sent together.
+        // Sleeping overshoots: overdue packets are sent together.
         if left > Duration::from_micros(100) {
             thread::sleep(left);
         }
@@ -251,9 +252,9 @@ fn send(socket: &UdpSocket, size: usize, count: u32, pause: Duration) -> Result<
     Ok(start.elapsed())
 }
 
-/// Receives until `ends` is set; for how many milliseconds each packet was on its way.
+/// Receives until `ends` is set. Returns the delay of each packet in milliseconds.
 fn receive(socket: &UdpSocket, ends: &AtomicBool) -> Result<Vec<f64>> {
-    let mut packet = [0; LARGE];
+    let mut packet = [0; LARGE_PAYLOAD];
     let mut delays = Vec::new();
     let mut space = nix::cmsg_space!(libc::timespec);
     loop {
@@ -283,9 +284,9 @@ fn now_ns(clock: ClockId) -> Result<u64> {
     Ok(u64::try_from(Duration::from(clock_gettime(clock)?).as_nanos())?)
 }
 
-/// Seconds that the processors have been busy, together (`proc_stat(5)`).
+/// The total busy time of all CPUs in seconds (`proc_stat(5)`).
 fn busy() -> Result<f64> {
-    /// `USER_HZ`, the same on all machines that this runs on.
+    /// `USER_HZ`, the same on all supported machines.
     const TICKS: f64 = 100.0;
     let stat = fs::read_to_string("/proc/stat")?;
     let line = stat.lines().next().context("an empty /proc/stat")?;

@@ -1,4 +1,4 @@
-//! `cargo xtask bench delay`: delayed packets, ours beside netem's.
+//! `cargo xtask bench delay`: delays of injector compared with netem.
 
 mod contender;
 mod flow;
@@ -13,22 +13,22 @@ use super::{
     link::Link,
     numbers::median,
     places::Places,
-    say,
+    progress,
     target::{self, Target},
 };
 use contender::Contender;
 use flow::{Delays, Flows};
 
-/// Measures delayed packets: throughput, packets a second without loss, exactness, processor time
+/// Measure delays: throughput, packet rate without loss, accuracy, CPU time
 ///
-/// On this machine, and then beside netem in virtual machines of Linux 6.12 and 7.3, all of them in one run on
+/// Runs on this machine, then beside netem in virtual machines of Linux 6.12 and 7.3, all in one run on
 /// one veth pair. Needs root. Exits with 1 if a target is missed.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
     places: Places,
 
-    /// Measure this part only
+    /// Part to measure
     #[arg(long, value_enum, value_name = "PART")]
     only: Option<Part>,
 }
@@ -36,16 +36,16 @@ pub struct Args {
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
-    /// Packets that the sender's own host holds
+    /// Packets held on the sender's host
     Link,
-    /// Packets that are held elsewhere on their way
+    /// Packets held elsewhere on the path
     Paths,
 }
 
 /// Delays in milliseconds.
 const DELAYS: [u32; 4] = [0, 1, 20, 100];
 
-/// The delay that the targets of the TAP engine are for, in milliseconds.
+/// The delay for the targets of the TAP engine, in milliseconds.
 const TAP_DELAY: u32 = 5;
 
 /// Runs the benchmark and prints the report.
@@ -76,7 +76,7 @@ fn held_by_sender(args: &Args, injector: &Injector, targets: &mut Vec<Target>) -
     let flows = Flows::new(&link)?;
     let mut contenders = Contender::here(&link)?;
     if contenders.contains(&Contender::Netem) {
-        // Its targets are for machines, not for emulated ones.
+        // Its targets do not apply to emulated machines.
         contenders.retain(|&contender| contender != Contender::Tap);
         beside_netem(args, injector, &link, &flows, &contenders, targets)
     } else {
@@ -84,7 +84,7 @@ fn held_by_sender(args: &Args, injector: &Injector, targets: &mut Vec<Target>) -
     }
 }
 
-/// What was measured of one contender at one delay, a value a round.
+/// The values of one contender at one delay, one per round.
 #[derive(Default)]
 struct Figures {
     tcp: Vec<f64>,
@@ -94,7 +94,7 @@ struct Figures {
     deviation: Vec<f64>,
 }
 
-/// Contenders take turns, in rounds.
+/// Measures contenders in turn, in rounds.
 fn beside_netem(
     args: &Args,
     injector: &Injector,
@@ -110,12 +110,12 @@ fn beside_netem(
     );
     println!("|--:|---|--:|--:|--:|--:|--:|--:|--:|");
     for ms in DELAYS {
-        // It delays nothing.
+        // This one adds no delay.
         let has_part = |&&contender: &&Contender| ms == 0 || contender != Contender::Detour;
         let contenders: Vec<Contender> = contenders.iter().filter(has_part).copied().collect();
         let mut figures: Vec<Figures> = contenders.iter().map(|_| Figures::default()).collect();
         for round in 0..rounds {
-            say(&format!("{ms} ms, round {}", round + 1));
+            progress(&format!("{ms} ms, round {}", round + 1));
             for turn in 0..contenders.len() {
                 let number = (turn + round) % contenders.len();
                 let contender = contenders[number];
@@ -149,9 +149,9 @@ fn beside_netem(
                 median(&figures.cpu),
             );
             if *contender == Contender::Edt {
-                let mut add = |what: &str, least, limit, measured| {
+                let mut add = |what: &str, is_minimum, limit, measured| {
                     let name = format!("{what}, edt to netem at {ms} ms");
-                    targets.push(Target { name, least, limit, measured });
+                    targets.push(Target { name, is_minimum, limit, measured });
                 };
                 add("TCP", true, 1.0, tcp);
                 add("UDP", true, 1.0, udp);
@@ -162,7 +162,7 @@ fn beside_netem(
     Ok(())
 }
 
-/// The TAP engine where there is nothing to compare it with but the bare link.
+/// Measures the TAP engine compared with the bare link, where netem is missing.
 fn alone(
     args: &Args,
     injector: &Injector,
@@ -175,7 +175,7 @@ fn alone(
     let (mut bare, mut ours, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
     let mut delays: Vec<Delays> = Vec::new();
     for round in 0..rounds {
-        say(&format!("round {}", round + 1));
+        progress(&format!("round {}", round + 1));
         bare.push(flows.tcp(time)?.rate);
         let active = Contender::Tap.start(link, injector, TAP_DELAY)?;
         let tcp = flows.tcp(time)?;
@@ -197,8 +197,8 @@ fn alone(
         median(&cpu)
     );
     println!("UDP at 50,000 packets/s: {lost} of {} lost", rounds * 100_000);
-    let mut add = |name: &str, least, limit, measured| {
-        targets.push(Target { name: name.into(), least, limit, measured });
+    let mut add = |name: &str, is_minimum, limit, measured| {
+        targets.push(Target { name: name.into(), is_minimum, limit, measured });
     };
     add("tap: TCP at 5 ms, Gbit/s", true, 6.0, median(&ours) / 1e9);
     add("tap: late at 50,000 packets/s, median, µs", false, 100.0, late(0.5));

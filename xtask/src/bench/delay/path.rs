@@ -1,4 +1,5 @@
-//! Packets held on receipt, by a router, by a bridge and by a container's host: beside netem at their sender.
+//! Packets held on ingress, by a router, by a bridge and by a container's host, compared with netem
+//! at the sender.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::{
         link::{Link, NEAR},
         namespace::Namespace,
         numbers::median,
-        say,
+        progress,
         target::Target,
     },
     contender::Contender,
@@ -20,25 +21,25 @@ use super::{
 /// Delays in milliseconds.
 const DELAYS: [u32; 2] = [20, 100];
 
-/// What a UDP flow offers, in bits a second.
+/// The offered rate of a UDP flow, in bits a second.
 const UDP_RATE: f64 = 50e6;
 
-/// By so much ours must reach netem's.
-const LEAST: f64 = 0.9;
+/// The minimum ratio of injector's throughput to netem's.
+const MIN_RATIO: f64 = 0.9;
 
 /// The interface of the middle host towards the near end.
 const IN: &str = "in0";
 
-/// The same towards the far end.
+/// The interface of the middle host towards the far end.
 const OUT: &str = "out0";
 
-/// Two ends with a host between them.
+/// Two ends and a middle host.
 struct Path {
     link: Link,
     middle: Namespace,
 }
 
-/// Where packets from the near to the far end are held.
+/// The place at which packets to the far end are held.
 struct Place {
     what: &'static str,
     by_bridge: bool,
@@ -83,7 +84,7 @@ const PLACES: [Place; 7] = [
         interface: IN,
         direction: "ingress",
     },
-    // As a container is: a namespace on a bridge of its host.
+    // Like a container: a namespace on a bridge of its host.
     Place {
         what: "sent, container",
         by_bridge: true,
@@ -137,7 +138,7 @@ impl Path {
     }
 }
 
-/// What was measured of one contender, a value a round.
+/// The values of one contender, one per round.
 #[derive(Default)]
 struct Figures {
     tcp: Vec<f64>,
@@ -153,7 +154,7 @@ impl Figures {
     }
 }
 
-/// Measures all places with each engine that works here, after netem; where that is missing, after the bare path.
+/// Measures all places with each available engine, compared with netem or else with the bare path.
 pub fn measure(quick: bool, injector: &Injector, targets: &mut Vec<Target>) -> Result<()> {
     let (rounds, time) =
         if quick { (1, Duration::from_secs(1)) } else { (2, Duration::from_secs(2)) };
@@ -166,7 +167,7 @@ pub fn measure(quick: bool, injector: &Injector, targets: &mut Vec<Target>) -> R
         let has_netem = here.contains(&Contender::Netem);
         for ms in DELAYS {
             let mut netem = Figures::default();
-            say(&format!("{ms} ms at the sender"));
+            progress(&format!("{ms} ms at the sender"));
             for _ in 0..rounds {
                 let start = || Contender::Netem.start(&path.link, injector, ms);
                 let active = has_netem.then(start).transpose()?;
@@ -186,7 +187,7 @@ pub fn measure(quick: bool, injector: &Injector, targets: &mut Vec<Target>) -> R
                     if !here.contains(&engine) {
                         continue;
                     }
-                    say(&format!("{ms} ms, {}, {engine}", place.what));
+                    progress(&format!("{ms} ms, {}, {engine}", place.what));
                     let mut figures = Figures::default();
                     for _ in 0..rounds {
                         let running = place.hold(&path, injector, engine, ms)?;
@@ -204,10 +205,10 @@ pub fn measure(quick: bool, injector: &Injector, targets: &mut Vec<Target>) -> R
                     );
                     let mut add = |what: &str, measured| {
                         let name = format!("{what}, {}, {engine} to {who} at {ms} ms", place.what);
-                        targets.push(Target { name, least: true, limit: LEAST, measured });
+                        targets.push(Target { name, is_minimum: true, limit: MIN_RATIO, measured });
                     };
                     add("UDP", ours_udp / udp);
-                    // The TAP engine's thread takes more processor time than an emulated machine has.
+                    // Emulated machines are too slow for the thread of the TAP engine.
                     if has_netem && engine == Contender::Edt {
                         add("TCP", ours_tcp / tcp);
                     }

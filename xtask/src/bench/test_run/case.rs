@@ -1,4 +1,4 @@
-//! What is measured: a program, its rules, a packet.
+//! The measured cases: a program, its rules and a packet.
 
 use std::{
     fmt::Write as _,
@@ -36,43 +36,43 @@ const TC_ACT_UNSPEC: u32 = u32::MAX;
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 
-/// The local end of the packet; a socket is bound there.
+/// The local address of the packet, to which a socket is bound.
 const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const PORT: u16 = 5201;
 
-/// Names of the cases that others are compared with.
+/// Name of a baseline.
 pub const EMPTY_TC: &str = "tc, empty program: the measuring itself";
-/// Of one.
+/// See above.
 pub const EMPTY_XDP: &str = "XDP, empty program: the measuring itself";
-/// Names of the cases that have targets.
+/// Name of a case with a target.
 pub const XDP_LOSS: &str = "XDP, loss 100 %";
-/// Of one.
+/// See above.
 pub const NO_MATCH: &str = "tc egress, no rule matches";
-/// Of one.
+/// See above.
 pub const MATCH: &str = "tc egress, match at 0 %";
 
 /// One program with one set of rules and one packet.
 pub struct Case {
-    /// What the packet meets.
+    /// The name of the case.
     pub name: &'static str,
-    /// How many rules there are.
+    /// The number of rules.
     pub rules: u32,
-    /// Whether one of them is to match.
+    /// Whether a rule must match.
     pub matches: bool,
     program: Program,
     hook: Hook,
     frame: Vec<u8>,
-    /// Bound while the case lives, for programs that look the receiver up.
+    /// A bound socket, for programs that look up the receiver.
     _receiver: Option<UdpSocket>,
 }
 
-/// What runs.
+/// The program.
 enum Program {
     Ours(Box<Object>),
     Empty(OwnedFd),
 }
 
-/// Where it runs.
+/// The hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hook {
     Tc(Direction),
@@ -87,11 +87,12 @@ struct Setting {
     tcp: bool,
 }
 
-/// All cases. `own` are id and level of the cgroup that packets are from. The calling thread's namespace gets a socket.
+/// All cases. `own` is the ID and level of the packets' cgroup. Binds a socket in the calling thread's
+/// namespace.
 pub fn all(own: (u64, u32)) -> Result<Vec<Case>> {
     let host = Setting::default();
     let inside = Setting { cgroup: Some(own), ..host };
-    // No cgroup has this id.
+    // No cgroup has this ID.
     let outside = Setting { cgroup: Some((u64::MAX, own.1)), ..host };
     let protected = Setting { protect: true, tcp: true, ..host };
     let (egress, ingress) = (Hook::Tc(Egress), Hook::Tc(Ingress));
@@ -137,7 +138,7 @@ pub fn all(own: (u64, u32)) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// Rules that differ in prefix length, each of which costs a look-up.
+/// Rules with different prefix lengths, each of which costs a lookup.
 fn eight_masks() -> Result<RuleFile> {
     let mut rules = String::new();
     for prefix in 25..33 {
@@ -172,7 +173,7 @@ impl Case {
         })
     }
 
-    /// A program that does nothing.
+    /// An empty program.
     fn empty(name: &'static str, hook: Hook) -> Result<Self> {
         let program = match hook {
             Hook::Tc(_) => load_empty(SCHED_CLS, TC_ACT_UNSPEC.cast_signed())?,
@@ -189,7 +190,7 @@ impl Case {
         })
     }
 
-    /// Nanoseconds a packet, over `repeat` packets.
+    /// The time a packet in nanoseconds, over `repeat` packets.
     pub fn run(&mut self, repeat: u32) -> Result<f64> {
         let expected = match self.hook {
             Hook::Tc(_) => TC_ACT_UNSPEC,
@@ -211,7 +212,7 @@ impl Case {
         Ok(f64::from(outcome.ns))
     }
 
-    /// How many packets matched so far.
+    /// The number of packets matched so far.
     pub fn matched(&mut self) -> Result<u64> {
         let Program::Ours(object) = &mut self.program else { return Ok(0) };
         let counters = object.rule_counters(0, self.rules)?;
@@ -219,19 +220,19 @@ impl Case {
     }
 }
 
-/// Loads the object and makes the rules active, for ever.
+/// Loads the object and activates the rules without an end.
 fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
     let Faults { seed, rules, .. } = file::read(&file.path())?;
     let compiled = compile(&rules, seed.unwrap_or_default())?;
     let constants = Constants {
         of_cgroup: setting.cgroup.is_some(),
         layout: if looks_up { Layout::of_kernel()? } else { Layout::default() },
-        // A mark of no bits.
+        // No mark.
         judged_bit: 0,
         protect: setting.protect,
         hold: None,
     };
-    // As much room as `Network` makes.
+    // The same capacity as in `Network`.
     let capacity = Capacity {
         rules: compiled.rules.len() as u32,
         entries: 2 * compiled.entry_count() as u32,
