@@ -285,7 +285,7 @@ fn cycles(agent: &Agent, namespace: &Namespace, cycles: u32) -> Result<bool> {
 }
 
 fn served(agent: &Agent, namespace: &Namespace, args: &Args) -> Result<bool> {
-    let &Args { faults, clients, seconds, .. } = argsArgs { faults, clients, seconds, .. } = args;
+    let &Args { faults, clients, seconds, .. } = args;
     progress(&format!(
         "{clients} clients send requests for {seconds} s, with {faults} active faults"
     ));

@@ -107,7 +107,7 @@ fn start(injector: &Injector, group: &TestCgroup, rules: &File) -> Result<Runnin
 
 /// Checks that each reader sees a clock that is `ahead` seconds ahead.
 fn check(readers: &mut [Reader], ahead: i64) -> Result<()> {
-    readers.iter_mut().try_for_each(Reader::ask)?;
+    readers.iter_mut().try_for_each(Reader::request)?;
     for reader in readers {
         let off = reader.answer()?["realtime"].as_i64().context("no clock")?;
         let wrong = off - ahead * 1_000_000_000;
