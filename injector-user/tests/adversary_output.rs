@@ -24,7 +24,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 use testbed::{
-    Family, Host, INJECTOR, Injector, Lab, PATIENCE, Process, RuleFile, TestCgroup, agent::Agent,
+    Family, Host, INJECTOR, Injector, Lab, Process, RuleFile, TIMEOUT, TestCgroup, agent::Agent,
     scratch_file, state, wait_until,
 };
 
@@ -94,8 +94,8 @@ impl Running {
     }
 
     #[track_caller]
-    fn ends_within(&mut self, patience: Duration) -> ExitStatus {
-        wait_until(patience, "the end", || self.has_ended());
+    fn ends_within(&mut self, timeout: Duration) -> ExitStatus {
+        wait_until(timeout, "the end", || self.has_ended());
         self.0.wait().expect("it is ours")
     }
 }
@@ -178,7 +178,7 @@ fn loss_goes_on(sink: &Blocked) {
     let netns = &lab.left.netns;
     let line = format!("--netns {netns} --loss 100% --for 30s {}", format(sink));
     let mut injector = Running::start(inject(&lab.left, &line), sink);
-    wait_until(PATIENCE, "loss", || is_lost(&lab, Family::V4));
+    wait_until(TIMEOUT, "loss", || is_lost(&lab, Family::V4));
     let began = Instant::now();
     while began.elapsed() < SURELY {
         assert!(is_lost(&lab, Family::V4), "passed after {:?}", began.elapsed());
@@ -202,7 +202,7 @@ fn clocks_go_on(sink: &Blocked) {
     let line = format!("--cgroup {path} --clock +1h --for 30s {}", format(sink));
     let mut injector = Running::start(inject(&lab.left, &line), sink);
     let is_wrong = || (3500..3700).contains(&ahead());
-    wait_until(PATIENCE, "a wrong clock", is_wrong);
+    wait_until(TIMEOUT, "a wrong clock", is_wrong);
     let began = Instant::now();
     while began.elapsed() < SURELY {
         assert!(is_wrong(), "true time after {:?}", began.elapsed());
@@ -229,7 +229,7 @@ fn a_scenario_goes_on(sink: &Blocked) {
     command.arg("apply").arg(&file.path).arg("--timeline").arg(&timeline);
     command.args(format(sink).split_whitespace());
     let mut injector = Running::start(command, sink);
-    wait_until(PATIENCE, "loss", || is_lost(&lab, Family::V4));
+    wait_until(TIMEOUT, "loss", || is_lost(&lab, Family::V4));
     let began = Instant::now();
     while began.elapsed() < SURELY.saturating_sub(Duration::from_secs(1)) {
         assert!(is_lost(&lab, Family::V4), "passed after {:?}", began.elapsed());
@@ -263,7 +263,7 @@ fn an_agent_goes_on(sink: &Blocked) {
     let child = command.spawn().expect("it can be run");
     let audit = PathBuf::from("/nonexistent");
     let mut agent = Agent { child, socket, audit, serves: Vec::new() };
-    wait_until(PATIENCE, "an agent", || UnixStream::connect(&agent.socket).is_ok());
+    wait_until(TIMEOUT, "an agent", || UnixStream::connect(&agent.socket).is_ok());
     let watchers: Vec<_> = (0..20).map(|_| agent.watch("/v1/events")).collect();
     let fault = agent.create(&json!({
         "target": {"netns": lab.left.netns}, "rules": [{"loss": "100%"}], "for": "30s",
@@ -329,7 +329,7 @@ fn signals_end_faults_whatever_becomes_of_reports() {
             let path = cgroup.path.display();
             let line = format!("--cgroup {path} --pause 1m,at=0s --loss 1% {}", format(&sink));
             let mut injector = Running::start(inject(&lab.left, &line), &sink);
-            wait_until(PATIENCE, "a pause", || cgroup.is_frozen());
+            wait_until(TIMEOUT, "a pause", || cgroup.is_frozen());
             injector.signal(signal);
             wait_until(Duration::from_secs(2), "the end of the pause", || !cgroup.is_frozen());
             // The summary is waited for, and is missing.
@@ -487,7 +487,7 @@ fn an_agent_and_a_scenario_outlast_sinks_that_refuse() {
     command.stdout(full()).stderr(Stdio::piped());
     let child = command.spawn().expect("it can be run");
     let mut agent = Agent { child, socket, audit: PathBuf::new(), serves: Vec::new() };
-    wait_until(PATIENCE, "an agent", || UnixStream::connect(&agent.socket).is_ok());
+    wait_until(TIMEOUT, "an agent", || UnixStream::connect(&agent.socket).is_ok());
     let fault = agent.create(&json!({
         "target": {"netns": netns}, "rules": [{"loss": "100%"}], "for": "1m",
     }));
@@ -528,7 +528,7 @@ fn a_rule_file_that_cannot_be_read_again_holds_up_nothing() {
         let line = format!("--cgroup {} {} --for 5s", cgroup.path.display(), rules.option());
         let began = Instant::now();
         let mut process = injected(&lab, &line);
-        wait_until(PATIENCE, "a pause", || cgroup.is_frozen());
+        wait_until(TIMEOUT, "a pause", || cgroup.is_frozen());
         fs::remove_file(&rules.path).expect("it is there");
         let path = rules.path.display().to_string();
         let (status, stderr) = bash(&make.replace('F', &path), Path::new("/"));
@@ -576,7 +576,7 @@ fn name_servers_that_do_not_answer_hold_up_nothing() {
         rules.write("rules:\n  - loss: 0%\n    remote: db.example.com\n");
         process.signal(Signal::SIGHUP);
         // Once it was read, its name is looked up, for minutes. Another request waits for that.
-        wait_until(PATIENCE, "a look-up", || has_thread(process.pid(), "rules"));
+        wait_until(TIMEOUT, "a look-up", || has_thread(process.pid(), "rules"));
         process.signal(Signal::SIGHUP);
         let warning = process.wait_for("warning");
         let message = warning["message"].as_str().expect("text");
@@ -670,13 +670,13 @@ fn an_agent_that_does_not_answer_holds_up_no_signal() {
     let begun = injected(&lab, &line);
     agent.signal(Signal::SIGSTOP);
     let mut asking = Running(Injector::command(&lab.left, &line).spawn().expect("it can be run"));
-    wait_until(PATIENCE, "a connection", || connections(&lab.left, &agent.socket) >= 2);
+    wait_until(TIMEOUT, "a connection", || connections(&lab.left, &agent.socket) >= 2);
     asking.signal(Signal::SIGTERM);
     assert_eq!(asking.ends_within(Duration::from_secs(5)).code(), Some(1));
     begun.signal(Signal::SIGTERM);
     wait_until(Duration::from_secs(16), "the end", || state(begun.child.id()) == 'Z');
     agent.signal(Signal::SIGCONT);
-    wait_until(PATIENCE, "no fault", || agent.active().is_empty());
+    wait_until(TIMEOUT, "no fault", || agent.active().is_empty());
 }
 
 /// How many sockets are connected to the one with this name.

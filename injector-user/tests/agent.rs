@@ -19,7 +19,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 use testbed::{
-    Family, Lab, PATIENCE, TestCgroup, agent::Agent, is_guest, number, scratch_file, wait_until,
+    Family, Lab, TIMEOUT, TestCgroup, agent::Agent, is_guest, number, scratch_file, wait_until,
 };
 
 /// Whether the peer can be reached.
@@ -137,7 +137,7 @@ fn a_hung_agent_faults_no_longer_than_asked() {
     let created = Instant::now();
     assert!(!answers(&lab));
     agent.signal(Signal::SIGSTOP);
-    wait_until(PATIENCE, "the deadline has passed, which is the kernel's", || answers(&lab));
+    wait_until(TIMEOUT, "the deadline has passed, which is the kernel's", || answers(&lab));
     // What the agent does not renew would end after 5 s.
     assert!(is_guest() || created.elapsed() < Duration::from_secs(5), "{:?}", created.elapsed());
     agent.signal(Signal::SIGCONT);
@@ -348,7 +348,7 @@ fn settled(pid: u32) -> (usize, usize, u64) {
     const STEADY: u32 = 10;
     let mut last = held(pid);
     let mut same = 0;
-    wait_until(PATIENCE, "the number of files is steady", || {
+    wait_until(TIMEOUT, "the number of files is steady", || {
         thread::sleep(Duration::from_millis(30));
         let now = held(pid);
         same = if (now.0, now.1) == (last.0, last.1) { same + 1 } else { 0 };
@@ -439,7 +439,7 @@ fn a_killed_agent_leaves_nothing_and_the_next_one_serves_at_once() {
         let pause = json!({"pause": "30s"});
         agent
             .create(&json!({"target": {"cgroup": cgroup.path}, "processes": pause, "lease": "1m"}));
-        wait_until(PATIENCE, "paused", || cgroup.is_frozen());
+        wait_until(TIMEOUT, "paused", || cgroup.is_frozen());
         assert!(lab.left.run("ip -o link").contains("injhold"));
         assert!(!answers(&lab));
         // Every other time there is no guardian that could undo anything: what is in the journal is for the
@@ -460,10 +460,10 @@ fn a_killed_agent_leaves_nothing_and_the_next_one_serves_at_once() {
         times.push(killed.elapsed());
         assert!(restarted.active().is_empty());
         // The guardian may be on the way still, and then the next start leaves that to it.
-        wait_until(PATIENCE, "the pause has ended", || !cgroup.is_frozen());
+        wait_until(TIMEOUT, "the pause has ended", || !cgroup.is_frozen());
         assert!(!is_unguarded || killed.elapsed() < times[round] + Duration::from_secs(1));
         assert!(answers(&lab));
-        wait_until(PATIENCE, "the device is gone", || {
+        wait_until(TIMEOUT, "the device is gone", || {
             !lab.left.run("ip -o link").contains("injhold")
         });
         agents.push(restarted);
@@ -481,7 +481,7 @@ fn sigterm_ends_faults_and_watchers_and_is_no_failure() {
     let lab = Lab::new();
     let notices = scratch_file();
     let notified = UnixDatagram::bind(&notices).expect("a socket");
-    notified.set_read_timeout(Some(PATIENCE)).expect("more than 0");
+    notified.set_read_timeout(Some(TIMEOUT)).expect("more than 0");
     let path = scratch_file();
     let mut command = Agent::command(&lab.left, &path, &[]);
     command.env("NOTIFY_SOCKET", &notices).env("WATCHDOG_USEC", "300000");
@@ -497,7 +497,7 @@ fn sigterm_ends_faults_and_watchers_and_is_no_failure() {
         }
     });
     let mut agent = Agent::spawned(command, path, 1);
-    let notice = || heard.recv_timeout(PATIENCE).expect("in time");
+    let notice = || heard.recv_timeout(TIMEOUT).expect("in time");
     assert_eq!(notice(), "READY=1");
     assert_eq!(notice(), "WATCHDOG=1");
     // Only one agent serves a socket.

@@ -9,7 +9,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use testbed::{Host, INJECTOR, Injector, Lab, PATIENCE, RuleFile, TestCgroup, wait_until};
+use testbed::{Host, INJECTOR, Injector, Lab, RuleFile, TIMEOUT, TestCgroup, wait_until};
 
 /// Seconds that a program prints, less the true ones.
 fn ahead(text: &str) -> f64 {
@@ -115,7 +115,7 @@ fn last(file: &std::path::Path) -> f64 {
     // The first file that comes may hold a time that was read before.
     for _ in 0..2 {
         let _ = fs::remove_file(file);
-        wait_until(PATIENCE, "a time is printed", || file.exists());
+        wait_until(TIMEOUT, "a time is printed", || file.exists());
     }
     ahead(&fs::read_to_string(file).expect("it prints"))
 }

@@ -18,7 +18,7 @@ use nix::{
     time::{ClockId, clock_gettime},
     unistd::{Pid, User, chown},
 };
-use testbed::{Host, INJECTOR, Injector, Lab, PATIENCE, Process, TestCgroup, scratch_file};
+use testbed::{Host, INJECTOR, Injector, Lab, Process, TIMEOUT, TestCgroup, scratch_file};
 
 const MICROSECOND: i64 = 1_000;
 const MILLISECOND: i64 = 1_000_000;
@@ -74,7 +74,7 @@ const STEADY: Question = Question { clock: ClockId::CLOCK_MONOTONIC, ..exact("st
 #[track_caller]
 fn assert_off(what: &str, process: &mut Process, question: Question, offset: i64) {
     let Question { line, clock, unit, within } = question;
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
         let before = true_time(clock) + offset;
         process.tell(line);
@@ -346,7 +346,7 @@ impl Redis {
         command.args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"]);
         command.arg(&socket).arg("--dir").arg(&folder.0).stdout(Stdio::null());
         let mut server = command.spawn().expect("it can be run");
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         let stream = loop {
             match UnixStream::connect(&socket) {
                 Ok(stream) => break stream,
@@ -358,7 +358,7 @@ impl Redis {
                 }
             }
         };
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("a socket");
         Self { server, stream: BufReader::new(stream), _folder: folder }
     }
 
@@ -397,7 +397,7 @@ impl Redis {
     /// Asserts how far off its TIME is.
     #[track_caller]
     fn assert_off(&mut self, offset: i64) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let before = true_time(ClockId::CLOCK_REALTIME) + offset;
             let time = self.ask("TIME");
@@ -490,7 +490,7 @@ impl Postgres {
             .spawn()
             .expect("it can be run");
         let postgres = Self { programs, folder, server };
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while !postgres.is_ready() {
             assert!(Instant::now() < end, "PostgreSQL does not start");
             thread::sleep(Duration::from_millis(50));
@@ -528,7 +528,7 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         // At once, but so that it gives its shared memory back.
         let _ = kill(Pid::from_raw(self.server.id().cast_signed()), Signal::SIGQUIT);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while Instant::now() < end && matches!(self.server.try_wait(), Ok(None)) {
             thread::sleep(Duration::from_millis(10));
         }

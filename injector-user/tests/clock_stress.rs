@@ -81,7 +81,7 @@ fn a_storm_of_a_thousand_processes_a_second_loses_and_hangs_none() {
         let mut command = lab.left.command(&program, cgroup);
         command.args([rate, seconds]);
         let mut storm = Process::start(command);
-        storm.patience = Duration::from_mins(1);
+        storm.timeout = Duration::from_mins(1);
         storm.wait_for("end")
     };
     let native = storm("1000000", "3", None);

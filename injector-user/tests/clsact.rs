@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use testbed::{Family, INTERFACE, Injector, Lab, TestCgroup, skip, wait_until};
 
 /// How long the guardian may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 fn line(more: &str) -> String {
     format!("--interface {INTERFACE} --hook clsact {more}")
@@ -72,7 +72,7 @@ fn killed_its_guardian_removes_it() {
         let injector = Injector::start(&lab.left, &line("--loss 100%"));
         injector.process.signal(Signal::SIGKILL);
         drop(injector);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while state(&lab) != before {
             assert!(Instant::now() < end, "left is {}", state(&lab));
             thread::sleep(Duration::from_millis(20));
@@ -100,7 +100,7 @@ fn what_others_have_there_stays() {
     let injector = Injector::start(&lab.left, &line("--loss 100%"));
     injector.process.signal(Signal::SIGKILL);
     drop(injector);
-    wait_until(PATIENCE, "all is as before", || state(&lab) == before);
+    wait_until(TIMEOUT, "all is as before", || state(&lab) == before);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use testbed::{
     Family, Host, Injector, Lab, Process, RuleFile,
     agent::Agent,
-    container::{Container, Machine, PATIENCE},
+    container::{Container, Machine, TIMEOUT},
 };
 
 /// The pod of most of them.
@@ -30,7 +30,7 @@ fn command(host: &Host, machine: &Machine, line: &str) -> Command {
 
 fn inject(host: &Host, machine: &Machine, line: &str) -> Injector {
     let mut process = Process::start(command(host, machine, line));
-    process.patience = PATIENCE;
+    process.timeout = TIMEOUT;
     let started = process.wait_for("started");
     Injector { process, started }
 }
@@ -91,7 +91,7 @@ fn clocks_and_pauses_are_of_the_chosen_container() {
     chosen.wait_for_clock(3600);
     assert!((3600 - chosen.clock_of_new()).abs() <= 2);
     assert!(neighbour.clock_of_new().abs() <= 2);
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !is_frozen(&chosen) {
         assert!(Instant::now() < end, "it is never paused");
         thread::sleep(Duration::from_millis(20));
@@ -174,7 +174,7 @@ fn an_agent_follows_a_container_that_is_restarted() {
 
     container.restart();
     container.wait_for_clock(3600);
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while container.pings(to) {
         assert!(Instant::now() < end, "its packets pass");
     }
@@ -205,7 +205,7 @@ fn pauses_and_counts_of_calls_go_on_when_a_container_is_restarted() {
     let before = counts("progress");
     assert!(before.1 < CALLS && before.2 == 0, "{before:?}");
     container.restart();
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     let mut now = counts("progress");
     // It is killed once, by the count of both, and goes on to be paused.
     while now.0 < before.0 + 2 || now.2 == 0 {
@@ -237,7 +237,7 @@ fn a_container_is_unfaulted_once_injector_is_killed() {
     let injector = inject(left, &machine, &format!("--container {} --pause 1m", container.id));
     let state = || fs::read_to_string(container.path().join("cgroup.freeze")).expect("a file");
     let wait_for = |wanted: &str| {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while state().trim() != wanted {
             assert!(Instant::now() < end, "not {wanted}: {}", state());
             thread::sleep(Duration::from_millis(20));
@@ -290,7 +290,7 @@ fn a_scenario_faults_a_container_and_follows_it() {
     let mut command = testbed::apply(right, &scenario.path, &[]);
     command.env("INJECTOR_HOST_ROOT", &machine.root);
     let mut injector = Process::start(command);
-    injector.patience = PATIENCE;
+    injector.timeout = TIMEOUT;
     injector.wait_for("change");
     assert!(!container.pings(to));
     container.restart();

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use testbed::{
     Family, Lab,
     agent::Agent,
-    container::{Container, Machine, PATIENCE},
+    container::{Container, Machine, TIMEOUT},
     daemonset::DaemonSet,
     engines, wait_until,
 };
@@ -175,7 +175,7 @@ fn what_a_killed_agent_leaves_is_undone_by_the_next_start() {
     let daemon = set.start(&machine);
     daemon.agent.create(&request);
     container.wait_for_clock(3600);
-    wait_until(PATIENCE, "it is paused", is_frozen);
+    wait_until(TIMEOUT, "it is paused", is_frozen);
     daemon.kill();
     thread::sleep(Duration::from_secs(1));
     assert!(is_frozen(), "somebody else has undone it");
@@ -188,7 +188,7 @@ fn what_a_killed_agent_leaves_is_undone_by_the_next_start() {
 
     // Alone: the runtime kills the rest a moment later, and the guardian may be faster.
     daemon.agent.create(&request);
-    wait_until(PATIENCE, "it is paused", is_frozen);
+    wait_until(TIMEOUT, "it is paused", is_frozen);
     kill(Pid::from_raw(daemon.pid()), Signal::SIGKILL).expect("it is alive");
     let began = Instant::now();
     while is_frozen() && began.elapsed() < Duration::from_secs(5) {

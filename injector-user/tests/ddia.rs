@@ -17,7 +17,7 @@ use testbed::{Host, Process, number, wait_until};
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// How long a client waits for an answer that comes, on a busy machine as well, and for one that does not, in seconds.
-const PATIENCE: [&str; 2] = ["5", "1"];
+const TIMEOUT: [&str; 2] = ["5", "1"];
 
 /// The three nodes and the client of `scripts/experiments/redis-nodes`, whose names are taken by one test at a time.
 struct Nodes {
@@ -58,8 +58,8 @@ fn script(args: &[&str]) -> Output {
 }
 
 /// What Redis, or Sentinel, on a node answers to somebody; `None` if it does not in time.
-fn try_as(who: &str, patience: &str, node: u8, port: u16, words: &str) -> Option<String> {
-    let line = format!("timeout {patience} redis-cli -h 10.65.0.{node} -p {port} {words}");
+fn try_as(who: &str, timeout: &str, node: u8, port: u16, words: &str) -> Option<String> {
+    let line = format!("timeout {timeout} redis-cli -h 10.65.0.{node} -p {port} {words}");
     let args: Vec<&str> = ["exec", who].into_iter().chain(line.split_whitespace()).collect();
     let output = script(&args);
     let text = String::from_utf8(output.stdout).expect("text");
@@ -72,7 +72,7 @@ fn try_as(who: &str, patience: &str, node: u8, port: u16, words: &str) -> Option
 }
 
 fn ask_as(who: &str, node: u8, port: u16, words: &str) -> String {
-    try_as(who, PATIENCE[0], node, port, words).unwrap_or_else(|| panic!("no answer to {words}"))
+    try_as(who, TIMEOUT[0], node, port, words).unwrap_or_else(|| panic!("no answer to {words}"))
 }
 
 fn ask(node: u8, words: &str) -> String {
@@ -81,7 +81,7 @@ fn ask(node: u8, words: &str) -> String {
 
 /// Whether the client waits for an answer in vain.
 fn gives_up(node: u8, words: &str) -> bool {
-    try_as("ddia-client", PATIENCE[1], node, 6379, words).is_none()
+    try_as("ddia-client", TIMEOUT[1], node, 6379, words).is_none()
 }
 
 /// Several commands in one connection.
@@ -134,7 +134,7 @@ fn a_request_is_carried_out_though_its_reply_is_lost_and_twice_if_it_is_repeated
     let mut scenario = apply("reply-lost");
     scenario.wait_for("change");
     assert!(gives_up(1, "incr orders"), "to the client this is as if the request were lost");
-    wait_until(testbed::PATIENCE, "carried out", || ask(2, "get orders") == "1");
+    wait_until(testbed::TIMEOUT, "carried out", || ask(2, "get orders") == "1");
     assert!(gives_up(1, "incr orders"), "it tries again");
     let ended = stop(scenario);
     assert!(number(&ended["targets"]["primary"], "dropped") >= 2, "{ended}");
@@ -150,7 +150,7 @@ fn a_delayed_request_is_carried_out_after_its_client_gave_up() {
     let sent = Instant::now();
     assert!(gives_up(1, "incr orders"));
     assert_eq!(ask(2, "get orders"), "0", "not yet");
-    wait_until(testbed::PATIENCE, "carried out", || ask(2, "get orders") == "1");
+    wait_until(testbed::TIMEOUT, "carried out", || ask(2, "get orders") == "1");
     let late = sent.elapsed();
     assert!((1900..3500).contains(&late.as_millis()), "{late:?}");
     let ended = stop(scenario);
@@ -176,7 +176,7 @@ fn a_limping_link_is_up_and_its_replica_is_far_behind() {
     let ended = stop(scenario);
     let counts = &ended["targets"]["replica"];
     assert!(number(counts, "delayed") + number(counts, "queue_dropped") > 0, "{ended}");
-    wait_until(testbed::PATIENCE, "in step again", || ask(3, "get orders") == "7");
+    wait_until(testbed::TIMEOUT, "in step again", || ask(3, "get orders") == "7");
 }
 
 #[test]
@@ -225,10 +225,10 @@ fn who_is_paused_past_a_lease_comes_back_and_finds_another_one_in_its_place() {
     let mut worker = Command::new(tool());
     worker.args(["exec", "ddia-client", "sh", "-c", WORKER, "worker", "first"]);
     let mut worker = Process::start(worker);
-    wait_until(testbed::PATIENCE, "taken", || ask_as("ddia-2", 1, 6379, "get lock") == "first");
+    wait_until(testbed::TIMEOUT, "taken", || ask_as("ddia-2", 1, 6379, "get lock") == "first");
     scenario.wait_for("change");
     let second = "redis-cli -h 10.65.0.1 set lock second nx px 5000";
-    wait_until(testbed::PATIENCE, "free", || {
+    wait_until(testbed::TIMEOUT, "free", || {
         let output = script(&["exec", "ddia-2", "sh", "-c", second]);
         output.stdout.starts_with(b"OK")
     });
@@ -241,15 +241,15 @@ fn who_is_paused_past_a_lease_comes_back_and_finds_another_one_in_its_place() {
     // The primary stands for 4 s, and its office is taken after one.
     scenario.wait_for("change");
     let other = || (2..=3).find(|&node| field(node, "role") == "master");
-    wait_until(testbed::PATIENCE, "elected", || other().is_some());
+    wait_until(testbed::TIMEOUT, "elected", || other().is_some());
     let elected = other().expect("just now");
     assert_eq!(ask(elected, "set orders 1"), "OK");
     scenario.wait_for("change");
     // It is back and knows nothing of that.
     assert_eq!((field(1, "role"), field(elected, "role")), ("master".into(), "master".into()));
     assert_eq!(ask(1, "set orders 2"), "OK", "this write is confirmed");
-    wait_until(testbed::PATIENCE, "a replica", || field(1, "role") == "slave");
-    wait_until(testbed::PATIENCE, "in step", || ask(1, "get orders") == "1");
+    wait_until(testbed::TIMEOUT, "a replica", || field(1, "role") == "slave");
+    wait_until(testbed::TIMEOUT, "in step", || ask(1, "get orders") == "1");
     assert_eq!(ask(elected, "get orders"), "1", "and lost");
     let ended = scenario.finish();
     assert_eq!(ended["reason"], "done", "{ended}");
@@ -262,7 +262,7 @@ fn who_is_paused_past_a_lease_comes_back_and_finds_another_one_in_its_place() {
 fn one_of_three_nodes_that_fails_in_part_is_outvoted() {
     let _nodes = Nodes::start();
     assert_eq!(ask(1, "set orders 1"), "OK");
-    wait_until(testbed::PATIENCE, "everywhere", || ask(3, "get orders") == "1");
+    wait_until(testbed::TIMEOUT, "everywhere", || ask(3, "get orders") == "1");
     let mut scenario = apply("partial-failure");
     scenario.wait_for("change");
     thread::sleep(Duration::from_secs(2));
@@ -276,7 +276,7 @@ fn one_of_three_nodes_that_fails_in_part_is_outvoted() {
         lines.nth(1).expect("it has flags").to_owned()
     };
     // The third one thinks that the primary is down, and is alone with that.
-    wait_until(testbed::PATIENCE, "down for the third", || flags(3).contains("s_down"));
+    wait_until(testbed::TIMEOUT, "down for the third", || flags(3).contains("s_down"));
     assert_eq!((flags(1), flags(2)), ("master".into(), "master".into()));
     assert!(!flags(3).contains("o_down"));
     assert!(sentinel(2, "sentinel replicas main").contains("s_down"));
@@ -285,6 +285,6 @@ fn one_of_three_nodes_that_fails_in_part_is_outvoted() {
     assert!(!gives_up(3, "get orders"));
     let ended = stop(scenario);
     assert!(number(&ended["targets"]["n3"], "dropped") > 0, "{ended}");
-    wait_until(testbed::PATIENCE, "in step again", || ask(3, "get orders") == "2");
+    wait_until(testbed::TIMEOUT, "in step again", || ask(3, "get orders") == "2");
     assert_eq!(field(1, "role"), "master");
 }

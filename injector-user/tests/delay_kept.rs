@@ -16,7 +16,7 @@ use std::{
 };
 
 use testbed::{
-    Family, Host, INJECTOR, Injector, Lab, PATIENCE, Process, engines, ip, serve, skip, talk,
+    Family, Host, INJECTOR, Injector, Lab, Process, TIMEOUT, engines, ip, serve, skip, talk,
     wait_until,
 };
 
@@ -108,7 +108,7 @@ fn rise(
         thread::sleep(Duration::from_millis(1));
     }
     let wanted = EACH * priorities.len() as u64 * times;
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
         let found = since(&before, &counts());
         // What is missing then is told by the counts.
@@ -231,7 +231,7 @@ fn sent_packets_keep_the_priority_bits_of_their_vlan() {
     }
     let to = SocketAddr::from(([10, 8, 5, 2], 9000));
     let _sink = right.inside(|| UdpSocket::bind(to)).expect("free");
-    wait_until(PATIENCE, "an answer", || left.ping(None, to.ip(), 1) == 1);
+    wait_until(TIMEOUT, "an answer", || left.ping(None, to.ip(), 1) == 1);
     let bits = || {
         let text = right.run("tc -s filter show dev veth0 ingress");
         let (mut name, mut counts) = (None, Counts::new());
@@ -305,7 +305,7 @@ fn received_packets_keep_the_priority_of_their_vlan() {
     let to = SocketAddr::from((Ipv4Addr::new(10, 8, 5, 3), 9000));
     // 7 is what the kernel itself gives to its multicast and neighbour messages.
     let priorities = [1, 2, 3, 4, 5, 6];
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     let control = loop {
         // The ports forward as soon as the bridge has noticed that they are up.
         let before = classes();

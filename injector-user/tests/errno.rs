@@ -83,7 +83,7 @@ fn errno(summary: &Value) -> &Value {
 /// Has calls of a cgroup fail by several faults, which takes a while in an emulated machine.
 fn inject(lab: &Lab, cgroup: &TestCgroup, engine: &str, faults: &str) -> Injector {
     let line = format!("--cgroup {} --engine {engine} {faults}", cgroup.path.display());
-    Injector::start_within(&lab.left, &line, 4 * testbed::PATIENCE)
+    Injector::start_within(&lab.left, &line, 4 * testbed::TIMEOUT)
 }
 
 /// Ends the faults; how many calls failed by each.

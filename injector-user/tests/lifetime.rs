@@ -12,7 +12,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use testbed::{Family, Injector, Lab, PATIENCE, TestCgroup, number, wait_until};
+use testbed::{Family, Injector, Lab, TIMEOUT, TestCgroup, number, wait_until};
 
 /// `injector run` inside the faulted namespace, to its end.
 fn run(lab: &Lab, arguments: &[&str]) -> Output {
@@ -68,7 +68,7 @@ fn all_rules_end_with_the_lease_that_a_stopped_injector_does_not_renew() {
     wait_until(Duration::from_secs(8), "the end of the lease of 5 s", || answers(&lab, None));
     // Nothing is amiss once it goes on.
     injector.process.signal(Signal::SIGCONT);
-    wait_until(PATIENCE, "a renewed lease", || !answers(&lab, None));
+    wait_until(TIMEOUT, "a renewed lease", || !answers(&lab, None));
     injector.stop();
 }
 
@@ -214,7 +214,7 @@ fn a_reader_that_goes_away_ends_no_fault() {
     let mut child =
         command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
     drop(child.stdout.take());
-    testbed::wait_until(testbed::PATIENCE, "packets are lost", || !answers(&lab, None));
+    testbed::wait_until(testbed::TIMEOUT, "packets are lost", || !answers(&lab, None));
     assert_eq!(child.try_wait().expect("it is ours"), None);
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).expect("it is there");
     assert_eq!(child.wait().expect("it ended").code(), Some(0));

@@ -418,7 +418,7 @@ fn many_rules(lab: &Lab, count: usize) -> RuleFile {
 
 /// An unoptimized injector takes 16 s of processor time to read 65,536 rules, and several times that in an emulated
 /// machine. What an optimized one takes is for the benchmark to tell.
-const PATIENCE: Duration = Duration::from_mins(4);
+const TIMEOUT: Duration = Duration::from_mins(4);
 
 #[test]
 fn of_many_rules_the_right_one_is_found() {
@@ -429,7 +429,7 @@ fn of_many_rules_the_right_one_is_found() {
     for count in [5_000, most] {
         let rules = many_rules(&lab, count);
         let line = format!("--cgroup {} {}", cgroup.path.display(), rules.option());
-        let injector = Injector::start_within(&lab.left, &line, PATIENCE);
+        let injector = Injector::start_within(&lab.left, &line, TIMEOUT);
         for n in 0..3u8 {
             for (port, passed) in [(9000 + u16::from(n), false), (9003 + u16::from(n), true)] {
                 let at = SocketAddr::from((lab.right.nth(Family::V4, n), port));

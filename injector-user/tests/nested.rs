@@ -14,7 +14,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use testbed::{Family, INJECTOR, Lab, PATIENCE, TestCgroup, scratch_file, wait_until};
+use testbed::{Family, INJECTOR, Lab, TIMEOUT, TestCgroup, scratch_file, wait_until};
 
 /// Files of a test, which go with the value.
 struct Folder(PathBuf);
@@ -52,7 +52,7 @@ fn event(report: &Path, name: &str) -> Option<Value> {
 #[track_caller]
 fn wait_for(report: &Path, name: &str) -> Value {
     let mut found = None;
-    wait_until(PATIENCE, name, || {
+    wait_until(TIMEOUT, name, || {
         found = event(report, name);
         found.is_some()
     });
@@ -93,7 +93,7 @@ fn lives(pid: i32) -> bool {
 #[track_caller]
 fn wait_for_no_journal_of(cgroup: &Path) {
     let name = cgroup.to_str().expect("text");
-    wait_until(PATIENCE, "no journal names the cgroup", || {
+    wait_until(TIMEOUT, "no journal names the cgroup", || {
         let journals = fs::read_dir("/run/injector").into_iter().flatten().flatten();
         let mut texts = journals.map(|entry| fs::read_to_string(entry.path()).unwrap_or_default());
         !texts.any(|text| text.contains(name))
@@ -103,7 +103,7 @@ fn wait_for_no_journal_of(cgroup: &Path) {
 /// Waits until nothing of injector's is left in the cgroup of a test, nor in journals.
 #[track_caller]
 fn wait_until_nothing_is_left(cgroup: &TestCgroup) {
-    wait_until(PATIENCE, "no cgroup is left", || below(&cgroup.path).is_empty());
+    wait_until(TIMEOUT, "no cgroup is left", || below(&cgroup.path).is_empty());
     wait_for_no_journal_of(&cgroup.path);
 }
 
@@ -125,7 +125,7 @@ fn results(of: &Path) -> Vec<String> {
 fn next_results(of: &[&Path]) -> Vec<Vec<String>> {
     // The one that is on its way may have begun before.
     let before: Vec<usize> = of.iter().map(|file| results(file).len() + 1).collect();
-    wait_until(PATIENCE, "pings", || {
+    wait_until(TIMEOUT, "pings", || {
         of.iter().zip(&before).all(|(file, before)| results(file).len() >= before + 2)
     });
     of.iter().zip(before).map(|(file, before)| results(file)[before..].to_vec()).collect()
@@ -207,7 +207,7 @@ impl Nest {
     fn end(&mut self, level: usize, signal: Signal) {
         let Level { injector, guardian, .. } = self.levels[level];
         kill(Pid::from_raw(injector), signal).expect("it lives");
-        wait_until(PATIENCE, "its end", || {
+        wait_until(TIMEOUT, "its end", || {
             // It is ours to wait for.
             let _ = self.outermost.try_wait();
             !lives(injector) && !lives(guardian)
@@ -270,7 +270,7 @@ fn a_cgroup_of_others_with_the_name_of_ours_stays() {
     assert_eq!(processes(&others).len(), 1, "the process was moved out");
     assert!(status.success(), "{status}");
     fs::write(others.join("cgroup.kill"), "1").expect("Linux 5.14");
-    wait_until(PATIENCE, "it can be removed", || fs::remove_dir(&others).is_ok());
+    wait_until(TIMEOUT, "it can be removed", || fs::remove_dir(&others).is_ok());
     wait_for_no_journal_of(&cgroup.path);
 }
 
@@ -338,7 +338,7 @@ fn assert_managed_stays_until_it_ends(cgroup: &TestCgroup, folder: &Folder) {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(processes(&managed).len(), 1, "it was moved out of its cgroup");
     fs::write(managed.join("cgroup.kill"), "1").expect("Linux 5.14");
-    wait_until(PATIENCE, "it has ended", || processes(&managed).is_empty());
+    wait_until(TIMEOUT, "it has ended", || processes(&managed).is_empty());
     let output = cleanup();
     assert!(output.status.success(), "{output:?}");
     wait_until_nothing_is_left(cgroup);
@@ -368,11 +368,11 @@ fn cgroups_that_the_command_made_stay_also_if_injector_is_killed() {
     let mut command = lab.left.command(INJECTOR, Some(&cgroup));
     command.args(["run", "--loss", "0%", "--", "sh", &script]);
     let mut run = command.stderr(Stdio::null()).spawn().expect("it runs");
-    wait_until(PATIENCE, "the command is ready", || folder.file("ready").exists());
+    wait_until(TIMEOUT, "the command is ready", || folder.file("ready").exists());
     let guardian = guardian_of(run.id().cast_signed());
     run.kill().expect("it is ours");
     run.wait().expect("it was killed");
-    wait_until(PATIENCE, "the guardian's end", || !lives(guardian));
+    wait_until(TIMEOUT, "the guardian's end", || !lives(guardian));
     assert_managed_stays_until_it_ends(&cgroup, &folder);
 }
 
@@ -389,8 +389,8 @@ fn run_without_its_cgroup(code: u8, makes_another: bool) -> Option<i32> {
     let mut run = command.stderr(Stdio::null()).spawn().expect("it runs");
     wait_for(&report, "started");
     let own = only_below(&cgroup.path);
-    wait_until(PATIENCE, "the command runs", || !processes(&own).is_empty());
-    wait_until(PATIENCE, "it can be removed", || {
+    wait_until(TIMEOUT, "the command runs", || !processes(&own).is_empty());
+    wait_until(TIMEOUT, "it can be removed", || {
         for pid in processes(&own) {
             let _ = fs::write(cgroup.path.join("cgroup.procs"), pid.to_string());
         }
@@ -415,7 +415,7 @@ fn run_without_its_cgroup(code: u8, makes_another: bool) -> Option<i32> {
         assert_eq!(processes(&own), [sleep.cast_signed()]);
         assert_eq!(fs::read_to_string(own.join("cgroup.freeze")).expect("it stays").trim(), "0");
         fs::write(own.join("cgroup.kill"), "1").expect("Linux 5.14");
-        wait_until(PATIENCE, "it can be removed", || fs::remove_dir(&own).is_ok());
+        wait_until(TIMEOUT, "it can be removed", || fs::remove_dir(&own).is_ok());
     }
     wait_until_nothing_is_left(&cgroup);
     status.code()

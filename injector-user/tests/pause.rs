@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use testbed::{INJECTOR, Injector, Lab, PATIENCE, Process, TestCgroup, state, wait_until};
+use testbed::{INJECTOR, Injector, Lab, Process, TIMEOUT, TestCgroup, state, wait_until};
 
 /// A process that counts up in a file, some hundred times a second.
 struct Ticker {
@@ -33,7 +33,7 @@ impl Ticker {
         let mut command = lab.left.command("bash", Some(cgroup));
         let child = command.args(["-c", &script]).spawn().expect("bash");
         let ticker = Self { child, file };
-        wait_until(PATIENCE, "begun", || ticker.file.exists());
+        wait_until(TIMEOUT, "begun", || ticker.file.exists());
         ticker
     }
 
@@ -83,11 +83,11 @@ fn a_cgroup_stands_for_as_long_as_asked_and_its_neighbour_runs() {
     let (faulted, deep, spared) =
         (Ticker::start(&lab, &cgroup), Ticker::start(&lab, &below), Ticker::start(&lab, &beside));
     let injector = Injector::on(&lab.left, &cgroup, "--pause 1500ms,at=200ms --for 3s");
-    wait_until(PATIENCE, "frozen", || cgroup.is_frozen());
+    wait_until(TIMEOUT, "frozen", || cgroup.is_frozen());
     thread::sleep(Duration::from_millis(50));
     assert!(!faulted.runs() && !deep.runs(), "it runs though it is paused");
     assert!(spared.runs());
-    wait_until(PATIENCE, "thawed", || !cgroup.is_frozen());
+    wait_until(TIMEOUT, "thawed", || !cgroup.is_frozen());
     assert!(faulted.runs() && deep.runs());
     let summary = injector.process.finish();
     let pauses = pauses(&summary);
@@ -130,18 +130,18 @@ fn a_pid_is_that_process_alone_and_what_was_stopped_stays_so() {
     let (faulted, beside) = (Ticker::start(&lab, &cgroup), Ticker::start(&lab, &cgroup));
     let line = format!("--pid {} --pause 800ms,at=100ms --for 2s", faulted.child.id());
     let injector = Injector::start(&lab.left, &line);
-    wait_until(PATIENCE, "stopped", || state(faulted.child.id()) == 'T');
+    wait_until(TIMEOUT, "stopped", || state(faulted.child.id()) == 'T');
     // Its child, a sleep, may end, but nothing follows it.
     assert!(!faulted.runs());
     assert!(beside.runs());
     assert!(!cgroup.is_frozen());
-    wait_until(PATIENCE, "running", || state(faulted.child.id()) != 'T');
+    wait_until(TIMEOUT, "running", || state(faulted.child.id()) != 'T');
     assert!(faulted.runs());
     assert_eq!(pauses(&injector.process.finish())["by"], "SIGSTOP");
     // Stopped by somebody else: neither counted nor let go on.
     let pid = Pid::from_raw(faulted.child.id().cast_signed());
     kill(pid, Signal::SIGSTOP).expect("it is ours");
-    wait_until(PATIENCE, "stopped", || state(faulted.child.id()) == 'T');
+    wait_until(TIMEOUT, "stopped", || state(faulted.child.id()) == 'T');
     let line = format!("--pid {} --pause 100ms,at=0s --for 500ms", faulted.child.id());
     let summary = Injector::start(&lab.left, &line).process.finish();
     let pauses = pauses(&summary);
@@ -163,11 +163,11 @@ fn a_cgroup_that_holds_injector_is_stopped_but_for_injector() {
     command.args(line.split_whitespace());
     let mut injector = Process::start(command);
     injector.wait_for("started");
-    wait_until(PATIENCE, "stopped", || state(ticker.child.id()) == 'T');
+    wait_until(TIMEOUT, "stopped", || state(ticker.child.id()) == 'T');
     thread::sleep(Duration::from_millis(50));
     let guardian = guardian(injector.pid()).expect("there is a guardian");
     assert_eq!(state(guardian.as_raw().cast_unsigned()), 'S', "it must not be stopped");
-    wait_until(PATIENCE, "running", || state(ticker.child.id()) != 'T');
+    wait_until(TIMEOUT, "running", || state(ticker.child.id()) != 'T');
     let summary = injector.finish();
     assert_eq!(pauses(&summary)["done"], 1, "{summary}");
     assert!(ticker.runs());
@@ -301,7 +301,7 @@ fn after_sigkill_of_the_guardian_too_the_next_start_lets_the_target_go_on() {
             _ => format!("--pid {}", ticker.child.id()),
         };
         let injector = Injector::start(&lab.left, &format!("{option} --pause 30s"));
-        wait_until(PATIENCE, "paused", || cgroup.is_frozen() || state(ticker.child.id()) == 'T');
+        wait_until(TIMEOUT, "paused", || cgroup.is_frozen() || state(ticker.child.id()) == 'T');
         let guardian = guardian(injector.process.pid()).expect("there is a guardian");
         kill(guardian, Signal::SIGKILL).expect("it is ours");
         injector.process.signal(Signal::SIGKILL);

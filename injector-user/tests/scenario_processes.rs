@@ -10,7 +10,7 @@ use std::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use testbed::{
-    Family, Lab, PATIENCE, RuleFile, TestCgroup, apply, number, start_scenario, state,
+    Family, Lab, RuleFile, TIMEOUT, TestCgroup, apply, number, start_scenario, state,
     wait_for_state, wait_until,
 };
 
@@ -65,7 +65,7 @@ fn a_pause_begins_with_its_step_and_ends_with_it() {
     // One that ends before its step does.
     process.wait_for("change");
     assert!(cgroup.is_frozen());
-    wait_until(PATIENCE, "the pause ends", || !cgroup.is_frozen());
+    wait_until(TIMEOUT, "the pause ends", || !cgroup.is_frozen());
     let ended = process.finish();
     assert_eq!(number(&ended["targets"]["c"], "pauses"), 2, "{ended}");
     let paused = number(&ended["faults"]["c"]["pause 200ms"], "paused_ms");

@@ -19,7 +19,7 @@ use nix::{
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use testbed::{
     Injector, Lab, Process, RuleFile,
-    listing::{PATIENCE, assert_nothing_is_left, cleanup, listing},
+    listing::{TIMEOUT, assert_nothing_is_left, cleanup, listing},
 };
 
 /// One test after another: each injector that starts undoes what it finds, so what another test's has left as well.
@@ -45,7 +45,7 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
         run.kill().expect("it is ours");
         run.wait().expect("it was killed");
         let moment = format!("run {wait:?} after its start, in round {round}");
-        assert_nothing_is_left(&before, &lab, &moment, PATIENCE);
+        assert_nothing_is_left(&before, &lab, &moment, TIMEOUT);
 
         // Start-up of `inject`.
         let mut command = Injector::command(&lab.left, "--interface veth0 --loss 50%");
@@ -55,7 +55,7 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
         inject.kill().expect("it is ours");
         inject.wait().expect("it was killed");
         let moment = format!("inject {wait:?} after its start, in round {round}");
-        assert_nothing_is_left(&before, &lab, &moment, PATIENCE);
+        assert_nothing_is_left(&before, &lab, &moment, TIMEOUT);
 
         // Steady state, under traffic.
         let injector = Injector::start(&lab.left, "--interface veth0 --loss 50% --duplicate 10%");
@@ -67,7 +67,7 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
             &before,
             &lab,
             &format!("in steady state, in round {round}"),
-            PATIENCE,
+            TIMEOUT,
         );
 
         // While rules are changed, over and over.
@@ -79,7 +79,7 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
             thread::sleep(Duration::from_micros(random.random_range(0..3000)));
         }
         drop(injector);
-        assert_nothing_is_left(&before, &lab, &format!("in a change, in round {round}"), PATIENCE);
+        assert_nothing_is_left(&before, &lab, &format!("in a change, in round {round}"), TIMEOUT);
     }
     // The commands of `run` went on, where they came from and without faults.
     let ended = Command::new("pkill").args(["-KILL", "-x", "-f", "sleep 4321"]).status();
@@ -102,7 +102,7 @@ fn what_a_killed_guardian_leaves_is_undone_by_the_next_start() {
     let pid = run.pid();
     let cgroup = cgroup_of_run(pid);
     // The command has started once the cgroup has a process.
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     let procs = || fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
     while procs().is_empty() {
         assert!(Instant::now() < end, "the command is in {}", cgroup.display());

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::{Value, json};
 use testbed::{
-    Family, Host, INJECTOR, Injector, Lab, PATIENCE, Process, RuleFile, TestCgroup, agent::Agent,
+    Family, Host, INJECTOR, Injector, Lab, Process, RuleFile, TIMEOUT, TestCgroup, agent::Agent,
     number, wait_until,
 };
 
@@ -41,7 +41,7 @@ impl Drop for Inhabitant {
 }
 
 fn remove(cgroup: &Path) {
-    wait_until(PATIENCE, "it can be removed", || fs::remove_dir(cgroup).is_ok());
+    wait_until(TIMEOUT, "it can be removed", || fs::remove_dir(cgroup).is_ok());
 }
 
 fn make_again(cgroup: &TestCgroup) -> Inhabitant {
@@ -92,7 +92,7 @@ fn all_kinds_of_faults_follow_a_cgroup_that_is_made_again() {
         let pid = inhabitant.id().to_string();
         fs::write(cgroup.path.join("cgroup.procs"), pid).expect("it is there");
         // It ends by the signal.
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while inhabitant.try_wait().expect("it is ours").is_none() {
             assert!(Instant::now() < end, "it is sent no signal");
             thread::sleep(Duration::from_millis(5));
@@ -100,7 +100,7 @@ fn all_kinds_of_faults_follow_a_cgroup_that_is_made_again() {
     }
     let _inhabitant = Inhabitant::of(&cgroup.path);
     let (_, before) = signals_and_pauses(&injector.process.wait_for("progress"));
-    wait_until(PATIENCE, "it is paused", || {
+    wait_until(TIMEOUT, "it is paused", || {
         signals_and_pauses(&injector.process.wait_for("progress")).1 > before
     });
     assert!(injector.stop().total.dropped >= 9);
@@ -193,7 +193,7 @@ fn a_scenario_follows_a_cgroup_that_is_made_again() {
     let _inhabitant = Inhabitant::of(&cgroup.path);
     assert_eq!(lab.left.ping(Some(&cgroup), lab.right.address(Family::V4), 3), 0);
     assert!(is_skewed(clock_ahead(&lab.left, &cgroup)));
-    wait_until(PATIENCE, "it is paused", || cgroup.is_frozen());
+    wait_until(TIMEOUT, "it is paused", || cgroup.is_frozen());
     injector.signal(Signal::SIGTERM);
     let ended = injector.finish();
     assert_eq!(ended["targets"]["web"]["dropped"], 3, "{ended}");
@@ -268,7 +268,7 @@ fn process_faults_that_are_to_start_while_their_target_is_gone_start_when_it_ret
     fs::create_dir(&cgroup.path).expect("it can be made");
     let mut inhabitant = Inhabitant::of(&cgroup.path);
     injector.wait_for("followed");
-    wait_until(PATIENCE, "it is paused", || cgroup.is_frozen());
+    wait_until(TIMEOUT, "it is paused", || cgroup.is_frozen());
     let script = "for n in 1 2 3 4; do rm -d /nonexistent; done 2>/dev/null; exit 0";
     let mut shell = lab.left.command("bash", Some(&cgroup));
     assert!(shell.args(["-c", script]).status().expect("bash").success());
@@ -454,7 +454,7 @@ fn an_agent_follows_a_cgroup_that_is_made_again_and_tells_of_one_that_is_gone() 
     let _inhabitant = Inhabitant::of(&cgroup.path);
     assert_eq!(lab.left.ping(Some(&cgroup), to, 3), 0);
     assert!(is_skewed(clock_ahead(&lab.left, &cgroup)));
-    wait_until(PATIENCE, "it is paused", || cgroup.is_frozen());
+    wait_until(TIMEOUT, "it is paused", || cgroup.is_frozen());
     assert_eq!(number(&agent.delete("packets")["packets"], "dropped"), 3);
 }
 
@@ -483,7 +483,7 @@ fn nothing_of_a_killed_agent_stays_in_its_folder() {
         Signal::SIGKILL,
     )
     .expect("it is ours");
-    wait_until(PATIENCE, "the journals are removed", || journals() == 0);
+    wait_until(TIMEOUT, "the journals are removed", || journals() == 0);
 }
 
 /// One round: a cgroup is taken away at a random moment, and half of the time made again.

@@ -9,8 +9,8 @@ use nix::sys::signal::Signal;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 use testbed::{
-    Family, Host, INTERFACE, Injector, Lab, PATIENCE, Process, RuleFile, agent::Agent, bpf,
-    engines, ip, is_guest, number, scratch_file, serve, wait_until,
+    Family, Host, INTERFACE, Injector, Lab, Process, RuleFile, TIMEOUT, agent::Agent, bpf, engines,
+    ip, is_guest, number, scratch_file, serve, wait_until,
 };
 
 /// How often each thing is taken away.
@@ -256,7 +256,7 @@ fn a_killed_injector_removes_no_filter_of_another_one_in_its_place() {
     // Its guardian ends once it has undone all that it would.
     let process = std::path::Path::new("/proc").join(&guardian);
     assert!(!guardian.contains(' ') && process.exists(), "{guardian}");
-    wait_until(PATIENCE, "the guardian ends", || !process.exists());
+    wait_until(TIMEOUT, "the guardian ends", || !process.exists());
     for side in sides {
         assert!(show(side).contains("direct-action"), "{side} of the second one is gone");
     }
@@ -433,7 +433,7 @@ fn what_cannot_be_put_back_ends_the_faults() {
     )
     .expect("it can be written");
     // Injector may be the first to use the name again.
-    wait_until(PATIENCE, "another device has its name", || {
+    wait_until(TIMEOUT, "another device has its name", || {
         left.run_in(None, &format!("ip -batch {}", file.display())).0
     });
     let _ = std::fs::remove_file(&file);
@@ -445,7 +445,7 @@ fn what_cannot_be_put_back_ends_the_faults() {
 
     let injector =
         Injector::start(left, &format!("--interface {INTERFACE} --hook clsact --loss 100%"));
-    wait_until(PATIENCE, "another qdisc is there", || {
+    wait_until(TIMEOUT, "another qdisc is there", || {
         tc(left, "qdisc del dev veth0 clsact\nqdisc add dev veth0 ingress\n")
     });
     let (code, said) = injector.process.end();

@@ -22,7 +22,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use testbed::{PATIENCE, program, state, wait_for_state};
+use testbed::{TIMEOUT, program, state, wait_for_state};
 
 const SECOND: i64 = 1_000_000_000;
 const MILLISECOND: i64 = 1_000_000;
@@ -70,7 +70,7 @@ impl Program {
     }
 
     fn line(&self) -> Value {
-        let line = self.lines.recv_timeout(PATIENCE).expect("it says something in time");
+        let line = self.lines.recv_timeout(TIMEOUT).expect("it says something in time");
         serde_json::from_str(&line).expect("JSON")
     }
 
@@ -92,7 +92,7 @@ impl Program {
     fn finish(mut self) -> Value {
         self.input = None;
         let report = self.line();
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("our child") {
                 break status;

@@ -16,7 +16,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{Host, INJECTOR, PATIENCE, is_guest, scratch_file};
+use super::{Host, INJECTOR, TIMEOUT, is_guest, scratch_file};
 
 /// An agent that is killed when this is dropped.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Agent {
     pub fn raw(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
         let mut stream = UnixStream::connect(&self.socket).expect("it listens");
         // The agent says itself after 30 s that it takes too long.
-        stream.set_read_timeout(Some(2 * PATIENCE)).expect("more than 0");
+        stream.set_read_timeout(Some(2 * TIMEOUT)).expect("more than 0");
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
             body.len()
@@ -149,7 +149,7 @@ impl Agent {
 
     /// Waits until a fault is as it is to be.
     pub fn wait_for(&self, name: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let fault = self.get(name);
             if is_so(&fault) {
@@ -164,7 +164,7 @@ impl Agent {
     #[must_use]
     pub fn watch(&self, path: &str) -> Events {
         let mut stream = UnixStream::connect(&self.socket).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("more than 0");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("more than 0");
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("it reads");
         Events(BufReader::new(stream))
     }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::{Host, hierarchy, scratch_file};
 
 /// Anything that takes longer has failed, though it be in a virtual machine.
-pub const PATIENCE: Duration = Duration::from_mins(2);
+pub const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// The only program in them, which is linked statically.
 const BUSYBOX: &str = "/bin/busybox";
@@ -156,7 +156,7 @@ impl Container<'_> {
             .expect("runc is installed");
         let log = || fs::read_to_string(self.folder.join("log")).unwrap_or_default();
         assert!(status.success(), "runc: {}", log());
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while self.time().is_none() {
             assert!(Instant::now() < end, "the container does nothing: {}", log());
             thread::sleep(Duration::from_millis(10));
@@ -217,7 +217,7 @@ impl Container<'_> {
 
     /// Waits until the clock of what has run in it all along is off by so many seconds.
     pub fn wait_for_clock(&self, off: i64) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         let is_off = || {
             let time = self.time()? - jiff::Timestamp::now().as_second();
             Some((time - off).abs() <= 2)

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::{
     INJECTOR,
     agent::Agent,
-    container::{Machine, PATIENCE},
+    container::{Machine, TIMEOUT},
     hierarchy, wait_until,
 };
 
@@ -243,7 +243,7 @@ impl Daemon<'_> {
     /// process has ended.
     pub fn kill(self) {
         let _ = self.machine.runc().args(["kill", "--all", &self.id, "KILL"]).output();
-        wait_until(PATIENCE, "it ends", || self.processes().is_empty());
+        wait_until(TIMEOUT, "it ends", || self.processes().is_empty());
     }
 
     /// Ends it as a kubelet does; returns its exit code.

@@ -49,7 +49,7 @@ pub const INTERFACE: &str = "veth0";
 pub const INJECTOR: &str = concat!(env!("PROGRAMS"), "/injector");
 
 /// Anything that takes longer has failed.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often a right implementation may fall outside the bounds of one check. A run makes fewer than
 /// a hundred of them, so it fails by chance less than once in 10^6 runs.
@@ -140,7 +140,7 @@ impl Lab {
 
     /// Waits until the kernel has noted, which it does by and by, that both ends of the cable are up.
     fn wait_for_carrier(&self) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         for host in [&self.left, &self.right] {
             while !host.run(&format!("ip -o link show {INTERFACE}")).contains(" state UP ") {
                 assert!(Instant::now() < end, "{INTERFACE} does not come up");
@@ -153,7 +153,7 @@ impl Lab {
     pub fn settle(&self) {
         const TIME_WAIT: &str = "06";
         const LISTEN: &str = "0A";
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         let is_settled = |host: &Host| {
             let table = host.run("cat /proc/self/net/tcp /proc/self/net/tcp6");
             let states = table.lines().filter_map(|line| line.split_whitespace().nth(3));
@@ -403,7 +403,7 @@ pub struct Process {
     /// The process.
     pub child: Child,
     /// For how long it may say nothing.
-    pub patience: Duration,
+    pub timeout: Duration,
     lines: Receiver<String>,
 }
 
@@ -421,25 +421,25 @@ impl Process {
         thread::spawn(move || {
             output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
-        Self { child, patience: PATIENCE, lines }
+        Self { child, timeout: TIMEOUT, lines }
     }
 
     /// The next line of its output as JSON; `None` at the end.
     pub fn next(&mut self) -> Option<Value> {
-        match self.lines.recv_timeout(self.patience) {
+        match self.lines.recv_timeout(self.timeout) {
             Ok(line) => {
                 Some(serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}")))
             }
             Err(RecvTimeoutError::Disconnected) => None,
             Err(RecvTimeoutError::Timeout) => {
-                panic!("a process said nothing for {:?}", self.patience)
+                panic!("a process said nothing for {:?}", self.timeout)
             }
         }
     }
 
     /// Reads up to the next event of this kind.
     pub fn wait_for(&mut self, event: &str) -> Value {
-        let end = Instant::now() + 2 * self.patience;
+        let end = Instant::now() + 2 * self.timeout;
         loop {
             // Other events go on coming, so silence is not the only way to wait for ever.
             assert!(Instant::now() < end, "did not say {event}");
@@ -585,8 +585,8 @@ pub fn is_guest() -> bool {
 
 /// Waits until it is so.
 #[track_caller]
-pub fn wait_until(patience: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + patience;
+pub fn wait_until(timeout: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + timeout;
     while !is_so() {
         assert!(Instant::now() < end, "never: {what}");
         thread::sleep(Duration::from_millis(2));
@@ -603,7 +603,7 @@ pub fn state(pid: u32) -> char {
 /// Waits for a state: a process that has no processor takes a signal when it gets one.
 #[track_caller]
 pub fn wait_for_state(pid: u32, wanted: char) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while state(pid) != wanted {
         assert!(Instant::now() < end, "it is {}, not {wanted}", state(pid));
         thread::sleep(Duration::from_millis(1));
@@ -665,14 +665,14 @@ impl Injector {
     /// command line behind `inject`.
     #[must_use]
     pub fn start(host: &Host, line: &str) -> Self {
-        Self::start_within(host, line, PATIENCE)
+        Self::start_within(host, line, TIMEOUT)
     }
 
     /// The same for one that takes longer to start, or to end.
     #[must_use]
-    pub fn start_within(host: &Host, line: &str, patience: Duration) -> Self {
+    pub fn start_within(host: &Host, line: &str, timeout: Duration) -> Self {
         let mut process = Process::start(Self::command(host, line));
-        process.patience = patience;
+        process.timeout = timeout;
         let started = process.wait_for("started");
         Self { process, started }
     }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{INJECTOR, Lab, hierarchy};
 
 /// How long the kernel and the guardian may take.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Everything that injector makes, by the names that the machine's own tools give it.
 #[must_use]
@@ -55,9 +55,9 @@ pub fn assert_nothing_is_left(
     before: &BTreeSet<String>,
     lab: &Lab,
     moment: &str,
-    patience: Duration,
+    timeout: Duration,
 ) {
-    let end = Instant::now() + patience;
+    let end = Instant::now() + timeout;
     loop {
         let left: Vec<String> = listing(lab).difference(before).cloned().collect();
         if left.is_empty() {

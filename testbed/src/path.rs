@@ -11,7 +11,7 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::{Host, INTERFACE, PATIENCE, TestCgroup, ip, unique};
+use super::{Host, INTERFACE, TIMEOUT, TestCgroup, ip, unique};
 
 /// What each flow offers, in bits per second: little, as an emulated machine that shares its processors forwards
 /// little; but several times what a charged socket gets through a delay.
@@ -117,7 +117,7 @@ impl Row {
         }
         ip(&["-n", s], &sender);
         ip(&["-n", r], &receiver);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while row.sender.ping(None, row.receiver.v4.into(), 1) == 0 {
             assert!(Instant::now() < end, "the path does not come up");
         }
@@ -134,7 +134,7 @@ impl Row {
                 (TcpListener::bind(address).expect("free"), UdpSocket::bind(address).expect("free"))
             });
             let (tcp_out, udp_out) = self.sender.inside(|| {
-                let tcp = TcpStream::connect_timeout(&address, PATIENCE);
+                let tcp = TcpStream::connect_timeout(&address, TIMEOUT);
                 (tcp.expect("it listens"), UdpSocket::bind("0.0.0.0:0").expect("free"))
             });
             (listener, udp_in, tcp_out, udp_out)

@@ -36,7 +36,7 @@ use testbed::{
 const SERVER: &str = "/var/cache/injector/kubernetes/kube-apiserver";
 
 /// Anything that takes longer has failed.
-pub const PATIENCE: Duration = Duration::from_mins(2);
+pub const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Of the test, which may do anything.
 const ADMIN: &str = "0123456789abcdef-admin";
@@ -100,7 +100,7 @@ impl Cluster {
             cluster.make("", &namespace(name));
         }
         cluster.grant();
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while cluster.ask("GET", &faults("test", ""), None).is_err() {
             assert!(Instant::now() < end, "the definition is not served");
             thread::sleep(Duration::from_millis(100));
@@ -110,7 +110,7 @@ impl Cluster {
 
     /// Waits until the server works.
     pub fn wait(&self) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         let is_ready = || self.ask("GET", "/api/v1/namespaces/default", None).is_ok();
         while !is_ready() {
             let log = || fs::read_to_string(self.folder.join("server.log")).unwrap_or_default();
@@ -207,7 +207,7 @@ impl Cluster {
     /// Waits until a fault is as it is to be.
     #[track_caller]
     pub fn wait_for(&self, name: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let fault = self.fault(name).unwrap_or_default();
             if is_so(&fault) {
@@ -221,7 +221,7 @@ impl Cluster {
     /// Waits until a fault is gone.
     #[track_caller]
     pub fn wait_until_gone(&self, name: &str) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while let Some(fault) = self.fault(name) {
             assert!(Instant::now() < end, "{fault:#}");
             thread::sleep(Duration::from_millis(100));
@@ -292,7 +292,7 @@ pub fn start<'a>(
 /// Waits until a container's pings are answered, or are not.
 #[track_caller]
 pub fn wait_until(container: &Container, answered: bool, to: IpAddr) {
-    let end = Instant::now() + container::PATIENCE;
+    let end = Instant::now() + container::TIMEOUT;
     while container.pings(to) != answered {
         assert!(Instant::now() < end, "pings are not as they are to be: {answered}");
         thread::sleep(Duration::from_millis(100));
