@@ -1,4 +1,4 @@
-//! Where the programs of one injector are attached, and who sees to it that they come off.
+//! The attachments of an injector's programs: created, monitored, repaired and removed.
 
 use std::{collections::BTreeSet, time::Duration, time::Instant};
 
@@ -24,11 +24,12 @@ use crate::{
     target::Place,
 };
 
-/// How often in a row an attachment may fail that was taken away: somebody may be at it just then.
+/// The maximum number of consecutive attempts to repair something that another process removed,
+/// which may still be making changes.
 pub const ATTEMPTS: u32 = 4;
 
-/// How often a filter may be put ahead of others again: somebody else may want the same for theirs.
-const OVERTAKING: Duration = Duration::from_secs(5);
+/// The minimum interval between moves of a filter ahead of others, which may do the same.
+const MIN_OVERTAKE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A program on an interface.
 #[derive(Debug)]
@@ -37,18 +38,18 @@ pub struct Attachment {
     pub interface: Interface,
     /// The namespace.
     pub netns: Netns,
-    /// Which packets it sees.
+    /// The direction of the packets.
     pub direction: Direction,
-    /// Where.
+    /// The hook.
     pub hook: Hook,
-    /// Held for its `Drop`, or what to undo by the journal.
+    /// A link, which detaches when dropped, or a journaled action.
     owner: Owner,
-    /// How often in a row it could not be attached again.
+    /// The number of consecutive failures to attach it again.
     failures: u32,
-    /// What runs before it, as far as that was said.
+    /// The reported programs and filters that run before it.
     ahead: BTreeSet<String>,
-    /// When it was put ahead of others last.
-    overtook: Option<Instant>,
+    /// When it was last moved ahead of others.
+    last_overtake: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -59,63 +60,63 @@ enum Owner {
         place: clsact::Place,
         program: u32,
     },
-    /// It was taken away.
-    Nobody,
+    /// It was removed by another process.
+    Detached,
 }
 
-/// What a look shows of an attachment.
+/// The observed state of an attachment.
 #[derive(Debug, Default)]
-struct Seen {
+struct State {
     is_detached: bool,
-    /// The filters before it that are no injector's.
+    /// Foreign filters that run before it.
     filters_ahead: Vec<Filter>,
     /// The priority at which it would run first.
     best_priority: Option<u16>,
-    /// The programs before it that are no injector's, by their ids.
+    /// The IDs of foreign programs that run before it.
     programs_ahead: Vec<u32>,
 }
 
-/// A qdisc to be removed once no filter of ours is left.
+/// A clsact qdisc, removed after injector's last filter.
 #[derive(Debug)]
 struct Qdisc {
     netns: u64,
     interface: u32,
     action: u32,
-    /// The kernel has yet to tell that the one before was removed.
+    /// Whether the notification about the removal of the previous one is pending.
     is_second: bool,
 }
 
-/// All attachments. They are to be removed by [`Self::clear`]; if that is not called, links still end with
-/// this value, and filters with the [`Instance`].
+/// All attachments. [`Self::clear`] removes them. Otherwise, links end when this is dropped, and
+/// filters with the [`Instance`].
 #[derive(Debug, Default)]
 pub struct Attachments {
     all: Vec<Attachment>,
     qdiscs: Vec<Qdisc>,
-    /// A filter is to be put ahead of others, but not yet.
-    waits: bool,
+    /// Whether a move of a filter ahead of others is pending.
+    is_overtake_pending: bool,
     choice: HookChoice,
 }
 
 impl Attachments {
-    /// None yet.
+    /// No attachments yet.
     #[must_use]
     pub const fn new(choice: HookChoice) -> Self {
-        Self { all: Vec::new(), qdiscs: Vec::new(), waits: false, choice }
+        Self { all: Vec::new(), qdiscs: Vec::new(), is_overtake_pending: false, choice }
     }
 
-    /// Whether filters are added, of which the kernel tells when they are removed.
+    /// Whether there are filters. The kernel sends notifications about them only.
     #[must_use]
     pub fn has_filters(&self) -> bool {
         self.all.iter().any(|attachment| attachment.hook == Hook::Clsact)
     }
 
-    /// All of them.
+    /// All attachments.
     #[must_use]
     pub fn all(&self) -> &[Attachment] {
         &self.all
     }
 
-    /// Whether there is one for this direction of this interface.
+    /// Whether a program is attached to this direction of this interface.
     #[must_use]
     pub fn contains(&self, netns: &Netns, interface: &Interface, direction: Direction) -> bool {
         self.all.iter().any(|attachment| {
@@ -134,7 +135,7 @@ impl Attachments {
         interface: &Interface,
         direction: Direction,
     ) -> Result<&Attachment, NetworkError> {
-        let (hook, owner) = self.own(object, instance, netns, interface, direction)?;
+        let (hook, owner) = self.attach(object, instance, netns, interface, direction)?;
         self.all.push(Attachment {
             interface: interface.clone(),
             netns: netns.clone(),
@@ -143,12 +144,12 @@ impl Attachments {
             owner,
             failures: 0,
             ahead: BTreeSet::new(),
-            overtook: None,
+            last_overtake: None,
         });
         Ok(&self.all[self.all.len() - 1])
     }
 
-    fn own(
+    fn attach(
         &mut self,
         object: &mut Object,
         instance: &mut Instance,
@@ -168,7 +169,7 @@ impl Attachments {
             HookChoice::Tcx => match attach::tcx(object, netns, interface, direction) {
                 Ok(link) => Ok((Hook::Tcx, Owner::Link(link))),
                 Err(error) if attach::is_unknown(&error) => {
-                    tracing::debug!(%error, "no tcx, so clsact");
+                    tracing::debug!(%error, "tcx is not available: using clsact");
                     self.choice = HookChoice::Clsact;
                     let filter = self.filter(object, instance, netns, interface, direction)?;
                     Ok((Hook::Clsact, filter))
@@ -178,7 +179,7 @@ impl Attachments {
         }
     }
 
-    /// Adds a filter, and a clsact qdisc if there is none, both journalled.
+    /// Adds a filter, and a clsact qdisc if there is none, both journaled.
     fn filter(
         &mut self,
         object: &mut Object,
@@ -193,7 +194,7 @@ impl Attachments {
             if !clsact::has_qdisc(netns, index)? {
                 Some(clsact::add_qdisc)
             } else if !instance.has_done(&add_qdisc) && journal::is_announced(&add_qdisc) {
-                // Another injector made it; whichever ends last removes it.
+                // Created by another injector: the last one to end removes it.
                 Some(|_, _| Ok(()))
             } else {
                 None
@@ -214,7 +215,7 @@ impl Attachments {
         add_filter(object, instance, netns, interface, direction, priority)
     }
 
-    /// Looks whether all that was attached is still so, and attaches what was taken away.
+    /// Checks all attachments and repairs those that another process changed.
     pub fn look(
         &mut self,
         object: &mut Object,
@@ -224,35 +225,35 @@ impl Attachments {
         lease: &Lease,
     ) -> Result<(), NetworkError> {
         self.forget_qdiscs(instance, changed)?;
-        let seen = self.see(changed)?;
-        self.waits = false;
-        for (number, seen) in seen.into_iter().enumerate() {
-            if seen.is_detached {
+        let states = self.observe(changed)?;
+        self.is_overtake_pending = false;
+        for (number, state) in states.into_iter().enumerate() {
+            if state.is_detached {
                 lease.renew(object)?;
-                self.attach_again(number, object, instance, notices)?;
+                self.reattach(number, object, instance, notices)?;
                 continue;
             }
-            let first = seen.filters_ahead.first();
-            let best = seen
+            let first = state.filters_ahead.first();
+            let best = state
                 .best_priority
                 .filter(|best| first.is_some_and(|first| *best <= first.place.priority));
-            let overtook = self.all[number].overtook;
-            let is_soon = overtook.is_some_and(|last| last.elapsed() < OVERTAKING);
+            let last_overtake = self.all[number].last_overtake;
+            let is_soon = last_overtake.is_some_and(|last| last.elapsed() < MIN_OVERTAKE_INTERVAL);
             match best {
                 Some(best) if !is_soon => {
                     lease.renew(object)?;
                     self.overtake(number, object, instance, best, notices)?;
                     continue;
                 }
-                Some(_) => self.waits = true,
+                Some(_) => self.is_overtake_pending = true,
                 None => {}
             }
-            self.all[number].tell_ahead(&seen, notices);
+            self.all[number].report_ahead(&state, notices);
         }
         Ok(())
     }
 
-    /// A qdisc that was removed is not ours to remove any more, even if there is another one.
+    /// Forgets removed qdiscs: another one at the same place belongs to another process.
     fn forget_qdiscs(
         &mut self,
         instance: &mut Instance,
@@ -267,17 +268,17 @@ impl Attachments {
             .try_for_each(|qdisc| instance.was_undone(qdisc.action))
     }
 
-    /// What a look shows, in the order of the attachments.
-    fn see(&self, changed: &Changed) -> Result<Vec<Seen>, NetworkError> {
-        let mut seen: Vec<Seen> = Vec::new();
-        seen.resize_with(self.all.len(), Seen::default);
+    /// The states of all attachments, in order.
+    fn observe(&self, changed: &Changed) -> Result<Vec<State>, NetworkError> {
+        let mut states: Vec<State> = Vec::new();
+        states.resize_with(self.all.len(), State::default);
         let mut namespaces: Vec<&Netns> = Vec::new();
-        for (attachment, seen) in self.all.iter().zip(&mut seen) {
+        for (attachment, state) in self.all.iter().zip(&mut states) {
             if !namespaces.contains(&&attachment.netns) {
                 namespaces.push(&attachment.netns);
             }
-            seen.is_detached = match (&attachment.owner, attachment.hook) {
-                (Owner::Nobody, _) => true,
+            state.is_detached = match (&attachment.owner, attachment.hook) {
+                (Owner::Detached, _) => true,
                 (Owner::Link(link), Hook::XdpNative | Hook::XdpGeneric) => {
                     !link.is_attached().map_err(NetworkError::Look)?
                 }
@@ -301,10 +302,10 @@ impl Attachments {
                 .unzip();
             for (number, found) in numbers.iter().zip(attach::query_tcx(netns, &hooks)?) {
                 let Some(attach::TcxState { is_attached, ahead }) = found else { continue };
-                seen[*number].is_detached |= !is_attached && self.all[*number].hook == Hook::Tcx;
-                seen[*number].programs_ahead = ahead;
+                states[*number].is_detached |= !is_attached && self.all[*number].hook == Hook::Tcx;
+                states[*number].programs_ahead = ahead;
             }
-            if !changed.any(netns) && !self.waits {
+            if !changed.any(netns) && !self.is_overtake_pending {
                 continue;
             }
             let (places, hooks): (Vec<_>, Vec<_>) = here()
@@ -321,20 +322,20 @@ impl Attachments {
             }
             let places = places.iter().zip(clsact::filters(netns, &hooks)?);
             for ((number, place, program), filters) in places {
-                let seen = &mut seen[*number];
+                let state = &mut states[*number];
                 let is_ours =
                     |filter: &Filter| filter.place == *place && filter.program == Some(*program);
                 let own = filters.iter().position(is_ours);
-                seen.is_detached |= own.is_none();
-                seen.best_priority = Some(clsact::priority(&filters));
+                state.is_detached |= own.is_none();
+                state.best_priority = Some(clsact::priority(&filters));
                 let ahead = filters.into_iter().take(own.unwrap_or_default());
-                seen.filters_ahead = ahead.filter(|filter| !filter.is_injectors()).collect();
+                state.filters_ahead = ahead.filter(|filter| !filter.is_injectors()).collect();
             }
         }
-        Ok(seen)
+        Ok(states)
     }
 
-    fn attach_again(
+    fn reattach(
         &mut self,
         number: usize,
         object: &mut Object,
@@ -346,14 +347,14 @@ impl Attachments {
             Hook::Clsact => Interference::FilterRemoved,
             _ => Interference::ProgramDetached,
         };
-        match std::mem::replace(&mut attachment.owner, Owner::Nobody) {
+        match std::mem::replace(&mut attachment.owner, Owner::Detached) {
             Owner::Filter { action, .. } => instance.was_undone(action)?,
             Owner::Link(link) => drop(link),
-            Owner::Nobody => {}
+            Owner::Detached => {}
         }
         let (netns, interface) = (attachment.netns.clone(), attachment.interface.clone());
         let direction = attachment.direction;
-        let again = self.own(object, instance, &netns, &interface, direction);
+        let again = self.attach(object, instance, &netns, &interface, direction);
         let attachment = &mut self.all[number];
         match again {
             Ok((hook, owner)) => {
@@ -361,7 +362,7 @@ impl Attachments {
                 notices.add(what, attachment.title());
                 Ok(())
             }
-            // It went as well, and is forgotten at the next look.
+            // The interface is gone too: the next check forgets it.
             Err(_) if !interface.is_in(&netns)? => Ok(()),
             Err(error) => {
                 attachment.failures += 1;
@@ -375,7 +376,7 @@ impl Attachments {
         }
     }
 
-    /// Has a filter run before all others.
+    /// Moves a filter ahead of all others.
     fn overtake(
         &mut self,
         number: usize,
@@ -386,11 +387,11 @@ impl Attachments {
     ) -> Result<(), NetworkError> {
         let attachment = &mut self.all[number];
         let Owner::Filter { action, place, .. } = attachment.owner else { return Ok(()) };
-        attachment.overtook = Some(Instant::now());
+        attachment.last_overtake = Some(Instant::now());
         if priority == place.priority {
-            // There can be but one of ours there.
+            // Only one filter with injector's handle can have this priority.
             instance.undo(action)?;
-            attachment.owner = Owner::Nobody;
+            attachment.owner = Owner::Detached;
         }
         let (netns, interface) = (&attachment.netns, &attachment.interface);
         let direction = attachment.direction;
@@ -402,22 +403,22 @@ impl Attachments {
                 attachment.owner = owner;
                 notices.add(Interference::FilterOvertaken, attachment.title());
             }
-            // Others may be at it as well.
+            // Other processes may be making changes at the same time.
             Err(error) => {
                 tracing::debug!(%error, "cannot run first yet");
-                self.waits = true;
+                self.is_overtake_pending = true;
             }
         }
         Ok(())
     }
 
-    /// Has the next look tell anew what runs before the programs.
+    /// Makes the next check report again what runs before the programs.
     pub fn tell_again(&mut self) {
         self.all.iter_mut().for_each(|attachment| attachment.ahead.clear());
-        self.waits |= self.has_filters();
+        self.is_overtake_pending |= self.has_filters();
     }
 
-    /// Forgets what was attached to interfaces that are gone; returns their titles.
+    /// Forgets attachments to interfaces that are gone. Returns the interfaces' titles.
     pub fn retain(
         &mut self,
         instance: &mut Instance,
@@ -452,33 +453,33 @@ impl Attachments {
 }
 
 impl Attachment {
-    /// Where it is, for people.
+    /// A readable description of its place.
     fn title(&self) -> String {
-        let side = match self.direction {
+        let direction = match self.direction {
             Direction::Egress => "egress",
             Direction::Ingress => "ingress",
         };
-        title(&self.netns, &format!("{} {side}", self.interface.name))
+        title(&self.netns, &format!("{} {direction}", self.interface.name))
     }
 
-    /// Says what runs before it, once for each.
-    fn tell_ahead(&mut self, seen: &Seen, notices: &mut Notices) {
+    /// Reports what runs before it, each once.
+    fn report_ahead(&mut self, state: &State, notices: &mut Notices) {
         let mut ahead = BTreeSet::new();
-        let mut tell = |what, which: String| {
+        let mut report = |what, which: String| {
             let place = format!("{} ({which})", self.title());
             if ahead.insert(which.clone()) && !self.ahead.contains(&which) {
                 notices.add(what, place);
             }
         };
-        for Filter { kind, place, .. } in &seen.filters_ahead {
-            tell(Interference::FilterAhead, format!("{kind}, pref {}", place.priority));
+        for Filter { kind, place, .. } in &state.filters_ahead {
+            report(Interference::FilterAhead, format!("{kind}, pref {}", place.priority));
         }
-        for id in &seen.programs_ahead {
+        for id in &state.programs_ahead {
             let name = link::program_name(*id).unwrap_or_default();
-            tell(Interference::ProgramAhead, format!("{name}, id {id}"));
+            report(Interference::ProgramAhead, format!("{name}, id {id}"));
         }
-        // Filters are listed only when something has changed.
-        if seen.best_priority.is_some() || self.hook != Hook::Clsact {
+        // Filters are listed only after changes.
+        if state.best_priority.is_some() || self.hook != Hook::Clsact {
             self.ahead = ahead;
         } else {
             self.ahead.extend(ahead);
@@ -486,7 +487,7 @@ impl Attachment {
     }
 }
 
-/// A place in a namespace, for people.
+/// A readable description of a place in a namespace.
 pub fn title(netns: &Netns, place: &str) -> String {
     match netns.label() {
         "current" => place.to_owned(),
@@ -494,7 +495,7 @@ pub fn title(netns: &Netns, place: &str) -> String {
     }
 }
 
-/// Adds a filter, journalled.
+/// Adds a filter, journaled.
 fn add_filter(
     object: &mut Object,
     instance: &mut Instance,

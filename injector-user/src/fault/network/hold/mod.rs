@@ -1,9 +1,9 @@
-//! Where packets wait that are delayed or limited in their rate: a device of ours in each network namespace.
+//! Hold devices: hold delayed and rate-limited packets, one device in each network namespace.
 //!
-//! Packets are redirected to it with a tag, wait, come back and are put on their way again, so that no qdisc of
-//! anybody else's is touched. There are two engines. `edt`: a veth pair, on one end of which `sch_fq` lets each packet
-//! go at the time that it bears ("earliest departure time"). `tap`: a TAP, behind which a thread of ours holds the
-//! packets, for kernels without `sch_fq`.
+//! Packets are redirected to the device with a tag, wait, come back and continue on their path, so that
+//! existing qdiscs stay untouched. There are two engines. `edt`: a veth pair, on one end of which
+//! `sch_fq` releases each packet at its timestamp ("earliest departure time"). `tap`: a TAP, read by a
+//! thread that holds the packets, for kernels without `sch_fq`.
 
 mod delay_queue;
 
@@ -47,7 +47,7 @@ use super::{
     notices::{Interference, Notices},
 };
 
-/// How packets are held.
+/// The engine that holds packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
@@ -67,49 +67,49 @@ impl Display for Engine {
 }
 
 impl Engine {
-    /// The one that was asked for, or the best one that works here.
-    pub fn choose(asked: Option<Self>) -> Result<Self, NetworkError> {
-        if asked == Some(Self::Tap) {
+    /// The requested engine, or else the best one available.
+    pub fn choose(requested: Option<Self>) -> Result<Self, NetworkError> {
+        if requested == Some(Self::Tap) {
             return Ok(Self::Tap);
         }
-        match (asked, fq::probe()) {
+        match (requested, fq::probe()) {
             (_, Ok(())) => Ok(Self::Edt),
             (Some(_), Err(error)) => Err(NetworkError::NoFq(error)),
             (None, Err(error)) => {
-                tracing::debug!(%error, "no fq, so a TAP");
+                tracing::debug!(%error, "fq is not available: using a TAP");
                 Ok(Self::Tap)
             }
         }
     }
 }
 
-/// The first index of our devices; those of ordinary ones are counted from 1.
+/// The first interface index of hold devices. The kernel numbers other devices from 1.
 const FIRST_INDEX: u32 = 1_000_000_000;
 
-/// File descriptors of TAPs have at least this number. The kernel closes a dying process's files in the order
-/// of their numbers, and the programs that send packets to a TAP must go before it does.
+/// The minimum number of TAP file descriptors. The kernel closes the files of a dying process in order
+/// of their numbers, and the programs that redirect packets to a TAP must be detached first.
 const TAP_FD: i32 = 900;
 
-/// For how long packets may still wait after the faults have ended.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait for held packets after the faults have ended.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Settings of a loopback without which packets that come to it anew are refused: those that leave it the usual
-/// way bring their route along.
+/// Settings of the loopback for accepting packets that come back to it. They have lost the route that
+/// packets on the usual path carry along.
 const LOOPBACK_SETTINGS: [&str; 2] = ["ipv4/conf/lo/accept_local", "ipv4/conf/lo/route_localnet"];
 
-/// What they are set to: the kernel takes any number but 0 for yes, and people write 1. So what others set meanwhile is
-/// told from what we did, and stays.
-const YES: &str = "2";
+/// The value for these settings. The kernel takes any number but 0 as true, and people write 1, so this
+/// distinguishes injector's changes from others', which stay.
+const ENABLED: &str = "2";
 
-/// How many packets may wait in a queue of the kernel: those that come at line rate while the longest delay
-/// lasts, as far as a quarter of the memory goes.
+/// The capacity of a kernel queue in packets: enough for line rate over the longest delay, but at
+/// most a quarter of the memory.
 #[must_use]
 pub fn room_for(holds: &[Hold]) -> u32 {
     /// 10 Gbit/s of full-sized frames.
-    const PACKETS_A_SECOND: u64 = 820_000;
-    /// What such a frame takes in memory.
-    const BYTES: u64 = 2304;
-    const LEAST: u64 = 10_000;
+    const PACKETS_PER_SECOND: u64 = 820_000;
+    /// The memory of such a frame.
+    const BYTES_PER_PACKET: u64 = 2304;
+    const MIN_PACKETS: u64 = 10_000;
 
     let longest = holds.iter().map(|hold| {
         let delay = hold.delay.latency_ns + 4 * hold.delay.jitter_ns;
@@ -118,16 +118,19 @@ pub fn room_for(holds: &[Hold]) -> u32 {
     let seconds = longest.max().unwrap_or(0).div_ceil(1_000_000_000);
     let memory =
         <procfs::Meminfo as procfs::Current>::current().map_or(1 << 30, |info| info.mem_total);
-    let packets = seconds.saturating_mul(PACKETS_A_SECOND).min(memory / 4 / BYTES).max(LEAST);
+    let packets = seconds
+        .saturating_mul(PACKETS_PER_SECOND)
+        .min(memory / 4 / BYTES_PER_PACKET)
+        .max(MIN_PACKETS);
     u32::try_from(packets).unwrap_or(u32::MAX)
 }
 
-/// What became of held packets, all devices together.
+/// Statistics of held packets of all devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Packets dropped because more waited than fit.
+    /// Packets dropped because the queue was full.
     pub dropped: u64,
-    /// Packets that wait now.
+    /// Packets held now.
     pub held: u64,
 }
 
@@ -135,29 +138,29 @@ pub struct Statistics {
 #[derive(Debug)]
 pub struct Holds {
     engine: Engine,
-    /// Tells our devices from those of other injectors.
+    /// Distinguishes the devices from those of other injectors.
     slot: u32,
-    /// Most packets that wait in a queue of the kernel.
+    /// The capacity of a kernel queue in packets.
     limit: u32,
     devices: Vec<Device>,
-    /// Namespaces whose device was taken away, and how often in a row it could not be made again.
+    /// Namespaces whose device was removed, with the number of failed attempts to create it again.
     missing: Vec<(Netns, u32)>,
-    /// Packets that devices dropped that are gone.
+    /// Packets dropped by removed devices.
     dropped: u64,
-    /// Settings that were changed, by namespace.
+    /// Journaled actions of changed settings, by namespace.
     settings: Vec<(Netns, u32)>,
-    /// Interfaces and directions that have a tag: its number is the place.
+    /// Interfaces and directions; the index is the tag.
     routes: Vec<(u32, Direction)>,
 }
 
-/// A hold device. Programs and TAP go when it is dropped; the journal removes a veth pair.
+/// A hold device. Dropping it removes programs and TAP; the journal removes a veth pair.
 #[derive(Debug)]
 struct Device {
     netns: Netns,
     near: Identity,
     /// The other end of a veth pair.
     far: Option<Identity>,
-    /// The near end's qdisc as it was made.
+    /// The original qdisc of the near end.
     queue: Root,
     programs: Vec<Program>,
     holder: Holder,
@@ -167,7 +170,7 @@ struct Device {
 #[derive(Debug)]
 enum Program {
     Link(Link),
-    /// A filter, which goes with the device: its interface and direction.
+    /// A filter, which is removed with the device: its interface and direction.
     Filter(u32, Direction),
 }
 
@@ -178,7 +181,7 @@ enum Holder {
 }
 
 impl Holds {
-    /// None yet.
+    /// No devices yet.
     #[must_use]
     pub const fn new(engine: Engine, slot: u32, limit: u32) -> Self {
         Self {
@@ -193,7 +196,7 @@ impl Holds {
         }
     }
 
-    /// How packets are held.
+    /// The engine that holds packets.
     #[must_use]
     pub const fn engine(&self) -> Engine {
         self.engine
@@ -205,7 +208,7 @@ impl Holds {
         FIRST_INDEX + 2 * self.slot
     }
 
-    /// Has packets of an interface be held; to be called before programs are attached to it.
+    /// Prepares holding packets of an interface. Must be called before attaching programs to it.
     pub fn serve(
         &mut self,
         object: &mut Object,
@@ -268,11 +271,11 @@ impl Holds {
                         .and_then(|()| fq::add(netns, near.index, self.limit))
                         .map_err(io::Error::other)
                 })?;
-                // The queue may be emptied by any processor, now by this one and now by that.
+                // Any CPU may dequeue packets, so steer each flow to one CPU.
                 if let Err(error) = rps::spread(netns, &far.name) {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
-                        "order may not be kept"
+                        "packets may be reordered"
                     );
                 }
                 let queue = Root::of(netns, near.index)?;
@@ -296,7 +299,7 @@ impl Holds {
         }
     }
 
-    /// Has a loopback take packets that have lost their route.
+    /// Makes a loopback accept packets that have lost their route.
     fn open_loopback(
         &mut self,
         instance: &mut Instance,
@@ -304,19 +307,19 @@ impl Holds {
     ) -> Result<(), NetworkError> {
         for setting in LOOPBACK_SETTINGS {
             let before = sysctl::get(netns, setting)?.map_err(NetworkError::Loopback)?;
-            if !["0", YES].contains(&before.as_str()) {
-                // It is as it must be, and others have it so.
+            if !["0", ENABLED].contains(&before.as_str()) {
+                // Already enabled by someone else.
                 continue;
             }
             let change = change_of(netns.inode(), setting, before);
-            let set = || sysctl::set(netns, setting, YES).map_err(io::Error::other)?;
+            let set = || sysctl::set(netns, setting, ENABLED).map_err(io::Error::other)?;
             let action = instance.perform(change, set)?;
             self.settings.push((netns.clone(), action));
         }
         Ok(())
     }
 
-    /// What became of the packets.
+    /// The statistics of held packets.
     pub fn statistics(&self) -> Result<Statistics, NetworkError> {
         let mut sum = Statistics { dropped: self.dropped, held: 0 };
         for device in &self.devices {
@@ -342,7 +345,7 @@ impl Holds {
         self.missing.retain(|(netns, _)| is_there(netns));
     }
 
-    /// Looks whether all devices are as they were made, and makes anew what others took away.
+    /// Checks all devices and repairs those that another process changed.
     pub fn look(
         &mut self,
         object: &mut Object,
@@ -355,11 +358,11 @@ impl Holds {
         let devices = std::mem::take(&mut self.devices);
         for device in devices {
             let place = places.iter().find(|place| place.netns == device.netns);
-            let there = place.map(|place| &*place.hold_devices).unwrap_or_default();
-            match device.condition(there, changed)? {
+            let hold_devices = place.map(|place| &*place.hold_devices).unwrap_or_default();
+            match device.condition(hold_devices, changed)? {
                 Condition::Whole => self.devices.push(device),
                 Condition::Down => {
-                    // It may be gone by now, which the next look shows.
+                    // On failure, the device may be gone: the next check shows that.
                     match device.start() {
                         Ok(()) => notices.add(Interference::DeviceDown, device.title()),
                         Err(error) => tracing::debug!(%error, "cannot set a device up yet"),
@@ -372,7 +375,7 @@ impl Holds {
                         self.devices.push(device);
                     }
                     restored => {
-                        tracing::debug!(?restored, "making a device again, to restore its queue");
+                        tracing::debug!(?restored, "creating a device again to restore its queue");
                         self.discard(device, instance)?;
                     }
                 },
@@ -387,7 +390,7 @@ impl Holds {
                     self.devices.push(device);
                 }
                 Err(error) if failures + 1 < ATTEMPTS => {
-                    tracing::debug!(%error, "cannot make a device again yet");
+                    tracing::debug!(%error, "cannot create a device again yet");
                     self.missing.push((netns, failures + 1));
                 }
                 Err(error) => {
@@ -400,7 +403,7 @@ impl Holds {
         Ok(())
     }
 
-    /// Removes what is left of a device, so that it is made again.
+    /// Removes the rest of a device, so that it is created again.
     fn discard(&mut self, device: Device, instance: &mut Instance) -> Result<(), NetworkError> {
         self.missing.push((device.netns, 0));
         match device.holder {
@@ -410,10 +413,10 @@ impl Holds {
         Ok(())
     }
 
-    /// Waits until no packet waits any more, but not for longer than [`PATIENCE`]; a TAP's need not wait. Returns
-    /// what became of them.
+    /// Waits until no packet is held, for at most [`DRAIN_TIMEOUT`]. A TAP's delay queue releases its
+    /// packets by itself. Returns the statistics.
     fn drain(&self) -> Result<Statistics, NetworkError> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + DRAIN_TIMEOUT;
         loop {
             let statistics = self.statistics()?;
             if self.engine == Engine::Tap {
@@ -426,8 +429,8 @@ impl Holds {
         }
     }
 
-    /// Removes all devices, after everything that sends packets to them has been detached. Returns what became of
-    /// the packets: those that are held still are lost.
+    /// Removes all devices, after all programs that redirect packets to them are detached. Returns the
+    /// statistics; packets still held are lost.
     pub fn end(&mut self, instance: &mut Instance) -> Result<Statistics, NetworkError> {
         let statistics = self.drain()?;
         self.clear(instance)?;
@@ -447,24 +450,28 @@ impl Holds {
     }
 }
 
-/// What a look shows of a device.
+/// The condition of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Condition {
     Whole,
-    /// It is there, but set down.
+    /// The device is set down.
     Down,
     /// The settings of its qdisc were changed.
     Changed,
-    /// It is of no use.
+    /// The device must be created again.
     Broken,
 }
 
 impl Device {
-    /// What it is like, by the hold devices of its namespace.
-    fn condition(&self, there: &[Interface], changed: &Changed) -> Result<Condition, NetworkError> {
+    /// The condition, given the hold devices of its namespace.
+    fn condition(
+        &self,
+        hold_devices: &[Interface],
+        changed: &Changed,
+    ) -> Result<Condition, NetworkError> {
         let mut is_up = true;
         for end in [Some(&self.near), self.far.as_ref()].into_iter().flatten() {
-            let found = there.iter().find(|interface| interface.index == end.index);
+            let found = hold_devices.iter().find(|interface| interface.index == end.index);
             match found {
                 Some(found) if found.name == end.name => is_up &= found.is_up,
                 _ => return Ok(Condition::Broken),
@@ -495,19 +502,19 @@ impl Device {
         if !is_up {
             return Ok(Condition::Down);
         }
-        // The kernel tells of a change of settings.
+        // The kernel sends notifications about changes of qdiscs.
         let is_changed =
             changed.any(&self.netns) && Root::of(&self.netns, self.near.index)? != self.queue;
         Ok(if is_changed { Condition::Changed } else { Condition::Whole })
     }
 
-    /// Gives its queue the settings again that it was made with; returns whether it has them.
+    /// Restores the settings of its qdisc. Returns whether that succeeded.
     fn restore_queue(&self) -> Result<bool, KernelError> {
         self.queue.restore(&self.netns, self.near.index)?;
         Ok(Root::of(&self.netns, self.near.index)? == self.queue)
     }
 
-    /// Sets it up again.
+    /// Sets the device up again.
     fn start(&self) -> Result<(), KernelError> {
         match &self.far {
             Some(far) => device::start_veth(&self.netns, &self.near, far),
@@ -515,13 +522,13 @@ impl Device {
         }
     }
 
-    /// What it is called, for people.
+    /// A readable name.
     fn title(&self) -> String {
         title(&self.netns, &self.near.name)
     }
 }
 
-/// The change of a setting to [`YES`], as another injector has announced it if one has.
+/// The action that sets a setting to [`ENABLED`]; the one that another injector announced, if any.
 fn change_of(netns: u64, name: &str, before: String) -> Action {
     let is_same = |action: &Action| {
         matches!(action, Action::SetSysctl { netns: there, name: other, .. }
@@ -531,17 +538,17 @@ fn change_of(netns: u64, name: &str, before: String) -> Action {
         netns,
         name: name.into(),
         before,
-        after: YES.into(),
+        after: ENABLED.into(),
     })
 }
 
-/// The same file under a high number, if there is room.
+/// Duplicates the file to a high descriptor number, if available.
 fn with_high_number(file: File) -> File {
     match fcntl(file.as_fd(), FcntlArg::F_DUPFD_CLOEXEC(TAP_FD)) {
-        // SAFETY: just made, and nobody else's.
+        // SAFETY: the descriptor is new and owned by nothing else.
         Ok(number) => unsafe { File::from_raw_fd(number) },
         Err(error) => {
-            tracing::debug!(%error, fd = file.as_raw_fd(), "the TAP keeps its number");
+            tracing::debug!(%error, fd = file.as_raw_fd(), "cannot give the TAP a high descriptor number");
             file
         }
     }
