@@ -1,4 +1,4 @@
-//! A running `injector agent`, and plain HTTP to it.
+//! A running `injector agent`, with plain HTTP requests.
 
 use std::{
     fs,
@@ -18,34 +18,34 @@ use serde_json::Value;
 
 use super::{Host, INJECTOR, TIMEOUT, is_guest, scratch_file};
 
-/// An agent that is killed when this is dropped.
+/// A running agent, killed when dropped.
 #[derive(Debug)]
 pub struct Agent {
     /// Its process.
     pub child: Child,
     /// Its socket.
     pub socket: PathBuf,
-    /// Where it writes who asked what.
+    /// The path of its audit log.
     pub audit: PathBuf,
-    /// What it said at the start, one line an address.
+    /// Its output at the start, a line for each address.
     pub serves: Vec<String>,
 }
 
 impl Agent {
-    /// Starts one inside the namespace of `host` and waits until it serves.
+    /// Starts an agent inside the namespace of `host` and waits until it serves.
     #[must_use]
     pub fn start(host: &Host) -> Self {
         Self::with(host, scratch_file(), &[])
     }
 
-    /// The same at a socket, with more options.
+    /// Starts an agent at a socket, with more options.
     #[must_use]
     pub fn with(host: &Host, socket: PathBuf, options: &[&str]) -> Self {
         let count = if options.contains(&"--listen") { 2 } else { 1 };
         Self::spawned(Self::command(host, &socket, options), socket, count)
     }
 
-    /// Runs a command for it, and waits until it serves so many addresses.
+    /// Starts an agent by a command and waits until it serves `addresses` addresses.
     #[must_use]
     pub fn spawned(mut command: Command, socket: PathBuf, count: usize) -> Self {
         let audit = socket.with_extension("audit");
@@ -57,7 +57,7 @@ impl Agent {
         Self { child, socket, audit, serves }
     }
 
-    /// The command, not yet started.
+    /// The command of an agent.
     #[must_use]
     pub fn command(host: &Host, socket: &Path, options: &[&str]) -> Command {
         let mut command = host.command(INJECTOR, None);
@@ -65,16 +65,16 @@ impl Agent {
         command
     }
 
-    /// Asks for something; returns the status, and the body.
+    /// Sends a request. Returns status and body.
     pub fn raw(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
         let mut stream = UnixStream::connect(&self.socket).expect("it listens");
-        // The agent says itself after 30 s that it takes too long.
+        // The agent's own timeout is 30 s.
         stream.set_read_timeout(Some(2 * TIMEOUT)).expect("more than 0");
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
             body.len()
         );
-        // It may have refused already, and then it has answered.
+        // The agent may have refused and answered already.
         let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
@@ -84,7 +84,7 @@ impl Agent {
         (status, body.to_owned())
     }
 
-    /// The same in JSON.
+    /// Sends a request with a JSON body. Returns status and JSON body.
     pub fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
         let body = body.map(Value::to_string).unwrap_or_default();
         let (status, text) =
@@ -92,9 +92,9 @@ impl Agent {
         (status, serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}")))
     }
 
-    /// Begins a fault, which is to work.
+    /// Starts a fault, which must succeed.
     pub fn create(&self, request: &Value) -> Value {
-        // An emulated machine may be too slow for the agent's 30 s, and then nothing is left of the request.
+        // Emulated machines may exceed the agent's timeout of 30 s, which leaves nothing behind.
         let attempts = if is_guest() { 4 } else { 1 };
         let ask = |_| self.ask("POST", "/v1/faults", Some(request));
         let answer = (0..attempts).map(ask).find(|(status, _)| *status != 503);
@@ -110,7 +110,7 @@ impl Agent {
         fault
     }
 
-    /// Ends a fault; returns what it did.
+    /// Ends a fault. Returns its last state.
     pub fn delete(&self, name: &str) -> Value {
         let (status, fault) = self.ask("DELETE", &format!("/v1/faults/{name}"), None);
         assert_eq!(status, 200, "{fault}");
@@ -118,7 +118,7 @@ impl Agent {
         fault
     }
 
-    /// The faults that act.
+    /// The active faults.
     pub fn active(&self) -> Vec<Value> {
         let (status, list) = self.ask("GET", "/v1/faults", None);
         assert_eq!(status, 200, "{list}");
@@ -126,7 +126,7 @@ impl Agent {
         faults.into_iter().filter(|fault| fault["phase"] == "active").collect()
     }
 
-    /// Waits until so many faults act: the kernel's deadlines may be before the agent has seen them.
+    /// Waits until `count` faults are active. The agent may notice the kernel's deadlines late.
     #[track_caller]
     pub fn wait_for_active(&self, count: usize) -> Vec<Value> {
         let end = Instant::now() + Duration::from_secs(2);
@@ -140,14 +140,14 @@ impl Agent {
         }
     }
 
-    /// What it has written down about who asked what.
+    /// The records of the audit log.
     #[must_use]
     pub fn audited(&self) -> Vec<Value> {
         let audit = fs::read_to_string(&self.audit).expect("it is written");
         audit.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
     }
 
-    /// Waits until a fault is as it is to be.
+    /// Waits until a fault satisfies a condition.
     pub fn wait_for(&self, name: &str, is_so: impl Fn(&Value) -> bool) -> Value {
         let end = Instant::now() + TIMEOUT;
         loop {
@@ -183,7 +183,7 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // It may have ended, and been waited for.
+        // It may have ended and been waited for.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_file(&self.socket);

@@ -1,4 +1,4 @@
-//! bpf(2) for what aya does not have: programs of a few instructions, test runs, and links of other processes.
+//! Raw bpf(2) calls: programs of a few instructions, test runs, and links of other processes.
 
 use std::{
     ffi::{CStr, CString},
@@ -30,7 +30,7 @@ pub const SCHED_CLS: u32 = 3;
 /// The type of XDP programs.
 pub const XDP: u32 = 6;
 
-/// Sides of an interface (`enum bpf_attach_type`).
+/// Attach types (`enum bpf_attach_type`).
 pub const TCX_INGRESS: u32 = 46;
 /// Egress by tcx.
 pub const TCX_EGRESS: u32 = 47;
@@ -85,7 +85,8 @@ const fn instruction(code: u64, registers: u64, offset: u64, value: u64) -> u64 
     code | registers << 8 | (offset & 0xffff) << 16 | value << 32
 }
 
-/// Attaches a program to a side of an interface of the calling thread's namespace, until what is returned is dropped.
+/// Attaches a program to an interface of the calling thread's namespace. Dropping the returned link
+/// detaches it.
 pub fn attach(
     program: BorrowedFd<'_>,
     interface: &CStr,
@@ -104,9 +105,9 @@ pub fn attach(
 /// The answer to a test run.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
-    /// What the program returned in the last run.
+    /// The return value of the last run.
     pub verdict: u32,
-    /// Nanoseconds a run, a whole number, without the times at which the kernel ran something else.
+    /// The time a run in whole nanoseconds, without preemption.
     pub ns: u32,
 }
 
@@ -130,7 +131,7 @@ pub struct Link {
     pub interface: u32,
 }
 
-/// What the kernel says of the files of a process, as far as they are links.
+/// The fdinfo of the links of a process.
 fn link_files(pid: i32) -> impl Iterator<Item = String> {
     let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
     let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
@@ -145,7 +146,7 @@ fn field(text: &str, name: &str) -> Option<u32> {
 #[must_use]
 pub fn links(pid: i32) -> Vec<Link> {
     let link = |text: String| {
-        // One that is detached has no interface any more.
+        // Detached links have no interface.
         let interface = field(&text, "ifindex:").filter(|index| *index != 0)?;
         Some(Link { id: field(&text, "link_id:")?, interface })
     };
@@ -154,7 +155,7 @@ pub fn links(pid: i32) -> Vec<Link> {
     links
 }
 
-/// All links of a process, by their ids.
+/// The IDs of all links of a process.
 #[must_use]
 pub fn all_links(pid: i32) -> Vec<u32> {
     link_files(pid).filter_map(|text| field(&text, "link_id:")).collect()
@@ -165,19 +166,19 @@ pub fn detach(link: Link) -> io::Result<()> {
     detach_by_id(link.id)
 }
 
-/// The same for any link.
+/// Detaches a link by ID.
 pub fn detach_by_id(link: u32) -> io::Result<()> {
     let fd = descriptor(command::LINK_GET_FD_BY_ID, &[link])?;
     bpf(command::LINK_DETACH, &[fd.as_raw_fd().cast_unsigned()]).map(drop)
 }
 
-/// A tc program that counts IPv4 packets (no ARP, no neighbour discovery). All packets go on to the next program, or to
-/// none if it `accepts` them.
+/// A tc program that counts IPv4 packets (without ARP or neighbour discovery). It accepts packets, if
+/// `accepts`, or else passes them to the next program.
 #[derive(Debug)]
 pub struct Counter {
     map: OwnedFd,
     program: OwnedFd,
-    /// Where it is pinned, for tc(8).
+    /// The path at which it is pinned, for tc(8).
     directory: PathBuf,
 }
 
@@ -221,14 +222,14 @@ impl Counter {
         self.directory.join("counter")
     }
 
-    /// Attaches it below a clsact qdisc, which must be there.
+    /// Attaches it to an existing clsact qdisc.
     pub fn filter(&self, host: &Host, side: &str, priority: u16) {
         let pin = self.pin();
         let what = format!("pref {priority} protocol all bpf direct-action object-pinned");
         host.run(&format!("tc filter add dev {INTERFACE} {side} {what} {}", pin.display()));
     }
 
-    /// Attaches it by tcx, ahead of all others or behind them, until the link is dropped.
+    /// Attaches it by tcx, before or after all others. Dropping the link detaches it.
     #[must_use]
     pub fn tcx(&self, host: &Host, side: &str, is_first: bool) -> OwnedFd {
         const BEFORE: u32 = 8;
@@ -239,7 +240,7 @@ impl Counter {
         host.inside(|| attach(self.program.as_fd(), &name, side, flags)).expect("Linux 6.6")
     }
 
-    /// How many packets it has seen.
+    /// The number of packets counted.
     #[must_use]
     pub fn count(&self) -> u64 {
         let (key, mut value) = (0u32, 0u64);
@@ -254,7 +255,7 @@ impl Counter {
 
 impl Drop for Counter {
     fn drop(&mut self) {
-        // While panicking there is nothing to be done about a failure.
+        // A failure cannot be handled while panicking.
         let _ = Command::new("umount").arg(&self.directory).status();
         let _ = fs::remove_dir(&self.directory);
     }

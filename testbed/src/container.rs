@@ -1,4 +1,4 @@
-//! Containers, made by runc of busybox alone.
+//! Containers of busybox, run by runc.
 
 use std::{
     fs,
@@ -15,28 +15,28 @@ use serde_json::{Value, json};
 
 use super::{Host, hierarchy, scratch_file};
 
-/// Anything that takes longer has failed, though it be in a virtual machine.
+/// The timeout of all waits, also in a virtual machine.
 pub const TIMEOUT: Duration = Duration::from_mins(2);
 
-/// The only program in them, which is linked statically.
+/// The only program in the containers, linked statically.
 const BUSYBOX: &str = "/bin/busybox";
 
-/// Where it is on the host.
+/// The program's path on the host.
 const HOST_BUSYBOX: &str = "/usr/bin/busybox";
 
-/// A machine's folders as runtimes see them, so that no container of the real one is in the way.
+/// The directories of a machine as runtimes see them, separate from those of the real machine.
 #[derive(Debug)]
 pub struct Machine {
-    /// What is to be taken for `/`.
+    /// The directory used as `/`.
     pub root: PathBuf,
-    /// A cgroup of its own, without a slash.
+    /// The machine's cgroup, without a leading slash.
     name: String,
-    /// Who runs in the containers that it starts.
+    /// The user in its containers.
     pub user: u32,
 }
 
 impl Machine {
-    /// Makes one.
+    /// Creates a machine.
     #[must_use]
     pub fn new() -> Self {
         let root = scratch_file();
@@ -45,7 +45,7 @@ impl Machine {
         Self { root, name, user: 0 }
     }
 
-    /// An ID that begins so, and that no container of another test has.
+    /// A unique container ID with this prefix.
     #[must_use]
     pub fn id(beginning: &str) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -111,12 +111,12 @@ impl Drop for Machine {
             let mount = Path::new(line.split(' ').nth(4).unwrap_or_default());
             remove_cgroups(&mount.join(&self.name));
         }
-        // While panicking there is nothing to be done about a failure.
+        // A failure cannot be handled while panicking.
         let _ = fs::remove_dir_all(&self.root);
     }
 }
 
-/// Removes a cgroup, and those below it, where all processes have been killed.
+/// Removes a cgroup and its descendants after all processes have been killed.
 fn remove_cgroups(path: &Path) {
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
         if entry.path().is_dir() {
@@ -146,7 +146,7 @@ impl Container<'_> {
         let status = self
             .machine
             .runc()
-            // The root of a virtual machine's initramfs cannot be left by pivot_root(2).
+            // pivot_root(2) does not work on an initramfs.
             .args(["run", "--detach", "--no-pivot", "--bundle"])
             .arg(&self.folder)
             .arg(&self.id)
@@ -163,20 +163,20 @@ impl Container<'_> {
         }
     }
 
-    /// Ends it; its cgroup goes.
+    /// Ends it and removes its cgroup.
     pub fn stop(&self) {
-        // Dropping one that was stopped does it once more.
+        // Dropping a stopped container stops it again.
         let _ = self.machine.runc().args(["delete", "--force", &self.id]).output();
         let _ = fs::remove_file(self.folder.join("rootfs/time"));
     }
 
-    /// Starts it again, in a new cgroup with the path of the old one.
+    /// Restarts it in a new cgroup with the same path.
     pub fn restart(&self) {
         self.stop();
         self.run();
     }
 
-    /// What injector calls it.
+    /// Its name in injector's output.
     #[must_use]
     pub fn title(&self) -> String {
         format!("container {} ({})", self.name, &self.id[..12])
@@ -191,7 +191,7 @@ impl Container<'_> {
     /// Runs a command of busybox in it.
     pub fn exec(&self, line: &str) -> Output {
         let mut command = self.machine.runc();
-        // Whoever the container is of: ping takes root.
+        // As root, since ping requires it.
         command.args(["exec", "--user", "0", &self.id, BUSYBOX]).args(line.split(' '));
         command.output().expect("runc is installed")
     }
@@ -201,7 +201,7 @@ impl Container<'_> {
         self.exec(&format!("ping -c 1 -W 1 {to}")).status.success()
     }
 
-    /// By how many seconds the clock of a program that is started in it is off.
+    /// The clock offset in seconds of a new program in it.
     pub fn clock_of_new(&self) -> i64 {
         let output = self.exec("date +%s");
         let text = String::from_utf8(output.stdout).expect("text");
@@ -209,13 +209,13 @@ impl Container<'_> {
         time - jiff::Timestamp::now().as_second()
     }
 
-    /// The time that it has written last.
+    /// The time that it wrote last.
     #[must_use]
     pub fn time(&self) -> Option<i64> {
         fs::read_to_string(self.folder.join("rootfs/time")).ok()?.trim().parse().ok()
     }
 
-    /// Waits until the clock of what has run in it all along is off by so many seconds.
+    /// Waits until the clock of its running program is off by `seconds`.
     pub fn wait_for_clock(&self, off: i64) {
         let end = Instant::now() + TIMEOUT;
         let is_off = || {

@@ -1,7 +1,7 @@
-//! The agent in a container as packaging/kubernetes asks for it, made by runc.
+//! The agent in a container as in packaging/kubernetes, run by runc.
 //!
-//! What a kubelet and containerd make of the manifest is done here: capabilities, seccomp, mounts, namespaces. The API
-//! server is left out.
+//! Applies the manifest as a kubelet and containerd do: capabilities, seccomp, mounts and namespaces.
+//! There is no API server.
 
 use std::{
     fs,
@@ -29,10 +29,11 @@ const MANIFEST: &str =
 const IMAGE: &str =
     include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/container/Containerfile"));
 
-/// What containerd 1.6 makes of `RuntimeDefault` for the manifest's capabilities (`ctr container create --seccomp`).
+/// The seccomp profile `RuntimeDefault` of containerd 1.6 for the manifest's capabilities
+/// (`ctr container create --seccomp`).
 const SECCOMP: &str = include_str!("seccomp.json");
 
-/// Where the libraries are of an injector that was not linked statically.
+/// The directories of shared libraries, for an injector that is not linked statically.
 const LIBRARIES: [&str; 2] = ["/lib/x86_64-linux-gnu", "/lib64"];
 
 /// The manifest of the agent.
@@ -42,14 +43,14 @@ pub struct DaemonSet {
 }
 
 impl DaemonSet {
-    /// As it is.
+    /// The unchanged manifest.
     #[must_use]
     pub fn read() -> Self {
         let manifest: Value = serde_saphyr::from_str(MANIFEST).expect("YAML");
         Self { pod: manifest["spec"]["template"]["spec"].clone() }
     }
 
-    /// The capabilities that it asks for.
+    /// The capabilities that it requests.
     #[must_use]
     pub fn capabilities(&self) -> Vec<String> {
         let security = &self.container()["securityContext"]["capabilities"];
@@ -57,7 +58,7 @@ impl DaemonSet {
         strings(&security["add"])
     }
 
-    /// The same without one of them.
+    /// The manifest without one of the capabilities.
     #[must_use]
     pub fn without(mut self, capability: &str) -> Self {
         let added = self.pod.pointer_mut("/containers/0/securityContext/capabilities/add");
@@ -93,7 +94,7 @@ impl DaemonSet {
         fs::write(folder.join("config.json"), config.to_string()).expect("a file");
         let mut command = machine.runc();
         command.args(["run", "--no-pivot", "--bundle"]).arg(&folder).arg(&id);
-        // What stops the test does not stop runc: this value does.
+        // Signals to the test must not stop runc: dropping this value does.
         command.process_group(0).stdout(Stdio::piped());
         let mut child = command.spawn().expect("runc is installed");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
@@ -114,7 +115,7 @@ impl DaemonSet {
             serde_json::from_str(line.expect("it is there").trim()).expect("a list")
         };
         let mut args = words("ENTRYPOINT");
-        // There is no API server to talk to.
+        // There is no API server.
         args.extend(strings(&container["args"]).into_iter().filter(|arg| arg != "--kubernetes"));
         let env: Vec<&str> = IMAGE.lines().filter_map(|line| line.strip_prefix("ENV ")).collect();
         assert_eq!(self.pod["hostNetwork"], false);
@@ -141,7 +142,7 @@ impl DaemonSet {
             "mounts": self.mounts(machine),
             "linux": {
                 "cgroupsPath": machine.cgroup(&format!("kubepods/podagent/{id}")),
-                // With cgroup v2, containers that are not privileged have a cgroup namespace of their own.
+                // With cgroup v2, unprivileged containers have their own cgroup namespace.
                 "namespaces": [
                     {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"},
                     {"type": "cgroup"},
@@ -180,7 +181,7 @@ impl DaemonSet {
             let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]);
             let host = &volume.expect("it has one")["hostPath"];
             let path = host["path"].as_str().expect("a path");
-            // What is the runtimes' and injector's is the test's own.
+            // Directories of runtimes and injector are the test's own.
             let source = path
                 .strip_prefix("/run/")
                 .map_or_else(|| PathBuf::from(path), |rest| machine.root.join("run").join(rest));
@@ -210,14 +211,14 @@ fn strings(list: &Value) -> Vec<String> {
 /// The agent, running in its container.
 #[derive(Debug)]
 pub struct Daemon<'a> {
-    /// To ask it; its child is runc.
+    /// The agent, for requests. Its child is runc.
     pub agent: Agent,
     machine: &'a Machine,
     id: String,
 }
 
 impl Daemon<'_> {
-    /// Its first process, as the host numbers it.
+    /// The host PID of its first process.
     #[must_use]
     pub fn pid(&self) -> i32 {
         let output = self.machine.runc().args(["state", &self.id]).output().expect("it runs");
@@ -231,7 +232,7 @@ impl Daemon<'_> {
         self.machine.runc().args(["exec", &self.id]).args(words).output().expect("it runs")
     }
 
-    /// Whether its processes have the cgroup's directory.
+    /// Whether its processes see the cgroup's directory.
     #[must_use]
     pub fn processes(&self) -> String {
         let cgroup = self.machine.cgroup(&format!("kubepods/podagent/{}", self.id));
@@ -239,14 +240,14 @@ impl Daemon<'_> {
         fs::read_to_string(path).unwrap_or_default()
     }
 
-    /// Kills all of its processes, as the kernel does when it runs out of memory, and runtimes when a container's first
-    /// process has ended.
+    /// Kills all its processes, as the OOM killer does, and runtimes do when a container's first process
+    /// ends.
     pub fn kill(self) {
         let _ = self.machine.runc().args(["kill", "--all", &self.id, "KILL"]).output();
         wait_until(TIMEOUT, "it ends", || self.processes().is_empty());
     }
 
-    /// Ends it as a kubelet does; returns its exit code.
+    /// Ends it as a kubelet does. Returns its exit code.
     #[must_use]
     pub fn stop(mut self) -> Option<i32> {
         self.agent.signal(Signal::SIGTERM);

@@ -1,4 +1,4 @@
-//! Raw frames, byte by byte, for what no socket would send.
+//! Raw frames, byte by byte, which sockets cannot send.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,19 +7,19 @@ use super::{Family, Host};
 /// IP protocol number of UDP.
 pub const UDP: u8 = 17;
 
-/// In hexadecimal, as `traffic raw-send` takes it.
+/// Hexadecimal text for `traffic raw-send`.
 #[must_use]
 pub fn hex(frame: &[u8]) -> String {
     let digit = |number| char::from_digit(u32::from(number), 16).unwrap_or_default();
     frame.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).collect()
 }
 
-/// A frame from one host to another; `tags` are VLAN ids, the outermost first.
+/// A frame from one host to another. `tags` are VLAN IDs, the outermost first.
 #[must_use]
 pub fn ethernet(from: &Host, to: &Host, tags: &[u16], ethertype: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = [to.mac, from.mac].concat();
     for (level, tag) in tags.iter().enumerate() {
-        // An outer tag is one of IEEE 802.1ad if another follows, else one of 802.1Q.
+        // An outer tag is of IEEE 802.1ad if another follows, else of 802.1Q.
         let kind: u16 = if level + 1 < tags.len() { 0x88a8 } else { 0x8100 };
         frame.extend(kind.to_be_bytes());
         frame.extend(tag.to_be_bytes());
@@ -51,7 +51,7 @@ pub fn ipv4(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, payload: &[u8
     packet
 }
 
-/// An IPv6 packet; `payload` begins with the header that `next` names.
+/// An IPv6 packet. `payload` starts with the header that `next` names.
 #[must_use]
 pub fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u16).to_be_bytes();
@@ -62,7 +62,7 @@ pub fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, next: u8, payload: &[u8]) -
     packet
 }
 
-/// An IP packet, of the version that the addresses are of.
+/// An IP packet of the addresses' version.
 #[must_use]
 pub fn ip(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     match (source, destination) {

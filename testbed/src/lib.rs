@@ -1,7 +1,7 @@
-//! What tests and benchmarks share: two hosts joined by a cable, cgroups, containers, traffic, and injector.
+//! Shared by tests and benchmarks: two connected hosts, cgroups, containers, traffic, and injector.
 //!
-//! Everything is made by the test, has a name of its own, and goes with the value that stands for it,
-//! also when the test panics. Injector is only ever started inside a namespace of a [`Lab`].
+//! Tests create everything under unique names. Each value removes what it stands for when dropped, also
+//! when the test panics. Injector runs only inside namespaces of a [`Lab`].
 #![allow(clippy::missing_panics_doc, reason = "what fails here fails the test")]
 
 pub mod agent;
@@ -48,14 +48,14 @@ pub const INTERFACE: &str = "veth0";
 /// The injector under test.
 pub const INJECTOR: &str = concat!(env!("PROGRAMS"), "/injector");
 
-/// Anything that takes longer has failed.
+/// The timeout of all waits.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a right implementation may fall outside the bounds of one check. A run makes fewer than
+/// The probability that a correct implementation falls outside the bounds of one check. A run makes fewer than
 /// a hundred of them, so it fails by chance less than once in 10^6 runs.
 const TAIL: f64 = 1e-8;
 
-/// A name that no other test has.
+/// A unique name.
 #[must_use]
 pub fn unique() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -71,7 +71,7 @@ pub enum Family {
     V6,
 }
 
-/// Both.
+/// Both versions.
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// Two network namespaces joined by a veth pair. Tests fault `left`.
@@ -83,33 +83,33 @@ pub struct Lab {
     pub right: Host,
 }
 
-/// One of the two.
+/// One of the two hosts.
 #[derive(Debug)]
 pub struct Host {
-    /// The namespace's name, as `ip netns` has it.
+    /// The namespace's `ip netns` name.
     pub netns: String,
-    /// Its first IPv4 address; the two that follow are its own as well.
+    /// Its first IPv4 address. It has the next two as well.
     pub v4: Ipv4Addr,
-    /// Its first IPv6 address, likewise.
+    /// Its first IPv6 address. It has the next two as well.
     pub v6: Ipv6Addr,
-    /// The address of its interface.
+    /// The link-layer address of its interface.
     pub mac: [u8; 6],
 }
 
 impl Lab {
-    /// Makes the namespaces and the cable.
+    /// Creates and connects the namespaces.
     #[must_use]
     pub fn new() -> Self {
         Self::with_link("")
     }
 
-    /// The same, and both ends of the cable have so many queues in each direction.
+    /// Creates and connects the namespaces. Both interfaces have `count` queues in each direction.
     #[must_use]
     pub fn with_queues(count: u32) -> Self {
         Self::with_link(&format!("numtxqueues {count} numrxqueues {count}"))
     }
 
-    /// Makes them with these options of `ip link add` for each end.
+    /// Creates them with these options of `ip link add` for each end.
     fn with_link(options: &str) -> Self {
         let name = unique();
         let host = |side: &str, number: u8| Host {
@@ -138,7 +138,7 @@ impl Lab {
         lab
     }
 
-    /// Waits until the kernel has noted, which it does by and by, that both ends of the cable are up.
+    /// Waits until the kernel has set both interfaces up, which it does asynchronously.
     fn wait_for_carrier(&self) {
         let end = Instant::now() + TIMEOUT;
         for host in [&self.left, &self.right] {
@@ -149,7 +149,7 @@ impl Lab {
         }
     }
 
-    /// Waits until no TCP connection will send anything any more.
+    /// Waits until no TCP connection can send anything.
     pub fn settle(&self) {
         const TIME_WAIT: &str = "06";
         const LISTEN: &str = "0A";
@@ -165,10 +165,10 @@ impl Lab {
         }
     }
 
-    /// Has every TCP segment be a packet of its own.
+    /// Disables segmentation offload: each TCP segment is a packet.
     pub fn without_segmentation(&self) {
         for host in [&self.left, &self.right] {
-            // TCP leaves segmentation to the kernel even if the device cannot do it.
+            // TCP sends GSO packets even if the device does not support them.
             ip(&["-n", &host.netns], &format!("link set {INTERFACE} gso_max_segs 1\n"));
         }
     }
@@ -176,7 +176,7 @@ impl Lab {
 
 impl Host {
     fn set_up(&self, peer: &Self) {
-        // Without link-local addresses, and with known neighbours, no packets but the tests' are sent.
+        // Without link-local addresses and with static neighbours, only tests send packets.
         let mut batch = format!(
             "link set lo up\nlink set {INTERFACE} addrgenmode none\nlink set {INTERFACE} up\n"
         );
@@ -226,7 +226,7 @@ impl Host {
         File::open(Path::new("/run/netns").join(&self.netns)).expect("the namespace is there")
     }
 
-    /// Runs `work` inside the namespace; sockets that it makes are there, but are this process's.
+    /// Runs `work` inside the namespace, for sockets of this process.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let netns = self.namespace();
         thread::scope(|scope| {
@@ -238,7 +238,7 @@ impl Host {
         })
     }
 
-    /// A command inside the namespace, and inside a cgroup if one is given. It dies with the test.
+    /// A command inside the namespace, and inside a cgroup if given. It is killed with the test.
     #[must_use]
     pub fn command(&self, program: impl AsRef<OsStr>, cgroup: Option<&TestCgroup>) -> Command {
         let netns = self.namespace();
@@ -259,14 +259,14 @@ impl Host {
         command
     }
 
-    /// Runs a command line that is to succeed, outside any cgroup of the test; returns its standard output.
+    /// Runs a command line outside any cgroup of the test. It must succeed. Returns its standard output.
     pub fn run(&self, line: &str) -> String {
         let (success, output) = self.run_in(None, line);
         assert!(success, "{line} failed: {output}");
         output
     }
 
-    /// Runs a command line in a cgroup; returns whether it succeeds, and its standard output.
+    /// Runs a command line in a cgroup. Returns whether it succeeded, and its standard output.
     pub fn run_in(&self, cgroup: Option<&TestCgroup>, line: &str) -> (bool, String) {
         let mut words = line.split_whitespace();
         let mut command = self.command(words.next().expect("a program"), cgroup);
@@ -274,7 +274,7 @@ impl Host {
         (output.status.success(), String::from_utf8(output.stdout).expect("text"))
     }
 
-    /// A counter of the kernel's TCP, for both IP versions together (RFC 4022).
+    /// A TCP counter of the kernel, for both IP versions together (RFC 4022).
     fn counter(&self, name: &str) -> u64 {
         let snmp = self.run("cat /proc/self/net/snmp");
         // A line of names, then a line of numbers.
@@ -285,22 +285,22 @@ impl Host {
         pairs.find(|&(key, _)| key == name).expect("such a counter").1.parse().expect("a number")
     }
 
-    /// TCP segments that the host has sent. An answer to a SYN that is sent again counts twice.
+    /// TCP segments sent by the host. A retransmitted SYN-ACK counts twice.
     #[must_use]
     pub fn segments_sent(&self) -> u64 {
         self.counter("OutSegs") + self.counter("RetransSegs")
     }
 
-    /// TCP segments that have reached the host.
+    /// TCP segments received by the host.
     #[must_use]
     pub fn segments_received(&self) -> u64 {
         self.counter("InSegs")
     }
 
-    /// Sends `count` echo requests from `cgroup` and returns how many were answered.
+    /// Sends `count` echo requests from `cgroup`. Returns the number of replies.
     pub fn ping(&self, cgroup: Option<&TestCgroup>, to: IpAddr, count: u32) -> u64 {
         let line = format!("ping -n -q -i 0.002 -W 0.5 -c {count} {to}");
-        // It fails if nothing is answered.
+        // ping fails without replies.
         let (_, text) = self.run_in(cgroup, &line);
         let received = text.split(", ").find_map(|part| part.strip_suffix(" received"));
         received.unwrap_or_else(|| panic!("{text}")).parse().expect("a number")
@@ -310,13 +310,13 @@ impl Host {
 impl Drop for Lab {
     fn drop(&mut self) {
         for host in [&self.left, &self.right] {
-            // While panicking there is nothing to be done about a failure.
+            // A failure cannot be handled while panicking.
             let _ = Command::new("ip").args(["netns", "del", &host.netns]).status();
         }
     }
 }
 
-/// The right to use the names of `scripts/experiments/redis-nodes`, which one at a time may have.
+/// Locks the names of `scripts/experiments/redis-nodes`.
 #[must_use]
 pub fn ddia_turn() -> Flock<File> {
     let lock = std::env::temp_dir().join("injector-test-ddia.lock");
@@ -336,7 +336,7 @@ pub fn ip(options: &[&str], batch: &str) {
     assert!(child.wait().expect("it ends").success(), "ip {options:?} failed on:\n{batch}");
 }
 
-/// Where the cgroup v2 hierarchy is mounted.
+/// The mount point of the cgroup v2 hierarchy.
 #[must_use]
 pub fn hierarchy() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("proc is mounted");
@@ -356,13 +356,13 @@ pub struct TestCgroup {
 }
 
 impl TestCgroup {
-    /// Makes one at the top of the hierarchy.
+    /// Creates a cgroup at the top of the hierarchy.
     #[must_use]
     pub fn new() -> Self {
         Self::make(hierarchy().join(unique()))
     }
 
-    /// Makes one below this one.
+    /// Creates a child cgroup.
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
         Self::make(self.path.join(name))
@@ -373,7 +373,7 @@ impl TestCgroup {
         Self { path }
     }
 
-    /// The file that says whether it is frozen, and is told to be.
+    /// The path of its `cgroup.freeze`.
     #[must_use]
     pub fn freezer(&self) -> PathBuf {
         self.path.join("cgroup.freeze")
@@ -388,7 +388,7 @@ impl TestCgroup {
 
 impl Drop for TestCgroup {
     fn drop(&mut self) {
-        // All processes in it are the test's. Those that have been killed keep it busy for a moment.
+        // All its processes belong to the test. Killed ones keep it busy for a moment.
         let _ = fs::write(self.path.join("cgroup.kill"), "1");
         let end = Instant::now() + Duration::from_secs(2);
         while fs::remove_dir(&self.path).is_err() && Instant::now() < end {
@@ -397,18 +397,18 @@ impl Drop for TestCgroup {
     }
 }
 
-/// A process that is killed when it is dropped.
+/// A process, killed when dropped.
 #[derive(Debug)]
 pub struct Process {
     /// The process.
     pub child: Child,
-    /// For how long it may say nothing.
+    /// The timeout of waiting for a line.
     pub timeout: Duration,
     lines: Receiver<String>,
 }
 
 impl Process {
-    /// Starts it, with its standard output read and its standard input held open.
+    /// Starts it with pipes at its standard input and output.
     #[must_use]
     pub fn start(mut command: Command) -> Self {
         let mut child = command
@@ -441,7 +441,7 @@ impl Process {
     pub fn wait_for(&mut self, event: &str) -> Value {
         let end = Instant::now() + 2 * self.timeout;
         loop {
-            // Other events go on coming, so silence is not the only way to wait for ever.
+            // Other events may arrive forever, so the timeout of lines is not enough.
             assert!(Instant::now() < end, "did not say {event}");
             let line = self.next().unwrap_or_else(|| panic!("ended without saying {event}"));
             if line["event"] == event {
@@ -456,14 +456,14 @@ impl Process {
         writeln!(input, "{line}").expect("it reads");
     }
 
-    /// Waits for its end; returns its exit code, and all that it said since.
+    /// Waits for its end. Returns its exit code and the remaining output.
     pub fn end(mut self) -> (Option<i32>, Vec<Value>) {
         drop(self.child.stdin.take());
         let said = std::iter::from_fn(|| self.next()).collect();
         (self.child.wait().expect("it ends").code(), said)
     }
 
-    /// Ends its standard input, waits for its end, and returns what it said last.
+    /// Closes its standard input, waits for its end, and returns the last line.
     pub fn finish(mut self) -> Value {
         drop(self.child.stdin.take());
         let mut last = None;
@@ -489,14 +489,15 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended, and been waited for.
+        // It may have ended and been waited for.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Says that the running test, or a part of it, is skipped here, and why. The line is not captured by the test runner;
-/// `scripts/test` and `cargo xtask vm` count these lines, and CI fails on one that `.ci/expected-skips` does not have.
+/// Reports that the running test or a part of it is skipped, and why. The test runner does not capture
+/// the line. `scripts/test` and `cargo xtask vm` count these lines, and CI fails on those that
+/// `.ci/expected-skips` does not list.
 pub fn skip(why: &str) {
     let thread = thread::current();
     let line = format!("SKIPPED {}: {}\n", thread.name().unwrap_or("?"), why.replace('\n', " "));
@@ -507,14 +508,14 @@ pub fn skip(why: &str) {
     }
 }
 
-/// Starts a party of `traffic` that waits for others, and waits until it can be reached.
+/// Starts a server of `traffic` and waits until it is ready.
 pub fn serve(host: &Host, cgroup: Option<&TestCgroup>, line: &str) -> Process {
     let mut process = Process::start(traffic(host, cgroup, line));
     process.wait_for("ready");
     process
 }
 
-/// Runs a party of `traffic` to its end; returns its report.
+/// Runs a client of `traffic`. Returns its report.
 pub fn talk(host: &Host, cgroup: Option<&TestCgroup>, line: &str) -> Value {
     Process::start(traffic(host, cgroup, line)).finish()
 }
@@ -525,7 +526,7 @@ fn traffic(host: &Host, cgroup: Option<&TestCgroup>, line: &str) -> Command {
     command
 }
 
-/// One of the programs that this package has.
+/// The path of a program of this package.
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
     let path = Path::new(env!("PROGRAMS")).join(name);
@@ -537,7 +538,7 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// `injector run` of a bash script; also the last line of its report, which is JSON, if there is one.
+/// Runs a bash script by `injector run`. Returns its output and the JSON report, if any.
 #[must_use]
 pub fn run_bash(options: &str, script: &str) -> (Output, Option<Value>) {
     let file = scratch_file();
@@ -554,7 +555,7 @@ pub fn run_bash(options: &str, script: &str) -> (Output, Option<Value>) {
     (output, last)
 }
 
-/// `injector apply` on a scenario, inside the namespace of `host`, not yet started.
+/// A command that runs `injector apply` on a scenario inside the namespace of `host`.
 #[must_use]
 pub fn apply(host: &Host, scenario: &Path, options: &[&str]) -> Command {
     let mut command = host.command(INJECTOR, None);
@@ -562,7 +563,7 @@ pub fn apply(host: &Host, scenario: &Path, options: &[&str]) -> Command {
     command
 }
 
-/// Starts it, and waits until the scenario has begun.
+/// Starts `injector apply` and waits until the scenario has started.
 #[must_use]
 pub fn start_scenario(host: &Host, scenario: &Path, options: &[&str]) -> Process {
     let mut process = Process::start(apply(host, scenario, options));
@@ -577,13 +578,13 @@ pub fn number(report: &Value, key: &str) -> u64 {
     report[key].as_u64().unwrap_or_else(|| panic!("no number {key} in {report}"))
 }
 
-/// Whether this runs in a virtual machine of `cargo xtask vm`, which has few programs.
+/// Whether this is a virtual machine of `cargo xtask vm`, which has few programs.
 #[must_use]
 pub fn is_guest() -> bool {
     Path::new("/vm/jobs").exists()
 }
 
-/// Waits until it is so.
+/// Waits until `is_so` returns true.
 #[track_caller]
 pub fn wait_until(timeout: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + timeout;
@@ -593,14 +594,14 @@ pub fn wait_until(timeout: Duration, what: &str, mut is_so: impl FnMut() -> bool
     }
 }
 
-/// The state of a process, as `proc_pid_stat(5)` has it; `-` if there is no such process.
+/// The state of a process as in `proc_pid_stat(5)`; `-` if there is no such process.
 #[must_use]
 pub fn state(pid: u32) -> char {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('-')
 }
 
-/// Waits for a state: a process that has no processor takes a signal when it gets one.
+/// Waits for a state. A signalled process changes its state only once it is scheduled.
 #[track_caller]
 pub fn wait_for_state(pid: u32, wanted: char) {
     let end = Instant::now() + TIMEOUT;
@@ -610,16 +611,16 @@ pub fn wait_for_state(pid: u32, wanted: char) {
     }
 }
 
-/// A path for a file of the test's own; not made yet.
+/// A unique path for a temporary file, which is not created.
 #[must_use]
 pub fn scratch_file() -> PathBuf {
     Path::new(env!("PROGRAMS")).with_file_name("tmp").join(unique())
 }
 
-/// A rule file that goes with the value.
+/// A rule file, removed when dropped.
 #[derive(Debug)]
 pub struct RuleFile {
-    /// Where it is.
+    /// The path.
     pub path: PathBuf,
 }
 
@@ -632,12 +633,12 @@ impl RuleFile {
         file
     }
 
-    /// Writes it anew.
+    /// Rewrites it.
     pub fn write(&self, text: &str) {
         fs::write(&self.path, text).expect("it can be written");
     }
 
-    /// The option that has injector read it.
+    /// The option by which injector reads it.
     #[must_use]
     pub fn option(&self) -> String {
         format!("--rules {}", self.path.display())
@@ -656,7 +657,7 @@ impl Drop for RuleFile {
 pub struct Injector {
     /// The process.
     pub process: Process,
-    /// What it said when the faults were active.
+    /// The `started` event.
     pub started: Value,
 }
 
@@ -668,7 +669,7 @@ impl Injector {
         Self::start_within(host, line, TIMEOUT)
     }
 
-    /// The same for one that takes longer to start, or to end.
+    /// As [`Self::start`], with a longer timeout for starting and ending.
     #[must_use]
     pub fn start_within(host: &Host, line: &str, timeout: Duration) -> Self {
         let mut process = Process::start(Self::command(host, line));
@@ -677,13 +678,13 @@ impl Injector {
         Self { process, started }
     }
 
-    /// Starts it for the processes of a cgroup.
+    /// Starts it on a cgroup.
     #[must_use]
     pub fn on(host: &Host, cgroup: &TestCgroup, line: &str) -> Self {
         Self::start(host, &format!("--cgroup {} {line}", cgroup.path.display()))
     }
 
-    /// `injector inject` inside the namespace of `host`, not yet started.
+    /// A command that runs `injector inject` inside the namespace of `host`.
     #[must_use]
     pub fn command(host: &Host, line: &str) -> Command {
         let mut command = host.command(INJECTOR, None);
@@ -695,7 +696,7 @@ impl Injector {
         command
     }
 
-    /// Ends the faults and returns what they did.
+    /// Ends the faults. Returns the summary.
     pub fn stop(self) -> Summary {
         self.process.signal(Signal::SIGTERM);
         let summary = self.process.finish();
@@ -704,21 +705,21 @@ impl Injector {
     }
 }
 
-/// What the faults did, in injector's words.
+/// The summary of injector.
 #[derive(Debug, Deserialize)]
 pub struct Summary {
-    /// All rules together.
+    /// The sum of all rules.
     #[serde(flatten)]
     pub total: Counts,
     /// Each rule.
     pub rules: Vec<Counts>,
-    /// What passed, whether it matched or not.
+    /// All packets, matched or not.
     pub seen: Seen,
-    /// What became of packets that were held back.
+    /// Statistics of held packets.
     pub held: Option<Held>,
 }
 
-/// What became of packets that were held back.
+/// Statistics of held packets.
 #[derive(Clone, Debug, Deserialize)]
 #[allow(missing_docs, reason = "the names are those of the output")]
 pub struct Held {
@@ -727,7 +728,7 @@ pub struct Held {
     pub lost: u64,
 }
 
-/// What a rule did.
+/// The counters of a rule.
 #[derive(Clone, Debug, Deserialize)]
 #[allow(missing_docs, reason = "the names are those of the output")]
 pub struct Counts {
@@ -756,7 +757,7 @@ pub struct Way {
     pub bytes: u64,
 }
 
-/// What passed the interfaces.
+/// The packets on the interfaces.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[allow(missing_docs, reason = "the names are those of the output")]
 pub struct Seen {
@@ -766,25 +767,25 @@ pub struct Seen {
     pub unparsed: u64,
 }
 
-/// The hits among `n` packets that a right implementation hits with probability `p` each.
+/// The bounds of hits among `n` packets of a correct implementation with probability `p`.
 #[must_use]
 pub fn binomial(n: u64, p: f64) -> RangeInclusive<u64> {
     let distribution = Binomial::new(p, n).expect("a probability");
     distribution.inverse_cdf(TAIL / 2.0)..=distribution.inverse_cdf(1.0 - TAIL / 2.0)
 }
 
-/// As [`binomial`], for hits of which each depends on the one before: `inflation` is the factor by which
-/// the variance of their number exceeds the binomial one.
+/// As [`binomial`], for correlated hits: `inflation` is the factor by which the variance of their
+/// number exceeds the binomial one.
 #[must_use]
 pub fn correlated(n: u64, p: f64, inflation: f64) -> RangeInclusive<u64> {
-    // Far more than 10^8 : 1 for a normal distribution, which the sum is near, but not quite in its tails.
+    // Far more than 10^8 : 1 for a normal distribution. The sum is near to it, except for its tails.
     const SIGMAS: f64 = 7.0;
     let mean = n as f64 * p;
     let spread = SIGMAS * (mean * (1.0 - p) * inflation).sqrt();
     (mean - spread).max(0.0).floor() as u64..=(mean + spread).ceil() as u64
 }
 
-/// The engines that work on this kernel.
+/// The engines available on this kernel.
 #[must_use]
 pub fn engines() -> Vec<&'static str> {
     let has_fq = Command::new("unshare")

@@ -1,4 +1,4 @@
-//! Everything that injector makes, as the machine's own tools list it.
+//! Everything that injector creates, as listed by the system's tools.
 
 use std::{
     collections::BTreeSet,
@@ -13,10 +13,10 @@ use serde_json::Value;
 
 use super::{INJECTOR, Lab, hierarchy};
 
-/// How long the kernel and the guardian may take.
+/// The timeout of cleanup by the kernel and the guardian.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Everything that injector makes, by the names that the machine's own tools give it.
+/// Everything that injector creates, by the names in the output of the system's tools.
 #[must_use]
 pub fn listing(lab: &Lab) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
@@ -50,7 +50,7 @@ fn list_cgroups(path: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Fails unless everything that is there was there before.
+/// Waits until nothing new is left.
 pub fn assert_nothing_is_left(
     before: &BTreeSet<String>,
     lab: &Lab,
@@ -68,7 +68,7 @@ pub fn assert_nothing_is_left(
     }
 }
 
-/// Runs `injector cleanup`; returns what it says.
+/// Runs `injector cleanup`. Returns its output.
 #[must_use]
 pub fn cleanup() -> String {
     let output = Command::new(INJECTOR).arg("cleanup").output().expect("it runs");

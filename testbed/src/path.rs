@@ -13,14 +13,14 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{Host, INTERFACE, TIMEOUT, TestCgroup, ip, unique};
 
-/// What each flow offers, in bits per second: little, as an emulated machine that shares its processors forwards
-/// little; but several times what a charged socket gets through a delay.
+/// The offered rate of each flow, in bits per second: low enough for an emulated machine, but several
+/// times the rate of a socket that is charged for delayed packets.
 pub const OFFERED: f64 = 8e6;
 
-/// The send buffer of the UDP socket: room for some datagrams that are under way in the sender's host.
+/// The send buffer of the UDP socket, for some datagrams in flight on the sender's host.
 const SEND_BUFFER: usize = 32 << 10;
 
-/// How often a sender writes.
+/// The interval of writes.
 const TICK: Duration = Duration::from_millis(2);
 
 /// Payload bytes of a datagram.
@@ -32,37 +32,37 @@ pub const TO_SENDER: &str = "in0";
 /// The middle host's interface towards the receiver.
 pub const TO_RECEIVER: &str = "out0";
 
-/// How the middle host passes packets on.
+/// How the middle host forwards packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Middle {
-    /// It is a router.
+    /// By routing.
     Routes,
-    /// It is a bridge, as for containers.
+    /// By a bridge, as for containers.
     Bridges,
 }
 
-/// Three namespaces in a row, joined by veth pairs.
+/// Three namespaces in a row, connected by veth pairs.
 #[derive(Debug)]
 pub struct Row {
-    /// Where traffic comes from.
+    /// The sender.
     pub sender: Host,
-    /// What it passes.
+    /// The middle host.
     pub middle: Host,
-    /// Where it goes.
+    /// The receiver.
     pub receiver: Host,
 }
 
-/// Bits per second that arrived.
+/// Received bits per second.
 #[derive(Clone, Copy, Debug)]
 pub struct Rates {
     /// Of one TCP connection.
     pub tcp: f64,
-    /// Of one UDP flow beside it.
+    /// Of one concurrent UDP flow.
     pub udp: f64,
 }
 
 impl Row {
-    /// Makes the namespaces and the links.
+    /// Creates the namespaces and the links.
     #[must_use]
     pub fn new(kind: Middle) -> Self {
         let name = unique();
@@ -125,7 +125,7 @@ impl Row {
     }
 
     /// One TCP and one UDP flow of [`OFFERED`] each from the sender to the receiver, for `time` after the path has
-    /// filled. All sockets belong to `cgroup`, if one is given.
+    /// filled. All sockets belong to `cgroup`, if given.
     #[must_use]
     pub fn rates(&self, cgroup: Option<&TestCgroup>, delay: Duration, time: Duration) -> Rates {
         let address = SocketAddr::new(IpAddr::V4(self.receiver.v4), 9000);
@@ -176,13 +176,13 @@ impl Row {
 impl Drop for Row {
     fn drop(&mut self) {
         for host in [&self.sender, &self.middle, &self.receiver] {
-            // While panicking there is nothing to be done about a failure.
+            // A failure cannot be handled while panicking.
             let _ = Command::new("ip").args(["netns", "del", &host.netns]).status();
         }
     }
 }
 
-/// Has `make` make sockets that belong to `cgroup`: those of the cgroup that the process is in meanwhile.
+/// Creates sockets by `make` that belong to `cgroup`, by moving the process there meanwhile.
 fn owned_by<T>(cgroup: Option<&TestCgroup>, make: impl FnOnce() -> T) -> T {
     let Some(cgroup) = cgroup else { return make() };
     let cgroups = std::fs::read_to_string("/proc/self/cgroup").expect("proc is mounted");
@@ -197,7 +197,7 @@ fn owned_by<T>(cgroup: Option<&TestCgroup>, make: impl FnOnce() -> T) -> T {
     value
 }
 
-/// Counts what is read until `ended`.
+/// Counts received bytes until `ended`.
 fn count(
     ended: &AtomicBool,
     count: &AtomicU64,
@@ -211,7 +211,7 @@ fn count(
     }
 }
 
-/// Writes at the rate [`OFFERED`] until `ended`. A socket that is stuck for long is not offered all of that later.
+/// Writes at the rate [`OFFERED`] until `ended`. Does not catch up after long stalls.
 fn offer(ended: &AtomicBool, mut write: impl FnMut(&[u8]) -> io::Result<usize>) {
     const MOST: usize = 1 << 20;
     let data = vec![1; MOST];
@@ -220,7 +220,7 @@ fn offer(ended: &AtomicBool, mut write: impl FnMut(&[u8]) -> io::Result<usize>) 
     while !ended.load(Ordering::Relaxed) {
         let due = (start.elapsed().as_secs_f64() * OFFERED / 8.0) as usize;
         done = done.max(due.saturating_sub(MOST));
-        // It fails if there is no room for a tick.
+        // Fails if the buffer has no room for a tick.
         done += write(&data[..due.saturating_sub(done)]).unwrap_or(0);
         thread::sleep(TICK);
     }

@@ -1,5 +1,5 @@
-//! A tunnel between two hosts that vouches for what it carries, as `WireGuard` does: the kernel of the second host
-//! takes the checksums of TCP, UDP and ICMP for verified.
+//! A tunnel between two hosts that marks checksums as verified, as `WireGuard` does: the kernel of the
+//! second host does not verify checksums of TCP, UDP and ICMP.
 
 use std::{
     fs::File,
@@ -26,7 +26,7 @@ pub const TUNNEL: &str = "tun0";
 /// The length of a `virtio_net_hdr`.
 const HEADER: usize = 10;
 
-/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: it is still to be made, by who sends the packet on, and nobody verifies it.
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the checksum is partial, so that no receiver verifies it.
 const NEEDS_CSUM: u8 = 1;
 
 mod request {
@@ -34,7 +34,7 @@ mod request {
     nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF, libc::ifreq);
 }
 
-/// The tunnel; it goes with the value.
+/// The tunnel, removed when dropped.
 #[derive(Debug)]
 pub struct Tunnel {
     is_over: Arc<AtomicBool>,
@@ -42,7 +42,7 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Makes one, which vouches to the second host. In it, the first host is 10.8.0.1 and
+    /// Creates a tunnel that marks checksums for the second host. The first host is 10.8.0.1 and
     /// `fd08::1`, the second 10.8.0.2 and `fd08::2`.
     #[must_use]
     pub fn new(hosts: [&Host; 2]) -> Self {
@@ -124,7 +124,7 @@ fn carry(ends: &[File; 2], is_over: &AtomicBool) {
                     buffer[6..8].copy_from_slice(&start.to_ne_bytes());
                     buffer[8..10].copy_from_slice(&offset.to_ne_bytes());
                 }
-                // The kernel refuses what is no IP packet, as it would behind any tunnel.
+                // The kernel refuses packets other than IP, as behind any tunnel.
                 let _ = to.write(&buffer[..length]);
             }
         }
@@ -135,7 +135,7 @@ impl Drop for Tunnel {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
         if let Some(carrier) = self.carrier.take() {
-            // While panicking there is nothing to be done about a failure.
+            // A failure cannot be handled while panicking.
             let _ = carrier.join();
         }
     }
