@@ -11,7 +11,7 @@ use proptest::{
 };
 
 /// The longest packet: longer ones count as this long.
-const MOST_BYTES: u32 = 1 << 20;
+const MAX_BYTES: u32 = 1 << 20;
 
 /// Bit-nanoseconds of a byte at one bit a second.
 const BYTE: u128 = 8_000_000_000;
@@ -162,8 +162,8 @@ mod the_limits {
     #[test]
     fn of_the_lowest_rate_do_not_overflow() {
         let rate = plain(1_000);
-        let longest = u64::from(MOST_BYTES) * 8_000_000;
-        for bytes in [MOST_BYTES, MOST_BYTES + 1, u32::MAX] {
+        let longest = u64::from(MAX_BYTES) * 8_000_000;
+        for bytes in [MAX_BYTES, MAX_BYTES + 1, u32::MAX] {
             assert_eq!(rate.transmit(0, 0, bytes).ends_ns, longest);
         }
         // 2^62 ns are 146 years.
@@ -176,11 +176,11 @@ mod the_limits {
     #[test]
     fn of_the_highest_rate_do_not_overflow() {
         let rate = plain(1_000_000_000_000);
-        for bytes in [0, 1, 1_500, 65_535, MOST_BYTES] {
+        for bytes in [0, 1, 1_500, 65_535, MAX_BYTES] {
             let taken = rate.transmit(1 << 62, 0, bytes).ends_ns - (1 << 62);
             assert_time(taken, 1_000_000_000_000, bytes.into(), 1);
         }
-        assert_eq!(rate.transmit(0, 0, u32::MAX), rate.transmit(0, 0, MOST_BYTES));
+        assert_eq!(rate.transmit(0, 0, u32::MAX), rate.transmit(0, 0, MAX_BYTES));
     }
 
     #[test]
@@ -190,7 +190,7 @@ mod the_limits {
             for now_ns in [0, 1, 1 << 62] {
                 let sent = rate.transmit(0, now_ns, u32::MAX);
                 assert_eq!(sent.waits_ns, 0);
-                assert!(sent.ends_ns <= now_ns + rate.time_of(MOST_BYTES.into()));
+                assert!(sent.ends_ns <= now_ns + rate.time_of(MAX_BYTES.into()));
             }
         }
     }
@@ -230,7 +230,7 @@ mod the_limits {
             let sent = rate.transmit(free_ns, now_ns, bytes);
             let starts_ns = free_ns.max(now_ns);
             prop_assert!(sent.free_ns >= starts_ns);
-            prop_assert!(sent.free_ns - starts_ns <= rate.time_of(MOST_BYTES.into()));
+            prop_assert!(sent.free_ns - starts_ns <= rate.time_of(MAX_BYTES.into()));
             prop_assert_eq!(sent.ends_ns, sent.free_ns.saturating_sub(rate.burst_ns));
         }
     }

@@ -1,4 +1,4 @@
-//! A chance per packet, optionally depending on the packet before.
+//! A probability for each packet, optionally correlated with the previous packet.
 
 /// A probability in units of 2^-32; [`Probability::ALWAYS`] is exactly 1.
 #[repr(transparent)]
@@ -8,10 +8,10 @@ pub struct Probability(pub u32);
 impl Probability {
     /// Never.
     pub const NEVER: Self = Self(0);
-    /// Every time, not just nearly.
+    /// Always, exactly.
     pub const ALWAYS: Self = Self(u32::MAX);
 
-    /// From a fraction; what lies outside 0 to 1 is clamped. Only 0 becomes [`Self::NEVER`], and only 1
+    /// Converts a fraction, clamped to 0 to 1. Only 0 becomes [`Self::NEVER`], and only 1
     /// [`Self::ALWAYS`].
     #[must_use]
     pub fn from_fraction(fraction: f64) -> Self {
@@ -40,12 +40,11 @@ impl Probability {
     }
 }
 
-/// Hits with a probability that depends on whether the packet before was hit.
+/// A probability that depends on whether the previous packet was hit.
 ///
 /// With probability P and correlation C: P + C·(1-P) after a hit and P·(1-C) after a miss. That keeps
-/// the long-run rate at exactly P and makes the lag-1 autocorrelation exactly C. netem's own
-/// correlation (averaging with the last random number) keeps neither, which is why its man page warns
-/// of it.
+/// the long-run rate at exactly P and makes the lag-1 autocorrelation exactly C. netem's
+/// correlation (averaging with the last random number) has neither property, as its man page warns.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Chance {
@@ -59,10 +58,10 @@ impl Chance {
     /// Hits nothing.
     pub const NEVER: Self = Self { after_miss: Probability::NEVER, after_hit: Probability::NEVER };
 
-    /// With `probability` and `correlation` as fractions from 0 to 1.
+    /// A chance of `probability` and `correlation`, as fractions from 0 to 1.
     #[must_use]
     pub fn new(probability: f64, correlation: f64) -> Self {
-        // What is certain has no misses to depend on; a first packet counts as following one.
+        // Probability 1 must also hit the first packet, which counts as following a miss.
         let correlation = if probability >= 1.0 { 0.0 } else { correlation };
         Self {
             after_miss: Probability::from_fraction(probability * (1.0 - correlation)),

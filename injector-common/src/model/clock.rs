@@ -1,9 +1,9 @@
-//! What a faulted clock reads: a pure function of what the true clock reads.
+//! The reading of a skewed clock, as a pure function of the true clock.
 //!
-//! The same function exists a second time, as the machine code that is written into the vDSO of processes
-//! (`injector-user/src/kernel/vdso`); a property test holds the two together.
+//! The same function exists as the machine code that is written into the vDSO of processes
+//! (`injector-user/src/kernel/vdso`). A property test compares the two.
 
-/// Clocks that run independently of each other. Their coarse and alarm kin read the same.
+/// Independent clocks. Their coarse and alarm variants read the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Clock {
@@ -19,16 +19,16 @@ pub enum Clock {
     Tai = 4,
 }
 
-/// How many [`Clock`]s there are.
+/// The number of [`Clock`]s.
 pub const CLOCKS: usize = 5;
 
 impl Clock {
-    /// All of them, by their numbers.
+    /// All clocks, by number.
     pub const ALL: [Self; CLOCKS] =
         [Self::Realtime, Self::Monotonic, Self::MonotonicRaw, Self::Boottime, Self::Tai];
 
-    /// The clock that `id` of `clock_gettime(2)` reads; `None` for those that no fault touches (CPU time,
-    /// devices, what later kernels bring).
+    /// The clock of an `id` of `clock_gettime(2)`; `None` for those that are never faulted (CPU time,
+    /// devices, clocks of later kernels).
     #[inline(always)]
     #[must_use]
     pub const fn of_id(id: i32) -> Option<Self> {
@@ -46,17 +46,17 @@ impl Clock {
 /// [`Skew::flags`]: the clock stands still at `base + offset`.
 pub const FREEZE: u64 = 1;
 
-/// [`Skew::flags`]: every second step is taken back.
+/// [`Skew::flags`]: every second step is reverted.
 pub const STROBE: u64 = 2;
 
-/// One clock's part of a skew. Times are what the true clock reads, in nanoseconds.
+/// The period in which one clock is skewed. Times are true readings of that clock in nanoseconds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
-    /// When the skew began.
+    /// The start of the skew.
     pub base: i64,
-    /// From when on the clock reads true again, unless the injector renews it. `i64::MIN` for a clock that is
-    /// not skewed.
+    /// The end of the lease, from which the clock reads true unless it is renewed. `i64::MIN` if
+    /// the clock is not skewed.
     pub lease: i64,
 }
 
@@ -65,7 +65,7 @@ impl Span {
     pub const TRUE: Self = Self { base: 0, lease: i64::MIN };
 }
 
-/// How clocks go wrong. Durations in nanoseconds, rates in units of 2^-32.
+/// A skew of clocks. Durations are in nanoseconds, rates in units of 2^-32.
 ///
 /// Layout shared with the vDSO hook and the eBPF maps.
 #[repr(C)]
@@ -77,17 +77,17 @@ pub struct Skew {
     pub offset: i64,
     /// Added for each nanosecond since the start.
     pub drift: i64,
-    /// Added for each nanosecond since the start, but only for the first `slew_ns`.
+    /// Added for each nanosecond of the first `slew_ns` since the start.
     pub slew: i64,
-    /// For how long the clock is slewed, not negative.
+    /// The duration of the slew, not negative.
     pub slew_ns: i64,
     /// Added at each step.
     pub step: i64,
-    /// When the first step comes, from the start; not negative.
+    /// The time of the first step since the start, not negative.
     pub first_ns: i64,
-    /// From one step to the next; 0 if there are no steps.
+    /// The time between steps; 0 without steps.
     pub period_ns: i64,
-    /// Each clock, by its number.
+    /// The clocks, by number.
     pub clocks: [Span; CLOCKS],
 }
 
@@ -105,7 +105,7 @@ impl Skew {
         clocks: [Span::TRUE; CLOCKS],
     };
 
-    /// What `clock` reads when the true one reads `true_ns`.
+    /// The reading of `clock` when the true one reads `true_ns`.
     #[inline(always)]
     #[must_use]
     pub const fn read(&self, clock: Clock, true_ns: i64) -> i64 {
@@ -116,7 +116,7 @@ impl Skew {
         if self.flags & FREEZE != 0 {
             return base.wrapping_add(self.offset);
         }
-        // Before the start only if the true clock was set back since.
+        // The true clock may have been set back to before the start.
         let since = true_ns.wrapping_sub(base);
         let since = if since < 0 { 0 } else { since };
         let slewed = if since < self.slew_ns { since } else { self.slew_ns };
@@ -127,13 +127,13 @@ impl Skew {
             .wrapping_add(self.steps(since).wrapping_mul(self.step))
     }
 
-    /// How many steps count, `since` the start.
+    /// The number of effective steps `since` the start.
     #[inline(always)]
     pub(super) const fn steps(&self, since: i64) -> i64 {
         if self.period_ns == 0 || since < self.first_ns {
             return 0;
         }
-        // Unsigned, as eBPF has no signed division.
+        // Unsigned, since eBPF lacks signed division.
         let periods = match (since - self.first_ns)
             .cast_unsigned()
             .checked_div(self.period_ns.cast_unsigned())
@@ -151,7 +151,7 @@ pub(super) const fn scale(time: i64, rate: i64) -> i64 {
     const LOW: i64 = 0xffff_ffff;
     let (rate_high, rate_low) = (rate >> 32, rate & LOW);
     let (time_high, time_low) = (time >> 32, time & LOW);
-    // In 64 bits, as eBPF has no 128.
+    // In 64 bits, since eBPF lacks 128-bit arithmetic.
     let low = (time_low.cast_unsigned().wrapping_mul(rate_low.cast_unsigned()) >> 32).cast_signed();
     time.wrapping_mul(rate_high).wrapping_add(time_high.wrapping_mul(rate_low)).wrapping_add(low)
 }
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slewed_clock_arrives_and_stays() {
+    fn a_slewed_clock_reaches_its_offset_and_keeps_it() {
         let skew = skewed(Skew { slew: 1 << 31, slew_ns: 10 * SECOND, ..Skew::TRUE });
         for (since, offset) in [(0, 0), (4, 2), (10, 5), (500, 5)] {
             let now = (100 + since) * SECOND;
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_add_up_and_strobes_go_back() {
+    fn steps_accumulate_and_strobes_revert() {
         let steps =
             Skew { step: SECOND, first_ns: 5 * SECOND, period_ns: 10 * SECOND, ..Skew::TRUE };
         let strobe = Skew { flags: STROBE, ..steps };
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frozen_clock_stands() {
+    fn a_frozen_clock_does_not_advance() {
         let skew = skewed(Skew { flags: FREEZE, offset: -SECOND, ..Skew::TRUE });
         assert_eq!(skew.read(Clock::Boottime, 123 * SECOND), 99 * SECOND);
         assert_eq!(skew.read(Clock::Boottime, 9999 * SECOND), 99 * SECOND);

@@ -1,12 +1,12 @@
-//! When a faulted clock will read what somebody waits for: the inverse of [`Skew::read`].
+//! The true time at which a skewed clock reads a given value: the inverse of [`Skew::read`].
 
 use super::clock::{Clock, FREEZE, STROBE, Skew, scale};
 
 impl Skew {
-    /// The first true time at which `clock` reads `shown` or later; `None` if it never will.
+    /// The first true time at which `clock` reads `shown` or later; `None` if it never does.
     ///
-    /// Exact for offset, drift and steps, in integers; 1 ns late at most where drift and slew overlap.
-    /// Steps that come while the clock is slewed are taken as if it were not.
+    /// Exact for offset, drift and steps; at most 1 ns late where drift and slew overlap.
+    /// Steps during a slew are computed without it.
     #[inline(always)]
     #[must_use]
     pub const fn when(&self, clock: Clock, shown: i64) -> Option<i64> {
@@ -14,7 +14,7 @@ impl Skew {
             return None;
         }
         let base = self.clocks[clock as usize].base;
-        // What the clock must have gone since the start.
+        // How far the clock must have advanced since the start.
         let gone = shown.wrapping_sub(self.offset).wrapping_sub(base);
         let since = if self.period_ns == 0 {
             self.elapse(gone)
@@ -29,7 +29,7 @@ impl Skew {
         }
     }
 
-    /// How long it takes to go `gone` without steps. Before its start the clock goes as the true one does.
+    /// The true time to advance by `gone` without steps. Before the start, the clock reads true.
     #[inline(always)]
     const fn elapse(&self, gone: i64) -> Option<i64> {
         if gone <= 0 {
@@ -42,13 +42,13 @@ impl Skew {
         }
         let since = unscale(gone, self.drift.wrapping_add(self.slew));
         match since {
-            // Drift and slew are rounded down each on its own.
+            // Drift and slew are rounded down separately.
             Some(since) if self.drift != 0 => Some(since.wrapping_add(1)),
             since => since,
         }
     }
 
-    /// As [`Self::elapse`], with steps that add up.
+    /// As [`Self::elapse`], with cumulative steps.
     #[inline(always)]
     const fn elapse_stepped(&self, gone: i64) -> Option<i64> {
         let first = self.first_ns.wrapping_add(scale(self.first_ns, self.drift));
@@ -56,26 +56,26 @@ impl Skew {
         if beyond < 0 {
             return self.elapse(gone);
         }
-        // What a period brings. One that never ends may be as long as can be.
+        // The advance in a period. An infinite one saturates.
         let period = self.period_ns.wrapping_add(scale(self.period_ns, self.drift));
         let period = period.saturating_add(self.step);
         if period <= 0 {
             return None;
         }
-        // The step behind which it is shown, if not before the next.
+        // The number of the step after which the value is reached, if before the next one.
         let Some(steps) = (beyond as u64).checked_div(period as u64) else { return None };
         let steps = steps.cast_signed();
         let step_at = self.first_ns.wrapping_add(steps.wrapping_mul(self.period_ns));
         let taken = steps.wrapping_add(1).wrapping_mul(self.step);
         match self.elapse(gone.wrapping_sub(taken)) {
             Some(since) if since > step_at => Some(since),
-            // Stepped over.
+            // The step skips the value.
             Some(_) => Some(step_at),
             None => None,
         }
     }
 
-    /// As [`Self::elapse`], with every second step taken back.
+    /// As [`Self::elapse`], with alternating steps.
     #[inline(always)]
     const fn elapse_strobed(&self, gone: i64) -> Option<i64> {
         let (ahead, behind) = if self.step > 0 { (self.step, 0) } else { (0, self.step) };
@@ -98,13 +98,13 @@ impl Skew {
     }
 }
 
-/// The least time that, with `rate` times itself added, is at least `gone`, which is not negative;
-/// `None` if the clock goes backward or is too slow to get there.
+/// The minimum `time` for which `time + rate * time` reaches `gone`, which is not negative;
+/// `None` if the clock runs backward or is too slow to reach it.
 #[inline(always)]
 const fn unscale(gone: i64, rate: i64) -> Option<i64> {
-    // So that what is left of a division can be shifted by 16 bits.
+    // Leaves room to shift the remainder of a division by 16 bits.
     const FASTEST: i64 = 1 << 47;
-    // A second takes two in its 63 bits.
+    // Two divisions fit in 63 bits.
     const LONGEST: u64 = 1 << 30;
 
     let speed = rate.wrapping_add(1 << 32);
@@ -187,7 +187,7 @@ mod tests {
                 }
             }
         }
-        // One step, and one that takes the clock back further than a period brings.
+        // A single step, and steps back by more than the advance in a period.
         let once = skewed(Skew { step: SECOND, first_ns: 1, period_ns: i64::MAX, ..Skew::TRUE });
         check(&once, BASE + 77 * SECOND, 0);
         let back = skewed(Skew { step: -11 * SECOND, period_ns: 10 * SECOND, ..Skew::TRUE });
@@ -204,7 +204,7 @@ mod tests {
                     let shown = BASE + gone;
                     let when = skew.when(Clock::Tai, shown).expect("it comes");
                     assert!(skew.read(Clock::Tai, when) >= shown, "{skew:?} {gone}");
-                    // By brute force: it is the first.
+                    // Verify by brute force that it is the first.
                     let first = (-600..1600)
                         .map(|tenth| BASE + tenth * SECOND / 10)
                         .find(|&at| skew.read(Clock::Tai, at) >= shown)

@@ -1,43 +1,43 @@
-//! How long a packet is held back: latency, jitter and reordering. Terms are those of netem (tc-netem(8),
+//! The delay model: latency, jitter and reordering, in the terms of netem (tc-netem(8),
 //! `net/sched/sch_netem.c`).
 
 use super::chance::{Chance, Probability};
 
-/// [`Delay::distribution`]: jitter is uniform; it needs no table. Other values are 1 + the number of a table.
+/// [`Delay::distribution`]: uniform jitter, without a table. Other values are 1 + the index of a table.
 pub const UNIFORM: u32 = 0;
 
-/// Values of a distribution table are in units of 1 / this of the jitter, as in netem's files.
+/// Values of a distribution table are in units of jitter / this, as in netem's files.
 pub const DISTRIBUTION_SCALE_SHIFT: u32 = 13;
 
-/// Most values of a distribution table, as netem's.
+/// The maximum number of values of a distribution table, as in netem.
 pub const MAX_TABLE: usize = 16_384;
 
-/// The longest latency or jitter, in nanoseconds: a minute.
+/// The maximum latency or jitter in nanoseconds: one minute.
 pub const MAX_NS: u64 = 60_000_000_000;
 
-/// How packets are delayed.
+/// A delay model with its parameters.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Delay {
     /// Mean delay in nanoseconds, at most [`MAX_NS`].
     pub latency_ns: u64,
     /// Scale of the distribution in nanoseconds, at most [`MAX_NS`]: half its width if it is uniform, else
-    /// what a table's values are multiples of (the standard deviation in netem's tables).
+    /// the unit of a table's values (the standard deviation in netem's tables).
     pub jitter_ns: u64,
-    /// [`UNIFORM`], or 1 + the number of a table.
+    /// [`UNIFORM`], or 1 + the index of a table.
     pub distribution: u32,
-    /// Correlation of one packet's random number with the next one's, in units of 2^-32, as netem's.
+    /// Correlation of successive random numbers in units of 2^-32, as in netem.
     pub correlation: u32,
-    /// Which of the packets that may be are let go at once and so overtake delayed ones.
+    /// The chance of a candidate to be sent without delay, which reorders packets.
     pub reorder: Chance,
-    /// Only every `gap`-th packet may be let go at once; 0 if none may.
+    /// Every `gap`-th packet is a candidate for reordering; 0 for none.
     pub gap: u32,
-    /// Keeps the size a multiple of 8 without implicit padding.
+    /// Explicit padding to a multiple of 8 bytes.
     pub reserved: u32,
 }
 
-/// What delaying remembers: the last random number in the upper half; below it, whether the last packet
-/// that might be let go was (1 bit), and how many have been delayed since one was (31 bits).
+/// The state of the delay model: the last random number in the upper half; below it, whether the last
+/// candidate was reordered (1 bit), and the number of packets delayed since (31 bits).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory(pub u64);
 
@@ -45,34 +45,34 @@ impl Memory {
     const LET_GO: u64 = 1 << 31;
     const COUNT: u64 = Self::LET_GO - 1;
 
-    /// As after a packet with this random number.
+    /// The state after a packet with this random number.
     #[must_use]
     pub const fn from_last(random: u32) -> Self {
         Self((random as u64) << 32)
     }
 }
 
-/// Where the delays of a distribution come from.
+/// Access to distribution tables.
 pub trait Tables {
-    /// The value at `random` of 2^32 of the way through table number `table`; 0 if there is no such table.
+    /// The value at fraction `random` / 2^32 of table `table`; 0 if there is no such table.
     fn value(&self, table: u32, random: u32) -> i32;
 }
 
 impl Delay {
-    /// Whether one packet's delay depends on those before.
+    /// Whether the delay of a packet depends on previous packets.
     #[must_use]
     pub const fn has_memory(&self) -> bool {
         self.gap != 0 || (self.correlation != 0 && self.jitter_ns != 0)
     }
 
-    /// Whether a random number is needed.
+    /// Whether a step needs a random number.
     #[must_use]
     pub const fn is_random(&self) -> bool {
         self.jitter_ns != 0 || self.gap != 0
     }
 
-    /// For how many nanoseconds a packet is held, and what is remembered then; `None` if it is let go at once
-    /// and overtakes others.
+    /// The delay of a packet in nanoseconds, and the next state. `None` means that the packet is sent
+    /// without delay and overtakes others.
     #[inline(always)]
     #[must_use]
     pub fn step(&self, memory: Memory, random: u64, tables: &impl Tables) -> (Option<u64>, Memory) {
@@ -91,7 +91,7 @@ impl Delay {
         (Some(self.nanoseconds(drawn, tables)), memory)
     }
 
-    /// Mixes a random number with the last one.
+    /// Correlates a random number with the last one.
     #[inline(always)]
     const fn correlated(&self, last: u32, random: u32) -> u32 {
         let rho = self.correlation as u64;
@@ -103,7 +103,7 @@ impl Delay {
         ((random as u64 * ((1 << 32) - rho)).wrapping_add(last as u64 * rho) >> 32) as u32
     }
 
-    /// The delay that belongs to a random number.
+    /// The delay in nanoseconds for a random number.
     #[inline(always)]
     fn nanoseconds(&self, random: u32, tables: &impl Tables) -> u64 {
         if self.jitter_ns == 0 {
@@ -120,7 +120,7 @@ impl Delay {
         (self.latency_ns.cast_signed() + offset).max(0).cast_unsigned()
     }
 
-    /// A correlation from a fraction of 0 to 1.
+    /// Converts a correlation from a fraction of 0 to 1.
     #[must_use]
     pub fn correlation_from(fraction: f64) -> u32 {
         Probability::from_fraction(fraction).0

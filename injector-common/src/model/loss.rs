@@ -1,4 +1,4 @@
-//! Which packets are lost. Terms and transitions are those of netem (tc-netem(8), `net/sched/sch_netem.c`).
+//! Loss models, with the terms and transitions of netem (tc-netem(8), `net/sched/sch_netem.c`).
 
 use super::chance::{Chance, Probability};
 
@@ -38,10 +38,10 @@ pub struct Loss {
 }
 
 impl Loss {
-    /// Whether a packet is lost, and the model's memory after it.
+    /// Whether a packet is lost, and the next state of the model.
     ///
-    /// `memory` is 0 at the start and otherwise what the step before returned; `index` counts the packets
-    /// before this one; of `random` both halves are used, independently.
+    /// `memory` is 0 at first, then the state that the previous step returned; `index` counts the packets
+    /// before this one; both halves of `random` are used independently.
     #[inline(always)]
     #[must_use]
     pub const fn step(&self, memory: u32, index: u64, random: u64) -> (bool, u32) {
@@ -96,7 +96,7 @@ impl Loss {
         }
     }
 
-    /// A step of the Gilbert-Elliott model. The loss is drawn in the state that the packet finds.
+    /// A step of the Gilbert-Elliott model. Loss depends on the state before the transition.
     #[inline(always)]
     const fn step_gemodel(&self, state: u32, transition: u32, loss: u32) -> (bool, u32) {
         let [p, r, loss_in_bad, loss_in_good, _] = self.probabilities();
@@ -107,7 +107,7 @@ impl Loss {
         }
     }
 
-    /// The parameters of the models that have probabilities only.
+    /// The parameters of models that have only probabilities.
     #[inline(always)]
     const fn probabilities(&self) -> [Probability; 5] {
         let [first, second, third, fourth, fifth] = self.parameters;
@@ -120,7 +120,7 @@ impl Loss {
         ]
     }
 
-    /// What happens to every packet, if that is the same for all: no number need be drawn then.
+    /// The outcome if it is the same for all packets, so that no random number is needed.
     #[inline(always)]
     #[must_use]
     pub const fn certain(&self) -> Option<bool> {
@@ -133,7 +133,7 @@ impl Loss {
         }
     }
 
-    /// Whether a step depends on the memory that the one before left.
+    /// Whether a step depends on the previous one.
     #[must_use]
     pub const fn has_memory(&self) -> bool {
         match self.kind {

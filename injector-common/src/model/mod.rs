@@ -1,7 +1,7 @@
-//! What happens to a packet: pure functions of a rule and its state.
+//! Models of faults: pure functions of a rule and its state.
 //!
-//! A rule's whole mutable state is one 64-bit word, see [`State`], so that the kernel side can advance
-//! it with one atomic operation, and a run can be repeated from its seed.
+//! The mutable state of a rule is one 64-bit word, see [`State`], so that the eBPF side can advance
+//! it atomically and a run can be repeated from its seed.
 
 pub mod chance;
 pub mod clock;
@@ -13,18 +13,18 @@ pub mod rate;
 
 use crate::rule::{RULE_ALTERS, Rule};
 
-/// A rule's mutable state: the packet index in the upper 48 bits, model memory in the lower 16.
+/// The mutable state of a rule: the packet index in the upper 48 bits, model state in the lower 16.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct State(pub u64);
 
 impl State {
-    /// What to add to the word to count one packet, leaving the memory alone.
+    /// The increment of the word for one packet.
     pub const ONE_PACKET: u64 = 1 << 16;
     const CORRUPT_HIT: u64 = 1 << 8;
     const DUPLICATE_HIT: u64 = 1 << 9;
     const LOSS_MASK: u64 = 0xff;
 
-    /// How many packets the rule has judged before this one.
+    /// The number of packets that the rule matched before this one.
     #[inline(always)]
     #[must_use]
     pub const fn index(self) -> u64 {
@@ -32,22 +32,23 @@ impl State {
     }
 }
 
-/// What is to happen to a packet, in netem's order.
+/// The decision on a packet, in netem's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// How many packets the rule has judged before this one.
+    /// The number of packets that the rule matched before this one.
     pub index: u64,
-    /// The packet is to be lost. A packet that is both lost and duplicated arrives once, as with netem.
+    /// Drop the packet. A packet selected for both duplication and loss arrives exactly once, as in
+    /// netem.
     pub lost: bool,
-    /// The packet is to be doubled.
+    /// Duplicate the packet.
     pub duplicate: bool,
-    /// The packet is to be corrupted.
+    /// Corrupt the packet.
     pub corrupt: bool,
-    /// Random bits from which the corrupted position follows.
+    /// Random bits that select the corrupted position.
     pub position: u32,
 }
 
-/// Decides what happens to the packet that finds the rule in `state`, and the state after it.
+/// Decides on a packet that the rule matches in `state`. Returns the decision and the next state.
 ///
 /// A pure function of (rule, state); the rule's stream comes from the seed, so equal seeds give equal
 /// decisions for the n-th packet of a rule.
@@ -55,7 +56,7 @@ pub struct Decision {
 #[must_use]
 pub fn decide(rule: &Rule, state: State) -> (Decision, State) {
     let index = state.index();
-    // Three draws a packet; what a rule does not need is not drawn.
+    // At most three draws per packet, as needed.
     let draw = |number| random::draw(rule.stream, index.wrapping_mul(3).wrapping_add(number));
 
     let (lost, loss_memory) = if rule.loss.kind == loss::NONE {

@@ -1,4 +1,4 @@
-//! The random stream: a counter-based generator, so that the n-th number needs no earlier ones.
+//! The random stream: a counter-based generator, which yields the n-th number directly.
 
 /// The odd constant of splitmix64: 2^64 divided by the golden ratio.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -1,8 +1,8 @@
-//! What a packet is: addresses, ports and what else a rule can match on.
+//! A parsed packet: addresses, ports and other properties that rules match.
 
 pub mod parse;
 
-/// Which way a packet goes, seen from the faulted host. Indexes counters.
+/// The direction of a packet, seen from the faulted host. Indexes counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// Sent by this host.
@@ -67,12 +67,12 @@ pub struct IcmpKind {
     pub code: u8,
 }
 
-/// What the parser found. Offsets count from the first byte of the frame.
+/// A parsed packet. Offsets count from the first byte of the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Source address in network byte order; IPv4 uses the first word, the others are 0.
+    /// Source address in network byte order. IPv4 uses the first word; the others are 0.
     pub source: [u32; 4],
-    /// Destination address in network byte order, likewise.
+    /// Destination address in the same form.
     pub destination: [u32; 4],
     /// IP version.
     pub family: Family,
@@ -84,33 +84,33 @@ pub struct Packet {
     pub has_ports: bool,
     /// Whether this is a TCP segment with payload.
     pub has_data: bool,
-    /// Whether this is a fragment other than the first, so that no upper-layer header is in it.
+    /// Whether this is a fragment other than the first, without an upper-layer header.
     pub later_fragment: bool,
     /// Whether this is any fragment, the first included.
     pub fragment: bool,
-    /// The identification that fragments of one packet share, 0 if this is no fragment.
+    /// The identification shared by the fragments of a packet, 0 if not a fragment.
     pub fragment_id: u32,
     /// Source port in host byte order, 0 if unknown.
     pub source_port: u16,
     /// Destination port in host byte order, 0 if unknown.
     pub destination_port: u16,
-    /// ICMP echo identifier in host byte order, 0 if this is no echo request or reply.
+    /// ICMP echo identifier in host byte order, 0 if not an echo request or reply.
     pub echo_id: u16,
     /// ICMP type and code, 0 for other protocols and for later fragments.
     pub icmp: IcmpKind,
-    /// Where the IP header starts.
+    /// The offset of the IP header.
     pub l3: u16,
-    /// Where the upper-layer header starts.
+    /// The offset of the upper-layer header.
     pub l4: u16,
-    /// Where the upper-layer payload starts; equals `l4` where the protocol is not known.
+    /// The offset of the upper-layer payload; equals `l4` for unknown protocols.
     pub payload: u16,
-    /// Where the packet ends by its own length fields; link-layer padding lies behind it. Saturates
+    /// The end of the packet by its length fields, before any link-layer padding. Saturates
     /// for GSO packets whose IP length field is 0.
     pub end: u32,
 }
 
 impl Packet {
-    /// One to parse into: all of it is 0.
+    /// An all-zero packet to parse into.
     pub const EMPTY: Self = Self {
         source: [0; 4],
         destination: [0; 4],
@@ -132,8 +132,8 @@ impl Packet {
         end: 0,
     };
 
-    /// Whether the packet is sent to a multicast group, or to an address that is always a broadcast one. (That of a
-    /// network can be told by its routes alone.)
+    /// Whether the destination is a multicast group or an address that is always broadcast. (Broadcast
+    /// addresses of subnets are not recognized: they depend on routes.)
     #[inline(always)]
     #[must_use]
     pub const fn is_for_group(&self) -> bool {
@@ -144,10 +144,10 @@ impl Packet {
         }
     }
 
-    /// Whether hosts reach each other only as long as such packets pass, whatever they talk about:
+    /// Whether the packet belongs to a protocol without which hosts cannot reach each other at all:
     ///
-    /// - neighbour discovery (RFC 4861), and multicast listener discovery (RFC 2710, RFC 3810), without which a
-    ///   switch that snoops does not deliver its packets; ARP is not IP, and never touched
+    /// - neighbour discovery (RFC 4861), and multicast listener discovery (RFC 2710, RFC 3810), which
+    ///   snooping switches require to deliver it; ARP is not IP and never faulted
     /// - DHCP (RFC 2131) and `DHCPv6` (RFC 8415)
     /// - path MTU discovery (RFC 1191, RFC 8201)
     #[inline(always)]

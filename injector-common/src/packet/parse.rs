@@ -1,7 +1,7 @@
-//! From bytes to a [`Packet`].
+//! The packet parser.
 //!
-//! Works on bare addresses, each access checked against the end, because that is what the eBPF
-//! verifier understands; the host's tests feed it slices through [`parse_slice`].
+//! Works on raw addresses, with each access checked against the end, as the eBPF verifier
+//! requires. Host tests pass slices through [`parse_slice`].
 
 use super::{Family, IcmpKind, Packet, protocol};
 use crate::verifier::{forget, pin};
@@ -11,18 +11,18 @@ use crate::verifier::{forget, pin};
 pub enum Unparsed {
     /// Not IP, for instance ARP.
     NotIp,
-    /// A header lies (partly) behind the end of the readable bytes.
+    /// A header extends beyond the readable bytes.
     Truncated,
     /// A header contradicts itself, or there are more extension headers than are followed.
     Malformed,
 }
 
-/// What precedes the IP header.
+/// The link layer before the IP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
     /// An Ethernet header, with up to two VLAN tags (IEEE 802.1Q, 802.1ad).
     Ethernet,
-    /// Nothing: tun, `WireGuard`, tunnels.
+    /// None: tun, `WireGuard`, tunnels.
     None,
 }
 
@@ -31,7 +31,7 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
 
-/// IPv6 extension headers that are followed before a packet counts as malformed.
+/// The maximum number of IPv6 extension headers; packets with more count as malformed.
 const MAX_EXTENSIONS: usize = 6;
 
 /// Extension headers (RFC 8200, RFC 4302, RFC 6275, RFC 7401, RFC 5533).
@@ -68,12 +68,12 @@ unsafe fn load<T: Copy>(start: usize, end: usize, offset: usize) -> Result<T, Un
 
 /// Parses the frame whose first bytes are at `start..end` into `packet`, all of which is written on success.
 ///
-/// `length` is the length of the whole frame, of which only a part may be readable. In place, because on the
-/// eBPF side each detour over registers and stack costs as much as the parsing.
+/// `length` is the length of the whole frame, of which only a part may be readable. Parses in place: on the
+/// eBPF side, copying the result costs as much as parsing.
 ///
 /// # Errors
 ///
-/// [`Unparsed`] says why. [`Unparsed::Truncated`] may be cured by making more of the frame readable.
+/// See [`Unparsed`]. On [`Unparsed::Truncated`], parsing may succeed once more of the frame is readable.
 ///
 /// # Safety
 ///
@@ -111,13 +111,13 @@ pub fn parse_slice(frame: &[u8], link: Link) -> Result<Packet, Unparsed> {
     Ok(packet)
 }
 
-/// Where the IP header starts, and its version as the link layer has it.
+/// The offset of the IP header, and its version by the link layer.
 #[inline(always)]
 unsafe fn network_header(start: usize, end: usize, link: Link) -> Result<(usize, u8), Unparsed> {
     if link == Link::None {
         // SAFETY: as for the caller.
         let version = unsafe { load::<u8>(start, end, 0)? } >> 4;
-        // As below, so that what follows is the same way for the verifier.
+        // As below, so that the verifier sees a single path from here.
         return Ok(((forget(0, u32::from(version)) & 0x1f) as usize, version));
     }
     let mut l3 = 14;
@@ -133,7 +133,7 @@ unsafe fn network_header(start: usize, end: usize, link: Link) -> Result<(usize,
             ethertype = u16::from_be(unsafe { load(start, end, 20)? });
         }
     }
-    // One way for all numbers of tags; the mask changes nothing, but it is a bound.
+    // One path for all numbers of tags. The mask has no effect but gives the verifier a bound.
     let l3 = (forget(l3, u32::from(ethertype)) & 0x1f) as usize;
     match ethertype {
         ETHERTYPE_IPV4 => Ok((l3, 4)),
@@ -172,7 +172,7 @@ unsafe fn ipv4(
         return Err(Unparsed::Malformed);
     }
     let total_length = u32::from(u16::from_be(header.total_length));
-    // BIG TCP leaves 0 here and means the frame's own length.
+    // BIG TCP sets 0, which means the length of the frame.
     let packet_end = if total_length == 0 { length } else { l3 as u32 + total_length };
     let field = u32::from(u16::from_be(header.fragment));
     packet.source = [header.source, 0, 0, 0];
@@ -218,7 +218,7 @@ unsafe fn ipv6(
         return Err(Unparsed::Malformed);
     }
     let payload_length = u32::from(u16::from_be(header.payload_length));
-    // Jumbograms and BIG TCP leave 0 here and mean the frame's own length.
+    // Jumbograms and BIG TCP set 0, which means the length of the frame.
     let packet_end = if payload_length == 0 && header.next_header != 59 {
         length
     } else {
@@ -248,7 +248,7 @@ unsafe fn ipv6(
     unsafe { upper.parse(start, end, length, packet) }
 }
 
-/// How far a chain of IPv6 extension headers has been followed.
+/// The position in a chain of IPv6 extension headers.
 struct Chain {
     /// Type of the header at `l4`.
     next: u8,
@@ -259,7 +259,7 @@ struct Chain {
 }
 
 impl Chain {
-    /// All bits of the largest offset that the longest chain can lead to, behind the longest link-layer
+    /// A mask for the maximum offset, that of the longest chain after the longest link-layer
     /// and IPv6 headers.
     const MAX_L4: u32 = 0x3fff;
 
@@ -272,9 +272,9 @@ impl Chain {
             }
             // SAFETY: as for the caller.
             unsafe { self.step(start, end)? };
-            // Where an extension ends does not depend on how many came before: one way for all.
+            // One path for the verifier, whatever the number of previous extensions.
             self.next = forget(u32::from(self.next), unknown) as u8;
-            // The longest chain ends before that, so the mask changes nothing; but it is a bound.
+            // The mask has no effect but gives the verifier a bound.
             self.l4 = forget(self.l4, unknown) & Self::MAX_L4;
             self.fragment_field = forget(self.fragment_field, unknown);
             self.fragment_id = forget(self.fragment_id, unknown);
@@ -282,7 +282,7 @@ impl Chain {
         if self.is_complete() { Ok(self) } else { Err(Unparsed::Malformed) }
     }
 
-    /// Goes on to the next header.
+    /// Advances to the next header.
     #[inline(always)]
     unsafe fn step(&mut self, start: usize, end: usize) -> Result<(), Unparsed> {
         let at = self.l4 as usize;
@@ -303,7 +303,7 @@ impl Chain {
         Ok(())
     }
 
-    /// What follows a later fragment's header belongs to the middle of the packet.
+    /// Whether this is a later fragment, in which no upper-layer header follows.
     #[inline(always)]
     const fn is_later_fragment(&self) -> bool {
         self.fragment_field & 0xfff8 != 0
@@ -330,17 +330,17 @@ const fn is_extension(next: u8) -> bool {
     )
 }
 
-/// Where the upper layer is.
+/// The location of the upper layer.
 struct Upper {
     protocol: u8,
     l4: usize,
     end: u32,
-    /// In later fragments there is no header.
+    /// Whether there is no header, as in later fragments.
     is_missing: bool,
 }
 
 impl Upper {
-    /// Fills in what the upper-layer header tells.
+    /// Parses the upper-layer header.
     #[inline(always)]
     unsafe fn parse(
         self,
