@@ -1,7 +1,7 @@
-//! tc filters under a clsact qdisc: what tcx is for kernels before 6.6.
+//! tc filters below a clsact qdisc, for kernels before 6.6, which lack tcx.
 //!
-//! No file descriptor owns them, so whoever makes them must journal that first; here is only how they
-//! are made and removed, by another process if need be.
+//! No file descriptor owns filters, so the caller must journal them first. Any process can remove them
+//! by their identity.
 
 use std::{
     io,
@@ -28,52 +28,52 @@ use super::{
 
 const KIND: &str = "clsact";
 
-/// The kind of filters that are eBPF programs.
+/// The kind of eBPF filters.
 const BPF: &str = "bpf";
 
-/// The priority of injector's filters where there are no others: before those that the kernel numbers (from 0xc000
-/// downwards), and a number that people do not choose, as all filters of one priority must be of one kind.
+/// The priority of injector's filters if there are no others: before those that the kernel assigns
+/// (from 0xc000 downwards). People rarely choose it, as filters of one priority must have one kind.
 pub const PRIORITY: u16 = 0xbee;
 
-/// The priority that injector 0.1.0 gave its filters, which may be in its journals.
+/// The priority of filters of injector 0.1.0, which its journals may contain.
 pub const OLD_PRIORITY: u16 = 0xbeef;
 
-/// What injector's handles have in common; the rest is the slot. The kernel numbers from 1.
+/// The prefix of injector's handles, followed by the slot. The kernel assigns handles from 1.
 const HANDLE: u32 = 0x696e_6a00;
 
-/// `ETH_P_ALL` in network byte order, as tc messages have it.
+/// `ETH_P_ALL` in network byte order, as in tc messages.
 const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
 
-/// Where a filter is among those of one side of an interface.
+/// The place of a filter among those of one direction of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Lower ones run first.
+    /// The priority; lower ones run first.
     pub priority: u16,
-    /// Tells it from others of the same priority.
+    /// The handle, unique within the priority.
     pub handle: u32,
 }
 
-/// A filter, whoever made it.
+/// A filter, injector's or foreign.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
     /// Its kind, such as `u32` or `bpf`.
     pub kind: String,
-    /// Where it is.
+    /// The place.
     pub place: Place,
-    /// The `ETH_P_*` of the packets that it sees.
+    /// The `ETH_P_*` of the packets.
     pub protocol: u16,
-    /// The id of its eBPF program, if it is one.
+    /// The ID of its eBPF program, if any.
     pub program: Option<u32>,
 }
 
 impl Filter {
-    /// Whether it is an injector's.
+    /// Whether it belongs to an injector.
     #[must_use]
     pub fn is_injectors(&self) -> bool {
         self.kind == BPF && self.place.handle & !0xff == HANDLE
     }
 
-    /// Whether ours may have the same priority, and then runs first.
+    /// Whether injector's filter can have the same priority, and then runs first.
     fn can_share(&self) -> bool {
         self.kind == BPF && self.protocol == u16::from_be(ALL_PROTOCOLS)
     }
@@ -85,8 +85,8 @@ pub const fn handle(slot: u32) -> u32 {
     HANDLE | (slot & 0xff)
 }
 
-/// The priority for a filter of ours among these, all those of one side of an interface in the order in which they run:
-/// one that is ahead of all that are no injector's, if there is any.
+/// The priority for a filter of injector, given all filters of a direction in the order in which they
+/// run: ahead of all foreign ones if possible.
 #[must_use]
 pub fn priority(filters: &[Filter]) -> u16 {
     let foreign = || filters.iter().filter(|filter| !filter.is_injectors());
@@ -96,7 +96,7 @@ pub fn priority(filters: &[Filter]) -> u16 {
     };
     match first.place.priority {
         1 if first.can_share() => 1,
-        // Nothing can be ahead of it.
+        // Nothing can run before it.
         1 => {
             let is_free = |priority: &u16| {
                 foreign().all(|filter| filter.place.priority != *priority || filter.can_share())
@@ -107,7 +107,7 @@ pub fn priority(filters: &[Filter]) -> u16 {
     }
 }
 
-/// The filters of one side of an interface that see all its packets (those of chain 0), in the order in which they run.
+/// The filters of chain 0 of each hook (interface and direction), in the order in which they run.
 pub fn filters(netns: &Netns, hooks: &[(u32, Direction)]) -> Result<Vec<Vec<Filter>>, KernelError> {
     netns.run(|| {
         block_on(async |netlink| {
@@ -129,7 +129,7 @@ async fn list(
     Ok(filters.into_iter().filter_map(filter).collect())
 }
 
-/// The same, and those of other chains.
+/// The filters of all chains.
 async fn list_all(
     netlink: &Handle,
     interface: u32,
@@ -146,7 +146,7 @@ async fn list_all(
     }
 }
 
-/// A filter; `None` for what heads those of one priority, and for those of other chains.
+/// Converts a filter; `None` for the head entry of a priority and for filters of other chains.
 fn filter(message: TcMessage) -> Option<Filter> {
     let (mut kind, mut program) = (None, None);
     for attribute in message.attributes {
@@ -174,7 +174,7 @@ mod option {
     pub const FD: u16 = 6;
     pub const NAME: u16 = 7;
     pub const FLAGS: u16 = 8;
-    /// The program's result is what becomes of the packet.
+    /// The program's result is the verdict on the packet.
     pub const DIRECT_ACTION: u32 = 1;
 }
 
@@ -194,7 +194,7 @@ pub fn add_qdisc(netns: &Netns, interface: &Interface) -> io::Result<()> {
     create(netns, request, "adding a clsact qdisc").map_err(io::Error::other)
 }
 
-/// Attaches a program. By the interface's index: another one may have its name by now.
+/// Attaches a program, by the interface's index, since the name may belong to another one by now.
 pub fn add_filter(
     program: &SchedClassifier,
     netns: &Netns,
@@ -224,7 +224,7 @@ pub fn add_filter(
     create(netns, RouteNetlinkMessage::NewTrafficFilter(message), "adding a tc filter")
 }
 
-/// Has the kernel make what is not there yet.
+/// Creates an object that must not exist yet.
 fn create(
     netns: &Netns,
     message: RouteNetlinkMessage,
@@ -235,8 +235,8 @@ fn create(
     netns.run(|| block_on(async |handle| execute(handle, request, what).await))?
 }
 
-/// Removes the filter, if it, its interface and its namespace are there. One of another program than `program` is left,
-/// if that is known: others may have put theirs in its place.
+/// Removes the filter, if it still exists. If `program` is known, a filter of another program is kept:
+/// it belongs to another process.
 pub fn remove_filter(
     netns: u64,
     interface: u32,
@@ -272,7 +272,7 @@ pub fn remove_filter(
     })?
 }
 
-/// Removes the clsact qdisc of an interface, unless others have filters there by now.
+/// Removes the clsact qdisc of an interface unless it has foreign filters.
 pub fn remove_qdisc_if_empty(netns: u64, interface: u32) -> Result<(), KernelError> {
     let Some(netns) = Netns::find_by_inode(netns) else { return Ok(()) };
     netns.run(|| {
@@ -315,8 +315,7 @@ const fn parent(direction: Direction) -> Parent {
     Parent { major: 0xffff, minor }
 }
 
-/// Whether an error says that there is nothing to remove: no interface, no filter, or no qdisc to look for
-/// one in.
+/// Whether an error means that there is nothing to remove: no interface, no filter, or no qdisc.
 const fn is_gone(code: i32) -> bool {
     matches!(-code, libc::ENODEV | libc::ENOENT | libc::EINVAL)
 }

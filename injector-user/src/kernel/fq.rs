@@ -1,4 +1,4 @@
-//! `sch_fq`, the queue that lets each packet go at the time that it bears (tc-fq(8)).
+//! The `sch_fq` qdisc, which releases each packet at its timestamp (tc-fq(8)).
 
 use rtnetlink::{
     packet_core::{
@@ -30,25 +30,25 @@ mod option {
     pub const HORIZON: u16 = 14;
 }
 
-/// The largest packet: fewer bytes a turn would only have it wait for more turns.
+/// The quantum in bytes: at least the maximum packet size.
 const QUANTUM: u32 = 1 << 18;
 
-/// Packets may be due so far in the future, in microseconds: more than the longest delay and queue.
+/// The maximum time until a packet is due, in microseconds: more than the longest delay and queue.
 const HORIZON_US: u32 = 4_000_000_000;
 
-/// By how many nanoseconds packets may be late so that the timer need not run for each.
+/// The maximum lateness in nanoseconds, which coalesces timer interrupts.
 const TIMER_SLACK_NS: u32 = 1000;
 
-/// What a queue did and does.
+/// Statistics of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Packets dropped because they did not fit.
+    /// Packets dropped because the queue was full.
     pub dropped: u64,
-    /// Packets in it now.
+    /// Packets queued now.
     pub held: u64,
 }
 
-/// Makes fq the root qdisc of a device of ours; it holds up to `limit` packets.
+/// Makes fq the root qdisc of a hold device, with a capacity of `limit` packets.
 pub fn add(netns: &Netns, interface: u32, limit: u32) -> Result<(), KernelError> {
     netns.run(|| block_on(async |handle| add_here(&handle, interface, limit).await))?
 }
@@ -63,7 +63,7 @@ async fn add_here(
         (option::FLOW_LIMIT, limit),
         (option::QUANTUM, QUANTUM),
         (option::INITIAL_QUANTUM, QUANTUM),
-        // Sockets' own pacing ended where the packets left their sockets.
+        // Pacing rates of sockets do not apply to held packets.
         (option::RATE_ENABLE, 0),
         (option::TIMER_SLACK, TIMER_SLACK_NS),
         (option::HORIZON, HORIZON_US),
@@ -81,7 +81,7 @@ async fn add_here(
     execute(handle.clone(), request, "adding the fq qdisc").await
 }
 
-/// The root qdisc of a device as it was made: its kind and settings, which others may change.
+/// The original root qdisc of a device: its kind and settings, which other processes may change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Root {
     kind: Option<String>,
@@ -89,13 +89,13 @@ pub struct Root {
 }
 
 impl Root {
-    /// Whether a qdisc of this kind may be it.
+    /// Whether the kind matches.
     #[must_use]
     pub fn is(&self, kind: Option<&str>) -> bool {
         self.kind.as_deref().is_none_or(|own| kind == Some(own))
     }
 
-    /// The one that a device has.
+    /// The current root qdisc of a device.
     pub fn of(netns: &Netns, interface: u32) -> Result<Self, KernelError> {
         let mut root = Self::default();
         for attribute in root_qdisc(netns, interface)? {
@@ -108,14 +108,14 @@ impl Root {
         Ok(root)
     }
 
-    /// Gives a device whose root qdisc is of this kind these settings again. What waits there stays.
+    /// Restores the settings of a device's root qdisc of the same kind, keeping queued packets.
     pub fn restore(&self, netns: &Netns, interface: u32) -> Result<(), KernelError> {
         let mut message = TcMessage::default();
         message.header.index = interface.cast_signed();
         message.header.parent = TcHandle::ROOT;
         message.attributes.extend(self.kind.clone().map(TcAttribute::Kind));
         message.attributes.push(match &*self.settings {
-            // Of most kinds the settings are kept as they are, with their header.
+            // Settings of most kinds are kept unparsed, including their header.
             [TcOption::Other(settings)] => TcAttribute::Other(settings.clone()),
             settings => TcAttribute::Options(settings.to_vec()),
         });

@@ -527,7 +527,10 @@ impl ProcessPatcher {
             Err(Refusal::Gone) => None,
             Err(refusal) => {
                 tracing::debug!(pid, %refusal, "its clocks stay true");
-                Some(Err(Skipped { reason: refusal.label(), is_permanent: !refusal.is_passing() }))
+                Some(Err(Skipped {
+                    reason: refusal.label(),
+                    is_permanent: !refusal.is_transient(),
+                }))
             }
         }
     }

@@ -183,7 +183,7 @@ impl Plan {
     /// Where to go on from an instruction pointer that may not stay where it is; `None` if it may.
     ///
     /// An error if it is where no thread can be, as an instruction begins elsewhere.
-    pub fn refuge(&self, offset: usize) -> Result<Option<usize>, UnknownLayout> {
+    pub fn relocate(&self, offset: usize) -> Result<Option<usize>, UnknownLayout> {
         let replaced = |entry: &Entry| {
             let start = usize::from(entry.offset);
             offset > start && offset < start + usize::from(entry.length)

@@ -1,10 +1,10 @@
-//! Clocks that go wrong, in one process: the functions of its vDSO read a [`Skew`].
+//! Clock skews in one process: patches the functions of its vDSO to apply a [`Skew`].
 //!
-//! The kernel maps the vDSO into each process, and programs call it for the time instead of the kernel. Behind
-//! its code is room up to the end of the page. There goes a hook that calls the original function and skews what
-//! it says, and at the entry of the original a jump to the hook. All is written through /proc/PID/mem, by which
-//! the pages become private copies of this process: no other is touched, a fork inherits them, and an exec ends
-//! them. The hook's data has a lease, so that time becomes true by itself when nobody renews it.
+//! The kernel maps the vDSO into each process, and programs call it to read clocks. A hook is written into
+//! the unused space after its code, and a jump to the hook at the entry of each function. The hook calls
+//! the original function and skews its result. Everything is written through /proc/PID/mem, which makes
+//! the pages private copies of this process: other processes are not affected, a fork inherits the
+//! patch, and an exec drops it. The hook's data has a lease: without renewal, clocks read true again.
 //!
 //! - `image`: what is in the vDSO, and how it can be patched
 //! - `block`: the hook's data, by which a patch also describes itself
@@ -48,31 +48,31 @@ use self::{
     threads::{Stopped, while_stopped},
 };
 
-/// Why a process cannot be patched. It is as it was before.
+/// Why a process cannot be patched. The process is unchanged.
 #[derive(Debug, Error)]
 pub enum Refusal {
-    /// It has ended, or executed another program.
-    #[error("it has ended")]
+    /// It has ended or executed another program.
+    #[error("the process has ended")]
     Gone,
-    /// It has no vDSO: a kernel thread, or a program without.
-    #[error("it has no vDSO")]
+    /// It has no vDSO, like a kernel thread.
+    #[error("the process has no vDSO")]
     NoVdso,
     /// Its vDSO cannot be patched.
-    #[error("its vDSO cannot be patched: {0}")]
+    #[error("the vDSO cannot be patched: {0}")]
     Unfit(#[from] Unfit),
-    /// It is being debugged.
-    #[error("it is being traced, as by a debugger")]
+    /// It is being traced.
+    #[error("the process is being traced (by a debugger?)")]
     Traced,
     /// Another injector has patched it.
     #[error("another injector has skewed its clocks already")]
     Owned(u64),
-    /// Another version of injector has patched it, and a thread may still be in what that left.
-    #[error("another version of injector has been at its vDSO; start it anew")]
+    /// Another version of injector patched it, and a thread may still execute its hook.
+    #[error("another version of injector has patched the vDSO; restart the process")]
     OtherVersion,
-    /// A thread does not stop, or another program has changed the vDSO meanwhile. It may work later.
-    #[error("a thread of it cannot be stopped now")]
+    /// A thread does not stop, or another process is changing the vDSO. A retry may succeed.
+    #[error("cannot stop all threads of the process now")]
     Busy,
-    /// The system refused something.
+    /// A system call failed.
     #[error("{what} failed")]
     Failed {
         /// What.
@@ -89,7 +89,7 @@ impl From<UnknownLayout> for Refusal {
 }
 
 impl Refusal {
-    /// The same for all processes that are refused for the same reason, for counting.
+    /// A constant label of the reason, for counting.
     #[must_use]
     pub const fn label(&self) -> &'static str {
         match self {
@@ -104,39 +104,39 @@ impl Refusal {
         }
     }
 
-    /// Whether it is worth while to try again later.
+    /// Whether a retry may succeed.
     #[must_use]
-    pub const fn is_passing(&self) -> bool {
+    pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Gone | Self::Traced | Self::Owned(_) | Self::Busy)
     }
 }
 
-/// A process has ended, or executed another program.
+/// A process has ended or executed another program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("it has ended")]
+#[error("the process has ended")]
 pub struct Gone;
 
-/// More plans are not remembered: processes can change their images as they like.
-const MOST_PLANS: usize = 16;
+/// The maximum number of cached plans: processes can change their images at will.
+const MAX_PLANS: usize = 16;
 
 /// Patches processes.
 #[derive(Debug)]
 pub struct Patcher {
     owner: u64,
-    /// By the image without any patch. All processes of a kernel have the same, or one of two.
+    /// Plans by unpatched image. All processes of a kernel share one or two images.
     plans: Mutex<Vec<(Box<[u8]>, Planned)>>,
 }
 
 type Planned = Result<Arc<Plan>, Unfit>;
 
 impl Patcher {
-    /// For the injector that `owner` identifies, which is not 0.
+    /// Creates a patcher for the injector identified by `owner`, which is not 0.
     #[must_use]
     pub const fn new(owner: u64) -> Self {
         Self { owner, plans: Mutex::new(Vec::new()) }
     }
 
-    /// Gets ready for processes whose vDSO is as that of this process, so that the first one does not wait for it.
+    /// Prepares the plan for the vDSO of this process, so that the first patch is not delayed.
     pub fn prepare(&self) {
         let pid = std::process::id().cast_signed();
         let image =
@@ -147,36 +147,36 @@ impl Patcher {
         }
     }
 
-    /// Whom it was made for.
+    /// The owner.
     #[must_use]
     pub const fn owner(&self) -> u64 {
         self.owner
     }
 
-    /// Patches a process, or adopts one that has inherited our patch, and sets its skew.
+    /// Patches a process, or adopts one that has inherited this owner's patch, and sets its skew.
     ///
-    /// Its threads are stopped for some microseconds, unless it is adopted. Children of this process must not be
-    /// waited for meanwhile by waitpid(2) in other threads: they would take the stops for themselves. (A child
-    /// of tokio's is waited for by a pidfd, which is fine.)
+    /// Unless it is adopted, its threads are stopped for some microseconds. Other threads must not wait for
+    /// children by waitpid(2) meanwhile, which would consume the stops. (tokio waits by pidfds, which is
+    /// fine.)
     ///
-    /// Of all that have one memory, as a process and its children by vfork(2), one is to be patched. Several processes
-    /// may be patched at a time.
+    /// Of processes that share their memory, as after vfork(2), patch only one. Several processes may be
+    /// patched concurrently.
     pub fn patch(&self, pid: i32, skew: &Skew) -> Result<Patched, Refusal> {
         self.patch_and(pid, skew, || {})
     }
 
-    /// The same for a program that is held by `SIGSTOP` before its first instruction, and lets it go on.
+    /// Patches a program that is held by `SIGSTOP` before its first instruction, and resumes it.
     ///
-    /// `SIGCONT` is sent before anything is written, and acts when the threads go on. So whenever this is broken off,
-    /// a stopped process without a patch is one that is still held, and none with a patch is.
+    /// `SIGCONT` is sent before anything is written and takes effect when the threads continue. Whenever
+    /// this is interrupted, a stopped process without a patch is still held, and one with a patch is not.
     pub fn patch_held(&self, pid: i32, skew: &Skew) -> Result<Patched, Refusal> {
         self.patch_and(pid, skew, || {
-            // One that has been killed needs nothing.
+            // Fails for a killed process, which is fine.
             let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
         })
     }
 
-    /// The same for a program that is still in execve(2), and stays there meanwhile: it has no thread to be stopped.
+    /// Patches a program that is held in execve(2), which has no threads to stop.
     pub fn patch_entering(&self, pid: i32, skew: &Skew) -> Result<Patched, Refusal> {
         let vdso = Process::open(pid)?.vdso()?;
         let plan = self.plan(None, &vdso.image()?)?;
@@ -184,7 +184,7 @@ impl Patcher {
         Ok(Patched { pid, at: plan.at(), vdso })
     }
 
-    /// Sets the skew of a process that has inherited our patch; `None` if it has not, and is left alone then.
+    /// Sets the skew of a process that has inherited this owner's patch; `None` if it has not.
     pub fn adopt(&self, pid: i32, skew: &Skew) -> Result<Option<Patched>, Refusal> {
         let vdso = Process::open(pid)?.vdso()?;
         let image = vdso.image()?;
@@ -192,7 +192,7 @@ impl Patcher {
         self.adopt_found(pid, skew, found.as_ref(), vdso, &image).map(Result::ok)
     }
 
-    /// As [`Self::adopt`], for a patch that has been looked for; gives the vDSO back if that is not ours.
+    /// As [`Self::adopt`], for a known patch. Returns the vDSO if the patch is not this owner's.
     fn adopt_found(
         &self,
         pid: i32,
@@ -213,7 +213,7 @@ impl Patcher {
         }
     }
 
-    /// Calls `then` before anything is written, when the threads are stopped if they have to be.
+    /// Calls `then` before anything is written, once the threads are stopped if needed.
     fn patch_and(
         &self,
         pid: i32,
@@ -236,7 +236,7 @@ impl Patcher {
             return Err(Refusal::OtherVersion);
         }
         while_stopped(&process, |stopped| {
-            // What was seen while it ran must hold still.
+            // Check again what was read while it ran.
             if vdso.image()? != image {
                 return Err(if process.is_gone() { Refusal::Gone } else { Refusal::Busy });
             }
@@ -253,14 +253,14 @@ impl Patcher {
             return plan.clone();
         }
         let plan = Plan::new(&pristine).map(Arc::new);
-        if plans.len() < MOST_PLANS {
+        if plans.len() < MAX_PLANS {
             plans.push((pristine, plan.clone()));
         }
         plan
     }
 }
 
-/// Writes a whole patch, while threads are stopped or there is none. Whenever it is broken off, what is there describes itself and does no harm.
+/// Writes a whole patch while no thread runs. An incomplete patch describes itself and is harmless.
 fn write(
     plan: &Plan,
     owner: u64,
@@ -270,14 +270,14 @@ fn write(
     stopped: Option<&Stopped>,
 ) -> Result<(), Refusal> {
     let start = vdso.start();
-    let refuge = |pointer: u64| match pointer.checked_sub(start) {
-        Some(offset) => Ok(plan.refuge(offset as usize)?.map(|to| start + to as u64)),
+    let relocate = |pointer: u64| match pointer.checked_sub(start) {
+        Some(offset) => Ok(plan.relocate(offset as usize)?.map(|to| start + to as u64)),
         None => Ok(None),
     };
     let header = plan.header(owner);
     let armed = Header { armed: 1, ..header };
     if found.is_some_and(|found| found.header.armed != 0) {
-        // A thread may be in the hook. It is the same, and only its data change, as they do in use.
+        // A thread may execute the hook. Its code is the same, and its data change as in normal use.
         vdso.write(plan.at(), block::as_bytes(&armed))?;
         set(vdso, plan.at(), skew)?;
     } else {
@@ -286,7 +286,7 @@ fn write(
         vdso.write(plan.at(), block::as_bytes(&armed))?;
     }
     if let Some(stopped) = stopped {
-        stopped.relocate(refuge)?;
+        stopped.relocate(relocate)?;
     }
     for (entry, jump) in plan.jumps() {
         vdso.write(entry, jump)?;
@@ -294,7 +294,7 @@ fn write(
     Ok(())
 }
 
-/// A process whose vDSO reads a skew. It stays so when this is dropped, until the lease ends.
+/// A process with a patched vDSO. When dropped, the skew stays until the lease expires.
 #[derive(Debug)]
 pub struct Patched {
     pid: i32,
@@ -303,22 +303,22 @@ pub struct Patched {
 }
 
 impl Patched {
-    /// The process.
+    /// The PID.
     #[must_use]
     pub const fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// Changes the skew, for all threads at once. Only one at a time may do so to a process.
+    /// Changes the skew for all threads at once. Calls for a process must not be concurrent.
     pub fn set(&mut self, skew: &Skew) -> Result<(), Gone> {
         set(&self.vdso, self.at, skew).map_err(|_| Gone)
     }
 }
 
-/// Writes a skew to the slot that is not in use, and then has it used.
+/// Writes a skew to the unused slot, then switches to it.
 fn set(vdso: &Vdso, at: usize, skew: &Skew) -> Result<(), Refusal> {
-    // One who was killed may have left the unused slot half-written, and the version odd. Of processes that share
-    // their memory, until one executes a program, each is set. So both are read anew, at once.
+    // A killed writer may have left the unused slot incomplete and the version odd. Processes that share
+    // their memory until one executes a program are each set. So read both afresh, in one read.
     let current = at + offset_of!(Block, current);
     let first = offset_of!(Block, slots) - offset_of!(Block, current);
     let mut used =
@@ -330,7 +330,7 @@ fn set(vdso: &Vdso, at: usize, skew: &Skew) -> Result<(), Refusal> {
     let old = &used[first + unused + offset_of!(Slot, version)..];
     let old: u64 = block::from_bytes(old).unwrap_or_default();
     let odd = old | 1;
-    // Were it odd before, it is raised too: somebody may have read it so.
+    // Increase an odd version too: a reader may have seen it.
     let odd = if odd == old { odd + 2 } else { odd };
     vdso.write(version, &odd.to_ne_bytes())?;
     vdso.write(slot + offset_of!(Slot, skew), block::as_bytes(skew))?;
@@ -338,11 +338,11 @@ fn set(vdso: &Vdso, at: usize, skew: &Skew) -> Result<(), Refusal> {
     vdso.write(current, &[unused as u8])
 }
 
-/// Puts the original functions of a process back, if they have been replaced, by `owner` or else by anyone.
-/// Returns whether they had been.
+/// Restores the original functions of a process if they were replaced, by `owner` or, without one, by
+/// anyone. Returns whether they were.
 ///
-/// Time is true at once, also if the threads cannot be stopped now. The hook's code stays, for a thread may be
-/// in it.
+/// Clocks read true at once, even if the threads cannot be stopped now. The code of the hook stays, as a
+/// thread may execute it.
 pub fn restore(pid: i32, owner: Option<u64>) -> Result<bool, Refusal> {
     let process = Process::open(pid)?;
     let vdso = process.vdso()?;
@@ -374,7 +374,7 @@ pub fn restore(pid: i32, owner: Option<u64>) -> Result<bool, Refusal> {
 pub fn check() -> Result<(), Unwritable> {
     let pid = std::process::id().cast_signed();
     let written = Process::open(pid).and_then(|process| process.vdso()).and_then(|vdso| {
-        // The last byte is behind the image; it becomes what it was.
+        // The last byte lies after the image. It is written with its own value.
         let last = vdso.image()?.len() - 1;
         let mut byte = [0];
         vdso.read(last, &mut byte)?;
@@ -391,7 +391,7 @@ pub fn check() -> Result<(), Unwritable> {
 )]
 pub struct Unwritable;
 
-/// Whose patch a process has; `None` without one.
+/// The owner of a process's patch; `None` without a patch.
 pub fn owner_of(pid: i32) -> Result<Option<u64>, Refusal> {
     let image = Process::open(pid)?.vdso()?.image()?;
     Ok(block::find(&image).and_then(|found| found.owner()))

@@ -1,4 +1,4 @@
-//! One process, by its folder in /proc: its number may be given to another, its folder is not.
+//! Access to one process through its open /proc directory, which is immune to reuse of the PID.
 
 use std::{
     fs::File,
@@ -21,7 +21,7 @@ use procfs::{
 
 use super::{Refusal, image::UnknownLayout};
 
-/// An open folder /proc/PID.
+/// An open directory /proc/PID.
 #[derive(Debug)]
 pub struct Process {
     folder: OwnedFd,
@@ -37,7 +37,7 @@ impl Process {
         Ok(Self { folder, pid })
     }
 
-    /// The numbers of its threads.
+    /// The IDs of its threads.
     pub fn threads(&self) -> Result<Vec<i32>, Refusal> {
         let failed = |error: Errno| refused("listing its threads", error.into());
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -52,12 +52,12 @@ impl Process {
         Ok(threads)
     }
 
-    /// Whether a thread is one of its threads.
+    /// Whether it has this thread.
     pub fn has(&self, thread: i32) -> bool {
         self.read(&format!("task/{thread}/stat")).is_ok()
     }
 
-    /// What the kernel says of a thread.
+    /// The status of a thread.
     pub fn status(&self, thread: i32) -> Result<Status, Refusal> {
         const WHAT: &str = "reading the state of a thread";
         let file =
@@ -65,7 +65,7 @@ impl Process {
         Status::from_read(file).map_err(|error| unreadable(WHAT, error))
     }
 
-    /// Where a thread that sleeps in the kernel will go on; `None` if it runs.
+    /// The instruction pointer of a thread that sleeps in the kernel; `None` if it runs.
     pub fn sleeps_at(&self, thread: i32) -> Option<u64> {
         let mut text = String::new();
         self.read(&format!("task/{thread}/syscall")).ok()?.read_to_string(&mut text).ok()?;
@@ -73,7 +73,7 @@ impl Process {
         u64::from_str_radix(pointer, 16).ok()
     }
 
-    /// Whether it has ended, or is about to.
+    /// Whether it has ended or is exiting.
     pub fn is_gone(&self) -> bool {
         self.status(self.pid).map_or(true, |status| status.state.starts_with(['Z', 'X']))
     }
@@ -92,7 +92,7 @@ impl Process {
         if !map
             .perms
             .contains(MMPermissions::READ | MMPermissions::EXECUTE | MMPermissions::PRIVATE)
-            || end - start > Vdso::MOST
+            || end - start > Vdso::MAX_LENGTH
         {
             return Err(UnknownLayout::Elf.into());
         }
@@ -108,7 +108,7 @@ impl Process {
     }
 }
 
-/// What an error from /proc says.
+/// Converts an error from /proc.
 fn refused(what: &'static str, source: io::Error) -> Refusal {
     match source.raw_os_error() {
         Some(libc::ENOENT | libc::ESRCH) => Refusal::Gone,
@@ -124,7 +124,7 @@ fn unreadable(what: &'static str, error: ProcError) -> Refusal {
     }
 }
 
-/// The vDSO in the memory of a process. It ends when the process does, or executes another program.
+/// The vDSO in the memory of a process, valid until the process exits or executes a program.
 #[derive(Debug)]
 pub struct Vdso {
     memory: File,
@@ -133,15 +133,15 @@ pub struct Vdso {
 }
 
 impl Vdso {
-    /// No vDSO is so large.
-    const MOST: u64 = 1 << 20;
+    /// The maximum size of a vDSO.
+    const MAX_LENGTH: u64 = 1 << 20;
 
-    /// Where it is.
+    /// The address.
     pub const fn start(&self) -> u64 {
         self.start
     }
 
-    /// All of it.
+    /// The whole image.
     pub fn image(&self) -> Result<Vec<u8>, Refusal> {
         let mut image = vec![0; self.length];
         self.read(0, &mut image)?;
@@ -154,23 +154,24 @@ impl Vdso {
         self.memory.read_exact_at(bytes, at).map_err(inaccessible)
     }
 
-    /// Writes a part, for this process alone: its page becomes a private copy, though it is not writable.
+    /// Writes a part, for this process only: the page becomes a private copy, though not writable.
     ///
-    /// One call is one copy by the kernel for each page.
+    /// The kernel copies each page at once.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Refusal> {
         let at = self.address(offset, bytes.len())?;
         self.memory.write_all_at(bytes, at).map_err(inaccessible)
     }
 
-    /// Where a part is. What a process has written into its vDSO may say that it is elsewhere: what is mapped there, it
-    /// chooses, and so for how long whoever accesses it waits.
+    /// The address of a part. Checks the bounds, since offsets may come from the process's memory: it
+    /// could otherwise direct accesses to mappings that block.
     fn address(&self, offset: usize, length: usize) -> Result<u64, Refusal> {
         let is_within = offset.checked_add(length).is_some_and(|end| end <= self.length);
         if is_within { Ok(self.start + offset as u64) } else { Err(UnknownLayout::Elf.into()) }
     }
 }
 
-/// Memory that is not there any more reads and writes as nothing; a mapping that has been removed is an error.
+/// Converts an error of accessing memory. Memory of an exited process yields 0 bytes; a removed mapping
+/// is an error.
 fn inaccessible(source: io::Error) -> Refusal {
     match (source.kind(), source.raw_os_error()) {
         (io::ErrorKind::UnexpectedEof | io::ErrorKind::WriteZero, _)

@@ -16,7 +16,7 @@ use procfs::process::MMapPath;
 use proptest::prelude::*;
 
 use super::{
-    MOST_PLANS, Patcher, arch,
+    MAX_PLANS, Patcher, arch,
     block::{self, Block, Function, Header, Slot},
     image::{Plan, Unfit, UnknownLayout},
 };
@@ -315,8 +315,8 @@ fn this_machine_is_understood() {
     let plan = Plan::new(&image).expect("it can be patched");
     assert!(image[plan.at()..].iter().all(|byte| *byte == 0));
     for (entry, _) in plan.jumps() {
-        assert_eq!(plan.refuge(entry), Ok(None));
-        assert_eq!(plan.refuge(entry + arch::JUMP), Ok(None));
+        assert_eq!(plan.relocate(entry), Ok(None));
+        assert_eq!(plan.relocate(entry + arch::JUMP), Ok(None));
     }
 }
 
@@ -418,5 +418,5 @@ fn processes_that_change_their_image_take_no_memory() {
         let planned = patcher.plan(None, &forged);
         assert_eq!(planned.is_ok(), number == 0);
     }
-    assert!(patcher.plans.lock().expect("no panic").len() <= MOST_PLANS);
+    assert!(patcher.plans.lock().expect("no panic").len() <= MAX_PLANS);
 }

@@ -1,7 +1,7 @@
 //! Stops all threads of a process for a moment, by ptrace(2).
 //!
-//! The tracer is a thread of its own that ends with the moment, and the kernel lets go of all that a thread
-//! traces when it ends. So they go on whatever happens here, to those that could not be stopped as well.
+//! The tracer is a separate thread that ends afterwards. The kernel detaches all tracees of a thread
+//! that ends, so they always continue, including those that could not be stopped.
 
 use std::{
     collections::BTreeSet,
@@ -18,14 +18,14 @@ use nix::{
 
 use super::{Refusal, arch, process::Process};
 
-/// How long a thread may take to stop. They stop within microseconds; only one that gets no processor, as there are
-/// many others, takes longer. Leases of other processes are not renewed meanwhile.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The timeout of stopping threads. They stop within microseconds unless they wait for a CPU. Leases of
+/// other processes are not renewed meanwhile.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// After so long it is looked at whether a thread sleeps in the kernel.
-const DOZE: Duration = Duration::from_millis(2);
+/// How long to wait for a stop before checking whether a thread sleeps in the kernel.
+const SLEEP_CHECK_INTERVAL: Duration = Duration::from_millis(2);
 
-/// The threads of a process, while they do not run.
+/// The stopped threads of a process.
 #[derive(Debug)]
 pub struct Stopped<'a> {
     process: &'a Process,
@@ -40,20 +40,20 @@ struct Thread {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Asked to stop.
+    /// Requested to stop.
     Running,
-    /// Stopped; the signal that it was about to receive, or 0.
+    /// Stopped, with the pending signal or 0.
     Stopped(i32),
-    /// In the kernel, and goes on at this address. It is stopped before it does.
+    /// Asleep in the kernel, with this instruction pointer. It stops before it returns there.
     Asleep(u64),
-    /// Not there any more.
+    /// Exited.
     Ended,
 }
 
-/// Does `work` while no thread of the process runs.
+/// Runs `work` while no thread of the process runs.
 ///
-/// Children of this process must not be waited for meanwhile by waitpid(2), which would take the stops for
-/// itself; to wait for one by a pidfd, or once a pidfd says that it has ended, is fine.
+/// No other thread may wait for children by waitpid(2) meanwhile, which would consume the stops. Waiting
+/// by a pidfd, or once a pidfd is readable, is fine.
 pub fn while_stopped<T: Send>(
     process: &Process,
     work: impl FnOnce(&Stopped) -> Result<T, Refusal> + Send,
@@ -71,10 +71,10 @@ pub fn while_stopped<T: Send>(
 }
 
 impl Stopped<'_> {
-    /// Moves threads elsewhere. `refuge` is given where one goes on, and says where it shall instead.
+    /// Moves threads out of replaced code. `relocate` maps an instruction pointer to the new one, if any.
     pub fn relocate(
         &self,
-        refuge: impl Fn(u64) -> Result<Option<u64>, Refusal>,
+        relocate: impl Fn(u64) -> Result<Option<u64>, Refusal>,
     ) -> Result<(), Refusal> {
         for thread in &self.threads {
             match thread.state {
@@ -88,14 +88,14 @@ impl Stopped<'_> {
                         }
                     };
                     let pointer = arch::instruction_pointer(&mut registers);
-                    let Some(to) = refuge(*pointer)? else { continue };
+                    let Some(to) = relocate(*pointer)? else { continue };
                     *pointer = to;
                     if let Err(error) = ptrace::setregs(id, registers) {
                         self.unless_killed(error, "moving a thread")?;
                     }
                 }
                 State::Asleep(pointer) => {
-                    if refuge(pointer)?.is_some() {
+                    if relocate(pointer)?.is_some() {
                         return Err(Refusal::Busy);
                     }
                 }
@@ -105,7 +105,7 @@ impl Stopped<'_> {
         Ok(())
     }
 
-    /// A stopped thread that cannot be accessed has been killed.
+    /// Converts an error: a stopped thread that cannot be accessed has been killed.
     fn unless_killed(&self, error: Errno, what: &'static str) -> Result<(), Refusal> {
         match error {
             Errno::ESRCH if self.process.is_gone() => Err(Refusal::Gone),
@@ -114,9 +114,9 @@ impl Stopped<'_> {
         }
     }
 
-    /// Stops all threads, also those that are made meanwhile: while there was one that ran, others may be new.
+    /// Stops all threads. Repeats until no thread ran, since running ones may create others.
     fn stop(&mut self) -> Result<(), Refusal> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + STOP_TIMEOUT;
         let mut known = BTreeSet::new();
         loop {
             let mut is_new = false;
@@ -138,7 +138,7 @@ impl Stopped<'_> {
         Ok(())
     }
 
-    /// Asks one thread to stop. Threads that it makes are asked by the kernel.
+    /// Requests one thread to stop. The kernel does so for threads that it creates.
     fn seize(&self, id: i32) -> Result<State, Refusal> {
         let pid = Pid::from_raw(id);
         match ptrace::seize(pid, Options::PTRACE_O_TRACECLONE) {
@@ -161,7 +161,7 @@ impl Stopped<'_> {
                 };
             }
         }
-        // The number may have been given to a thread of another process since. That one is let go of at the end.
+        // The ID may have been reused by another process. That thread is detached at the end.
         if !self.process.has(id) {
             return Ok(State::Ended);
         }
@@ -172,7 +172,7 @@ impl Stopped<'_> {
         }
     }
 
-    /// Waits until none runs.
+    /// Waits until no thread runs.
     fn wait(&mut self, end: Instant) -> Result<(), Refusal> {
         let start = Instant::now();
         let mut pause = Duration::from_micros(5);
@@ -182,8 +182,8 @@ impl Stopped<'_> {
                 if thread.state == State::Running {
                     thread.state = look(thread.id)?;
                 }
-                if thread.state == State::Running && start.elapsed() > DOZE {
-                    // It is asked to stop already, so it will before it leaves the kernel.
+                if thread.state == State::Running && start.elapsed() > SLEEP_CHECK_INTERVAL {
+                    // The request is pending: it will stop before it leaves the kernel.
                     if let Some(pointer) = self.process.sleeps_at(thread.id) {
                         thread.state = State::Asleep(pointer);
                     }
@@ -206,7 +206,7 @@ impl Drop for Stopped<'_> {
     fn drop(&mut self) {
         for thread in &self.threads {
             if let State::Stopped(signal) = thread.state {
-                // SAFETY: takes no pointers. It fails for a thread that has been killed, which needs nothing.
+                // SAFETY: takes no pointers. Fails for a killed thread, which is fine.
                 unsafe { libc::ptrace(libc::PTRACE_DETACH, thread.id, 0, signal) };
             }
         }
@@ -215,8 +215,8 @@ impl Drop for Stopped<'_> {
 
 /// Whether a thread has stopped.
 fn look(id: i32) -> Result<State, Refusal> {
-    // WNOWAIT leaves the stop as it is: were we killed, the thread would receive the signal that it stopped for.
-    // __WNOTHREAD leaves alone what other threads of ours wait for.
+    // WNOWAIT keeps the stop pending: if injector is killed, the thread still receives its signal.
+    // __WNOTHREAD excludes the children and tracees of other threads.
     let flags = libc::WSTOPPED
         | libc::WEXITED
         | libc::WNOHANG
@@ -239,8 +239,8 @@ fn look(id: i32) -> Result<State, Refusal> {
     Ok(match info.si_code {
         _ if pid == 0 => State::Running,
         libc::CLD_STOPPED | libc::CLD_TRAPPED => {
-            // An event is in the second byte: that of a stop, which is what was asked for, of a group stop, or of
-            // a clone. Without, it is a signal that is about to be received.
+            // The second byte is a ptrace event: the requested stop, a group stop, or a clone. Without one,
+            // the stop is for a signal.
             let is_event = status >> 8 != 0;
             State::Stopped(if is_event { 0 } else { status })
         }
