@@ -1,5 +1,5 @@
-//! Output and input of others: readers that are slow, stopped or gone, sinks that refuse, and files that
-//! are not what they should be. Faults act and end on time whatever happens to reports.
+//! Bad inputs and outputs: slow, stopped or closed readers, failing sinks, and unexpected kinds of
+//! files. Faults start and end on time whatever happens to their reports.
 
 use std::{
     fs::{self, File},
@@ -28,17 +28,17 @@ use testbed::{
     scratch_file, state, wait_until,
 };
 
-/// For how long output is blocked.
+/// How long output is blocked.
 const BLOCKED: Duration = Duration::from_secs(30);
 
-/// Tests that run several injectors at once, of which a host has 16.
+/// Serializes tests that run several injectors, as a host allows 16.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// What is written to a sink that takes nothing any more.
+/// A blocked sink.
 enum Blocked {
-    /// The write side of a full pipe of 4,096 bytes, and the read side, which nobody reads.
+    /// The write end of a full pipe of 4,096 bytes, and its read end, which is never read.
     Pipe(OwnedFd, #[allow(dead_code, reason = "it is held open")] OwnedFd),
-    /// A terminal whose output was stopped, as by Ctrl-S, and its master.
+    /// A terminal with stopped output, as by Ctrl-S, and its master.
     Terminal(OwnedFd, #[allow(dead_code, reason = "it is held open")] OwnedFd),
 }
 
@@ -75,11 +75,11 @@ impl Blocked {
     }
 }
 
-/// A process of injector that is killed when this is dropped.
+/// A process of injector, killed when dropped.
 struct Running(Child);
 
 impl Running {
-    /// With both of its outputs blocked.
+    /// Starts it with both outputs blocked.
     fn start(mut command: Command, sink: &Blocked) -> Self {
         command.stdin(Stdio::null()).stdout(sink.stdio()).stderr(sink.stdio());
         Self(command.spawn().expect("it can be run"))
@@ -113,7 +113,7 @@ fn inject(host: &Host, line: &str) -> Command {
     command
 }
 
-/// `json` to a pipe; to a terminal what people see, with the live line.
+/// `json` for a pipe; the text with the live line for a terminal.
 fn format(sink: &Blocked) -> &'static str {
     match sink {
         Blocked::Pipe(..) => "--output json",
@@ -131,12 +131,12 @@ fn is_lost(lab: &Lab, family: Family) -> bool {
     !lab.left.run_in(None, &format!("ping -c 1 -W 0.3 {to}")).0
 }
 
-/// For how long faults that were asked for `BLOCKED` certainly act once they were seen to, and for how
-/// long the injector certainly does not live. A busy machine sees the start late.
+/// The minimum time that faults of duration `BLOCKED` stay active after they were observed, and the
+/// maximum lifetime of injector. A busy machine observes the start late.
 const SURELY: Duration = Duration::from_secs(25);
 const AT_MOST: Duration = Duration::from_secs(45);
 
-/// Pauses begin and end, `--for` ends it all.
+/// Pauses start and end, and `--for` ends everything.
 fn pauses_go_on(sink: &Blocked) {
     let (lab, cgroup) = (Lab::new(), TestCgroup::new());
     let _sleeper = sleeper(&lab, &cgroup);
@@ -161,7 +161,7 @@ fn pauses_go_on(sink: &Blocked) {
     }
     assert!(!cgroup.is_frozen());
     assert!(began.elapsed() >= BLOCKED);
-    // At 1 s, 4 s, … 28 s. A busy machine sees some late, and starts `--for` late.
+    // At 1 s, 4 s, … 28 s. On a busy machine, some may be observed late, and `--for` may start late.
     assert!((8..=11).contains(&pauses.len()), "{pauses:?}");
     assert!(pauses.iter().all(|pause| *pause < Duration::from_millis(2900)), "{pauses:?}");
     pauses.sort_unstable();
@@ -212,7 +212,7 @@ fn clocks_go_on(sink: &Blocked) {
     assert!(ahead().abs() < 100);
 }
 
-/// A scenario's changes are made on time, and its timeline is whole.
+/// The changes of a scenario are on time, and its timeline is complete.
 fn a_scenario_goes_on(sink: &Blocked) {
     let (lab, cgroup) = (Lab::new(), TestCgroup::new());
     let _sleeper = sleeper(&lab, &cgroup);
@@ -253,7 +253,7 @@ fn a_scenario_goes_on(sink: &Blocked) {
     assert!((25..=31).contains(&samples), "{samples}");
 }
 
-/// An agent with clients that watch and read nothing, and whose own outputs are blocked.
+/// An agent with blocked outputs, and with clients that watch events without reading.
 fn an_agent_goes_on(sink: &Blocked) {
     let (lab, cgroup) = (Lab::new(), TestCgroup::new());
     let _sleeper = sleeper(&lab, &cgroup);
@@ -274,7 +274,7 @@ fn an_agent_goes_on(sink: &Blocked) {
     }));
     while began.elapsed() < SURELY {
         assert!(is_lost(&lab, Family::V4), "passed after {:?}", began.elapsed());
-        // What others have begun and ended makes events.
+        // Faults of other clients generate events.
         let asked = Instant::now();
         let other = agent.create(&json!({
             "target": {"netns": lab.right.netns}, "rules": [{"loss": "0%"}], "for": "10s",
@@ -332,7 +332,7 @@ fn signals_end_faults_whatever_becomes_of_reports() {
             wait_until(TIMEOUT, "a pause", || cgroup.is_frozen());
             injector.signal(signal);
             wait_until(Duration::from_secs(2), "the end of the pause", || !cgroup.is_frozen());
-            // The summary is waited for, and is missing.
+            // The summary never arrives.
             assert_eq!(injector.ends_within(Duration::from_secs(4)).code(), Some(1));
         }
     }
@@ -351,7 +351,7 @@ fn run_ends_with_its_command_whatever_becomes_of_reports() {
     }
 }
 
-/// A bash line with the path of injector as `$I`; its exit status and its standard error.
+/// Runs a bash line with the path of injector as `$I`. Returns its exit status and standard error.
 fn bash(line: &str, folder: &Path) -> (ExitStatus, String) {
     let output = Command::new("bash")
         .args(["-c", line])
@@ -363,7 +363,7 @@ fn bash(line: &str, folder: &Path) -> (ExitStatus, String) {
     (output.status, String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// A tmpfs of 4 KiB, which goes with the value.
+/// A tmpfs of 4 KiB, unmounted when dropped.
 struct Full(PathBuf);
 
 impl Full {
@@ -395,7 +395,7 @@ fn reports_that_cannot_be_written_neither_abort_nor_hide_exit_codes() {
         RuleFile::new("targets: {h: {netns: x}}\ntimeline: [{faults: {rules: [{loss: 1%}]}}]");
     let scenario = scenario.path.display();
     let unread = "${PIPESTATUS[0]}";
-    // A line, its exit code, and what standard error holds; `Some("")` is nothing.
+    // A line, its exit code, and the expected text on standard error; `Some("")` means none.
     let mut cases = vec![
         ("$I run --loss 1% -- sh -c 'exit 0' 2>/dev/full".to_owned(), 0, Some("")),
         ("$I run --loss 1% -- sh -c 'exit 5' 2>/dev/full".into(), 5, Some("")),
@@ -462,7 +462,7 @@ fn run_outlasts_a_full_disk() {
 fn an_agent_and_a_scenario_outlast_sinks_that_refuse() {
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let lab = Lab::new();
-    // A scenario goes on to its end, and says what it could not write.
+    // A scenario continues to its end and reports failed writes.
     let netns = &lab.left.netns;
     let file = RuleFile::new(&format!(
         "targets: {{net: {{netns: {netns}}}}}\n\
@@ -559,7 +559,7 @@ fn name_servers_that_do_not_answer_hold_up_nothing() {
         lab.right.address(Family::V4)
     ));
     for is_asked in [false, true] {
-        // The name server is there; its answers are what the rules lose.
+        // The name server exists; the rules drop its answers.
         let rules = RuleFile::new("rules:\n  - loss: 100%\n");
         let netns = &lab.left.netns;
         let mut command = lab.left.command("unshare", None);
@@ -575,7 +575,7 @@ fn name_servers_that_do_not_answer_hold_up_nothing() {
         let began = Instant::now();
         rules.write("rules:\n  - loss: 0%\n    remote: db.example.com\n");
         process.signal(Signal::SIGHUP);
-        // Once it was read, its name is looked up, for minutes. Another request waits for that.
+        // The rules' name is being looked up for minutes, which blocks another request.
         wait_until(TIMEOUT, "a look-up", || has_thread(process.pid(), "rules"));
         process.signal(Signal::SIGHUP);
         let warning = process.wait_for("warning");
@@ -639,7 +639,7 @@ fn files_that_are_none_are_refused_at_the_start_and_named() {
             ("/proc", "it is a directory; a regular file is required"),
             ("large", "which is the limit"),
         ] {
-            // A timeline may be larger, and others are checked first for who can read them.
+            // A timeline may be larger, and other files are checked for their permissions first.
             if (file == "large" && command.starts_with("report FILE"))
                 || (file != "pipe" && command.contains("--token-file"))
             {
@@ -651,7 +651,7 @@ fn files_that_are_none_are_refused_at_the_start_and_named() {
             assert!(stderr.contains(file) && stderr.contains(why), "{line}: {stderr}");
         }
     }
-    // What a shell hands on is read.
+    // Files passed by a shell as descriptors are read.
     for line in ["$I run --rules <(cat rules) -- true", "$I apply --check <(cat scenario)"] {
         let (status, stderr) = bash(line, &folder);
         assert_eq!(status.code(), Some(0), "{line}: {stderr}");
@@ -666,7 +666,7 @@ fn an_agent_that_does_not_answer_holds_up_no_signal() {
     let agent = Agent::start(&lab.left);
     let (netns, socket) = (&lab.left.netns, agent.socket.display());
     let line = format!("--agent {socket} --netns {netns} --loss 1%");
-    // Stopped while it is asked for the fault's state, and before it is asked for a fault.
+    // Stopped during a request for a fault's state, and before a request for a fault.
     let begun = injected(&lab, &line);
     agent.signal(Signal::SIGSTOP);
     let mut asking = Running(Injector::command(&lab.left, &line).spawn().expect("it can be run"));
@@ -679,7 +679,7 @@ fn an_agent_that_does_not_answer_holds_up_no_signal() {
     wait_until(TIMEOUT, "no fault", || agent.active().is_empty());
 }
 
-/// How many sockets are connected to the one with this name.
+/// The number of sockets connected to the one with this path.
 fn connections(host: &Host, socket: &Path) -> usize {
     let table = host.run("cat /proc/self/net/unix");
     let name = socket.display().to_string();

@@ -1,4 +1,4 @@
-//! The agent on real packets and processes: what clients ask for happens, and ends.
+//! The agent with real packets and processes: requested faults start, act and end.
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ fn answers(lab: &Lab) -> bool {
     lab.left.ping(None, lab.right.address(Family::V4), 3) > 0
 }
 
-/// All pings that the left host sends are lost; what the kernel sends by itself now and then is IPv6.
+/// Loses all pings of the left host. The kernel's own occasional packets are IPv6.
 fn lost(lab: &Lab) -> Value {
     json!({
         "target": {"netns": lab.left.netns},
@@ -121,7 +121,7 @@ fn a_client_that_goes_before_it_is_answered_leaves_nothing() {
         )
         .expect("it reads");
         drop(stream);
-        // This comes later, and so is done later.
+        // Requests are served in order.
         agent.create(&with(lost(&lab), &json!({"name": "after"})));
         agent.delete("after");
         assert!(agent.active().is_empty());
@@ -138,7 +138,7 @@ fn a_hung_agent_faults_no_longer_than_asked() {
     assert!(!answers(&lab));
     agent.signal(Signal::SIGSTOP);
     wait_until(TIMEOUT, "the deadline has passed, which is the kernel's", || answers(&lab));
-    // What the agent does not renew would end after 5 s.
+    // Without renewal by the agent, it would end after 5 s.
     assert!(is_guest() || created.elapsed() < Duration::from_secs(5), "{:?}", created.elapsed());
     agent.signal(Signal::SIGCONT);
     assert!(agent.stop().success());
@@ -232,7 +232,7 @@ fn faults_of_the_same_packets_act_independently() {
     assert_eq!(slots(), 1);
     let rule =
         |rule: Value| json!({"target": {"netns": lab.left.netns}, "rules": [rule], "for": "1m"});
-    // These two meet the same packets, and the third one others.
+    // The first two match the same packets, the third one others.
     let twice = agent
         .create(&rule(json!({"duplicate": "100%", "protocol": "icmp", "direction": "egress"})));
     let corrupt =
@@ -263,7 +263,7 @@ fn a_fault_goes_on_where_it_was_when_others_come_and_go() {
     for round in 0..5 {
         lab.left.ping(None, lab.right.address(Family::V4), 4);
         match round {
-            // Its rule gets another number.
+            // Its rule moves to another index.
             2 => drop(agent.delete("first")),
             _ => drop(agent.create(&request(
                 &format!("other{round}"),
@@ -278,7 +278,7 @@ fn a_fault_goes_on_where_it_was_when_others_come_and_go() {
 
 #[test]
 fn many_faults_act_at_once_and_each_counts_its_own() {
-    // An emulated machine would take too long.
+    // Too slow on an emulated machine.
     let faults: u16 = if is_guest() { 24 } else { 256 };
     let lab = Lab::new();
     let agent = Agent::start(&lab.left);
@@ -301,7 +301,7 @@ fn many_faults_act_at_once_and_each_counts_its_own() {
         }
     }
     assert_eq!(agent.active().len(), usize::from(faults));
-    // Counters stay right while others come and go.
+    // Counters stay correct while other faults start and end.
     let right = |n: u16, ended: &Value| {
         assert_eq!(ended["name"], format!("f{n}"));
         assert_eq!(number(&ended["packets"], "dropped"), u64::from(n % 3 + 1), "{ended}");
@@ -328,7 +328,7 @@ fn many_faults_act_at_once_and_each_counts_its_own() {
     assert!(agent.stop().success());
 }
 
-/// Open files of a process, by what they are, and its memory in KiB.
+/// The open files of a process by kind, and its memory in KiB.
 fn held(pid: u32) -> (usize, usize, u64) {
     let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
     let files: Vec<String> = files
@@ -343,7 +343,7 @@ fn held(pid: u32) -> (usize, usize, u64) {
     (files.len(), bpf, memory)
 }
 
-/// The same once the last connection is closed: when it has not changed for a while.
+/// The resources after the last connection is closed, once they have been stable for a while.
 fn settled(pid: u32) -> (usize, usize, u64) {
     const STEADY: u32 = 10;
     let mut last = held(pid);
@@ -358,7 +358,7 @@ fn settled(pid: u32) -> (usize, usize, u64) {
     last
 }
 
-/// Begins and ends faults; every tenth time nothing else acts, and so all is made and undone.
+/// Starts and ends faults. Every tenth is the only one, so that everything is created and removed.
 fn cycle(agent: &Agent, lab: &Lab, cycles: u32) {
     let rules = json!([{"loss": "10%", "protocol": "udp"}]);
     let request = json!({"target": {"netns": lab.left.netns}, "rules": rules, "for": "1m"});
@@ -398,7 +398,7 @@ fn cycles_leave_nothing(cycles: u32, warm_up: u32) {
 
 #[test]
 fn creating_and_deleting_leaves_nothing() {
-    // An emulated machine would take too long.
+    // Too slow on an emulated machine.
     let (cycles, warm_up) = if is_guest() { (20, 20) } else { (100, 50) };
     cycles_leave_nothing(cycles, warm_up);
 }
@@ -409,7 +409,7 @@ fn creating_and_deleting_ten_thousand_times_leaves_nothing() {
     cycles_leave_nothing(10_000, 100);
 }
 
-/// The processes that guard an agent's journals: its only children.
+/// The guardians of an agent, its only children.
 fn guardians(agent: u32) -> Vec<Pid> {
     let threads = fs::read_dir(format!("/proc/{agent}/task")).expect("it runs");
     let children = threads
@@ -427,7 +427,7 @@ fn a_killed_agent_leaves_nothing_and_the_next_one_serves_at_once() {
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
     let mut sleeper = lab.left.command("sleep", Some(&cgroup)).arg("600").spawn().expect("it runs");
-    // All have the same socket, which is removed with the first that is dropped.
+    // All share a socket, which is removed with the first one dropped.
     let mut agents = vec![Agent::start(&lab.left)];
     let mut times = Vec::new();
     for round in 0..ROUNDS {
@@ -442,8 +442,8 @@ fn a_killed_agent_leaves_nothing_and_the_next_one_serves_at_once() {
         wait_until(TIMEOUT, "paused", || cgroup.is_frozen());
         assert!(lab.left.run("ip -o link").contains("injhold"));
         assert!(!answers(&lab));
-        // Every other time there is no guardian that could undo anything: what is in the journal is for the
-        // next agent, or for whatever injector another test starts first.
+        // Every other time, the guardian is killed too: the journal is left for the next agent, or for an
+        // injector that another test starts.
         let is_unguarded = round % 2 == 1;
         if is_unguarded {
             let guardians = guardians(agent.child.id());
@@ -459,7 +459,7 @@ fn a_killed_agent_leaves_nothing_and_the_next_one_serves_at_once() {
         assert_eq!(restarted.ask("GET", "/healthz", None).0, 200);
         times.push(killed.elapsed());
         assert!(restarted.active().is_empty());
-        // The guardian may be on the way still, and then the next start leaves that to it.
+        // The guardian may still be working, and then the next start leaves it the rest.
         wait_until(TIMEOUT, "the pause has ended", || !cgroup.is_frozen());
         assert!(!is_unguarded || killed.elapsed() < times[round] + Duration::from_secs(1));
         assert!(answers(&lab));
@@ -469,7 +469,7 @@ fn a_killed_agent_leaves_nothing_and_the_next_one_serves_at_once() {
         agents.push(restarted);
     }
     println!("the API was back after {times:?}");
-    // A machine that does other things may be late once, but not most times; an emulated one always is.
+    // A busy machine is late sometimes but not mostly; an emulated one always is.
     times.sort();
     assert!(is_guest() || times[ROUNDS / 2 - 1] <= Duration::from_secs(1), "{times:?}");
     assert!(agents.pop().expect("it is there").stop().success());
@@ -485,7 +485,7 @@ fn sigterm_ends_faults_and_watchers_and_is_no_failure() {
     let path = scratch_file();
     let mut command = Agent::command(&lab.left, &path, &[]);
     command.env("NOTIFY_SOCKET", &notices).env("WATCHDOG_USEC", "300000");
-    // They must be read, or the agent waits.
+    // The agent blocks unless they are read.
     let (sender, heard) = std::sync::mpsc::channel();
     thread::spawn(move || {
         let mut text = [0; 512];
@@ -500,7 +500,7 @@ fn sigterm_ends_faults_and_watchers_and_is_no_failure() {
     let notice = || heard.recv_timeout(TIMEOUT).expect("in time");
     assert_eq!(notice(), "READY=1");
     assert_eq!(notice(), "WATCHDOG=1");
-    // Only one agent serves a socket.
+    // Only one agent can serve a socket.
     let second = Agent::command(&lab.left, &agent.socket, &[]).stderr(Stdio::piped()).output();
     let second = second.expect("it can be run");
     assert_eq!(second.status.code(), Some(1));
@@ -619,7 +619,7 @@ fn inject_has_an_agent_do_it() {
     assert_eq!((summary.total.dropped, summary.rules.len()), (3, 1));
     assert!(answers(&lab));
     assert!(agent.active().is_empty());
-    // What is wrong is said as it is without an agent.
+    // Errors have the same text as without an agent.
     let refused = testbed::Injector::command(&lab.left, "--agent x --netns y --loss 101%").output();
     assert_eq!(refused.expect("it runs").status.code(), Some(2));
     let refused =
@@ -629,7 +629,7 @@ fn inject_has_an_agent_do_it() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("cannot reach an agent"));
 }
 
-/// Has Prometheus' own checker read a page of metrics.
+/// Checks a page of metrics by promtool.
 fn prometheus_accepts(page: &str) {
     let promtool = Command::new("promtool")
         .args(["check", "metrics"])
@@ -688,7 +688,7 @@ fn delays_are_counted_by_direction_and_by_how_long_they_are() {
         assert_eq!((below, above), ("0", &*pings), "{direction}:\n{page}");
         assert_eq!(sample("bucket", &format!("{labels},le=\"+Inf\"")), pings);
         assert_eq!(sample("count", &labels), pings);
-        // Each packet's delay was decided to the nanosecond.
+        // Delays are exact to the nanosecond.
         let sum: f64 = sample("sum", &labels).parse().expect("a number");
         assert!((sum - f64::from(PINGS) * ms / 1e3).abs() < 1e-6, "{direction}:\n{page}");
         let delay = &fault["rules"][rule]["delay"];
@@ -702,7 +702,7 @@ fn delays_are_counted_by_direction_and_by_how_long_they_are() {
         }
     }
     assert_eq!(fault["rules"][2].get("delay"), None, "it held nothing");
-    // The rules' numbers change when another fault comes; what was counted before stays.
+    // Another fault changes the indexes of rules. Their counters stay.
     agent.create(&with(
         lost(&lab),
         &json!({"name": "other", "rules": [{"loss": "1%", "protocol": "tcp"}]}),
@@ -743,7 +743,7 @@ fn metrics_are_such_as_prometheus_reads() {
         assert!(page.contains(name), "no {name} in\n{page}");
     }
     prometheus_accepts(&page);
-    // What ended faults did stays.
+    // Counters of ended faults stay.
     agent.delete("cut");
     let (_, page) = agent.raw("GET", "/metrics", "", b"");
     assert!(page.contains("injector_packets_total{action=\"dropped\"} 3"), "{page}");

@@ -1,6 +1,6 @@
-//! Whatever bytes a request has, it is taken or refused, and nothing falls over.
+//! Requests of arbitrary bytes are accepted or refused, without a crash.
 //!
-//! `scripts/fuzz` goes on for longer.
+//! `scripts/fuzz` runs for longer.
 
 use injector_user::{
     agent::{
@@ -12,7 +12,7 @@ use injector_user::{
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-/// Keys of requests and targets, and those of rules that say no more by themselves.
+/// Keys of requests and targets, and keys of rules without a fault.
 const OTHERS: &[&str] = &[
     "name",
     "target",
@@ -65,7 +65,7 @@ const CLOCKS: &[&str] = &["clock", "clock-jump", "clock-strobe", "clock-freeze",
 /// Keys of process faults.
 const PROCESSES: &[&str] = &["pause", "kill", "errno", "cpu", "io"];
 
-/// Words that mean something somewhere, and others.
+/// Words with a meaning in some place, and others.
 fn word() -> impl Strategy<Value = String> {
     let known = prop::sample::select(vec![
         "1%",
@@ -135,7 +135,7 @@ fn value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// An object with some keys that go together.
+/// An object with some related keys.
 fn object(keys: &'static [&'static str]) -> impl Strategy<Value = Value> {
     let entry = (prop::sample::select(keys), word(), any::<u8>());
     prop::collection::vec(entry, 0..5).prop_map(|entries| {
@@ -153,7 +153,7 @@ fn object(keys: &'static [&'static str]) -> impl Strategy<Value = Value> {
     })
 }
 
-/// A request that is nearly right. Nothing of this host is a target.
+/// An almost valid request, whose target is nothing on this host.
 fn request() -> impl Strategy<Value = Value> {
     let rules = prop::collection::vec(object(RULE), 0..4);
     let target = prop_oneof![
@@ -173,12 +173,12 @@ fn request() -> impl Strategy<Value = Value> {
 
 fn check(text: &str) {
     let Ok(request) = serde_json::from_str::<FaultRequest>(text) else { return };
-    // What was understood is understood again.
+    // A parsed request can be serialized and parsed again.
     let again = serde_json::to_string(&request).expect("plain data");
     let again: FaultRequest =
         serde_json::from_str(&again).unwrap_or_else(|e| panic!("{e}: {again}"));
     assert_eq!(request, again);
-    // Name servers are not to be asked.
+    // No name server may be queried.
     let is_name = |remote: &injector_user::spec::value::Remote| {
         matches!(remote, injector_user::spec::value::Remote::Host(_))
     };
@@ -195,7 +195,7 @@ fn check(text: &str) {
     }
 }
 
-/// Refused or not, it is decided.
+/// Parses and validates a request.
 fn check_rules(text: &str) {
     if let Ok(file) = serde_saphyr::from_str::<FaultsSpec>(text) {
         let _ = file.check_with("rules".as_ref(), &mut Files::closed());

@@ -1,4 +1,4 @@
-//! The published description of the agent's API is that of the code.
+//! The published description of the agent's API matches the code.
 
 use std::{fs, path::Path};
 
@@ -68,7 +68,7 @@ fn the_dashboard_shows_metrics_that_there_are() {
                 source.contains(&format!("\"{name}\""))
                     || of_processes.any(|(counter, _)| counter.metric().0 == name)
             };
-            // What a histogram is made of.
+            // The series of a histogram.
             let of_histogram = |name: &str| {
                 let parts = ["_bucket", "_sum", "_count"];
                 parts.iter().any(|part| name.strip_suffix(part).is_some_and(is_metric))

@@ -1,4 +1,4 @@
-//! The agent over TCP: it lets nobody in whom it should not.
+//! The agent over TCP: authentication and authorization.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 use testbed::{Host, INJECTOR, Lab, agent::Agent, scratch_file};
 
-/// A certificate for localhost, with its key, and a file of tokens.
+/// A certificate for localhost with its key, and a token file.
 struct Secrets {
     folder: PathBuf,
 }
@@ -47,7 +47,7 @@ impl Drop for Secrets {
     }
 }
 
-/// An agent that is not to start.
+/// Fails unless the agent refuses to start.
 fn refused(host: &Host, options: &[&str]) -> String {
     let socket = scratch_file();
     let output = Agent::command(host, &socket, options).stdin(Stdio::null()).output();
@@ -112,7 +112,7 @@ fn tls_and_a_token_let_in_and_nothing_else_does() {
         let errors = String::from_utf8_lossy(&bad.stderr);
         assert!(!bad.status.success() && errors.contains(reason), "{errors}");
     }
-    // A certificate of somebody else.
+    // A foreign certificate.
     let other = Secrets::new();
     let bad = ask(&["--agent-ca", &other.path("cert"), "--agent-token", &alice]);
     assert!(!bad.status.success());
@@ -150,7 +150,7 @@ fn the_loopback_needs_no_token_but_says_so() {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     assert!(curl(&address).starts_with("HTTP/1.1 200"));
-    // A name that a web page has made stand for the loopback.
+    // A name that a web page has bound to the loopback (DNS rebinding).
     assert!(curl("evil.example").starts_with("HTTP/1.1 403"));
 }
 
@@ -170,7 +170,7 @@ fn there_are_no_more_connections_than_allowed() {
     let idle: Vec<_> = (0..2)
         .map(|_| std::os::unix::net::UnixStream::connect(&agent.socket).expect("it listens"))
         .collect();
-    // They are taken in the order of their arrival.
+    // Connections are accepted in order of arrival.
     let (status, text) = agent.raw("GET", "/v1/faults", "", b"");
     assert_eq!(status, 503, "{text}");
     let problem: Value = serde_json::from_str(&text).expect("JSON");

@@ -1,4 +1,4 @@
-//! Wrong usage is told apart from failure, and says what is wrong and what to do.
+//! Usage errors have their own exit code and say what is wrong and what to do.
 
 use std::process::{Command, Output};
 
@@ -9,7 +9,7 @@ fn injector(line: &str) -> Output {
     command.args(line.split_whitespace()).output().expect("it runs")
 }
 
-/// Fails unless injector refuses this with `code` and says all of `words`.
+/// Fails unless injector exits with `code` and a message that contains all of `words`.
 fn assert_refused(line: &str, code: i32, words: &[&str]) {
     let output = injector(line);
     let said = String::from_utf8_lossy(&output.stderr);
@@ -78,7 +78,7 @@ fn contradictions_are_wrong_usage() {
 
 #[test]
 fn what_faults_all_that_passes_must_have_an_end() {
-    // In a namespace, should it not be refused.
+    // In a namespace, in case it is not refused.
     let lab = Lab::new();
     for (line, option) in [
         ("--host --loss 0%", "--host"),
@@ -147,7 +147,7 @@ fn without_privileges_it_says_what_is_missing() {
     for arguments in
         ["run --loss 1% -- true", "inject --host --loss 1% --for 1s", "doctor", "list", "cleanup"]
     {
-        // Somewhere that nobody can read it from: a copy.
+        // A copy, in a directory that no other user can read.
         let copy = testbed::scratch_file();
         std::fs::copy(testbed::INJECTOR, &copy).expect("it can be copied");
         let line = format!("{command} {} {arguments}", copy.display());
@@ -221,7 +221,7 @@ fn doctor_finds_a_way_for_every_fault() {
         let finding = findings.iter().find(|finding| finding["fault"] == fault);
         let finding = finding.unwrap_or_else(|| panic!("nothing about {fault}"));
         assert!(finding["works_by"].to_string().contains("clsact"), "{finding}");
-        // Whether there is tcx depends on the kernel, but there is none without both sides.
+        // tcx depends on the kernel, but is available for both directions or neither.
         let tcx = |side: &str| finding["works_by"].to_string().contains(&format!("tcx {side}"));
         assert_eq!(tcx("egress"), tcx("ingress"), "{finding}");
     }

@@ -1,4 +1,4 @@
-//! Clock faults on programs of other people: what they print, and that nothing else is touched.
+//! Clock faults on third-party programs: their output, and that nothing else is affected.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use testbed::{Host, INJECTOR, Injector, Lab, RuleFile, TIMEOUT, TestCgroup, wait_until};
 
-/// Seconds that a program prints, less the true ones.
+/// The seconds that a program prints, minus the true ones.
 fn ahead(text: &str) -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
     text.trim().parse::<f64>().unwrap_or_else(|_| panic!("no time: {text}")) - now
@@ -65,7 +65,7 @@ fn a_shell_that_forks_and_all_that_it_starts_read_the_same() {
 
 #[test]
 fn a_shell_with_job_control_does_not_see_its_commands_stop() {
-    // `wait` of a job that stops returns 128 and the number of the signal.
+    // `wait` for a job that stops returns 128 plus the signal number.
     let script = "set -m; for i in {1..40}; do date +%s; echo =$?; date +%s & wait $!; echo =$?; done; sleep 1";
     let output = run("--clock +1h", &["bash", "-c", script]);
     let text = text(&output);
@@ -75,8 +75,8 @@ fn a_shell_with_job_control_does_not_see_its_commands_stop() {
     for time in times {
         assert_near(ahead(time), 3600.0, 30.0);
     }
-    // Where other tests keep the processors busy, some are stopped after all; of those that all are, hardly one in five is
-    // not seen to.
+    // While other tests keep the CPUs busy, some are stopped by SIGSTOP; if all were, `wait` would notice
+    // at least four in five.
     let unseen = statuses.split(|&status| status != "=0").map(<[&str]>::len).max();
     assert!(unseen >= Some(6), "{text}");
 }
@@ -93,10 +93,10 @@ fn a_frozen_clock_stands_and_a_drifting_one_runs_away() {
     assert!(times[1] - times[0] >= 9.9, "{times:?}");
 }
 
-/// What a ticker does that is not to take much of the processor.
+/// The command between ticks that limits the CPU time of a ticker.
 const PAUSE: &str = "sleep 0.01";
 
-/// A shell in the cgroup that prints the time again and again, and executes `between` meanwhile.
+/// A shell in the cgroup that prints the time in a loop and executes `between` after each.
 fn ticker(
     host: &Host,
     cgroup: &TestCgroup,
@@ -112,7 +112,7 @@ fn ticker(
 }
 
 fn last(file: &std::path::Path) -> f64 {
-    // The first file that comes may hold a time that was read before.
+    // The first new file may hold a time that was read before.
     for _ in 0..2 {
         let _ = fs::remove_file(file);
         wait_until(TIMEOUT, "a time is printed", || file.exists());
@@ -156,7 +156,7 @@ fn a_change_of_which_a_part_is_refused_changes_no_clock() {
     let mut faulted = ticker(&lab.left, &cgroup, &file, PAUSE);
     let rules = RuleFile::new("{rules: [{loss: 1%}], clocks: {clock: +1h}}");
     let mut injector = Injector::on(&lab.left, &cgroup, &rules.option());
-    // None of the first rules held packets, so these cannot be had.
+    // None of the first rules held packets, so new ones cannot.
     rules.write("{rules: [{delay: 10ms}], clocks: {clock: -1h}}");
     injector.process.signal(Signal::SIGHUP);
     injector.process.wait_for("warning");
@@ -173,7 +173,7 @@ fn after_sigkill_time_is_true_within_three_seconds_and_nothing_stays_stopped() {
         let file = testbed::scratch_file();
         let mut faulted = ticker(&lab.left, &cgroup, &file, "/bin/true");
         let injector = Injector::on(&lab.left, &cgroup, "--clock +1h");
-        // There is always a program that is held, or about to be.
+        // At any time, a program is held or about to be.
         thread::sleep(Duration::from_millis(23 * round));
         injector.process.signal(Signal::SIGKILL);
         thread::sleep(Duration::from_secs(3));

@@ -1,7 +1,7 @@
-//! The clock probes, on programs that make system calls, against the true clocks, which the programs and
-//! this test read by the vDSO, where no probe sees it.
+//! The clock probes on programs that make system calls, compared with the true clocks, which the programs
+//! and this test read by the vDSO, unaffected by probes.
 //!
-//! Under lockdown, all that can be shown is that they are refused, and why.
+//! Under lockdown, the tests only check that the probes are refused, with the reason.
 
 use std::{
     fs::File,
@@ -26,11 +26,11 @@ use testbed::{INJECTOR, Process, TestCgroup, number, program, skip};
 const SECOND: i64 = 1_000_000_000;
 const HOUR: i64 = 3600 * SECOND;
 
-/// A waiter may be this much late on a busy machine without KVM, but not early.
+/// How late and how early a waiter may be, on a busy machine without KVM.
 const LATE: u64 = 2_000_000_000;
 const EARLY: u64 = 1_000_000;
 
-/// Whether the kernel is locked down, by its own words.
+/// Whether the kernel is locked down.
 fn is_locked_down() -> bool {
     let script = "mount -t securityfs none /tmp && cat /tmp/lockdown";
     let output = Command::new("unshare").args(["--mount", "sh", "-c", script]).output();
@@ -38,8 +38,8 @@ fn is_locked_down() -> bool {
     text.contains('[') && !text.contains("[none]")
 }
 
-/// Probes on the processes of a cgroup; `None` where the kernel refuses them, as it must. They leave the
-/// vDSO's system calls alone, which it makes if the machine has no clock that it can read (QEMU's hpet).
+/// Probes on the processes of a cgroup; `None` where the kernel must refuse them. They skip system calls
+/// made by the vDSO, which makes them if it cannot read the machine's clock source (QEMU's hpet).
 fn attach(cgroup: &TestCgroup, config: impl FnOnce(&mut Config)) -> Option<ClockProbe> {
     let id = cgroup.path.metadata().expect("it is there").ino();
     let mut parameters = Config { cgroup: (id, 1), skip_vdso: true, hide_vdso: false };
@@ -54,7 +54,7 @@ fn attach(cgroup: &TestCgroup, config: impl FnOnce(&mut Config)) -> Option<Clock
     }
 }
 
-/// These clocks go wrong from now on, for an hour.
+/// Skews these clocks for an hour from now.
 fn skewed(clocks: &[Clock], skew: Skew) -> Skew {
     let mut spans = [Span::TRUE; CLOCKS];
     for &clock in clocks {
@@ -68,7 +68,7 @@ fn offset(offset: i64) -> Skew {
     Skew { offset, ..Skew::TRUE }
 }
 
-/// A command in a cgroup, which dies with the test.
+/// A command in a cgroup, killed with the test.
 fn command(program: impl AsRef<Path>, cgroup: Option<&TestCgroup>) -> Command {
     let procs = cgroup.map(|cgroup| {
         let path = cgroup.path.join("cgroup.procs");
@@ -92,7 +92,7 @@ fn clockcalls(cgroup: Option<&TestCgroup>, line: &str) -> Command {
     command
 }
 
-/// Runs `clockcalls` of the testbed to its end; returns its report.
+/// Runs `clockcalls` of the testbed. Returns its report.
 fn run(cgroup: Option<&TestCgroup>, line: &str) -> Value {
     Process::start(clockcalls(cgroup, line)).finish()
 }
@@ -102,8 +102,8 @@ fn integers(report: &Value) -> Vec<i64> {
     array.iter().map(|number| number.as_i64().expect("a number")).collect()
 }
 
-/// Checks what `read` reported: every clock by system call lies between what `skew` makes of the readings
-/// by the vDSO before and after it.
+/// Checks a report of `read`: each clock by system call lies between the skewed readings by the vDSO
+/// before and after it.
 #[track_caller]
 fn check(report: &Value, skew: &Skew) {
     let clocks = report["clocks"].as_object().expect("clocks");
@@ -148,7 +148,7 @@ fn offsets_are_exact_in_the_cgroup_and_below_and_nowhere_else() {
     let other = TestCgroup::new();
     let Some(mut probe) = attach(&cgroup, |_| {}) else { return };
     check(&run(Some(&cgroup), "read"), &Skew::TRUE);
-    // The last one goes before 1970.
+    // The last one is before 1970.
     for ns in [1, -1, HOUR, -HOUR, 500_000_001, 12 * 365 * 24 * HOUR, -80 * 365 * 24 * HOUR] {
         for clocks in [&[Clock::Realtime][..], &Clock::ALL] {
             let skew = skewed(clocks, offset(ns));
@@ -184,7 +184,7 @@ fn drift_freeze_strobe_and_the_end_of_the_lease_are_those_of_the_model() {
             check(&run(Some(&cgroup), "read"), &skew);
         }
     }
-    // A switch back between two readings is no range to lie within.
+    // If the clock switches back between the readings, there is no valid range.
     let skew = skewed(&Clock::ALL, Skew { flags: STROBE, period_ns: HOUR, ..strobe });
     probe.set(&skew);
     check(&run(Some(&cgroup), "read"), &skew);
@@ -201,7 +201,7 @@ fn drift_freeze_strobe_and_the_end_of_the_lease_are_those_of_the_model() {
     assert_eq!(probe.counters().deadlines, 0);
 }
 
-/// Checks a report of `wait` with this time to wait for, by the true clock.
+/// Checks a report of `wait` for this time, by the true clock.
 #[track_caller]
 fn check_wait(what: &str, report: &Value, true_ns: u64) {
     let waited = number(report, "waited_ns");
@@ -212,8 +212,8 @@ fn check_wait(what: &str, report: &Value, true_ns: u64) {
     assert!(integer("woken_at") >= integer("deadline"), "{what}: {report}");
 }
 
-/// Ways to wait, each by a clock, by the numbers of Linux: 0 for `CLOCK_REALTIME`, 1 for `CLOCK_MONOTONIC`,
-/// 7 for `CLOCK_BOOTTIME`, 11 for `CLOCK_TAI`.
+/// Ways to wait, with the clock's ID: 0 for `CLOCK_REALTIME`, 1 for `CLOCK_MONOTONIC`, 7 for
+/// `CLOCK_BOOTTIME`, 11 for `CLOCK_TAI`.
 const WAYS: [&str; 16] = [
     "nanosleep 0",
     "nanosleep 1",
@@ -243,7 +243,7 @@ fn who_waits_for_a_time_wakes_when_its_clock_reads_it() {
         probe.set(&skew);
         let before = probe.counters().deadlines;
         for way in WAYS {
-            // Before the boot there is no time to wait for.
+            // A time before the boot cannot be waited for.
             if ns < 0 && !way.ends_with(" 0") && !way.ends_with(" 11") {
                 continue;
             }
@@ -267,14 +267,14 @@ fn who_waits_by_a_clock_that_goes_wrong_wakes_earlier_or_later() {
         let report = run(Some(&cgroup), "wait nanosleep 0 1000");
         check_wait("drift", &report, true_ms * 1_000_000);
     }
-    // Steps forward over what is waited for, a second from now.
+    // Steps forward over the deadline, a second from now.
     let step = Skew { step: HOUR, first_ns: SECOND, period_ns: i64::MAX, ..Skew::TRUE };
     let start = Instant::now();
     probe.set(&skewed(&[Clock::Realtime], step));
     let report = run(Some(&cgroup), "wait cond 0 1800000");
     let elapsed = start.elapsed();
     assert!(elapsed >= Duration::from_secs(1) && elapsed < Duration::from_secs(8), "{report}");
-    // Who waits by a clock that stands is left alone: by the true clock, that has passed.
+    // Waits by a frozen clock are not changed: by the true clock, the deadline has passed.
     let frozen = Skew { flags: FREEZE, ..offset(-HOUR) };
     probe.set(&skewed(&[Clock::Realtime], frozen));
     let report = run(Some(&cgroup), "wait nanosleep 0 1000");
@@ -353,7 +353,7 @@ fn a_program_without_vdso_makes_system_calls() {
     for reading in integers(&report["clocks"]["0"]) {
         assert!((before + HOUR..=after + HOUR).contains(&reading), "{report}");
     }
-    // Others have theirs.
+    // Other processes keep their vDSO.
     check(&run(None, "read"), &Skew::TRUE);
     let counters = probe.counters();
     assert_eq!((counters.hidden, counters.not_hidden), (3, 0), "{counters:?}");
@@ -437,12 +437,12 @@ fn who_waits_when_injector_is_killed_has_its_deadline_in_its_memory() {
     injector.signal(Signal::SIGKILL);
     let report = sleeper.finish();
     assert_eq!(report["deadline"], report["deadline_after"], "{report}");
-    // It was the true time that the kernel had; by the other one it would be an hour.
+    // The kernel used the true time; by the skewed one, it would be an hour.
     let slept = number(&report, "waited_ns");
     assert!((3_000_000_000 - EARLY..=3_000_000_000 + LATE).contains(&slept), "{report}");
 }
 
-/// What it costs; says so, and checks nothing.
+/// Prints the cost without checking it.
 #[test]
 #[ignore = "a measurement"]
 fn cost_of_a_call() {

@@ -1,7 +1,8 @@
-//! Clock faults on programs of other people, exact to a millisecond: started under a fault, and running when it comes;
-//! what they read themselves, in threads and in children. Next to each stands the same program, which nothing touches.
+//! Clock faults on third-party programs, exact to a millisecond: started under a fault or running before
+//! it, in their main thread, other threads and children. Beside each runs the same program without a
+//! fault.
 //!
-//! `scripts/setup` installs the programs. One that is missing is a failure.
+//! `scripts/setup` installs the programs. A missing one is a failure.
 
 use std::{
     env, fs,
@@ -25,13 +26,13 @@ const MILLISECOND: i64 = 1_000_000;
 const SECOND: i64 = 1_000_000_000;
 const HOUR: i64 = 3600 * SECOND;
 
-/// What the true clock reads. Nothing here runs under a fault.
+/// The true time. The test itself is not faulted.
 fn true_time(clock: ClockId) -> i64 {
     let now = clock_gettime(clock).expect("such a clock");
     now.tv_sec() * SECOND + now.tv_nsec()
 }
 
-/// Where a program is.
+/// The path of a program.
 #[track_caller]
 fn find(name: &str, package: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -39,25 +40,25 @@ fn find(name: &str, package: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is missing: scripts/setup installs it ({package})"))
 }
 
-/// What a program is asked, and how exactly it can tell.
+/// A question to a program, and its accuracy.
 #[derive(Clone, Copy)]
 struct Question {
     line: &'static str,
     /// The clock that is read.
     clock: ClockId,
-    /// What is read is rounded down to a multiple of this.
+    /// The resolution: readings are rounded down to a multiple of this.
     unit: i64,
-    /// How long an answer may take so that it counts.
+    /// The maximum time of an answer to count.
     within: Duration,
 }
 
-/// What is asked of a thread of the program: exact to a millisecond.
+/// A question to a thread of the program, exact to a millisecond.
 const fn exact(line: &'static str) -> Question {
     let within = Duration::from_millis(1);
     Question { line, clock: ClockId::CLOCK_REALTIME, unit: 1, within }
 }
 
-/// What processes are made for, which takes longer.
+/// A question that starts a process, which takes longer.
 const fn child(line: &'static str) -> Question {
     Question { within: Duration::from_secs(5), ..exact(line) }
 }
@@ -69,8 +70,8 @@ const fn rounded(question: Question, unit: i64) -> Question {
 /// The monotonic clock.
 const STEADY: Question = Question { clock: ClockId::CLOCK_MONOTONIC, ..exact("steady") };
 
-/// Asserts that what a program reads is off by `offset`: not before it was asked, and not after it has answered. An
-/// answer that took longer than it may must be right, too, but is asked for again.
+/// Asserts that the reading of a program is off by `offset`, between question and answer. Slow answers
+/// must be correct too, but are repeated.
 #[track_caller]
 fn assert_off(what: &str, process: &mut Process, question: Question, offset: i64) {
     let Question { line, clock, unit, within } = question;
@@ -94,7 +95,7 @@ fn assert_off(what: &str, process: &mut Process, question: Question, offset: i64
     }
 }
 
-/// A program that answers lines, and what it can be asked.
+/// A program that answers lines, and its questions.
 struct Program {
     name: &'static str,
     command: Vec<String>,
@@ -107,7 +108,7 @@ impl Program {
         Self { name, command, questions: questions.into() }
     }
 
-    /// Starts it as it is.
+    /// Starts it without a fault.
     fn start(&self) -> Process {
         let mut command = Command::new(&self.command[0]);
         command.args(&self.command[1..]);
@@ -127,7 +128,7 @@ impl Program {
         Process::start(command)
     }
 
-    /// Asserts how far off each answer is: by `realtime`, or by `steady`.
+    /// Asserts the offset of each answer: `realtime` or `steady`, by its clock.
     #[track_caller]
     fn assert_reads(&self, process: &mut Process, realtime: i64, steady: i64) {
         for &question in &self.questions {
@@ -136,7 +137,7 @@ impl Program {
         }
     }
 
-    /// All that is asked of every program.
+    /// The checks of every program.
     fn assert_is_faulted(&self) {
         let mut beside = self.start();
         self.assert_reads(&mut beside, 0, 0);
@@ -161,7 +162,7 @@ impl Program {
     }
 }
 
-/// Ends a program by its standard input; it must end well.
+/// Ends a program by closing its standard input. It must succeed.
 #[track_caller]
 fn end(mut process: Process) {
     drop(process.child.stdin.take());
@@ -201,7 +202,7 @@ fn bash() -> Program {
     Program::new("bash", &["bash", &source("clock.sh")], &questions)
 }
 
-/// A file that goes with the value.
+/// A file, removed when dropped.
 struct Scratch(PathBuf);
 
 impl Drop for Scratch {
@@ -213,7 +214,7 @@ impl Drop for Scratch {
 
 #[test]
 fn date() {
-    // Reads the time anew for each line, and without stdbuf would keep what it says.
+    // Reads the time for each line. Needs stdbuf, or its output would be buffered.
     let date = ["stdbuf", "-oL", "date", "-f", "-", "+%s%N"];
     Program::new("date", &date, &[exact("now")]).assert_is_faulted();
 }
@@ -288,9 +289,9 @@ fn a_drift_is_right_within_one_percent() {
     const SPAN: Duration = Duration::from_secs(10);
     const DRIFT: f64 = 0.05;
     let programs = [python(), node(), bash()];
-    // The true time half-way of an answer, and what was read.
+    // The true time at the middle of an answer, and the reading.
     let read = |process: &mut Process| {
-        // The quickest of some answers.
+        // The fastest of several answers.
         let answers = (0..20).map(|_| {
             let before = true_time(ClockId::CLOCK_REALTIME);
             process.tell("here");
@@ -326,11 +327,11 @@ fn a_drift_is_right_within_one_percent() {
     }
 }
 
-/// A redis-server that is asked through its socket.
+/// A redis-server, queried through its socket.
 struct Redis {
     server: Child,
     stream: BufReader<UnixStream>,
-    // Goes last.
+    // Dropped last.
     _folder: Scratch,
 }
 
@@ -338,7 +339,7 @@ impl Redis {
     fn start(host: &Host, cgroup: Option<&TestCgroup>) -> Self {
         let folder = Scratch(scratch_file());
         fs::create_dir(&folder.0).expect("it can be made");
-        // Debian has one program for both, and calls it redis-server only in a package that runs one as well.
+        // Debian has one binary for both, named redis-server only in a package that also starts it.
         let program = folder.0.join("redis-server");
         symlink(find("redis-check-rdb", "redis-tools"), &program).expect("it can be made");
         let socket = folder.0.join("socket");
@@ -362,7 +363,7 @@ impl Redis {
         Self { server, stream: BufReader::new(stream), _folder: folder }
     }
 
-    /// Sends a command; returns its reply, which is one line, or as many as the reply says (RESP).
+    /// Sends a command. Returns its reply of one or several lines (RESP).
     fn ask(&mut self, command: &str) -> Vec<String> {
         writeln!(self.stream.get_mut(), "{command}\r").expect("it listens");
         let first = self.line();
@@ -394,7 +395,7 @@ impl Redis {
         self.ask(command)[0].parse().expect("a number")
     }
 
-    /// Asserts how far off its TIME is.
+    /// Asserts the offset of its TIME.
     #[track_caller]
     fn assert_off(&mut self, offset: i64) {
         let end = Instant::now() + TIMEOUT;
@@ -459,7 +460,7 @@ struct Postgres {
 impl Postgres {
     fn start(host: &Host, cgroup: &TestCgroup) -> Self {
         let programs = Self::programs();
-        // It does not run as root, who alone may read what is under a test's folder.
+        // It refuses to run as root, but only root may read a test's directory.
         let user = User::from_name("postgres").ok().flatten();
         let user = user.expect("its package has made a user postgres");
         let name = format!("injector-postgres-{}", std::process::id());
@@ -498,7 +499,7 @@ impl Postgres {
         postgres
     }
 
-    /// The newest that is installed.
+    /// The newest installed version.
     fn programs() -> PathBuf {
         let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
         let folders = versions.map(|version| version.path().join("bin"));
@@ -518,7 +519,7 @@ impl Postgres {
         output.status.success()
     }
 
-    /// A session, which has a process of its own on the server.
+    /// A session, which has its own server process.
     fn session(&self) -> Process {
         Process::start(self.psql())
     }
@@ -526,7 +527,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // At once, but so that it gives its shared memory back.
+        // Immediate shutdown, but with its shared memory released.
         let _ = kill(Pid::from_raw(self.server.id().cast_signed()), Signal::SIGQUIT);
         let end = Instant::now() + TIMEOUT;
         while Instant::now() < end && matches!(self.server.try_wait(), Ok(None)) {

@@ -1,4 +1,4 @@
-//! Clock faults under stress: skews that change all the time, storms of processes, an injector that is killed.
+//! Clock faults under stress: permanent changes of skews, storms of processes, a killed injector.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use testbed::{Host, Injector, Lab, Process, TestCgroup, number, program, scratch
 
 const HOUR: i64 = 3600 * 1_000_000_000;
 
-/// Which injector the processes belong to that this file patches itself.
+/// The owner of processes that this file patches itself.
 const OWNER: u64 = 0x57e5;
 
 #[test]
@@ -29,7 +29,7 @@ fn readers_see_one_skew_or_the_other_at_a_thousand_changes_a_second() {
     command.args(OFFSETS.iter().flat_map(|offset| ["--offset".into(), offset.to_string()]));
     let mut program = Process::start(command);
     program.wait_for("ready");
-    // Different in all parts, so that a mixture shows; one needs a division, and one must not divide.
+    // They differ in all fields, so that torn reads show. One needs a division, the other must not divide.
     let clocks = [Span { base: 0, lease: i64::MAX }; CLOCKS];
     let skews = [
         Skew { offset: OFFSETS[0], step: 5 * HOUR, period_ns: 0, clocks, ..Skew::TRUE },
@@ -47,7 +47,7 @@ fn readers_see_one_skew_or_the_other_at_a_thousand_changes_a_second() {
             patched.set(&skews[sets as usize % 2]).expect("it runs");
             longest = longest.max(begin.elapsed());
             sets += 1;
-            // One that is late is followed by the next at once.
+            // Late ones follow each other without a pause.
             let next = start + Duration::from_secs(1) * sets / RATE;
             thread::sleep(next.saturating_duration_since(Instant::now()));
         }
@@ -61,7 +61,7 @@ fn readers_see_one_skew_or_the_other_at_a_thousand_changes_a_second() {
     assert!(rate > 0.9 * f64::from(RATE), "{rate} changes a second");
 }
 
-/// The program that makes many.
+/// A program that forks many processes.
 fn storm() -> PathBuf {
     let program = scratch_file();
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/storm.c");
@@ -99,18 +99,18 @@ fn a_storm_of_a_thousand_processes_a_second_loses_and_hangs_none() {
     let refused = summary["clocks"]["refused"].as_object().expect("an object");
     let refused: u64 = refused.values().filter_map(serde_json::Value::as_u64).sum();
     assert!(truthful <= refused, "{truthful} read true time: {summary}");
-    // Far fewer than are asked for where a build without optimisation follows them on two processors.
+    // Far fewer than requested, as an unoptimized build tracks them on two CPUs.
     assert!(made > 1000, "{faulted}");
 }
 
-/// Seconds in the file that a shell writes, less the true ones.
+/// The seconds in the file that a shell writes, minus the true ones.
 fn ahead(file: &Path) -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
     let text = fs::read_to_string(file).expect("it prints");
     text.trim().parse::<f64>().expect("a time") - now
 }
 
-/// A shell that writes the time into a file again and again, and executes a program each time.
+/// A shell that repeatedly executes a program and writes the time to a file.
 fn ticker(host: &Host, cgroup: &TestCgroup, file: &Path) -> Child {
     let script = format!(
         "while :; do echo $EPOCHREALTIME > {0}.new; mv {0}.new {0}; /bin/true; done",
@@ -120,7 +120,7 @@ fn ticker(host: &Host, cgroup: &TestCgroup, file: &Path) -> Child {
     command.args(["-c", &script]).spawn().expect("bash")
 }
 
-/// The processes of a cgroup that are stopped.
+/// The stopped processes of a cgroup.
 fn stopped(cgroup: &TestCgroup) -> Vec<String> {
     let pids = fs::read_to_string(cgroup.path.join("cgroup.procs")).expect("it is there");
     let is_stopped = |pid: &&str| {
@@ -130,7 +130,7 @@ fn stopped(cgroup: &TestCgroup) -> Vec<String> {
     pids.lines().filter(is_stopped).map(Into::into).collect()
 }
 
-/// Kills an injector at a moment that `round` says.
+/// Kills an injector at a time that depends on `round`.
 fn kill_at(lab: &Lab, round: u32) {
     let cgroup = TestCgroup::new();
     let file = scratch_file();
@@ -139,7 +139,7 @@ fn kill_at(lab: &Lab, round: u32) {
     // Pseudo-random.
     let moment = Duration::from_micros(u64::from(round) * 79_193 % 300_000);
     let line = format!("--cgroup {} --clock +1h", cgroup.path.display());
-    // There is always a program that is held, or about to be; every second time also the shell is being patched.
+    // A program is always held or about to be. Every second time, the shell is being patched too.
     let injector = if round.is_multiple_of(2) {
         Injector::start(&lab.left, &line).process
     } else {
@@ -149,7 +149,7 @@ fn kill_at(lab: &Lab, round: u32) {
     injector.signal(Signal::SIGKILL);
     thread::sleep(Duration::from_secs(3));
     assert_eq!(target.try_wait().expect("a child"), None, "round {round}: it ended");
-    // The shell must go on, and what it reads must be true.
+    // The shell must continue and read the true time.
     fs::remove_file(&file).expect("it prints");
     let end = Instant::now() + Duration::from_secs(5);
     while !file.exists() {

@@ -1,5 +1,5 @@
-//! Corruption: `wire` is noticed by the receiving kernel and never by an application, `silent` the other
-//! way round.
+//! Corruption: the receiving kernel detects `wire` corruption and drops the packet; `silent` corruption
+//! reaches the application undetected.
 
 use std::net::SocketAddr;
 
@@ -12,8 +12,8 @@ use testbed::{
 
 const COUNT: u64 = 800;
 
-/// Who leaves the checksums to be completed by the hardware, which veth does not have: then nobody
-/// verifies them.
+/// The offloads by which checksums are left to the hardware. On a veth pair, they are never completed
+/// nor verified.
 const OFFLOADS: [&str; 2] = ["on", "off"];
 
 fn set_offload(lab: &Lab, offload: &str) {
@@ -22,8 +22,8 @@ fn set_offload(lab: &Lab, offload: &str) {
     }
 }
 
-/// Sends datagrams to a receiver of their own; returns what it saw. Their size is odd, so that the last
-/// byte has no partner in the checksum.
+/// Sends datagrams to a new receiver. Returns its report. Their size is odd, so that the last byte is
+/// padded in the checksum.
 fn datagrams(
     (from, sender): (&Host, Option<&TestCgroup>),
     (to, receiver): (&Host, Option<&TestCgroup>),
@@ -102,7 +102,7 @@ fn silently_corrupted_datagrams_arrive_wrong_and_all_others_right() {
     }
 }
 
-/// Moves bytes out of and into the target; returns how many bytes arrived, and how many of them wrong.
+/// Transfers bytes from and to the target. Returns the numbers of received and of wrong bytes.
 fn streams(lab: &Lab, cgroup: &TestCgroup, bytes: u64) -> Vec<(u64, u64)> {
     let mut found = Vec::new();
     for family in FAMILIES {
@@ -133,7 +133,7 @@ fn streams_corrupted_on_the_wire_arrive_whole_and_right() {
     let cgroup = TestCgroup::new();
     let injector = Injector::on(&lab.left, &cgroup, "--corrupt 5%");
     for offload in OFFLOADS {
-        // With segmentation left to the device, one packet here is many on the wire.
+        // With segmentation offload, a packet here is several on the wire.
         set_offload(&lab, offload);
         assert_eq!(streams(&lab, &cgroup, BYTES), [(BYTES, 0); 4], "tx {offload}");
     }
@@ -162,7 +162,7 @@ fn silently_corrupted_streams_arrive_whole_and_wrong() {
     }
     let total = injector.stop().total;
     assert_eq!((total.corrupted, total.skipped), (total.matched, 0));
-    // One bit in each segment. What is sent again is corrupted again.
+    // One bit in each segment. Retransmissions are corrupted again.
     assert!(wrong <= total.corrupted && wrong >= total.corrupted * 9 / 10, "{wrong} {total:?}");
 }
 
@@ -187,8 +187,8 @@ fn of_a_fragmented_datagram_the_checksum_is_broken_or_kept_as_for_others() {
     const FRAGMENTS: u64 = 3;
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
-    // What a later fragment does to the checksum cannot be told from it, so only first ones are corrupted
-    // silently; of what is corrupted on the wire, any fragment will do.
+    // Silent corruption needs the checksum, so it applies to first fragments only; wire corruption applies
+    // to any fragment.
     for (mode, arrive, corrupted) in [("silent", COUNT, COUNT), ("wire", 0, FRAGMENTS * COUNT)] {
         let line = format!("--corrupt 100% --corrupt-mode {mode} --direction egress");
         let injector = Injector::on(&lab.left, &cgroup, &line);
@@ -210,7 +210,7 @@ fn of_a_fragmented_datagram_the_checksum_is_broken_or_kept_as_for_others() {
     }
 }
 
-/// What is sent over a tunnel and received from it, by this host itself.
+/// Packets that this host sends over a tunnel and receives from it.
 #[test]
 fn nothing_corrupted_on_the_wire_comes_out_of_a_tunnel_that_vouches_for_it() {
     const PINGS: u32 = 30;
@@ -236,14 +236,14 @@ fn nothing_corrupted_on_the_wire_comes_out_of_a_tunnel_that_vouches_for_it() {
         let total = injector.stop().total;
         assert_eq!((total.matched, total.skipped), (sent, 0), "{direction}");
         let come_through = sent - total.corrupted;
-        // An emulated machine may lose some more, in the queue of the tunnel.
+        // An emulated machine may lose some more in the queue of the tunnel.
         let is_whole = passed == come_through || is_guest() && passed < come_through;
         assert!(is_whole, "{direction}: {passed} of {come_through}");
         assert!(binomial(sent, 0.5).contains(&total.corrupted), "{direction} {}", total.corrupted);
     }
 }
 
-/// What is forwarded into a tunnel has its checksum made by its sender, and verified by nobody.
+/// Packets forwarded into a tunnel carry the sender's checksum, which is not verified.
 #[test]
 fn nothing_corrupted_on_the_wire_comes_out_of_a_tunnel_behind_a_router() {
     const BYTES: u64 = 300_000;
@@ -264,7 +264,7 @@ fn nothing_corrupted_on_the_wire_comes_out_of_a_tunnel_behind_a_router() {
         server.run(&format!("ip route add {back} via {}", tunnel::address(family, 1)));
     }
     let _server = serve(server, None, "tcp-serve --mode echo --bind [::]:9000");
-    // On the way into the tunnel, before the router forwards it there, and before it has left its sender.
+    // On the way into the tunnel, before the router forwards it, and before it leaves its sender.
     for (host, interface, direction) in [
         (router, TUNNEL, "egress"),
         (router, TUNNEL, "ingress"),

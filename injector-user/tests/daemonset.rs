@@ -1,6 +1,6 @@
-//! The agent in a container with what its `DaemonSet` asks for, and no more, faults other containers.
+//! The agent in a container with exactly the privileges of its `DaemonSet` faults other containers.
 //!
-//! packaging/kubernetes/daemonset.yaml is read, and runc makes of it what a kubelet has it make.
+//! runc runs packaging/kubernetes/daemonset.yaml as a kubelet would.
 
 use std::{
     collections::BTreeSet,
@@ -26,19 +26,19 @@ use testbed::{
 /// The pod of its target.
 const POD: &str = "kubepods/burstable/pod6f0a1c52-8ad2-4c8e-9f0b-1d2e3f405162";
 
-/// Whom targets are of: not of root, as most are.
+/// The user of targets: not root, like most workloads.
 const USER: u32 = 1000;
 
-/// What can be done to a container.
+/// The faults of a container.
 const FAULTS: [&str; 7] = ["loss", "delay", "clock", "pause", "kill", "cpu", "errno"];
 
-/// A container with an agent in it takes its time to start in a virtual machine: one test at a time.
+/// Serializes tests, as a container with an agent starts slowly in a virtual machine.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Two hosts, and containers of somebody.
+/// Two hosts, and containers of an unprivileged user.
 fn place() -> (Lab, Machine) {
     let mut machine = Machine::new();
     machine.user = USER;
@@ -49,12 +49,12 @@ fn target<'a>(lab: &Lab, machine: &'a Machine) -> Container<'a> {
     machine.start(&lab.left, POD, &Machine::id("abc1"), "a", "app")
 }
 
-/// What an agent can do to a container.
+/// Whether each fault works on a container.
 fn works(agent: &Agent, lab: &Lab, container: &Container<'_>) -> BTreeSet<&'static str> {
     FAULTS.into_iter().filter(|fault| act(agent, lab, container, fault)).collect()
 }
 
-/// Whether a fault can be had, and does what it says.
+/// Whether a fault can be created and has its effect.
 fn act(agent: &Agent, lab: &Lab, container: &Container<'_>, fault: &str) -> bool {
     let to = lab.right.address(Family::V4);
     let faults = match fault {
@@ -120,7 +120,7 @@ fn soon(mut is_so: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// A file of its cgroup; empty if it is not there.
+/// A file of its cgroup; empty if missing.
 fn read(container: &Container<'_>, file: &str) -> String {
     fs::read_to_string(container.path().join(file)).unwrap_or_default().trim().to_owned()
 }
@@ -135,7 +135,7 @@ fn it_can_do_what_an_agent_of_the_host_can() {
         works(&agent, &lab, &container)
     };
     if !engines().contains(&"edt") {
-        // The other engine takes a device that containers have only if they are privileged.
+        // The other engine needs a device that only privileged containers have.
         on_host.remove("delay");
     }
     assert!(on_host.contains("loss") && on_host.contains("clock") && on_host.contains("kill"));
@@ -171,7 +171,7 @@ fn what_a_killed_agent_leaves_is_undone_by_the_next_start() {
     });
     let set = DaemonSet::read();
 
-    // With its guardian, as when memory is short or the runtime removes the container.
+    // With its guardian, as by the OOM killer or when the runtime removes the container.
     let daemon = set.start(&machine);
     daemon.agent.create(&request);
     container.wait_for_clock(3600);
@@ -186,7 +186,7 @@ fn what_a_killed_agent_leaves_is_undone_by_the_next_start() {
     container.wait_for_clock(0);
     assert!(container.pings(to));
 
-    // Alone: the runtime kills the rest a moment later, and the guardian may be faster.
+    // Alone: the runtime kills the rest a moment later, unless the guardian is faster.
     daemon.agent.create(&request);
     wait_until(TIMEOUT, "it is paused", is_frozen);
     kill(Pid::from_raw(daemon.pid()), Signal::SIGKILL).expect("it is alive");
@@ -216,7 +216,7 @@ fn its_probe_tells_how_it_is() {
         serde_json::from_slice(&daemon.exec(&[&words[..], &["--output", "json"]].concat()).stdout)
             .expect("JSON");
     assert_eq!(said["status"], "ok");
-    // One that stands still does not answer.
+    // A stopped agent does not answer.
     let pid = Pid::from_raw(daemon.pid());
     kill(pid, Signal::SIGSTOP).expect("it is alive");
     let said = daemon.exec(&words);

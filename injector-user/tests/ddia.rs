@@ -1,5 +1,5 @@
-//! The faults of "Designing Data-Intensive Applications", chapter 8, on a real system of three nodes: Redis with a
-//! Sentinel each. Each test carries out a scenario of docs/scenarios as it is, and looks at what the system does.
+//! The faults of "Designing Data-Intensive Applications", chapter 8, on a real system of three nodes, each
+//! with Redis and Sentinel. Each test runs a scenario of docs/scenarios and observes the system.
 
 use std::{
     fs::{self, File},
@@ -16,10 +16,10 @@ use testbed::{Host, Process, number, wait_until};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// How long a client waits for an answer that comes, on a busy machine as well, and for one that does not, in seconds.
+/// The timeouts of a client in seconds: for an expected answer, also on a busy machine, and for a missing one.
 const TIMEOUT: [&str; 2] = ["5", "1"];
 
-/// The three nodes and the client of `scripts/experiments/redis-nodes`, whose names are taken by one test at a time.
+/// The three nodes and the client of `scripts/experiments/redis-nodes`, which one test uses at a time.
 struct Nodes {
     _turn: Flock<File>,
 }
@@ -34,15 +34,15 @@ impl Nodes {
 
 impl Drop for Nodes {
     fn drop(&mut self) {
-        // While panicking there is nothing to be done about a failure.
+        // A failure cannot be handled while panicking.
         let _ = Command::new(tool()).arg("stop").status();
     }
 }
 
-/// Carries out a scenario. The nodes are there.
+/// Runs a scenario on the running nodes.
 fn apply(name: &str) -> Process {
     let file = Path::new(ROOT).join(format!("docs/scenarios/ddia-{name}.yaml"));
-    // No packet of another namespace is anybody's business here.
+    // Packets of other namespaces must not matter.
     let netns = "ddia-net".to_owned();
     let (v4, v6) = (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
     let host = Host { netns, v4, v6, mac: [0; 6] };
@@ -57,7 +57,7 @@ fn script(args: &[&str]) -> Output {
     Command::new(tool()).args(args).output().expect("it can be run")
 }
 
-/// What Redis, or Sentinel, on a node answers to somebody; `None` if it does not in time.
+/// The answer of Redis or Sentinel on a node to a client; `None` after the timeout.
 fn try_as(who: &str, timeout: &str, node: u8, port: u16, words: &str) -> Option<String> {
     let line = format!("timeout {timeout} redis-cli -h 10.65.0.{node} -p {port} {words}");
     let args: Vec<&str> = ["exec", who].into_iter().chain(line.split_whitespace()).collect();
@@ -65,7 +65,7 @@ fn try_as(who: &str, timeout: &str, node: u8, port: u16, words: &str) -> Option<
     let text = String::from_utf8(output.stdout).expect("text");
     match output.status.code() {
         Some(0) => Some(text.trim().to_owned()),
-        // timeout(1) says so.
+        // The exit code of timeout(1).
         Some(124) => None,
         _ => panic!("{line}: {text} {}", String::from_utf8_lossy(&output.stderr)),
     }
@@ -79,12 +79,12 @@ fn ask(node: u8, words: &str) -> String {
     ask_as("ddia-client", node, 6379, words)
 }
 
-/// Whether the client waits for an answer in vain.
+/// Whether the client gets no answer.
 fn gives_up(node: u8, words: &str) -> bool {
     try_as("ddia-client", TIMEOUT[1], node, 6379, words).is_none()
 }
 
-/// Several commands in one connection.
+/// Runs several commands over one connection.
 fn converse(node: u8, lines: &str) -> Vec<String> {
     let shell = format!("printf '{lines}' | timeout 5 redis-cli -h 10.65.0.{node}");
     let output = script(&["exec", "ddia-client", "sh", "-c", &shell]);
@@ -105,7 +105,7 @@ fn offset(node: u8) -> u64 {
     field(node, name).parse().expect("a number")
 }
 
-/// Ends a scenario once there is nothing more to see.
+/// Ends a scenario early, once its effect has been observed.
 fn stop(scenario: Process) -> Value {
     scenario.signal(Signal::SIGINT);
     let ended = scenario.finish();
@@ -168,7 +168,7 @@ fn a_limping_link_is_up_and_its_replica_is_far_behind() {
     assert_eq!(ask(2, "get orders"), "7");
     assert_eq!(ask(3, "get orders"), "", "stale");
     assert!(offset(1) > offset(3) + 1500, "{} {}", offset(1), offset(3));
-    // Nobody calls it down.
+    // No Sentinel considers it down.
     assert_eq!(field(3, "master_link_status"), "up");
     assert!(field(1, "slave0").contains("online") && field(1, "slave1").contains("online"));
     let replicas = ask_as("ddia-client", 1, 26379, "sentinel replicas main");
@@ -186,7 +186,7 @@ fn a_lock_outlives_its_time_when_the_clock_jumps_back() {
     assert_eq!(ask(1, "set lock mine nx px 3000"), "OK");
     scenario.wait_for("change");
     thread::sleep(Duration::from_secs(3));
-    // Its Sentinel notices the jump of its own clock, and acts no more for a while.
+    // Its Sentinel notices the jump of its clock and pauses (TILT mode).
     let log = fs::read_to_string("/run/ddia/1/redis-sentinel.log").expect("it is written");
     assert!(log.contains("+tilt"), "{log}");
     let left: u64 = ask(1, "pttl lock").parse().expect("a time");
@@ -213,7 +213,7 @@ fn a_lock_has_two_holders_when_the_clock_runs_too_fast() {
     stop(scenario);
 }
 
-/// Takes the lock, and some time later writes, as it thinks that it still has it.
+/// Takes the lock and writes some time later, believing that it still holds it.
 const WORKER: &str = "redis='redis-cli -h 10.65.0.1'; \
     [ \"$($redis set lock $1 nx px 3000)\" = OK ] || exit 3; sleep 2; $redis rpush log $1";
 
@@ -221,7 +221,7 @@ const WORKER: &str = "redis='redis-cli -h 10.65.0.1'; \
 fn who_is_paused_past_a_lease_comes_back_and_finds_another_one_in_its_place() {
     let _nodes = Nodes::start();
     let mut scenario = apply("pause");
-    // A client takes a lock for 3 s, and stands for as long soon after.
+    // A client takes a lock for 3 s and is then paused for as long.
     let mut worker = Command::new(tool());
     worker.args(["exec", "ddia-client", "sh", "-c", WORKER, "worker", "first"]);
     let mut worker = Process::start(worker);
@@ -238,14 +238,14 @@ fn who_is_paused_past_a_lease_comes_back_and_finds_another_one_in_its_place() {
     assert_eq!(ask(1, "lrange log 0 -1"), "second\nfirst", "the first one writes without the lock");
     assert_eq!(ask(1, "get lock"), "second");
 
-    // The primary stands for 4 s, and its office is taken after one.
+    // The primary is paused for 4 s, and replaced after one.
     scenario.wait_for("change");
     let other = || (2..=3).find(|&node| field(node, "role") == "master");
     wait_until(testbed::TIMEOUT, "elected", || other().is_some());
     let elected = other().expect("just now");
     assert_eq!(ask(elected, "set orders 1"), "OK");
     scenario.wait_for("change");
-    // It is back and knows nothing of that.
+    // It resumes without knowing about its replacement.
     assert_eq!((field(1, "role"), field(elected, "role")), ("master".into(), "master".into()));
     assert_eq!(ask(1, "set orders 2"), "OK", "this write is confirmed");
     wait_until(testbed::TIMEOUT, "a replica", || field(1, "role") == "slave");
@@ -266,7 +266,7 @@ fn one_of_three_nodes_that_fails_in_part_is_outvoted() {
     let mut scenario = apply("partial-failure");
     scenario.wait_for("change");
     thread::sleep(Duration::from_secs(2));
-    // Two of three go on.
+    // Two of three continue.
     assert_eq!(converse(1, "set orders 2\\nwait 2 500\\n"), ["OK", "1"]);
     assert_eq!(ask(2, "get orders"), "2");
     let sentinel = |node, words| ask_as("ddia-client", node, 26379, words);
@@ -275,13 +275,13 @@ fn one_of_three_nodes_that_fails_in_part_is_outvoted() {
         let mut lines = text.lines().skip_while(|line| *line != "flags");
         lines.nth(1).expect("it has flags").to_owned()
     };
-    // The third one thinks that the primary is down, and is alone with that.
+    // Only the third one considers the primary down.
     wait_until(testbed::TIMEOUT, "down for the third", || flags(3).contains("s_down"));
     assert_eq!((flags(1), flags(2)), ("master".into(), "master".into()));
     assert!(!flags(3).contains("o_down"));
     assert!(sentinel(2, "sentinel replicas main").contains("s_down"));
     assert_eq!(field(1, "role"), "master");
-    // To clients it is there.
+    // Clients still reach it.
     assert!(!gives_up(3, "get orders"));
     let ended = stop(scenario);
     assert!(number(&ended["targets"]["n3"], "dropped") > 0, "{ended}");

@@ -1,4 +1,4 @@
-//! Delay, jitter, reordering: measured from packets stamped at both ends, by each engine that works here.
+//! Delay, jitter and reordering, measured by packets stamped at both ends, with each available engine.
 
 use std::{
     collections::BTreeSet,
@@ -14,28 +14,28 @@ use testbed::{
     talk,
 };
 
-/// How many datagrams each accuracy is told from.
+/// The number of datagrams for each measurement of accuracy.
 const COUNT: usize = 10_000;
 
-/// What a right implementation exceeds once in 10^6 runs: the bound of Dvoretzky, Kiefer and Wolfowitz, with Massart's
-/// constant, for [`COUNT`] values.
+/// The bound that a correct implementation exceeds once in 10^6 runs: that of Dvoretzky, Kiefer and
+/// Wolfowitz with Massart's constant, for [`COUNT`] values.
 fn kolmogorov_smirnov() -> f64 {
     (f64::ln(2.0 / 1e-6) / (2.0 * COUNT as f64)).sqrt()
 }
 
-/// One test at a time: what one does would delay what another measures.
+/// Serializes tests, since load delays packets.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A datagram that came.
+/// A received datagram.
 #[derive(Clone, Copy, Debug)]
 struct Arrival {
     number: u64,
-    /// How long it was on its way.
+    /// The one-way delay.
     delay_ms: f64,
-    /// When it came, by the clock of both ends.
+    /// The time of arrival, by the common clock.
     at_ms: f64,
 }
 
@@ -54,7 +54,7 @@ fn arrivals(report: &Value) -> Vec<Arrival> {
         .collect()
 }
 
-/// Sends stamped datagrams; `wait_ms` is how long the last one may be on its way.
+/// Sends stamped datagrams. `wait_ms` is the maximum delay of the last one.
 fn stamped(
     from: &Host,
     cgroup: Option<&TestCgroup>,
@@ -75,7 +75,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// The greatest distance of the values' distribution from `cdf`.
+/// The maximum distance of the empirical distribution from `cdf`.
 fn distance(values: &[f64], cdf: impl Fn(f64) -> f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -113,7 +113,7 @@ fn a_fixed_delay_is_never_undercut_and_keeps_the_order() {
             assert!(arrivals.is_sorted_by_key(|arrival| arrival.number), "{engine} {ms} ms");
             let early = arrivals.iter().find(|arrival| arrival.delay_ms < ms as f64);
             assert!(early.is_none(), "{engine} {ms} ms: {early:?}");
-            // What the machine adds is for the benchmark to tell; this is what nobody would take for the delay.
+            // The benchmark measures the overhead; this only rules out gross errors.
             let median = median(arrivals.iter().map(|arrival| arrival.delay_ms).collect());
             assert!(median < ms as f64 + 5.0, "{engine} {ms} ms: {median}");
         }
@@ -125,12 +125,12 @@ type Cdf = Box<dyn Fn(f64) -> f64>;
 
 #[test]
 fn each_distribution_is_the_one_that_it_is_called_after() {
-    // So wide that what the machine adds does not count.
+    // Wide enough that the overhead does not matter.
     const MEAN: f64 = 200.0;
     const JITTER: f64 = 50.0;
     let _turn = turn();
     let normal = Normal::new(MEAN, JITTER).expect("a distribution");
-    // netem's: a = 3, so that mean and deviation are 1.5 and sqrt(3)/2, and its values cut off at 4 of them.
+    // netem's Pareto: a = 3, so mean and deviation are 1.5 and sqrt(3)/2, cut off at 4 deviations.
     let pareto = |t: f64| {
         let x = t * 0.75 + 1.5;
         if x <= 1.0 {
@@ -164,7 +164,7 @@ fn each_distribution_is_the_one_that_it_is_called_after() {
         ),
     ];
     for engine in engines() {
-        // By so much the machine itself delays a packet.
+        // The delay of the machine itself.
         let line = format!(
             "--engine {engine} --direction egress --interface veth0 --protocol udp --delay {MEAN}ms"
         );
@@ -184,7 +184,7 @@ fn each_distribution_is_the_one_that_it_is_called_after() {
             assert_eq!((arrivals.len(), total.delayed), (COUNT, COUNT as u64), "{engine} {delay}");
             let values: Vec<f64> = arrivals.iter().map(|arrival| arrival.delay_ms - late).collect();
             let found = distance(&values, cdf);
-            // It does not delay all alike; what that moves is at most the density times that.
+            // It varies, which moves the distribution by at most the density times that.
             let unequal = 0.01;
             assert!(found < kolmogorov_smirnov() + unequal, "{engine} {delay}: {found}");
         }
@@ -214,7 +214,7 @@ fn only_every_gapth_packet_overtakes_and_so_often_as_asked() {
         early.sort_unstable();
         assert_eq!(early.len() as u64, total.reordered, "{engine}: {total:?}");
         assert!(early.windows(2).all(|pair| pair[1] - pair[0] >= GAP), "{engine}");
-        // From one to the next it takes 4 packets, and as many more as a coin shows tails.
+        // The gap is 4 packets plus a geometric number with probability 1/2.
         let extra = early.windows(2).map(|pair| pair[1] - pair[0] - GAP).sum::<u64>();
         let trials = extra + early.len() as u64 - 1;
         assert!(binomial(trials, 0.5).contains(&extra), "{engine}: {extra} of {trials}");
@@ -273,7 +273,7 @@ fn a_packet_over_loopback_is_delayed_once() {
                 to.into()
             };
             let (_, output) = lab.left.run_in(Some(&cgroup), &format!("ping -n -c 3 -i 0.2 {to}"));
-            // There and back.
+            // Round trip.
             let rtt = round_trip_ms(&output);
             assert!((60.0..90.0).contains(&rtt), "{engine} {to}: {rtt} ms: {output}");
         }
@@ -336,7 +336,7 @@ fn equal_seeds_give_equal_delays() {
         };
         let (first, second) = (run(), run());
         assert_eq!((first.len(), second.len()), (300, 300), "{engine}");
-        // What the machine adds differs; most packets tell that the delays are the same.
+        // The overhead varies, so compare most packets only.
         let same = first.iter().zip(&second).filter(|(a, b)| (a.delay_ms - b.delay_ms).abs() < 5.0);
         assert!(same.count() > 200, "{engine}");
     }
@@ -352,7 +352,7 @@ fn rate_builds_a_queue_and_then_drops_and_both_are_counted() {
     let lab = Lab::new();
     for engine in engines() {
         let on = format!("--engine {engine} --direction egress --interface veth0 --protocol udp");
-        // 10 ms a frame, and all of them at once: in less time than that each, however slow the machine is.
+        // 10 ms a frame, sent as a burst: faster than 10 ms each even on a slow machine.
         let injector = Injector::start(&lab.left, &format!("{on} --rate 800kbit,queue=10s"));
         let line = format!("--count {N} --size {PAYLOAD} --every-us 0");
         let arrivals = stamped(&lab.left, None, &lab.right, &line, 1500);
@@ -363,7 +363,7 @@ fn rate_builds_a_queue_and_then_drops_and_both_are_counted() {
         let expected = (N - 1) as f64 * FRAME as f64 * 8.0 / 800.0;
         assert!((took - expected).abs() < 20.0, "{engine}: {took} ms, not {expected}");
 
-        // Room for 200 ms, and so for 20 frames besides the one that is being sent.
+        // A queue of 200 ms holds 20 frames besides the one being sent.
         let injector = Injector::start(&lab.left, &format!("{on} --rate 800kbit,queue=200ms"));
         let arrivals = stamped(&lab.left, None, &lab.right, &line, 500);
         let total = injector.stop().total;
@@ -377,7 +377,7 @@ fn rate_builds_a_queue_and_then_drops_and_both_are_counted() {
 
 #[test]
 fn the_whole_burst_is_there_from_the_start() {
-    // 2.8 MB. A kilobit a second is as much only after six hours of uptime.
+    // A burst of 2.8 MB, which one kilobit a second takes six hours to send: longer than the uptime.
     const N: u64 = 2000;
     let _turn = turn();
     let lab = Lab::new();
@@ -443,7 +443,7 @@ fn with_ecn_packets_are_marked_and_not_lost() {
         assert!(binomial(N, 0.25).contains(&total.marked), "{engine} {total:?}");
         assert_eq!(marked_at() - before, total.marked, "{engine}");
 
-        // Those that do not know ECN are lost as ever.
+        // Packets that are not ECN-capable are dropped.
         let injector = Injector::start(&lab.left, &format!("{on} --loss 25%"));
         let line = format!("--count {N} --every-us 200");
         let arrivals = stamped(&lab.left, None, &lab.right, &line, 50);
@@ -455,7 +455,7 @@ fn with_ecn_packets_are_marked_and_not_lost() {
         let line = format!("--count {N} --size 958 --every-us 0 --tos {ECT0}");
         let arrivals = stamped(&lab.left, None, &lab.right, &line, 200);
         let total = injector.stop().total;
-        // As many again as fit are let in with a mark; then it is full even so.
+        // Marked packets may fill the queue once more; then it is full.
         assert!(total.marked > 0, "{engine} {total:?}");
         assert_eq!(arrivals.len() as u64 + total.queue_dropped, N, "{engine} {total:?}");
         assert_eq!(marked_at() - before, total.marked, "{engine}");
@@ -499,11 +499,11 @@ fn flows_over_many_queues_keep_their_order_and_a_device_its_queues() {
     let (left, right) = (&lab.left, &lab.right);
     let queues = || (left.run("ip -d link show veth0"), left.run("ethtool -l veth0"));
     let line = format!("--count {N} --every-us 1000 --flows {FLOWS}");
-    // Without a qdisc, as a veth pair is, and with one for each queue, as hardware has it.
+    // Without a qdisc, as on a veth pair, and with one for each queue, as on hardware.
     for has_qdisc in [false, true] {
         if has_qdisc {
             left.run("tc qdisc add dev veth0 root handle 7: mq");
-            // The flows are many enough to take several queues, but for once in 10^9 times.
+            // The flows use several queues, in all but 1 of 10^9 runs.
             let before = queues_in_use(left);
             stamped(left, None, right, &line, 0);
             assert!(queues_in_use(left).difference(&before).count() > 1, "{before:?}");
@@ -541,15 +541,15 @@ fn flows_over_many_queues_keep_their_order_and_a_device_its_queues() {
     }
 }
 
-/// The qdiscs of a host's interface but for what injector may add for its programs.
+/// The qdiscs of a host's interface, except for those that injector may add for its programs.
 fn qdiscs(host: &Host) -> Vec<String> {
     let shown = host.run("tc qdisc show dev veth0");
-    // What counts packets is no setting.
+    // Counters are not settings.
     let settings = |line: &str| line.split(" direct_packets_stat").next().map(str::to_owned);
     shown.lines().filter(|line| !line.contains("clsact")).filter_map(settings).collect()
 }
 
-/// The qdiscs of single queues with what they have sent so far: those that send change.
+/// The qdiscs of single queues with their sent counters, which show the queues in use.
 fn queues_in_use(host: &Host) -> BTreeSet<String> {
     let shown = host.run("tc -s qdisc show dev veth0");
     let lines: Vec<_> = shown.lines().collect();
@@ -557,7 +557,7 @@ fn queues_in_use(host: &Host) -> BTreeSet<String> {
     queues.map(|lines| format!("{} {}", lines[0], lines[1])).collect()
 }
 
-/// The least round-trip time that ping tells.
+/// The minimum round-trip time of ping.
 fn round_trip_ms(output: &str) -> f64 {
     let times = output.lines().filter_map(|line| line.split("time=").nth(1)?.split(' ').next());
     times

@@ -1,4 +1,4 @@
-//! Many flows at once through a delay, for a minute: nothing is lost that is not counted, and memory stays as it is.
+//! Many concurrent flows through a delay for a minute: every loss is counted and memory is stable.
 
 use std::{fs, thread, time::Duration};
 
@@ -34,7 +34,7 @@ fn a_hundred_flows_lose_nothing_in_a_minute_and_memory_stays_as_it_is() {
         });
         let report = server.finish();
         lab.settle();
-        // An acknowledgment that was overtaken, by 10 ms at the most, may be under way when its connection has ended.
+        // A reordered acknowledgment may arrive up to 10 ms after its connection has ended.
         thread::sleep(Duration::from_millis(250));
         let sent = lab.left.segments_sent() + lab.right.segments_sent() - sent_before;
         let received =

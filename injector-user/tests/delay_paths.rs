@@ -1,4 +1,5 @@
-//! A packet that waits is charged to nobody, wherever it is held: beside netem, or the bare path where there is none.
+//! Held packets are not charged to sockets, wherever they are held: compared with netem, or else with the
+//! bare path.
 
 use std::{
     process::Command,
@@ -12,16 +13,16 @@ use testbed::{
     skip,
 };
 
-/// For how long each rate is measured.
+/// The duration of each rate measurement.
 const TIME: Duration = Duration::from_secs(1);
 
-/// Where packets of the row's flows are held.
+/// A place at which packets are held.
 struct Place {
     what: &'static str,
     middle: Middle,
-    /// Where injector runs.
+    /// The host on which injector runs.
     host: fn(&Row) -> &Host,
-    /// What it is given besides the delay.
+    /// Its options besides the delay.
     line: fn(&Row, &TestCgroup) -> String,
 }
 
@@ -89,7 +90,7 @@ const PLACES: [Place; 10] = [
     },
 ];
 
-/// What netem leaves of the traffic at the sender; where it is missing, what arrives without a delay.
+/// The rates with netem at the sender or, where it is missing, without a delay.
 fn reference(row: &Row, cgroup: &TestCgroup, delay: Duration) -> Rates {
     let ms = delay.as_millis();
     let add = format!("qdisc add dev veth0 root netem limit 1000000 delay {ms}ms");
@@ -106,12 +107,12 @@ fn reference(row: &Row, cgroup: &TestCgroup, delay: Duration) -> Rates {
     rates
 }
 
-/// How often each place is measured at most, as a busy machine delivers less.
+/// The maximum number of measurements of each place, as a busy machine delivers less.
 const ATTEMPTS: u32 = 4;
 
 /// Compares all places with the reference.
 fn compare(delay: Duration) {
-    // One at a time: what one does would delay what another measures, and each moves this process between cgroups.
+    // Serialized, since load delays packets and each test moves this process between cgroups.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let cgroup = TestCgroup::new();
@@ -120,10 +121,9 @@ fn compare(delay: Duration) {
         let row = Row::new(middle);
         let netem = reference(&row, &cgroup, delay);
         println!("{delay:?} {middle:?} reference: {netem:?}");
-        // After a stall it may be more.
+        // It may be more after a stall.
         let enough = |ours: f64, theirs: f64| ours >= 0.9 * theirs.min(OFFERED);
-        // The TAP's thread takes more processor time than an emulated machine has for it; that engine is compared where
-        // tests run natively.
+        // Emulated machines are too slow for the TAP's thread: that engine is compared natively only.
         for engine in engines().into_iter().filter(|&engine| engine == "edt" || !is_guest()) {
             for place in PLACES.iter().filter(|place| place.middle == middle) {
                 let what = format!("{delay:?} {engine} {}", place.what);

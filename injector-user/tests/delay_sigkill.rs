@@ -1,7 +1,7 @@
-//! Whatever the moment at which injector is killed while it delays packets, the devices on which they wait and the
-//! settings of the loopback are gone again, and traffic flows as before.
+//! After injector is killed at any time while it delays packets, hold devices and settings of the loopback
+//! are restored, and traffic flows as before.
 //!
-//! The listings are of the whole machine, so this test has a file of its own: cargo runs the files one after another.
+//! The listings are of the whole machine, so this test has its own file: cargo runs files one after another.
 
 use std::{
     fs,
@@ -20,13 +20,13 @@ use testbed::{
     listing::{assert_nothing_is_left, cleanup, listing},
 };
 
-/// How long the guardian may take, and the kernel.
+/// The maximum time of cleanup by the guardian and the kernel.
 const PROMISED: Duration = Duration::from_secs(2);
 
-/// So many times each engine is killed.
+/// The number of kills for each engine.
 const ROUNDS: u32 = 50;
 
-/// Delay in both directions, loopback included, with jitter and a limited rate.
+/// Delay in both directions, including the loopback, with jitter and a rate limit.
 fn start(lab: &Lab, engine: &str) -> Child {
     let line = format!(
         "--netns {} --no-protect --engine {engine} --delay 20ms,jitter=10ms --rate 100mbit",
@@ -58,7 +58,7 @@ fn killed_at_any_of_50_random_moments_it_leaves_no_device_and_no_setting() {
     for engine in engines() {
         for round in 0..ROUNDS {
             let mut inject = start(&lab, engine);
-            // From its start-up to the midst of traffic.
+            // From start-up until traffic flows.
             let wait = Duration::from_micros(random.random_range(0..1_000_000));
             let moment = format!("{engine}, {wait:?} after its start, in round {round}");
             let traffic = lab
@@ -70,7 +70,7 @@ fn killed_at_any_of_50_random_moments_it_leaves_no_device_and_no_setting() {
                 .spawn();
             let mut traffic = traffic.expect("ping");
             thread::sleep(wait);
-            // Every fifth time without a guardian, which must not see its ward die.
+            // Every fifth time without a guardian, which is killed first.
             let is_alone = round % 5 == 4;
             if is_alone && let Some(guardian) = guardian(inject.id()) {
                 kill(guardian, Signal::SIGKILL).expect("it is ours");

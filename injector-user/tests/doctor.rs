@@ -1,4 +1,4 @@
-//! `injector doctor` says `ok` of a fault if it works when it is carried out, and else why it does not.
+//! `injector doctor` reports `ok` for exactly the faults that work, and the reason for others.
 
 use std::process::{Command, Output};
 
@@ -23,7 +23,7 @@ const FAULTS: [&str; 14] = [
     "io",
 ];
 
-/// Those that take processes.
+/// Faults of processes.
 const PROCESS_FAULTS: [&str; 6] = ["clock", "pause", "kill", "errno", "cpu", "io"];
 
 fn findings(output: &Output) -> Vec<Value> {
@@ -37,7 +37,7 @@ fn fault<'a>(findings: &'a [Value], name: &str) -> &'a Value {
     findings.iter().find(|finding| finding["fault"] == name).unwrap_or_else(|| panic!("no {name}"))
 }
 
-/// Fails unless each fault has a verdict with what belongs to it.
+/// Fails unless each fault has a complete verdict.
 fn check_verdicts(findings: &[Value]) {
     for name in FAULTS {
         let finding = fault(findings, name);
@@ -61,14 +61,14 @@ fn what_is_ok_works_and_what_is_not_has_a_reason() {
     let findings =
         findings(&doctor.args(["doctor", "--output", "json"]).output().expect("it runs"));
     check_verdicts(&findings);
-    // What every kernel that tests run on can do.
+    // Available on every tested kernel.
     for name in ["loss", "corrupt", "duplicate", "partition", "reset", "delay", "reorder", "rate"] {
         let finding = fault(&findings, name);
         assert_eq!(finding["verdict"], "ok", "{finding}");
     }
     let has_clocks = vdso::check().is_ok() || clock_probe::refusal().is_none();
     assert_eq!(fault(&findings, "clock")["verdict"] == "ok", has_clocks);
-    // Each is confirmed by a run of its own.
+    // Confirm each by a separate run.
     for (name, options) in [
         ("loss", "--loss 100%"),
         ("corrupt", "--corrupt 1%"),

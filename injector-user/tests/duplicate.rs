@@ -1,4 +1,4 @@
-//! Duplication: one copy more, and not one more than that.
+//! Duplication: exactly one additional copy.
 
 use std::net::SocketAddr;
 
@@ -38,7 +38,7 @@ fn datagrams_of_the_target_are_doubled_as_counted_and_others_are_not() {
             assert_eq!(number(&beside, "received"), COUNT);
         }
         let total = injector.stop().total;
-        // Copies are not judged again.
+        // Copies are not classified again.
         assert_eq!((total.matched, total.duplicated), (2 * COUNT, doubled), "{direction}");
     }
 }

@@ -1,5 +1,5 @@
-//! A Kubernetes cluster without nodes: etcd and kube-apiserver on free ports of the loopback. The test plays the
-//! kubelet.
+//! A Kubernetes cluster without nodes: etcd and kube-apiserver on free ports of the loopback. The test
+//! acts as the kubelet.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
@@ -32,16 +32,16 @@ use testbed::{
     scratch_file, skip,
 };
 
-/// Where scripts/setup-kubernetes puts the server.
+/// The directory into which scripts/setup-kubernetes installs the server.
 const SERVER: &str = "/var/cache/injector/kubernetes/kube-apiserver";
 
-/// Anything that takes longer has failed.
+/// The timeout of all waits.
 pub const TIMEOUT: Duration = Duration::from_mins(2);
 
-/// Of the test, which may do anything.
+/// The token of the test, with all permissions.
 const ADMIN: &str = "0123456789abcdef-admin";
 
-/// Of agents.
+/// The token of agents.
 const AGENT: &str = "0123456789abcdef-agent";
 
 /// A running API server.
@@ -56,8 +56,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts one with the resource's definition, and what agents may do there. Nothing if there is no server, which is
-    /// said.
+    /// Starts a server with the resource's definition and the agents' permissions. `None` if no server
+    /// is installed, which is reported as a skip.
     pub fn start() -> Option<Self> {
         if !Path::new(SERVER).exists() {
             skip(&format!("{SERVER} is missing: scripts/setup-kubernetes makes it"));
@@ -108,7 +108,7 @@ impl Cluster {
         Some(cluster)
     }
 
-    /// Waits until the server works.
+    /// Waits until the server is ready.
     pub fn wait(&self) {
         let end = Instant::now() + TIMEOUT;
         let is_ready = || self.ask("GET", "/api/v1/namespaces/default", None).is_ok();
@@ -127,19 +127,19 @@ impl Cluster {
         server.wait().expect("it ends");
     }
 
-    /// Has the server hang, or go on.
+    /// Stops or resumes the server.
     pub fn signal_server(&self, signal: Signal) {
         let pid = Pid::from_raw(self.server.borrow().id().cast_signed());
         kill(pid, signal).expect("it is there");
     }
 
-    /// Starts it again, with what it had.
+    /// Restarts the server with its data.
     pub fn start_server(&self) {
         *self.server.borrow_mut() = run_server(&self.folder, &self.store, self.port);
         self.wait();
     }
 
-    /// Grants agents what they are granted where they are installed, and nothing else.
+    /// Grants agents exactly the permissions of the manifests.
     fn grant(&self) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/kubernetes/rbac.yaml");
         let text = fs::read_to_string(path).expect("it is there");
@@ -162,7 +162,7 @@ impl Cluster {
         }
     }
 
-    /// Asks the server; an error is what it says.
+    /// Sends a request. An error is the server's message.
     pub fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, String> {
         let kind =
             if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
@@ -181,7 +181,7 @@ impl Cluster {
         }
     }
 
-    /// Makes an object in a namespace, or in none.
+    /// Creates an object in a namespace or cluster-wide.
     pub fn make(&self, namespace: &str, object: &Value) -> Value {
         let path = match object["kind"].as_str() {
             Some("CustomResourceDefinition") => {
@@ -194,17 +194,17 @@ impl Cluster {
         self.ask("POST", &path, Some(object)).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    /// Asks for a fault in the namespace `test`.
+    /// Creates a fault in the namespace `test`.
     pub fn inject(&self, name: &str, spec: &Value) -> Value {
         self.make("test", &fault(name, spec))
     }
 
-    /// A fault of the namespace `test`, if it is there.
+    /// A fault of the namespace `test`, if it exists.
     pub fn fault(&self, name: &str) -> Option<Value> {
         self.ask("GET", &faults("test", name), None).ok()
     }
 
-    /// Waits until a fault is as it is to be.
+    /// Waits until a fault satisfies a condition.
     #[track_caller]
     pub fn wait_for(&self, name: &str, is_so: impl Fn(&Value) -> bool) -> Value {
         let end = Instant::now() + TIMEOUT;
@@ -228,7 +228,7 @@ impl Cluster {
         }
     }
 
-    /// Has a pod run on a node, in the namespace `test`; returns its unique ID.
+    /// Creates a pod on a node, in the namespace `test`. Returns its UID.
     pub fn add_pod(&self, name: &str, node: &str, labels: &Value) -> String {
         let pod = self.make(
             "test",
@@ -240,7 +240,7 @@ impl Cluster {
         pod["metadata"]["uid"].as_str().expect("an ID").into()
     }
 
-    /// Says of a pod what its kubelet does once its container runs.
+    /// Sets the status of a pod as a kubelet does once its container runs.
     pub fn tell_runs(&self, name: &str, id: &str) {
         let path = format!("/api/v1/namespaces/test/pods/{name}/status");
         let status = json!({"status": {"phase": "Running", "containerStatuses": [{
@@ -250,7 +250,7 @@ impl Cluster {
         self.ask("PATCH", &path, Some(&status)).expect("the pod is there");
     }
 
-    /// Starts an agent of a node, in this namespace: it attaches programs where the containers are.
+    /// Starts an agent of a node in this namespace, that of the containers.
     #[must_use]
     pub fn agent(&self, node: &str, machine: &Machine, options: &[&str]) -> Agent {
         let socket = scratch_file();
@@ -278,7 +278,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Starts a container of a pod with this unique ID, as a kubelet does, in the namespace of `host`.
+/// Starts a container of a pod with this UID as a kubelet does, in the namespace of `host`.
 pub fn start<'a>(
     machine: &'a Machine,
     host: &testbed::Host,
@@ -289,7 +289,7 @@ pub fn start<'a>(
     machine.start(host, &folder, &Machine::id("abc"), pod, "app")
 }
 
-/// Waits until a container's pings are answered, or are not.
+/// Waits until a container's pings are answered or lost.
 #[track_caller]
 pub fn wait_until(container: &Container, answered: bool, to: IpAddr) {
     let end = Instant::now() + container::TIMEOUT;
@@ -306,7 +306,7 @@ pub fn faults(namespace: &str, name: &str) -> String {
     if name.is_empty() { path } else { format!("{path}/{name}") }
 }
 
-/// A resource that asks for a fault.
+/// A `FaultInjection` resource.
 #[must_use]
 pub fn fault(name: &str, spec: &Value) -> Value {
     json!({
@@ -318,7 +318,7 @@ fn local(scheme: &str, port: u16) -> String {
     format!("{scheme}://127.0.0.1:{port}")
 }
 
-/// Ports that were free just now.
+/// Currently free ports.
 fn free_ports<const N: usize>() -> [u16; N] {
     let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
     listeners.map(|listener| listener.local_addr().expect("an address").port())
