@@ -1,5 +1,5 @@
-//! An empty list is refused wherever a list may be written. The lists are found in the published
-//! schemas, so that a new one cannot be forgotten.
+//! Empty lists are refused everywhere. The test finds all lists in the published schemas, so that new ones
+//! are covered.
 
 use std::{collections::BTreeSet, fs, process::Command};
 
@@ -15,7 +15,7 @@ enum Step {
     Entry,
 }
 
-/// The places of all lists within `schema`; each must have `minItems`.
+/// The places of all lists within `schema`. Each must have `minItems`.
 fn lists(root: &Value, schema: &Value) -> BTreeSet<Vec<Step>> {
     let mut found = BTreeSet::new();
     visit(root, schema, &mut Vec::new(), &mut found);
@@ -53,7 +53,7 @@ fn visit(root: &Value, schema: &Value, at: &mut Vec<Step>, found: &mut BTreeSet<
     }
 }
 
-/// A document with an empty list at this place, and nothing else.
+/// A document with only an empty list at this place.
 fn document(place: &[Step]) -> Value {
     place.iter().rev().fold(json!([]), |value, step| match step {
         Step::Key(key) => json!({key: value}),
@@ -77,10 +77,10 @@ fn check_message(message: &str, place: &[Step]) {
     assert!(message.contains(&named), "{place:?} is not named: {message}");
 }
 
-/// What the command says, which must refuse the file.
+/// The error of the command, which must refuse the file.
 fn refused(options: &[&str], document: &Value) -> String {
     let file = scratch_file();
-    // As YAML with a line a key, so that the line number tells something.
+    // As YAML with a line for each key, to check the line number.
     fs::write(&file, serde_saphyr::to_string(document).expect("plain data")).expect("a file");
     let output = Command::new(INJECTOR).args(options).arg(&file).output().expect("it can be run");
     let message = String::from_utf8(output.stderr).expect("text");

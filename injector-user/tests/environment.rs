@@ -1,10 +1,10 @@
-//! What the environment lacks is said at the start, before anything is attached.
+//! Missing requirements are reported at the start, before anything is attached.
 
 use std::process::Command;
 
 use testbed::{INJECTOR, Lab};
 
-/// Fails unless this bash script, in a mount namespace of its own, ends with `code` and says the words.
+/// Fails unless this bash script, in a new mount namespace, exits with `code` and prints the words.
 fn assert_says(lab: &Lab, script: &str, code: i32, words: &[&str]) {
     let mut command = lab.left.command("unshare", None);
     let output = command.args(["--mount", "bash", "-c", script]).output().expect("it runs");

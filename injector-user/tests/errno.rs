@@ -1,6 +1,6 @@
-//! System calls that fail: of the target alone, of the call that is meant, of the files and peers that are meant.
+//! Syscall failures: only of the target, of the given calls, and of the given files and peers.
 //!
-//! Where the kernel refuses programs at its hooks, all that can be shown is that it is said.
+//! Where the kernel refuses programs at its hooks, the tests check only that this is reported.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use testbed::{
     FAMILIES, Family, INJECTOR, Injector, Lab, TestCgroup, number, run_bash, serve, skip,
 };
 
-/// The engines that this kernel has. One that it lacks must say so.
+/// The available engines. Others must report why they are not.
 fn engines() -> &'static [&'static str] {
     static ENGINES: OnceLock<Vec<&str>> = OnceLock::new();
     let engines = ENGINES
@@ -43,7 +43,7 @@ fn works(engine: &str) -> bool {
     output.status.success()
 }
 
-/// A folder of its own, on a file system of its own, so that paths go over a mount point.
+/// A directory on a separate file system, so that paths cross a mount point.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -64,12 +64,12 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // While panicking there is nothing to be done about a failure.
+        // A failure cannot be handled while panicking.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// `injector run` of a bash script; the summary, which there is to be.
+/// Runs a bash script by `injector run`. Returns the summary, which must exist.
 fn run(options: &str, script: &str) -> (Output, Value) {
     let (output, summary) = run_bash(options, script);
     let summary = summary.unwrap_or_else(|| panic!("no report: {output:?}"));
@@ -80,13 +80,13 @@ fn errno(summary: &Value) -> &Value {
     &summary["processes"]["errnos"][0]
 }
 
-/// Has calls of a cgroup fail by several faults, which takes a while in an emulated machine.
+/// Starts several syscall failures on a cgroup, which takes a while in an emulated machine.
 fn inject(lab: &Lab, cgroup: &TestCgroup, engine: &str, faults: &str) -> Injector {
     let line = format!("--cgroup {} --engine {engine} {faults}", cgroup.path.display());
     Injector::start_within(&lab.left, &line, 4 * testbed::TIMEOUT)
 }
 
-/// Ends the faults; how many calls failed by each.
+/// Ends the faults. Returns the number of failed calls of each.
 fn failed(injector: Injector) -> Vec<u64> {
     injector.process.signal(Signal::SIGTERM);
     let summary = injector.process.finish();
@@ -94,7 +94,7 @@ fn failed(injector: Injector) -> Vec<u64> {
     errnos.expect("a list").iter().map(|errno| number(errno, "failed")).collect()
 }
 
-/// What a bash script in a cgroup says, on both outputs.
+/// The output of a bash script in a cgroup, with standard error.
 fn bash(lab: &Lab, cgroup: &TestCgroup, script: &str) -> String {
     let mut command = lab.left.command("bash", Some(cgroup));
     let output = command.args(["-c", script]).output().expect("bash");
@@ -132,7 +132,7 @@ fn writes_fail_as_often_as_asked_and_reads_of_the_same_file_never() {
         let folder = Folder::new();
         let file = folder.file("file");
         let file = file.display();
-        // Each echo is one write(2), and what bash says of a failing one goes to another file.
+        // Each echo is one write(2). Errors of bash go to another file.
         let script = format!(
             "exec 3>>{file}; for ((n = 0; n < {WRITES}; n++)); do echo $n >&3 || echo $n; done 2>/dev/null; \
              exec 3>&-; for n in 1 2 3 4 5 6 7 8 9 10; do read -r line <{file} || exit 9; done"
@@ -146,13 +146,13 @@ fn writes_fail_as_often_as_asked_and_reads_of_the_same_file_never() {
         assert!(bounds.contains(&failed), "{failed} of {WRITES}, not within {bounds:?}");
         let seen = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(seen.lines().count() as u64, failed, "{summary}");
-        // What did not fail is in the file, behind what was there.
+        // Successful writes are appended to the file.
         let written = fs::read_to_string(folder.0.join("file"));
         assert_eq!(written.expect("text").lines().count() as u64, 1 + WRITES - failed);
         if engine != engines()[0] {
             continue;
         }
-        // The same seed has the same calls fail.
+        // The same seed fails the same calls.
         let (again, _) = run(&line, &script);
         assert_eq!(String::from_utf8_lossy(&again.stdout), seen);
     }
@@ -205,7 +205,7 @@ fn what_goes_over_a_connection_fails_by_the_peer() {
         assert!(said.contains("Broken pipe"), "{said}");
         let said = talk(three);
         assert!(said.contains("reset by peer") && !said.contains("hello\n"), "{said}");
-        // By the address that each message bears.
+        // By the address of each message.
         assert_eq!(lab.left.ping(Some(&cgroup), three, 3), 0);
         assert_eq!(lab.left.ping(Some(&cgroup), two, 3), 3);
         assert_eq!(failed(injector), [1, 1, 3]);
@@ -238,13 +238,13 @@ fn each_kind_of_call_fails_at_its_hook() {
         let failed = failed(injector);
         assert!(failed.iter().all(|&failed| failed > 0), "{failed:?}");
 
-        // A command in the cgroup could not even begin under these.
+        // A command in the cgroup could not even start under these.
         let mut command = lab.left.command("bash", Some(&cgroup));
         command.args(["-c", "read -r line; /bin/true; (true)"]);
         let child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("bash");
         let faults = "--errno execve=ENOMEM --errno clone/clone3/vfork/fork=EIO,50%";
         let injector = inject(&lab, &cgroup, engine, faults);
-        // Its standard input ends. What it forks for does not happen, or not as it should.
+        // Closing its standard input ends it. Its forks fail.
         let output = child.wait_with_output().expect("it ends");
         injector.process.signal(Signal::SIGTERM);
         let summary = injector.process.finish();

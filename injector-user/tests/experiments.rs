@@ -1,4 +1,4 @@
-//! The experiments of scripts/experiments, in their short form: each measures, draws, and leaves nothing behind.
+//! The experiments of scripts/experiments in their short form: each measures, draws, and cleans up.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use nix::{
 };
 use testbed::INJECTOR;
 
-/// An experiment that runs, and the folder that its results go to.
+/// A running experiment, and the directory of its results.
 struct Experiment {
     child: Child,
     folder: PathBuf,
@@ -32,14 +32,14 @@ impl Experiment {
             .arg(&folder)
             .env("INJECTOR", INJECTOR)
             .stdin(Stdio::null())
-            // As a terminal's foreground.
+            // A process group, as in the foreground of a terminal.
             .process_group(0)
             .spawn()
             .expect("it is there");
         Self { child, folder, name, spaces }
     }
 
-    /// Waits for its end, and returns its table by columns.
+    /// Waits for its end. Returns its table by columns.
     fn finish(&mut self, columns: &[&str]) -> Vec<Vec<String>> {
         assert!(self.child.wait().expect("it ends").success(), "{} failed", self.name);
         self.assert_gone();
@@ -65,7 +65,7 @@ impl Experiment {
 
 impl Drop for Experiment {
     fn drop(&mut self) {
-        // It has ended, or a test failed.
+        // It has ended unless the test failed.
         let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);
@@ -87,11 +87,11 @@ fn redis_is_slower_with_latency_and_loss() {
         value(&row[column])
     };
     assert_eq!(table.len(), 4);
-    // The median of a round trip has both delays in it; of what is lost, TCP sends nothing again within 200 ms.
+    // The median round trip contains both delays. TCP retransmits after at least 200 ms.
     assert!(cell("2", "0", 3) >= 4.0 && cell("0", "0", 3) < cell("2", "0", 3), "{table:?}");
     assert!(cell("0", "1", 5) >= 180.0, "{table:?}");
 
-    // Interrupted as by Ctrl-C, it leaves nothing either.
+    // It also cleans up when interrupted as by Ctrl-C.
     for wait in [100, 1500] {
         let mut experiment = Experiment::start("redis-latency-loss", spaces);
         thread::sleep(Duration::from_millis(wait));
@@ -110,7 +110,7 @@ fn postgres_is_slower_while_its_link_limps() {
     let mut experiment = Experiment::start("postgres-limping-link", spaces);
     let columns = ["time", "seconds", "transactions_per_second", "latency_ms"];
     let table = experiment.finish(&columns);
-    // It limps from 3 s to 7 s.
+    // It is slow from 3 s to 7 s.
     let most = |from: f64, until: f64| {
         let within = table.iter().filter(|row| (from..until).contains(&value(&row[1])));
         within.map(|row| value(&row[2])).fold(0.0, f64::max)
@@ -132,7 +132,7 @@ fn redis_loses_confirmed_writes_in_a_partition_and_time_in_a_pause() {
     let rows: Vec<Vec<&str>> =
         summary.lines().skip(1).map(|line| line.split(',').collect()).collect();
     let [partition, pause] = rows.as_slice() else { panic!("{summary}") };
-    // Fault, confirmed, lost of these, longest gap in seconds, the primary in the end.
+    // Fault, confirmed writes, lost ones of these, longest gap in seconds, final primary.
     assert_eq!((partition[0], pause[0]), ("partition", "pause"));
     assert!(value(partition[2]) > 0.0 && partition[4] != "1", "{summary}");
     assert!(value(pause[3]) > 0.9 && pause[4] != "1", "{summary}");

@@ -1,5 +1,5 @@
-//! Filters and programs of others beside injector's: they see each packet once, stay as they are, and do not keep packets
-//! from being faulted unless that is said.
+//! Foreign filters and programs beside injector's: they see each packet once, stay unchanged, and keep
+//! packets from being faulted only with a warning.
 
 use std::{thread, time::Duration};
 
@@ -9,10 +9,10 @@ use testbed::{
     Family, INTERFACE, Injector, Lab, bpf::Counter, engines, is_guest, number, skip, wait_until,
 };
 
-/// How many echo requests are sent.
+/// The number of echo requests.
 const COUNT: u32 = 30;
 
-/// How long it takes at the most until what others do is noticed, on a busy machine.
+/// The maximum time until a foreign change is noticed, on a busy machine.
 fn soon() -> Duration {
     Duration::from_secs(if is_guest() { 10 } else { 3 })
 }
@@ -21,7 +21,7 @@ fn pings(lab: &Lab, count: u32) -> u64 {
     lab.left.ping(None, lab.right.address(Family::V4), count)
 }
 
-/// The filters of one side.
+/// The filters of one direction.
 fn filters(lab: &Lab, side: &str) -> String {
     lab.left.run(&format!("tc filter show dev {INTERFACE} {side}"))
 }
@@ -31,7 +31,7 @@ fn line(hook: &str, more: &str) -> String {
     format!("--interface {INTERFACE} {hook} {more}")
 }
 
-/// Whether programs can be attached by tcx here.
+/// Whether tcx is available.
 fn has_tcx(lab: &Lab) -> bool {
     let injector = Injector::start(&lab.left, &line("tcx", "--loss 0%"));
     let has = injector.started["attached"][0]["hook"] == "tcx";
@@ -42,7 +42,7 @@ fn has_tcx(lab: &Lab) -> bool {
     has
 }
 
-/// Ends an injector; returns all that it warned of since it was asked last, and the summary.
+/// Ends an injector. Returns its remaining warnings and the summary.
 fn stop(injector: Injector) -> (Vec<String>, Value) {
     injector.process.signal(Signal::SIGTERM);
     let (code, said) = injector.process.end();
@@ -66,7 +66,7 @@ fn filters_of_others_see_each_packet_once() {
     for engine in engines() {
         faults.push((format!("--delay 10ms --engine {engine}"), [1, 1]));
     }
-    // The answers are doubled as well, of twice as many requests.
+    // The replies to the doubled requests are doubled as well.
     faults.push(("--duplicate 100% --direction egress".into(), [2, 2]));
     faults.push(("--loss 100% --direction egress".into(), [0, 0]));
     faults.push(("--loss 100% --direction ingress".into(), [0, 1]));
@@ -116,7 +116,7 @@ fn programs_of_others_by_tcx_see_each_packet_once() {
 fn filters_that_accept_all_do_not_hide_packets() {
     let lab = Lab::new();
     lab.left.run(&format!("tc qdisc add dev {INTERFACE} clsact"));
-    // The lowest priority as well: filters of eBPF can share it.
+    // The lowest priority too: eBPF filters can share it.
     for priority in [1, 7, 49152] {
         let counter = Counter::new(true);
         counter.filter(&lab.left, "egress", priority);
@@ -191,7 +191,7 @@ fn programs_by_tcx_that_come_later_are_warned_of() {
         let (warnings, _) = stop(injector);
         assert!(warnings.iter().all(|warning| !warning.contains("ahead")), "{warnings:?}");
     }
-    // Behind injector's it does no harm.
+    // After injector's, it does no harm.
     let injector = Injector::start(&lab.left, &line("tcx", "--loss 100%"));
     let link = counter.tcx(&lab.left, "ingress", false);
     thread::sleep(Duration::from_millis(600));

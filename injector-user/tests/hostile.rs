@@ -1,4 +1,4 @@
-//! What others put in injector's way, to have it do what it should not.
+//! Hostile inputs and environments that try to make injector do harm.
 
 use std::{
     fs,
@@ -20,10 +20,10 @@ fn bash(host: &Host, script: &str) -> Output {
     command.args(["-c", script]).stdin(Stdio::null()).output().expect("bash is installed")
 }
 
-/// A journal that is not injector's. It says that a folder is to be removed.
+/// A forged journal with an action to remove a directory.
 struct Forged {
     journal: PathBuf,
-    /// Where it is made; no slot has this name.
+    /// Its temporary path, which is no slot's name.
     draft: PathBuf,
     folder: PathBuf,
 }
@@ -46,8 +46,8 @@ impl Forged {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it is there");
     }
 
-    /// Makes it under another name, and has it be the journal when it is done: injectors that other tests start carry
-    /// out what is injector's, be it for a moment.
+    /// Writes it under another name and renames it when complete: injectors of other tests would undo a
+    /// valid journal at once.
     fn put(&self, make: impl FnOnce(&Path)) {
         make(&self.draft);
         fs::rename(&self.draft, &self.journal).expect("it is there");
@@ -81,7 +81,7 @@ fn journals_of_others_are_not_carried_out() {
     forged.assert_refused();
     forged.put(|path| forged.write(path, 0, 0o622));
     forged.assert_refused();
-    // Elsewhere, where it might be part of something else.
+    // At another place, where it may belong to something else.
     let elsewhere = scratch_file();
     forged.write(&elsewhere, 0, 0o600);
     forged.put(|path| symlink(&elsewhere, path).expect("it can be made"));
@@ -90,7 +90,7 @@ fn journals_of_others_are_not_carried_out() {
     forged.put(|path| nix::unistd::mkfifo(path, mode).expect("it can be made"));
     forged.assert_refused();
     fs::remove_file(elsewhere).expect("it is there");
-    // As it is injector's own, it is.
+    // As injector's own, it is undone.
     forged.put(|path| forged.write(path, 0, 0o600));
     let output = Forged::cleanup();
     assert!(output.status.success(), "{output:?}");
@@ -105,7 +105,7 @@ fn a_fault_does_not_fall_on_what_was_there_before_by_that_name() {
     let path = cgroup.path.clone();
     let request = |rule: Value| json!({"target": {"cgroup": path, "interface": ["veth0"]}, "rules": [rule], "for": "1m"});
     agent.create(&request(json!({"loss": "100%", "protocol": "tcp", "direction": "egress"})));
-    // Another one by that path.
+    // Another file at the same path.
     fs::remove_dir(&path).expect("nobody is in it");
     let ids = fs::create_dir(&path);
     ids.expect("it can be made");
@@ -126,7 +126,7 @@ fn strangers_on_the_network_keep_nobody_out() {
     let options = [&options[..], &[tokens.to_str().expect("text")]].concat();
     let agent = Agent::with(&lab.left, scratch_file(), &options);
     let port = agent.serves[1].rsplit_once(':').expect("a port").1.to_owned();
-    // What they ask is answered, and the connection is closed, though they would keep it.
+    // Their requests are answered, and the connections closed despite keep-alive.
     for (path, status) in [("/healthz", 200), ("/v1/faults", 401), ("/nothing", 401)] {
         let script = format!(
             "exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET {path} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n' >&3; \
@@ -137,7 +137,7 @@ fn strangers_on_the_network_keep_nobody_out() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
         assert!(output.status.success(), "it is still open: {answer}");
     }
-    // As many as there may be, and more.
+    // More than the maximum number.
     let script = format!(
         "for n in {{10..20}}; do eval \"exec $n<>/dev/tcp/127.0.0.1/{port}\"; done; echo ready; exec sleep 60"
     );
@@ -192,7 +192,7 @@ fn numbers_of_processes_of_another_namespace_are_refused() {
         let script = format!("unshare --pid --fork --mount-proc {injector} {fault} -- sleep 0");
         let output = bash(&lab.left, &script);
         let refused = text(&output.stderr).contains("PID namespace");
-        // A signal is sent by the kernel to whoever calls: no number is told.
+        // The kernel signals the caller, so PIDs do not matter.
         assert_eq!(refused, fault.starts_with("--clock"), "{fault}: {output:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Signals: at a time to all of the target, and at its N-th call of a system call.
+//! Signals: at a time to all processes of the target, and at the N-th call of a system call.
 
 use std::{
     os::unix::process::ExitStatusExt as _,
@@ -21,12 +21,12 @@ fn sleeper(lab: &Lab, cgroup: &TestCgroup) -> Child {
 
 #[test]
 fn the_nth_call_of_the_whole_target_is_its_processs_last() {
-    // Each echo of bash is one write(2); so is that of its children.
+    // Each echo of bash and its children is one write(2).
     let script = "echo 1; (echo 2); echo 3; echo 4; echo 5; echo 6";
     let (output, summary) = run("--kill after=4:write", script);
     assert_eq!(output.status.code(), Some(137), "{output:?}");
     let said = String::from_utf8_lossy(&output.stdout);
-    // The call may be carried out, but nothing follows it.
+    // The call may complete, but nothing follows it.
     assert!(said == "1\n2\n3\n" || said == "1\n2\n3\n4\n", "{said}");
     let kill = &summary["processes"]["kills"][0];
     assert_eq!((&kill["sent"], &kill["calls"]), (&1.into(), &4.into()), "{summary}");
@@ -39,7 +39,7 @@ fn a_child_that_makes_the_call_is_killed_and_not_its_parent() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.ends_with("137\n") && !said.contains("never"), "{said}");
-    // Those of the parent, which also says that its child was killed, go on to be counted.
+    // Calls of the parent, which also reports the killed child, are still counted.
     assert!(summary["processes"]["kills"][0]["calls"].as_u64() >= Some(3), "{summary}");
     assert_eq!(summary["processes"]["kills"][0]["sent"], 1, "{summary}");
 }
@@ -114,7 +114,7 @@ fn a_service_is_killed_again_and_again_while_paused_too() {
     let line = format!("{} --for 1s", rules.option());
     let summary = Injector::on(&lab.left, &cgroup, &line).process.finish();
     assert_eq!(service.wait().expect("it ends").signal(), Some(libc::SIGKILL));
-    // The shell and its sleep.
+    // The shell and its child, sleep.
     assert_eq!(summary["processes"]["kills"][0]["sent"], 2, "{summary}");
     std::thread::sleep(Duration::from_millis(1));
 }

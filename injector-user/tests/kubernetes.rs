@@ -1,4 +1,4 @@
-//! `injector agent --kubernetes` against a real API server, with real containers, whose kubelet the test plays.
+//! `injector agent --kubernetes` with a real API server and real containers. The test acts as the kubelet.
 
 #[path = "support/cluster.rs"]
 mod cluster;
@@ -12,10 +12,10 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use testbed::{Family, Lab, container::Machine};
 
-/// So short that a test can wait for what comes after it.
+/// Short enough for tests to wait for its expiry.
 const SHORT: [&str; 2] = ["--api-patience", "9s"];
 
-/// What is sent is lost, and nothing that is received: see tests/containers.rs.
+/// Loses sent packets only, see tests/containers.rs.
 fn all_lost(lasts: &str) -> Value {
     json!({
         "target": {"pods": {"matchLabels": {"app": "cart"}}},
@@ -28,7 +28,7 @@ fn is_in_phase(phase: &'static str) -> impl Fn(&Value) -> bool {
     move |fault| fault["status"]["phase"] == phase
 }
 
-/// What is said of a node.
+/// The status entry of a node.
 fn node<'a>(fault: &'a Value, name: &str) -> &'a Value {
     let nodes = fault["status"]["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
     nodes.iter().find(|node| node["node"] == name).unwrap_or(&Value::Null)
@@ -48,7 +48,7 @@ fn the_definition_is_served_and_what_is_written_wrong_is_refused() {
     let definition = cluster.ask("GET", path, None).expect("it is there");
     let conditions = definition["status"]["conditions"].as_array().expect("a list");
     for condition in conditions {
-        // NonStructuralSchema would be one.
+        // For example, NonStructuralSchema.
         let is_good =
             ["NamesAccepted", "Established"].contains(&condition["type"].as_str().expect("text"));
         assert!(is_good && condition["status"] == "True", "{condition}");
@@ -79,7 +79,7 @@ fn the_definition_is_served_and_what_is_written_wrong_is_refused() {
     }
     let made = cluster.inject("good", &good);
     assert_eq!(made["spec"], good, "nothing is added or left out");
-    // What is misspelt is kept, for the agents to refuse it.
+    // Unknown fields are preserved for the agents to refuse.
     let mut misspelt = good.clone();
     misspelt["rules"][0]["remote-prt"] = json!(80);
     assert_eq!(cluster.inject("misspelt", &misspelt)["spec"], misspelt);
@@ -94,11 +94,11 @@ fn pods_are_faulted_while_they_are_selected_and_no_others() {
     let uid = cluster.add_pod("cart-0", "a", &labels);
     let chosen = start(&machine, &lab.left, "cart-0", &uid);
     cluster.tell_runs("cart-0", &chosen.id);
-    // They share a network namespace, as pods in that of the host do.
+    // They share a network namespace, like pods with hostNetwork.
     let uid = cluster.add_pod("db-0", "a", &json!({"app": "db"}));
     let neighbour = start(&machine, &lab.left, "db-0", &uid);
     cluster.tell_runs("db-0", &neighbour.id);
-    // Selected, but another node's.
+    // Selected, but on another node.
     let uid = cluster.add_pod("cart-9", "b", &labels);
     let elsewhere = start(&machine, &lab.left, "cart-9", &uid);
     let agent = cluster.agent("a", &machine, &[]);
@@ -120,11 +120,11 @@ fn pods_are_faulted_while_they_are_selected_and_no_others() {
     assert_eq!(of_agent["owner"], "kubernetes:test/lost", "{of_agent}");
     assert_eq!(node(&counted, "a")["pods"][0]["fault"], of_agent["name"], "{counted:#}");
 
-    // It comes again in its pod, with another ID.
+    // The container restarts in its pod with another ID.
     chosen.stop();
     let again = start(&machine, &lab.left, "cart-0", running_uid(&cluster, "cart-0").as_str());
     wait_until(&again, false, to);
-    // One more, which is there before its container is.
+    // Another pod, which exists before its container.
     let uid = cluster.add_pod("cart-1", "a", &labels);
     cluster.wait_for("lost", |fault| {
         node(fault, "a")["pods"].as_array().is_some_and(|pods| pods.len() == 2)
@@ -133,7 +133,7 @@ fn pods_are_faulted_while_they_are_selected_and_no_others() {
     cluster.tell_runs("cart-1", &second.id);
     wait_until(&second, false, to);
     cluster.wait_for("lost", |fault| fault["status"]["pods"] == 2);
-    // One that is selected no more.
+    // A pod that is no longer selected.
     let unlabel = json!({"metadata": {"labels": {"app": "other"}}});
     cluster
         .ask("PATCH", "/api/v1/namespaces/test/pods/cart-0", Some(&unlabel))
@@ -196,7 +196,7 @@ fn one_container_of_a_pod_is_followed_by_what_the_kubelet_says() {
     let fault = cluster
         .wait_for("one", |fault| node(fault, "a")["counters"]["clockProcesses"].as_u64() > Some(0));
     assert_eq!(fault["status"]["pods"], 1, "{fault:#}");
-    // The agent says so at its end, and leaves nothing behind that would keep the resource.
+    // The stopping agent updates the status and leaves nothing that keeps the resource.
     assert!(agent.stop().success());
     assert!(second.pings(to));
     second.wait_for_clock(0);
@@ -241,7 +241,7 @@ fn what_makes_no_sense_fails_with_the_reason_and_an_edit_replaces_what_acts() {
         "{wrong:#}"
     );
 
-    // Mended, it begins; edited, it is another one; spoilt, it ends; and its time goes on all the while.
+    // A corrected resource starts, an edited one restarts, an invalid one ends. Its time runs on throughout.
     edit(json!([{"loss": "100%", "direction": "egress"}]));
     let running = cluster.wait_for("edited", is_in_phase("Running"));
     assert!(!container.pings(to));
@@ -267,7 +267,7 @@ fn what_makes_no_sense_fails_with_the_reason_and_an_edit_replaces_what_acts() {
     assert!((20.0..24.0).contains(&lasted), "{lasted}");
     let unbound = cluster.wait_for("edited", |fault| fault["metadata"]["finalizers"].is_null());
     assert_eq!(node(&unbound, "a")["state"], "Ended", "{unbound:#}");
-    // What has ended does not begin again.
+    // An ended fault does not start again.
     let longer = json!({"spec": {"for": "10m"}});
     cluster.ask("PATCH", &faults("test", "edited"), Some(&longer)).expect("it is there");
     thread::sleep(Duration::from_secs(3));
@@ -299,7 +299,7 @@ fn agents_share_a_resource_and_one_that_is_lost_keeps_nothing() {
     let shared = cluster.wait_for("shared", both);
     let begun = shared["status"]["startTime"].clone();
 
-    // Killed, its faults end; started again, they go on, for what is left of their time, and counts as well.
+    // After a kill, its faults end. After a restart, they continue for the remaining time, with their counters.
     agents[0].child.kill().expect("it runs");
     agents[0].child.wait().expect("it ends");
     wait_until(&one, true, to);
@@ -309,7 +309,7 @@ fn agents_share_a_resource_and_one_that_is_lost_keeps_nothing() {
     let again = cluster.wait_for("shared", |fault| node(fault, "a")["matched"].as_u64() >= Some(2));
     assert_eq!(again["status"]["startTime"], begun);
 
-    // Killed for good, it is taken for lost, and keeps the resource from nothing.
+    // A killed agent is marked lost and does not keep the resource.
     agents[0].child.kill().expect("it runs");
     agents[0].child.wait().expect("it ends");
     let lost = cluster.wait_for("shared", |fault| node(fault, "a")["state"] == "Lost");
@@ -324,11 +324,11 @@ fn agents_share_a_resource_and_one_that_is_lost_keeps_nothing() {
     wait_until(&other, true, to);
     assert!(cluster.fault("shared").is_some(), "nobody has waited for the lost one");
     cluster.wait_until_gone("shared");
-    // 12 s after the lease was renewed last, as seen by the other.
+    // 12 s after the last renewal, as observed by the other agent.
     assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
     assert!(one.pings(to) && other.pings(to));
 
-    // What is over when an agent comes back is over.
+    // Faults whose time is over stay ended when an agent returns.
     cluster.inject("short", &all_lost("10s"));
     cluster.wait_for("short", is_in_phase("Running"));
     agents[1].child.kill().expect("it runs");
@@ -355,7 +355,7 @@ fn faults_outlive_an_api_server_that_is_away_for_a_moment_and_no_longer() {
     assert!(!container.pings(to));
     let created = agent.active()[0]["created"].clone();
 
-    // Away for a moment. Watches go on after that.
+    // The server is away briefly. Watches continue afterwards.
     cluster.kill_server();
     thread::sleep(Duration::from_secs(3));
     assert!(!container.pings(to));
@@ -370,7 +370,7 @@ fn faults_outlive_an_api_server_that_is_away_for_a_moment_and_no_longer() {
     );
     cluster.wait_for("lost", |fault| fault["status"]["pods"] == 2);
 
-    // Away for long: what it asked for ends, and what others asked for does not.
+    // The server is away for long: its faults end, those of other clients do not.
     let own = agent.create(&json!({
         "name": "own", "target": {"netns": lab.right.netns}, "rules": [{"delay": "1ms"}], "for": "10m",
     }));
@@ -384,11 +384,11 @@ fn faults_outlive_an_api_server_that_is_away_for_a_moment_and_no_longer() {
     let active = agent.wait_for_active(1);
     assert_eq!(active[0]["name"], "own");
 
-    // There again, it goes on.
+    // When it is back, the fault continues.
     cluster.start_server();
     wait_until(&container, false, to);
     cluster.wait_for("lost", |fault| fault["status"]["pods"] == 2);
-    // One that takes connections and says nothing is as good as none.
+    // A server that accepts connections but does not answer counts as away.
     cluster.signal_server(Signal::SIGSTOP);
     let away = Instant::now();
     wait_until(&container, true, to);
@@ -396,7 +396,7 @@ fn faults_outlive_an_api_server_that_is_away_for_a_moment_and_no_longer() {
     cluster.signal_server(Signal::SIGCONT);
     wait_until(&container, false, to);
     cluster.wait_for("lost", |fault| fault["status"]["pods"] == 2);
-    // Deleted meanwhile, it ends as well.
+    // A fault deleted meanwhile ends too.
     agent.signal(Signal::SIGSTOP);
     let deleted = cluster.ask("DELETE", &faults("test", "lost"), None);
     deleted.expect("it is there");

@@ -1,4 +1,4 @@
-//! The published definition of the custom resource is that of the code, and structural.
+//! The published custom resource definition matches the code and is structural.
 
 use std::{fs, path::Path};
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 fn the_published_definition_is_that_of_the_code() {
     let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
     let text = crd::definition_yaml().expect("plain data");
-    // Helm takes none from outside of its chart, and not all copies of a repository keep links.
+    // Helm reads only files of its chart, and not all copies of a repository preserve links.
     for place in ["kubernetes/crd.yaml", "helm/injector/crds/faultinjection.yaml"] {
         let path = packaging.join(place);
         if std::env::var_os("INJECTOR_WRITE_SCHEMA").is_some() {

@@ -1,4 +1,4 @@
-//! Faults end when they should, also when injector cannot end them.
+//! Faults end on time, even if injector cannot end them.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use nix::{
 };
 use testbed::{Family, Injector, Lab, TIMEOUT, TestCgroup, number, wait_until};
 
-/// `injector run` inside the faulted namespace, to its end.
+/// Runs `injector run` inside the faulted namespace.
 fn run(lab: &Lab, arguments: &[&str]) -> Output {
     let mut command = lab.left.command(testbed::INJECTOR, None);
     command.arg("run").args(arguments).output().expect("it runs")
@@ -37,7 +37,7 @@ fn inject_ends_when_its_time_is_over() {
     let lab = Lab::new();
     let started = Instant::now();
     let injector = Injector::start(&lab.left, "--interface veth0 --loss 100% --for 1s");
-    // How long it takes to start is not what this tells.
+    // The time of starting does not count.
     let active = Instant::now();
     assert!(!answers(&lab, None));
     let summary = injector.process.finish();
@@ -66,7 +66,7 @@ fn all_rules_end_with_the_lease_that_a_stopped_injector_does_not_renew() {
     injector.process.signal(Signal::SIGSTOP);
     assert!(!answers(&lab, None));
     wait_until(Duration::from_secs(8), "the end of the lease of 5 s", || answers(&lab, None));
-    // Nothing is amiss once it goes on.
+    // After resuming, it works normally.
     injector.process.signal(Signal::SIGCONT);
     wait_until(TIMEOUT, "a renewed lease", || !answers(&lab, None));
     injector.stop();
@@ -91,7 +91,7 @@ fn interrupted_it_ends_at_once_and_tells_what_it_did() {
 fn new_interfaces_are_faulted_as_well() {
     let lab = Lab::new();
     let mut injector = Injector::start(&lab.left, "--host --loss 100%");
-    // Those that are down are left alone.
+    // Interfaces that are down are skipped.
     let batch = "link add extra0 type veth peer name extra1\nlink set extra0 up\n";
     testbed::ip(&["-n", &lab.left.netns], batch);
     let attached = injector.process.wait_for("attached");

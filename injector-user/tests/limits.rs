@@ -1,4 +1,4 @@
-//! Limits of processor time and block I/O: they hold, and what was there before is put back.
+//! Limits of CPU time and block I/O: they hold, and previous settings are restored.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ fn has(controller: &str) -> bool {
     names(&controllers.expect("a root"), controller)
 }
 
-/// Whether a controller is among these: the other tests enable and disable theirs meanwhile.
+/// Whether the list contains a controller. Other tests enable and disable others meanwhile.
 fn names(controllers: &str, controller: &str) -> bool {
     controllers.split_whitespace().any(|name| name == controller)
 }
@@ -25,7 +25,7 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// Where the controller is not to be had, this must be said, and nothing run.
+/// Where the controller is missing, checks that this is reported and nothing runs.
 fn is_refused(option: &str, value: &str, controller: &str) {
     let output = Command::new(INJECTOR)
         .args(["run", option, value, "--", "echo", "ran"])
@@ -37,7 +37,7 @@ fn is_refused(option: &str, value: &str, controller: &str) {
     assert!(output.stdout.is_empty());
 }
 
-/// Processor time that a busy loop of a second gets, in seconds.
+/// The CPU time of a busy loop of one second, in seconds.
 fn used(lab: &Lab, cgroup: &TestCgroup) -> f64 {
     let script = "end=$((SECONDS+3)); while [ $SECONDS -lt $end ]; do :; done; read -r a < <(tr ' ' '\n' </proc/$$/stat | sed -n 14p); echo $a";
     let mut command = lab.left.command("bash", Some(cgroup));
@@ -67,7 +67,7 @@ fn a_share_of_a_processor_is_all_that_a_cgroup_gets_and_goes_with_injector() {
     assert!(limit["throttled_ms"].as_f64() > Some(500.0), "{summary}");
     assert_eq!(names(&read(&root), "cpu"), names(&before, "cpu"), "cpu is disabled again");
     assert!(!cgroup.path.join("cpu.max").exists());
-    // What others have set meanwhile stays, and the controller with it.
+    // Foreign changes made meanwhile stay, and the controller with them.
     let injector = Injector::on(&lab.left, &cgroup, "--cpu 10%");
     let neighbour = TestCgroup::new();
     let limit = neighbour.path.join("cpu.max");
@@ -76,7 +76,7 @@ fn a_share_of_a_processor_is_all_that_a_cgroup_gets_and_goes_with_injector() {
     injector.process.finish();
     assert_eq!(read(&limit).trim(), "50000 100000");
     drop(neighbour);
-    // What was there is put back, also when injector is killed.
+    // Previous settings are restored even when injector is killed.
     fs::write(&root, "+cpu").expect("it can be enabled");
     fs::write(above.path.join("cgroup.subtree_control"), "+cpu").expect("it can be enabled");
     let file = cgroup.path.join("cpu.max");
@@ -90,7 +90,7 @@ fn a_share_of_a_processor_is_all_that_a_cgroup_gets_and_goes_with_injector() {
         assert!(Instant::now() < end, "{}", read(&file));
         std::thread::sleep(Duration::from_millis(20));
     }
-    // A wider limit than the one that is there would be none.
+    // A limit above the existing one would have no effect.
     let line = format!("--cgroup {} --cpu 100%", cgroup.path.display());
     let output = Injector::command(&lab.left, &line).output().expect("it runs");
     assert!(String::from_utf8_lossy(&output.stderr).contains("more tightly"), "{output:?}");

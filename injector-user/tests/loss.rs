@@ -1,4 +1,4 @@
-//! Loss: as many packets as are counted, of the target alone, without the sender's noticing.
+//! Loss: exactly the counted packets, only of the target, invisible to the sender.
 
 use std::{net::SocketAddr, thread};
 
@@ -10,7 +10,7 @@ use testbed::{
 
 const COUNT: u64 = 800;
 
-/// The numbers of the datagrams, out of `count`, that a receiver did not get.
+/// The numbers of the lost datagrams out of `count`.
 fn missing(received: &Value, count: u64) -> Vec<u64> {
     let numbers = received["numbers"].as_array().expect("a list");
     let mut arrived = vec![false; count as usize];
@@ -20,7 +20,7 @@ fn missing(received: &Value, count: u64) -> Vec<u64> {
     (0..count).filter(|&n| !arrived[n as usize]).collect()
 }
 
-/// Sends datagrams to a receiver that is there for them alone, and returns the receiver's report.
+/// Sends datagrams to a new receiver. Returns its report.
 fn send(
     (from, sender): (&Host, Option<&TestCgroup>),
     (to, receiver): (&Host, Option<&TestCgroup>),
@@ -74,7 +74,7 @@ fn received_datagrams_are_lost_as_counted_whatever_the_socket_is_bound_to() {
             assert!(binomial(COUNT, 0.2).contains(&(missing.len() as u64)), "{}", missing.len());
             lost += missing.len() as u64;
         }
-        // A process beside the target with the same port, at another address of the same host.
+        // A process outside the target, with the same port at another address of the host.
         let beside = SocketAddr::from((lab.left.nth(family, 1), 9000));
         let _target = serve(&lab.left, Some(&cgroup), &format!("udp-receive --bind {to}"));
         let received = send((&lab.right, None), (&lab.left, None), beside, beside, "");
@@ -89,7 +89,7 @@ fn received_datagrams_are_lost_as_counted_whatever_the_socket_is_bound_to() {
 fn answers_to_connected_and_unconnected_sockets_are_lost_as_counted() {
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
-    // Bound to one address each, so that they answer from it.
+    // Each bound to one address, to answer from it.
     let _echoes = FAMILIES.map(|family| {
         let at = lab.right.at(family, 9000);
         serve(&lab.right, None, &format!("udp-receive --echo --bind {at}"))
@@ -138,14 +138,14 @@ fn a_process_that_sends_at_the_same_time_to_the_same_port_loses_nothing() {
     for family in FAMILIES {
         let to = lab.right.at(family, 9000);
         let receiver = serve(&lab.right, None, &format!("udp-receive --bind {to}"));
-        // Payloads of different sizes, to tell them apart by the bytes that matched.
+        // Payloads of different sizes, to distinguish them by matched bytes.
         let line = |size| format!("udp-send --connected --to {to} --count {COUNT} --size {size}");
         let (inside, beside) = thread::scope(|scope| {
             let beside = scope.spawn(|| talk(&lab.left, None, &line(80)));
             (talk(&lab.left, Some(&cgroup), &line(64)), beside.join().expect("it ends"))
         });
         assert_eq!((number(&inside, "sent"), number(&beside, "sent")), (COUNT, COUNT));
-        // The numbers of both are the same, and each number of the process beside the target arrives.
+        // Both send the same numbers. All of the other process arrive.
         let report = receiver.finish();
         assert_eq!(number(&report, "distinct"), COUNT);
     }
@@ -176,7 +176,7 @@ fn cgroups_below_the_target_match_and_those_above_and_beside_it_do_not() {
     let total = injector.stop().total;
     assert_eq!((total.dropped, total.matched), (800, 800));
     assert_eq!((total.egress.packets, total.ingress.packets), (400, 400));
-    // Those above go last.
+    // The processes above are dropped last.
     drop((below, target, beside, top));
 }
 
@@ -317,10 +317,10 @@ fn a_sender_does_not_notice_that_all_is_lost() {
         let line = format!("tcp-connect --to {to} --bytes 20000 --timeout-ms 100");
         let report = talk(&lab.left, Some(&cgroup), &line);
         assert_eq!(report["connected"], true, "{report}");
-        // A drop that the sender is told of puts it in state "cwr" at once.
+        // A drop visible to the sender puts it in state "cwr" at once.
         assert_eq!(report["after_write"]["congestion"], "open", "{report}");
         assert_eq!(report["after_write"]["window"], 10, "{report}");
-        // All of this holds for the target alone. What takes this one's time is the machine.
+        // This applies to the target only. Others depend on the machine.
         let line = format!("tcp-connect --to {to} --bytes 20000");
         assert_complete(&talk(&lab.left, None, &line), "written", 20000);
     }
@@ -334,7 +334,7 @@ fn a_sender_does_not_notice_that_all_is_lost() {
     assert_eq!(summary.total.dropped, summary.total.matched);
 }
 
-/// How often a loss followed on a loss, and how many losses had a packet after them.
+/// The number of losses that follow a loss, and the number of losses with a successor.
 fn runs(missing: &[u64], count: u64) -> (u64, u64) {
     let followed = missing.windows(2).filter(|pair| pair[0] + 1 == pair[1]).count() as u64;
     (followed, missing.iter().filter(|&&n| n + 1 < count).count() as u64)
@@ -364,13 +364,13 @@ fn the_loss_models_lose_at_their_rates() {
     for (rule, lost) in summary.rules.iter().zip(&lost) {
         assert_eq!((rule.matched, rule.dropped), (COUNT, lost.len() as u64));
     }
-    // Every third, and no other.
+    // Exactly every third.
     assert_eq!(lost[0], (0..COUNT).filter(|n| n % 3 == 2).collect::<Vec<_>>());
-    // Correlation c inflates the variance by (1+c)/(1-c), and a loss follows on a loss with P + c(1-P).
+    // Correlation c inflates the variance by (1+c)/(1-c), and a loss follows a loss with P + c(1-P).
     assert!(correlated(COUNT, 0.2, 4.0).contains(&(lost[1].len() as u64)), "{}", lost[1].len());
     let (followed, of) = runs(&lost[1], COUNT);
     assert!(binomial(of, 0.68).contains(&followed), "{followed} of {of}");
-    // Two states are left: a burst begins with 5% and ends with 30%; correlation 65%.
+    // Two states remain: a burst starts with 5% and ends with 30%; correlation 65%.
     assert!(
         correlated(COUNT, 1.0 / 7.0, 4.8).contains(&(lost[2].len() as u64)),
         "{}",

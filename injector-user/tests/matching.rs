@@ -1,4 +1,4 @@
-//! Matching: a rule touches the packets that it names, and no others.
+//! Matching: a rule affects exactly the packets that it names.
 
 use std::{fmt::Write as _, net::SocketAddr, thread, time::Duration};
 
@@ -12,7 +12,7 @@ use testbed::{
 
 const COUNT: u64 = 20;
 
-/// Whether datagrams pass. Passing means that all do.
+/// Whether all datagrams pass.
 fn passes(
     (from, sender, bind): (&Host, Option<&TestCgroup>, Option<SocketAddr>),
     (to, receiver, at): (&Host, Option<&TestCgroup>, SocketAddr),
@@ -26,7 +26,7 @@ fn passes(
     arrived == COUNT
 }
 
-/// Whether a TCP connection from the target can be made and moves bytes.
+/// Whether a TCP connection from the target can be established and transfers bytes.
 fn connects(lab: &Lab, cgroup: &TestCgroup, to: SocketAddr) -> bool {
     let line = format!("tcp-connect --to {to} --bytes 1000 --timeout-ms 300");
     let report = talk(&lab.left, Some(cgroup), &line);
@@ -195,7 +195,7 @@ fn all_fragments_of_a_datagram_fall_under_its_rule() {
     for family in FAMILIES {
         for (from, to) in [(&lab.left, &lab.right), (&lab.right, &lab.left)] {
             let inside = |host: &Host| (host.netns == lab.left.netns).then_some(&cgroup);
-            // Seen from the left, either the destination or the source.
+            // Seen from the left, the destination or the source.
             for (port, arrive) in [(9000, 0), (9001, COUNT)] {
                 let (bind, at) = if inside(from).is_some() {
                     (from.at(family, 8000), to.at(family, port))
@@ -216,7 +216,7 @@ fn all_fragments_of_a_datagram_fall_under_its_rule() {
     assert_eq!((total.matched, total.dropped), (lost, lost));
 }
 
-/// Sends frames from one host to the other, `count` times each; returns how many arrived there, as a
+/// Sends frames from one host to the other, `count` times each. Returns how many arrived, as a
 /// packet socket saw them, without their tags.
 fn raw(
     (from, sender): (&Host, Option<&TestCgroup>),
@@ -231,7 +231,7 @@ fn raw(
     number(&sniffer.finish(), "frames")
 }
 
-/// An option for each of some bytes, in hexadecimal.
+/// A hexadecimal option for each of some bytes.
 fn options<'a>(name: &str, all: impl Iterator<Item = &'a [u8]>) -> String {
     all.map(|bytes| [" ", name, " ", &hex(bytes)].concat()).collect()
 }
@@ -306,8 +306,8 @@ fn the_protocol_behind_ipv6_extension_headers_is_found() {
     let line = "--loss 100% --direction egress --protocol udp --remote-port 9000";
     let injector = Injector::on(&lab.left, &cgroup, line);
     let (from, to) = (lab.left.v6, lab.right.v6);
-    // 8 bytes filled up by a PadN option, and 16 by one of experimental use, which receivers skip (RFC 4727).
-    // Linux takes no more than 7 bytes of padding.
+    // 8 bytes padded by a PadN option, and 16 by an experimental one that receivers skip (RFC 4727).
+    // Linux accepts at most 7 bytes of padding.
     let short = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
     let long = |next: u8| [next, 1, 0x1e, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     for (port, arrive) in [(9000, 0), (9001, 3 * COUNT)] {
@@ -342,26 +342,26 @@ fn broken_packets_are_counted_as_unparsed_and_pass() {
         frame(family, &packet)
     };
     let broken = [
-        // Cut off in the IP header, and in the UDP header.
+        // Truncated in the IP header, and in the UDP header.
         frame(Family::V4, &good(Family::V4)[..15]),
         frame(Family::V4, &good(Family::V4)[..24]),
         frame(Family::V6, &good(Family::V6)[..30]),
         frame(Family::V6, &good(Family::V6)[..44]),
-        // A header of 16 bytes; one longer than the packet.
+        // A header length of 16 bytes, and one beyond the packet.
         changed(Family::V4, 0, 0x44),
         changed(Family::V4, 0, 0x4f),
-        // A length beyond the end, and one within the header.
+        // A total length beyond the end, and one within the header.
         changed(Family::V4, 2, 0x10),
         changed(Family::V4, 3, 10),
         changed(Family::V6, 4, 0x10),
         // IPv6 in the ethertype and IPv4 in the header.
         changed(Family::V6, 0, 0x45),
-        // A TCP header would not fit; nor would any IPv6 extension header.
+        // Too short for a TCP header, and for an IPv6 extension header.
         changed(Family::V4, 9, 6),
         changed(Family::V6, 6, 6),
         changed(Family::V6, 6, 0),
     ];
-    // Now and then the kernels send ICMPv6 of their own.
+    // The kernels occasionally send ICMPv6 themselves.
     let fault = "--loss 100% --protocol tcp,udp";
     let not_ip = ethernet(left, right, &[], 0x88b5, b"IEEE 802 local experimental ethertype");
     for (hook, from) in
@@ -389,8 +389,8 @@ fn broken_packets_are_counted_as_unparsed_and_pass() {
     }
 }
 
-/// A file of `count` rules for as many addresses, of which the last few are the peer's: each rule loses
-/// all, and its number is in its name.
+/// A file of `count` rules for different addresses, the last few of which are the peer's. Each rule loses
+/// all packets and is named by its number.
 fn many_rules(lab: &Lab, count: usize) -> RuleFile {
     let mut text = String::from("rules:\n");
     for number in 0..count - 3 {
@@ -416,15 +416,15 @@ fn many_rules(lab: &Lab, count: usize) -> RuleFile {
     RuleFile::new(&text)
 }
 
-/// An unoptimized injector takes 16 s of processor time to read 65,536 rules, and several times that in an emulated
-/// machine. What an optimized one takes is for the benchmark to tell.
+/// An unoptimized injector takes 16 s of CPU time to read 65,536 rules, and several times that in an
+/// emulated machine. The benchmark measures an optimized one.
 const TIMEOUT: Duration = Duration::from_mins(4);
 
 #[test]
 fn of_many_rules_the_right_one_is_found() {
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
-    // Unoptimized and emulated, it would read as many as there may be for minutes.
+    // Unoptimized and emulated, reading the maximum number takes minutes.
     let most = if is_guest() { 16_384 } else { 65_536 };
     for count in [5_000, most] {
         let rules = many_rules(&lab, count);
@@ -487,7 +487,7 @@ fn while_one_rule_replaces_another_no_packet_slips_through() {
         let replaced = changed["replaced"].as_array().expect("a list");
         dropped += replaced.iter().map(|rule| number(rule, "dropped")).sum::<u64>();
     }
-    // A file that makes no sense changes nothing.
+    // An invalid file changes nothing.
     file.write("rules: [{loss: 101%}]");
     injector.process.signal(Signal::SIGHUP);
     injector.process.wait_for("warning");
@@ -498,7 +498,7 @@ fn while_one_rule_replaces_another_no_packet_slips_through() {
     assert!(dropped > 1000, "{dropped}");
 }
 
-/// Where datagrams go that several sockets receive: an address, and the group to join for it.
+/// A destination with several receiving sockets: an address, and the group to join for it.
 fn shared_addresses(host: &Host) -> [(SocketAddr, String); 3] {
     host.run(&format!("ip route replace 239.0.0.0/8 dev {INTERFACE}"));
     ["239.1.2.3:9000", "[ff05::1:9]:9000", "10.9.0.255:9000"].map(|at| {

@@ -1,4 +1,4 @@
-//! `injector run` touches no cgroup but its own: not one of another injector, nor one that its command made.
+//! `injector run` affects only its own cgroup, not those of other injectors or created by its command.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use nix::{
 use serde_json::Value;
 use testbed::{Family, INJECTOR, Lab, TIMEOUT, TestCgroup, scratch_file, wait_until};
 
-/// Files of a test, which go with the value.
+/// Files of a test, removed when dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -33,12 +33,12 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // While panicking there is nothing to be done about a failure.
+        // A failure cannot be handled while panicking.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// The events in a report file, as far as they are written.
+/// The events written to a report file so far.
 fn events(report: &Path) -> Vec<Value> {
     let text = fs::read_to_string(report).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
@@ -78,18 +78,18 @@ fn processes(cgroup: &Path) -> Vec<i32> {
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-/// The v2 cgroup of a process, as its own file has it.
+/// The v2 cgroup of a process, from /proc.
 fn cgroup_of(pid: i32) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned()
 }
 
-/// Whether a process is there, and not only waited for.
+/// Whether a process exists and is not a zombie.
 fn lives(pid: i32) -> bool {
     !matches!(testbed::state(pid.cast_unsigned()), '-' | 'Z' | 'X')
 }
 
-/// Waits until no journal says anything of a cgroup.
+/// Waits until no journal mentions a cgroup.
 #[track_caller]
 fn wait_for_no_journal_of(cgroup: &Path) {
     let name = cgroup.to_str().expect("text");
@@ -100,14 +100,14 @@ fn wait_for_no_journal_of(cgroup: &Path) {
     });
 }
 
-/// Waits until nothing of injector's is left in the cgroup of a test, nor in journals.
+/// Waits until injector has left nothing in the cgroup of a test or in journals.
 #[track_caller]
 fn wait_until_nothing_is_left(cgroup: &TestCgroup) {
     wait_until(TIMEOUT, "no cgroup is left", || below(&cgroup.path).is_empty());
     wait_for_no_journal_of(&cgroup.path);
 }
 
-/// A shell loop that pings an address over and over, and writes `pass` or `lost` for each.
+/// A shell loop that pings an address and writes `pass` or `lost` for each ping.
 fn pinging(to: &str, results: &Path, until: &str) -> String {
     let results = results.display();
     format!(
@@ -120,10 +120,10 @@ fn results(of: &Path) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// Waits for two more results of each of such loops, and returns them.
+/// Waits for two more results of each loop. Returns the last ones.
 #[track_caller]
 fn next_results(of: &[&Path]) -> Vec<Vec<String>> {
-    // The one that is on its way may have begun before.
+    // The ping in flight may have started before.
     let before: Vec<usize> = of.iter().map(|file| results(file).len() + 1).collect();
     wait_until(TIMEOUT, "pings", || {
         of.iter().zip(&before).all(|(file, before)| results(file).len() >= before + 2)
@@ -131,7 +131,7 @@ fn next_results(of: &[&Path]) -> Vec<Vec<String>> {
     of.iter().zip(before).map(|(file, before)| results(file)[before..].to_vec()).collect()
 }
 
-/// Fails unless all that is pinged now is lost.
+/// Fails unless all pings are lost now.
 #[track_caller]
 fn assert_all_lost(of: &[&Path], moment: &str) {
     for results in next_results(of) {
@@ -139,14 +139,14 @@ fn assert_all_lost(of: &[&Path], moment: &str) {
     }
 }
 
-/// One of several runs that are nested in each other.
+/// One of several nested runs.
 struct Level {
     injector: i32,
     guardian: i32,
     results: PathBuf,
 }
 
-/// Runs that are nested three deep, each of which loses what its command sends to another address.
+/// Runs nested three deep, each of which loses packets of its command to another address.
 struct Nest {
     lab: Lab,
     cgroup: TestCgroup,
@@ -259,7 +259,7 @@ fn nested_runs_killed_in_every_order_leave_each_other_alone() {
 #[test]
 fn a_cgroup_of_others_with_the_name_of_ours_stays() {
     let (lab, cgroup) = (Lab::new(), TestCgroup::new());
-    // The shell's number is injector's, once that has taken its place.
+    // The PID of the shell is injector's after exec.
     let script = format!(
         "mkdir {0}/injector-$$; sleep 60 & echo $! >{0}/injector-$$/cgroup.procs; exec {INJECTOR} run --loss 0% -- true",
         cgroup.path.display()
@@ -280,7 +280,7 @@ fn runs_in_two_pid_namespaces_below_one_cgroup_leave_each_other_alone() {
     let to = lab.right.address(Family::V4).to_string();
     let (results, stop) = (folder.file("results"), folder.file("stop"));
     let loop_of_pings = pinging(&to, &results, &format!("[ -e {} ]", stop.display()));
-    // Another command behind it keeps the shell from being replaced: injector is process 2 both times.
+    // A following command keeps the shell from exec, so injector is process 2 both times.
     let start = |arguments: &str| {
         let script = format!("{INJECTOR} run --direction egress {arguments}; exit $?");
         let mut command = lab.left.command("unshare", Some(&cgroup));
@@ -292,7 +292,7 @@ fn runs_in_two_pid_namespaces_below_one_cgroup_leave_each_other_alone() {
     assert_all_lost(&[&results], "at the start");
     let second = start("--loss 0% -- true").wait_with_output().expect("it ends");
     assert!(second.status.success(), "{second:?}");
-    // Whoever starts next carries out what dead injectors' journals say.
+    // The next injector undoes the journals of dead ones.
     Command::new(INJECTOR).arg("cleanup").stdout(Stdio::null()).status().expect("it runs");
     assert_all_lost(&[&results], "at the end");
     fs::write(&stop, "").expect("it can be written");
@@ -300,8 +300,8 @@ fn runs_in_two_pid_namespaces_below_one_cgroup_leave_each_other_alone() {
     wait_until_nothing_is_left(&cgroup);
 }
 
-/// A command that has a process in a cgroup of its own making below its own, an empty one beside it, and a process that
-/// it leaves where it is itself.
+/// A command with a process in a child cgroup that it created, an empty child cgroup, and a process in its
+/// own cgroup.
 fn manager(cgroup: &TestCgroup, folder: &Folder) -> String {
     let mount = testbed::hierarchy();
     let script = folder.file("manager");
@@ -325,14 +325,14 @@ fn assert_managed_stays_until_it_ends(cgroup: &TestCgroup, folder: &Folder) {
     let managed = own.join("managed");
     assert_eq!(processes(&managed).len(), 1, "it was moved out of its cgroup");
     assert!(own.join("empty").exists(), "its manager may use it");
-    // What is in no cgroup of others goes home.
+    // Processes in injector's own cgroup are moved back.
     let left: i32 = fs::read_to_string(folder.file("left"))
         .expect("a number")
         .trim()
         .parse()
         .expect("a number");
     assert!(!cgroup_of(left).contains("injector-"), "{}", cgroup_of(left));
-    // It stays while it is used, and keeps nobody from starting.
+    // The cgroup stays while in use, without keeping injectors from starting.
     let cleanup = || Command::new(INJECTOR).arg("cleanup").output().expect("it runs");
     let output = cleanup();
     assert!(output.status.success(), "{output:?}");
@@ -376,8 +376,8 @@ fn cgroups_that_the_command_made_stay_also_if_injector_is_killed() {
     assert_managed_stays_until_it_ends(&cgroup, &folder);
 }
 
-/// A run whose cgroup is taken away: by somebody who moves its processes elsewhere, and perhaps makes another one by
-/// its name. Returns the exit code.
+/// A run whose cgroup is removed: its processes are moved elsewhere, and another one of the same name may be
+/// created. Returns the exit code.
 fn run_without_its_cgroup(code: u8, makes_another: bool) -> Option<i32> {
     let (lab, cgroup, folder) = (Lab::new(), TestCgroup::new(), Folder::new());
     let (report, stop) = (folder.file("report"), folder.file("stop"));
@@ -425,6 +425,6 @@ fn run_without_its_cgroup(code: u8, makes_another: bool) -> Option<i32> {
 fn a_run_whose_cgroup_is_taken_away_says_so_and_fails() {
     assert_eq!(run_without_its_cgroup(0, false), Some(1));
     assert_eq!(run_without_its_cgroup(0, true), Some(1));
-    // That of the command says more.
+    // The exit code of the command takes precedence.
     assert_eq!(run_without_its_cgroup(7, true), Some(7));
 }

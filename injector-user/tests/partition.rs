@@ -1,11 +1,11 @@
-//! Partition: nothing passes between the target and the named addresses; all else does.
+//! Partition: only packets between the target and the named addresses are lost.
 
 use testbed::{FAMILIES, Family, Injector, Lab, TestCgroup, number, serve, talk};
 
 const COUNT: u64 = 50;
 
-/// Whether datagrams pass between the target (or a process beside it) and one of the peer's three
-/// addresses, out and in. Passing means that all do.
+/// Whether all datagrams pass between the target (or a process outside it) and one of the peer's three
+/// addresses, out and in.
 fn passes(lab: &Lab, cgroup: Option<&TestCgroup>, family: Family, n: u8) -> (bool, bool) {
     let (here, there) = (lab.left.at(family, 9000), (lab.right.nth(family, n), 9001).into());
     let there: std::net::SocketAddr = there;

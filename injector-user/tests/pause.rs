@@ -1,4 +1,4 @@
-//! Pauses: the whole target stops and goes on, and nothing stays stopped, however injector ends.
+//! Pauses: the whole target stops and resumes, and nothing stays stopped, however injector ends.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use nix::{
 use serde_json::Value;
 use testbed::{INJECTOR, Injector, Lab, Process, TIMEOUT, TestCgroup, state, wait_until};
 
-/// A process that counts up in a file, some hundred times a second.
+/// A process that counts up in a file, about a hundred times a second.
 struct Ticker {
     child: Child,
     file: PathBuf,
@@ -71,7 +71,7 @@ fn pauses(summary: &Value) -> &Value {
     &summary["processes"]["pauses"]
 }
 
-/// Whoever starts an injector undoes what dead ones left; one test wants to see that left.
+/// Serializes tests: each starting injector undoes what dead ones left, which one test must see.
 static ALONE: RwLock<()> = RwLock::new(());
 
 #[test]
@@ -110,13 +110,13 @@ fn a_series_of_random_pauses_is_counted_and_the_same_for_the_same_seed() {
         let done = pauses["done"].as_u64().expect("a count");
         assert!((15..=22).contains(&done), "{summary}");
         let time = |name: &str| pauses[name].as_f64().expect("a time");
-        // Each ends within some milliseconds of its time.
+        // Each ends within some milliseconds of its planned end.
         let late = time("stopped_ms") - time("planned_ms");
         assert!((-100.0..10.0 * done as f64).contains(&late), "{summary}");
         (done, time("planned_ms"))
     };
     let (one, other) = (planned(), planned());
-    // The last one may be cut off by the end in one of them.
+    // In one of them, the end may cut off the last pause.
     if one.0 == other.0 {
         assert!((one.1 - other.1).abs() < 1e-6, "{one:?} {other:?}");
     }
@@ -131,14 +131,14 @@ fn a_pid_is_that_process_alone_and_what_was_stopped_stays_so() {
     let line = format!("--pid {} --pause 800ms,at=100ms --for 2s", faulted.child.id());
     let injector = Injector::start(&lab.left, &line);
     wait_until(TIMEOUT, "stopped", || state(faulted.child.id()) == 'T');
-    // Its child, a sleep, may end, but nothing follows it.
+    // Its child, sleep, may end, but nothing follows.
     assert!(!faulted.runs());
     assert!(beside.runs());
     assert!(!cgroup.is_frozen());
     wait_until(TIMEOUT, "running", || state(faulted.child.id()) != 'T');
     assert!(faulted.runs());
     assert_eq!(pauses(&injector.process.finish())["by"], "SIGSTOP");
-    // Stopped by somebody else: neither counted nor let go on.
+    // Stopped by another process: neither counted nor resumed.
     let pid = Pid::from_raw(faulted.child.id().cast_signed());
     kill(pid, Signal::SIGSTOP).expect("it is ours");
     wait_until(TIMEOUT, "stopped", || state(faulted.child.id()) == 'T');
@@ -186,7 +186,7 @@ fn what_others_have_frozen_is_refused_and_stays_frozen() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("frozen already"), "{said}");
     assert!(cgroup.is_frozen());
-    // Frozen by somebody else between two pauses: left alone as well.
+    // Frozen by another process between two pauses: skipped too.
     fs::write(cgroup.freezer(), "0").expect("it can be thawed");
     let injector =
         Injector::on(&lab.left, &cgroup, "--pause 50ms,at=500ms,every=200ms --for 1200ms");
@@ -245,7 +245,7 @@ fn a_paused_command_is_interrupted_at_once_and_the_end_of_time_lets_it_go_on() {
     assert!(said.contains("1 pauses by cgroup.freeze"), "{said}");
 }
 
-/// The guardian: the child of injector that is called so.
+/// The guardian, a child of injector.
 fn guardian(injector: Pid) -> Option<Pid> {
     let children = fs::read_to_string(format!("/proc/{injector}/task/{injector}/children"))
         .unwrap_or_default();
@@ -274,7 +274,7 @@ fn after_sigkill_the_target_runs_within_a_second_fifty_times() {
         let pause = ["30s", "30ms,every=31ms", "200ms,every=201ms", "1ms,every=2ms"]
             [(round / 2 % 4) as usize];
         let injector = Injector::start(&lab.left, &format!("{target} --pause {pause}"));
-        // At whatever moment.
+        // At any time.
         thread::sleep(Duration::from_micros(round * 7919 % 300_000));
         injector.process.signal(Signal::SIGKILL);
         let killed = Instant::now();

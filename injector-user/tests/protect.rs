@@ -1,4 +1,4 @@
-//! `--protect` leaves the operator's own connections alone, and what they need. Port 22 is in xdp.rs.
+//! `--protect` exempts the operator's connections and the protocols that they need. For port 22 see xdp.rs.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -14,8 +14,8 @@ use testbed::{
     number, serve, talk,
 };
 
-/// A connection between the two hosts, both ends held by this process, which starts injector: so this
-/// is what a shell's sshd holds.
+/// A connection between the two hosts with both ends in this process, the parent of injector, like sshd's
+/// connection.
 fn connection(lab: &Lab, at: SocketAddr) -> (TcpStream, TcpStream) {
     let listener = lab.right.inside(|| TcpListener::bind(at)).expect("the address is its own");
     let near = lab.left.inside(|| TcpStream::connect(at)).expect("somebody listens");
@@ -27,7 +27,7 @@ fn connection(lab: &Lab, at: SocketAddr) -> (TcpStream, TcpStream) {
     (near, far)
 }
 
-/// Whether a byte gets there and back.
+/// Whether a byte can be sent and returned.
 fn exchange((near, far): &mut (TcpStream, TcpStream)) -> io::Result<()> {
     let mut byte = [0];
     near.write_all(b"?")?;
@@ -95,7 +95,7 @@ fn the_log_of_the_ebpf_side_is_on_with_verbose_and_off_without() {
     }
 }
 
-/// Has both ends of the cable forget each other's link-layer address.
+/// Removes the neighbour entries of both ends of the cable.
 fn forget_neighbours(lab: &Lab) {
     for host in [&lab.left, &lab.right] {
         for family in ["-4", "-6"] {
@@ -129,14 +129,14 @@ fn ssh_comes_through_though_neighbours_have_to_be_found_anew() {
     }
 }
 
-/// Messages of each kind that hosts need to reach each other, and some that they do not.
+/// Messages of each essential kind, and some others.
 fn messages(from: &Host, to: &Host) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     const ICMP: u8 = 1;
     const ICMPV6: u8 = 58;
     let frame = |family, packet: &[u8]| ethernet(from, to, &[], ethertype(family), packet);
     let icmp = |family, kind: u8, code: u8| {
         let protocol = if family == Family::V4 { ICMP } else { ICMPV6 };
-        // With a hop limit of less than 255, and no checksum, the kernel takes no notice.
+        // The kernel ignores them, given a hop limit below 255 and no checksum.
         let message = [kind, code, 0, 0, 1, 2, 3, 4, 0xee, kind, code, protocol];
         frame(family, &ip(from.address(family), to.address(family), protocol, &message))
     };
@@ -157,7 +157,7 @@ fn messages(from: &Host, to: &Host) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let mut others = vec![
         icmp(Family::V4, 3, 1),
         icmp(Family::V4, 8, 4),
-        // What these numbers mean is another thing in each family.
+        // These numbers have another meaning in each family.
         icmp(Family::V4, 135, 0),
         icmp(Family::V6, 3, 4),
         udp(Family::V4, (67, 9000)),
@@ -169,7 +169,7 @@ fn messages(from: &Host, to: &Host) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     (needed, others)
 }
 
-/// Sends frames from one host to the other, `count` times each; returns how many a packet socket saw there.
+/// Sends frames from one host to the other, `count` times each. Returns how many a packet socket saw.
 fn send(from: &Host, to: &Host, frames: &[Vec<u8>], count: u64) -> u64 {
     let options = |name: &str, skip: usize| {
         let options = frames.iter().flat_map(|frame| [name.to_owned(), hex(&frame[skip..])]);
@@ -199,7 +199,7 @@ fn what_hosts_need_to_reach_each_other_is_protected_and_nothing_beside_it() {
         let (all, none) = (COUNT * needed.len() as u64, COUNT * others.len() as u64);
         assert_eq!(send(from, to, &needed, COUNT), all, "{options}");
         let arrived = send(from, to, &others, COUNT);
-        // A packet socket sees what comes before it is lost, but for XDP.
+        // A packet socket sees packets before they are lost, except with XDP.
         assert!(arrived == 0 || options.ends_with("ingress"), "{options}: {arrived}");
         let total = injector.stop().total;
         assert_eq!((total.protected, total.matched, total.dropped), (all, none, none), "{options}");

@@ -1,4 +1,4 @@
-//! Reset: the target's side of a connection sees ECONNRESET, once, and others see nothing.
+//! Reset: the target's side of a connection gets ECONNRESET once, and other connections are unaffected.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -9,14 +9,14 @@ use testbed::{
 
 const BYTES: u64 = 20_000;
 
-/// A connection that waits to be told to move bytes.
+/// A connection that waits for a command to transfer bytes.
 fn hold(host: &Host, cgroup: Option<&TestCgroup>, to: SocketAddr) -> Process {
     let line =
         format!("tcp-connect --mode echo --hold --to {to} --bytes {BYTES} --timeout-ms 2000");
     serve(host, cgroup, &line)
 }
 
-/// Has it move them; returns how that went.
+/// Transfers the bytes. Returns the result.
 fn go(mut connection: Process) -> Value {
     connection.tell("go");
     connection.finish()
@@ -77,7 +77,7 @@ fn new_connections_come_about_and_are_reset_at_their_first_data() {
 
 #[test]
 fn accepted_connections_of_the_target_are_reset_on_its_side() {
-    /// So much that it is not all sent when the answer begins: one that has been sent all is told EPIPE.
+    /// So much that sending is incomplete when the answer starts. After complete sending, it is EPIPE.
     const MUCH: u64 = 100 * BYTES;
 
     let lab = Lab::new();
@@ -94,7 +94,7 @@ fn accepted_connections_of_the_target_are_reset_on_its_side() {
             };
             let report = talk(&lab.right, None, &line(9000, MUCH));
             assert_eq!(report["connected"], true, "{report}");
-            // The peer is told by the target's kernel if at all, when it sends to what is no more.
+            // The peer may get a RST from the target's kernel when it sends to the closed connection.
             assert_ne!(report["error"], Value::Null, "{report}");
             assert_whole(&talk(&lab.right, None, &line(9001, BYTES)));
         }
@@ -116,7 +116,7 @@ fn acknowledgments_are_enough_to_be_reset_where_only_they_are_seen() {
     let _sink = serve(&lab.right, None, "tcp-serve --bind [::]:9000");
     let line = "tcp-serve --mode source --bytes 5000000 --chunk 1000 --bind [::]:9001";
     let _source = serve(&lab.right, None, line);
-    // The target only sends data and the faults see what it receives, and the other way round.
+    // The target only sends data while the faults match received packets, and vice versa.
     for (direction, port, mode) in [("ingress", 9000, "sink"), ("egress", 9001, "source")] {
         let line = format!("--reset --direction {direction}");
         let injector = Injector::on(&lab.left, &cgroup, &line);
@@ -125,9 +125,9 @@ fn acknowledgments_are_enough_to_be_reset_where_only_they_are_seen() {
             let line =
                 format!("tcp-connect --mode {mode} --to {to} --bytes 5000000 --timeout-ms 2000");
             let report = talk(&lab.left, Some(&cgroup), &line);
-            // The peer's data may come, and be acknowledged, before the process hears of its connection.
+            // The peer's data may be acknowledged before the process accepts the connection.
             let error = report["error"].as_str().unwrap_or_default();
-            // Whoever writes to a connection that has been reset meanwhile gets EPIPE.
+            // Writing to a connection that was reset meanwhile gives EPIPE.
             assert!(["ECONNRESET", "EPIPE"].contains(&error), "{direction} {report}");
         }
         assert_eq!(injector.stop().total.reset, 2, "{direction}");
@@ -141,7 +141,7 @@ fn the_peer_of_a_connection_that_was_reset_on_arrival_learns_of_it() {
     let line = "--interface veth0 --reset --direction ingress --local-port 9000";
     let injector = Injector::start(&lab.left, line);
     for family in FAMILIES {
-        // It sends again what was replaced by the RST, and the kernel answers for the dead connection.
+        // It retransmits the replaced segment, and the kernel answers for the closed connection.
         let report = go(hold(&lab.right, None, lab.left.at(family, 9000)));
         assert_eq!(report["error"], "ECONNRESET", "{family:?} {report}");
     }
@@ -181,7 +181,7 @@ fn connections_to_other_ports_of_the_target_are_not_reset() {
     assert_eq!(injector.stop().total.reset, 1);
 }
 
-/// Addresses of the host itself, which it reaches over its loopback.
+/// Addresses of the host itself, reached over its loopback.
 fn own_addresses(host: &Host, port: u16) -> [SocketAddr; 5] {
     [
         (Ipv4Addr::LOCALHOST, port).into(),
@@ -230,7 +230,7 @@ fn connections_of_a_host_to_itself_are_reset_on_the_servers_side() {
         let line = format!("--reset --direction {direction}");
         let injector = Injector::on(&lab.left, &cgroup, &line);
         for (to, connection) in clients {
-            // What it sends again is answered by the kernel, as its peer is gone.
+            // The kernel answers its retransmissions, as the peer is closed.
             let report = go(connection);
             assert_eq!(report["error"], "ECONNRESET", "{direction} {to} {report}");
         }
@@ -286,7 +286,7 @@ fn connections_to_a_link_local_address_of_the_host_are_reset() {
     let index = link.split(':').next().and_then(|index| index.parse().ok()).expect("an index");
     let to = SocketAddrV6::new(address, 9000, 0, index).into();
     let _server = serve(&lab.left, None, "tcp-serve --mode echo --bind [::]:9000");
-    // Received packets of such a connection cannot be told to be the cgroup's.
+    // Received packets of such a connection cannot be matched by cgroup.
     let of_cgroup = format!("--cgroup {} --direction egress", cgroup.path.display());
     for target in [&of_cgroup, "--interface lo --direction egress", "--interface lo"] {
         let connection = hold(&lab.left, Some(&cgroup), to);
@@ -300,12 +300,12 @@ fn connections_to_a_link_local_address_of_the_host_are_reset() {
 fn connections_of_multipath_tcp_are_reset() {
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
-    // A connection whose last path was reset ends after this time.
+    // The timeout after which a connection ends whose last path was reset.
     if !lab.left.run_in(None, "sysctl -q -w net.mptcp.enabled=1 net.mptcp.close_timeout=1").0 {
-        // No multipath TCP, or one that cannot be told so: before Linux 6.8.
+        // Multipath TCP is missing, or lacks this setting (before Linux 6.8).
         return;
     }
-    // With one that does not know of it, it is plain TCP.
+    // With a peer without multipath TCP, it is plain TCP.
     for kind in ["--mptcp", ""] {
         let server =
             serve(&lab.left, None, &format!("tcp-serve --mode echo --bind [::]:9000 {kind}"));

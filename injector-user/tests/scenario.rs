@@ -1,4 +1,4 @@
-//! Scenarios on real packets: what is planned happens, when it is planned, and nothing is left of it.
+//! Scenarios with real packets: changes happen as planned and on time, and nothing is left.
 
 use std::{
     fs,
@@ -97,7 +97,7 @@ fn changes_come_when_they_are_planned() {
         assert!((planned - 200.0 - 30.0 * f64::from(number)).abs() < 0.001, "{change}");
         assert!(change["actual_ms"].as_f64().expect("a time") >= planned, "{change}");
     }
-    // `cargo xtask bench scenario` measures; here others may want the processors as well.
+    // Generous bounds, as other tests may use the CPUs. `cargo xtask bench scenario` measures.
     let late = &events.last().expect("an end")["late"];
     assert!(late["p50_ms"].as_f64().expect("a time") < 10.0, "{late}");
 }
@@ -143,7 +143,7 @@ fn the_same_seed_loses_doubles_and_swaps_the_same_packets() {
          - {{at: 1500ms, for: 1500ms, faults: {{rules: [{rule}]}}}}\n",
         lab.left.netns
     ));
-    // What arrives, in its order, of numbered packets, in either step.
+    // The numbers of received packets, in order, in either step.
     let exchange = |seed: &str| -> [Vec<u32>; 2] {
         let (here, there) = (lab.left.at(Family::V4, 7000), lab.right.at(Family::V4, 7000));
         let (left, right) = (socket(&lab.left, here), socket(&lab.right, there));
@@ -151,7 +151,7 @@ fn the_same_seed_loses_doubles_and_swaps_the_same_packets() {
         let mut process = start_scenario(&lab.left, &file.path, &["--seed", seed]);
         let steps = [(), ()].map(|()| {
             process.wait_for("change");
-            // All within the delay, so that the order is that of the decisions.
+            // All within the delay, so that arrival is in the order of decisions.
             for number in 0..COUNT {
                 left.send_to(&number.to_be_bytes(), there).expect("it is sent");
             }
@@ -181,7 +181,7 @@ fn the_same_seed_loses_doubles_and_swaps_the_same_packets() {
 fn targets_in_the_same_namespace_get_along() {
     let lab = Lab::new();
     let (one, other) = (TestCgroup::new(), TestCgroup::new());
-    // Both hold packets, and the whole namespace loses some: each is judged by each.
+    // Both hold packets, and the namespace loses some: each fault applies to each packet.
     let file = RuleFile::new(&format!(
         "targets: {{one: {{cgroup: {}}}, other: {{cgroup: {}}}, all: {{netns: {}}}}}\ntimeline:\n\
          - {{for: 4s, on: one, faults: {{rules: [{{delay: 100ms, direction: egress}}]}}}}\n\
@@ -248,7 +248,7 @@ fn what_fails_undoes_all() {
     process.wait_for("change");
     process.wait_for("change");
     assert!(!answers(&lab));
-    // Its packets have no link-layer header, so they cannot be delayed, though they are asked to be.
+    // Its packets have no link-layer header, so they cannot be delayed.
     let batch = "link del extra0\ntuntap add extra0 mode tun\n";
     testbed::ip(&["-n", &lab.left.netns], batch);
     let failed = process.wait_for("failed");
@@ -282,7 +282,7 @@ fn asked_to_end_it_ends_at_once() {
     assert!(!answers(&lab));
     process.tell("");
     let mut lines = Vec::new();
-    // The terminal shows what is typed.
+    // The terminal echoes input.
     while let Ok(line) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| process.next())) {
         let Some(line) = line else { break };
         lines.push(line);
@@ -326,7 +326,7 @@ fn killed_it_leaves_nothing() {
     }
 }
 
-/// What journals say that a process has done, and is not undone.
+/// The pending actions in the journals of a process.
 fn journals(pid: i32) -> Vec<PathBuf> {
     let folder = fs::read_dir("/run/injector").into_iter().flatten().flatten();
     let files = folder.map(|file| file.path());
@@ -359,7 +359,7 @@ fn what_makes_no_sense_is_wrong_usage() {
     assert!(apply(&lab.left, &file.path, &["--check"]).output().expect("it runs").status.success());
 }
 
-/// The first of these programs that is there.
+/// The first installed program of these.
 fn found(names: &[&str]) -> Option<PathBuf> {
     let folders = std::env::split_paths(&std::env::var_os("PATH")?).collect::<Vec<_>>();
     names

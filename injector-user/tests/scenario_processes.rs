@@ -1,4 +1,4 @@
-//! Process faults of scenarios: they begin and end with their steps, are counted, and nothing stays stopped.
+//! Process faults of scenarios: they start and end with their steps, are counted, and nothing stays stopped.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use testbed::{
     wait_for_state, wait_until,
 };
 
-/// A scenario with one target, which is this cgroup.
+/// A scenario with this cgroup as its only target.
 fn scenario(cgroup: &TestCgroup, timeline: &str) -> RuleFile {
     let path = cgroup.path.display();
     RuleFile::new(&format!("targets: {{c: {{cgroup: {path}}}}}\ntimeline:\n{timeline}\n"))
@@ -39,7 +39,7 @@ fn a_pause_begins_with_its_step_and_ends_with_it() {
     let lab = Lab::new();
     let (cgroup, beside) = (TestCgroup::new(), TestCgroup::new());
     let (faulted, spared) = (sleep(&lab, &cgroup), sleep(&lab, &beside));
-    // Packet faults that come and go meanwhile leave it alone.
+    // Packet faults that start and end meanwhile do not affect it.
     let file = scenario(
         &cgroup,
         "- {at: 300ms, for: 1s, faults: {processes: {pause: 1m}}}\n\
@@ -59,10 +59,10 @@ fn a_pause_begins_with_its_step_and_ends_with_it() {
     let target = &change["targets"][0];
     assert_eq!(number(&target["replaced"]["pause 60s"], "pauses"), 1, "{change}");
     let paused = number(&target["replaced"]["pause 60s"], "paused_ms");
-    // It begins when it can, and ends when the step does.
+    // It starts as soon as possible and ends with its step.
     assert!((800..1200).contains(&paused), "{change}");
     assert_eq!(number(&target["before"], "pauses"), 1, "{change}");
-    // One that ends before its step does.
+    // A pause that ends before its step.
     process.wait_for("change");
     assert!(cgroup.is_frozen());
     wait_until(TIMEOUT, "the pause ends", || !cgroup.is_frozen());
@@ -93,7 +93,7 @@ fn signals_are_sent_within_their_step_only() {
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
     let mut command = lab.left.command("bash", Some(&cgroup));
-    // It writes all the time, and makes no processes for it.
+    // It writes continuously without forking.
     let script = "exec 3<> <(:); while :; do echo x; read -t 0.02 -u 3; done >/dev/null";
     let mut writer = command.args(["-c", script]);
     writer = writer.stdin(std::process::Stdio::null());
@@ -179,7 +179,7 @@ fn pauses_come_when_they_are_planned_and_random_ones_follow_the_seed() {
     }
     late.sort_by(f64::total_cmp);
     assert_eq!(late.len(), 22);
-    // Half of them: others may want the processors as well.
+    // At least half, as other tests may use the CPUs.
     assert!(late[late.len() / 2] < 10.0, "{late:?}");
     let pauses = number(&last["faults"]["c"]["pause 1s"], "pauses");
     assert_eq!(pauses, 10, "{last}");

@@ -1,4 +1,4 @@
-//! The published JSON Schema of scenarios is that of the code, and the scenarios of the documentation follow it.
+//! The published JSON Schema of scenarios matches the code, and the scenarios of the docs conform to it.
 
 use std::{fs, path::Path, process::Command};
 
@@ -76,7 +76,7 @@ fn the_schema_refuses_what_the_code_refuses() {
 #[test]
 fn checking_touches_nothing_and_needs_no_privileges() {
     let path = &examples()[0];
-    // The build's folder may be out of that user's reach.
+    // That user may have no access to the build directory.
     let injector = std::env::temp_dir().join(format!("injector-check-{}", std::process::id()));
     fs::copy(env!("CARGO_BIN_EXE_injector"), &injector).expect("it can be copied");
     let output = Command::new("setpriv")

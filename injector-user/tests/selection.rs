@@ -1,5 +1,5 @@
-//! Faults of the pods that labels select, asked for through the agent's own API: against a real API server, with real
-//! containers, whose kubelet the test plays.
+//! Faults of pods by labels, requested through the agent's own API, with a real API server and real
+//! containers. The test acts as the kubelet.
 
 #[path = "support/cluster.rs"]
 mod cluster;
@@ -14,7 +14,7 @@ use cluster::{Cluster, start, wait_until};
 use serde_json::{Value, json};
 use testbed::{Family, INJECTOR, Lab, agent::Agent, container::Machine};
 
-/// What is sent is lost, and nothing that is received: see tests/containers.rs.
+/// Loses sent packets only, see tests/containers.rs.
 fn all_lost(pods: &str) -> Value {
     json!({
         "name": "lost",
@@ -23,13 +23,13 @@ fn all_lost(pods: &str) -> Value {
     })
 }
 
-/// The same with more to it.
+/// The same request with more fields.
 fn with(mut request: Value, key: &str, value: impl Into<Value>) -> Value {
     request[key] = value.into();
     request
 }
 
-/// Whether these pods, and no others, are faulted.
+/// Whether exactly these pods are faulted.
 fn has_faulted(pods: &'static [&'static str]) -> impl Fn(&Value) -> bool {
     move |fault| {
         let told = fault["pods"].as_array().expect("a list");
@@ -56,7 +56,7 @@ fn selected_pods_of_the_node_are_faulted_and_no_others() {
         (start(&machine, &lab.left, name, &uid), uid)
     };
     let (chosen, uid) = run("cart-0", "a", "cart");
-    // They share a network namespace, as pods in that of the host do.
+    // They share a network namespace, like pods with hostNetwork.
     let (neighbour, _) = run("db-0", "a", "db");
     let (elsewhere, _) = run("cart-9", "b", "cart");
     let agent = cluster.agent("a", &machine, &[]);
@@ -75,23 +75,23 @@ fn selected_pods_of_the_node_are_faulted_and_no_others() {
     let of_pod = part(counted["pods"][0]["fault"].as_str().expect("a name")).expect("it acts");
     assert_eq!((&of_pod["part_of"], &of_pod["seed"]), (&json!("lost"), &seed), "{of_pod:#}");
     assert_eq!(of_pod["owner"], created["owner"], "{of_pod:#}");
-    // A part is not renewed alone.
+    // A part cannot be renewed by itself.
     let renewal = format!("/v1/faults/{}/renew", of_pod["name"].as_str().expect("text"));
     let (status, problem) = agent.ask("POST", &renewal, None);
     assert_eq!(status, 409, "{problem}");
 
-    // It comes again in its pod.
+    // The container restarts in its pod.
     chosen.stop();
     let again = start(&machine, &lab.left, "cart-0", &uid);
     wait_until(&again, false, to);
-    // One more, which is there before its container is.
+    // Another pod, which exists before its container.
     let uid = cluster.add_pod("cart-1", "a", &json!({"app": "shop", "injector.dev/tier": "web"}));
     agent.wait_for("lost", |fault| fault["pods"].as_array().expect("a list").len() == 2);
     let second = start(&machine, &lab.left, "cart-1", &uid);
     wait_until(&second, false, to);
     agent.wait_for("lost", has_faulted(&["cart-0", "cart-1"]));
     let before = agent.get("lost")["packets"]["matched"].as_u64().expect("a number");
-    // One that is selected no more. What was done to it is not forgotten.
+    // A pod that is no longer selected. Its counters are kept.
     label(&cluster, "cart-0", "other");
     wait_until(&again, true, to);
     assert!(!second.pings(to));
@@ -111,7 +111,7 @@ fn selected_pods_of_the_node_are_faulted_and_no_others() {
     assert_eq!(deleted["reason"], "deleted");
     assert!(matched(&deleted) >= matched(&counted), "{deleted:#}");
     assert!(second.pings(to) && agent.active().is_empty());
-    // One that comes now is left alone.
+    // A new pod is not faulted.
     label(&cluster, "cart-0", "cart");
     thread::sleep(Duration::from_secs(2));
     assert!(again.pings(to) && agent.active().is_empty());
@@ -177,7 +177,7 @@ fn parts_live_as_long_as_the_whole() {
     let container = start(&machine, &lab.left, "cart-0", &uid);
     let mut agent = cluster.agent("a", &machine, &["--api-patience", "6s"]);
 
-    // A lease: renewed, and then no more.
+    // A lease, renewed at first and then not.
     agent.create(&with(all_lost("test/app=cart"), "lease", "4s"));
     agent.wait_for("lost", has_faulted(&["cart-0"]));
     for _ in 0..7 {
@@ -201,7 +201,7 @@ fn parts_live_as_long_as_the_whole() {
     let ended = agent.wait_for("lost", |fault| fault["phase"] == "ended");
     assert_eq!(ended["reason"], "expired", "{ended:#}");
 
-    // A part that is ended through the API does not begin again.
+    // A part deleted through the API does not start again.
     let fault = with(all_lost("test/app=cart"), "for", "10m");
     agent.create(&fault);
     let acting = agent.wait_for("lost", has_faulted(&["cart-0"]));
@@ -210,7 +210,7 @@ fn parts_live_as_long_as_the_whole() {
     assert!(container.pings(to));
     agent.delete("lost");
 
-    // Which pods are selected is not known for long without the API server.
+    // Without the API server, the selected pods become unknown.
     agent.create(&fault);
     agent.wait_for("lost", has_faulted(&["cart-0"]));
     cluster.kill_server();
@@ -221,7 +221,7 @@ fn parts_live_as_long_as_the_whole() {
     cluster.start_server();
     wait_until(&container, false, to);
 
-    // Killed, it leaves nothing.
+    // A killed agent leaves nothing.
     agent.child.kill().expect("it runs");
     agent.child.wait().expect("it ends");
     wait_until(&container, true, to);
@@ -251,7 +251,7 @@ fn a_command_has_the_agent_fault_selected_pods_and_says_which() {
         inject(&agent, &[&["--pods", pods], &loss[..], more].concat())
     };
 
-    // With an end of its own.
+    // With its own duration.
     let command = select("test/app=cart", &["--for", "5s", "--require-match", "--output", "json"]);
     wait_until(&container, false, to);
     let output = command.wait_with_output().expect("it ends");
@@ -269,7 +269,7 @@ fn a_command_has_the_agent_fault_selected_pods_and_says_which() {
     assert!(summary["matched"].as_u64() >= Some(1), "{summary:#}");
     assert!(container.pings(to) && agent.active().is_empty());
 
-    // None that is selected is not a success.
+    // Selecting no pod is a failure.
     let output = select("test/app=none", &["--for", "2s", "--require-match"]).wait_with_output();
     let output = output.expect("it ends");
     let text = String::from_utf8(output.stdout).expect("text");
@@ -279,7 +279,7 @@ fn a_command_has_the_agent_fault_selected_pods_and_says_which() {
     let text = String::from_utf8(output.stderr).expect("text");
     assert!(!output.status.success() && text.contains("unable to parse"), "{text}");
 
-    // Killed, it ends with its lease.
+    // After a kill of the client, it ends with its lease.
     let mut command = select("test/app=cart", &[]);
     let mut lines = BufReader::new(command.stdout.take().expect("piped")).lines();
     let is_said = lines.any(|line| line.expect("text") == "injector: pod cart-0 is faulted");

@@ -1,7 +1,7 @@
-//! Whatever the moment at which injector is killed, everything is as before: compared by listing.
+//! After injector is killed at any time, everything is as before, compared by listings.
 //!
-//! The listings are of the whole machine, so this test has a file of its own: cargo runs the files one
-//! after another.
+//! The listings are of the whole machine, so this test has its own file: cargo runs files one after
+//! another.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ use testbed::{
     listing::{TIMEOUT, assert_nothing_is_left, cleanup, listing},
 };
 
-/// One test after another: each injector that starts undoes what it finds, so what another test's has left as well.
+/// Serializes tests: each starting injector undoes what it finds, including leftovers of other tests.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -36,7 +36,7 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
     let file = RuleFile::new("rules: [{loss: 10%}]");
     let before = listing(&lab);
     for round in 0..25 {
-        // Start-up of `run`: a cgroup, a guardian and a command are made.
+        // Start-up of `run`, which creates a cgroup, a guardian and a command.
         let mut command = lab.left.command(testbed::INJECTOR, None);
         command.args(["run", "--loss", "50%", "--", "sleep", "4321"]);
         let mut run = command.stderr(Stdio::null()).spawn().expect("it starts");
@@ -70,7 +70,7 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
             TIMEOUT,
         );
 
-        // While rules are changed, over and over.
+        // During repeated changes of rules.
         let line = format!("--interface veth0 {}", file.option());
         let injector = Injector::start(&lab.left, &line);
         let end = Instant::now() + Duration::from_micros(random.random_range(0..100_000));
@@ -81,7 +81,7 @@ fn killed_at_any_of_100_random_moments_it_leaves_nothing() {
         drop(injector);
         assert_nothing_is_left(&before, &lab, &format!("in a change, in round {round}"), TIMEOUT);
     }
-    // The commands of `run` went on, where they came from and without faults.
+    // The commands of `run` continue in their original cgroup without faults.
     let ended = Command::new("pkill").args(["-KILL", "-x", "-f", "sleep 4321"]).status();
     ended.expect("pkill");
     assert_ne!(cleanup(), "");
@@ -113,7 +113,7 @@ fn what_a_killed_guardian_leaves_is_undone_by_the_next_start() {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("alive");
     let guardian = children.split_whitespace().map(|child| child.parse().expect("a number"));
     let guardian = guardian.into_iter().find(|&child: &i32| child != command).expect("a guardian");
-    // The guardian first: it must not see its ward die.
+    // The guardian first, so that it cannot notice injector's death.
     kill(Pid::from_raw(guardian), Signal::SIGKILL).expect("it is ours");
     run.signal(Signal::SIGKILL);
     run.child.wait().expect("it was killed");
@@ -128,7 +128,7 @@ fn what_a_killed_guardian_leaves_is_undone_by_the_next_start() {
     assert!(cleanup().contains("nothing was left"));
 }
 
-/// The cgroup that a run has made for its command, at the top of the hierarchy.
+/// The cgroup that a run created for its command, at the top of the hierarchy.
 fn cgroup_of_run(pid: Pid) -> PathBuf {
     let entries = fs::read_dir(testbed::hierarchy()).expect("it is mounted").flatten();
     let mut names = entries.map(|entry| entry.file_name().into_string().unwrap_or_default());
@@ -151,7 +151,7 @@ struct KilledOnDrop(std::process::Child);
 
 impl Drop for KilledOnDrop {
     fn drop(&mut self) {
-        // It may have ended.
+        // The process may have ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

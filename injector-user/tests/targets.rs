@@ -1,10 +1,10 @@
-//! Targets: namespaces, processes and interfaces, named from elsewhere.
+//! Targets: namespaces, processes and interfaces of other namespaces.
 
 use testbed::{FAMILIES, Host, Injector, Lab, TestCgroup, ip, number, serve, talk};
 
 const COUNT: u64 = 50;
 
-/// Whether datagrams pass from one host to another. Passing means that all do.
+/// Whether all datagrams pass from one host to another.
 fn passes(from: &Host, cgroup: Option<&TestCgroup>, to: &Host, at: std::net::SocketAddr) -> bool {
     let receiver = serve(to, None, &format!("udp-receive --bind {at}"));
     talk(from, cgroup, &format!("udp-send --to {at} --count {COUNT}"));
@@ -43,7 +43,7 @@ fn the_cgroup_of_a_process_is_faulted_in_its_namespace() {
     for family in FAMILIES {
         assert!(!passes(left, Some(&cgroup), right, right.at(family, 9000)));
         assert!(passes(left, None, right, right.at(family, 9000)));
-        // Of the same cgroup, but in the other namespace.
+        // In the same cgroup, but in the other namespace.
         assert!(passes(right, Some(&cgroup), left, left.at(family, 9000)));
     }
     assert_eq!(injector.stop().total.dropped, 2 * COUNT);

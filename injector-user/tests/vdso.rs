@@ -1,5 +1,5 @@
-//! Clocks that go wrong in running processes, by their vDSO. All processes here are started by the test that
-//! patches them, and end with it.
+//! Clock skews in running processes, by patching their vDSO. Each test starts the processes that it
+//! patches, and ends them.
 
 use std::{
     fs,
@@ -83,12 +83,12 @@ impl Program {
         self.line()
     }
 
-    /// How far off the real-time clock is.
+    /// The offset of the real-time clock.
     fn realtime(&mut self) -> i64 {
         self.ask()["realtime"].as_i64().expect("a number")
     }
 
-    /// Ends it by its standard input; it must end well.
+    /// Ends it by closing its standard input. It must succeed.
     fn finish(mut self) -> Value {
         self.input = None;
         let report = self.line();
@@ -104,7 +104,7 @@ impl Program {
         report
     }
 
-    /// What the kernel says it does: R, S, T, t, Z…
+    /// The process state: R, S, T, t, Z…
     fn state(&self) -> char {
         state(self.child.id())
     }
@@ -136,7 +136,7 @@ const IDS: [i32; CLOCKS] = [
     libc::CLOCK_TAI,
 ];
 
-/// A skew of some clocks that begins now.
+/// A skew of some clocks that starts now.
 fn from_now(clocks: &[Clock], lease: Duration, skew: Skew) -> Skew {
     let mut spans = [Span::TRUE; CLOCKS];
     for clock in clocks {
@@ -209,7 +209,7 @@ fn offsets_are_exact_in_all_functions_and_only_there() {
     for clock in ["monotonic", "monotonic_raw", "boottime", "tai"] {
         assert_near(clock, &read[clock], -HOUR, MILLISECOND);
     }
-    // Used processor time is nobody's clock.
+    // CPU-time clocks are never skewed.
     for clock in ["process", "thread"] {
         assert_near(clock, &read[clock], 0, MILLISECOND);
     }
@@ -271,7 +271,7 @@ fn time_becomes_true_when_the_lease_ends() {
     drop(patch(&program, &skew));
     assert_realtime(&program.ask(), HOUR);
     assert!(start.elapsed() < lease, "this machine is too slow for the test");
-    // A coarse clock comes there a tick later.
+    // A coarse clock is one tick later.
     thread::sleep(lease + Duration::from_nanos(TICK.cast_unsigned()));
     let read = program.ask();
     assert_realtime(&read, 0);
@@ -292,7 +292,7 @@ fn a_fork_inherits_and_is_adopted() {
     assert_eq!(owner_of(child).expect("it runs"), Some(OWNER));
     let other = Patcher::new(OWNER + 1).patch(child, &realtime(0));
     assert!(matches!(other, Err(Refusal::Owned(OWNER))), "{other:?}");
-    // A traced process cannot be stopped, so that this is done without.
+    // A traced process cannot be stopped, so this works without stopping.
     let traced = Traced::new(child);
     let mut adopted = patcher.patch(child, &realtime(-HOUR)).expect("it is ours");
     drop(traced);
@@ -329,7 +329,7 @@ fn what_has_ended_is_gone() {
     let none = Patcher::new(OWNER).patch(pid, &realtime(0));
     assert!(matches!(none, Err(Refusal::Gone)), "{none:?}");
     assert!(matches!(restore(pid, None), Err(Refusal::Gone)));
-    // A thread of the kernel.
+    // A kernel thread.
     let kernel = Patcher::new(OWNER).patch(2, &realtime(0));
     assert!(matches!(kernel, Err(Refusal::NoVdso)), "{kernel:?}");
 }
@@ -362,7 +362,7 @@ fn a_traced_process_is_refused() {
     drop(traced);
     assert_realtime(&program.ask(), 0);
     let _patched = patch(&program, &realtime(HOUR));
-    // What cannot be restored is true all the same.
+    // Clocks that cannot be restored read true nevertheless.
     let traced = Traced::new(program.pid());
     assert!(matches!(restore(program.pid(), None), Err(Refusal::Traced)));
     drop(traced);
@@ -376,7 +376,7 @@ fn a_stopped_process_stays_stopped() {
     let pid = Pid::from_raw(program.pid());
     for _ in 0..20 {
         kill(pid, Signal::SIGSTOP).expect("it runs");
-        // With and without the stop having happened.
+        // With the stop delivered or not.
         if program.pid() % 2 == 0 {
             program.wait_for_state('T');
         }
@@ -396,14 +396,14 @@ fn a_stopped_process_stays_stopped() {
 
 #[test]
 fn signals_are_neither_lost_nor_invented() {
-    // bash counts the signals that it receives, which are sent while it is patched and restored.
+    // bash counts received signals, which are sent while it is patched and restored.
     let script = "n=0; trap 'n=$((n+1))' USR1; echo '{\"event\":\"ready\"}'; \
                   while read -t 0.001 line; [ $? -gt 128 ]; do :; done; echo $n";
     let mut program = Program::of(Command::new("bash").args(["-c", script]));
     assert_eq!(program.line()["event"], "ready");
     let mut sent = 0;
     for _ in 0..200 {
-        // Standard signals are not queued, so the one before must have been taken.
+        // Standard signals are not queued, so the previous one must have been handled.
         let pending = || {
             let status =
                 fs::read_to_string(format!("/proc/{}/status", program.pid())).expect("it runs");
@@ -499,7 +499,7 @@ fn image(pid: i32) -> Vec<u8> {
     image
 }
 
-/// Where an ELF image ends that ends with its section headers.
+/// The end of an ELF image whose last part is its section headers.
 fn elf_end(image: &[u8]) -> usize {
     let number = |at: usize, length: usize| {
         image[at..at + length].iter().rev().fold(0, |number, byte| number << 8 | usize::from(*byte))
@@ -531,7 +531,7 @@ fn readers_see_one_skew_or_the_other() {
         "hammer --all --offset 0 --offset {} --offset {}",
         OFFSETS[0], OFFSETS[1]
     ));
-    // Different in all parts, so that a mixture shows; one needs a division, and one must not divide.
+    // They differ in all fields, so that torn reads show. One needs a division, the other must not divide.
     let all = |skew| from_now(&Clock::ALL, LONG, skew);
     let skews = [
         all(Skew { offset: OFFSETS[0], step: 5 * HOUR, period_ns: 0, ..Skew::TRUE }),
@@ -583,7 +583,7 @@ fn a_patcher_may_be_killed_at_any_moment() {
     let target = Program::start(&format!("hammer --threads 4 --all --offset 0 --offset {HOUR}"));
     let mut reader = Program::start("read");
     for moment in 0..50u64 {
-        // Pseudo-random microseconds; a round takes some hundreds.
+        // Pseudo-random microseconds. A round takes some hundreds.
         let wait = Duration::from_micros(moment.wrapping_mul(7919) % 5000);
         for pid in [target.pid(), reader.pid()] {
             let owner = 100 + moment;

@@ -1,11 +1,11 @@
-//! XDP, and what --protect leaves alone.
+//! XDP, and protection of port 22.
 
 use serde_json::Value;
 use testbed::{FAMILIES, Family, Host, INTERFACE, Injector, Lab, binomial, number, serve, talk};
 
 const COUNT: u64 = 800;
 
-/// Sends datagrams to a receiver of their own; returns what it saw.
+/// Sends datagrams to a new receiver. Returns its report.
 fn datagrams(from: &Host, to: &Host, at: std::net::SocketAddr) -> Value {
     let receiver = serve(to, None, &format!("udp-receive --bind {at}"));
     let sent = talk(from, None, &format!("udp-send --to {at} --count {COUNT} --size 65"));
@@ -13,7 +13,7 @@ fn datagrams(from: &Host, to: &Host, at: std::net::SocketAddr) -> Value {
     receiver.finish()
 }
 
-/// Where the datagrams of a test go: over the cable, where XDP is in the driver, and over loopback.
+/// The paths of datagrams: over the cable with native XDP, and over loopback with generic XDP.
 fn ways(lab: &Lab) -> Vec<(&'static str, &'static str, &Host, std::net::SocketAddr)> {
     let mut ways = Vec::new();
     for family in FAMILIES {
@@ -25,7 +25,7 @@ fn ways(lab: &Lab) -> Vec<(&'static str, &'static str, &Host, std::net::SocketAd
     ways
 }
 
-/// Starts injector with XDP on one interface, and checks that it says which hook that is.
+/// Starts injector with XDP on one interface and checks the reported hook.
 fn start(lab: &Lab, interface: &str, hook: &str, fault: &str) -> Injector {
     let line = format!("--interface {interface} --xdp --local-port 9000 {fault}");
     let injector = Injector::start(&lab.left, &line);
@@ -38,7 +38,7 @@ fn start(lab: &Lab, interface: &str, hook: &str, fault: &str) -> Injector {
     injector
 }
 
-/// Runs the datagrams of each way under a fault; `check` gets what the receiver saw, and returns how many
+/// Sends datagrams over each path under a fault. `check` gets the receiver's report and returns how many
 /// datagrams were hit.
 fn under(fault: &str, mut check: impl FnMut(&Value) -> u64) {
     let lab = Lab::new();
@@ -113,7 +113,7 @@ fn streams_over_lossy_xdp_arrive_whole() {
     assert!(injector.stop().total.matched > 0);
 }
 
-/// Whether a TCP connection to the left can be made and moves bytes.
+/// Whether a TCP connection to the left can be established and transfers bytes.
 fn connects(lab: &Lab, family: Family, port: u16) -> bool {
     let to = lab.left.at(family, port);
     let line = format!("tcp-connect --to {to} --bytes 1000 --timeout-ms 300");
