@@ -1,5 +1,5 @@
-//! Tells where cargo puts programs and scratch files: `CARGO_BIN_EXE_*` and `CARGO_TARGET_TMPDIR` exist only in a
-//! package's own integration tests.
+//! Exports the directories of programs and temporary files: cargo sets `CARGO_BIN_EXE_*` and
+//! `CARGO_TARGET_TMPDIR` only for a package's own integration tests.
 
 use std::{env, path::Path};
 

@@ -1,7 +1,7 @@
-//! Tuples and masks: the part of the classification that does not need the kernel's maps.
+//! Tuples and masks: the part of classification that needs no kernel maps.
 //!
-//! What a rule's condition means is written down here a second time, on the packet's own fields, and
-//! held against the bits of the tuple.
+//! The meaning of a rule's condition is implemented here again, on the packet's fields, and compared with
+//! the bits of the tuple.
 
 use injector_common::{
     classify::{Found, ShortKey, Slot, Tuple, TupleKey, TupleMask, field, is_short, masked, tuple},
@@ -13,12 +13,12 @@ use proptest::{
     test_runner::{Config, RngSeed},
 };
 
-/// The same cases in each run, and no file that remembers failures.
+/// Deterministic cases, without a file of past failures.
 fn cases(cases: u32) -> Config {
     Config { cases, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..Config::default() }
 }
 
-/// A packet as the rules see it: on its way in some direction, its ports replaced by classes.
+/// A packet as rules see it: with a direction, and its ports replaced by classes.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     packet: Packet,
@@ -32,7 +32,7 @@ impl Seen {
         tuple(&self.packet, self.direction, self.local_class, self.remote_class)
     }
 
-    /// The peer's address byte by byte, found without the functions under test.
+    /// The peer's address as bytes, computed without the functions under test.
     fn remote_bytes(&self) -> Vec<u8> {
         let address = match self.direction {
             Direction::Egress => self.packet.destination,
@@ -42,16 +42,16 @@ impl Seen {
     }
 }
 
-/// Which fields a rule looks at.
+/// The fields that a rule matches.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each field is looked at or not, independently")]
 struct Fields {
-    /// How many leading bits of the peer's address.
+    /// The prefix length of the peer's address.
     prefix: usize,
     local_class: bool,
     remote_class: bool,
     protocol: bool,
-    /// Which of the TCP flags.
+    /// The mask of TCP flags.
     tcp_flags: u8,
     family: bool,
     direction: bool,
@@ -84,7 +84,7 @@ impl Fields {
         ]
     }
 
-    /// Whether two packets are the same to a rule that looks at these fields.
+    /// Whether two packets are equal in these fields.
     fn agree(&self, one: &Seen, other: &Seen) -> bool {
         let (a, b) = (&one.packet, &other.packet);
         let (left, right) = (one.remote_bytes(), other.remote_bytes());
@@ -147,7 +147,7 @@ fn seen() -> impl Strategy<Value = Seen> {
     )
 }
 
-/// Two packets that have some of their fields in common: two at random would agree on nothing.
+/// Two packets with some equal fields: random ones would have none.
 fn similar() -> impl Strategy<Value = (Seen, Seen)> {
     (seen(), seen(), any::<[bool; 9]>(), 0..128usize, any::<bool>()).prop_map(
         |(one, mut other, same, bit, flip)| {
@@ -156,7 +156,7 @@ fn similar() -> impl Strategy<Value = (Seen, Seen)> {
                 (b.source, b.destination) = (a.source, a.destination);
             }
             if flip {
-                // Addresses that part at one bit, to find the prefix that tells them apart.
+                // Addresses that differ from one bit on, to test prefixes around it.
                 let mask = u32::from_ne_bytes((0x8000_0000u32 >> (bit % 32)).to_be_bytes());
                 b.source[bit / 32] ^= mask;
                 b.destination[bit / 32] ^= mask;
@@ -206,12 +206,12 @@ fn fields() -> impl Strategy<Value = Fields> {
     })
 }
 
-/// A packet with nothing set, going out.
+/// An empty egress packet.
 fn blank() -> Seen {
     Seen { packet: Packet::EMPTY, direction: Direction::Egress, local_class: 0, remote_class: 0 }
 }
 
-/// The packet of the answer: the same one as it goes the other way.
+/// The same packet in the other direction.
 fn turned(packet: Packet) -> Packet {
     Packet {
         source: packet.destination,
@@ -243,7 +243,7 @@ mod two_packets {
             seen in seen(),
             other in packet(),
         ) {
-            // The ports are seen through their classes, the own address not at all.
+            // Ports are matched by class, and the local address is not matched.
             let mut changed = Packet {
                 later_fragment: other.later_fragment,
                 fragment: other.fragment,
@@ -376,7 +376,7 @@ mod direction_of {
             prop_assert_eq!((packet.remote_port(into), packet.local_port(into)), ports);
         }
 
-        // So one rule without a direction takes both ways of a conversation.
+        // So one rule without a direction matches both directions of a conversation.
         #[test]
         fn a_packet_and_of_its_answer_is_all_that_tells_them_apart(seen in seen()) {
             let other = match seen.direction {
@@ -457,7 +457,7 @@ proptest! {
 
 #[test]
 fn consecutive_addresses_spread_over_the_slots() {
-    // 10.0.0.0/16 in network byte order, into as many slots as the kernel side would have for them.
+    // 10.0.0.0/16 in network byte order, in as many slots as the eBPF side has for them.
     let slots = 1u32 << 18;
     let mut taken: Vec<u32> = (0..1u32 << 16)
         .map(|n| {
@@ -467,6 +467,6 @@ fn consecutive_addresses_spread_over_the_slots() {
         .collect();
     taken.sort_unstable();
     taken.dedup();
-    // At random, 65,536 keys take 57,985 of 262,144 slots.
+    // Randomly distributed, 65,536 keys occupy 57,985 of 262,144 slots.
     assert!(taken.len() > 57_000, "{}", taken.len());
 }

@@ -1,6 +1,6 @@
-//! The delay model, run by the code that the kernel runs, against the distributions that it is to have.
+//! The delay model, by the code that runs in the kernel, compared with the specified distributions.
 //!
-//! Streams are seeded, so a run is repeatable. Each bound is one that a right implementation exceeds for one
+//! Streams are seeded, so a run is repeatable. Each bound is one that a correct implementation exceeds for one
 //! seed in 10^6.
 
 mod kolmogorov;
@@ -26,7 +26,7 @@ use proptest::{
 };
 use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, Normal};
 
-/// The two-sided quantile of the normal distribution that a right implementation exceeds once in 10^6.
+/// The two-sided quantile of the normal distribution that a correct implementation exceeds once in 10^6.
 const Z: f64 = 4.8917;
 
 const MS: u64 = 1_000_000;
@@ -34,7 +34,7 @@ const MS: u64 = 1_000_000;
 /// The share of a uniform jitter's width that is one step of the 26 bits that it is made from.
 const STEP: f64 = 1.0 / (1u64 << 26) as f64;
 
-/// The same cases in each run, and no file that remembers failures.
+/// Deterministic cases, without a file of past failures.
 fn cases(cases: u32) -> Config {
     Config { cases, rng_seed: RngSeed::Fixed(3), failure_persistence: None, ..Config::default() }
 }
@@ -58,7 +58,7 @@ impl Set {
 }
 
 impl fmt::Debug for Set {
-    /// Only of the values that are in use.
+    /// Only the used values.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_list()
@@ -73,7 +73,7 @@ impl Tables for Set {
     }
 }
 
-/// What becomes of a rule's packets, one after the other, as the kernel side decides it.
+/// The decisions on successive packets of a rule, as on the eBPF side.
 fn run(delay: &Delay, seed: u64, tables: &Set) -> impl Iterator<Item = Option<u64>> {
     let stream = stream(seed, 0);
     let mut memory = Memory::default();
@@ -84,17 +84,17 @@ fn run(delay: &Delay, seed: u64, tables: &Set) -> impl Iterator<Item = Option<u6
     })
 }
 
-/// The delays of so many packets of a rule that holds each.
+/// The delays of a number of packets of a rule that holds each.
 fn delays(delay: &Delay, seed: u64, tables: &Set, packets: usize) -> Vec<f64> {
     run(delay, seed, tables).take(packets).map(|held| held.expect("is held") as f64).collect()
 }
 
-/// Which of a rule's packets are let go at once.
+/// The packets of a rule that are sent without delay.
 fn let_go(delay: &Delay, seed: u64) -> impl Iterator<Item = bool> {
     run(delay, seed, &NONE).map(|held| held.is_none())
 }
 
-/// Panics if as many or as few hits as that have a chance below 5 in 10^7.
+/// Panics if the number of hits is in a tail with a probability below 5 in 10^7.
 fn assert_binomial(hits: usize, trials: usize, probability: f64) {
     const TAIL: f64 = 5e-7;
     let law = Binomial::new(probability, trials as u64).expect("a probability");
@@ -113,7 +113,7 @@ fn any_delay() -> impl Strategy<Value = (Delay, Set)> {
     let value = prop_oneof![Just(-1 << 20), Just(1 << 20), -1 << 20..=1 << 20];
     let correlation = prop_oneof![Just(0), Just(1), Just(u32::MAX), any::<u32>()];
     let table = prop::collection::vec(value, 1..20);
-    // The last number is that of a table that there is not.
+    // The last index is that of a missing table.
     (time(), time(), UNIFORM..=2, correlation, chance, 0..4u32, table).prop_map(
         |(latency_ns, jitter_ns, distribution, correlation, reorder, gap, table)| {
             let delay = Delay {
@@ -175,7 +175,7 @@ mod uniform_jitter {
 
     #[test]
     fn is_uniform_from_latency_less_jitter_to_latency_and_jitter() {
-        // A few nanoseconds, so that each is looked at; what people use; the most that there may be.
+        // A few nanoseconds, to check each value; usual values; the maximum.
         let settings = [(10, 3), (10, 10), (100 * MS, 10 * MS), (5 * MS, 5 * MS), (MAX_NS, MAX_NS)];
         for (seed, (latency, jitter)) in settings.into_iter().enumerate() {
             let delay = uniform(latency, jitter);
@@ -200,7 +200,7 @@ mod uniform_jitter {
     proptest! {
         #![proptest_config(cases(512))]
 
-        // Both ends belong to it, to within the step of the random number.
+        // Both ends are included, to within the step of the random number.
         #[test]
         fn has_the_ends_asked_for_and_grows_with_the_random_number(
             jitter in prop_oneof![1..1_000u64, 1..=MAX_NS],
@@ -402,7 +402,7 @@ mod the_limits {
             memory in any::<u64>(),
             random in any::<u64>(),
         ) {
-            // Overflows panic here.
+            // Overflows would panic.
             if let (Some(held), _) = delay.step(Memory(memory), random, &set) {
                 let most = if delay.distribution == UNIFORM { 1 } else { 128 };
                 prop_assert!(held <= delay.latency_ns + most * delay.jitter_ns);
@@ -417,7 +417,7 @@ mod correlated_jitter {
     const PACKETS: usize = 100_000;
     const RHOS: [f64; 4] = [0.1, 0.5, 0.9, 0.99];
 
-    /// As many as it takes to forget the first: 0.99^2000 is 2 in 10^9.
+    /// The number of packets until the first has no effect: 0.99^2000 is 2 in 10^9.
     const START: usize = 2_000;
 
     fn correlated(rho: f64) -> Delay {
@@ -455,7 +455,7 @@ mod correlated_jitter {
         }
     }
 
-    // A packet that is let go takes no part in it.
+    // Packets sent without delay are left out.
     #[test]
     fn remembers_the_last_number_while_packets_are_let_go() {
         for (seed, rho) in RHOS.into_iter().enumerate() {
@@ -543,7 +543,7 @@ mod reordering {
         Delay { latency_ns: MS, jitter_ns: MS / 2, gap, reorder, ..Delay::default() }
     }
 
-    /// The distances from one packet that is let go to the next, the first from before the first packet.
+    /// The distances between packets sent without delay, the first from before the first packet.
     fn distances(delay: &Delay, seed: u64, count: usize) -> Vec<u64> {
         let mut last = 0u64;
         let numbers =
@@ -631,7 +631,7 @@ mod reordering {
         const COUNT: usize = 30_000;
         for (gap, p, c) in [(1, 0.3, 0.5), (2, 0.5, 0.2), (5, 0.3, 0.5)] {
             let delay = reorder(gap, p, c);
-            // The first distance is one after a miss.
+            // The first distance follows a miss.
             let found = &distances(&delay, 3, COUNT + 1)[1..];
             let further = found.iter().filter(|&&distance| distance > u64::from(gap));
             let further: Vec<f64> =
@@ -642,7 +642,7 @@ mod reordering {
         }
     }
 
-    // The jitter of those that are held is what it would be otherwise.
+    // The jitter of held packets is unaffected.
     #[test]
     fn does_not_depend_on_the_jitter() {
         let delay = reorder(1, 0.5, 0.0);
@@ -665,7 +665,7 @@ mod a_delay {
         Delay { latency_ns: 1 << 30, jitter_ns: 1 << 30, gap, reorder, ..Delay::default() }
     }
 
-    /// Each packet's delay, or whether it is let go if there is a gap, as a coin.
+    /// Each packet's delay, or with a gap whether it is sent without delay, as a coin.
     fn coins(gap: u32, stream: u64, copy: u64, packets: u64) -> Vec<bool> {
         let coin = |index| {
             let memory = Memory::default();
@@ -675,7 +675,7 @@ mod a_delay {
         (0..packets).map(coin).collect()
     }
 
-    // A packet's decisions, its copy's, and those of the packets next to it have random bits of their own.
+    // Decisions on a packet, on its copy and on neighbouring packets use independent random bits.
     #[test]
     fn is_independent_of_every_other_decision() {
         const PACKETS: usize = 50_000;
@@ -728,7 +728,7 @@ mod a_delay {
         }
     }
 
-    /// Remembers the random numbers that it is asked for.
+    /// Records the requested random numbers.
     #[derive(Default)]
     struct Asked(RefCell<Vec<u32>>);
 
@@ -787,7 +787,7 @@ mod a_delay {
     proptest! {
         #![proptest_config(cases(512))]
 
-        // A pure function; late in a long run, too.
+        // A pure function, also late in a long run.
         #[test]
         fn is_the_same_for_the_same_packet(
             (delay, set) in any_delay(),
@@ -801,7 +801,7 @@ mod a_delay {
             prop_assert_eq!(once, again);
         }
 
-        // The kernel side does not store the memory of such a rule.
+        // The eBPF side does not store the state of such a rule.
         #[test]
         fn without_memory_does_not_depend_on_what_is_remembered(
             (delay, set) in any_delay(),
@@ -819,7 +819,7 @@ mod a_delay {
             }
         }
 
-        // No number is drawn for a rule that is not random.
+        // Rules without randomness draw no number.
         #[test]
         fn that_is_not_random_does_not_depend_on_the_random_number(
             (delay, set) in any_delay(),
@@ -832,7 +832,7 @@ mod a_delay {
             prop_assert_eq!(of(random), of(0));
         }
 
-        // What is not remembered by way of these would be lost between packets.
+        // State outside of these bits would be lost between packets.
         #[test]
         fn that_depends_on_the_last_packet_or_on_chance_says_so(
             (delay, set) in any_delay(),

@@ -1,4 +1,4 @@
-//! In which bucket a delay is counted.
+//! The histogram buckets of delays.
 
 use injector_common::counter::{DELAY_BOUNDS, Delays};
 

@@ -1,4 +1,4 @@
-//! Patterns of paths, held against the plainest way to match them.
+//! Path patterns, compared with a naive implementation.
 
 use injector_common::glob::{Glob, MAX_TOKENS};
 use proptest::{
@@ -11,7 +11,7 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
     glob.accepts(text.iter().fold(Glob::start(), |state, &byte| glob.step(state, byte)))
 }
 
-/// The definition, tried in all ways.
+/// The definition, by exhaustive search.
 fn matches_by_definition(pattern: &[u8], text: &[u8]) -> bool {
     match pattern.split_first() {
         None => text.is_empty(),
@@ -65,7 +65,7 @@ proptest! {
 
     #[test]
     fn patterns_match_as_defined(pattern in "[ab/*?]{0,9}", text in "[ab/]{0,12}", filler in 0_usize..200) {
-        // Behind bytes that have states move from word to word.
+        // After bytes that move states from word to word.
         let filler = vec![b'x'; filler];
         let (pattern, text) = ([&filler, pattern.as_bytes()].concat(), [&filler, text.as_bytes()].concat());
         prop_assert_eq!(matches(&pattern, &text), matches_by_definition(&pattern, &text));

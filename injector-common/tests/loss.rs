@@ -1,6 +1,6 @@
-//! The loss models, run by the code that the kernel runs, against their closed forms.
+//! The loss models, by the code that runs in the kernel, compared with their closed forms.
 //!
-//! Streams are seeded, so a run is repeatable. Each bound is one that a right implementation exceeds
+//! Streams are seeded, so a run is repeatable. Each bound is one that a correct implementation exceeds
 //! for one seed in 10^6.
 
 mod markov;
@@ -22,12 +22,12 @@ use proptest::{
 };
 use statrs::distribution::{Binomial, DiscreteCDF};
 
-/// The same cases in each run, and no file that remembers failures.
+/// Deterministic cases, without a file of past failures.
 fn cases(cases: u32) -> Config {
     Config { cases, rng_seed: RngSeed::Fixed(1), failure_persistence: None, ..Config::default() }
 }
 
-/// The decisions about a rule's first `packets` packets, as the kernel side makes them.
+/// The decisions on the first `packets` packets of a rule, as on the eBPF side.
 fn decisions(rule: &Rule, packets: usize) -> impl Iterator<Item = Decision> {
     let mut state = State::default();
     (0..packets).map(move |_| {
@@ -49,7 +49,7 @@ fn count(hits: &[bool]) -> usize {
     hits.iter().filter(|&&hit| hit).count()
 }
 
-/// Panics if as many or as few hits as that have a chance below 5 in 10^7.
+/// Panics if the number of hits is in a tail with a probability below 5 in 10^7.
 fn assert_binomial(hits: usize, trials: usize, probability: Probability) {
     const TAIL: f64 = 5e-7;
     let law = Binomial::new(probability.fraction(), trials as u64).expect("a probability");
@@ -119,7 +119,7 @@ mod random_loss {
     proptest! {
         #![proptest_config(cases(96))]
 
-        // Evenly over the orders of magnitude, near 0 and near 1, because that is where rounding hurts.
+        // Log-uniform near 0 and near 1, where rounding matters.
         #[test]
         fn of_p_loses_a_share_of_p(
             exponent in -4.0..0.0f64,
@@ -132,7 +132,7 @@ mod random_loss {
             assert_binomial(lost, 20_000, fraction(p));
         }
 
-        // Independence from packet to packet: losses among the packets that follow a loss.
+        // Independence of packets: losses among the packets that follow a loss.
         #[test]
         fn without_correlation_does_not_depend_on_the_packet_before(
             p in 0.05..0.95f64,
@@ -151,7 +151,7 @@ mod correlated {
 
     const PACKETS: usize = 200_000;
 
-    /// Checks the share of hits and their autocorrelation for a rule that applies `chance` and shows
+    /// Checks the rate of hits and their autocorrelation for a rule that applies `chance` and shows
     /// the outcome through `hit`.
     fn check(rule: impl Fn(Chance) -> Rule, hit: fn(Decision) -> bool) {
         for p in [0.01, 0.1, 0.5, 0.9] {
@@ -266,11 +266,11 @@ mod loss_of_every_nth {
     }
 }
 
-/// A loss model beside the chain that describes it.
+/// A loss model and the equivalent Markov chain.
 struct Model {
     loss: Loss,
     chain: Chain,
-    /// 1 for the states in which the packet that led there was lost, else 0.
+    /// 1 for states whose packet was lost, else 0.
     lost: Vec<f64>,
 }
 
@@ -333,13 +333,13 @@ impl Model {
         (chain, lost, first)
     }
 
-    /// The mean number of packets that are lost in a row.
+    /// The mean burst length.
     fn burst_length(&self) -> f64 {
         let (chain, lost, first) = self.bursts();
         chain.mean(&lost) / chain.mean(&first)
     }
 
-    /// Runs the model and holds its loss rate and burst length against the chain's.
+    /// Runs the model and compares its loss rate and burst length with the chain's.
     fn check(&self, seed: u64) {
         const PACKETS: usize = 1_000_000;
         let lost = losses(self.loss, seed, PACKETS);
@@ -534,7 +534,7 @@ mod gilbert_elliott_loss {
 
     #[test]
     fn draws_a_packets_loss_in_the_state_that_the_packet_finds() {
-        // Turns bad at once and stays so: the first packet still finds the good state.
+        // Turns bad at once and stays so: only the first packet meets the good state.
         let model = Loss::gemodel(
             Probability::ALWAYS,
             Probability::NEVER,

@@ -1,4 +1,4 @@
-//! The parser: frames checked by hand, frames built by another library, and rubbish.
+//! The parser: hand-written frames, frames built by another library, and garbage.
 
 mod frames;
 
@@ -17,7 +17,7 @@ use proptest::{
     test_runner::{Config, RngSeed},
 };
 
-/// The same cases in each run, and no file that remembers failures.
+/// Deterministic cases, without a file of past failures.
 fn cases(cases: u32) -> Config {
     Config { cases, rng_seed: RngSeed::Fixed(3), failure_persistence: None, ..Config::default() }
 }
@@ -55,12 +55,12 @@ fn ethernet(frame: &[u8]) -> Result<Packet, Unparsed> {
     parse_slice(frame, Link::Ethernet)
 }
 
-/// The packet without its fragment identification, whose encoding is the parser's own.
+/// The packet without its fragment identification, whose encoding is private to the parser.
 fn without_id(packet: Packet) -> Packet {
     Packet { fragment_id: 0, ..packet }
 }
 
-/// What holds for any packet that the parser lets pass, given how many bytes could be read.
+/// The invariants of any parsed packet, given the number of readable bytes.
 fn assert_consistent(packet: &Packet, readable: usize, length: usize) {
     let (l3, l4, payload) = (packet.l3, packet.l4, packet.payload);
     assert!(l3 <= l4 && l4 <= payload, "{packet:?}");
@@ -104,7 +104,7 @@ fn assert_consistent(packet: &Packet, readable: usize, length: usize) {
     assert!(packet.fragment || packet.fragment_id == 0, "{packet:?}");
 }
 
-/// Frames written down byte by byte, checksums and all.
+/// Frames written as bytes, with checksums.
 mod by_hand {
     use super::*;
 
@@ -182,7 +182,7 @@ mod by_hand {
 
     #[test]
     fn a_short_ping_ends_before_the_padding_of_its_frame() {
-        // 28 bytes of packet in the 46 that Ethernet wants at least.
+        // A packet of 28 bytes in Ethernet's minimum of 46.
         let frame = hex("
             020000000002 020000000001 0800
             4500001c 00000000 40018ea5 c0000201 c6336407
@@ -269,7 +269,7 @@ mod a_built_frame {
             }
         }
 
-        // Enough of it can be read, or the parser asks for more; it never guesses.
+        // The parser either succeeds or asks for more bytes. It never guesses.
         #[test]
         fn of_which_a_part_can_be_read_is_understood_or_truncated(recipe in recipe()) {
             let frame = recipe.build();
@@ -284,14 +284,14 @@ mod a_built_frame {
                     prop_assert_eq!(found, Err(Unparsed::Truncated));
                     prop_assert!(readable < frame.packet.payload.into(), "all headers were there");
                 }
-                // What cannot be read has no influence.
+                // Unreadable bytes have no influence.
                 let mut other = frame.bytes.clone();
                 other[readable..].iter_mut().for_each(|byte| *byte = !*byte);
                 prop_assert_eq!(parse_part(&other, readable, length, recipe.link), found);
             }
         }
 
-        // A packet that says it is shorter than it is: headers must not be found in the padding.
+        // A packet whose length field is too small: headers must not be read from the padding.
         #[test]
         fn whose_length_was_shortened_is_not_understood_from_its_padding(
             recipe in recipe(),
@@ -329,11 +329,11 @@ mod a_built_frame {
     }
 }
 
-/// etherparse's own parser, on frames that it did not necessarily build.
+/// Comparison with etherparse's parser, also on frames of other origin.
 mod an_independent_parser {
     use super::*;
 
-    /// What both parsers tell about a packet: addresses, ports, and where the payload begins.
+    /// The common results of both parsers: addresses, ports, and the offset of the payload.
     type Facts = (Vec<u8>, Vec<u8>, u16, u16, usize);
 
     fn theirs(frame: &[u8]) -> Option<Facts> {
@@ -400,7 +400,7 @@ mod an_independent_parser {
 
     #[test]
     fn understands_what_we_call_built_frames() {
-        // Else the comparison above would compare nothing.
+        // Ensures that the comparison above is not empty.
         for recipe in [v4_udp(None), v6_udp(vec![], None)] {
             let bytes = recipe.build().bytes;
             assert!(theirs(&bytes).is_some());
@@ -412,7 +412,7 @@ mod an_independent_parser {
 mod rubbish {
     use super::*;
 
-    /// Bytes that begin like an IP packet, so that they get past the first checks.
+    /// Bytes that start like an IP packet, to pass the first checks.
     fn like_ip() -> impl Strategy<Value = Vec<u8>> {
         let protocols = prop_oneof![
             Just(protocol::TCP),
@@ -431,7 +431,7 @@ mod rubbish {
         (bytes, any::<bool>(), protocols.clone(), protocols, 0..160u16, 0..16u8).prop_map(
             |(mut bytes, v6, first, second, length, low)| {
                 bytes[0] = if v6 { 0x60 } else { 0x40 } | low;
-                // Small lengths, for these are the ones that can be true.
+                // Small lengths, as only these can be valid.
                 let at = if v6 { 4 } else { 2 };
                 bytes[at..at + 2].copy_from_slice(&length.to_be_bytes());
                 bytes[if v6 { 6 } else { 9 }] = first;
@@ -454,7 +454,7 @@ mod rubbish {
         if let Ok(packet) = parse_slice(frame, link) {
             assert_consistent(&packet, frame.len(), frame.len());
         }
-        // Only a part is readable, and the frame is longer than that.
+        // Only a part of the frame is readable.
         let readable = frame.len() / 2;
         for length in [readable, frame.len(), frame.len() * 2, 1 << 20] {
             if let Ok(packet) = parse_part(frame, readable, length, link) {
@@ -487,7 +487,7 @@ mod rubbish {
 
     #[test]
     fn that_looks_like_ip_is_often_understood() {
-        // Else the test of it would test little. The values are those of a fixed seed.
+        // Ensures that the test covers enough. The values are those of a fixed seed.
         use proptest::{strategy::ValueTree, test_runner::TestRunner};
         let mut runner = TestRunner::new(cases(1));
         let understood = (0..1_000).filter(|_| {
@@ -666,7 +666,7 @@ mod a_fragment {
 
     #[test]
     fn identification_is_not_told_of_a_packet_that_is_none() {
-        // The field is there in every IPv4 header.
+        // Every IPv4 header has the field.
         let frame = v4_udp(None).build().bytes;
         assert_ne!(frame[18..20], [0, 0]);
         assert_eq!(ethernet(&frame).map(|packet| packet.fragment_id), Ok(0));
@@ -734,7 +734,7 @@ mod an_ipv6_extension_header {
         for units in 3..=255u8 {
             let mut bytes = frame.bytes.clone();
             bytes[55] = units;
-            // There are bytes to be found, but they are none of the packet's.
+            // There are more bytes, but they are not part of the packet.
             bytes.resize(4_000, protocol::UDP);
             assert!(ethernet(&bytes).is_err(), "{units} units");
         }
@@ -752,7 +752,7 @@ mod an_ipv6_extension_header {
         assert_eq!((packet.protocol, packet.has_ports), (NO_NEXT_HEADER, false));
         assert_eq!(u32::from(packet.payload), packet.end);
 
-        // Of a packet that is nothing but the header, padding is not taken for the rest of a jumbogram.
+        // The padding of a packet without payload is not taken for a jumbogram's payload.
         let bare = Recipe { padding: 6, ..recipe };
         let Network::V6 { source, destination, .. } = bare.network else { unreachable!() };
         let network = Network::V6 {
@@ -851,7 +851,7 @@ mod an_upper_layer_header {
 
     #[test]
     fn of_icmp_gives_an_identifier_for_echo_only() {
-        // The types of the other family's echo are something else here.
+        // The other family's echo types have other meanings here.
         for (kind, v6, id) in [
             (8, false, 0x0506),
             (0, false, 0x0506),
@@ -875,7 +875,7 @@ mod an_upper_layer_header {
     }
 }
 
-/// Packets as the kernel hands them to tc: up to 64 KiB, or more with BIG TCP, most of it not linear.
+/// Packets as in tc: up to 64 KiB, or more with BIG TCP, mostly nonlinear.
 mod a_gso_packet {
     use super::*;
 

@@ -1,6 +1,6 @@
-//! The random stream, and decisions as a function of it.
+//! The random stream, and decisions that follow from it.
 //!
-//! All seeds are fixed; each bound is one that a right implementation exceeds for one seed in 10^6.
+//! All seeds are fixed; each bound is one that a correct implementation exceeds for one seed in 10^6.
 
 use std::collections::HashSet;
 
@@ -20,12 +20,12 @@ use proptest::{
 };
 use statrs::distribution::{ChiSquared, ContinuousCDF, Normal};
 
-/// The same cases in each run, and no file that remembers failures.
+/// Deterministic cases, without a file of past failures.
 fn cases(cases: u32) -> Config {
     Config { cases, rng_seed: RngSeed::Fixed(2), failure_persistence: None, ..Config::default() }
 }
 
-/// Panics unless `values` spread evenly over `0..buckets`: neither too unevenly nor too evenly.
+/// Panics unless `values` are uniform over `0..buckets`, neither too uneven nor too even.
 fn assert_uniform(values: impl Iterator<Item = usize>, buckets: usize, what: &str) {
     let mut counts = vec![0u32; buckets];
     for value in values {
@@ -77,7 +77,7 @@ mod a_stream {
         }
     }
 
-    // A decision takes every third number for one purpose.
+    // A decision uses every third number for one purpose.
     #[test]
     fn is_uniform_in_pairs_of_numbers_that_are_three_apart() {
         let stream = stream(5, 5);
@@ -108,7 +108,7 @@ mod streams {
 
     #[test]
     fn of_all_small_seeds_and_rules_differ() {
-        // Users number seeds 1, 2, 3: no two of these may share a stream, whatever the rules.
+        // Users choose seeds 1, 2, 3: these must not share streams, whatever the rules.
         let starts: HashSet<u64> =
             (0..300).flat_map(|seed| (0..300).map(move |rule| stream(seed, rule))).collect();
         assert_eq!(starts.len(), 300 * 300);
@@ -253,7 +253,7 @@ fn run(rule: &Rule, packets: u64) -> Vec<Decision> {
 mod decisions {
     use super::*;
 
-    /// A rule whose every decision is uncertain.
+    /// A rule with only random decisions.
     fn uncertain(seed: u64, number: u32) -> Rule {
         let half = Chance::new(0.5, 0.0);
         Rule {
@@ -275,12 +275,12 @@ mod decisions {
         assert_eq!(runs.len(), 64);
     }
 
-    // Each decision has random bits of its own, not those of another one about this packet or the next.
+    // Each decision has its own random bits, shared neither with this packet's others nor the next packet's.
     #[test]
     fn of_all_kinds_are_independent_of_each_other_and_of_those_about_the_next_packets() {
         const PACKETS: usize = 50_000;
         let random = uncertain(3, 3);
-        // Takes the other half of the number that random loss takes, and always chooses a position.
+        // Uses the other half of random loss's number, and always chooses a position.
         let always_corrupt = Rule {
             loss: Loss::gemodel(
                 Probability::NEVER,
@@ -342,7 +342,7 @@ mod decisions {
             prop_assert_eq!(run(&rule, 300), run(&copy, 300));
         }
 
-        // The kernel side adds 1 to the index of such a rule and does not store the memory.
+        // The eBPF side increments the index of such a rule and does not store its state.
         #[test]
         fn of_a_memoryless_rule_depend_on_nothing_but_the_index(
             rule in memoryless_rule(),
@@ -353,13 +353,13 @@ mod decisions {
             for (index, decision) in run(&rule, 100).into_iter().enumerate() {
                 let counted = State(State::ONE_PACKET * index as u64);
                 prop_assert_eq!(decide(&rule, counted).0, decision);
-                // Models other than a rule's own may have left what they like in the memory.
+                // Other models may have left any state.
                 let dirty = State(counted.0 | u64::from(memory));
                 prop_assert_eq!(decide(&rule, dirty).0, decision);
             }
         }
 
-        // A rule that is attached in the middle of a run goes on as if it had been there all along.
+        // Decisions depend only on the index, not on when the rule was attached.
         #[test]
         fn go_on_from_a_saved_state(rule in any_rule(), cut in 0..200usize) {
             let whole = run(&rule, 300);
@@ -440,7 +440,7 @@ mod a_probability {
             prop_assert!(Probability::from_fraction(low) <= Probability::from_fraction(high));
         }
 
-        // So many of the 2^32 numbers hit as the probability has units.
+        // The number of hits among 2^32 numbers equals the probability in units.
         #[test]
         fn hits_the_numbers_below_it(units in 1..u32::MAX) {
             prop_assert!(Probability(units).hit(units - 1));

@@ -1,8 +1,7 @@
-//! The model of a link of limited rate, run by the code that the kernel runs, against the exact arithmetic of
-//! such a link.
+//! The rate model, by the code that runs in the kernel, compared with exact arithmetic.
 //!
-//! There is no chance in the model, so each bound here is one that follows from how it rounds: a byte's cost
-//! to 2^-20 ns, and each packet's time to a nanosecond.
+//! The model is deterministic. The bounds follow from its rounding: a byte's cost to 2^-20 ns, and each
+//! packet's time to a nanosecond.
 
 use injector_common::model::rate::{Rate, Transmission};
 use proptest::{
@@ -10,20 +9,20 @@ use proptest::{
     test_runner::{Config, RngSeed},
 };
 
-/// The longest packet: longer ones count as this long.
+/// The maximum length of a packet, to which longer ones are clamped.
 const MAX_BYTES: u32 = 1 << 20;
 
-/// Bit-nanoseconds of a byte at one bit a second.
+/// The time of a byte at one bit a second, in nanoseconds.
 const BYTE: u128 = 8_000_000_000;
 
 const FOREVER: u64 = u64::MAX;
 
-/// The same cases in each run, and no file that remembers failures.
+/// Deterministic cases, without a file of past failures.
 fn cases(cases: u32) -> Config {
     Config { cases, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..Config::default() }
 }
 
-/// A link, as the kernel side runs one.
+/// A link as on the eBPF side.
 struct Link {
     rate: Rate,
     free_ns: u64,
@@ -34,7 +33,7 @@ impl Link {
         Self { rate, free_ns: 0 }
     }
 
-    /// Sends a packet, or drops it if it would wait for longer than the queue is.
+    /// Sends a packet, or drops it if it would wait longer than the queue limit.
     fn send(&mut self, now_ns: u64, bytes: u32) -> Option<Transmission> {
         let sent = self.rate.transmit(self.free_ns, now_ns, bytes);
         if sent.waits_ns > self.rate.queue_ns {
@@ -45,18 +44,17 @@ impl Link {
     }
 }
 
-/// A rate without burst, overhead and end of the queue.
+/// A rate without burst, overhead and queue limit.
 fn plain(bits_a_second: u64) -> Rate {
     Rate::new(bits_a_second, 0, FOREVER, 0)
 }
 
-/// For how many nanoseconds rounding may make up: less than one for each packet, and less than 2^-20 for each
-/// byte.
+/// The maximum rounding error in nanoseconds: below 1 for each packet, and below 2^-20 for each byte.
 fn rounding(bytes: u64, packets: u64) -> u64 {
     packets + (bytes >> 20) + 1
 }
 
-/// Panics unless `packets` packets of `bytes` together took the time that they take at that rate, but for
+/// Panics unless `packets` packets of `bytes` in total took the exact time at that rate, except for
 /// rounding.
 fn assert_time(taken_ns: u64, bits_a_second: u64, bytes: u64, packets: u64) {
     let rate = u128::from(bits_a_second);
@@ -67,7 +65,7 @@ fn assert_time(taken_ns: u64, bits_a_second: u64, bytes: u64, packets: u64) {
     );
 }
 
-/// From the lowest rate to the highest, evenly over the orders of magnitude.
+/// Rates from the minimum to the maximum, log-uniform.
 fn bits_a_second() -> impl Strategy<Value = u64> {
     prop_oneof![
         8 => (3.0..=12.0f64).prop_map(|exponent| 10f64.powf(exponent) as u64),
@@ -76,12 +74,12 @@ fn bits_a_second() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// From a clock that has just begun to a year of uptime.
+/// Times from 0 to a year of uptime.
 fn time() -> impl Strategy<Value = u64> {
     prop_oneof![Just(0), 0..1_000u64, 0..100_000_000_000u64, 0..1u64 << 55]
 }
 
-/// Frames, and what segmentation offload makes of them.
+/// Sizes of frames and GSO packets.
 fn bytes() -> impl Strategy<Value = u32> {
     prop_oneof![Just(0), 1..100u32, 60..1_515u32, 1_515..65_536u32]
 }
@@ -122,7 +120,7 @@ mod back_to_back {
             assert_time(link.free_ns - start_ns, bits_a_second, total, lengths.len() as u64);
         }
 
-        // In whatever pieces they come, bytes take the same time to within the rounding of each piece.
+        // However bytes are split, they take the same time to within the rounding of each piece.
         #[test]
         fn bytes_take_the_time_that_they_take_at_once(
             bits_a_second in bits_a_second(),
@@ -216,7 +214,7 @@ mod the_limits {
     proptest! {
         #![proptest_config(cases(1024))]
 
-        // Overflows panic here.
+        // Overflows would panic.
         #[test]
         fn are_kept_whatever_the_packet(
             bits_a_second in bits_a_second(),
@@ -255,8 +253,7 @@ mod an_idle_link {
             assert_time(sent.ends_ns - now_ns, bits_a_second, bytes.into(), 1);
         }
 
-        // However long it was idle, and however early it is on the clock, a burst is all that goes without waiting;
-        // all of it does.
+        // After any idle time, and at any time of the clock, exactly a burst is sent without waiting.
         #[test]
         fn sends_a_burst_without_waiting_and_then_at_the_rate(
             bits_a_second in bits_a_second(),
@@ -288,14 +285,14 @@ mod an_idle_link {
 
     #[test]
     fn has_its_whole_burst_when_the_clock_has_just_begun() {
-        // A burst of 100 s, 1 s after the machine was booted.
+        // A burst of 100 s, 1 s after boot.
         let mut link = Link::new(Rate::new(1_000, 12_500, 0, 0));
         let second = 1_000_000_000;
         let sent =
             (0..20).filter_map(|_| link.send(second, 1_250)).filter(|sent| sent.waits_ns == 0);
-        // One more begins when there is nothing left.
+        // The next one starts when the burst is used up.
         assert_eq!(sent.count(), 11);
-        // Which takes its 10 s.
+        // It takes 10 s.
         assert_eq!(link.send(11 * second - 1, 1), None);
         assert!(link.send(11 * second, 1).is_some());
     }
@@ -370,7 +367,7 @@ mod overhead {
     }
 }
 
-/// A link, and packets with the times that they come at.
+/// A link, and packets with their times of arrival.
 #[derive(Clone, Debug)]
 struct Traffic {
     bits_a_second: u64,
@@ -378,7 +375,7 @@ struct Traffic {
     packets: Vec<(u64, u32)>,
 }
 
-/// Packets at anything from far below the rate to far above, with silences in between.
+/// Packets at rates from far below the limit to far above, with pauses.
 fn traffic() -> impl Strategy<Value = Traffic> {
     // Gaps, bursts and queues are in units of the time that 1500 bytes take.
     let gap = prop_oneof![Just(0.0), 0.0..1.0f64, 0.0..3.0f64, 0.0..60.0f64];
@@ -401,7 +398,7 @@ fn traffic() -> impl Strategy<Value = Traffic> {
 }
 
 impl Traffic {
-    /// Each packet's time of arrival, its length on the link and what became of it.
+    /// Each packet's time of arrival, its length on the link and its result.
     fn run(&self) -> Vec<(u64, u64, Option<Transmission>)> {
         let mut link = Link::new(self.rate);
         let send = |&(now_ns, bytes): &(u64, u32)| {
@@ -457,7 +454,7 @@ mod any_traffic {
                 if let Some(sent) = sent {
                     prop_assert_eq!(i128::from(sent.waits_ns), backlog);
                     credit -= i128::from(rate.time_of(length));
-                    // Before the clock's zero there is no telling when.
+                    // Times before the clock's zero are not represented.
                     prop_assert_eq!(i128::from(sent.ends_ns), (i128::from(now_ns) - credit).max(0));
                 }
             }
@@ -475,7 +472,7 @@ mod any_traffic {
             }
         }
 
-        // From which a queue in bytes follows.
+        // This implies a queue limit in bytes.
         #[test]
         fn waits_for_no_longer_than_the_queue(traffic in traffic()) {
             for (now_ns, length, sent) in traffic.run() {
@@ -485,7 +482,7 @@ mod any_traffic {
             }
         }
 
-        // Nothing is lost of the rate while there is a backlog.
+        // The link is never idle while there is a backlog.
         #[test]
         fn keeps_a_busy_link_busy(traffic in traffic()) {
             let mut free_ns = 0;

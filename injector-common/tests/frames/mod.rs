@@ -1,6 +1,6 @@
-//! Frames to parse, built by `etherparse`, each with what a right parser finds in it.
+//! Frames to parse, built by `etherparse`, each with what a correct parser finds in it.
 //!
-//! Offsets come from the lengths of what was put together, so nothing here knows how the parser works.
+//! Offsets follow from the lengths of the parts, independently of the parser.
 
 use etherparse::{
     IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpAuthHeader, IpFragOffset,
@@ -76,11 +76,11 @@ pub enum Upper {
     },
     /// "Destination unreachable", again of either kind.
     Unreachable,
-    /// A protocol that the parser need not know.
+    /// A protocol unknown to the parser.
     Other(u8),
 }
 
-/// All that a frame is made from.
+/// The parts of a frame.
 #[derive(Clone, Debug)]
 pub struct Recipe {
     pub link: Link,
@@ -93,7 +93,7 @@ pub struct Recipe {
     pub padding: usize,
 }
 
-/// A frame and what is in it. The fragment identification is left 0: its encoding is the parser's.
+/// A frame and the expected result. The fragment identification is left 0: its encoding is private.
 #[derive(Debug)]
 pub struct Frame {
     pub bytes: Vec<u8>,
@@ -145,7 +145,7 @@ impl Recipe {
         let l4 = bytes.len();
         bytes.extend_from_slice(&upper);
         let end = bytes.len();
-        // Not zeros, which might pass for something.
+        // Not zeros, which might be valid.
         bytes.extend((0..self.padding).map(|index| 0x11 ^ index as u8));
 
         let ports = if is_later { None } else { self.ports() };
@@ -246,7 +246,7 @@ impl Recipe {
                     .to_bytes()
                     .to_vec()
             }
-            // etherparse knows none of these three; all begin with the ports.
+            // etherparse supports none of these three. All start with the ports.
             Upper::UdpLite { ports } => port_header(ports, 8),
             Upper::Sctp { ports } => port_header(ports, 12),
             Upper::Dccp { ports } => {
@@ -263,7 +263,7 @@ impl Recipe {
                     (true, true) => v6_icmp(Icmpv6Type::EchoReply(echo)),
                 }
             }
-            // The second word is not zero, so that it would show if it were taken for an identifier.
+            // The second word is nonzero, to detect its use as an identifier.
             Upper::Unreachable if self.is_v6() => vec![1, 0, 0xaa, 0xbb, 5, 6, 7, 8],
             Upper::Unreachable => vec![3, 1, 0xaa, 0xbb, 5, 6, 7, 8],
             Upper::Other(_) => Vec::new(),
@@ -479,7 +479,7 @@ fn link() -> impl Strategy<Value = (Link, Vec<u16>)> {
     ]
 }
 
-/// Frames of all the kinds that the parser promises to understand.
+/// Frames of all supported kinds.
 pub fn recipe() -> impl Strategy<Value = Recipe> {
     let data = proptest::collection::vec(any::<u8>(), 0..40);
     (link(), network(), upper(), data, prop_oneof![Just(0), 0..40usize]).prop_map(

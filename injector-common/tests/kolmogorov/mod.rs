@@ -1,4 +1,4 @@
-//! The test of Kolmogorov and Smirnov, with a bound that holds for any number of samples.
+//! The Kolmogorov-Smirnov test, with a bound for any number of samples.
 
 /// Panics if independent `samples` are further from the distribution function `cdf` than those of a right
 /// implementation are in one of 10^6 cases, and `inexact` more, by which `cdf` itself may be off.
@@ -17,7 +17,7 @@ pub fn assert_distributed(samples: Vec<f64>, cdf: impl Fn(f64) -> f64, inexact: 
     );
 }
 
-/// The largest difference between the share of samples up to a value and `cdf` of that value, and where.
+/// The maximum difference between the empirical distribution and `cdf`, and its place.
 fn distance(mut samples: Vec<f64>, cdf: impl Fn(f64) -> f64) -> (f64, f64) {
     samples.sort_unstable_by(f64::total_cmp);
     let count = samples.len() as f64;

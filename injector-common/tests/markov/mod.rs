@@ -1,6 +1,6 @@
-//! Finite Markov chains: what a loss model must do in the long run, worked out without running it.
+//! Finite Markov chains: the exact long-run behaviour of a loss model.
 
-/// The two-sided quantile of the normal distribution that a right implementation exceeds once in 10^6.
+/// The two-sided quantile of the normal distribution that a correct implementation exceeds once in 10^6.
 pub const Z: f64 = 4.8917;
 
 /// A chain with one recurrent class, and its stationary distribution.
@@ -38,7 +38,7 @@ impl Chain {
         dot(&self.stationary, reward)
     }
 
-    /// How far the sum of the rewards over `steps` steps may be from `steps` times the mean.
+    /// The bound on the deviation of the sum of rewards over `steps` steps from its mean.
     ///
     /// With h the solution of Poisson's equation (I - P) h = reward - mean, the sum differs from a
     /// martingale by h at the start minus h at the end, and the martingale is normal in the limit.
@@ -62,7 +62,7 @@ impl Chain {
             .sum()
     }
 
-    /// The chain whose states are this one's possible steps, and which steps these are.
+    /// The chain whose states are the possible steps of this one, and these steps.
     pub fn steps(&self) -> (Self, Vec<(usize, usize)>) {
         let size = self.transition.len();
         let steps: Vec<(usize, usize)> = (0..size)

@@ -1,4 +1,4 @@
-//! Has system calls of a cgroup fail: the `injector-errno` object.
+//! Syscall failures: loads the `injector-errno` object, which fails system calls of a cgroup.
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -19,47 +19,47 @@ use super::{
 };
 use crate::target::cgroup::Cgroup;
 
-/// The object, as the build script made it.
+/// The object that the build script compiled.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector-errno"));
 
-/// What fails, and how.
+/// The parameters of a syscall failure.
 #[derive(Clone, Debug)]
 pub struct Config<'a> {
-    /// Whose calls.
+    /// The cgroup of the processes.
     pub cgroup: &'a Cgroup,
-    /// Those of this process of it alone.
+    /// The only process to match, if any.
     pub pid: Option<i32>,
-    /// Processes of our own, which are never failed: injector, and its guardian.
+    /// The processes of injector and its guardian, whose calls never fail.
     pub own: [i32; 2],
     /// The numbers of the system calls.
     pub calls: Vec<u32>,
-    /// The hook that they pass, without its prefix.
+    /// The hook that the calls pass, without its prefix.
     pub hook: &'static str,
-    /// The program that tells by the hook's arguments what a call is about.
+    /// The program that extracts the subject of a call from the hook's arguments.
     pub program: &'static str,
-    /// What they fail with.
+    /// The errno.
     pub errno: i32,
-    /// How often.
+    /// The probability, from 0 to 1.
     pub probability: f64,
-    /// Where the random numbers come from.
+    /// The random stream.
     pub stream: u64,
-    /// Only with files that have such a path.
+    /// Matches the path of the file, if given.
     pub glob: Option<Glob>,
-    /// Only with such a peer.
+    /// Matches the peer, if given.
     pub remote: Option<Remote>,
 }
 
-/// What must be known of the kernel.
+/// The kernel layout and the hooks.
 #[derive(Debug)]
 pub struct Hooks {
     engine: Engine,
     offsets: ErrnoLayout,
-    /// Those that were asked for, with the numbers of their functions.
+    /// The requested hooks with the BTF IDs of their functions.
     numbers: Vec<(&'static str, Option<u32>)>,
 }
 
 impl Hooks {
-    /// Finds out where these hooks are.
+    /// Finds these hooks in the kernel's BTF.
     pub fn find(engine: Engine, hooks: Vec<&'static str>) -> Result<Self, HookError> {
         engine.check()?;
         let functions: Vec<_> = hooks.iter().map(|hook| engine.function(hook)).collect();
@@ -74,7 +74,8 @@ impl Hooks {
     }
 }
 
-/// System calls that fail, for as long as the lease is renewed. All ends when this is dropped, or the process dies.
+/// An active syscall failure, while its lease is renewed. Dropping it, or the death of this process, ends
+/// it.
 pub struct FailingCalls {
     hooked: Hooked,
     lease: Array<MapData, u64>,
@@ -84,9 +85,9 @@ pub struct FailingCalls {
 }
 
 impl FailingCalls {
-    /// Attaches the program. Nothing fails before [`Self::renew`].
+    /// Attaches the program. No call fails before [`Self::renew`].
     pub fn start(config: &Config, hooks: &Hooks) -> Result<Self, HookError> {
-        // Injector is spared by its number.
+        // Injector is excluded by its PID.
         check_namespace()?;
         let number = hooks.number(config.hook)?;
         let process = config.pid.unwrap_or_default().cast_unsigned();
@@ -94,7 +95,7 @@ impl FailingCalls {
         let result = -i64::from(config.errno);
         let probability = Probability::from_fraction(config.probability).0;
         let mut loader = EbpfLoader::new();
-        // Nothing in the object is relocated by the kernel's types; reading them takes long.
+        // The object has no CO-RE relocations; loading the kernel's BTF takes long.
         loader
             .btf(None)
             .override_global("CGROUP_ID", &config.cgroup.id, true)
@@ -109,7 +110,8 @@ impl FailingCalls {
             loader.override_global(name, offset, true);
         }
         if config.glob.is_some() {
-            // Without knowing how many there are, paths are told on the first alone; elsewhere they count as unknown.
+            // If the number of CPUs is unknown, paths are resolved only on the first one; on others they count
+            // as unknown.
             let processors = util::nr_cpus().unwrap_or(1) as u32;
             loader.map_max_entries("SCRATCH", processors * SCRATCHES);
         }
@@ -130,17 +132,17 @@ impl FailingCalls {
         Ok(Self { hooked, lease, counters, _ebpf: ebpf })
     }
 
-    /// Has calls fail until then, by `CLOCK_MONOTONIC`.
+    /// Lets calls fail until this time of `CLOCK_MONOTONIC`.
     pub fn renew(&mut self, until_ns: u64) -> Result<(), KernelError> {
         self.lease.set(0, until_ns, 0).map_err(|source| ebpf::map_error("LEASE", source))
     }
 
-    /// What was done so far.
+    /// The counters so far.
     pub fn counters(&self) -> Result<ErrnoCounters, KernelError> {
         self.counters.get(&0, 0).map_err(|source| ebpf::map_error("COUNTERS", source))
     }
 
-    /// Calls of whatever process that the kernel did not show to the program, as far as it tells.
+    /// Calls of any process for which the kernel skipped the program, if known.
     #[must_use]
     pub fn missed(&self) -> u64 {
         self.hooked.missed().unwrap_or_default()

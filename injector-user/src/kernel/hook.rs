@@ -1,9 +1,9 @@
-//! Programs at the kernel's security hooks, whose result becomes that of the hook.
+//! Programs at the kernel's security hooks, which set the result of the hook.
 //!
-//! There are two types of them: those of the BPF LSM, where that is one of the active security modules, and those that
-//! replace what a function returns (`fmod_ret`), which the kernel allows for all functions `security_*`
-//! (`check_attach_modify_return`, kernel/bpf/verifier.c). aya 0.14 knows the first alone, and one program for one hook; here
-//! it is left to make the maps, and the program is loaded as whatever is wanted.
+//! There are two types: BPF LSM programs, if bpf is an active security module, and `fmod_ret` programs,
+//! which modify the return value of a function. The kernel allows the latter for all `security_*` functions
+//! (`check_attach_modify_return`, kernel/bpf/verifier.c). aya 0.14 supports only the former, with one
+//! program per hook, so it only creates the maps, and programs are loaded here.
 
 use std::{
     collections::HashSet,
@@ -24,45 +24,45 @@ use thiserror::Error;
 
 use super::{KernelError, bpf, ebpf, layout::LayoutError};
 
-/// The active security modules.
+/// The file that lists the active security modules.
 const MODULES: &str = "/sys/kernel/security/lsm";
 
-/// How a program comes to a hook.
+/// The type of program at a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
-    /// By the BPF LSM.
+    /// BPF LSM.
     Lsm,
-    /// By replacing what the hook's function returns.
+    /// Modifies the return value of the hook's function.
     FmodRet,
 }
 
-/// Why a program cannot be at a hook.
+/// Why a program cannot be attached to a hook.
 #[derive(Debug, Error)]
 pub enum HookError {
-    /// The BPF LSM is not active, as far as can be told.
+    /// The BPF LSM is not known to be active.
     #[error(
-        "the BPF LSM is not active: {MODULES} does not list bpf (lsm=…,bpf on the kernel's command line adds it)"
+        "the BPF LSM is not active: {MODULES} does not list bpf (add it by lsm=…,bpf on the kernel command line)"
     )]
     Inactive,
-    /// There is no such hook.
+    /// The kernel has no such hook.
     #[error("this kernel has no function {0} to attach to")]
     Missing(String),
-    /// The kernel's types are not known.
-    #[error("cannot tell where this kernel has its security hooks")]
+    /// The kernel's BTF cannot be used.
+    #[error("cannot find the security hooks of this kernel")]
     Layout(#[from] LayoutError),
-    /// Programs may not be at hooks at all.
+    /// The kernel does not allow programs at hooks.
     #[error(
-        "this kernel refuses eBPF programs at its security hooks ({hook}); it takes one with CONFIG_BPF_JIT, \
+        "this kernel refuses eBPF programs at its security hooks ({hook}): requires a kernel with CONFIG_BPF_JIT, \
          CONFIG_DEBUG_INFO_BTF and CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS that allows them"
     )]
     Refused {
-        /// At which.
+        /// The hook.
         hook: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The kernel refused something else.
+    /// Another kernel operation failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
 }
@@ -77,14 +77,15 @@ impl Display for Engine {
 }
 
 impl Engine {
-    /// The better one that this kernel has. Programs of the BPF LSM miss no call; the others are left out on a processor
-    /// while a thread is preempted in the midst of one (`__bpf_prog_enter_recur`, kernel/bpf/trampoline.c).
+    /// The better available engine. BPF LSM programs miss no call; the kernel skips the others on a CPU
+    /// while a thread is preempted inside of one (`__bpf_prog_enter_recur`, kernel/bpf/trampoline.c).
     #[must_use]
     pub fn best() -> Self {
         if Self::Lsm.check().is_ok() { Self::Lsm } else { Self::FmodRet }
     }
 
-    /// Whether programs of this type are ever called. The kernel takes those of the BPF LSM also where that is not active.
+    /// Checks that programs of this type are called. The kernel accepts LSM programs even if the BPF LSM
+    /// is not active.
     pub fn check(self) -> Result<(), HookError> {
         let modules = || fs::read_to_string(MODULES).unwrap_or_default();
         if self == Self::Lsm && !modules().trim().split(',').any(|module| module == "bpf") {
@@ -93,7 +94,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The kernel's function for a hook.
+    /// The kernel function of a hook.
     #[must_use]
     pub fn function(self, hook: &str) -> String {
         match self {
@@ -110,17 +111,17 @@ impl Engine {
     }
 }
 
-/// A program at a hook. It goes with this, or with the process.
+/// An attached program. Dropping it, or the death of this process, detaches it.
 #[derive(Debug)]
 pub struct Hooked {
-    // Closed first.
+    // Dropped first.
     _link: OwnedFd,
     program: OwnedFd,
 }
 
 impl Hooked {
-    /// Attaches a program of an object, the maps of which are in `ebpf`, to a hook, the function of which has this number
-    /// in BTF.
+    /// Attaches a program of an object to a hook. `ebpf` has the object's maps; `number` is the BTF ID of
+    /// the hook's function.
     pub fn attach(
         object: &[u8],
         ebpf: &Ebpf,
@@ -138,7 +139,7 @@ impl Hooked {
         Ok(Self { _link: link, program })
     }
 
-    /// How often the kernel left the program out as another thread was in the midst of it on the same processor.
+    /// How often the kernel skipped the program because another thread was inside of it on the same CPU.
     pub fn missed(&self) -> io::Result<u64> {
         // SAFETY: zeroes are valid for the structure, which is of integers.
         let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
@@ -154,7 +155,7 @@ impl Hooked {
 
 fn refused(hook: String, program: &str, source: io::Error, log: &str) -> HookError {
     match source.raw_os_error() {
-        // The verifier's own, which has a reason.
+        // Errors of the verifier come with a log.
         Some(libc::EACCES | libc::EINVAL) if !log.is_empty() => {
             ebpf::refused(program, log, source).into()
         }
@@ -162,7 +163,7 @@ fn refused(hook: String, program: &str, source: io::Error, log: &str) -> HookErr
     }
 }
 
-/// The instructions of a program, with the maps that aya has made.
+/// The instructions of a program, relocated to the maps that aya created.
 fn instructions(
     object: &[u8],
     ebpf: &Ebpf,
@@ -188,7 +189,7 @@ fn instructions(
     function.map(|function| function.instructions).ok_or(KernelError::Missing(program))
 }
 
-/// Loads a program; an error comes with what the verifier said.
+/// Loads a program. An error comes with the verifier's log.
 fn load(
     instructions: &[bpf_insn],
     name: &str,
@@ -220,7 +221,7 @@ fn load(
     };
     try_load(&mut []).map_err(|error| {
         let mut log = vec![0; 1 << 20];
-        // Fails again, with words. If they do not fit, it says so, and the words are there.
+        // Fails again, with a log. If it does not fit, the error is another one, but the log is usable.
         let error = try_load(&mut log).err().unwrap_or(error);
         let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
         (error, String::from_utf8_lossy(&log[..end]).into_owned())

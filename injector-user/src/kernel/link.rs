@@ -1,7 +1,7 @@
-//! `bpf_link`s of interfaces: attaching by tcx and XDP, and whether the attachment is still there.
+//! `bpf_link`s of interfaces: attaches programs by tcx and XDP and detects foreign detachment.
 //!
-//! aya's links do not tell their descriptors, and so not what became of them: anybody with `CAP_SYS_ADMIN` may detach a
-//! link (`bpftool link detach`), whose descriptor stays valid.
+//! aya's links do not expose their descriptors, which are needed to query their state: any process with
+//! `CAP_SYS_ADMIN` can detach a link (`bpftool link detach`), whose descriptor stays valid.
 
 use std::{
     ffi::CStr,
@@ -15,7 +15,7 @@ use aya_obj::generated::{
 
 use super::bpf::{attributes, call, new_descriptor};
 
-/// Most programs at one hook of an interface (`BPF_MPROG_MAX`).
+/// The maximum number of programs at a hook of an interface (`BPF_MPROG_MAX`).
 const MAX_PROGRAMS: usize = 64;
 
 /// The attachment of a program to an interface. Dropping it detaches the program.
@@ -28,14 +28,14 @@ pub struct Link {
 /// A program at a tcx hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attached {
-    /// The program's id.
+    /// The ID of the program.
     pub program: u32,
-    /// The link's id, or 0 if it was attached without one.
+    /// The ID of the link, or 0 if it is attached without one.
     pub link: u32,
 }
 
 impl Link {
-    /// Attaches a program by tcx, ahead of all that are there.
+    /// Attaches a program by tcx, ahead of all others.
     pub(super) fn tcx(
         program: BorrowedFd,
         interface: u32,
@@ -68,7 +68,7 @@ impl Link {
         Ok(Self { fd, id })
     }
 
-    /// Its id.
+    /// Its ID.
     #[must_use]
     pub const fn id(&self) -> u32 {
         self.id
@@ -89,7 +89,7 @@ fn info(link: BorrowedFd) -> io::Result<bpf_link_info> {
     Ok(info)
 }
 
-/// What the kernel says of a program or a link.
+/// The kernel's information about a program or a link.
 fn object_info<T>(object: BorrowedFd, info: &mut T) -> io::Result<()> {
     let mut attributes = attributes();
     attributes.info.bpf_fd = object.as_raw_fd().cast_unsigned();
@@ -119,7 +119,7 @@ pub(super) fn query(interface: u32, side: bpf_attach_type) -> io::Result<Vec<Att
     Ok(found.map(|(program, link)| Attached { program, link }).collect())
 }
 
-/// The name of a program, as far as the kernel keeps it (15 bytes); `None` if it is gone.
+/// The name of a program, truncated by the kernel to 15 bytes; `None` if it is gone.
 #[must_use]
 pub fn program_name(program: u32) -> Option<String> {
     let mut attributes = attributes();

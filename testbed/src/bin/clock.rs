@@ -1,6 +1,6 @@
-//! Reads clocks, for the tests of skewed ones: each subcommand is a program of its own that is faulted.
+//! Reads clocks, for tests of clock skews: each subcommand is a target program.
 //!
-//! Programs run until standard input ends, and then print one line of JSON: what they saw.
+//! Programs run until standard input ends and then print their observations as one line of JSON.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 const SECOND: i64 = 1_000_000_000;
 
-/// Clocks by their ids, those that are read from the vDSO first.
+/// Clock IDs, those that the vDSO reads first.
 const CLOCKS: [(&str, i32); 9] = [
     ("realtime", libc::CLOCK_REALTIME),
     ("realtime_coarse", libc::CLOCK_REALTIME_COARSE),
@@ -40,45 +40,45 @@ const CLOCKS: [(&str, i32); 9] = [
 
 #[derive(Parser)]
 enum Program {
-    /// For each line of standard input prints how far each clock is from the true one, in nanoseconds
+    /// For each line of standard input, print the offset of each clock in nanoseconds
     Read,
-    /// Reads all clocks in all threads until standard input ends, and prints how far they were off
+    /// Read all clocks in all threads until standard input ends, and print the offsets
     Hammer {
         #[arg(long, default_value_t = 16)]
         threads: u32,
-        /// The offsets that are right, in nanoseconds.
+        /// The valid offsets in nanoseconds.
         #[arg(long = "offset", allow_negative_numbers = true)]
         offsets: Vec<i64>,
-        /// Those of clocks other than the real-time one, too.
+        /// Also check clocks other than the real-time clock.
         #[arg(long)]
         all: bool,
-        /// How far from one of them is wrong.
+        /// The maximum deviation from a valid offset.
         #[arg(long, default_value_t = 20_000_000)]
         tolerance: i64,
     },
-    /// Keeps making threads that read the time and end
+    /// Create threads that read the time and end
     Threads,
-    /// Keeps making processes that read the time and end
+    /// Create processes that read the time and end
     Forks,
-    /// For each line forks; the child does as `read` does, on the same standard input
+    /// For each line, fork a child that acts as `read` on the same standard input
     Fork,
-    /// Executes `read`, once there is a line on standard input
+    /// Execute `read` after a line on standard input
     Exec,
-    /// For each line waits for a child as by vfork(2), which sleeps for so many milliseconds
+    /// For each line, vfork(2) a child that sleeps for a number of milliseconds
     Vfork {
         #[arg(long, default_value_t = 2000)]
         sleep: u64,
     },
-    /// Sleeps
+    /// Sleep
     Sleep,
-    /// For each line of standard input prints the nanoseconds that a call takes, and what time it is
+    /// For each line of standard input, print the time of a call in nanoseconds, and the current time
     Speed {
         #[arg(long, default_value_t = 2_000_000)]
         calls: u32,
     },
-    /// Skews processes by an hour, and prints how long that took; for each line changes the skew of all
+    /// Skew processes by an hour and print the duration; for each line, change the skew of all
     Skew { pids: Vec<i32> },
-    /// Skews and restores a process until it is killed
+    /// Skew and restore a process until killed
     SkewLoop {
         #[arg(long)]
         owner: u64,
@@ -118,7 +118,7 @@ fn ready() {
     say(&json!({ "event": "ready" }));
 }
 
-/// Waits for a line on standard input, byte by byte so that nothing of the next is taken; false at its end.
+/// Waits for a line on standard input. Reads single bytes, to leave the next line. False at the end.
 fn line() -> bool {
     let mut byte = [0];
     loop {
@@ -169,8 +169,8 @@ fn time() -> i64 {
     time
 }
 
-/// How far off what is read is from the true clock, which is read before and after. Read again until there is
-/// little between.
+/// The offset of a reading from the true clock, which is read before and after. Repeats until those are
+/// close.
 fn off(id: i32, read: impl Fn() -> i64) -> i64 {
     loop {
         let before = by_kernel(id);
@@ -190,7 +190,7 @@ fn read() {
             all.insert(name.into(), off(id, || by_vdso(id)).into());
         }
         all.insert("gettimeofday".into(), off(libc::CLOCK_REALTIME, gettimeofday).into());
-        // The same second, or one of two if it changes just now.
+        // The same second, or either of two if it changes just now.
         let (before, time, after) =
             (by_vdso(libc::CLOCK_REALTIME_COARSE), time(), by_vdso(libc::CLOCK_REALTIME_COARSE));
         let agrees = (before.div_euclid(SECOND)..=after.div_euclid(SECOND)).contains(&time);
@@ -255,7 +255,7 @@ fn hammer(threads: u32, offsets: &[i64], all: bool, tolerance: i64) {
                     let read = time() * SECOND;
                     let after = by_kernel(libc::CLOCK_REALTIME_COARSE);
                     judge("time", true, before, read, after, SECOND);
-                    // Many calls without the kernel in between, so that threads are mostly in the vDSO.
+                    // Many calls without a system call, so that threads are mostly in the vDSO.
                     for _ in 0..200 {
                         std::hint::black_box(by_vdso(libc::CLOCK_REALTIME));
                         std::hint::black_box(gettimeofday());
@@ -314,7 +314,7 @@ fn forks() {
     });
 }
 
-/// Makes some again and again until standard input ends, and prints how many there were.
+/// Creates threads or processes until standard input ends, and prints their number.
 fn keep_making(make: impl Fn() -> u64 + Send + 'static) {
     let is_over = Arc::new(AtomicBool::new(false));
     let worker = {
@@ -337,7 +337,7 @@ fn fork() {
     if !line() {
         return;
     }
-    // SAFETY: there is one thread, so the child may go on as it likes.
+    // SAFETY: there is only one thread, so the child may call anything.
     let child = unsafe { libc::fork() };
     if child == 0 {
         read();
@@ -366,7 +366,7 @@ fn vfork(sleep: u64) {
             unsafe { libc::nanosleep(&raw const time, std::ptr::null_mut()) as isize }
         };
         let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
-        // SAFETY: this process stands still until the child has ended, which only sleeps.
+        // SAFETY: this process is suspended until the child has ended, which only sleeps.
         let child = unsafe { clone(Box::new(child), &mut stack, flags, Some(libc::SIGCHLD)) };
         let ended = child.and_then(|child| waitpid(child, Some(WaitPidFlag::__WALL)));
         say(
@@ -375,7 +375,7 @@ fn vfork(sleep: u64) {
     }
 }
 
-/// All clocks off by so much, for ever.
+/// A constant offset of all clocks, without an end.
 fn ahead(offset: i64) -> Skew {
     Skew { offset, clocks: [Span { base: 0, lease: i64::MAX }; ALL], ..Skew::TRUE }
 }

@@ -1,11 +1,11 @@
-//! A program that reads clocks and waits for them, by system calls, and says what came of it in JSON.
+//! Reads clocks and waits by system calls, and reports the results in JSON.
 //!
-//! - `read`: each clock by system call, between two readings by the vDSO, which no probe sees
+//! - `read`: each clock by system call, between two readings by the vDSO, which probes do not affect
 //! - `wait HOW CLOCK MS`: until MS from now by its clock, as read by system call
-//! - `share CLOCK MS`: two threads, with one variable for their deadline
-//! - `constant CLOCK`: with a deadline in memory that cannot be written
-//! - `hammer MS A B`: reads all the time, and counts readings that are neither A nor B nanoseconds off
-//! - `bench N`: how long a system call takes
+//! - `share CLOCK MS`: two threads with a shared variable for their deadline
+//! - `constant CLOCK`: with a deadline in read-only memory
+//! - `hammer MS A B`: reads continuously and counts readings that are neither A nor B nanoseconds off
+//! - `bench N`: the time of a system call
 
 use std::{
     io, mem, process, ptr, thread,
@@ -37,7 +37,7 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// A system call that is to succeed.
+/// A system call that must succeed.
 fn check(result: c_long) -> io::Result<c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -50,7 +50,7 @@ const fn time(ns: i64) -> timespec {
     timespec { tv_sec: ns.div_euclid(SECOND), tv_nsec: ns.rem_euclid(SECOND) }
 }
 
-/// What a clock reads, by system call.
+/// The reading of a clock by system call.
 fn direct(clock: clockid_t) -> io::Result<i64> {
     let mut now = time(0);
     // SAFETY: writes to the variable.
@@ -58,7 +58,7 @@ fn direct(clock: clockid_t) -> io::Result<i64> {
     Ok(ns(&now))
 }
 
-/// What a clock reads, by the vDSO if there is one.
+/// The reading of a clock by the vDSO, if there is one.
 fn by_vdso(clock: clockid_t) -> io::Result<i64> {
     let mut now = time(0);
     // SAFETY: writes to the variable.
@@ -117,7 +117,7 @@ fn wait(how: &str, clock: clockid_t, after_ns: i64) -> io::Result<Value> {
     }))
 }
 
-/// An `ETIMEDOUT` is what is waited for.
+/// Expects `ETIMEDOUT`.
 fn timed_out(result: c_long) -> io::Result<()> {
     match check(result) {
         Err(error) if error.raw_os_error() == Some(libc::ETIMEDOUT) => Ok(()),
@@ -126,7 +126,7 @@ fn timed_out(result: c_long) -> io::Result<()> {
     }
 }
 
-/// Returns the deadline as it is after the call.
+/// Returns the deadline variable after the call.
 fn timerfd(clock: clockid_t, deadline: timespec) -> io::Result<timespec> {
     let mut spec = libc::itimerspec { it_interval: time(0), it_value: deadline };
     let mut ticks = 0_u64;
@@ -135,14 +135,14 @@ fn timerfd(clock: clockid_t, deadline: timespec) -> io::Result<timespec> {
         let fd = check(libc::timerfd_create(clock, 0).into())? as c_int;
         let flags = libc::TFD_TIMER_ABSTIME;
         check(libc::timerfd_settime(fd, flags, &raw mut spec, ptr::null_mut()).into())?;
-        // Another number for the same timer.
+        // Another descriptor of the same timer.
         let other = check(libc::dup(fd).into())? as c_int;
         check(libc::read(other, (&raw mut ticks).cast(), size_of_val(&ticks)) as c_long)?;
     }
     Ok(spec.it_value)
 }
 
-/// Returns the deadline as it is after the call.
+/// Returns the deadline variable after the call.
 fn timer(clock: clockid_t, deadline: timespec) -> io::Result<timespec> {
     let mut spec = libc::itimerspec { it_interval: time(0), it_value: deadline };
     // SAFETY: all zeroes are a set and an event; the calls read and write the variables.
@@ -240,7 +240,7 @@ fn mq(deadline: *const timespec) -> io::Result<()> {
     }
 }
 
-/// The address of what threads share.
+/// The address of a value that threads share.
 #[derive(Clone, Copy)]
 struct Shared(*mut timespec);
 
@@ -256,7 +256,7 @@ fn share(clock: clockid_t, after_ns: i64) -> io::Result<Value> {
         .map(|n| {
             thread::spawn(move || {
                 let shared = shared;
-                // The second begins when the first has what it waits for.
+                // The second starts once the first waits.
                 thread::sleep(Duration::from_millis(n * 100));
                 futex(clock, shared.0).map(|()| start.elapsed().as_nanos() as u64)
             })
@@ -282,7 +282,7 @@ fn constant(clock: clockid_t) -> io::Result<Value> {
         if page == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // So far in the past that any skew leaves it there.
+        // So far in the past that no skew moves it to the future.
         *page.cast() = time(1);
         check(libc::mprotect(page, 4096, libc::PROT_READ).into())?;
         page.cast::<timespec>()

@@ -1,4 +1,4 @@
-//! What is inside the virtual machine: an initramfs of programs, modules, and a list of jobs.
+//! The content of the virtual machine: an initramfs with programs, modules and a list of jobs.
 
 use std::{
     env,
@@ -14,10 +14,10 @@ use super::{archive::Archive, kernel::Kernel, modules, tools};
 /// The guest's first process.
 const INIT: &str = include_str!("init.bash");
 
-/// Where the guest's own things are. No path on the host begins so.
+/// The directory of the guest's own files, which does not exist on the host.
 const FOLDER: &str = "/vm";
 
-/// Tests that need programs or files which a guest has not, or no kernel.
+/// Tests left out: they need programs or files that a guest lacks, or no kernel.
 const NOT_HERE: [&str; 9] = [
     "agent_fuzz",
     "agent_schema",
@@ -30,39 +30,39 @@ const NOT_HERE: [&str; 9] = [
     "selection",
 ];
 
-/// What the guest is to do.
+/// A job of the guest.
 #[derive(Debug)]
 pub struct Job {
-    /// How it is called in the output.
+    /// The name in the output.
     pub name: String,
     /// The program and its arguments.
     pub command: Vec<String>,
 }
 
-/// Which files of injector-user/tests the guest has.
+/// The files of injector-user/tests in the guest.
 #[derive(Debug)]
 pub enum Tests {
-    /// None of them.
+    /// None.
     None,
-    /// All of them.
+    /// All.
     All,
     /// These.
     Named(Vec<String>),
 }
 
-/// What cargo built.
+/// The binaries built by cargo.
 #[derive(Debug)]
 pub struct Binaries {
     /// The program under test.
     pub injector: PathBuf,
-    /// The tests on a real kernel, by name.
+    /// The kernel tests, by name.
     pub tests: Vec<(String, PathBuf)>,
-    /// What the tests start, or what measures.
+    /// The programs that tests start, or the benchmark.
     helpers: Vec<PathBuf>,
 }
 
 impl Binaries {
-    /// Builds the programs and the named test files, which are the same that `cargo test` runs.
+    /// Builds the programs and the named test files, the same as `cargo test` runs.
     pub fn build(repository: &Path, choice: &Tests) -> Result<Self> {
         let cargo = |arguments: &[&str]| cargo(repository, arguments);
         let names = match choice {
@@ -93,7 +93,7 @@ impl Binaries {
 }
 
 impl Binaries {
-    /// Builds the program to measure, and what reads clocks; this one measures them.
+    /// Builds the program to measure and the clock reader. This program is the benchmark.
     pub fn for_benchmarks(repository: &Path) -> Result<Self> {
         let arguments = ["build", "--release", "--bin", "injector", "--bin", "clock"];
         let (injector, mut helpers) = programs(repository, &arguments)?;
@@ -102,7 +102,7 @@ impl Binaries {
     }
 }
 
-/// The program under test, and those that tests start.
+/// The program under test and the programs that tests start.
 fn programs(repository: &Path, arguments: &[&str]) -> Result<(PathBuf, Vec<PathBuf>)> {
     let programs = cargo(repository, arguments)?;
     let (injector, others): (Vec<_>, Vec<_>) = programs
@@ -145,7 +145,7 @@ fn cargo(repository: &Path, arguments: &[&str]) -> Result<Vec<Artifact>> {
     Ok(artifacts)
 }
 
-/// What all guests have.
+/// The common part of all guests.
 pub fn base(work: &Path, binaries: &Binaries) -> Result<Archive> {
     let mut archive = Archive::default();
     for (link, target) in
@@ -156,7 +156,7 @@ pub fn base(work: &Path, binaries: &Binaries) -> Result<Archive> {
     for folder in ["/proc", "/sys", "/tmp", "/run", "/root", "/var", "/etc"] {
         archive.directory(Path::new(folder));
     }
-    // What the kernel gives its first process to write to.
+    // The output of the first process.
     archive.device(Path::new("/dev/console"), 5, 1);
     for (file, text) in [
         ("/etc/passwd", "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/:/bin/false\n"),
@@ -174,7 +174,7 @@ pub fn base(work: &Path, binaries: &Binaries) -> Result<Archive> {
         let content = tools::stripped(program, &scratch)?;
         tools::add_content(&mut archive, program, &content)?;
     }
-    // Tests leave their scratch files beside the folder of the programs.
+    // Temporary files of tests are beside the directory of the programs.
     let folder = binaries.injector.parent().and_then(Path::parent).context("no target folder")?;
     archive.directory(&folder.join("tmp"));
     let set = format!("INJECTOR={}\n", quoted(&binaries.injector.display().to_string()));
@@ -182,7 +182,7 @@ pub fn base(work: &Path, binaries: &Binaries) -> Result<Archive> {
     Ok(archive)
 }
 
-/// With what one kernel needs and is to do.
+/// The initramfs of one kernel, with its modules and jobs.
 pub fn complete(base: &Archive, kernel: &Kernel, jobs: &[Job]) -> Result<Vec<u8>> {
     let mut archive = base.clone();
     let folder = Path::new(FOLDER);
@@ -197,13 +197,13 @@ pub fn complete(base: &Archive, kernel: &Kernel, jobs: &[Job]) -> Result<Vec<u8>
     Ok(archive.finish())
 }
 
-/// A job as init takes it.
+/// A job in the format of init.
 fn line(job: &Job) -> String {
     let words: Vec<_> = job.command.iter().map(|word| quoted(word)).collect();
     format!("job {} {}\n", quoted(&job.name), words.join(" "))
 }
 
-/// A word that bash(1) takes as it is.
+/// Quotes a word for bash(1).
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }

@@ -1,4 +1,4 @@
-//! The few kernel modules that the guest needs, in the order in which they can be loaded.
+//! The kernel modules that the guest needs, in loading order.
 
 use std::{collections::HashMap, fs, path::Path, process::Command};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{kernel::Kernel, output_of};
 
-/// Modules that tests use, or make the kernel look for. What a kernel has built in is left out.
+/// Modules that tests use directly or through the kernel. Built-in ones are skipped.
 const WANTED: &[&str] = &[
     // Interfaces.
     "veth",
@@ -49,12 +49,12 @@ pub struct Module {
     pub content: Vec<u8>,
 }
 
-/// Reads what is wanted with what that depends on.
+/// Reads the wanted modules with their dependencies.
 pub fn load(kernel: &Kernel) -> Result<Vec<Module>> {
     let index = Index::of(kernel)?;
     let mut paths: Vec<&String> = Vec::new();
     for wanted in WANTED {
-        // What is neither a module nor built in is not there; tests that need it will say so.
+        // Neither a module nor built in: tests that need it report a skip.
         let Some(dependencies) = index.0.get(*wanted) else { continue };
         for path in dependencies {
             if !paths.contains(&path) {
@@ -73,14 +73,14 @@ pub fn load(kernel: &Kernel) -> Result<Vec<Module>> {
         .collect()
 }
 
-/// From each module's name to the files to load for it, itself last.
+/// Maps each module's name to the files to load for it, its own last.
 struct Index(HashMap<String, Vec<String>>);
 
 impl Index {
     fn of(kernel: &Kernel) -> Result<Self> {
         let file = kernel.modules.join("modules.dep");
         if !file.exists() {
-            // The package leaves this to its installation.
+            // Installing the package would generate this.
             let base = kernel.modules.ancestors().nth(3).context("not in lib/modules")?;
             output_of(Command::new("depmod").arg("-b").arg(base).arg(&kernel.release))?;
         }
@@ -89,7 +89,7 @@ impl Index {
         Self::parse(&text)
     }
 
-    /// modules.dep(5): a module, a colon, and what it depends on, the nearest first.
+    /// modules.dep(5): a module, a colon, and its dependencies, the nearest first.
     fn parse(text: &str) -> Result<Self> {
         let mut index = HashMap::new();
         for line in text.lines() {

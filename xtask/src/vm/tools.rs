@@ -1,4 +1,4 @@
-//! The host's own programs, copied into the guest with the libraries that they need.
+//! Copies programs of the host into the guest, with their libraries.
 
 use std::{
     env, fs,
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{archive::Archive, output_of};
 
-/// What the guest's init, injector and the tests call. Busybox stands in for everything else.
+/// The programs that the guest's init, injector and the tests call. Busybox provides everything else.
 const TOOLS: &[&str] = &[
     "bash", "bpftool", "busybox", "cat", "dash", "date", "dmesg", "echo", "env", "ethtool",
     "false", "ip", "kill", "ls", "mount", "nsenter", "ping", "pkill", "prlimit", "ps", "rm",
@@ -18,7 +18,7 @@ const TOOLS: &[&str] = &[
     "unshare",
 ];
 
-/// Tools that are taken along if they are here.
+/// Optional tools.
 const OPTIONAL: &[&str] = &["iperf3", "nft", "strace"];
 
 /// Adds all tools.
@@ -39,7 +39,7 @@ fn add_program(archive: &mut Archive, path: &Path) -> Result<()> {
     add_content(archive, path, &content)
 }
 
-/// Adds a program at the path that it has here, with this content, and its libraries.
+/// Adds a program at its path on the host, with this content, and its libraries.
 pub fn add_content(archive: &mut Archive, path: &Path, content: &[u8]) -> Result<()> {
     archive.program(&place(path)?, content);
     for library in libraries(path)? {
@@ -56,19 +56,19 @@ pub fn add_content(archive: &mut Archive, path: &Path, content: &[u8]) -> Result
 fn find(tool: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let own = env::split_paths(&path);
-    // Users have no sbin in their path.
+    // Users' PATH lacks sbin.
     let system = ["/usr/sbin", "/usr/bin"].map(PathBuf::from);
     own.chain(system).map(|folder| folder.join(tool)).find(|file| file.is_file())
 }
 
-/// Where a path really is, but for a link that the file itself may be: /bin is /usr/bin.
+/// Resolves links in the directory of a path (/bin is /usr/bin), but not the file itself.
 fn place(path: &Path) -> Result<PathBuf> {
     let (folder, file) = path.parent().zip(path.file_name()).context("not the path of a file")?;
     let folder = folder.canonicalize().with_context(|| format!("finding {}", folder.display()))?;
     Ok(folder.join(file))
 }
 
-/// The shared libraries of a program, with the loader, as ldd(1) tells.
+/// The shared libraries of a program with the loader, by ldd(1).
 fn libraries(path: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(path).output().context("cannot run ldd")?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -90,7 +90,7 @@ fn libraries(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// A program without its symbols, which take ten times its room.
+/// A program without its symbols, which are ten times as large.
 pub fn stripped(program: &Path, scratch: &Path) -> Result<Vec<u8>> {
     output_of(Command::new("strip").arg("-o").arg(scratch).arg(program))?;
     let content = fs::read(scratch)?;

@@ -1,8 +1,8 @@
-//! Traffic for the integration tests: each subcommand is one party of a conversation.
+//! Traffic for the tests: each subcommand is one party of a conversation.
 //!
-//! A process of its own, because a socket belongs to the network namespace and the cgroup of the process
-//! that makes it. Parties that wait for others print `{"event":"ready"}` once they can be reached and end
-//! when their standard input does. Each prints one line of JSON at its end: what it saw.
+//! A separate program, since a socket belongs to the network namespace and the cgroup of the process that
+//! creates it. Servers print `{"event":"ready"}` once they are reachable and end when their standard input
+//! does. Each party prints its report as one line of JSON at its end.
 
 mod stamp;
 
@@ -26,16 +26,16 @@ use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// A party is done when it has heard nothing for so long after it was told to end.
+/// A party ends once it has received nothing for this time after the end of its input.
 const QUIET: Duration = Duration::from_millis(100);
 
 #[derive(Parser)]
 enum Party {
-    /// Receives numbered datagrams until standard input ends; with --echo sends each back
+    /// Receive numbered datagrams until standard input ends; with --echo, return each
     UdpReceive {
         #[arg(long)]
         bind: SocketAddr,
-        /// Connect to this peer first.
+        /// Connect to this peer.
         #[arg(long)]
         connect: Option<SocketAddr>,
         #[arg(long)]
@@ -43,11 +43,11 @@ enum Party {
         /// Join this multicast group.
         #[arg(long)]
         group: Option<IpAddr>,
-        /// Share the address with others who do so.
+        /// Share the address with other sockets (SO_REUSEPORT).
         #[arg(long)]
         shared: bool,
     },
-    /// Sends numbered datagrams; with --replies counts what comes back
+    /// Send numbered datagrams; with --replies, count the replies
     UdpSend {
         #[arg(long)]
         to: SocketAddr,
@@ -58,19 +58,19 @@ enum Party {
         /// Payload bytes of a datagram.
         #[arg(long, default_value_t = 64)]
         size: usize,
-        /// Connect the socket, and send without naming the receiver.
+        /// Connect the socket and send without an address.
         #[arg(long)]
         connected: bool,
         #[arg(long)]
         replies: bool,
-        /// Pause between datagrams; without it only after every 32nd, for the receiver to keep up.
+        /// Pause between datagrams; by default only after every 32nd, for the receiver to keep up.
         #[arg(long)]
         pause_us: Option<u64>,
         /// Send until standard input ends, whatever --count says.
         #[arg(long)]
         endless: bool,
     },
-    /// Sends datagrams that bear their number and the time
+    /// Send datagrams with their number and the time
     StampSend {
         #[arg(long)]
         to: SocketAddr,
@@ -79,22 +79,22 @@ enum Party {
         /// Payload bytes of a datagram.
         #[arg(long, default_value_t = 64)]
         size: usize,
-        /// From one datagram to the next.
+        /// Interval of datagrams.
         #[arg(long, default_value_t = 1000)]
         every_us: u64,
         /// The type-of-service byte.
         #[arg(long, default_value_t = 0)]
         tos: u8,
-        /// So many sockets send them in turn.
+        /// Number of sockets, which send in turn.
         #[arg(long, default_value_t = 1)]
         flows: usize,
     },
-    /// Says when stamped datagrams came and how long they were on their way, until standard input ends
+    /// Receive stamped datagrams until standard input ends, and print their times of arrival and delays
     StampReceive {
         #[arg(long)]
         bind: SocketAddr,
     },
-    /// Accepts connections until standard input ends
+    /// Accept connections until standard input ends
     TcpServe {
         #[arg(long)]
         bind: SocketAddr,
@@ -106,35 +106,35 @@ enum Party {
         /// Bytes of one write.
         #[arg(long, default_value_t = 65536)]
         chunk: usize,
-        /// Multipath TCP, for those that ask for it.
+        /// Accept multipath TCP.
         #[arg(long)]
         mptcp: bool,
     },
-    /// Connects, moves bytes, and says how it ended
+    /// Connect, transfer bytes, and report the result
     TcpConnect {
         #[arg(long)]
         to: SocketAddr,
-        /// What the server is.
+        /// The kind of server.
         #[arg(long, value_enum, default_value_t = Mode::Sink)]
         mode: Mode,
         #[arg(long, default_value_t = 0)]
         bytes: usize,
         #[arg(long, default_value_t = 65536)]
         chunk: usize,
-        /// Give up connecting, reading and writing after this time.
+        /// Timeout of connecting, reading and writing.
         #[arg(long, default_value_t = 10_000)]
         timeout_ms: u64,
-        /// Say {"event":"ready"} once connected and move no bytes before a line on standard input.
+        /// Print {"event":"ready"} once connected, and transfer bytes after a line on standard input.
         #[arg(long)]
         hold: bool,
-        /// Make so many connections, one after another.
+        /// Number of connections, one after another.
         #[arg(long, default_value_t = 1)]
         connections: u32,
         /// Multipath TCP.
         #[arg(long)]
         mptcp: bool,
     },
-    /// Writes on many connections at once for a while
+    /// Write on many connections concurrently for a while
     TcpFlood {
         #[arg(long)]
         to: SocketAddr,
@@ -143,34 +143,34 @@ enum Party {
         #[arg(long)]
         seconds: u64,
     },
-    /// Sends raw frames by a packet socket
+    /// Send raw frames by a packet socket
     RawSend {
         #[arg(long)]
         interface: String,
-        /// In hexadecimal; all are sent, in this order.
+        /// Frames in hexadecimal, sent in this order.
         #[arg(long = "frame", required = true)]
         frames: Vec<String>,
         #[arg(long, default_value_t = 1)]
         count: u32,
     },
-    /// Counts the frames that an interface receives until standard input ends
+    /// Count the frames that an interface receives until standard input ends
     Sniff {
         #[arg(long)]
         interface: String,
-        /// In hexadecimal; only frames that end with one of these count.
+        /// In hexadecimal: count only frames that end with one of these.
         #[arg(long = "ending", required = true)]
         endings: Vec<String>,
     },
 }
 
-/// What a TCP server does.
+/// The behaviour of a TCP server.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Mode {
     /// Reads and checks.
     Sink,
     /// Writes.
     Source,
-    /// Writes back what it reads.
+    /// Echoes.
     Echo,
 }
 
@@ -218,7 +218,7 @@ fn main() -> ExitCode {
 
 fn say(report: &Value) {
     let mut out = io::stdout().lock();
-    // Nobody listens any more if it fails.
+    // Fails only if the receiver has gone.
     let _ = writeln!(out, "{report}").and_then(|()| out.flush());
 }
 
@@ -240,7 +240,7 @@ fn end_of_input() -> Arc<AtomicBool> {
 /// Fills a datagram: its number, its length, and bytes that follow from the number.
 fn fill(number: u32, datagram: &mut [u8]) {
     let length = datagram.len() as u32;
-    // Each bit of the number makes a difference to the bytes that follow from it.
+    // All bits of the number affect the bytes.
     let mixed =
         (u64::from(number) << 32 | u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     for (at, byte) in datagram.iter_mut().enumerate() {
@@ -260,11 +260,11 @@ fn number(datagram: &[u8]) -> Option<u32> {
     (datagram == expected).then_some(number)
 }
 
-/// The datagrams that a party has received.
+/// The received datagrams.
 #[derive(Default)]
 struct Received {
     corrupted: u64,
-    /// How often each intact number came.
+    /// The count of each number in intact datagrams.
     times: BTreeMap<u32, u64>,
 }
 
@@ -350,7 +350,7 @@ fn udp_send(to: SocketAddr, bind: Option<SocketAddr>, how: &UdpSend) -> io::Resu
     let socket = UdpSocket::bind(bind.unwrap_or(any))?;
     enlarge(&socket)?;
     socket.set_broadcast(true)?;
-    // Without it the kernel keeps ENOBUFS, which would tell of a drop, to itself (ip(7)).
+    // Without it, the kernel does not report drops by ENOBUFS (ip(7)).
     let (level, option) = match to.ip() {
         IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVERR),
         IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
@@ -406,7 +406,7 @@ fn udp_send(to: SocketAddr, bind: Option<SocketAddr>, how: &UdpSend) -> io::Resu
     }))
 }
 
-/// Gives a socket room for all that a test sends, so that nothing is lost but on purpose.
+/// Sets buffers large enough for all packets of a test, so that only faults lose packets.
 fn enlarge(socket: &UdpSocket) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20)?;
     set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 4 << 20)
@@ -431,7 +431,7 @@ fn byte(offset: usize) -> u8 {
     (offset ^ offset >> 8 ^ offset >> 16) as u8
 }
 
-/// What became of one direction of a stream.
+/// The result of one direction of a stream.
 #[derive(Clone, Debug, Default)]
 struct Stream {
     bytes: usize,
@@ -479,12 +479,12 @@ fn write_all(mut connection: &TcpStream, bytes: usize, chunk: usize) -> Stream {
         }
         stream.bytes += length;
     }
-    // Fails only if the connection is broken, which the other side will see.
+    // Fails only if the connection is broken, which the peer notices.
     let _ = connection.shutdown(Shutdown::Write);
     stream
 }
 
-/// Writes back what it reads.
+/// Echoes received bytes.
 fn echo_all(mut connection: &TcpStream) -> Stream {
     let mut stream = Stream::default();
     let mut buffer = vec![0; 65536];
@@ -597,13 +597,13 @@ fn tcp_flood(to: SocketAddr, connections: u32, time: Duration) -> io::Result<Val
                 thread::sleep(Duration::from_millis(5));
             }
             flow.shutdown(Shutdown::Write)?;
-            // Until the other side has read all of it.
+            // Until the peer has read everything.
             flow.read_to_end(&mut Vec::new())?;
             Ok::<_, io::Error>(sent)
         };
         let flows: Vec<_> =
             flows.into_iter().map(|flow| scope.spawn(move || write(flow))).collect();
-        // Else the test takes us for dead.
+        // Regular output avoids the timeout of the test.
         while start.elapsed() < time {
             say(&json!({"event": "progress"}));
             thread::sleep(Duration::from_secs(5).min(time));
@@ -665,7 +665,7 @@ fn tcp_connect(
     })
 }
 
-/// What TCP thinks of the network (tcp(7)).
+/// The TCP state of a connection (tcp(7)).
 fn tcp_info(connection: &TcpStream) -> Value {
     // SAFETY: tcp_info is plain data, for which zeroes are valid.
     let mut info: libc::tcp_info = unsafe { mem::zeroed() };
@@ -695,7 +695,7 @@ fn tcp_info(connection: &TcpStream) -> Value {
 
 fn raw_send(interface: &str, frames: &[String], count: u32) -> io::Result<Value> {
     let frames: Vec<Vec<u8>> = frames.iter().map(|text| bytes(text)).collect::<io::Result<_>>()?;
-    // It receives nothing.
+    // This socket receives nothing.
     let (socket, address) = packet_socket(interface, 0)?;
     let (mut sent, mut errors) = (0u64, 0u64);
     for _ in 0..count {
@@ -723,7 +723,7 @@ fn sniff(interface: &str, endings: &[String]) -> io::Result<Value> {
     let endings: Vec<Vec<u8>> =
         endings.iter().map(|text| bytes(text)).collect::<io::Result<_>>()?;
     let (socket, _) = packet_socket(interface, (libc::ETH_P_ALL as u16).to_be())?;
-    // What a packet socket and a UDP socket have in common is all that is used.
+    // Only functions common to packet and UDP sockets are used.
     let socket = UdpSocket::from(socket);
     enlarge(&socket)?;
     socket.set_read_timeout(Some(Duration::from_millis(20)))?;
@@ -789,7 +789,7 @@ fn packet_socket(interface: &str, protocol: u16) -> io::Result<(OwnedFd, libc::s
     if result == 0 { Ok((socket, address)) } else { Err(io::Error::last_os_error()) }
 }
 
-/// From hexadecimal.
+/// Parses hexadecimal text.
 fn bytes(text: &str) -> io::Result<Vec<u8>> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "not hexadecimal");
     let byte = |pair: &[u8]| {
@@ -799,7 +799,7 @@ fn bytes(text: &str) -> io::Result<Vec<u8>> {
     text.as_bytes().chunks(2).map(|pair| byte(pair).ok_or_else(invalid)).collect()
 }
 
-/// The name of an error, as errno(3) has it for the ones that tests ask for.
+/// The errno(3) name of an error, for those that tests check.
 fn name(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ECONNRESET) => "ECONNRESET".into(),

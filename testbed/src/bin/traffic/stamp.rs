@@ -1,5 +1,5 @@
-//! Datagrams that bear their number and the time at which they were sent, by `CLOCK_MONOTONIC`, which both
-//! ends share.
+//! Datagrams stamped with their number and the time of sending by `CLOCK_MONOTONIC`, which both ends
+//! share.
 
 use std::{
     io::{self, IoSliceMut},
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{QUIET, end_of_input, enlarge, ready, set_option};
 
-/// Number and time.
+/// The size of number and time.
 const STAMP: usize = 12;
 
 fn now_ns(clock: ClockId) -> io::Result<u64> {
@@ -27,14 +27,14 @@ fn now_ns(clock: ClockId) -> io::Result<u64> {
     u64::try_from(now.as_nanos()).map_err(io::Error::other)
 }
 
-/// Has the calling thread wait less for others: what it waits counts as delay.
+/// Raises the priority of the calling thread, whose lateness counts as delay.
 fn hurry() {
     // SAFETY: takes no pointers; 0 is the calling thread.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
 }
 
-/// Sends `count` datagrams of `size` bytes, one `every_us` microseconds; those of which the time is over are sent
-/// at once. They come from `flows` sockets in turn.
+/// Sends `count` datagrams of `size` bytes, one every `every_us` microseconds; overdue ones are sent at
+/// once. `flows` sockets send in turn.
 pub fn send(
     to: SocketAddr,
     count: u32,
@@ -67,13 +67,13 @@ pub fn send(
     Ok(json!({ "sent": count }))
 }
 
-/// Receives until standard input ends; says of each datagram, in the order in which they came, its number, how
-/// long it was on its way and when it came, in nanoseconds.
+/// Receives until standard input ends. Reports number, delay and time of arrival of each datagram, in order
+/// of arrival, in nanoseconds.
 pub fn receive(bind: SocketAddr) -> io::Result<Value> {
     let socket = UdpSocket::bind(bind)?;
     enlarge(&socket)?;
     socket.set_read_timeout(Some(Duration::from_millis(20)))?;
-    // The kernel says when a datagram came, but by the wall clock.
+    // The kernel's timestamps of arrival are by the wall clock.
     set_option(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)?;
     let ahead = now_ns(ClockId::CLOCK_REALTIME)? - now_ns(ClockId::CLOCK_MONOTONIC)?;
     hurry();
