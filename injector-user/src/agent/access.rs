@@ -1,4 +1,5 @@
-//! Who may ask: whoever can open the socket; over TCP whoever has a token, or is on this host if there are none.
+//! Access control: any process that can open the socket; over TCP, clients with a token, or without
+//! tokens, clients of this host.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -16,61 +17,61 @@ use thiserror::Error;
 use super::api::{Code, Problem};
 use crate::spec::source;
 
-/// The shortest token that is taken for a secret.
-const SHORTEST_TOKEN: usize = 16;
+/// The minimum length of a token in bytes.
+const MIN_TOKEN_LENGTH: usize = 16;
 
-/// The largest file of tokens.
-const LARGEST_FILE: u64 = 1 << 20;
+/// The maximum size of a token file in bytes.
+const MAX_FILE_SIZE: u64 = 1 << 20;
 
-/// Why tokens cannot be used.
+/// Why a token file cannot be used.
 #[derive(Debug, Error)]
 pub enum TokenError {
     /// The file cannot be read.
     #[error("cannot read the tokens in {path}")]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Others can read it.
-    #[error("{0} can be read or changed by others: chown root it, and chmod 600 it")]
+    /// Other users can access the file.
+    #[error("{0} can be read or changed by other users: set owner root and mode 600")]
     Open(PathBuf),
-    /// A line is no token.
+    /// A line is malformed.
     #[error(
         "{path}: line {line} is not NAME:TOKEN, with a name of letters, digits, dots, dashes and underscores, and a \
-         token of {SHORTEST_TOKEN} or more visible ASCII characters"
+         token of {MIN_TOKEN_LENGTH} or more visible ASCII characters"
     )]
     Line {
         /// The file.
         path: PathBuf,
-        /// Which line.
+        /// The line number.
         line: usize,
     },
-    /// There is none.
-    #[error("{0}: there is no token in it")]
+    /// The file has no token.
+    #[error("{0} contains no token")]
     Empty(PathBuf),
 }
 
-/// Who is at the other end.
+/// The client at the other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "by")]
 pub enum Peer {
-    /// A process of this host, by the socket.
+    /// A local process, by the Unix socket.
     Unix {
-        /// Its user.
+        /// The user ID.
         uid: u32,
-        /// Its group.
+        /// The group ID.
         gid: u32,
-        /// Its number, as seen from here.
+        /// The PID in this PID namespace.
         pid: Option<i32>,
     },
-    /// Somebody on the network.
+    /// A client over TCP.
     Tcp {
-        /// Where from.
+        /// The remote address.
         address: SocketAddr,
     },
-    /// Somebody who may write custom resources of a Kubernetes cluster.
+    /// A custom resource of a Kubernetes cluster.
     Kubernetes {
         /// The namespace and the name of the resource.
         resource: String,
@@ -88,7 +89,7 @@ impl Display for Peer {
     }
 }
 
-/// The name of the token that was shown.
+/// The name of the presented token.
 #[derive(Clone, Debug)]
 pub struct TokenName(pub String);
 
@@ -97,7 +98,7 @@ struct Token {
     secret: Vec<u8>,
 }
 
-/// What is asked of peers.
+/// The access policy for peers.
 #[derive(Default)]
 pub struct Access {
     tokens: Vec<Token>,
@@ -105,13 +106,13 @@ pub struct Access {
 
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        // Without the secrets.
+        // Omit the secrets.
         f.debug_list().entries(self.tokens.iter().map(|token| &token.name)).finish()
     }
 }
 
 impl Access {
-    /// Reads tokens: lines of `NAME:TOKEN`; empty ones and those that begin with # count for nothing.
+    /// Reads tokens: lines of `NAME:TOKEN`. Skips empty lines and those that start with #.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let fail = |source| TokenError::Read { path: path.into(), source };
         let file = source::open(path).map_err(fail)?;
@@ -120,7 +121,7 @@ impl Access {
         if metadata.mode() & 0o077 != 0 || !is_ours {
             return Err(TokenError::Open(path.into()));
         }
-        let bytes = source::read_bytes(&file, LARGEST_FILE).map_err(fail)?;
+        let bytes = source::read_bytes(&file, MAX_FILE_SIZE).map_err(fail)?;
         let text = String::from_utf8(bytes).map_err(|error| fail(io::Error::other(error)))?;
         let lines = text.lines().enumerate().map(|(number, line)| (number, line.trim()));
         let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
@@ -128,7 +129,7 @@ impl Access {
             let is_name = |c: char| c.is_ascii_alphanumeric() || ['.', '-', '_'].contains(&c);
             line.split_once(':')
                 .filter(|(name, _)| !name.is_empty() && name.chars().all(is_name))
-                .filter(|(_, secret)| secret.len() >= SHORTEST_TOKEN)
+                .filter(|(_, secret)| secret.len() >= MIN_TOKEN_LENGTH)
                 .filter(|(_, secret)| secret.bytes().all(|byte| byte.is_ascii_graphic()))
                 .map(|(name, secret)| Token { name: name.into(), secret: secret.into() })
                 .ok_or_else(|| TokenError::Line { path: path.into(), line: number + 1 })
@@ -137,7 +138,7 @@ impl Access {
         if tokens.is_empty() { Err(TokenError::Empty(path.into())) } else { Ok(Self { tokens }) }
     }
 
-    /// Lets a peer in, by the name of its token if it takes one.
+    /// Authenticates a peer. Returns the name of its token, if required.
     pub fn check(&self, peer: &Peer, headers: &HeaderMap) -> Result<Option<TokenName>, Problem> {
         if matches!(peer, Peer::Unix { .. }) {
             return Ok(None);
@@ -151,7 +152,7 @@ impl Access {
             .and_then(|value| value.split_at_checked("Bearer ".len()))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "))
             .map_or(&b""[..], |(_, secret)| secret);
-        // All are looked at, so that the time tells nothing of which came close.
+        // Compare with all tokens, so that timing reveals nothing.
         let mut found = None;
         for token in &self.tokens {
             if bool::from(token.secret.ct_eq(given)) {
@@ -163,8 +164,8 @@ impl Access {
     }
 }
 
-/// A web page that a browser of this host shows may ask this host, by a name of its own that it has made stand for the
-/// loopback. Such a name is seen in the request.
+/// Rejects DNS rebinding: a web page in a browser of this host may send requests to the loopback by its
+/// own host name, which is in the request.
 fn check_host(headers: &HeaderMap) -> Result<(), Problem> {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let name = match host.rsplit_once(':') {
@@ -180,7 +181,7 @@ fn check_host(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-/// The same page may ask by the right name, too, what needs no body: browsers say then for whom they ask.
+/// Rejects cross-site requests: a web page may also use the right host name, but browsers add its origin.
 fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
     let site = headers.get("sec-fetch-site").map(header::HeaderValue::as_bytes);
     let is_of_page = headers.contains_key(header::ORIGIN)

@@ -1,4 +1,4 @@
-//! Who asked what, when, and what came of it: one JSON object a line.
+//! The audit log: a JSON line for each request, with client, time and result.
 
 use std::{
     fmt::Write as _,
@@ -23,59 +23,59 @@ use crate::{
     spec::target::TargetSpec,
 };
 
-/// No text is written down at greater length: a request may have millions of characters.
-const LONGEST: usize = 4096;
+/// The maximum length of a logged text; requests may have millions of characters.
+const MAX_TEXT_LENGTH: usize = 4096;
 
-/// Requests are answered without waiting longer than this for the log.
-const WAIT: Duration = Duration::from_millis(100);
+/// How long the answer to a request waits for the log.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Lists are written down up to this length.
-const LONGEST_LIST: usize = 64;
+/// The maximum length of a logged list.
+const MAX_LIST_LENGTH: usize = 64;
 
-/// What a request was about, put into its response by who handles it.
+/// The subject of a request, which its handler adds to the response.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Subject {
     /// The fault's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
-    /// What is faulted.
+    /// The target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<serde_json::Value>,
-    /// How.
+    /// The fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub faults: Option<String>,
 }
 
 impl Subject {
-    /// Says of what was asked for how it was understood.
+    /// Adds the terms of a fault as understood by the agent.
     pub fn agree(&mut self, terms: &Terms) {
         self.fault = Some(terms.name.clone());
         self.faults = Some(cut(terms.lasting()));
     }
 }
 
-/// A request.
+/// The record of a request.
 #[derive(Debug, Serialize)]
 pub struct Record<'a> {
-    /// Who asked.
+    /// The client.
     #[serde(flatten)]
     pub peer: &'a Peer,
-    /// By which token.
+    /// The name of its token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<&'a str>,
     /// The request's method.
     pub method: &'a str,
     /// Its path.
     pub path: &'a str,
-    /// What came of it.
+    /// The status of the response.
     pub status: u16,
-    /// Why it failed, if it did.
+    /// The error, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<&'a str>,
-    /// What it was about.
+    /// The subject.
     #[serde(flatten)]
     pub subject: Option<&'a Subject>,
-    /// How long it took.
+    /// The duration in milliseconds.
     pub took_ms: f64,
 }
 
@@ -85,7 +85,7 @@ struct Line<'a> {
     time: String,
     #[serde(flatten)]
     record: &'a Record<'a>,
-    /// Lines that are missing so far: they were not taken fast enough, or could not be written.
+    /// The number of missing lines so far, which could not be written (in time).
     #[serde(skip_serializing_if = "is_zero")]
     dropped: u64,
 }
@@ -103,15 +103,15 @@ pub enum AuditError {
     Open {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// There is no thread for standard error.
-    #[error("cannot write the audit log to standard error: no thread can be started")]
+    /// The writer thread for standard error cannot be started.
+    #[error("cannot write the audit log to standard error: cannot start a thread")]
     Thread,
 }
 
-/// The log. Whoever reads it never holds up requests.
+/// The audit log. A slow reader never blocks requests.
 #[derive(Debug)]
 pub struct Audit {
     writer: Writer,
@@ -119,7 +119,7 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// Appends to a file, or else to standard error; what only reads is left out unless `reads` is set.
+    /// Opens a file for appending, or standard error. Read-only requests are logged only if `reads` is set.
     pub fn open(path: Option<&Path>, reads: bool) -> Result<Self, AuditError> {
         let Some(path) = path else {
             let writer = output::stderr().cloned().ok_or(AuditError::Thread)?;
@@ -132,20 +132,20 @@ impl Audit {
         Ok(Self { writer, reads })
     }
 
-    /// What writes it, to be waited for at the end.
+    /// The writer, which must be awaited at the end.
     #[must_use]
     pub fn writer(&self) -> Writer {
         self.writer.clone()
     }
 
-    /// Whether a request is written down: if it may change something, or was not let in.
+    /// Whether to log a request: if it may change something, or was rejected.
     #[must_use]
     pub fn wants(&self, method: &Method, status: StatusCode) -> bool {
         let is_refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
         self.reads || is_refused || !method.is_safe()
     }
 
-    /// Writes it down.
+    /// Writes a record.
     pub fn write(&self, record: &Record) -> Written {
         let time = jiff::Timestamp::now().to_string();
         let line = Line { audit: "request", time, record, dropped: self.writer.dropped() };
@@ -168,7 +168,7 @@ impl Written {
     pub async fn wait(self) {
         if let Some(written) = self.0 {
             // Whether it was written, it is over.
-            let _ = tokio::time::timeout(WAIT, written).await;
+            let _ = tokio::time::timeout(WRITE_TIMEOUT, written).await;
         }
     }
 }
@@ -193,8 +193,8 @@ fn plain(json: &str) -> String {
 /// Text that is written down up to a length.
 #[must_use]
 pub fn cut(mut text: String) -> String {
-    if text.len() > LONGEST {
-        text.truncate(text.floor_char_boundary(LONGEST));
+    if text.len() > MAX_TEXT_LENGTH {
+        text.truncate(text.floor_char_boundary(MAX_TEXT_LENGTH));
         text.push('…');
     }
     text
@@ -220,7 +220,7 @@ fn shortened(value: serde_json::Value) -> serde_json::Value {
                 .collect()
         }
         serde_json::Value::Array(mut values) => {
-            values.truncate(LONGEST_LIST);
+            values.truncate(MAX_LIST_LENGTH);
             values.into_iter().map(shortened).collect()
         }
         serde_json::Value::String(text) => cut(text).into(),
@@ -251,6 +251,6 @@ mod tests {
         assert!(line.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{line}");
         assert_eq!(serde_json::from_str::<String>(&line).expect("JSON"), name);
         assert_eq!(cut("short".into()), "short");
-        assert_eq!(cut("ä".repeat(1 << 20)).len(), LONGEST + "…".len());
+        assert_eq!(cut("ä".repeat(1 << 20)).len(), MAX_TEXT_LENGTH + "…".len());
     }
 }

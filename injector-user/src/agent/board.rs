@@ -1,4 +1,4 @@
-//! What there is to see: the faults, as the keeper wrote them down last. Reading waits for nobody.
+//! The fault store: the last states of all faults, written by the fault manager. Reads do not wait for it.
 
 use std::{
     collections::BTreeMap,
@@ -13,29 +13,29 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use super::api::{Code, Fault, Phase, Reason};
 use crate::{fault::network::report::Totals, kernel::clock};
 
-/// Ended faults are remembered up to this number.
-const REMEMBERED: usize = 64;
+/// The maximum number of ended faults that are kept.
+const MAX_ENDED: usize = 64;
 
-/// Changes that a slow watcher may be behind.
-const BEHIND: usize = 1024;
+/// The capacity of the channel of changes for a slow watcher.
+const CHANNEL_CAPACITY: usize = 1024;
 
-/// Something that happened to a fault.
+/// The kind of a change of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// It is there, and acts or did.
+    /// The current state of an existing fault.
     State,
-    /// It began.
+    /// The fault started.
     Created,
-    /// Its lease was renewed.
+    /// The lease was renewed.
     Renewed,
-    /// It did something.
+    /// The counters changed.
     Counted,
-    /// It ended.
+    /// The fault ended.
     Ended,
 }
 
 impl What {
-    /// Its name in the stream of events.
+    /// The name in the stream of events.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -48,16 +48,16 @@ impl What {
     }
 }
 
-/// A change.
+/// A change of a fault.
 #[derive(Clone, Debug)]
 pub struct Change {
-    /// What happened.
+    /// The kind.
     pub what: What,
-    /// To what, as it is now, in short.
+    /// The new state, abridged.
     pub fault: Arc<Fault>,
 }
 
-/// Waits until one of certain faults has ended, or may have without being seen.
+/// Waits until a matching fault has ended, or may have ended in missed changes.
 pub async fn ended(changes: &mut broadcast::Receiver<Change>, is_one: impl Fn(&Fault) -> bool) {
     loop {
         match changes.recv().await {
@@ -69,33 +69,33 @@ pub async fn ended(changes: &mut broadcast::Receiver<Change>, is_one: impl Fn(&F
     }
 }
 
-/// What is counted for as long as the agent runs.
+/// Cumulative statistics of the agent.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    /// Faults that began.
+    /// Started faults.
     pub created: u64,
-    /// Faults that ended, by the reason.
+    /// Ended faults by reason.
     pub ended: BTreeMap<Reason, u64>,
-    /// What ended faults did to packets.
+    /// Packet counters of ended faults.
     pub packets: Totals,
-    /// Requests that failed, by the kind.
+    /// Failed requests by error code.
     pub problems: BTreeMap<Code, u64>,
 }
 
 #[derive(Debug, Default)]
 struct Contents {
     active: BTreeMap<String, Arc<Fault>>,
-    /// The last first.
+    /// Latest first.
     ended: Vec<Arc<Fault>>,
     ledger: Ledger,
 }
 
-/// The board.
+/// The fault store.
 #[derive(Debug)]
 pub struct Board {
     contents: RwLock<Contents>,
     changes: broadcast::Sender<Change>,
-    /// When the keeper was seen last, by `CLOCK_MONOTONIC`.
+    /// The last sign of life of the fault manager, by `CLOCK_MONOTONIC`.
     alive_ns: AtomicU64,
 }
 
@@ -103,26 +103,26 @@ impl Default for Board {
     fn default() -> Self {
         Self {
             contents: RwLock::default(),
-            changes: broadcast::Sender::new(BEHIND),
+            changes: broadcast::Sender::new(CHANNEL_CAPACITY),
             alive_ns: AtomicU64::new(clock::monotonic_ns()),
         }
     }
 }
 
 impl Board {
-    /// All faults, those that act first.
+    /// All faults, active ones first.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Fault>> {
         self.read(|contents| contents.active.values().chain(&contents.ended).cloned().collect())
     }
 
-    /// The faults that act.
+    /// The active faults.
     #[must_use]
     pub fn active(&self) -> Vec<Arc<Fault>> {
         self.read(|contents| contents.active.values().cloned().collect())
     }
 
-    /// A fault that acts, or else the last one that did under this name.
+    /// The active fault of this name, or else the last ended one.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<Arc<Fault>> {
         self.read(|contents| {
@@ -131,36 +131,36 @@ impl Board {
         })
     }
 
-    /// What was counted so far, and the faults that act. A fault that ends goes from these into that, so both are of
-    /// the same moment.
+    /// The cumulative statistics and the active faults, consistently: an ending fault moves from the latter
+    /// to the former.
     #[must_use]
     pub fn counted(&self) -> (Ledger, Vec<Arc<Fault>>) {
         self.read(|contents| (contents.ledger.clone(), contents.active.values().cloned().collect()))
     }
 
-    /// What is yet to happen.
+    /// Subscribes to changes.
     #[must_use]
     pub fn watch(&self) -> broadcast::Receiver<Change> {
         self.changes.subscribe()
     }
 
-    /// How long ago the keeper was seen, in nanoseconds.
+    /// The time since the last sign of life of the fault manager, in nanoseconds.
     #[must_use]
     pub fn silent_ns(&self) -> u64 {
         clock::monotonic_ns().saturating_sub(self.alive_ns.load(Relaxed))
     }
 
-    /// Says that the keeper is there.
+    /// Records a sign of life of the fault manager.
     pub(super) fn is_alive(&self) {
         self.alive_ns.store(clock::monotonic_ns(), Relaxed);
     }
 
-    /// Counts a request that failed.
+    /// Counts a failed request.
     pub fn count_problem(&self, code: Code) {
         self.write(|contents| *contents.ledger.problems.entry(code).or_default() += 1);
     }
 
-    /// Writes down what a fault is now.
+    /// Stores the new state of a fault and publishes the change.
     pub(super) fn put(&self, what: What, fault: Fault) -> Arc<Fault> {
         let fault = Arc::new(fault);
         self.write(|contents| match fault.phase {
@@ -174,28 +174,28 @@ impl Board {
                 contents.active.remove(&fault.name);
                 contents.ended.retain(|ended| ended.name != fault.name);
                 contents.ended.insert(0, fault.clone());
-                contents.ended.truncate(REMEMBERED);
+                contents.ended.truncate(MAX_ENDED);
                 if let Some(reason) = fault.reason {
                     *contents.ledger.ended.entry(reason).or_default() += 1;
                 }
-                // What its parts did is counted with them.
+                // Counters of its parts are counted with them.
                 if !fault.is_of_selected() {
                     contents.ledger.packets += &fault.packets;
                 }
             }
         });
-        // Nobody may be watching. Those who do are not told of rules, and one that is slow is behind by many changes.
+        // There may be no watcher. Changes omit rules, since many may be queued for a slow watcher.
         let _ = self.changes.send(Change { what, fault: fault.in_short().into() });
         fault
     }
 
-    /// Writes down what an active fault has done, and tells no one.
+    /// Stores the state of an active fault without publishing it.
     pub(super) fn update(&self, fault: Fault) {
         let fault = Arc::new(fault);
         self.write(|contents| contents.active.insert(fault.name.clone(), fault));
     }
 
-    // Nothing panics while it holds the lock, and if it did, all that is there would still be true.
+    // A panic while the lock is held would leave a valid state.
     fn read<T>(&self, look: impl FnOnce(&Contents) -> T) -> T {
         look(&self.contents.read().unwrap_or_else(PoisonError::into_inner))
     }

@@ -1,4 +1,4 @@
-//! Asks an agent.
+//! A client of the agent's API.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -39,30 +39,30 @@ use super::{
 };
 use crate::spec::source;
 
-/// Answers are not longer than that: 65,536 rules and what they did.
-const LONGEST_ANSWER: usize = 64 << 20;
+/// The maximum size of a response in bytes, enough for 65,536 rules with their counters.
+const MAX_RESPONSE_SIZE: usize = 64 << 20;
 
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// The timeout of a request.
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Where an agent is.
+/// The endpoint of an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// At a socket.
+    /// A Unix socket.
     Unix(PathBuf),
-    /// At a TCP address.
+    /// A TCP address.
     Tcp {
         /// Host and port.
         authority: String,
         /// The host.
         host: String,
-        /// Whether by TLS.
+        /// Whether to use TLS.
         is_tls: bool,
     },
 }
 
 impl Endpoint {
-    /// Whether others on the network may read along.
+    /// Whether the connection is unencrypted and leaves this host.
     fn is_plain(&self) -> bool {
         let Self::Tcp { host, is_tls: false, .. } = self else { return false };
         let address: Option<IpAddr> = host.parse().ok();
@@ -105,72 +105,72 @@ impl Display for Endpoint {
     }
 }
 
-/// Why an agent cannot be asked, or what it refused.
+/// Why a request to an agent failed.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// Not where an agent can be.
+    /// The endpoint is malformed.
     #[error(
-        "`{0}` is not where an agent is: write the path of its socket, http://HOST:PORT or https://HOST:PORT"
+        "`{0}` is not an endpoint of an agent: use the path of its socket, http://HOST:PORT or https://HOST:PORT"
     )]
     Endpoint(String),
-    /// There is none.
-    #[error("cannot reach an agent at {at} (`injector agent` is one)")]
+    /// The agent is not reachable.
+    #[error("cannot reach an agent at {at} (start one with `injector agent`)")]
     Connect {
-        /// Where.
+        /// The endpoint.
         at: Endpoint,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Whom to believe that it is the agent is not known.
-    #[error("{0} takes the certificate of who vouches for the agent: give --agent-ca")]
+    /// The CA certificate is missing.
+    #[error("{0} requires a CA certificate to verify the agent: use --agent-ca")]
     NoCertificate(Endpoint),
-    /// It is not what a certificate looks like.
+    /// The CA certificate is invalid.
     #[error("cannot use the certificate {path}")]
     Certificate {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Whoever is on the way would have the token.
-    #[error("the token is not sent to {0} for all to read: use https, or an agent on this host")]
+    /// The token would be sent unencrypted.
+    #[error("the token is not sent to {0} unencrypted: use https, or an agent on this host")]
     Plain(Endpoint),
-    /// A token that no header can have.
-    #[error("the token has characters that it cannot have")]
+    /// The token has characters that are invalid in a header.
+    #[error("the token contains invalid characters")]
     Token,
-    /// The conversation broke off.
-    #[error("the agent at {at} broke off")]
+    /// The connection was closed.
+    #[error("the agent at {at} closed the connection")]
     Broken {
-        /// Where.
+        /// The endpoint.
         at: Endpoint,
-        /// Why.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// It takes too long.
-    #[error("the agent at {0} does not answer")]
+    /// The request timed out.
+    #[error("the agent at {0} did not answer in time")]
     Late(Endpoint),
-    /// What it says makes no sense.
-    #[error("the agent at {at} answered {status}, and not as agents of this version do")]
+    /// The response is invalid.
+    #[error("invalid response from the agent at {at} (status {status}): is it of another version?")]
     Answer {
-        /// Where.
+        /// The endpoint.
         at: Endpoint,
         /// The status.
         status: StatusCode,
     },
-    /// It refused.
+    /// The agent refused the request.
     #[error("the agent refused: {0}")]
     Refused(Problem),
 }
 
 impl ClientError {
-    /// Whether the fault that was asked about is not there.
+    /// Whether the fault does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused(problem) if problem.status == 404)
     }
 }
 
-/// Asks an agent over one connection, which is made anew when it breaks.
+/// A client with one connection, which is reestablished when it breaks.
 pub struct Client {
     at: Endpoint,
     token: Option<String>,
@@ -179,7 +179,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Nothing is connected yet.
+    /// Creates a client that is not connected yet.
     pub fn new(
         at: Endpoint,
         token: Option<String>,
@@ -198,45 +198,45 @@ impl Client {
         Ok(Self { at, token, tls, connection: None })
     }
 
-    /// Begins a fault.
+    /// Creates a fault.
     pub async fn create(&mut self, request: &FaultRequest) -> Result<Fault, ClientError> {
-        self.ask(Method::POST, "/v1/faults", Some(request)).await
+        self.request(Method::POST, "/v1/faults", Some(request)).await
     }
 
     /// Renews the lease of a fault.
     pub async fn renew(&mut self, name: &str) -> Result<Fault, ClientError> {
-        self.ask(Method::POST, &format!("/v1/faults/{name}/renew"), None::<&()>).await
+        self.request(Method::POST, &format!("/v1/faults/{name}/renew"), None::<&()>).await
     }
 
     /// Ends a fault.
     pub async fn delete(&mut self, name: &str) -> Result<Fault, ClientError> {
-        self.ask(Method::DELETE, &format!("/v1/faults/{name}"), None::<&()>).await
+        self.request(Method::DELETE, &format!("/v1/faults/{name}"), None::<&()>).await
     }
 
     /// A fault.
     pub async fn get(&mut self, name: &str) -> Result<Fault, ClientError> {
-        self.ask(Method::GET, &format!("/v1/faults/{name}"), None::<&()>).await
+        self.request(Method::GET, &format!("/v1/faults/{name}"), None::<&()>).await
     }
 
     /// All faults.
     pub async fn list(&mut self) -> Result<FaultList, ClientError> {
-        self.ask(Method::GET, "/v1/faults", None::<&()>).await
+        self.request(Method::GET, "/v1/faults", None::<&()>).await
     }
 
-    /// How the agent is. It answers also if it is not well.
+    /// The health of the agent, also if it is unhealthy.
     pub async fn health(&mut self) -> Result<Health, ClientError> {
-        let (status, answer) = self.hear(Method::GET, "/healthz", None::<&()>).await?;
+        let (status, answer) = self.send_with_timeout(Method::GET, "/healthz", None::<&()>).await?;
         let unclear = |_| ClientError::Answer { at: self.at.clone(), status };
         serde_json::from_slice(&answer).map_err(unclear)
     }
 
-    async fn ask<T: DeserializeOwned>(
+    async fn request<T: DeserializeOwned>(
         &mut self,
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
-        let (status, answer) = self.hear(method, path, body).await?;
+        let (status, answer) = self.send_with_timeout(method, path, body).await?;
         let unclear = |_| ClientError::Answer { at: self.at.clone(), status };
         if status.is_success() {
             return serde_json::from_slice(&answer).map_err(unclear);
@@ -244,14 +244,14 @@ impl Client {
         Err(ClientError::Refused(serde_json::from_slice(&answer).map_err(unclear)?))
     }
 
-    /// Sends a request, and waits for the answer for as long as it may take.
-    async fn hear(
+    /// Sends a request and waits for the response for up to [`REQUEST_TIMEOUT`].
+    async fn send_with_timeout(
         &mut self,
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        let heard = tokio::time::timeout(PATIENCE, self.send(method, path, body)).await;
+        let heard = tokio::time::timeout(REQUEST_TIMEOUT, self.send(method, path, body)).await;
         heard.unwrap_or_else(|_| Err(ClientError::Late(self.at.clone())))
     }
 
@@ -292,8 +292,10 @@ impl Client {
         let response =
             connection.send_request(request).await.map_err(|error| broken(error.into()))?;
         let status = response.status();
-        let answer =
-            Limited::new(response.into_body(), LONGEST_ANSWER).collect().await.map_err(broken)?;
+        let answer = Limited::new(response.into_body(), MAX_RESPONSE_SIZE)
+            .collect()
+            .await
+            .map_err(broken)?;
         self.connection = Some(connection);
         Ok((status, answer.to_bytes()))
     }
@@ -306,7 +308,7 @@ impl Client {
             }
             Endpoint::Tcp { authority, host, .. } => {
                 let stream = TcpStream::connect(authority).await.map_err(fail)?;
-                // It only makes requests later.
+                // Only delays requests.
                 let _ = stream.set_nodelay(true);
                 match &self.tls {
                     Some(tls) => {
@@ -327,7 +329,7 @@ impl Client {
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ClientError::Broken { at: self.at.clone(), source: error.into() })?;
-        // Who sends sees how it ends.
+        // The sender of a request gets the error.
         tokio::spawn(connection);
         Ok(sender)
     }
@@ -358,7 +360,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_not_sent_for_all_to_read() {
+    fn a_token_is_not_sent_unencrypted() {
         for (at, is_sent) in [
             ("http://10.0.0.1:80", false),
             ("http://localhost.evil.example:80", false),

@@ -1,4 +1,4 @@
-//! The page of metrics, as Prometheus reads it.
+//! The metrics in the Prometheus text format.
 
 use std::{collections::BTreeMap, fs, sync::Arc};
 
@@ -13,10 +13,10 @@ use super::{
 };
 use crate::fault::{counts::ProcessCounts, network::delays::DelayReport};
 
-/// How the page is written.
+/// The content type of the page.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// Makes the page.
+/// Renders the page.
 pub fn page(
     board: &Board,
     requests: &BTreeMap<(String, u16), u64>,
@@ -24,7 +24,7 @@ pub fn page(
 ) -> prometheus::Result<String> {
     let registry = Registry::new();
     let (ledger, mut active) = board.counted();
-    // What is done to selected pods is that of each pod.
+    // Faults by labels are counted in their parts.
     active.retain(|fault| !fault.is_of_selected());
     faults(&registry, &active)?;
     processes(&registry, &active)?;
@@ -47,7 +47,7 @@ fn counters(
     Ok(counters)
 }
 
-/// The same for what comes in fractions.
+/// A counter family of floating-point values.
 fn fractions(
     registry: &Registry,
     name: &str,
@@ -70,7 +70,7 @@ fn gauges(
     Ok(gauges)
 }
 
-/// What each active fault does.
+/// Metrics of each active fault.
 fn faults(registry: &Registry, faults: &[Arc<Fault>]) -> prometheus::Result<()> {
     let packets = counters(
         registry,
@@ -127,7 +127,7 @@ fn faults(registry: &Registry, faults: &[Arc<Fault>]) -> prometheus::Result<()> 
     Ok(())
 }
 
-/// What each active fault did to processes: a metric for each counter of the table.
+/// Process metrics of each active fault, one for each counter of the table.
 fn processes(registry: &Registry, faults: &[Arc<Fault>]) -> prometheus::Result<()> {
     let counts: Vec<(&str, ProcessCounts)> = faults
         .iter()
@@ -145,8 +145,8 @@ fn processes(registry: &Registry, faults: &[Arc<Fault>]) -> prometheus::Result<(
     Ok(())
 }
 
-/// For how long active faults hold packets back, by direction; `None` if none has done so. The kernel side has counted
-/// already what the library's own histograms would count.
+/// The delay histograms of active faults by direction; `None` if no packet was held. Built from the eBPF
+/// side's buckets, which the library's histograms cannot represent.
 fn delays(faults: &[Arc<Fault>]) -> Option<MetricFamily> {
     let mut metrics = Vec::new();
     for fault in faults {
@@ -189,7 +189,7 @@ fn histogram(delay: &DelayReport) -> Histogram {
     histogram
 }
 
-/// What all faults did, those included that have ended.
+/// Totals of all faults, including ended ones.
 fn totals(registry: &Registry, ledger: Ledger, active: &[Arc<Fault>]) -> prometheus::Result<()> {
     let mut all = ledger.packets;
     for fault in active {
@@ -270,7 +270,7 @@ fn server(
     Ok(())
 }
 
-/// What the agent itself takes, by the names that all exporters have.
+/// Metrics of the agent process, by the conventional names.
 fn process(registry: &Registry) -> prometheus::Result<()> {
     let Ok(myself) = procfs::process::Process::myself() else { return Ok(()) };
     let Ok(stat) = myself.stat() else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! Faults of the pods that labels select. They are asked for here, and carried out by who knows the cluster.
+//! Faults of pods by labels: hands requests to the Kubernetes integration.
 
 use std::sync::{Arc, OnceLock};
 
@@ -9,32 +9,32 @@ use super::{
     plan::Selection,
 };
 
-/// Requests that may wait.
-const WAITING: usize = 16;
+/// The length of the request queue.
+const QUEUE_LEN: usize = 16;
 
-/// A fault that is asked for.
+/// A request for a fault by labels.
 #[derive(Debug)]
 pub struct Order {
-    /// Which.
+    /// The pods and the fault.
     pub selection: Selection,
-    /// Who asks.
+    /// The client.
     pub by: String,
-    /// Where to say what became of it.
+    /// The channel of the result.
     pub reply: oneshot::Sender<Result<Arc<Fault>, Problem>>,
 }
 
-/// The cluster, if this agent has joined one.
+/// The connection to the Kubernetes integration, if enabled.
 #[derive(Debug, Default)]
 pub struct Cluster(OnceLock<mpsc::Sender<Order>>);
 
 impl Cluster {
-    /// Has the caller carry out what is asked for from now on; nothing if somebody does already.
+    /// Makes the caller receive all requests; `None` if there is a receiver already.
     pub fn join(&self) -> Option<mpsc::Receiver<Order>> {
-        let (sender, orders) = mpsc::channel(WAITING);
+        let (sender, orders) = mpsc::channel(QUEUE_LEN);
         self.0.set(sender).ok().map(|()| orders)
     }
 
-    /// Begins a fault.
+    /// Requests a fault.
     pub async fn create(&self, selection: Selection, by: String) -> Result<Arc<Fault>, Problem> {
         let Some(orders) = self.0.get() else {
             return Err(Problem::new(

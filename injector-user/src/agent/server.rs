@@ -1,4 +1,4 @@
-//! Where the agent listens, and how it serves connections.
+//! The listeners of the agent and its connections.
 
 use std::{
     fs, io,
@@ -36,71 +36,73 @@ use super::{
 };
 use crate::spec::source;
 
-/// Certificates and keys are read up to this size.
+/// The maximum size of certificate and key files in bytes.
 pub(super) const MAX_PEM: u64 = 1 << 20;
 
-/// How long a client may take to shake hands, or to say what it wants; idle connections are closed after it.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The timeout of TLS handshakes, of request headers, and of idle connections.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long open connections may go on when the agent ends.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long open connections may continue when the agent ends.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a client over the limit of connections is listened to, and how many of them at once.
-const REFUSAL: Duration = Duration::from_millis(250);
-const REFUSALS: usize = 16;
+/// How long to read from a refused client over the limit of connections.
+const REFUSAL_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How long to wait after a connection could not be taken.
-const BREATH: Duration = Duration::from_millis(100);
+/// The maximum number of refused clients that are read from.
+const MAX_REFUSALS: usize = 16;
 
-/// What a client over the limit of connections is told.
+/// The delay after a failed accept.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// The response to a client over the limit of connections.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n\
 Content-Length: 76\r\n\r\n{\"status\":503,\"error\":\"busy\",\"message\":\"there are too many connections now\"}";
 
 /// Why the agent cannot listen.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    /// Another agent does.
-    #[error("an agent serves {0} already: name another socket with --socket, or end that one")]
+    /// Another agent serves the socket.
+    #[error("another agent already serves {0}: stop it, or choose another socket with --socket")]
     Taken(PathBuf),
-    /// Something else is there.
-    #[error("{0} is there and is no socket: name another one with --socket")]
+    /// The path is not a socket.
+    #[error("{0} exists and is not a socket: choose another path with --socket")]
     NoSocket(PathBuf),
-    /// It cannot be made.
-    #[error("cannot make the socket {path}")]
+    /// The socket cannot be created.
+    #[error("cannot create the socket {path}")]
     Socket {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The address cannot be had.
+    /// The address cannot be bound.
     #[error("cannot listen on {address}")]
     Address {
-        /// Which.
+        /// The address or file.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Anybody could ask.
+    /// Any host could send requests.
     #[error(
-        "{0} can be reached from other hosts: give --tls-cert and --tls-key, and --token-file as well, or listen on \
+        "{0} is reachable from other hosts: use --tls-cert, --tls-key and --token-file, or listen on \
          127.0.0.1"
     )]
     Unguarded(SocketAddr),
     /// A certificate or a key cannot be read.
     #[error("cannot read {path}")]
     Pem {
-        /// Which.
+        /// The address or file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: pem::Error,
     },
-    /// They do not go together.
+    /// Certificate and key are invalid or do not match.
     #[error("cannot use the certificate and the key")]
     Tls(#[source] rustls::Error),
 }
 
-/// The socket, removed when this is dropped.
+/// The Unix socket, removed when dropped.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
@@ -108,7 +110,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Makes the socket, which its owner alone can open. What a dead agent left there is removed.
+    /// Creates the socket, accessible to its owner only. Removes the socket of a dead agent.
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
         use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
 
@@ -126,7 +128,7 @@ impl Socket {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fail)?;
         }
-        // It is never open to others, not even for a moment. No other thread makes files yet.
+        // The umask closes the window before a chmod. No other thread creates files yet.
         let before = umask(Mode::from_bits_truncate(0o177));
         let listener = UnixListener::bind(path);
         umask(before);
@@ -136,7 +138,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // It may have been removed already; and its folder goes if nobody else uses it.
+        // It may have been removed already. The directory is removed if empty.
         let _ = fs::remove_file(&self.path);
         if let Some(folder) = self.path.parent().filter(|folder| folder.ends_with("run/injector")) {
             let _ = fs::remove_dir(folder);
@@ -144,7 +146,7 @@ impl Drop for Socket {
     }
 }
 
-/// A TCP address that is listened on.
+/// A TCP listener.
 pub struct Tcp {
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
@@ -157,7 +159,7 @@ impl std::fmt::Debug for Tcp {
 }
 
 impl Tcp {
-    /// Listens, unless that would let anybody on the network in.
+    /// Listens, unless other hosts could send requests without authentication.
     pub async fn bind(
         address: SocketAddr,
         tls: Option<(&Path, &Path)>,
@@ -173,7 +175,7 @@ impl Tcp {
         Ok(Self { listener, tls })
     }
 
-    /// Where it does.
+    /// The local address.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
@@ -200,7 +202,7 @@ fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, ListenError> 
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// What serves connections.
+/// The HTTP service.
 struct Service {
     agent: Arc<Agent>,
     router: Router,
@@ -208,7 +210,7 @@ struct Service {
     refusals: Semaphore,
 }
 
-/// Serves until `ending` says so, and then for a little while the connections that are open.
+/// Serves until shutdown, then finishes open connections for up to [`SHUTDOWN_TIMEOUT`].
 pub async fn serve(
     agent: Arc<Agent>,
     router: Router,
@@ -216,14 +218,14 @@ pub async fn serve(
     tcp: Option<Tcp>,
     mut ending: watch::Receiver<bool>,
 ) {
-    let refusals = Semaphore::new(REFUSALS);
+    let refusals = Semaphore::new(MAX_REFUSALS);
     let service = Arc::new(Service { agent, router, ending: ending.clone(), refusals });
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             biased;
             () = shutdown_requested(&mut ending) => break,
-            // Those that have ended are forgotten.
+            // Reap ended connections.
             Some(_) = connections.join_next() => {}
             accepted = socket.listener.accept() => match accepted {
                 Ok((stream, _)) => take_unix(&service, &mut connections, stream),
@@ -238,7 +240,7 @@ pub async fn serve(
     drop(socket);
     drop(tcp);
     let all = async { while connections.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(GRACE, all).await;
+    let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, all).await;
 }
 
 async fn accept(tcp: Option<&Tcp>) -> io::Result<(TcpStream, SocketAddr, Option<TlsAcceptor>)> {
@@ -253,14 +255,14 @@ async fn accept(tcp: Option<&Tcp>) -> io::Result<(TcpStream, SocketAddr, Option<
 
 async fn pause(error: &io::Error) {
     tracing::warn!(%error, "cannot take a connection");
-    tokio::time::sleep(BREATH).await;
+    tokio::time::sleep(ACCEPT_BACKOFF).await;
 }
 
-/// A connection that is counted for as long as this lives.
+/// A counted connection, released when dropped.
 struct Place(Arc<Agent>);
 
 impl Place {
-    /// On the network, strangers take places as well. Some are left to the socket, so that this host can always ask.
+    /// Unauthenticated clients on the network count too, so some connections are reserved for the socket.
     fn take(agent: &Arc<Agent>, peer: &Peer) -> Option<Self> {
         let all = agent.limits.connections;
         let most = match peer {
@@ -281,8 +283,8 @@ impl Drop for Place {
     }
 }
 
-/// Tells a client over the limit that it is. What it sends is read, if there are not too many like it: it would hear of a
-/// connection that was reset, and not of the answer, if that were closed before.
+/// Refuses a client over the limit. Reads its request, unless there are too many refused clients: closing
+/// with unread data would reset the connection before the client reads the response.
 async fn refuse(service: &Service, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let place = service.refusals.try_acquire();
     let talk = async {
@@ -293,8 +295,8 @@ async fn refuse(service: &Service, mut stream: impl AsyncRead + AsyncWrite + Unp
         }
         io::Result::Ok(())
     };
-    // It may have gone.
-    let _ = tokio::time::timeout(REFUSAL, talk).await;
+    // The client may have gone.
+    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, talk).await;
 }
 
 fn take_unix(service: &Arc<Service>, connections: &mut JoinSet<()>, stream: UnixStream) {
@@ -321,7 +323,7 @@ fn take_tcp(
     let service = service.clone();
     let peer = Peer::Tcp { address };
     let Some(place) = Place::take(&service.agent, &peer) else {
-        // Under TLS it takes work to say more than goodbye.
+        // A response over TLS would need a handshake.
         if tls.is_none() {
             connections.spawn(async move { refuse(&service, stream).await });
         }
@@ -329,11 +331,11 @@ fn take_tcp(
     };
     connections.spawn(async move {
         let _place = place;
-        // It only makes answers later.
+        // Only delays responses.
         let _ = stream.set_nodelay(true);
         match tls {
             None => talk(&service, stream, peer).await,
-            Some(tls) => match tokio::time::timeout(PATIENCE, tls.accept(stream)).await {
+            Some(tls) => match tokio::time::timeout(CLIENT_TIMEOUT, tls.accept(stream)).await {
                 Ok(Ok(stream)) => talk(&service, stream, peer).await,
                 Ok(Err(error)) => tracing::debug!(%error, %address, "no TLS"),
                 Err(_) => tracing::debug!(%address, "no TLS in time"),
@@ -354,7 +356,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
+        .header_read_timeout(CLIENT_TIMEOUT)
         .serve_connection(TokioIo::new(stream), answer);
     tokio::pin!(connection);
     let mut ending = service.ending.clone();
