@@ -4,6 +4,17 @@
 //! counters flow back by the same road. [`scenario`] carries out several of them by a timeline, [`agent`] for clients of
 //! an API, [`kubernetes`] for a cluster, and [`lifetime`] makes sure that nothing outlives us.
 //!
+//! A program, such as an integration test, starts faults by [`Injection::builder`]:
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let guard = injector_user::Injection::builder().netns("shop")?.loss("5%")?.start()?;
+//! // What is tested comes here; the faults end with the guard, or with the process.
+//! println!("{} packets dropped", guard.end()?.packets.done.dropped);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Nothing prints by the macros of the standard library: they panic when output fails, and wait for
 //! whoever reads it.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
@@ -11,6 +22,7 @@
 pub mod agent;
 pub mod cli;
 pub mod fault;
+pub mod injection;
 pub mod kernel;
 pub mod kubernetes;
 pub mod lifetime;
@@ -18,3 +30,6 @@ pub mod output;
 pub mod scenario;
 pub mod spec;
 pub mod target;
+pub mod threads;
+
+pub use injection::Injection;

@@ -320,8 +320,9 @@ fn after_sigkill_of_the_guardian_too_the_next_start_lets_the_target_go_on() {
 fn a_target_without_processes_of_its_own_is_refused() {
     let _turn = ALONE.read();
     let lab = Lab::new();
-    let output =
-        Injector::command(&lab.left, "--interface lo --pause 1s").output().expect("it runs");
+    let output = Injector::command(&lab.left, "--interface lo --for 1s --pause 1s")
+        .output()
+        .expect("it runs");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("name them with --cgroup, --container"), "{said}");

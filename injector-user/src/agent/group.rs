@@ -5,15 +5,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::plan::Plan;
 use crate::{
-    fault::{
-        RetargetError,
-        network::{Attached, Network, NetworkError, Options, counts::Counts, shared::Shared},
-        retarget,
-    },
+    fault::network::{self, Attached, NetworkError, counts::Counts},
+    injection::{Event, FaultSet, Injection, InjectionError, Options},
     kernel::clock,
-    lifetime::{LifetimeError, instance::Instance, journal::Owner},
+    lifetime::{instance::SharedInstance, journal::Owner},
     spec::{rule::Rule, scenario::random::packet_seed, target::TargetSpec, value::Span},
-    target::{Followed, Target},
 };
 
 /// More comparisons of rules than that are not made for one fault.
@@ -55,13 +51,10 @@ impl Member {
 #[derive(Debug)]
 pub struct Group {
     target: TargetSpec,
-    /// Where that is now.
-    found: Target,
     /// Whether it is for one fault alone: its decisions are to be repeatable.
     is_closed: bool,
-    // Dropped in this order.
-    shared: Shared<(u64, u32)>,
-    instance: Instance,
+    /// Owners of rules are faults, with the numbers of their rules.
+    injection: Injection<(u64, u32)>,
     members: Vec<Member>,
     seed: u64,
     changes: u64,
@@ -75,23 +68,20 @@ impl Group {
         seed: u64,
         owner: Owner,
         log_level: u8,
-    ) -> Result<Self, NetworkError> {
-        let mut instance = Instance::start(owner)?;
-        let options = Options {
-            judged_bit: 1 << instance.slot(),
-            protect: plan.protect,
-            seed,
-            log_level,
-            ..Options::default()
-        };
-        let (target, later) = (plan.target.clone(), [member.rules.clone()]);
-        let network = Network::install_for(&mut instance, target, &[], &later, options)?;
+    ) -> Result<Self, InjectionError> {
+        let instance = SharedInstance::start(owner)?;
+        let network =
+            network::Options { protect: plan.protect, log_level, ..network::Options::default() };
+        let options = Options { network, outlived: true, carries: true, ..Options::default() };
+        let first = FaultSet { seed, ..FaultSet::default() };
+        let later = FaultSet { seed, rules: member.rules.clone(), ..FaultSet::default() };
+        let mut injection =
+            Injection::prepare(plan.target.clone(), instance, first, &[later], options)?;
+        injection.start()?;
         let mut group = Self {
             target: plan.spec.clone(),
-            found: plan.target.clone(),
             is_closed: plan.terms.faults.seed.is_some(),
-            shared: Shared::new(Some(network)),
-            instance,
+            injection,
             members: Vec::new(),
             seed,
             changes: 0,
@@ -101,17 +91,17 @@ impl Group {
     }
 
     /// Has a fault act as well, from now on, however long it took to get here.
-    fn admit(&mut self, mut member: Member) -> Result<(), NetworkError> {
+    fn admit(&mut self, mut member: Member) -> Result<(), InjectionError> {
         member.begin();
         self.members.push(member);
-        if let Some(network) = self.shared.network_mut() {
+        if let Some(network) = self.injection.network_mut() {
             network.warn_again();
         }
         self.apply()
     }
 
     /// Adds a fault, if it belongs here and fits in; else gives it back. If that fails, nothing has changed.
-    pub fn add(&mut self, plan: &Plan, member: Member) -> Result<Option<Member>, NetworkError> {
+    pub fn add(&mut self, plan: &Plan, member: Member) -> Result<Option<Member>, InjectionError> {
         if !self.takes(plan, &member) {
             return Ok(Some(member));
         }
@@ -121,10 +111,12 @@ impl Group {
                 let member = self.members.pop();
                 match error {
                     // Refused before anything was changed.
-                    NetworkError::Compile(_)
-                    | NetworkError::NoRoom { .. }
-                    | NetworkError::NoHold
-                    | NetworkError::NoIngress => Ok(member),
+                    InjectionError::Network(
+                        NetworkError::Compile(_)
+                        | NetworkError::NoRoom { .. }
+                        | NetworkError::NoHold
+                        | NetworkError::NoIngress,
+                    ) => Ok(member),
                     error => {
                         self.apply()?;
                         Err(error)
@@ -140,7 +132,7 @@ impl Group {
         if self.is_closed
             || plan.terms.faults.seed.is_some()
             || self.target != plan.spec
-            || !self.found.is_same(&plan.target)
+            || !self.injection.target().is_same(&plan.target)
         {
             return false;
         }
@@ -151,34 +143,27 @@ impl Group {
     }
 
     /// Has the rules of all members act, and no others.
-    fn apply(&mut self) -> Result<(), NetworkError> {
+    fn apply(&mut self) -> Result<(), InjectionError> {
         let now = clock::monotonic_ns();
-        let owned = self
-            .members
-            .iter()
-            .flat_map(|member| {
-                (0..).zip(&member.rules).map(move |(number, rule)| {
-                    let left = member.deadline_ns(rule).saturating_sub(now);
-                    let lasts = Some(Span(Duration::from_nanos(left)));
-                    ((member.fault, number), Rule { lasts, ..rule.clone() })
-                })
+        let owned = self.members.iter().flat_map(|member| {
+            (0..).zip(&member.rules).map(move |(number, rule)| {
+                let left = member.deadline_ns(rule).saturating_sub(now);
+                let lasts = Some(Span(Duration::from_nanos(left)));
+                ((member.fault, number), Rule { lasts, ..rule.clone() })
             })
-            .collect();
+        });
+        let (owners, rules) = owned.unzip();
         let seed = if self.is_closed { self.seed } else { packet_seed(self.seed, 0, self.changes) };
         self.changes += 1;
-        self.shared.prepare(owned, seed)?;
-        self.shared.carry()?;
-        self.shared.commit()?;
-        clock::wait_for_readers();
-        self.shared.settle([])?;
-        self.look_around()
+        self.injection.swap(FaultSet { seed, owners, rules, ..FaultSet::default() })?;
+        Ok(())
     }
 
     /// Removes a fault, and tells what each of its rules did. The last one to go takes everything along.
-    pub fn remove(mut self, fault: u64) -> (Option<Self>, Result<Vec<Counts>, NetworkError>) {
+    pub fn remove(mut self, fault: u64) -> (Option<Self>, Result<Vec<Counts>, InjectionError>) {
         self.members.retain(|member| member.fault != fault);
         let is_last = self.members.is_empty();
-        let removed = if is_last { self.detach() } else { self.apply() };
+        let removed = if is_last { self.injection.end() } else { self.apply() };
         if let Err(error) = removed {
             // Its rules may still act, so none of the others' can stay.
             let _ = self.end();
@@ -187,21 +172,14 @@ impl Group {
         let counters = self.counts(fault);
         if is_last {
             let ended = self.end();
-            return (None, counters.and_then(|counters| Ok(ended.map(|()| counters)?)));
+            return (None, counters.and_then(|counters| ended.map(|()| counters)));
         }
-        self.shared.forget(|(owner, _)| *owner == fault);
+        self.injection.rules_mut().forget(|(owner, _)| *owner == fault);
         (Some(self), counters)
     }
 
-    fn detach(&mut self) -> Result<(), NetworkError> {
-        match self.shared.network_mut() {
-            Some(network) => network.detach(&mut self.instance),
-            None => Ok(()),
-        }
-    }
-
     /// Has a fault end at another time.
-    pub fn extend(&mut self, fault: u64, ends_ns: u64) -> Result<(), NetworkError> {
+    pub fn extend(&mut self, fault: u64, ends_ns: u64) -> Result<(), InjectionError> {
         let mut deadlines = Vec::new();
         let mut first = 0;
         for member in &mut self.members {
@@ -212,38 +190,29 @@ impl Group {
             }
             first += member.rules.len();
         }
-        match self.shared.network_mut() {
-            Some(network) => network.set_deadlines(deadlines),
+        match self.injection.network_mut() {
+            Some(network) => Ok(network.set_deadlines(deadlines)?),
             None => Ok(()),
         }
     }
 
-    /// Goes on for a while, also on what is new.
-    pub fn renew(&mut self) -> Result<(), RetargetError> {
-        while let Some(followed) = self.found.follow()? {
-            if followed == Followed::Again {
-                let network = self.shared.network_mut();
-                retarget(&mut self.instance, &self.found, network, None, None)?;
-            }
-        }
-        if let Some(network) = self.shared.network_mut() {
-            network.renew()?;
-        }
-        Ok(self.look_around()?)
-    }
-
-    fn look_around(&mut self) -> Result<(), NetworkError> {
-        let Some(network) = self.shared.network_mut() else { return Ok(()) };
-        network.attach(&mut self.instance)?;
-        Ok(())
+    /// Renews the lease, and goes on with what is new.
+    pub fn renew(&mut self) -> Result<(), InjectionError> {
+        self.injection.renew()
     }
 
     /// What others did to the faults since this was called last; `is_end` if it is for the last time.
     pub fn take_warnings(&mut self, is_end: bool) -> Vec<String> {
-        let network = self.shared.network_mut();
-        let messages = network.map(|network| network.warnings(is_end)).unwrap_or_default();
+        self.injection.collect_warnings(is_end);
+        let events = std::iter::from_fn(|| self.injection.next_event());
+        let messages: Vec<String> = events
+            .filter_map(|event| match event {
+                Event::Warning(message) => Some(message),
+                _ => None,
+            })
+            .collect();
         for message in &messages {
-            tracing::warn!(slot = self.instance.slot(), "{message}");
+            tracing::warn!(slot = self.injection.instance().slot(), "{message}");
         }
         messages
     }
@@ -255,12 +224,12 @@ impl Group {
 
     /// Whether its target is gone.
     pub fn is_gone(&self) -> bool {
-        !self.found.is_there()
+        !self.injection.target().is_there()
     }
 
     /// Where programs are attached.
     pub fn attached(&self) -> Vec<Attached> {
-        self.shared.network().map(Network::attached).unwrap_or_default()
+        self.injection.attached()
     }
 
     /// How many rules there are.
@@ -269,34 +238,29 @@ impl Group {
     }
 
     /// What each rule of each fault did.
-    pub fn all_counts(&mut self) -> Result<BTreeMap<u64, Vec<Counts>>, NetworkError> {
+    pub fn all_counts(&mut self) -> Result<BTreeMap<u64, Vec<Counts>>, InjectionError> {
         let mut counts: BTreeMap<u64, Vec<Counts>> = BTreeMap::new();
-        for ((fault, _), of_rule) in self.shared.counts()? {
+        for ((fault, _), of_rule) in self.injection.rules_mut().counts()? {
             counts.entry(fault).or_default().push(of_rule);
         }
         Ok(counts)
     }
 
-    fn counts(&mut self, fault: u64) -> Result<Vec<Counts>, NetworkError> {
+    fn counts(&mut self, fault: u64) -> Result<Vec<Counts>, InjectionError> {
         Ok(self.all_counts()?.remove(&fault).unwrap_or_default())
     }
 
     /// Ends all its faults at once, and tells what each of their rules did.
-    pub fn end_all(mut self) -> Result<BTreeMap<u64, Vec<Counts>>, NetworkError> {
-        let counts = self.detach().and_then(|()| self.all_counts());
+    pub fn end_all(mut self) -> Result<BTreeMap<u64, Vec<Counts>>, InjectionError> {
+        let counts = self.injection.end().and_then(|()| self.all_counts());
         self.end()?;
         counts
     }
 
     /// Ends it, whatever its members.
-    pub fn end(mut self) -> Result<(), LifetimeError> {
-        let detached = self.detach();
-        let Self { shared, instance, .. } = self;
-        drop(shared);
-        instance.end()?;
-        match detached {
-            Err(NetworkError::Lifetime(error)) => Err(error),
-            _ => Ok(()),
-        }
+    pub fn end(mut self) -> Result<(), InjectionError> {
+        let ended = self.injection.end();
+        self.injection.close()?;
+        ended
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError},
     },
     thread::{self, JoinHandle},
@@ -14,32 +14,27 @@ use tokio::sync::oneshot;
 
 use super::{
     LONGEST_LIFE,
-    api::{Code, Fault, Phase, PodStatus, Problem, Reason, RuleStatus, text},
+    active::{Active, TOLD, left, new_fault, note, wall},
+    api::{Code, Fault, Phase, PodStatus, Problem, Reason, text},
     board::{Board, What},
     group::{Group, Member},
     plan::{Plan, Selection, Terms},
-    stepper::{SharedInstance, Stepper},
     sum::Sum,
 };
 use crate::{
     fault::{
-        RetargetError,
-        clock::{ClockFaultError, Clocks, report::ClocksReport},
-        network::{
-            NetworkError, RENEWAL,
-            counts::Counts,
-            report::{AttachedReport, Totals},
-        },
-        process::{ProcessFaultError, Processes},
-        retarget,
+        clock::ClockFaultError,
+        network::{self, NetworkError, counts::Counts, report::AttachedReport},
+        process::ProcessFaultError,
     },
+    injection::{FaultSet, Injection, InjectionError, Options, worker::Worker},
     kernel::{
         clock::{deadline_ns, monotonic_ns, nanoseconds},
         memory,
     },
-    lifetime::{LifetimeError, instance::Instance, journal::Owner},
-    spec::{rule::Rule, target::TargetSpec},
-    target::{Followed, Target},
+    lifetime::{LifetimeError, instance::SharedInstance, journal::Owner, lease::RENEWAL},
+    spec::Faults,
+    threads::{self, Panicked},
 };
 
 /// Requests that may wait for the keeper.
@@ -47,9 +42,6 @@ const WAITING: usize = 64;
 
 /// More rules than that are not read at each renewal.
 const COUNTED_RULES: usize = 4096;
-
-/// How often watchers are told of what faults do, in renewals.
-const TOLD: u32 = 4;
 
 /// What to do, and whom to tell.
 enum Order {
@@ -126,10 +118,9 @@ impl Running {
         most_faults: usize,
         log_level: u8,
     ) -> Result<Self, LifetimeError> {
-        let mut instance = Instance::start(owner.clone())?;
+        let instance = SharedInstance::start(owner.clone())?;
         // Should the agent be killed, its guardian removes the journals of all its slots.
-        instance.guard()?;
-        let instance = Arc::new(Mutex::new(instance));
+        instance.lock().guard()?;
         let (sender, orders) = mpsc::sync_channel(WAITING);
         let keeper = Keeper {
             owner,
@@ -157,63 +148,10 @@ impl Running {
     }
 
     /// Ends all faults, and waits for that.
-    pub fn stop(self) {
+    pub fn stop(self) -> Result<(), Panicked> {
         // It may have ended by itself; it has nothing to say then.
         let _ = self.handle.0.send(Order::Stop);
-        let _ = self.thread.join();
-    }
-}
-
-/// A fault that acts.
-struct Active {
-    number: u64,
-    /// What is told of it.
-    fault: Fault,
-    /// When it ends, by `CLOCK_MONOTONIC`, unless its lease is renewed.
-    ends_ns: u64,
-    /// When it ends in any case.
-    last_ns: u64,
-    lease: Option<Duration>,
-    clocks: Option<Wrong>,
-    processes: Option<Stepper>,
-    /// The group that its rules are in.
-    group: Option<u64>,
-    /// What its ended parts did, if it is of pods that labels select.
-    ended_parts: Option<Sum>,
-    /// Something has been counted that watchers were not told.
-    is_news: bool,
-    /// There is a warning that was not written down.
-    is_warned: bool,
-}
-
-/// Clocks that are wrong.
-struct Wrong {
-    clocks: Clocks,
-    /// Whose.
-    target: Target,
-}
-
-impl Wrong {
-    fn is_of(&self, target: &Target) -> bool {
-        self.target.cgroup == target.cgroup
-    }
-
-    /// Goes on for a while, also in the cgroup that has taken the place of the one before.
-    fn renew(&mut self, instance: &Mutex<Instance>) -> Result<(), RetargetError> {
-        while let Some(followed) = self.target.follow()? {
-            if followed == Followed::Again {
-                let mut instance = instance.lock().unwrap_or_else(PoisonError::into_inner);
-                retarget(&mut instance, &self.target, None, Some(&mut self.clocks), None)?;
-            }
-        }
-        self.clocks.renew();
-        Ok(())
-    }
-}
-
-impl Active {
-    fn reason(&self) -> Reason {
-        if self.ends_ns < self.last_ns { Reason::Lapsed } else { Reason::Expired }
+        threads::join("keeper", self.thread)
     }
 }
 
@@ -325,7 +263,7 @@ impl Keeper {
             None
         } else {
             let member = Member::new(number, rules.clone(), first);
-            Some(self.join(&plan, member, seed).map_err(of_network)?)
+            Some(self.join(&plan, member, seed).map_err(problem_of)?)
         };
         // Packet faults take the longest to make.
         let began_ns = monotonic_ns();
@@ -333,8 +271,8 @@ impl Keeper {
             let after = |time| began_ns.saturating_add(nanoseconds(time));
             (after(first), after(lasts))
         });
-        let (clocks, processes) = match self.fault_others(&plan, seed, lasts) {
-            Ok(others) => others,
+        let worker = match self.fault_others(&plan, seed, lasts) {
+            Ok(worker) => worker,
             Err(problem) => {
                 if let Err(error) = self.leave(group, number) {
                     tracing::error!(%error, "cannot end packet faults");
@@ -351,8 +289,7 @@ impl Keeper {
             ends_ns,
             last_ns,
             lease: plan.terms.lease,
-            clocks,
-            processes,
+            worker,
             group,
             ended_parts: None,
             is_news: false,
@@ -403,8 +340,7 @@ impl Keeper {
             ends_ns,
             last_ns: now.saturating_add(nanoseconds(lasts)),
             lease,
-            clocks: None,
-            processes: None,
+            worker: None,
             group: None,
             ended_parts: Some(Sum::new(&fault.rules)),
             is_news: false,
@@ -481,69 +417,36 @@ impl Keeper {
         plan: &Plan,
         seed: u64,
         lasts: Duration,
-    ) -> Result<(Option<Wrong>, Option<Stepper>), Problem> {
-        let mut clocks = self.wrong(plan, lasts)?;
-        match self.step(plan, seed, lasts) {
-            Ok(processes) => Ok((clocks, processes)),
-            Err(problem) => {
-                self.put_right(&mut clocks);
-                Err(problem)
-            }
+    ) -> Result<Option<Worker>, Problem> {
+        let Faults { clock, processes, .. } = &plan.terms.faults;
+        if clock.is_none() && processes.is_none() {
+            return Ok(None);
         }
-    }
-
-    /// Makes clocks go wrong, if that is asked for.
-    fn wrong(&self, plan: &Plan, lasts: Duration) -> Result<Option<Wrong>, Problem> {
-        let Some(fault) = &plan.terms.faults.clock else { return Ok(None) };
-        let cgroup = plan.target.cgroup.as_ref();
-        let is_there = |active: &&Active| {
-            active.clocks.as_ref().is_some_and(|wrong| wrong.is_of(&plan.target))
+        let has_its_clocks = |active: &&Active| {
+            active.worker.as_ref().map(Worker::status).is_some_and(|status| {
+                status.clocks.is_some() && status.cgroup == plan.target.cgroup
+            })
         };
-        if let Some(active) = self.active.values().find(is_there) {
+        if clock.is_some()
+            && let Some(active) = self.active.values().find(has_its_clocks)
+        {
             let message = format!("the clocks of this target are faulted by {}", active.fault.name);
             return Err(Problem::new(Code::Conflict, message));
         }
-        let mut instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner);
-        let clocks = Clocks::install(&mut instance, cgroup, Some(fault), Some(lasts), true, &[])
-            .map_err(|error| match error {
-                ClockFaultError::Kernel(_)
-                | ClockFaultError::Lifetime(_)
-                | ClockFaultError::Files(_) => Problem::from_error(Code::Failed, error),
-                error => Problem::from_error(Code::Invalid, error),
-            })?;
-        Ok(Some(Wrong { clocks, target: plan.target.clone() }))
-    }
-
-    fn put_right(&self, wrong: &mut Option<Wrong>) {
-        let mut instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Err(error)) = wrong.take().map(|mut wrong| wrong.clocks.end(&mut instance)) {
-            tracing::error!(%error, "cannot put clocks right");
-        }
-    }
-
-    /// Faults processes, if that is asked for.
-    fn step(&self, plan: &Plan, seed: u64, lasts: Duration) -> Result<Option<Stepper>, Problem> {
-        let Some(faults) = &plan.terms.faults.processes else { return Ok(None) };
-        let installed = {
-            let mut instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner);
-            Processes::install(&mut instance, &plan.target, faults, seed, Some(lasts), None)
-        };
-        let processes = installed.map_err(|error| match error {
-            ProcessFaultError::Kernel(_)
-            | ProcessFaultError::Lifetime(_)
-            | ProcessFaultError::Limit { .. } => Problem::from_error(Code::Failed, error),
-            ProcessFaultError::Frozen(_) | ProcessFaultError::Tighter(..) => {
-                Problem::from_error(Code::Conflict, error)
-            }
-            error => Problem::from_error(Code::Invalid, error),
-        })?;
-        Stepper::start(processes, plan.target.clone(), self.instance.clone())
+        let (clock, processes) = (clock.clone(), processes.clone());
+        let set = FaultSet::of(&Faults { clock, processes, ..Faults::default() }, seed);
+        let network = network::Options { lasts: Some(lasts), ..network::Options::default() };
+        let options = Options { network, outlived: true, ..Options::default() };
+        let (target, instance) = (plan.target.clone(), self.instance.clone());
+        let started = Injection::prepare(target, instance, set, &[], options)
+            .and_then(|mut injection| injection.start().map(|()| injection));
+        Worker::start(started.map_err(problem_of)?, None)
             .map(Some)
             .map_err(|error| Problem::from_error(Code::Failed, error))
     }
 
     /// Adds rules to a group that takes them, or else to a new one. Returns its number.
-    fn join(&mut self, plan: &Plan, member: Member, seed: u64) -> Result<u64, NetworkError> {
+    fn join(&mut self, plan: &Plan, member: Member, seed: u64) -> Result<u64, InjectionError> {
         let mut member = member;
         for (&number, group) in &mut self.groups {
             match group.add(plan, member)? {
@@ -558,7 +461,7 @@ impl Keeper {
     }
 
     /// Removes the rules of a fault from their group, and tells what they did.
-    fn leave(&mut self, group: Option<u64>, fault: u64) -> Result<Vec<Counts>, NetworkError> {
+    fn leave(&mut self, group: Option<u64>, fault: u64) -> Result<Vec<Counts>, InjectionError> {
         let Some((number, group)) =
             group.and_then(|number| self.groups.remove(&number).map(|group| (number, group)))
         else {
@@ -593,7 +496,7 @@ impl Keeper {
     fn extend(&mut self, name: &str, ends_ns: u64) -> Result<Arc<Fault>, Problem> {
         let active = self.active.get_mut(name).ok_or_else(|| Problem::no_fault(name))?;
         if let Some(group) = active.group.and_then(|group| self.groups.get_mut(&group)) {
-            group.extend(active.number, ends_ns).map_err(of_network)?;
+            group.extend(active.number, ends_ns).map_err(problem_of)?;
         }
         active.ends_ns = ends_ns;
         active.fault.ends = wall(ends_ns);
@@ -619,18 +522,10 @@ impl Keeper {
             self.warn(group, is_end);
         }
         let mut active = self.active.remove(name).ok_or_else(|| Problem::no_fault(name))?;
-        if let Some(stepper) = active.processes.take() {
-            match stepper.end() {
-                Ok(statistics) => active.fault.processes = Some(statistics),
-                Err(error) => errors.push(text(error)),
-            }
-        }
-        if let Some(mut wrong) = active.clocks.take() {
-            let mut instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = wrong.clocks.end(&mut instance) {
-                errors.push(text(error));
-            }
-            active.fault.clocks = Some(ClocksReport::of(&mut wrong.clocks));
+        if let Some(worker) = active.worker.take() {
+            let (status, ended) = worker.end();
+            active.take(status);
+            errors.extend(ended.err().map(text));
         }
         match self.leave(active.group, active.number) {
             Ok(counts) => {
@@ -699,20 +594,14 @@ impl Keeper {
                 failed.push((name.clone(), "the faults beside it could not be changed".into()));
                 continue;
             }
-            if let Some(error) = active.processes.as_ref().and_then(Stepper::take_error) {
-                failed.push((name.clone(), text(error)));
-                continue;
-            }
-            let clocks = active.clocks.as_mut();
-            if let Some(Err(error)) = clocks.map(|wrong| wrong.renew(&self.instance)) {
+            if let Some(error) = active.worker.as_ref().and_then(Worker::take_error) {
                 failed.push((name.clone(), text(error)));
                 continue;
             }
             let mut is_changed = active.look();
             let group = active.group.and_then(|group| self.groups.get(&group));
             let is_gone = group.is_some_and(Group::is_gone)
-                || active.clocks.as_ref().is_some_and(|wrong| !wrong.target.is_there())
-                || active.processes.as_ref().is_some_and(Stepper::is_gone);
+                || active.worker.as_ref().is_some_and(|worker| worker.status().is_gone);
             is_changed |= note(&mut active.fault.gone, &is_gone);
             if let Some(counts) = counts.get(&active.number) {
                 is_changed |= active.count(counts);
@@ -745,161 +634,34 @@ impl Terms {
     }
 }
 
-/// A fault that is about to act, and has done nothing yet.
-fn new_fault(terms: Terms, target: TargetSpec, by: String, seed: u64, ends_ns: u64) -> Fault {
-    let rule = |rule: &Rule| RuleStatus { name: rule.name.clone(), packets: Totals::default() };
-    let milliseconds = |time: Duration| time.as_millis() as u64;
-    Fault {
-        kinds: terms.kinds(),
-        phase: Phase::Active,
-        reason: None,
-        error: None,
-        owner: by,
-        target,
-        part_of: None,
-        seed,
-        created: jiff::Timestamp::now().to_string(),
-        ends: wall(ends_ns),
-        for_ms: terms.lasts.map(milliseconds),
-        lease_ms: terms.lease.map(milliseconds),
-        attached: Vec::new(),
-        resolved: Vec::new(),
-        packets: Totals::default(),
-        rules: Arc::new(terms.faults.rules.iter().map(rule).collect()),
-        clocks: None,
-        processes: None,
-        pods: None,
-        gone: false,
-        warnings: Vec::new(),
-        name: terms.name,
-    }
-}
-
-impl Active {
-    /// Writes down what has changed, and tells watchers now and then.
-    fn report(&mut self, is_changed: bool, board: &Board, rounds: u32) {
-        let is_changed = is_changed || self.is_warned;
-        self.is_warned = false;
-        self.is_news |= is_changed;
-        if self.is_news && rounds.is_multiple_of(TOLD) {
-            self.is_news = false;
-            board.put(What::Counted, self.fault.clone());
-        } else if is_changed {
-            board.update(self.fault.clone());
-        }
-    }
-
-    /// Notes what its rules did; returns whether that is news.
-    fn count(&mut self, counts: &[Counts]) -> bool {
-        // Its group has gone, and the counters with it: what was read of them last is still true.
-        if counts.is_empty() {
-            return false;
-        }
-        let all = Totals::from(&counts.iter().sum::<Counts>());
-        if all == self.fault.packets {
-            return false;
-        }
-        // What was told before stays with those who have it.
-        let rules = Arc::make_mut(&mut self.fault.rules);
-        for (status, counts) in rules.iter_mut().zip(counts) {
-            status.packets = counts.into();
-        }
-        self.fault.packets = all;
-        true
-    }
-
-    /// Notes what was done to clocks and processes; returns whether that is news.
-    fn look(&mut self) -> bool {
-        let mut is_news = false;
-        if let Some(wrong) = &mut self.clocks {
-            let report = ClocksReport::of(&mut wrong.clocks);
-            is_news |= note(&mut self.fault.clocks, &Some(report));
-        }
-        if let Some(stepper) = &self.processes {
-            is_news |= note(&mut self.fault.processes, &Some(stepper.statistics()));
-        }
-        is_news
-    }
-}
-
-/// Notes what is so now; returns whether that is news.
-fn note<T: Clone + PartialEq>(told: &mut T, now: &T) -> bool {
-    let is_news = told != now;
-    if is_news {
-        told.clone_from(now);
-    }
-    is_news
-}
-
-fn of_network(error: NetworkError) -> Problem {
-    match error {
-        NetworkError::Lifetime(LifetimeError::NoSlot) => Problem::new(
-            Code::Busy,
-            format!(
+/// Why a fault cannot begin, for its client.
+fn problem_of(error: InjectionError) -> Problem {
+    let code = match &error {
+        InjectionError::Network(NetworkError::Lifetime(LifetimeError::NoSlot))
+        | InjectionError::Lifetime(LifetimeError::NoSlot) => {
+            let message = format!(
                 "{error}; faults of the same target share one as long as they match different packets"
-            ),
-        ),
-        NetworkError::Kernel(_) | NetworkError::Lifetime(_) | NetworkError::Loopback(_) => {
-            Problem::from_error(Code::Failed, error)
+            );
+            return Problem::new(Code::Busy, message);
         }
-        error => Problem::from_error(Code::Invalid, error),
-    }
-}
-
-/// How long it is until a time of `CLOCK_MONOTONIC`.
-fn left(at_ns: u64) -> Duration {
-    Duration::from_nanos(at_ns.saturating_sub(monotonic_ns()))
-}
-
-/// What the wall clock will show then.
-fn wall(at_ns: u64) -> String {
-    (jiff::Timestamp::now() + left(at_ns)).to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use injector_common::counter::RuleCounters;
-    use serde_json::json;
-
-    use super::*;
-
-    fn active() -> Active {
-        let fault = json!({
-            "name": "a",
-            "phase": "active",
-            "owner": "a test",
-            "target": {"host": true},
-            "kinds": ["network"],
-            "seed": 1,
-            "created": "",
-            "ends": "",
-            "packets": Totals::default(),
-            "rules": [RuleStatus { name: "b".into(), packets: Totals::default() }],
-        });
-        Active {
-            number: 1,
-            fault: serde_json::from_value(fault).expect("a fault"),
-            ends_ns: 0,
-            last_ns: 0,
-            lease: None,
-            clocks: None,
-            processes: None,
-            group: None,
-            ended_parts: None,
-            is_news: false,
-            is_warned: false,
+        InjectionError::Network(
+            NetworkError::Kernel(_) | NetworkError::Lifetime(_) | NetworkError::Loopback(_),
+        )
+        | InjectionError::Clock(
+            ClockFaultError::Kernel(_) | ClockFaultError::Lifetime(_) | ClockFaultError::Files(_),
+        )
+        | InjectionError::Process(
+            ProcessFaultError::Kernel(_)
+            | ProcessFaultError::Lifetime(_)
+            | ProcessFaultError::Limit { .. },
+        )
+        | InjectionError::Lifetime(_)
+        | InjectionError::Log(_)
+        | InjectionError::Panicked(_) => Code::Failed,
+        InjectionError::Process(ProcessFaultError::Frozen(_) | ProcessFaultError::Tighter(..)) => {
+            Code::Conflict
         }
-    }
-
-    #[test]
-    fn counts_outlive_what_they_were_read_from() {
-        let mut active = active();
-        let counters = RuleCounters { packets: [3, 0], dropped: 2, ..RuleCounters::default() };
-        let counts = [Counts { counters, delays: None }];
-        assert!(active.count(&counts));
-        assert!(!active.count(&counts));
-        assert!(!active.count(&[]));
-        assert_eq!((active.fault.packets.matched, active.fault.packets.done.dropped), (3, 2));
-        assert_eq!(active.fault.rules[0].packets, active.fault.packets);
-    }
+        _ => Code::Invalid,
+    };
+    Problem::from_error(code, error)
 }

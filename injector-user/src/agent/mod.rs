@@ -5,6 +5,7 @@
 //! something, and nothing but the keeper touches the kernel.
 
 pub mod access;
+mod active;
 pub mod api;
 pub mod audit;
 pub mod board;
@@ -16,7 +17,6 @@ pub mod plan;
 pub mod routes;
 pub mod selection;
 pub mod server;
-mod stepper;
 mod sum;
 
 use std::time::Duration;

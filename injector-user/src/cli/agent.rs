@@ -179,7 +179,8 @@ pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
             Some(cluster) => Some(cluster.end().await),
             None => None,
         };
-        tokio::task::spawn_blocking(move || keeper.stop()).await.context("cannot end faults")?;
+        let stopped = tokio::task::spawn_blocking(move || keeper.stop()).await;
+        stopped.context("cannot end faults")?.context("cannot end faults")?;
         if let Some(farewell) = farewell {
             farewell.await.context("cannot take leave of the Kubernetes API")?;
         }

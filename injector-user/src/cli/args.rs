@@ -66,6 +66,14 @@ pub struct FaultArgs {
     pub process: ProcessSpec,
 }
 
+/// The choice of engines.
+#[derive(Args, Debug)]
+pub struct Engines {
+    /// How packets are delayed, clocks faulted and system calls failed; `vdso,probe` for both [default: auto]
+    #[arg(long = "engine", value_enum, value_delimiter = ',', value_name = "ENGINE")]
+    pub engines: Vec<Engine>,
+}
+
 /// What `run` and `inject` have in common.
 #[derive(Args, Debug)]
 pub struct SessionArgs {
@@ -78,9 +86,8 @@ pub struct SessionArgs {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 
-    /// How packets are delayed, clocks faulted and system calls failed; `vdso,probe` for both [default: auto]
-    #[arg(long = "engine", value_enum, value_delimiter = ',', value_name = "ENGINE")]
-    pub engines: Vec<Engine>,
+    #[command(flatten)]
+    pub engines: Engines,
 
     /// Exit with 3 if no packet matched
     #[arg(long)]
@@ -137,9 +144,11 @@ impl SessionArgs {
             Some(Lifetime::Forever) | None => None,
         }
     }
+}
 
+impl Engines {
     /// How to delay packets, if that was said.
-    pub fn delay_engine(&self) -> Result<Option<hold::Engine>, SpecError> {
+    pub fn delay(&self) -> Result<Option<hold::Engine>, SpecError> {
         let engine = |engine| match engine {
             Engine::Edt => Some(hold::Engine::Edt),
             Engine::Tap => Some(hold::Engine::Tap),
@@ -155,7 +164,7 @@ impl SessionArgs {
 
     /// How to have system calls fail, if that was said.
     #[must_use]
-    pub fn errno_engine(&self) -> Option<hook::Engine> {
+    pub fn errno(&self) -> Option<hook::Engine> {
         self.engines.iter().find_map(|engine| match engine {
             Engine::Lsm => Some(hook::Engine::Lsm),
             Engine::FmodRet => Some(hook::Engine::FmodRet),
@@ -165,7 +174,7 @@ impl SessionArgs {
 
     /// How to fault clocks, as far as that was said.
     #[must_use]
-    pub fn clock_engines(&self) -> Vec<clock::engine::Engine> {
+    pub fn clock(&self) -> Vec<clock::engine::Engine> {
         let engine = |engine| match engine {
             Engine::Vdso => Some(clock::engine::Engine::Vdso),
             Engine::Probe => Some(clock::engine::Engine::Probe),

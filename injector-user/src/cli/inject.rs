@@ -73,17 +73,17 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
         let client = args.agent.client(at)?;
         return remote::run(client, &request, &args.session, &title(&args.target, None));
     }
-    let asked = Asked::read(&args.faults, &args.session)?;
+    let asked = Asked::read(&args.faults, &args.session, verbose)?;
     args.target.check(args.xdp).map_err(SpecError::from)?;
-    if asked.clock.is_some() {
+    if asked.faults.clock.is_some() {
         args.target.check_for_clocks().map_err(SpecError::from)?;
     }
     if args.xdp {
-        check_for_xdp(&asked.rules).map_err(SpecError::from)?;
+        check_for_xdp(&asked.faults.rules).map_err(SpecError::from)?;
     }
     check_end(args)?;
-    let mut instance = session::start_instance()?;
-    let asked = asked.resolve()?;
+    let instance = session::start_instance()?;
+    let mut asked = asked.resolve()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Opening a named pipe waits for its reader: Ctrl-C ends that as long as signals are not taken.
     let reporter = Reporter::new(&args.session, Stream::Stdout)?;
@@ -93,18 +93,18 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
         let wide = args.target.host || !args.target.interface.is_empty();
         let protect = args.protect || (wide && !args.no_protect);
         let target = Target::resolve(&args.target, protect)?;
-        let options = session::options(&args.session, &instance, &asked, verbose);
-        let hook = if args.xdp { HookChoice::Xdp } else { args.hook };
-        let options = crate::fault::network::Options { protect, hook, ..options };
+        asked.options.outlived = true;
+        asked.options.network.protect = protect;
+        asked.options.network.hook = if args.xdp { HookChoice::Xdp } else { args.hook };
         let title = title(&args.target, Some(&target));
-        let plan = Plan { asked, target, title, options, outlived: true, made: None };
+        let plan = Plan { asked, target, title, made: None };
         let mut session =
-            Session::start(&mut instance, &args.session, &args.faults, plan, reporter)?;
+            Session::start(instance.clone(), &args.session, &args.faults, plan, reporter)?;
         session.watch(&mut signals, None).await?;
         session.end()
     });
     let code = code.and_then(|code| {
-        instance.end()?;
+        instance.lock().end()?;
         Ok(code)
     });
     session::finish(&reports, code)

@@ -6,7 +6,6 @@ mod args;
 mod cleanup;
 mod crd;
 mod doctor;
-mod guardian;
 mod inject;
 mod list;
 mod man;
@@ -28,7 +27,7 @@ use std::{
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::{lifetime, output, spec::SpecError};
+use crate::{output, spec::SpecError};
 
 /// Something failed.
 const FAILED: u8 = 1;
@@ -81,8 +80,6 @@ enum Command {
     Man(man::ManArgs),
     #[command(hide = true)]
     Crd(crd::CrdArgs),
-    #[command(hide = true, name = lifetime::guardian::SUBCOMMAND)]
-    Guardian(guardian::GuardianArgs),
     #[command(hide = true, name = trial::SUBCOMMAND)]
     Trial(trial::TrialArgs),
 }
@@ -115,7 +112,6 @@ fn carry_out(cli: Cli) -> ExitCode {
         Command::Completions(args) => man::completions(&args, &mut Cli::command()),
         Command::Man(args) => man::man(&args, Cli::command()),
         Command::Crd(args) => crd::run(&args),
-        Command::Guardian(args) => guardian::run(&args),
         Command::Trial(args) => trial::run(&args),
     });
     result.unwrap_or_else(|error| failed(&error))

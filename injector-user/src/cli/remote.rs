@@ -111,7 +111,7 @@ pub fn run(
     session: &SessionArgs,
     title: &str,
 ) -> Result<ExitCode> {
-    if !session.engines.is_empty() {
+    if !session.engines.engines.is_empty() {
         bail!("--engine: the agent chooses engines itself");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -342,7 +342,7 @@ mod tests {
         let session = SessionArgs {
             duration: None,
             seed: None,
-            engines: Vec::new(),
+            engines: crate::cli::args::Engines { engines: Vec::new() },
             require_match: false,
             output: Output::default(),
             output_file: None,

@@ -21,7 +21,10 @@ use super::{
 };
 use crate::{
     kernel::limits,
-    lifetime::{action::Action, instance::Instance},
+    lifetime::{
+        action::Action,
+        instance::{Instance, SharedInstance},
+    },
     output,
     target::{
         Target,
@@ -54,16 +57,16 @@ pub struct RunArgs {
 
 /// Runs the command; the exit code is its own.
 pub fn run(args: &RunArgs, verbose: bool) -> Result<ExitCode> {
-    let asked = Asked::read(&args.faults, &args.session)?;
-    let mut instance = session::start_instance()?;
+    let asked = Asked::read(&args.faults, &args.session, verbose)?;
+    let instance = session::start_instance()?;
     let asked = asked.resolve()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Opening a named pipe waits for its reader: Ctrl-C ends that as long as signals are not taken.
     let reporter = Reporter::new(&args.session, Stream::Stderr)?;
     let reports = reporter.writer();
-    let code = runtime.block_on(under_faults(args, asked, &mut instance, reporter, verbose));
+    let code = runtime.block_on(under_faults(args, asked, &instance, reporter));
     let code = code.and_then(|code| {
-        instance.end()?;
+        instance.lock().end()?;
         Ok(code)
     });
     // What could not be reported was said, and changes nothing about the command's end.
@@ -73,25 +76,24 @@ pub fn run(args: &RunArgs, verbose: bool) -> Result<ExitCode> {
 
 async fn under_faults(
     args: &RunArgs,
-    asked: Asked,
-    instance: &mut Instance,
+    mut asked: Asked,
+    instance: &SharedInstance,
     reporter: Reporter,
-    verbose: bool,
 ) -> Result<ExitCode> {
     let mut signals = Signals::take().context("cannot take signals")?;
     let files = limits::files().context("cannot read the limit of open files")?;
-    let (cgroup, made) = make_cgroup(instance)?;
+    let (cgroup, made) = make_cgroup(&mut instance.lock())?;
     let procs = fs::OpenOptions::new()
         .write(true)
         .open(cgroup.path.join("cgroup.procs"))
         .with_context(|| format!("cannot use the cgroup {}", cgroup.path.display()))?;
     let target = Target::of_command(cgroup)?;
-    let options = session::options(&args.session, instance, &asked, verbose);
     let title = session::words(&args.command);
     // Without a time limit the faults end with the command.
-    let outlived = args.session.lasts().is_some();
-    let plan = Plan { asked, target, title, options, outlived, made: Some(made) };
-    let mut session = Session::start(instance, &args.session, &args.faults, plan, reporter)?;
+    asked.options.outlived = args.session.lasts().is_some();
+    let plan = Plan { asked, target, title, made: Some(made) };
+    let mut session =
+        Session::start(instance.clone(), &args.session, &args.faults, plan, reporter)?;
     let mut child = match spawn(&args.command, &procs, signals.mask_before(), files) {
         Ok(child) => child,
         Err(error) => {

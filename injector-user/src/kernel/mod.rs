@@ -31,6 +31,8 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
+use crate::threads::Panicked;
+
 /// A failed kernel operation.
 #[derive(Debug, Error)]
 pub enum KernelError {
@@ -58,6 +60,9 @@ pub enum KernelError {
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+    /// A thread panicked.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
     /// A netlink socket cannot be opened.
     #[error("cannot open a netlink socket")]
     Netlink(#[source] io::Error),

@@ -444,7 +444,10 @@ async fn resolve(
         )
     };
     match tokio::time::timeout(RESOLVE_TIMEOUT, resolution).await {
-        Ok(found) => found.unwrap_or_else(|_| Err(late())),
+        Ok(Ok(found)) => found,
+        Ok(Err(panic)) => {
+            Err(Problem::new(Code::Failed, format!("cannot resolve the target: {panic}")))
+        }
         Err(_) => Err(late()),
     }
 }

@@ -1,5 +1,7 @@
 //! A running injector: its slot, its journal, its guardian.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use super::{
     LifetimeError,
     action::{Action, Undone},
@@ -136,11 +138,7 @@ impl Instance {
     }
 
     /// Undoes everything and gives the slot back.
-    pub fn end(mut self) -> Result<(), LifetimeError> {
-        self.settle()
-    }
-
-    fn settle(&mut self) -> Result<(), LifetimeError> {
+    pub fn end(&mut self) -> Result<(), LifetimeError> {
         let settled = self.journal.take().map_or(Ok(()), |journal| journal.settle().map(drop));
         if self.made_cgroup {
             // It may have kept one of another injector in use, which has ended since.
@@ -155,9 +153,32 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        if let Err(error) = self.settle() {
+        if let Err(error) = self.end() {
             tracing::error!(%error, "could not undo everything; `injector cleanup` tries again");
         }
+    }
+}
+
+/// An instance that all injections of a process may share. It ends with the last of its owners.
+#[derive(Clone, Debug)]
+pub struct SharedInstance(Arc<Mutex<Instance>>);
+
+impl SharedInstance {
+    /// Takes a free slot.
+    pub fn start(owner: Owner) -> Result<Self, LifetimeError> {
+        Ok(Self(Arc::new(Mutex::new(Instance::start(owner)?))))
+    }
+
+    /// Undoes everything and gives the slot back, if no other injection shares it.
+    pub fn end(self) -> Result<(), LifetimeError> {
+        Arc::into_inner(self.0).map_or(Ok(()), |instance| {
+            instance.into_inner().unwrap_or_else(PoisonError::into_inner).end()
+        })
+    }
+
+    /// For one use. Its journal is right even if another thread panicked while it used it.
+    pub fn lock(&self) -> MutexGuard<'_, Instance> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

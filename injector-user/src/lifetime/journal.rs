@@ -19,7 +19,7 @@ use super::{
     LifetimeError,
     action::{Action, Undone},
 };
-use crate::kernel::pidfd;
+use crate::kernel::pidfd::{self, Handle};
 
 /// How many injectors may run at once: each has a bit of its own in `skb->tc_index`.
 pub const SLOTS: u32 = 16;
@@ -43,6 +43,20 @@ pub struct Owner {
     pub started: String,
     /// Its command line.
     pub command: Vec<String>,
+}
+
+impl Owner {
+    /// This process.
+    #[must_use]
+    pub fn current() -> Self {
+        let pid = std::process::id();
+        Self {
+            pid,
+            ticks: Handle::open(pid.cast_signed()).map_or(0, |own| own.started),
+            started: jiff::Timestamp::now().to_string(),
+            command: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -10,6 +10,7 @@ pub mod cleanup;
 pub mod guardian;
 pub mod instance;
 pub mod journal;
+pub mod lease;
 
 use std::{io, path::PathBuf};
 

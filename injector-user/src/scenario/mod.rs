@@ -2,5 +2,6 @@
 
 pub mod chart;
 pub mod page;
+pub mod run;
 pub mod stage;
 pub mod timeline;

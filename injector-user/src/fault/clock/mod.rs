@@ -99,32 +99,25 @@ struct Patched {
 }
 
 impl Clocks {
-    /// Makes the clocks of all processes of `cgroup` go wrong, for as long as the injector lives, and not longer
-    /// than `lasts`. Faults act when this returns. `outlived` says whether processes may go on after their end;
-    /// `engines` are those that were asked for, if any. Without a fault all is made ready for one to come.
+    /// Makes all processes of `cgroup` ready for faults of their clocks; they read true until [`Self::set`].
+    /// `outlived` says whether processes may go on after the end of the faults; `engines` are those that were asked
+    /// for, if any.
     pub fn install(
         instance: &mut Instance,
         cgroup: Option<&Cgroup>,
-        fault: Option<&ClockFault>,
-        lasts: Option<Duration>,
         outlived: bool,
         engines: &[Engine],
     ) -> Result<Self, ClockFaultError> {
         let cgroup = cgroup.ok_or(TargetError::Clock)?;
-        if let Some(fault) = fault {
-            fault.check_backward(true_time()[0], outlived)?;
-        }
         let Chosen { vdso, probe } = engine::choose(engines, cgroup)?;
-        let now = true_time();
-        let ends = skew::later(now, lasts);
-        let timed = fault.map_or_else(Timed::right, |fault| Timed::starting(fault, now, ends));
+        let (timed, ends) = (Timed::right(), skew::later(true_time(), None));
         let patched = if vdso { Some(Patched::start(instance, cgroup, timed)?) } else { None };
         let before = Statistics::default();
         let chosen = Vec::new();
         let mut clocks =
             Self { patched, probe, chosen, detached: None, before, timed, ends, outlived };
         clocks.chosen = clocks.engines();
-        clocks.renew();
+        clocks.renew()?;
         Ok(clocks)
     }
 
@@ -137,7 +130,7 @@ impl Clocks {
 
     /// Makes the clocks of another cgroup's processes go wrong from now on, by the same engines and the same times: of one
     /// that has taken the place of the one before.
-    pub fn retarget(
+    pub fn rebind(
         &mut self,
         instance: &mut Instance,
         cgroup: &Cgroup,
@@ -150,15 +143,23 @@ impl Clocks {
         if vdso {
             self.patched = Some(Patched::start(instance, cgroup, self.timed)?);
         }
-        self.renew();
-        Ok(())
+        self.renew()
     }
 
-    /// Renews the lease of the probes; to be called more often than every [`skew::LEASE`].
-    pub fn renew(&mut self) {
+    /// Renews the lease of the probes; to be called more often than every [`crate::lifetime::lease::CLOCK_LEASE`].
+    pub fn renew(&mut self) -> Result<(), ClockFaultError> {
         if let Some(probe) = &mut self.probe {
             probe.set(&self.timed.renewed(true_time()));
         }
+        if let Some(patched) = &mut self.patched {
+            patched.tracker.check().map_err(KernelError::from)?;
+        }
+        Ok(())
+    }
+
+    /// Ends all faults that begin from now on after this time at the latest.
+    pub fn end_after(&mut self, lasts: Option<Duration>) {
+        self.ends = skew::later(true_time(), lasts);
     }
 
     /// Validates a fault, or none, that would start now, without changing anything.
@@ -170,12 +171,12 @@ impl Clocks {
     }
 
     /// Changes the skew.
-    pub fn set(&mut self, timed: Timed) {
+    pub fn set(&mut self, timed: Timed) -> Result<(), ClockFaultError> {
         self.timed = timed;
-        if let Some(patched) = &self.patched {
-            patched.tracker.set(timed);
+        if let Some(patched) = &mut self.patched {
+            patched.tracker.set(timed).map_err(KernelError::from)?;
         }
-        self.renew();
+        self.renew()
     }
 
     /// Statistics of processes, over all cgroups so far.
@@ -201,8 +202,13 @@ impl Clocks {
         self.detached = self.calls();
         self.probe = None;
         if let Some(patched) = &mut self.patched {
-            patched.tracker.end();
-            instance.was_undone(patched.action)?;
+            match patched.tracker.end() {
+                Ok(()) => instance.was_undone(patched.action)?,
+                Err(error) => {
+                    instance.undo(patched.action)?;
+                    return Err(KernelError::from(error).into());
+                }
+            }
         }
         Ok(())
     }

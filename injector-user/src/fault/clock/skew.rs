@@ -6,11 +6,9 @@ use injector_common::model::clock::{CLOCKS, Clock, FREEZE, STROBE, Skew, Span};
 
 use crate::{
     kernel::clock::TrueTime,
+    lifetime::lease::CLOCK_LEASE,
     spec::clock::{ClockFault, Steps},
 };
-
-/// For how long clocks stay wrong without hearing from us.
-pub const LEASE: Duration = Duration::from_millis(2500);
 
 /// Units of [`Skew`]'s rates in 1.
 const ONE: f64 = 4_294_967_296.0;
@@ -70,13 +68,14 @@ impl Timed {
         Self { skew, ends }
     }
 
-    /// The skew, for another [`LEASE`] from now.
+    /// The skew, for another [`CLOCK_LEASE`] from now.
     #[must_use]
     pub fn renewed(&self, now: TrueTime) -> Skew {
         let mut skew = self.skew;
         for (number, span) in skew.clocks.iter_mut().enumerate() {
             if *span != Span::TRUE {
-                span.lease = now[number].saturating_add(nanoseconds(LEASE)).min(self.ends[number]);
+                span.lease =
+                    now[number].saturating_add(nanoseconds(CLOCK_LEASE)).min(self.ends[number]);
             }
         }
         skew

@@ -38,7 +38,11 @@ use crate::{
         vdso::{self, Patched, Patcher, Refusal},
     },
     target::cgroup::Cgroup,
+    threads::{self, Panicked},
 };
+
+/// The name of the thread.
+const NAME: &str = "clocks";
 
 /// The interval of lease renewals, and of scans for processes without an event.
 const RENEW_INTERVAL: Duration = Duration::from_millis(500);
@@ -137,7 +141,7 @@ impl ProcessTracker {
         let thread = {
             let wakeup = Arc::clone(&wakeup);
             std::thread::Builder::new()
-                .name("clocks".into())
+                .name(NAME.into())
                 .spawn(move || {
                     // On a busy machine leases could expire before they are renewed.
                     if let Err(error) = limits::prefer_this_thread() {
@@ -156,14 +160,26 @@ impl ProcessTracker {
                 })
                 .map_err(KernelError::Thread)?
         };
-        // The process aborts on panic, so the thread is alive.
-        let _ = is_ready.recv();
+        if is_ready.recv().is_err() {
+            // The thread ends only by a command, or by a panic.
+            threads::join(NAME, thread)?;
+            return Err(KernelError::Thread(std::io::ErrorKind::BrokenPipe.into()));
+        }
         Ok(Self { commands, wakeup, statistics, thread: Some(thread) })
     }
 
     /// Changes the skew. Returns once all processes have it.
-    pub fn set(&self, timed: Timed) {
+    pub fn set(&mut self, timed: Timed) -> Result<(), Panicked> {
         self.command(|done| Command::Set(timed, done));
+        self.check()
+    }
+
+    /// Fails if the thread has panicked.
+    pub fn check(&mut self) -> Result<(), Panicked> {
+        match self.thread.take_if(|thread| thread.is_finished()) {
+            Some(thread) => threads::join(NAME, thread),
+            None => Ok(()),
+        }
     }
 
     /// The counts so far.
@@ -173,17 +189,15 @@ impl ProcessTracker {
     }
 
     /// Restores all clocks and waits for the thread to end.
-    pub fn end(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            self.command(Command::End);
-            // The process aborts on panic, so there is none to join.
-            let _ = thread.join();
-        }
+    pub fn end(&mut self) -> Result<(), Panicked> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        self.command(Command::End);
+        threads::join(NAME, thread)
     }
 
     fn command(&self, command: impl FnOnce(Sender<()>) -> Command) {
         let (done, is_done) = mpsc::channel();
-        // The thread ends only by a command, and the eventfd's counter cannot overflow.
+        // A panic of the thread is found when it is joined, and the eventfd's counter cannot overflow.
         let _ = self.commands.send(command(done));
         let _ = self.wakeup.write(1);
         let _ = is_done.recv();
@@ -192,7 +206,9 @@ impl ProcessTracker {
 
 impl Drop for ProcessTracker {
     fn drop(&mut self) {
-        self.end();
+        if let Err(error) = self.end() {
+            tracing::error!(%error, "clocks read true once their lease has expired");
+        }
     }
 }
 
@@ -343,8 +359,10 @@ impl Worker {
             let threads: Vec<_> =
                 executed.drain(..).map(|event| scope.spawn(move || patch(event))).collect();
             let last = patch(last);
-            // The process aborts on panic, so every join succeeds.
-            let others = threads.into_iter().filter_map(|thread| thread.join().ok());
+            // Propagate panics.
+            let others = threads.into_iter().map(|thread| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
             others.chain([last]).collect::<Vec<_>>()
         });
         for (pid, patched) in patched_processes {

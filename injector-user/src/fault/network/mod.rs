@@ -35,7 +35,7 @@ use crate::{
         netns::Netns,
         object::{Capacity, Constants, HoldDevice, Object},
     },
-    lifetime::{LifetimeError, instance::Instance},
+    lifetime::{LifetimeError, instance::Instance, lease::LEASE},
     spec::rule::Rule,
     target::{Place, ResolveError, Target},
 };
@@ -45,13 +45,6 @@ use counts::Counts;
 use hold::{Engine, Holds};
 use monitors::Monitors;
 use notices::{Interference, Notices};
-
-/// For how long the kernel side goes on without hearing from us. Covers a busy machine; a stopped or
-/// hung injector stops faulting after it.
-pub const LEASE: Duration = Duration::from_secs(5);
-
-/// How often to renew the lease and to look for new interfaces and namespaces.
-pub const RENEWAL: Duration = Duration::from_millis(250);
 
 /// Why packet faults cannot be installed or changed.
 #[derive(Debug, Error)]
@@ -209,6 +202,8 @@ pub struct Network {
     later: Sides,
     /// Whether it can be told whose a received packet is.
     tells_receivers: bool,
+    /// The rules that [`Self::begin`] activates.
+    first: Option<Compiled>,
     /// The rules in the bank that is not active are ready to be.
     is_prepared: bool,
     /// When all rules end, by `CLOCK_MONOTONIC`.
@@ -251,25 +246,16 @@ impl Sides {
 }
 
 impl Network {
-    /// Loads, fills and attaches. Faults act from the moment that this returns.
-    pub fn install(
+    /// Loads and attaches everything that `rules` require, and the rules that may replace them `later`: room, devices,
+    /// programs. No rule acts before [`Self::begin`].
+    pub fn install<'a>(
         instance: &mut Instance,
         target: Target,
         rules: &[Rule],
+        later: impl IntoIterator<Item = &'a [Rule]>,
         options: Options,
     ) -> Result<Self, NetworkError> {
-        Self::install_for(instance, target, rules, &[], options)
-    }
-
-    /// The same, with all that it takes for rules that will replace these later: room, devices, attached programs.
-    pub fn install_for(
-        instance: &mut Instance,
-        target: Target,
-        rules: &[Rule],
-        later: &[Vec<Rule>],
-        options: Options,
-    ) -> Result<Self, NetworkError> {
-        let mut compiled = compile(rules, options.seed)?;
+        let compiled = compile(rules, options.seed)?;
         let mut needs = Needs::default();
         needs.add(&compiled);
         for rules in later {
@@ -311,6 +297,7 @@ impl Network {
             sides: Sides::of(&compiled),
             later: needs.sides,
             tells_receivers,
+            first: None,
             is_prepared: false,
             deadline_ns: u64::MAX,
         };
@@ -327,25 +314,20 @@ impl Network {
         }
         // What runs before the programs is said at once.
         network.look(instance)?;
-        // Time counts from when faults can act, however long loading took.
-        let now = clock::monotonic_ns();
-        network.deadline_ns = options.lasts.map_or(u64::MAX, clock::deadline_ns);
-        compiled.start(now, network.deadline_ns);
-        network.fill(1, compiled)?;
-        network.active = 1;
-        network.renew()?;
+        network.first = Some(compiled);
         Ok(network)
     }
 
-    /// Replaces all rules at once: each packet meets either the old rules or the new ones. Counters
-    /// start again at 0.
-    pub fn replace(&mut self, instance: &mut Instance, rules: &[Rule]) -> Result<(), NetworkError> {
-        self.prepare(rules, self.options.seed)?;
-        self.commit()?;
-        // Once no program can be reading the old bank any more, its counters are final.
-        clock::wait_for_readers();
-        self.attach(instance)?;
-        Ok(())
+    /// Activates the first rules. Time counts from now, however long loading took.
+    pub fn begin(&mut self) -> Result<(), NetworkError> {
+        if let Some(mut compiled) = self.first.take() {
+            let now = clock::monotonic_ns();
+            self.deadline_ns = self.options.lasts.map_or(u64::MAX, clock::deadline_ns);
+            compiled.start(now, self.deadline_ns);
+            self.fill(1, compiled)?;
+            self.active = 1;
+        }
+        self.renew()
     }
 
     /// Gets other rules ready, so that [`Self::commit`] has little to do. Nothing may be reading the bank that is not
@@ -409,7 +391,7 @@ impl Network {
         Ok(())
     }
 
-    /// Renews the lease; to be called every [`RENEWAL`].
+    /// Renews the lease; to be called every [`crate::lifetime::lease::RENEWAL`].
     pub fn renew(&mut self) -> Result<(), NetworkError> {
         self.lease().renew(&mut self.object)
     }
@@ -423,11 +405,7 @@ impl Network {
 
     /// Faults packets of the cgroup that has taken the place of the one before. Counters and
     /// random streams go on.
-    pub fn retarget(
-        &mut self,
-        instance: &mut Instance,
-        target: Target,
-    ) -> Result<(), NetworkError> {
+    pub fn rebind(&mut self, instance: &mut Instance, target: Target) -> Result<(), NetworkError> {
         self.target = target;
         self.renew()?;
         self.attach(instance)?;
@@ -558,7 +536,7 @@ impl Network {
         self.counts_of(self.active)
     }
 
-    /// What each rule of the set before the last [`Self::replace`] did.
+    /// What each rule of the set before the last [`Self::commit`] did.
     pub fn replaced_counts(&mut self) -> Result<Vec<Counts>, NetworkError> {
         self.counts_of(1 - self.active)
     }

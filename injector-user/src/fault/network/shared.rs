@@ -18,10 +18,10 @@ pub struct Shared<K> {
 }
 
 impl<K: Copy + Ord> Shared<K> {
-    /// Of a network in which no rule is active.
+    /// Of a network whose first rules have these owners.
     #[must_use]
-    pub const fn new(network: Option<Network>) -> Self {
-        Self { network, owners: Vec::new(), next: Vec::new(), done: BTreeMap::new() }
+    pub const fn new(network: Option<Network>, owners: Vec<K>) -> Self {
+        Self { network, owners, next: Vec::new(), done: BTreeMap::new() }
     }
 
     /// The network.
@@ -36,10 +36,14 @@ impl<K: Copy + Ord> Shared<K> {
     }
 
     /// Gets other rules ready, see [`Network::prepare`].
-    pub fn prepare(&mut self, owned: Vec<(K, Rule)>, seed: u64) -> Result<(), NetworkError> {
-        let (owners, rules): (Vec<K>, Vec<Rule>) = owned.into_iter().unzip();
+    pub fn prepare(
+        &mut self,
+        owners: Vec<K>,
+        rules: &[Rule],
+        seed: u64,
+    ) -> Result<(), NetworkError> {
         if let Some(network) = &mut self.network {
-            network.prepare(&rules, seed)?;
+            network.prepare(rules, seed)?;
         }
         self.next = owners;
         Ok(())

@@ -72,7 +72,7 @@ impl Killer {
 
     /// Sends them to another target from now on. Calls are counted on; what waited for one and has sent its signal is
     /// done.
-    pub fn retarget(&mut self, scope: &Scope) -> Result<(), KernelError> {
+    pub fn rebind(&mut self, scope: &Scope) -> Result<(), KernelError> {
         self.scope = scope.clone();
         for kind in &mut self.kinds {
             let (Some(counted), When::Call { syscall, count }) = (kind.count()?, kind.kill.when)

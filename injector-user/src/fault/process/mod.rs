@@ -1,7 +1,7 @@
 //! Process faults: install, do what is due, remove.
 //!
 //! Nothing here has a thread of its own: who installed [`Processes`] calls [`Processes::step`] whenever
-//! [`Processes::due`] has come.
+//! [`Processes::next_deadline`] has come.
 
 mod aggregate;
 mod killer;
@@ -29,7 +29,6 @@ use crate::{
     },
     lifetime::{LifetimeError, instance::Instance},
     spec::process::{CpuLimit, IoLimit, ProcessFaults},
-    target::Target,
 };
 pub use killer::KillStatistics;
 use killer::Killer;
@@ -158,21 +157,6 @@ impl Processes {
     /// calls fail by `engine`, or by the best one.
     pub fn install(
         instance: &mut Instance,
-        target: &Target,
-        faults: &ProcessFaults,
-        seed: u64,
-        lasts: Option<Duration>,
-        engine: Option<Engine>,
-    ) -> Result<Self, ProcessFaultError> {
-        // It may be in the cgroup as well, and must not be stopped with it.
-        instance.guard()?;
-        let scope = Scope::of(target, instance)?;
-        Self::install_on(instance, &scope, faults, seed, lasts, engine)
-    }
-
-    /// The same for processes that have been found.
-    pub fn install_on(
-        instance: &mut Instance,
         scope: &Scope,
         faults: &ProcessFaults,
         seed: u64,
@@ -204,28 +188,31 @@ impl Processes {
 
     /// Faults the processes of the cgroup that has taken the place of the one before. Times and
     /// counts go on.
-    pub fn retarget(
+    pub fn rebind(
         &mut self,
         instance: &mut Instance,
-        target: &Target,
+        scope: &Scope,
     ) -> Result<(), ProcessFaultError> {
-        let scope = Scope::of(target, instance)?;
-        self.killer.retarget(&scope)?;
-        self.syscall_failures.retarget(&scope)?;
+        self.killer.rebind(scope)?;
+        self.syscall_failures.rebind(scope)?;
         self.limits.end(instance)?;
-        let limits = Limits::install(instance, &scope, self.cpu, self.io.as_ref())?;
+        let limits = Limits::install(instance, scope, self.cpu, self.io.as_ref())?;
         self.limits = limits.after(&self.limits);
         match &mut self.pauser {
-            Some(pauser) => pauser.retarget(instance, scope),
+            Some(pauser) => pauser.rebind(instance, scope.clone()),
             None => Ok(()),
         }
     }
 
     /// Whether the faults can be installed, as far as that can be told beforehand; nothing is touched.
-    pub fn check(scope: &Scope, faults: &ProcessFaults) -> Result<(), ProcessFaultError> {
+    pub fn check(
+        scope: &Scope,
+        faults: &ProcessFaults,
+        engine: Option<Engine>,
+    ) -> Result<(), ProcessFaultError> {
         limit::check(scope, faults.cpu, faults.io.as_ref())?;
         for failure in &faults.failures {
-            syscall_failure::check(Engine::best(), failure.hook.name)?;
+            syscall_failure::check(engine.unwrap_or_else(Engine::best), failure.hook.name)?;
         }
         if faults.pause.is_some() {
             Stopper::new(scope.clone())?;
@@ -235,7 +222,7 @@ impl Processes {
 
     /// When [`Self::step`] has something to do, if ever.
     #[must_use]
-    pub fn due(&self) -> Option<Instant> {
+    pub fn next_deadline(&self) -> Option<Instant> {
         let pauser = self.pauser.as_ref().and_then(Pauser::due);
         pauser.into_iter().chain(self.killer.due()).chain(self.syscall_failures.due()).min()
     }

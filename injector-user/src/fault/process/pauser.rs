@@ -118,7 +118,7 @@ impl Pauser {
     }
 
     /// Stops another target from now on.
-    pub fn retarget(
+    pub fn rebind(
         &mut self,
         instance: &mut Instance,
         scope: Scope,

@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::scope::Scope;
 use crate::{
-    fault::network::{LEASE, RENEWAL},
     kernel::{
         KernelError, clock,
         errno::{Config, FailingCalls, Hooks},
         hook::{Engine, HookError},
     },
+    lifetime::lease::{LEASE, RENEWAL},
     spec::errno::{Failure, Subject},
     target::cgroup::Cgroup,
 };
@@ -105,7 +105,7 @@ impl SyscallFailures {
     }
 
     /// Has the calls of other processes fail from now on. Counts go on.
-    pub fn retarget(&mut self, scope: &Scope) -> Result<(), HookError> {
+    pub fn rebind(&mut self, scope: &Scope) -> Result<(), HookError> {
         let Some(hooks) = &self.hooks else { return Ok(()) };
         for kind in &mut self.kinds {
             let Some(last) = &mut kind.calls else { continue };

@@ -25,7 +25,10 @@ use nix::{
     },
 };
 
-use crate::kernel::{clock, device::VNET_HEADER, mapped::Mapped};
+use crate::{
+    kernel::{clock, device::VNET_HEADER, mapped::Mapped},
+    threads,
+};
 
 /// The maximum size of a packet: 64 KiB, headers and the tag.
 const MAX_PACKET: usize = VNET_HEADER + (1 << 16) + 256;
@@ -108,8 +111,9 @@ impl Drop for DelayQueue {
         // Fails only when the counter of the eventfd overflows.
         let _ = self.wakeup.write(1);
         if let Some(thread) = self.thread.take() {
-            // The process aborts on panic, so there is none to join.
-            let _ = thread.join();
+            if let Err(error) = threads::join("packets", thread) {
+                tracing::error!(%error, "delayed packets were lost");
+            }
         }
     }
 }

@@ -1,0 +1,128 @@
+//! Keeps an injection going: what is due is done in time, and what happens is told.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use aya_log::EbpfLogger;
+use tokio::{
+    io::unix::AsyncFd,
+    time::{Interval, MissedTickBehavior},
+};
+
+use super::{Event, Injection, InjectionError};
+
+/// How often to tell of progress.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// What a driver tells.
+#[derive(Debug)]
+pub enum Tick {
+    /// Something happened.
+    Event(Event),
+    /// Time for a look at the counters.
+    Progress,
+    /// Its time is over.
+    Expired,
+}
+
+/// Drives an injection.
+pub struct Driver {
+    ends: Option<Instant>,
+    progress: Interval,
+    logger: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
+}
+
+impl Driver {
+    /// Of an injection that is to end then. To be called in a tokio runtime with time and I/O.
+    pub fn new<K: Copy + Ord>(
+        injection: &mut Injection<K>,
+        ends: Option<Instant>,
+    ) -> Result<Self, InjectionError> {
+        let mut progress =
+            tokio::time::interval_at(tokio::time::Instant::now() + PROGRESS, PROGRESS);
+        progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let logger = match injection.network_mut() {
+            Some(network) => {
+                let logger = network.object().logger().map_err(super::NetworkError::from)?;
+                // SAFETY: the logger owns its ring buffer's descriptor, which it neither closes nor replaces.
+                let registered = unsafe { AsyncFd::register(logger) };
+                Some(registered.map_err(|error| InjectionError::Log(error.into()))?)
+            }
+            None => None,
+        };
+        Ok(Self { ends, progress, logger })
+    }
+
+    /// Does what is due until there is something to tell. May be dropped and called again at any time: nothing is lost.
+    pub async fn next<K: Copy + Ord>(
+        &mut self,
+        injection: &mut Injection<K>,
+    ) -> Result<Tick, InjectionError> {
+        loop {
+            if let Some(event) = injection.next_event() {
+                return Ok(Tick::Event(event));
+            }
+            tokio::select! {
+                biased;
+                () = until(self.ends) => {
+                    self.ends = None;
+                    return Ok(Tick::Expired);
+                }
+                () = until(Some(injection.due())) => injection.advance()?,
+                _ = self.progress.tick() => return Ok(Tick::Progress),
+                ready = flush(&mut self.logger) => ready.map_err(InjectionError::Log)?,
+            }
+        }
+    }
+}
+
+impl<K: Copy + Ord> Injection<K> {
+    /// Keeps it going until its time is over or `stop` is ready, and ends it. Returns what `stop` did.
+    pub async fn drive<T>(
+        &mut self,
+        ends: Option<Instant>,
+        stop: impl Future<Output = T>,
+        mut tell: impl FnMut(&mut Self, Tick),
+    ) -> Result<Option<T>, InjectionError> {
+        let mut driver = Driver::new(self, ends)?;
+        tokio::pin!(stop);
+        let stopped = loop {
+            let tick = tokio::select! {
+                biased;
+                stopped = &mut stop => break Some(stopped),
+                tick = driver.next(self) => tick?,
+            };
+            if matches!(tick, Tick::Expired) {
+                break None;
+            }
+            tell(self, tick);
+        };
+        self.end()?;
+        while let Some(event) = self.next_event() {
+            tell(self, Tick::Event(event));
+        }
+        Ok(stopped)
+    }
+}
+
+async fn until(then: Option<Instant>) {
+    match then {
+        Some(then) => tokio::time::sleep_until(then.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Hands on what the eBPF side's log says, when there is something.
+async fn flush(logger: &mut Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>) -> io::Result<()> {
+    match logger {
+        Some(logger) => {
+            let mut ready = logger.readable_mut().await?;
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+            Ok(())
+        }
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,396 @@
+//! Carries out a scenario: each change at its time, and what there is to tell of it.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd as _, AsRawFd, RawFd},
+    time::{Duration, Instant},
+};
+
+use indexmap::IndexMap;
+use nix::sys::{
+    time::TimeSpec,
+    timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+};
+use tokio::{io::unix::AsyncFd, time::MissedTickBehavior};
+
+use super::{
+    stage::{Changed, Stage, StageError},
+    timeline::{Counts, Event, Late, Line, Origin, Reason, TargetChange, TargetLine, Totals},
+};
+use crate::{
+    injection::{Options, until},
+    kernel::clock::monotonic_ns,
+    lifetime::{
+        journal::Owner,
+        lease::{LEASE, RENEWAL},
+    },
+    spec::scenario::{
+        Scenario,
+        plan::{Part, Plan},
+    },
+};
+
+/// What is not urgent is not begun if a change is due within this time.
+const QUIET: Duration = Duration::from_millis(30);
+
+/// A scenario and how to carry it out.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// Its name, for people.
+    pub name: String,
+    /// The scenario.
+    pub scenario: &'a Scenario,
+    /// What it comes to, with all host names resolved.
+    pub plan: &'a Plan,
+    /// What its random choices follow from.
+    pub seed: u64,
+    /// How to inject.
+    pub options: Options,
+    /// How often to tell of counters.
+    pub sample: Duration,
+}
+
+/// What came of a scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// A target was removed before the end, and did not return.
+    pub is_taken: bool,
+}
+
+/// Carries out a scenario until it is over or `stop` is ready, then undoes everything. `tell` is told what happens.
+/// Returns why it failed, if it did, once that was told.
+pub async fn run(
+    request: &Request<'_>,
+    owner: &Owner,
+    stop: impl Future<Output = io::Result<()>>,
+    tell: impl FnMut(Line),
+) -> Result<Result<Outcome, StageError>, StageError> {
+    let Request { scenario, plan, seed, options, .. } = request;
+    let stage = Stage::set(scenario, plan, *seed, owner, options)?;
+    let mut run = Run::begin(request, stage, tell)?;
+    let watched = run.watch(stop).await;
+    run.finish(watched)
+}
+
+/// A scenario that is being carried out.
+struct Run<'a, T> {
+    request: &'a Request<'a>,
+    tell: T,
+    stage: Stage,
+    origin: Origin,
+    /// The next change.
+    next: usize,
+    is_prepared: bool,
+    late: Vec<Duration>,
+    /// When leases were renewed last.
+    renewed_ns: u64,
+}
+
+impl<'a, T: FnMut(Line)> Run<'a, T> {
+    fn begin(request: &'a Request<'a>, stage: Stage, tell: T) -> Result<Self, StageError> {
+        let Request { scenario, plan, .. } = request;
+        let places = stage.attached().into_iter().zip(stage.clocks());
+        let targets = scenario.targets.keys().zip(places).zip(stage.addresses());
+        let targets = targets
+            .map(|((name, (attached, clocks)), addresses)| TargetLine {
+                name: name.clone(),
+                attached,
+                addresses: addresses.iter().map(ToString::to_string).collect(),
+                clocks: clocks.unwrap_or_default(),
+            })
+            .collect();
+        let mut run = Self {
+            request,
+            tell,
+            stage,
+            origin: Origin::now(),
+            next: 0,
+            is_prepared: false,
+            late: Vec::new(),
+            renewed_ns: monotonic_ns(),
+        };
+        run.prepare()?;
+        // The time begins when everything is ready.
+        run.origin = Origin::now();
+        run.say(Event::Started {
+            scenario: request.name.clone(),
+            pid: std::process::id(),
+            seed: request.seed,
+            length_ms: plan.length.map(|length| length.as_secs_f64() * 1e3),
+            changes: plan.changes.len(),
+            targets,
+        });
+        Ok(run)
+    }
+
+    fn say(&mut self, event: Event) {
+        (self.tell)(self.origin.line(event));
+    }
+
+    fn prepare(&mut self) -> Result<(), StageError> {
+        if !self.is_prepared && self.next < self.request.plan.changes.len() {
+            self.stage.prepare(self.request.plan, self.next)?;
+            self.is_prepared = true;
+        }
+        Ok(())
+    }
+
+    /// When the next thing is to happen: a change, or the end.
+    fn due_ns(&self) -> Option<u64> {
+        let at = match self.request.plan.changes.get(self.next) {
+            Some(change) => Some(change.at),
+            None => self.request.plan.length,
+        };
+        at.map(|at| self.origin.monotonic_ns.saturating_add(at.as_nanos() as u64))
+    }
+
+    /// When there is something to do: what is planned, or what is due to processes.
+    fn wake_ns(&self) -> Option<u64> {
+        let at_ns = |at: Instant| monotonic_ns().saturating_add(until(at).as_nanos() as u64);
+        let processes = self.stage.next_deadline().map(at_ns);
+        self.due_ns().into_iter().chain(processes).min()
+    }
+
+    async fn watch(
+        &mut self,
+        stop: impl Future<Output = io::Result<()>>,
+    ) -> Result<Reason, StageError> {
+        let timer = Timer::new().map_err(StageError::Timer)?;
+        tokio::pin!(stop);
+        let mut renewal = tokio::time::interval(RENEWAL);
+        renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut samples = tokio::time::interval(self.request.sample.max(Duration::from_millis(10)));
+        samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        samples.tick().await;
+        loop {
+            // The end of a pause is not late because of a change.
+            self.stage.step()?;
+            if self.due_ns().is_some_and(|due| due <= monotonic_ns()) {
+                if self.next == self.request.plan.changes.len() {
+                    return Ok(Reason::Done);
+                }
+                self.change()?;
+                continue;
+            }
+            timer.get_ref().set(self.wake_ns()).map_err(StageError::Timer)?;
+            tokio::select! {
+                biased;
+                ready = timer.readable() => {
+                    // How often it went off does not matter; the clock is looked at.
+                    ready.map_err(StageError::Timer)?.clear_ready();
+                }
+                stopped = &mut stop => {
+                    stopped.map_err(StageError::Stop)?;
+                    return Ok(Reason::Asked);
+                }
+                _ = renewal.tick() => self.renew()?,
+                _ = samples.tick() => if !self.is_busy() { self.sample()? },
+            }
+        }
+    }
+
+    /// Whether a change is so close that nothing else should be begun.
+    fn is_busy(&self) -> bool {
+        self.due_ns().is_some_and(|due| due < monotonic_ns() + QUIET.as_nanos() as u64)
+    }
+
+    fn change(&mut self) -> Result<(), StageError> {
+        let number = self.next;
+        let planned_ns =
+            self.origin.monotonic_ns + self.request.plan.changes[number].at.as_nanos() as u64;
+        self.prepare()?;
+        let actual_ns = self.stage.commit(self.request.plan, number)?;
+        self.next += 1;
+        self.is_prepared = false;
+        let changed = self.stage.settle(self.request.plan, number)?;
+        // The next one may be close, so it comes before anything is written.
+        self.prepare()?;
+        self.late.push(Duration::from_nanos(actual_ns.saturating_sub(planned_ns)));
+        let targets = changed.into_iter().map(|changed| self.describe(changed)).collect();
+        self.say(Event::Change {
+            change: number,
+            planned_ms: self.origin.elapsed_ms(planned_ns),
+            actual_ms: self.origin.elapsed_ms(actual_ns),
+            planned_monotonic_ns: planned_ns,
+            actual_monotonic_ns: actual_ns,
+            planned_time: self.origin.wall_at(planned_ns),
+            actual_time: self.origin.wall_at(actual_ns),
+            targets,
+        });
+        Ok(())
+    }
+
+    fn describe(&self, changed: Changed) -> TargetChange {
+        let name = |part: usize| self.request.plan.parts[part].name.clone();
+        let replaced = self.by_name(changed.replaced);
+        TargetChange {
+            target: self.request.plan.targets[changed.target].clone(),
+            active: changed.parts.into_iter().map(name).collect(),
+            replaced,
+            before: changed.before,
+            after: changed.after,
+        }
+    }
+
+    /// The counters of parts by their names, of which several parts may have one.
+    fn by_name(&self, parts: BTreeMap<usize, Counts>) -> Totals {
+        let mut sums = Totals::new();
+        for (part, counts) in parts {
+            *sums.entry(self.request.plan.parts[part].name.clone()).or_default() += counts;
+        }
+        sums
+    }
+
+    fn renew(&mut self) -> Result<(), StageError> {
+        let age = Duration::from_nanos(monotonic_ns().saturating_sub(self.renewed_ns));
+        // A change comes first, but not if leases ran out over it.
+        if self.is_busy() && age < LEASE / 5 {
+            return Ok(());
+        }
+        let renewed = self.stage.renew();
+        self.renewed_ns = monotonic_ns();
+        self.say_events();
+        renewed
+    }
+
+    fn say_events(&mut self) {
+        for event in self.stage.take_events() {
+            self.say(event);
+        }
+    }
+
+    fn sample(&mut self) -> Result<(), StageError> {
+        let targets = self.totals()?;
+        self.say(Event::Sample { targets });
+        Ok(())
+    }
+
+    fn totals(&mut self) -> Result<Totals, StageError> {
+        let counts = self.stage.counts()?;
+        let totals = counts.into_iter().map(|parts| parts.into_values().sum::<Counts>());
+        Ok(self.request.plan.targets.iter().cloned().zip(totals).collect())
+    }
+
+    /// What did nothing, though it was active.
+    fn idle(&self, totals: &Totals, faults: &IndexMap<String, Totals>) -> Vec<String> {
+        let has_rules = |fault: &String| parts(self.request.plan, fault).any(Part::has_rules);
+        let untouched: Vec<&str> = faults
+            .iter()
+            .filter(|(target, faults)| totals[*target].matched == 0 && faults.keys().any(has_rules))
+            .map(|(target, _)| target.as_str())
+            .collect();
+        let mut messages = Vec::new();
+        if !untouched.is_empty() {
+            messages.push(format!("no packet matched at {}", untouched.join(", ")));
+        }
+        for (target, faults) in faults {
+            for (fault, counts) in faults {
+                let Some(processes) = parts(self.request.plan, fault).find_map(Part::processes)
+                else {
+                    continue;
+                };
+                if processes.pause.is_some() && counts.processes.pauses == 0 {
+                    messages.push(format!("nothing was paused at {target} by {fault}"));
+                }
+                if !processes.kills.is_empty() && counts.processes.signals == 0 {
+                    messages.push(format!("no signal was sent at {target} by {fault}"));
+                }
+                if !processes.failures.is_empty() && counts.processes.calls_matched == 0 {
+                    messages.push(format!("no system call matched at {target} by {fault}"));
+                }
+            }
+        }
+        messages
+    }
+
+    /// Undoes everything and says what was done.
+    fn finish(
+        mut self,
+        watched: Result<Reason, StageError>,
+    ) -> Result<Result<Outcome, StageError>, StageError> {
+        let (mut reason, mut error) = match watched {
+            Ok(reason) => (reason, None),
+            Err(error) => (Reason::Failed, Some(error)),
+        };
+        if error.is_none() {
+            // A target may have gone since it was last looked for.
+            if let Err(failure) = self.stage.follow() {
+                (reason, error) = (Reason::Failed, Some(failure));
+            }
+            self.say_events();
+        }
+        // Whatever cannot be undone now is, or is said not to be, when everything is dropped.
+        if let Err(failure) = self.stage.detach() {
+            error.get_or_insert(failure);
+        }
+        self.say_events();
+        if let Some(error) = &error {
+            self.say(Event::Failed { error: in_full(error) });
+        }
+        let targets = self.totals()?;
+        let counters = self.stage.counts()?.into_iter().map(|parts| self.by_name(parts));
+        let names = &self.request.plan.targets;
+        let faults: IndexMap<String, Totals> = names.iter().cloned().zip(counters).collect();
+        let clocks = names.iter().cloned().zip(self.stage.clocks());
+        let clocks = clocks.filter_map(|(name, count)| Some((name, count?))).collect();
+        let taken = self.stage.taken();
+        for target in &taken {
+            let message =
+                format!("{target} was removed before the scenario ended, and did not return");
+            self.say(Event::Warning { message });
+        }
+        if reason != Reason::Failed {
+            for message in self.idle(&targets, &faults) {
+                self.say(Event::Warning { message });
+            }
+        }
+        let (late, changes) = (Late::of(&self.late), self.next);
+        self.say(Event::Ended { reason, changes, late, targets, faults, clocks });
+        self.stage.end()?;
+        Ok(error.map_or(Ok(Outcome { is_taken: !taken.is_empty() }), Err))
+    }
+}
+
+/// The parts of this name.
+fn parts<'a>(plan: &'a Plan, name: &'a str) -> impl Iterator<Item = &'a Part> {
+    plan.parts.iter().filter(move |part| part.name == name)
+}
+
+/// An error and why.
+fn in_full(error: &StageError) -> String {
+    let first: &dyn std::error::Error = error;
+    let chain = std::iter::successors(Some(first), |error| error.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// A timer that tokio's, which count in milliseconds, are too coarse for.
+struct Timer(TimerFd);
+
+impl AsRawFd for Timer {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl Timer {
+    fn new() -> io::Result<AsyncFd<Self>> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+        // SAFETY: a Timer owns its descriptor, which it neither closes nor replaces.
+        Ok(unsafe { AsyncFd::register(Self(timer))? })
+    }
+
+    /// Has it go off at a time by `CLOCK_MONOTONIC`; not at all if there is none.
+    fn set(&self, at_ns: Option<u64>) -> io::Result<()> {
+        let set = match at_ns {
+            // 0 would stop it.
+            Some(at) => self.0.set(
+                Expiration::OneShot(TimeSpec::from_duration(Duration::from_nanos(at.max(1)))),
+                TimerSetTimeFlags::TFD_TIMER_ABSTIME,
+            ),
+            None => self.0.unset(),
+        };
+        Ok(set?)
+    }
+}
