@@ -332,7 +332,8 @@ impl<K: Copy + Ord> Injection<K> {
     /// Starts process faults, or has them wait for the target; returns whether that is there.
     fn start_processes(&mut self, processes: OwnedProcesses<K>) -> Result<bool, InjectionError> {
         let Some(scope) = &self.scope else { return Ok(true) };
-        if !self.target.is_gone() {
+        // What cannot return is faulted in vain, and counted so.
+        if !self.target.is_gone() || !self.target.can_return() {
             let OwnedProcesses { owner, faults, seed, .. } = &processes;
             let (lasts, errno) = (self.options.network.lasts, self.options.errno);
             let mut instance = self.instance.lock();
