@@ -1,10 +1,10 @@
-//! Charts as SVG: lines over the time of a run, and bars of what was active.
+//! SVG charts: lines over the time of a run, and bars of active faults.
 
 use std::fmt::Write as _;
 
 /// Width of a chart with its margins.
 const WIDTH: f64 = 1000.0;
-/// Room for the numbers, or the names, on the left.
+/// The left margin, for numbers or names.
 const LEFT: f64 = 190.0;
 const RIGHT: f64 = 20.0;
 const COLOURS: [&str; 8] =
@@ -16,33 +16,33 @@ pub const fn colour(number: usize) -> &'static str {
     COLOURS[number % COLOURS.len()]
 }
 
-/// Text as HTML and SVG have it.
+/// Escapes text for HTML and SVG.
 #[must_use]
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A line: points in the order of their times, in seconds.
+/// A line: points ordered by time.
 #[derive(Debug, Default)]
 pub struct Series {
     /// Its name.
     pub name: String,
-    /// Time and value.
+    /// Time in seconds, and value.
     pub points: Vec<(f64, f64)>,
 }
 
-/// Something that was active for a time.
+/// A bar: an interval of activity.
 #[derive(Debug)]
 pub struct Bar {
-    /// In which row.
+    /// The row.
     pub row: usize,
-    /// From when to when, in seconds.
+    /// The start in seconds.
     pub from: f64,
-    /// Likewise.
+    /// The end in seconds.
     pub until: f64,
-    /// What.
+    /// The label.
     pub label: String,
-    /// Which colour.
+    /// The index of the colour.
     pub colour: usize,
 }
 
@@ -124,7 +124,7 @@ pub fn lines(title: &str, length: f64, series: &[Series]) -> String {
     svg + "</svg>"
 }
 
-/// What was active when, a row for each name.
+/// A chart of bars, with a row for each name.
 #[must_use]
 pub fn bars(title: &str, length: f64, rows: &[String], bars: &[Bar]) -> String {
     const ROW: f64 = 24.0;

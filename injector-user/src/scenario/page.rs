@@ -1,4 +1,4 @@
-//! A run as one HTML page that needs nothing else.
+//! Renders a timeline as a self-contained HTML page.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -14,10 +14,10 @@ table{border-collapse:collapse}td,th{padding:.15em .8em .15em 0;text-align:right
 td:first-child,th:first-child,td:nth-child(2),th:nth-child(2){text-align:left}.key span{margin-right:1.2em}\
 .key i{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.35em}.bad{color:#b00020}";
 
-/// Whatever came into the page, browsers run nothing of it and load nothing for it.
+/// The content security policy: browsers run no scripts and load nothing, whatever the page contains.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
-/// Makes the page. `measured` are lines of the system that was tested, over the same time.
+/// Renders the page. `measured` are measurements of the system under test over the same time.
 #[must_use]
 pub fn page(timeline: &[Line], measured: &[Series]) -> String {
     let mut scenario = "a scenario";
@@ -65,7 +65,7 @@ pub fn page(timeline: &[Line], measured: &[Series]) -> String {
 
 type Value = fn(&Counts) -> u64;
 
-/// What there are charts of.
+/// The charted counters.
 const RATES: [(&str, Value); 6] = [
     ("Packets matched", |counts| counts.matched),
     ("Packets lost", |counts| counts.packets.dropped.saturating_add(counts.packets.queue_dropped)),
@@ -96,7 +96,7 @@ fn head(body: &mut String, timeline: &[Line], seed: Option<u64>) {
     }
 }
 
-/// Rows (target and fault), and when each was active.
+/// The rows (target and fault) and their bars.
 fn activity(timeline: &[Line], length: f64) -> (Vec<String>, Vec<Bar>) {
     let mut rows: Vec<String> = Vec::new();
     let mut open: BTreeMap<usize, f64> = BTreeMap::new();
@@ -154,13 +154,13 @@ fn short(name: &str) -> &str {
     name.split_once(": ").map_or(name, |(ramp, _)| ramp)
 }
 
-/// How fast counters of each target grew, from one line that has them to the next.
+/// The rates of counters of each target between successive events that have them.
 fn rates(timeline: &[Line], value: Value) -> Vec<Series> {
     let mut last: BTreeMap<&str, (f64, u64)> = BTreeMap::new();
     let mut rates: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
     let mut add = |name, time: f64, counts: &Counts| {
         let (before, count) = last.get(name).copied().unwrap_or_default();
-        // Two lines close together would make noise of a packet.
+        // Events close together would make single packets into noise.
         if time - before < 0.05 {
             return;
         }

@@ -1,4 +1,4 @@
-//! What is written down of a run: one JSON object a line, so that a graph of what was tested can be laid over it.
+//! The timeline of a scenario run: JSON lines, to correlate with measurements of the system under test.
 
 use std::{collections::BTreeMap, iter::Sum, ops::AddAssign, time::Duration};
 
@@ -16,99 +16,99 @@ use crate::{
 /// A line of a timeline.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Line {
-    /// The wall clock, as RFC 3339 has it.
+    /// The wall-clock time in RFC 3339 format.
     pub time: String,
-    /// `CLOCK_MONOTONIC`.
+    /// The time by `CLOCK_MONOTONIC`.
     pub monotonic_ns: u64,
-    /// Since the start of the scenario, by the monotonic clock.
+    /// The time since the start of the scenario, by the monotonic clock.
     pub elapsed_ms: f64,
-    /// What happened.
+    /// The event.
     #[serde(flatten)]
     pub event: Event,
 }
 
-/// What happened.
+/// An event.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// Everything is in place, and the time of the scenario begins.
+    /// Everything is prepared and the scenario starts.
     Started {
         /// The scenario's file.
         scenario: String,
-        /// The process that carries it out.
+        /// The PID of injector.
         pid: u32,
-        /// What its choices and decisions follow from.
+        /// The seed of random choices and decisions.
         seed: u64,
-        /// When it ends, if it does by itself.
+        /// The planned end, if any.
         length_ms: Option<f64>,
-        /// How many changes are planned.
+        /// The number of planned changes.
         changes: usize,
-        /// What is faulted.
+        /// The targets.
         targets: Vec<TargetLine>,
     },
-    /// What is active has changed.
+    /// The active faults changed.
     Change {
-        /// Which change, from 0.
+        /// The index of the change, from 0.
         change: usize,
-        /// When it was planned, from the start.
+        /// The planned time since the start.
         planned_ms: f64,
-        /// When it was done at the last of the targets, likewise.
+        /// The time since the start when the last target was changed.
         actual_ms: f64,
-        /// When it was planned, by `CLOCK_MONOTONIC`.
+        /// The planned time by `CLOCK_MONOTONIC`.
         planned_monotonic_ns: u64,
-        /// When it was done, likewise.
+        /// The actual time by the same clock.
         actual_monotonic_ns: u64,
-        /// When it was planned, by the wall clock.
+        /// The planned time by the wall clock.
         planned_time: String,
-        /// When it was done, likewise.
+        /// The actual time by the same clock.
         actual_time: String,
-        /// The targets for which something changed.
+        /// The changed targets.
         targets: Vec<TargetChange>,
     },
     /// A target is gone: its cgroup was removed, or its container, pod or process has ended.
     Gone {
         /// The name of the target.
         target: String,
-        /// Which cgroup, container, pod or process.
+        /// The cgroup, container, pod or process.
         what: String,
     },
-    /// It is there again, and is faulted as before.
+    /// A target is back and is faulted as before.
     Followed {
         /// The name of the target.
         target: String,
-        /// What it is now.
+        /// The new cgroup, container, pod or process.
         what: String,
-        /// Where programs are attached by now; where its processes are still on the way to, they will be soon.
+        /// The current attachments. Those of namespaces that its processes have yet to enter follow.
         attached: Vec<String>,
     },
-    /// Counters, now and then.
+    /// Periodic counters.
     Sample {
-        /// Of each target, from the start.
+        /// The counters of each target since the start.
         targets: Totals,
     },
-    /// Something that is probably not as it was meant.
+    /// A warning.
     Warning {
-        /// What.
+        /// The message.
         message: String,
     },
-    /// Something failed, and everything is undone.
+    /// An error, after which everything is undone.
     Failed {
-        /// What.
+        /// The message.
         error: String,
     },
     /// Everything is undone.
     Ended {
-        /// Why.
+        /// The reason.
         reason: Reason,
-        /// How many changes were made.
+        /// The number of changes made.
         changes: usize,
-        /// How late they were.
+        /// The lateness of changes.
         late: Late,
-        /// What was done to each target, altogether.
+        /// The total counters of each target.
         targets: Totals,
-        /// What each fault did to each target, by target and fault.
+        /// The counters of each fault, by target and fault.
         faults: IndexMap<String, Totals>,
-        /// In how many processes of each target clocks were set wrong.
+        /// The number of processes with skewed clocks, by target.
         clocks: BTreeMap<String, u64>,
     },
 }
@@ -117,50 +117,50 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// It was over.
+    /// The planned end was reached.
     Done,
-    /// A signal or a key asked for it.
+    /// A signal or key requested it.
     Asked,
-    /// Something failed.
+    /// An error occurred.
     Failed,
 }
 
 /// A target.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TargetLine {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Where programs are attached.
+    /// The attachments.
     pub attached: Vec<String>,
-    /// Its addresses, as far as partitions need them.
+    /// The addresses, if partitions need them.
     pub addresses: Vec<String>,
-    /// In how many processes clocks are ready to go wrong.
+    /// The number of processes prepared for clock faults.
     pub clocks: u64,
 }
 
-/// What changed for a target.
+/// The change of a target.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TargetChange {
-    /// Its name.
+    /// The name.
     pub target: String,
-    /// What is active now.
+    /// The active faults.
     pub active: Vec<String>,
-    /// What no longer is, or was until now, with what it did while it was active since the change before.
+    /// The faults active until now, with their counters since the previous change.
     pub replaced: Totals,
-    /// Counters of the target when the change was made, from the start.
+    /// The counters of the target since the start, when the change was made.
     pub before: Counts,
-    /// The same when it was done and nothing was under way any more.
+    /// The same counters once no packet was in flight between old and new rules.
     pub after: Counts,
 }
 
-/// How late changes were.
+/// The lateness of changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Late {
-    /// Half of them were not later.
+    /// The median.
     pub p50_ms: f64,
-    /// 99 of 100 were not later.
+    /// The 99th percentile.
     pub p99_ms: f64,
-    /// None was later.
+    /// The maximum.
     pub max_ms: f64,
 }
 
@@ -260,7 +260,7 @@ impl Counts {
 pub struct Origin {
     /// The wall clock.
     pub wall: jiff::Timestamp,
-    /// `CLOCK_MONOTONIC`.
+    /// The time by `CLOCK_MONOTONIC`.
     pub monotonic_ns: u64,
 }
 
