@@ -78,6 +78,9 @@ pub struct SeenCounters {
     pub held: u64,
     /// Packets that came back from one.
     pub released: u64,
+    /// Matching packets for several receivers (multicast, broadcast), of which it is not known whose they are; never
+    /// touched, and counted as skipped.
+    pub shared: u64,
 }
 
 impl Sum for RuleCounters {
@@ -176,5 +179,6 @@ impl AddAssign for SeenCounters {
         self.unparsed += other.unparsed;
         self.held += other.held;
         self.released += other.released;
+        self.shared += other.shared;
     }
 }

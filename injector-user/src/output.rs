@@ -336,3 +336,147 @@ fn write_some(descriptor: BorrowedFd, bytes: &[u8]) -> io::Result<usize> {
         written => Ok(written?),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+
+    use super::*;
+
+    /// A writer whose reader takes one line for each message that it is sent, and what it took.
+    fn writer() -> (Writer, SyncSender<()>, Arc<Mutex<Vec<String>>>) {
+        let (allow, allowed) = sync_channel::<()>(1024);
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let lines = taken.clone();
+        let sink: Sink = Box::new(move |text, _| {
+            // Once nobody can allow any more, all is taken.
+            let _ = allowed.recv();
+            lines.lock().unwrap_or_else(PoisonError::into_inner).push(text.to_owned());
+            Ok(())
+        });
+        let writer = Writer::start("a test".into(), sink).expect("a thread can be started");
+        (writer, allow, taken)
+    }
+
+    fn taken(lines: &Mutex<Vec<String>>) -> Vec<String> {
+        lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn bytes_waiting(writer: &Writer) -> usize {
+        writer.shared.queue().bytes
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    #[test]
+    fn lines_are_written_in_order() {
+        let (writer, allow, lines) = writer();
+        for number in 0..100 {
+            let importance = if number % 3 == 0 { Importance::Progress } else { Importance::Event };
+            writer.push(format!("{number}\n"), importance);
+        }
+        drop(allow);
+        assert_eq!(writer.finish_by(soon()), Ok(()));
+        assert_eq!(taken(&lines), (0..100).map(|number| format!("{number}\n")).collect::<Vec<_>>());
+        assert_eq!(writer.dropped(), 0);
+    }
+
+    #[test]
+    fn progress_is_dropped_and_counted_while_the_reader_is_blocked() {
+        let (writer, allow, lines) = writer();
+        let line = "p".repeat(1 << 10);
+        for _ in 0..1000 {
+            writer.push(line.clone(), Importance::Progress);
+        }
+        let kept = (MAX_PROGRESS / line.len() + 1) as u64;
+        assert_eq!(writer.dropped(), 1000 - kept);
+        // What matters more is kept, behind what waits.
+        writer.push("event".into(), Importance::Event);
+        writer.push("last".into(), Importance::Last);
+        assert_eq!(writer.dropped(), 1000 - kept);
+        drop(allow);
+        assert_eq!(writer.finish_by(soon()), Ok(()));
+        let lines = taken(&lines);
+        assert_eq!(lines.len() as u64, kept + 2);
+        assert_eq!(lines[lines.len() - 2..], ["event", "last"]);
+        // The reader is there again, and so is progress.
+        writer.push(line, Importance::Progress);
+        assert_eq!(writer.finish_by(soon()), Ok(()));
+        assert_eq!(writer.dropped(), 1000 - kept);
+    }
+
+    #[test]
+    fn the_queue_is_bounded_for_all_but_the_last_line() {
+        let (writer, allow, lines) = writer();
+        let line = "e".repeat(1 << 20);
+        for _ in 0..100 {
+            writer.push(line.clone(), Importance::Event);
+        }
+        let kept = MAX_WAITING / line.len() + 1;
+        assert_eq!(bytes_waiting(&writer), kept * line.len());
+        assert_eq!(writer.dropped(), 100 - kept as u64);
+        writer.push("last".into(), Importance::Last);
+        drop(allow);
+        assert_eq!(writer.finish_by(soon()), Ok(()));
+        assert_eq!(taken(&lines).last().map(String::as_str), Some("last"));
+        assert_eq!(bytes_waiting(&writer), 0);
+    }
+
+    #[test]
+    fn the_end_waits_for_a_blocked_reader_no_longer_than_it_may() {
+        let (writer, allow, lines) = writer();
+        writer.push("summary".into(), Importance::Last);
+        let began = Instant::now();
+        let finished = writer.finish_by(began + Duration::from_millis(200));
+        assert_eq!(finished, Err(OutputError::Blocked("a test".into())));
+        assert!(began.elapsed() >= Duration::from_millis(200));
+        assert!(taken(&lines).is_empty());
+        // All writers of a process share one deadline.
+        assert!(writer.finish().is_err());
+        let began = Instant::now();
+        assert!(writer.finish().is_err());
+        assert!(began.elapsed() < FLUSH_TIMEOUT, "{:?}", began.elapsed());
+        drop(allow);
+        assert_eq!(writer.finish_by(soon()), Ok(()));
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_counted_and_later_ones_are_tried() {
+        let mut is_full = true;
+        let sink: Sink = Box::new(move |_, _| {
+            let written = if is_full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) };
+            is_full = false;
+            written
+        });
+        let writer = Writer::start("a disk".into(), sink).expect("a thread can be started");
+        let watched = writer.push_watched("first".into(), Importance::Event);
+        writer.push("second".into(), Importance::Event);
+        let failure = writer.finish_by(soon()).expect_err("the first one is missing");
+        assert!(failure.to_string().starts_with("cannot write to a disk: "), "{failure}");
+        assert_eq!(writer.dropped(), 1);
+        // It is done with, one way or the other.
+        assert!(watched.blocking_recv().is_err());
+    }
+
+    #[test]
+    fn a_reader_that_went_away_is_no_failure() {
+        let (ends, ended) = sync_channel::<()>(0);
+        let sink: Sink = Box::new(move |_, _| {
+            let _keep = &ends;
+            Err(io::ErrorKind::BrokenPipe.into())
+        });
+        let writer = Writer::start("a pipe".into(), sink).expect("a thread can be started");
+        writer.push("line".into(), Importance::Event);
+        assert_eq!(writer.finish_by(soon()), Ok(()));
+        assert_eq!(writer.dropped(), 1);
+        // The thread ends with the last writer.
+        let other = writer.clone();
+        drop(writer);
+        assert_eq!(ended.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Timeout));
+        drop(other);
+        let ended = ended.recv_timeout(Duration::from_secs(30));
+        assert_eq!(ended, Err(RecvTimeoutError::Disconnected));
+    }
+}

@@ -338,6 +338,58 @@ fn signals_end_faults_whatever_becomes_of_reports() {
     }
 }
 
+/// What a process writes to a pipe that is read only from when `is_enough` says so; it is then ended.
+fn read_late(mut command: Command, mut is_enough: impl FnMut() -> bool) -> Vec<Value> {
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).expect("a pipe");
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).expect("a small pipe");
+    command.stdin(Stdio::null()).stdout(Stdio::from(writer));
+    let mut injector = Running(command.spawn().expect("it can be run"));
+    // The command holds the other end open.
+    drop(command);
+    wait_until(2 * PATIENCE, "enough to report", &mut is_enough);
+    injector.signal(Signal::SIGTERM);
+    let text = std::io::read_to_string(File::from(reader)).expect("text");
+    let status = injector.ends_within(PATIENCE);
+    assert_eq!(status.code(), Some(0), "{text}");
+    text.lines().map(|line| serde_json::from_str(line).expect("whole lines")).collect()
+}
+
+#[test]
+fn a_reader_that_returns_is_told_how_many_reports_it_missed() {
+    let (lab, cgroup) = (Lab::new(), TestCgroup::new());
+    // So that its reports are long.
+    let kills = " --kill URG,at=1h".repeat(400);
+    let line = format!("--cgroup {} --output json{kills}", cgroup.path.display());
+    let began = Instant::now();
+    let said = read_late(inject(&lab.left, &line), || began.elapsed() > Duration::from_secs(12));
+    let summary = said.last().expect("a summary");
+    assert_eq!(summary["event"], "summary", "{summary}");
+    assert!(summary["reports_dropped"].as_u64() > Some(0), "{}", summary["reports_dropped"]);
+    let progress = said.iter().filter(|event| event["event"] == "progress");
+    let elapsed: Vec<u64> =
+        progress.map(|event| event["elapsed_ms"].as_u64().expect("ms")).collect();
+    assert!(!elapsed.is_empty() && elapsed.is_sorted(), "{elapsed:?}");
+
+    let file = RuleFile::new(&format!(
+        "targets: {{net: {{netns: {}}}}}\n\
+         timeline: [{{faults: {{rules: [{{loss: 1%}}]}}}}]\n",
+        lab.left.netns,
+    ));
+    let timeline = scratch_file();
+    let mut command = lab.left.command(INJECTOR, None);
+    command.args(["apply", "--output", "json", "--sample", "10ms", "--timeline"]);
+    command.arg(&timeline).arg(&file.path);
+    let written = || fs::metadata(&timeline).map_or(0, |metadata| metadata.len());
+    let said = read_late(command, || written() > 4 * (64 << 10));
+    let whole = fs::read_to_string(&timeline).expect("it is written");
+    let _ = fs::remove_file(&timeline);
+    let ended = said.last().expect("an end");
+    assert_eq!(ended["event"], "ended", "{ended}");
+    let dropped = ended["reports_dropped"].as_u64().expect("some were dropped");
+    assert_eq!(said.len() as u64 + dropped, whole.lines().count() as u64);
+    assert!(!whole.contains("reports_dropped"));
+}
+
 #[test]
 fn run_ends_with_its_command_whatever_becomes_of_reports() {
     for sink in [Blocked::pipe(), Blocked::terminal()] {

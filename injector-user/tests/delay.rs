@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use statrs::distribution::{ContinuousCDF as _, Normal};
 use testbed::{
@@ -283,6 +284,40 @@ fn a_packet_over_loopback_is_delayed_once() {
         while lab.left.run(settings) != "0\n0\n" {
             assert!(std::time::Instant::now() < end, "{engine}: {}", lab.left.run(settings));
             thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn settings_of_the_loopback_that_others_have_made_stay() {
+    const SETTINGS: [&str; 2] = ["accept_local", "route_localnet"];
+    let lab = Lab::new();
+    let read = || {
+        let settings = SETTINGS.map(|name| format!("net.ipv4.conf.lo.{name}"));
+        let text = lab.left.run(&format!("sysctl -n {}", settings.join(" ")));
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let set = |name: &str, value: &str| {
+        lab.left.run(&format!("sysctl -q -w net.ipv4.conf.lo.{name}={value}"))
+    };
+    // What others set before, while it runs if they do, and what is there afterwards.
+    for (before, meanwhile, during, after) in [
+        (["0", "0"], None, "2 2", "0 0"),
+        (["1", "0"], None, "1 2", "1 0"),
+        (["1", "1"], None, "1 1", "1 1"),
+        (["0", "1"], Some("1"), "2 1", "1 1"),
+    ] {
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            SETTINGS.iter().zip(before).for_each(|(name, value)| drop(set(name, value)));
+            let injector = Injector::start(&lab.left, "--interface lo --no-protect --delay 1ms");
+            let what = format!("{before:?} {meanwhile:?} {signal}");
+            assert_eq!(read(), during, "{what}");
+            if let Some(value) = meanwhile {
+                set("accept_local", value);
+            }
+            injector.process.signal(signal);
+            drop(injector);
+            testbed::wait_until(testbed::PATIENCE, &what, || read() == after);
         }
     }
 }

@@ -1,13 +1,23 @@
 //! Matching: a rule affects exactly the packets that it names.
 
-use std::{fmt::Write as _, net::SocketAddr, thread, time::Duration};
+use std::{
+    fmt::Write as _,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::Stdio,
+    thread,
+    time::Duration,
+};
 
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 use testbed::{
-    FAMILIES, Family, Host, INTERFACE, Injector, Lab, RuleFile, TestCgroup,
+    FAMILIES, Family, Host, INJECTOR, INTERFACE, Injector, Lab, RuleFile, TestCgroup,
     frames::{self, ethernet, ethertype, hex, ip_udp, ipv6, udp},
-    is_guest, number, serve, talk,
+    ip, is_guest, number, serve, talk,
 };
 
 const COUNT: u64 = 20;
@@ -531,14 +541,47 @@ fn datagrams_for_several_receivers_are_left_alone_and_counted_if_one_is_the_targ
             skipped += COUNT;
         }
     }
-    let total = injector.stop().total;
+    let summary = injector.stop();
+    let total = summary.total;
     assert_eq!((total.matched, total.dropped, total.skipped), (0, 0, skipped));
+    assert_eq!(summary.seen.shared, skipped);
+}
+
+#[test]
+fn the_summary_says_why_datagrams_for_several_receivers_were_skipped() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let [(at, group), ..] = shared_addresses(&lab.left);
+    shared_addresses(&lab.right);
+    let receiver =
+        serve(&lab.left, Some(&cgroup), &format!("udp-receive --bind 0.0.0.0:9000 {group}"));
+    let path = cgroup.path.display();
+    let script =
+        format!("exec {INJECTOR} inject --cgroup {path} --loss 100% --direction ingress 2>&1");
+    let mut command = lab.left.command("sh", None);
+    let mut injector =
+        command.args(["-c", &script]).stdout(Stdio::piped()).spawn().expect("it can be run");
+    let mut lines = BufReader::new(injector.stdout.take().expect("piped")).lines();
+    let is_started = lines.by_ref().map_while(Result::ok).any(|line| line.contains("faulting"));
+    assert!(is_started);
+    let line = format!("udp-send --to {at} --count {COUNT}");
+    assert_eq!(number(&talk(&lab.right, None, &line), "sent"), COUNT);
+    receiver.finish();
+    kill(Pid::from_raw(injector.id().cast_signed()), Signal::SIGTERM).expect("it is alive");
+    let text: String = lines.map_while(Result::ok).map(|line| line + "\n").collect();
+    assert!(injector.wait().expect("it ends").success(), "{text}");
+    let why =
+        format!("{COUNT} packets were skipped: multicast and broadcast have several receivers");
+    assert!(text.contains(&why), "{text}");
 }
 
 #[test]
 fn what_a_host_receives_of_its_own_multicast_and_broadcast_is_known_for_ip() {
     let lab = Lab::new();
     let addresses = shared_addresses(&lab.left);
+    // Its first two bytes are where an Ethernet header has its type, and that of IPv4.
+    let misleading = "8.0.69.0";
+    ip(&["-n", &lab.left.netns], &format!("addr add {misleading}/32 dev {INTERFACE}\n"));
     for (fault, arrive) in [("--loss 100%", 0), ("--corrupt 100%", 0), ("--loss 0%", COUNT)] {
         let line = format!(
             "--interface {INTERFACE} --no-protect --direction ingress --local-port 9000 {fault}"
@@ -547,14 +590,19 @@ fn what_a_host_receives_of_its_own_multicast_and_broadcast_is_known_for_ip() {
         for (at, group) in &addresses {
             let any = if at.is_ipv4() { "0.0.0.0" } else { "[::]" };
             let line = format!("udp-receive --bind {any}:9000 {group}");
-            let receiver = serve(&lab.left, None, &line);
-            let line = format!("udp-send --to {at} --count {COUNT}");
-            assert_eq!(number(&talk(&lab.left, None, &line), "sent"), COUNT);
-            let report = receiver.finish();
-            assert_eq!(number(&report, "received"), arrive, "{fault} {at} {report}");
+            let sources = if at.is_ipv4() { vec!["", misleading] } else { vec![""] };
+            for source in sources {
+                let receiver = serve(&lab.left, None, &line);
+                let bind = if source.is_empty() { source } else { &format!("--bind {source}:0") };
+                let line = format!("udp-send --to {at} --count {COUNT} {bind}");
+                assert_eq!(number(&talk(&lab.left, None, &line), "sent"), COUNT);
+                let report = receiver.finish();
+                let what = format!("{fault} {source} {at} {report}");
+                assert_eq!(number(&report, "received"), arrive, "{what}");
+            }
         }
         let summary = injector.stop();
-        assert_eq!((summary.total.matched, summary.total.skipped), (3 * COUNT, 0), "{fault}");
+        assert_eq!((summary.total.matched, summary.total.skipped), (5 * COUNT, 0), "{fault}");
         assert_eq!(summary.seen.not_ip, 0, "{fault}");
     }
 }

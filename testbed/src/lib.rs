@@ -765,6 +765,7 @@ pub struct Seen {
     pub ingress: u64,
     pub not_ip: u64,
     pub unparsed: u64,
+    pub shared: u64,
 }
 
 /// The bounds of hits among `n` packets of a correct implementation with probability `p`.

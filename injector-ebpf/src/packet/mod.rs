@@ -332,13 +332,17 @@ fn counted(
     Some(Match { rule, index, counters })
 }
 
-/// Counts a packet that the rule should have impaired, but that is not told to be the target's.
+/// Counts a packet that the rule should have impaired, but that may be for others than the target as well.
 #[inline(always)]
 fn skipped(number: u32, control: &Control) {
     let index = control.bank * maps::RULES_PER_BANK.load() + number;
     if let Some(counters) = maps::COUNTERS.get_ptr_mut(index) {
         // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
         unsafe { (*counters).skipped += 1 };
+    }
+    if let Some(seen) = maps::SEEN.get_ptr_mut(0) {
+        // SAFETY: as above.
+        unsafe { (*seen).shared += 1 };
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args;
 use nix::sys::signal::Signal;
+use serde::Serialize;
 use tokio::io::unix::AsyncFd;
 
 use super::{
@@ -145,6 +146,16 @@ struct Book {
     timeline: Option<Writer>,
 }
 
+/// A line as a sink gets it.
+#[derive(Serialize)]
+struct Reported<'a> {
+    #[serde(flatten)]
+    line: &'a Line,
+    /// Lines that are missing so far: they were not read fast enough, or could not be written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reports_dropped: Option<u64>,
+}
+
 impl Book {
     fn open(args: &ApplyArgs) -> Result<Self> {
         let timeline = match &args.timeline {
@@ -160,25 +171,39 @@ impl Book {
     }
 
     fn say(&self, line: &Line) {
-        let json = match serde_json::to_string(line) {
-            Ok(json) => json + "\n",
-            Err(error) => return output::complain(&format!("cannot report: {error}")),
+        if let Err(error) = self.try_say(line) {
+            output::complain(&format!("cannot report: {error:#}"));
+        }
+    }
+
+    fn try_say(&self, line: &Line) -> Result<()> {
+        let dropped = |writer: &Writer| Some(writer.dropped()).filter(|&dropped| dropped > 0);
+        let json = |writer| -> Result<String> {
+            let reports_dropped = dropped(writer);
+            Ok(serde_json::to_string(&Reported { line, reports_dropped })? + "\n")
         };
         let importance = match &line.event {
             Event::Sample { .. } => Importance::Progress,
             Event::Ended { .. } => Importance::Last,
             _ => Importance::Event,
         };
-        let text = match self.output {
-            Output::Json => json.clone(),
+        let mut text = match self.output {
+            Output::Json => json(&self.reports)?,
             Output::Human => human(line),
         };
+        if self.output == Output::Human
+            && importance == Importance::Last
+            && let Some(dropped) = dropped(&self.reports)
+        {
+            writeln!(text, "injector: {dropped} reports were dropped or not read")?;
+        }
         if !text.is_empty() {
             self.reports.push(text, importance);
         }
         if let Some(timeline) = &self.timeline {
-            timeline.push(json, importance);
+            timeline.push(json(timeline)?, importance);
         }
+        Ok(())
     }
 }
 

@@ -199,6 +199,8 @@ pub struct SeenReport {
     ingress: u64,
     not_ip: u64,
     unparsed: u64,
+    /// Matched, but for several receivers, and so skipped.
+    shared: u64,
 }
 
 impl From<SeenCounters> for SeenReport {
@@ -208,6 +210,7 @@ impl From<SeenCounters> for SeenReport {
             ingress: seen.packets[1],
             not_ip: seen.not_ip,
             unparsed: seen.unparsed,
+            shared: seen.shared,
         }
     }
 }
@@ -541,6 +544,14 @@ fn summary(
         writeln!(
             text,
             "injector: {unparsed} packets had broken or too many headers and passed unchanged"
+        )?;
+    }
+    if seen.shared > 0 {
+        let shared = seen.shared;
+        writeln!(
+            text,
+            "injector: {shared} packets were skipped: multicast and broadcast have several receivers, so they belong \
+             to no cgroup"
         )?;
     }
     Ok(())
