@@ -81,6 +81,9 @@ pub struct SeenCounters {
     /// Matching packets for several receivers (multicast, broadcast), of which it is not known whose they are; never
     /// touched, and counted as skipped.
     pub shared: u64,
+    /// Packets sent over the loopback that should have reset their connection, but whose addresses were translated
+    /// (NAT), so that no reset would have reached their sender; never touched, and counted as skipped.
+    pub translated: u64,
 }
 
 impl Sum for RuleCounters {
@@ -180,5 +183,6 @@ impl AddAssign for SeenCounters {
         self.held += other.held;
         self.released += other.released;
         self.shared += other.shared;
+        self.translated += other.translated;
     }
 }

@@ -57,7 +57,7 @@ const _: () = {
     assert!(size_of::<Control>() == 24);
     assert!(size_of::<RuleCounters>() == 144);
     assert!(size_of::<Delays>() == 672);
-    assert!(size_of::<SeenCounters>() == 56);
+    assert!(size_of::<SeenCounters>() == 64);
     assert!(size_of::<Rule>() == 64);
     assert!(size_of::<Hold>() == 72);
     assert!(size_of::<HoldState>() == 24);

@@ -1,10 +1,14 @@
 //! Reset: the target's side of a connection gets ECONNRESET once, and other connections are unaffected.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::{
+    fs,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
+};
 
 use serde_json::Value;
 use testbed::{
-    FAMILIES, Family, Host, INTERFACE, Injector, Lab, Process, TestCgroup, number, serve, talk,
+    FAMILIES, Family, Host, INTERFACE, Injector, Lab, Process, TestCgroup, number, program,
+    scratch_file, serve, skip, talk,
 };
 
 const BYTES: u64 = 20_000;
@@ -293,6 +297,124 @@ fn connections_to_a_link_local_address_of_the_host_are_reset() {
         let injector = Injector::start(&lab.left, &format!("{target} --reset --remote-port 9000"));
         assert_eq!(go(connection)["error"], "ECONNRESET", "{target}");
         assert_eq!(injector.stop().total.reset, 1, "{target}");
+    }
+}
+
+/// Translates addresses of what the host sends; whether this kernel can.
+fn translate(host: &Host, peer: &Host) -> bool {
+    let file = scratch_file();
+    let rules = format!(
+        "table inet t {{\nchain o {{\ntype nat hook output priority -100;\n\
+         ip daddr 192.0.2.1 tcp dport 80 dnat ip to 127.0.0.1:9000\n\
+         ip daddr 192.0.2.2 tcp dport 80 dnat ip to {}:9000\n\
+         tcp dport 81 redirect to :9000\n}}\n}}\n",
+        peer.v4,
+    );
+    fs::write(&file, rules).expect("it can be written");
+    let (can, _) = host.run_in(None, &format!("nft -f {}", file.display()));
+    fs::remove_file(&file).expect("it is there");
+    if !can {
+        skip("no nft(8), or this kernel translates no addresses");
+    }
+    can
+}
+
+#[test]
+fn connections_of_a_host_to_itself_whose_addresses_are_translated_are_reset() {
+    let lab = Lab::new();
+    if !translate(&lab.left, &lab.right) {
+        return;
+    }
+    lab.left.run("ip route add 192.0.2.0/24 dev veth0");
+    let all: [SocketAddr; 4] = [
+        ([192, 0, 2, 1], 80).into(),
+        lab.left.at(Family::V4, 81),
+        (Ipv4Addr::LOCALHOST, 81).into(),
+        (Ipv6Addr::LOCALHOST, 81).into(),
+    ];
+    let _server = serve(&lab.left, None, "tcp-serve --mode echo --bind [::]:9000");
+    for direction in ["ingress", "both"] {
+        let cgroup = TestCgroup::new();
+        let targets = all.map(|to| (to, hold(&lab.left, Some(&cgroup), to)));
+        let others = all.map(|to| hold(&lab.left, None, to));
+        let line = format!("--reset --direction {direction}");
+        let injector = Injector::on(&lab.left, &cgroup, &line);
+        for (to, connection) in targets {
+            let report = go(connection);
+            assert_eq!(report["error"], "ECONNRESET", "{direction} {to} {report}");
+        }
+        for connection in others {
+            assert_whole(&go(connection));
+        }
+        assert_eq!(injector.stop().total.reset, all.len() as u64, "{direction}");
+    }
+    // What is sent cannot be answered, which is said; the connections go on.
+    let cgroup = TestCgroup::new();
+    let targets = all.map(|to| hold(&lab.left, Some(&cgroup), to));
+    let injector = Injector::on(&lab.left, &cgroup, "--reset --direction egress");
+    for connection in targets {
+        assert_whole(&go(connection));
+    }
+    let summary = injector.stop();
+    assert_eq!(summary.total.reset, 0);
+    assert!(summary.seen.translated >= all.len() as u64, "{:?}", summary.seen);
+    assert_eq!(summary.total.skipped, summary.seen.translated);
+    // Over a wire it can. (What is received there is not translated back yet, so it is not known whose it is.)
+    let _peer = serve(&lab.right, None, "tcp-serve --mode echo --bind [::]:9000");
+    let to: SocketAddr = ([192, 0, 2, 2], 80).into();
+    for direction in ["both", "egress"] {
+        let connection = hold(&lab.left, Some(&cgroup), to);
+        let line = format!("--reset --direction {direction}");
+        let injector = Injector::on(&lab.left, &cgroup, &line);
+        let report = go(connection);
+        assert_eq!(report["error"], "ECONNRESET", "{direction} {to} {report}");
+        let total = injector.stop().total;
+        assert_eq!((total.reset, total.skipped), (1, 0), "{direction}");
+    }
+}
+
+/// A connection of a process in a VRF that waits to be told to move bytes.
+fn hold_in_vrf(host: &Host, cgroup: Option<&TestCgroup>, to: SocketAddr) -> Process {
+    let line =
+        format!("tcp-connect --mode echo --hold --to {to} --bytes {BYTES} --timeout-ms 2000");
+    let mut command = host.command("ip", cgroup);
+    command.args(["vrf", "exec", "red"]).arg(program("traffic")).args(line.split(' '));
+    let mut process = Process::start(command);
+    process.wait_for("ready");
+    process
+}
+
+#[test]
+fn connections_within_a_vrf_are_reset() {
+    let lab = Lab::new();
+    let (left, right) = (&lab.left, &lab.right);
+    if !left.run_in(None, "ip link add red type vrf table 10").0 {
+        return skip("this kernel has no VRF");
+    }
+    left.run("ip link set red up");
+    // It takes the addresses along, and loses the routes and IPv6 addresses.
+    left.run(&format!("ip link set {INTERFACE} master red"));
+    left.run(&format!("ip -6 addr replace {}/64 dev {INTERFACE} nodad", left.v6));
+    left.run("sysctl -q -w net.ipv4.tcp_l3mdev_accept=1");
+    let _peer = serve(right, None, "tcp-serve --mode echo --bind [::]:9000");
+    let _own = serve(left, None, "tcp-serve --mode echo --bind [::]:9001");
+    let all = FAMILIES.map(|family| [right.at(family, 9000), left.at(family, 9001)]);
+    for line in ["--reset --direction egress", "--reset --direction ingress", "--reset"] {
+        let cgroup = TestCgroup::new();
+        let all = all.as_flattened();
+        let targets: Vec<_> =
+            all.iter().map(|&to| (to, hold_in_vrf(left, Some(&cgroup), to))).collect();
+        let others: Vec<_> = all.iter().map(|&to| hold_in_vrf(left, None, to)).collect();
+        let injector = Injector::on(left, &cgroup, line);
+        for (to, connection) in targets {
+            let report = go(connection);
+            assert_eq!(report["error"], "ECONNRESET", "{line} {to} {report}");
+        }
+        for connection in others {
+            assert_whole(&go(connection));
+        }
+        let total = injector.stop().total;
+        assert_eq!((total.reset, total.skipped), (all.len() as u64, 0), "{line}");
     }
 }
 

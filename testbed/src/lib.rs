@@ -766,6 +766,7 @@ pub struct Seen {
     pub not_ip: u64,
     pub unparsed: u64,
     pub shared: u64,
+    pub translated: u64,
 }
 
 /// The bounds of hits among `n` packets of a correct implementation with probability `p`.

@@ -105,6 +105,17 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
         return None;
     }
     let mut matched = counted(number, &control, packet, direction, ctx.len())?;
+    if matched.rule.flags & RULE_RESET != 0
+        && direction == Direction::Egress
+        && skb::comes_back(ctx)
+        && scope::is_translated(ctx, packet)
+    {
+        // A packet of the loopback keeps its connection's translation, which is that of the way there: an answer to it
+        // would be led astray. Where received packets are judged as well, its connection is reset by those.
+        matched.counters.skipped += 1;
+        note(|seen| seen.translated += 1);
+        return Some(Fate::Pass);
+    }
     skb::set_judged(ctx);
 
     if matched.rule.flags & RULE_RESET != 0 {
@@ -340,9 +351,15 @@ fn skipped(number: u32, control: &Control) {
         // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
         unsafe { (*counters).skipped += 1 };
     }
+    note(|seen| seen.shared += 1);
+}
+
+/// Counts the reason for which a packet was skipped.
+#[inline(always)]
+fn note(count: impl FnOnce(&mut SeenCounters)) {
     if let Some(seen) = maps::SEEN.get_ptr_mut(0) {
-        // SAFETY: as above.
-        unsafe { (*seen).shared += 1 };
+        // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
+        count(unsafe { &mut *seen });
     }
 }
 

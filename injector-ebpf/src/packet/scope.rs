@@ -1,13 +1,13 @@
 //! Whose packet: is it sent or received by the target cgroup, or one below it?
 
-use core::mem;
+use core::{mem, ptr::read_volatile};
 
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_ANY, BPF_TCP_LISTEN, bpf_sock, bpf_sock_tuple},
     helpers::generated::{
-        bpf_probe_read_kernel, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
-        bpf_skb_ancestor_cgroup_id,
+        bpf_probe_read_kernel, bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
+        bpf_sk_release, bpf_skb_ancestor_cgroup_id,
     },
     programs::TcContext,
 };
@@ -31,6 +31,42 @@ pub fn sends(ctx: &TcContext, control: &Control) -> bool {
     // SAFETY: the context's own skb.
     control.cgroup_id
         == unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, control.cgroup_level.cast_signed()) }
+}
+
+/// Whether the addresses or ports of a sent packet are not those of its socket, so they were translated (NAT).
+///
+/// A function of its own, so that the verifier goes but once through what comes after it.
+#[inline(never)]
+pub fn is_translated(ctx: &TcContext, packet: &Packet) -> bool {
+    // SAFETY: the context is readable. A socket that the kernel shows stays as long as the packet, and only where it is
+    // whole its fields are read.
+    unsafe {
+        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return false;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        // The kernel's own answers are sent by a socket without a peer.
+        if socket.is_null() || read_volatile(&raw const (*socket).dst_port) == 0 {
+            return false;
+        }
+        // Each is read at a constant place, as the verifier wants it of a socket.
+        let (from4, to4) = (
+            read_volatile(&raw const (*socket).src_ip4),
+            read_volatile(&raw const (*socket).dst_ip4),
+        );
+        let from6 = read_volatile(&raw const (*socket).src_ip6[3]);
+        let to6 = read_volatile(&raw const (*socket).dst_ip6[3]);
+        let from_port = read_volatile(&raw const (*socket).src_port);
+        let to_port = read_volatile(&raw const (*socket).dst_port);
+        let (from, to) = match packet.family {
+            Family::V4 => (from4 ^ packet.source[0], to4 ^ packet.destination[0]),
+            Family::V6 => (from6 ^ packet.source[3], to6 ^ packet.destination[3]),
+        };
+        from | to != 0
+            || from_port != u32::from(packet.source_port)
+            || to_port != packet.destination_port.to_be()
+    }
 }
 
 /// Notes whom the target talks to, where [`receives`] will find no socket.

@@ -201,6 +201,8 @@ pub struct SeenReport {
     unparsed: u64,
     /// Matched, but for several receivers, and so skipped.
     shared: u64,
+    /// Not reset, and so skipped: sent over the loopback with translated addresses.
+    translated: u64,
 }
 
 impl From<SeenCounters> for SeenReport {
@@ -211,6 +213,7 @@ impl From<SeenCounters> for SeenReport {
             not_ip: seen.not_ip,
             unparsed: seen.unparsed,
             shared: seen.shared,
+            translated: seen.translated,
         }
     }
 }
@@ -552,6 +555,14 @@ fn summary(
             text,
             "injector: {shared} packets were skipped: multicast and broadcast have several receivers, so they belong \
              to no cgroup"
+        )?;
+    }
+    if seen.translated > 0 {
+        let translated = seen.translated;
+        writeln!(
+            text,
+            "injector: {translated} packets over the loopback were skipped: their addresses are translated (NAT), so \
+             sent packets cannot be answered by a reset; --direction ingress resets such connections"
         )?;
     }
     Ok(())

@@ -34,6 +34,10 @@ const WANTED: &[&str] = &[
     "act_mirred",
     "act_gact",
     "act_skbedit",
+    // Translation of addresses.
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_redir",
     // Sockets.
     "sctp",
     "tcp_bbr",
