@@ -346,10 +346,10 @@ fn read_late(mut command: Command, mut is_enough: impl FnMut() -> bool) -> Vec<V
     let mut injector = Running(command.spawn().expect("it can be run"));
     // The command holds the other end open.
     drop(command);
-    wait_until(2 * PATIENCE, "enough to report", &mut is_enough);
+    wait_until(2 * TIMEOUT, "enough to report", &mut is_enough);
     injector.signal(Signal::SIGTERM);
     let text = std::io::read_to_string(File::from(reader)).expect("text");
-    let status = injector.ends_within(PATIENCE);
+    let status = injector.ends_within(TIMEOUT);
     assert_eq!(status.code(), Some(0), "{text}");
     text.lines().map(|line| serde_json::from_str(line).expect("whole lines")).collect()
 }

@@ -317,7 +317,7 @@ fn settings_of_the_loopback_that_others_have_made_stay() {
             }
             injector.process.signal(signal);
             drop(injector);
-            testbed::wait_until(testbed::PATIENCE, &what, || read() == after);
+            testbed::wait_until(testbed::TIMEOUT, &what, || read() == after);
         }
     }
 }
