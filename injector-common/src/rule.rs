@@ -16,7 +16,18 @@ pub enum CorruptMode {
     Silent = 1,
 }
 
-/// What to do to the packets that a rule matches.
+/// Which packets are corrupted, and how.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Corrupt {
+    /// Which.
+    pub chance: Chance,
+    /// A [`CorruptMode`].
+    pub mode: u32,
+}
+
+/// What to do to the packets that a rule matches: a field for each fault that takes more than a flag. Those that hold
+/// packets have theirs in [`crate::hold::Hold`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rule {
@@ -27,11 +38,9 @@ pub struct Rule {
     /// Which packets are lost.
     pub loss: Loss,
     /// Which packets are corrupted.
-    pub corrupt: Chance,
+    pub corrupt: Corrupt,
     /// Which packets are doubled.
     pub duplicate: Chance,
-    /// A [`CorruptMode`].
-    pub corrupt_mode: u32,
     /// A combination of the `RULE_*` flags.
     pub flags: u32,
 }

@@ -17,7 +17,7 @@ use injector_common::{
         loss::Loss,
         random::{draw, stream},
     },
-    rule::{RULE_ALTERS, Rule},
+    rule::{Corrupt, RULE_ALTERS, Rule},
 };
 use kolmogorov::assert_distributed;
 use proptest::{
@@ -685,7 +685,7 @@ mod a_delay {
         let stream = stream(5, 5);
         let rule = Rule {
             loss: Loss::random(half),
-            corrupt: half,
+            corrupt: Corrupt { chance: half, ..Corrupt::default() },
             duplicate: half,
             stream,
             flags: RULE_ALTERS,

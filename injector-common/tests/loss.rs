@@ -13,7 +13,7 @@ use injector_common::{
         loss::Loss,
         random,
     },
-    rule::{RULE_ALTERS, Rule},
+    rule::{Corrupt, RULE_ALTERS, Rule},
 };
 use markov::{Chain, Z};
 use proptest::{
@@ -208,7 +208,11 @@ mod correlated {
 
     #[test]
     fn corruption_keeps_the_rate_and_has_the_autocorrelation_asked_for() {
-        let rule = |corrupt| Rule { corrupt, flags: RULE_ALTERS, ..losing(Loss::default(), 4) };
+        let rule = |chance| Rule {
+            corrupt: Corrupt { chance, ..Corrupt::default() },
+            flags: RULE_ALTERS,
+            ..losing(Loss::default(), 4)
+        };
         check(rule, |decision| decision.corrupt);
     }
 
@@ -220,7 +224,7 @@ mod correlated {
         let half = Chance::new(0.5, 0.5);
         let rule = |loss, corrupt, duplicate| Rule {
             loss: Loss::random(loss),
-            corrupt,
+            corrupt: Corrupt { chance: corrupt, ..Corrupt::default() },
             duplicate,
             flags: RULE_ALTERS,
             ..losing(Loss::default(), 5)
@@ -611,7 +615,7 @@ mod any_model {
             let plain = losing(loss, 6);
             let altering = Rule {
                 flags: RULE_ALTERS,
-                corrupt: Chance::new(0.5, 0.5),
+                corrupt: Corrupt { chance: Chance::new(0.5, 0.5), ..Corrupt::default() },
                 duplicate: Chance::new(0.5, 0.5),
                 ..plain
             };

@@ -12,7 +12,7 @@ use injector_common::{
         loss::Loss,
         random::{draw, stream},
     },
-    rule::{RULE_ALTERS, Rule},
+    rule::{Corrupt, RULE_ALTERS, Rule},
 };
 use proptest::{
     prelude::*,
@@ -223,7 +223,7 @@ fn rule_of(
     )
         .prop_map(|(loss, corrupt, duplicate, seed, number, flags)| Rule {
             loss,
-            corrupt,
+            corrupt: Corrupt { chance: corrupt, ..Corrupt::default() },
             duplicate,
             stream: stream(seed, number),
             flags,
@@ -258,7 +258,7 @@ mod decisions {
         let half = Chance::new(0.5, 0.0);
         Rule {
             loss: Loss::random(half),
-            corrupt: half,
+            corrupt: Corrupt { chance: half, ..Corrupt::default() },
             duplicate: half,
             stream: stream(seed, number),
             flags: RULE_ALTERS,
@@ -288,7 +288,7 @@ mod decisions {
                 Probability::NEVER,
                 Probability::from_fraction(0.5),
             ),
-            corrupt: Chance::new(1.0, 0.0),
+            corrupt: Corrupt { chance: Chance::new(1.0, 0.0), ..Corrupt::default() },
             ..random
         };
         let signal = |rule, of: fn(&Decision) -> bool| -> Vec<bool> {
@@ -349,7 +349,7 @@ mod decisions {
             memory in any::<u16>(),
         ) {
             prop_assert!(!rule.loss.has_memory());
-            prop_assert!(!rule.corrupt.is_correlated() && !rule.duplicate.is_correlated());
+            prop_assert!(!rule.corrupt.chance.is_correlated() && !rule.duplicate.is_correlated());
             for (index, decision) in run(&rule, 100).into_iter().enumerate() {
                 let counted = State(State::ONE_PACKET * index as u64);
                 prop_assert_eq!(decide(&rule, counted).0, decision);

@@ -7,67 +7,54 @@ use injector_user::{
         api::{Code, FaultRequest},
         plan::{plan, select},
     },
-    spec::{distribution::Files, file::FaultsSpec},
+    spec::{
+        clock::{self, ClockSpec},
+        distribution::Files,
+        file::FaultsSpec,
+        process::{self, ProcessSpec},
+        rule::{self, RuleSpec},
+        target::TargetSpec,
+    },
 };
 use proptest::prelude::*;
+use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 
-/// Keys of requests and targets, and keys of rules without a fault.
-const OTHERS: &[&str] = &[
-    "name",
-    "target",
-    "seed",
-    "rules",
-    "clocks",
-    "processes",
-    "for",
-    "lease",
-    "cgroup",
-    "pid",
-    "container",
-    "pod",
-    "pods",
-    "netns",
-    "interface",
-    "host",
-    "address",
-    "protect",
-    "loss-gemodel",
-    "corrupt-mode",
-];
+/// The keys of an object, from its schema.
+fn keys<T: JsonSchema>() -> Vec<String> {
+    let schema = schemars::schema_for!(T).to_value();
+    let properties = schema["properties"].as_object().expect("an object");
+    properties.keys().cloned().collect()
+}
 
-/// Keys of rules.
-const RULE: &[&str] = &[
-    "loss",
-    "loss-every",
-    "loss-state",
-    "corrupt",
-    "duplicate",
-    "delay",
-    "rtt",
-    "reorder",
+/// Keys of values that are objects.
+const PARAMETERS: [&str; 14] = [
+    "time",
+    "jitter",
+    "dist",
+    "corr",
+    "probability",
+    "gap",
     "rate",
-    "ecn",
-    "partition",
-    "reset",
-    "direction",
-    "protocol",
-    "remote",
-    "remote-port",
-    "local-port",
-    "tcp-flags",
-    "data-only",
+    "queue",
+    "offset",
+    "at",
+    "every",
+    "syscall",
+    "errno",
+    "path",
 ];
 
-/// Keys of clock faults.
-const CLOCKS: &[&str] = &["clock", "clock-jump", "clock-strobe", "clock-freeze", "allow-backward"];
-
-/// Keys of process faults.
-const PROCESSES: &[&str] = &["pause", "kill", "errno", "cpu", "io"];
+/// The values that faults have for examples.
+fn examples() -> impl Iterator<Item = &'static str> {
+    let packets = rule::FAULTS.iter().flat_map(|fault| fault.examples);
+    let others = clock::FAULTS.iter().chain(process::FAULTS).flat_map(|fault| fault.examples);
+    packets.chain(others).copied()
+}
 
 /// Words with a meaning in some place, and others.
 fn word() -> impl Strategy<Value = String> {
-    let known = prop::sample::select(vec![
+    let mut known = vec![
         "1%",
         "100%,corr=25%",
         "50ms",
@@ -109,13 +96,23 @@ fn word() -> impl Strategy<Value = String> {
         "NaN",
         "\u{0}",
         "💥",
-    ]);
+    ];
+    known.extend(examples());
+    let known = prop::sample::select(known);
     prop_oneof![4 => known.prop_map(str::to_owned), 1 => ".{0,40}", 1 => "[0-9a-z,.%=:!-]{0,30}"]
 }
 
 fn key() -> impl Strategy<Value = String> {
-    let known = prop::sample::select([OTHERS, RULE, CLOCKS, PROCESSES].concat());
-    prop_oneof![9 => known.prop_map(str::to_owned), 1 => ".{0,12}"]
+    let mut known = [
+        keys::<FaultRequest>(),
+        keys::<TargetSpec>(),
+        keys::<RuleSpec>(),
+        keys::<ClockSpec>(),
+        keys::<ProcessSpec>(),
+    ]
+    .concat();
+    known.extend(PARAMETERS.map(str::to_owned));
+    prop_oneof![9 => prop::sample::select(known), 1 => ".{0,12}"]
 }
 
 fn value() -> impl Strategy<Value = Value> {
@@ -136,18 +133,23 @@ fn value() -> impl Strategy<Value = Value> {
 }
 
 /// An object with some related keys.
-fn object(keys: &'static [&'static str]) -> impl Strategy<Value = Value> {
-    let entry = (prop::sample::select(keys), word(), any::<u8>());
+fn object<T: JsonSchema>() -> impl Strategy<Value = Value> {
+    let parameter = (prop::sample::select(PARAMETERS.to_vec()), word());
+    let parameters = prop::collection::vec(parameter, 0..4);
+    let entry = (prop::sample::select(keys::<T>()), word(), any::<u8>(), parameters);
     prop::collection::vec(entry, 0..5).prop_map(|entries| {
-        let value = |word: String, kind: u8| match kind % 8 {
+        let value = |word: String, kind: u8, parameters: Vec<(&str, String)>| match kind % 8 {
             0 => json!(true),
             1 => json!([word]),
             2 => json!(u32::from(kind)),
+            3 | 4 => {
+                parameters.into_iter().map(|(key, word)| (key.to_owned(), json!(word))).collect()
+            }
             _ => json!(word),
         };
         entries
             .into_iter()
-            .map(|(key, word, kind)| (key.to_owned(), value(word, kind)))
+            .map(|(key, word, kind, parameters)| (key, value(word, kind, parameters)))
             .collect::<Map<_, _>>()
             .into()
     })
@@ -155,12 +157,12 @@ fn object(keys: &'static [&'static str]) -> impl Strategy<Value = Value> {
 
 /// An almost valid request, whose target is nothing on this host.
 fn request() -> impl Strategy<Value = Value> {
-    let rules = prop::collection::vec(object(RULE), 0..4);
+    let rules = prop::collection::vec(object::<RuleSpec>(), 0..4);
     let target = prop_oneof![
         Just(json!({"netns": "injector-fuzz-no-such"})),
         word().prop_map(|pods| json!({"pods": pods})),
     ];
-    (rules, object(CLOCKS), object(PROCESSES), word(), word(), value(), target).prop_map(
+    (rules, object::<ClockSpec>(), object::<ProcessSpec>(), word(), word(), value(), target).prop_map(
         |(rules, clocks, processes, lasts, name, other, target)| {
             json!({
                 "target": target,

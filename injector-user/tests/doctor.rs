@@ -6,15 +6,17 @@ use injector_user::kernel::{clock_probe, vdso};
 use serde_json::Value;
 use testbed::{INJECTOR, Lab};
 
-const FAULTS: [&str; 14] = [
+const FAULTS: [&str; 16] = [
     "loss",
     "corrupt",
     "duplicate",
     "partition",
     "reset",
     "delay",
+    "rtt",
     "reorder",
     "rate",
+    "ecn",
     "clock",
     "pause",
     "kill",
@@ -62,7 +64,7 @@ fn what_is_ok_works_and_what_is_not_has_a_reason() {
         findings(&doctor.args(["doctor", "--output", "json"]).output().expect("it runs"));
     check_verdicts(&findings);
     // Available on every tested kernel.
-    for name in ["loss", "corrupt", "duplicate", "partition", "reset", "delay", "reorder", "rate"] {
+    for name in FAULTS.iter().filter(|name| !PROCESS_FAULTS.contains(name)) {
         let finding = fault(&findings, name);
         assert_eq!(finding["verdict"], "ok", "{finding}");
     }
@@ -76,7 +78,9 @@ fn what_is_ok_works_and_what_is_not_has_a_reason() {
         ("partition", "--partition 127.0.0.1"),
         ("reset", "--reset"),
         ("delay", "--delay 1ms"),
+        ("rtt", "--rtt 1ms"),
         ("reorder", "--delay 1ms --reorder 1%"),
+        ("ecn", "--loss 1% --ecn"),
         ("rate", "--rate 1mbit"),
         ("clock", "--clock +1h"),
         ("pause", "--pause 1ms"),

@@ -62,6 +62,8 @@ fn the_definition_is_served_and_what_is_written_wrong_is_refused() {
         ("/target", json!({"pod": 5}), "spec.target.pod"),
         ("/rules", json!({"loss": "1%"}), "spec.rules"),
         ("/rules", json!([{"loss": true}]), "spec.rules.loss"),
+        ("/rules", json!([{"loss": {"probability": true}}]), "spec.rules.loss.probability"),
+        ("/rules", json!([{"delay": {"time": ["50ms"]}}]), "spec.rules.delay.time"),
         ("/rules", json!([{"loss": "1%", "direction": "up"}]), "spec.rules.direction"),
         ("/seed", json!(-1), "spec.seed"),
         ("/processes", json!({"kill": "at=10s"}), "spec.processes.kill"),
@@ -79,6 +81,19 @@ fn the_definition_is_served_and_what_is_written_wrong_is_refused() {
     }
     let made = cluster.inject("good", &good);
     assert_eq!(made["spec"], good, "nothing is added or left out");
+    // Values may be objects, and their fields are described.
+    let mut objects = good.clone();
+    objects["rules"][0] = json!({
+        "loss": {"probability": "100%"},
+        "delay": {"time": "50ms", "jitter": "10ms", "distribution": "normal"},
+    });
+    assert_eq!(cluster.inject("objects", &objects)["spec"], objects);
+    let rules = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/rules/items";
+    for field in ["delay/properties/jitter", "loss-gemodel/properties/1-h", "rate/properties/queue"]
+    {
+        let field = definition.pointer(&format!("{rules}/properties/{field}/description"));
+        assert!(field.is_some_and(Value::is_string), "{definition:#}");
+    }
     // Unknown fields are preserved for the agents to refuse.
     let mut misspelt = good.clone();
     misspelt["rules"][0]["remote-prt"] = json!(80);

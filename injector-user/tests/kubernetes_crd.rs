@@ -25,7 +25,8 @@ fn the_published_definition_is_that_of_the_code() {
 }
 
 #[test]
-fn each_value_has_one_type_and_unknown_fields_of_what_is_asked_for_are_kept() {
+fn each_value_has_one_type_or_is_text_or_an_object_and_unknown_fields_of_what_is_asked_for_are_kept()
+ {
     let definition = serde_json::to_value(crd::definition()).expect("plain data");
     let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     check(schema, "", false);
@@ -34,7 +35,16 @@ fn each_value_has_one_type_and_unknown_fields_of_what_is_asked_for_are_kept() {
 /// As <https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#specifying-a-structural-schema>
 /// has it; the tests with an API server show the rest.
 fn check(schema: &Value, path: &str, is_spec: bool) {
-    assert!(schema["type"].is_string(), "{path}: {schema}");
+    // Without a type, it is a value that is text or an object, whose fields are listed.
+    let is_either = schema["type"].is_null()
+        && schema["properties"].is_object()
+        && schema["x-kubernetes-preserve-unknown-fields"] == true;
+    assert!(schema["type"].is_string() || is_either, "{path}: {schema}");
+    if is_either {
+        for (name, field) in schema["properties"].as_object().expect("an object") {
+            assert!(field["description"].is_string(), "{path}.{name}: {field}");
+        }
+    }
     for never in ["$ref", "anyOf", "allOf", "default", "const"] {
         assert!(schema[never].is_null(), "{path}: {never}");
     }

@@ -68,7 +68,7 @@ pub fn decide(rule: &Rule, state: State) -> (Decision, State) {
     if rule.flags & RULE_ALTERS != 0 {
         let random = draw(1);
         duplicate = rule.duplicate.hit(state.0 & State::DUPLICATE_HIT != 0, (random >> 32) as u32);
-        corrupt = rule.corrupt.hit(state.0 & State::CORRUPT_HIT != 0, random as u32);
+        corrupt = rule.corrupt.chance.hit(state.0 & State::CORRUPT_HIT != 0, random as u32);
         if corrupt {
             position = draw(2) as u32;
         }

@@ -156,7 +156,7 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
         }
     }
     if decision.corrupt {
-        if impair::corrupt::corrupt(ctx, packet, matched.rule.corrupt_mode, decision.position) {
+        if impair::corrupt::corrupt(ctx, packet, matched.rule.corrupt.mode, decision.position) {
             matched.counters.corrupted += 1;
         } else {
             matched.counters.skipped += 1;
@@ -256,7 +256,7 @@ fn judge_frame(ctx: &XdpContext) -> Option<Fate> {
         return Some(Fate::Lost);
     }
     if decision.corrupt {
-        if impair::corrupt::corrupt_frame(ctx, packet, matched.rule.corrupt_mode, decision.position)
+        if impair::corrupt::corrupt_frame(ctx, packet, matched.rule.corrupt.mode, decision.position)
         {
             matched.counters.corrupted += 1;
         } else {

@@ -9,8 +9,9 @@ use serde::Serialize;
 use super::{args::Output, cleanup, privileges, trial};
 use crate::{
     fault::process,
-    kernel::probe::{self, Finding, Verdict},
+    kernel::probe::{self, Finding, Mechanism, Verdict},
     output,
+    spec::{self, clock, info::Trial, rule},
     target::cgroup::Hierarchy,
 };
 
@@ -93,18 +94,38 @@ fn describe(text: &mut String, finding: &Finding) -> std::fmt::Result {
     }
 }
 
+/// The packet faults that are tried and take a mechanism.
+fn served(by: Mechanism) -> Vec<&'static str> {
+    let tried = rule::FAULTS.iter().filter(|fault| fault.trial.is_some());
+    let served = tried.filter(|fault| match by {
+        Mechanism::Hook => !fault.holds,
+        Mechanism::Xdp => fault.by_xdp,
+        Mechanism::Hold => fault.holds,
+    });
+    served.map(|fault| fault.name).collect()
+}
+
+/// The faults that are tried, by their names.
+fn trials() -> impl Iterator<Item = (&'static str, Trial)> {
+    let packets = rule::FAULTS.iter().map(|fault| &fault.info);
+    let others = clock::FAULTS.iter().chain(spec::process::FAULTS).copied();
+    packets.chain(others).filter_map(|fault| Some((fault.name, fault.trial?)))
+}
+
 /// Carries out each fault once, and corrects what was found of engines that do not carry theirs out.
 fn try_all(findings: &mut [Finding]) -> Vec<FaultFinding> {
     for finding in findings.iter_mut().filter(|finding| finding.verdict.is_ok()) {
         let engine = ENGINES.iter().find(|(subject, ..)| *subject == finding.subject);
         if let Some(&(_, engine, fault)) = engine
-            && let Err(reason) = trial::carry_out(fault, Some(engine))
+            && let Some((_, trial)) = trials().find(|(name, _)| *name == fault)
+            && let Err(reason) = trial::carry_out(fault, trial, &["--engine", engine])
         {
             finding.verdict = Verdict::Unavailable { reason, remedy: "" };
         }
     }
-    let faults = probe::faults().chain(process::probe::FAULTS);
-    faults.map(|fault| FaultFinding::of(fault, findings, trial::carry_out(fault, None))).collect()
+    let outcome =
+        |name, trial| FaultFinding::of(name, findings, trial::carry_out(name, trial, &[]));
+    trials().map(|(name, trial)| outcome(name, trial)).collect()
 }
 
 impl FaultFinding {
@@ -141,7 +162,7 @@ impl FaultFinding {
 fn findings() -> Result<Vec<Finding>> {
     let cgroup = Finding {
         subject: "cgroup v2",
-        faults: &[],
+        faults: Vec::new(),
         serves: "run, --cgroup, --pid",
         verdict: Verdict::of(
             Hierarchy::find(),
@@ -149,7 +170,7 @@ fn findings() -> Result<Vec<Finding>> {
         ),
     };
     let mut findings = vec![cgroup];
-    findings.extend(probe::hooks()?);
+    findings.extend(probe::hooks(served)?);
     findings.extend(probe::clocks());
     findings.extend(process::probe::findings());
     Ok(findings)

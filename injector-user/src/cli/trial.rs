@@ -17,10 +17,15 @@ use anyhow::{Result, bail};
 use clap::Args;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        socket::{setsockopt, sockopt},
+    },
     time::{ClockId, clock_gettime},
     unistd::Pid,
 };
+
+use crate::spec::info::{Effect, Trial};
 
 /// The hidden command that child injectors run.
 pub const SUBCOMMAND: &str = "trial";
@@ -31,82 +36,57 @@ const TIMEOUT: Duration = Duration::from_mins(1);
 /// How long to wait for a packet that should not arrive.
 const ABSENCE: Duration = Duration::from_millis(100);
 
-/// What a trial needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Needs {
-    /// A network namespace with its loopback up.
-    Network,
-    /// Nothing but processes of its own.
-    Processes,
-}
+/// The type of service of packets whose transport understands ECN (RFC 3168).
+const ECT_0: i32 = 2;
 
-/// Which part a fault is about.
-#[must_use]
-pub fn needs(fault: &str) -> Needs {
-    match fault {
-        "clock" | "pause" | "kill" | "errno" | "cpu" | "io" => Needs::Processes,
-        _ => Needs::Network,
-    }
-}
-
-/// Carries out a fault, by an engine if one is named. The error says why it does not work here.
-pub fn carry_out(fault: &str, engine: Option<&str>) -> Result<(), String> {
-    let engine: Vec<&str> = engine.map(|name| ["--engine", name]).into_iter().flatten().collect();
-    let outcome = match needs(fault) {
-        Needs::Network => packets(fault, &engine),
-        Needs::Processes => processes(fault, &engine),
+/// Carries out a fault, with further options. The error says why it does not work here.
+pub fn carry_out(fault: &str, trial: Trial, options: &[&str]) -> Result<(), String> {
+    let outcome = match trial.effect {
+        Effect::Process => processes(fault, trial.options, options),
+        effect => packets(effect, trial.options, options),
     };
     outcome.map_err(|error| format!("{error:#}"))
 }
 
-fn packets(fault: &str, engine: &[&str]) -> Result<()> {
-    let options = match fault {
-        "loss" => "--loss 100%",
-        "partition" => "--partition 127.0.0.1",
-        "corrupt" => "--corrupt 100% --direction egress",
-        "duplicate" => "--duplicate 100% --direction egress",
-        "delay" => "--delay 100ms --direction egress",
-        "reorder" => "--delay 60s --reorder 100% --direction egress",
-        "rate" => "--rate 80kbit --direction egress",
-        "reset" => "--reset",
-        other => bail!("there is no trial of {other}"),
-    };
-    let injector = Injector::start(options, engine)?;
-    let observed = match fault {
-        "reset" => reset(),
-        "loss" | "partition" | "corrupt" => match arrivals(1, 1, ABSENCE)?.len() {
+fn packets(effect: Effect, options: &str, more: &[&str]) -> Result<()> {
+    let injector = Injector::start(options, more)?;
+    let observed = match effect {
+        Effect::Reset => reset(),
+        Effect::Lost => match arrivals(1, 1, ABSENCE)?.len() {
             0 => Ok(()),
             _ => bail!("the packet arrived unharmed"),
         },
-        "duplicate" => match arrivals(1, 2, TIMEOUT)?.len() {
+        Effect::Twice => match arrivals(1, 2, TIMEOUT)?.len() {
             2 => Ok(()),
             _ => bail!("the packet was not duplicated"),
         },
-        "delay" => match arrivals(1, 1, TIMEOUT)?[..] {
-            [after] if after >= Duration::from_millis(99) => Ok(()),
-            [after] => bail!("the packet arrived after {after:?}, not 100ms"),
-            _ => bail!("the packet did not arrive"),
+        Effect::Late(count, least) => match arrivals(count, count, TIMEOUT)?[..] {
+            [.., last] if last >= least => Ok(()),
+            [.., last] => {
+                bail!("the last of {count} packets arrived after {last:?}, not {least:?}")
+            }
+            [] => bail!("no packet arrived"),
         },
-        "reorder" => match arrivals(1, 1, TIMEOUT / 2)?[..] {
+        Effect::Early => match arrivals(1, 1, TIMEOUT / 2)?[..] {
             [_] => Ok(()),
             _ => bail!("the packet overtook none"),
         },
-        _ => match arrivals(3, 3, TIMEOUT)?[..] {
-            // Behind two of 1,000 bytes at 10,000 bytes a second.
-            [.., last] if last >= Duration::from_millis(190) => Ok(()),
-            [.., last] => bail!("3 packets arrived within {last:?}: the rate was not limited"),
-            [] => bail!("no packet arrived"),
+        Effect::Marked => match arrivals(1, 1, TIMEOUT)?[..] {
+            [_] => Ok(()),
+            _ => bail!("the packet was dropped, not marked"),
         },
+        Effect::Process => bail!("packets show nothing of it"),
     };
     injector.end()?;
     observed
 }
 
-/// When datagrams over the loopback arrive: `sent` are sent, and `expected` waited for.
+/// When ECN-capable datagrams over the loopback arrive: `sent` are sent, and `expected` waited for.
 fn arrivals(sent: usize, expected: usize, timeout: Duration) -> Result<Vec<Duration>> {
     let receiver = UdpSocket::bind("127.0.0.1:0")?;
     let sender = UdpSocket::bind("127.0.0.1:0")?;
     sender.connect(receiver.local_addr()?)?;
+    setsockopt(&sender, sockopt::Ipv4Tos, &ECT_0)?;
     let (started, mut arrived) = (Instant::now(), Vec::new());
     for _ in 0..sent {
         sender.send(&[7; 1000])?;
@@ -144,10 +124,10 @@ struct Injector {
 }
 
 impl Injector {
-    fn start(options: &str, engine: &[&str]) -> Result<Self> {
+    fn start(options: &str, more: &[&str]) -> Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command.args(["inject", "--host", "--no-protect", "--for", "120s", "--output", "json"]);
-        command.args(options.split(' ')).args(engine);
+        command.args(options.split(' ')).args(more);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let Some(output) = child.stdout.take() else { bail!("the child has no output") };
@@ -200,17 +180,9 @@ fn reason(text: &str) -> String {
     said.or_else(|| text.lines().last()).unwrap_or("it failed without a word").to_owned()
 }
 
-fn processes(fault: &str, engine: &[&str]) -> Result<()> {
-    let options = match fault {
-        "clock" => "--clock +1h",
-        "pause" => "--pause 300ms,at=200ms,every=1s",
-        "kill" => "--kill at=200ms,every=1s",
-        "errno" => "--errno openat=EIO,path=/dev/null",
-        "cpu" => "--cpu 10%",
-        _ => "--io 1gbps",
-    };
+fn processes(fault: &str, options: &str, more: &[&str]) -> Result<()> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg("run").args(options.split(' ')).args(engine);
+    command.arg("run").args(options.split(' ')).args(more);
     command.args(["--", "/proc/self/exe", SUBCOMMAND, fault]).stdin(Stdio::null());
     let before = now();
     let output = command.output()?;

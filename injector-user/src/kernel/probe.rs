@@ -20,19 +20,19 @@ use super::{
     rps, vdso,
 };
 
-/// Packet faults, by their options.
-pub fn faults() -> impl Iterator<Item = &'static str> {
-    HOOK_FAULTS.into_iter().chain(HELD_FAULTS).chain(["clock"])
+/// A mechanism of the kernel's that packet faults take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mechanism {
+    /// A hook of tc.
+    Hook,
+    /// The hook of XDP.
+    Xdp,
+    /// A device that holds packets.
+    Hold,
 }
 
-/// Those of them for which a hook is enough.
-const HOOK_FAULTS: [&str; 5] = ["loss", "corrupt", "duplicate", "partition", "reset"];
-
-/// Those of them for which packets must be held back, whatever the hook.
-const HELD_FAULTS: [&str; 3] = ["delay", "reorder", "rate"];
-
-/// Those of them that XDP can do.
-const XDP_FAULTS: [&str; 3] = ["loss", "corrupt", "partition"];
+/// Tells which faults take a mechanism.
+pub type Served = fn(Mechanism) -> Vec<&'static str>;
 
 /// What was found about a hook or another means of the kernel.
 #[derive(Clone, Debug, Serialize)]
@@ -40,8 +40,8 @@ pub struct Finding {
     /// What was tried.
     pub subject: &'static str,
     /// The faults that it serves.
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    pub faults: &'static [&'static str],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<&'static str>,
     /// What it is for, in words.
     pub serves: &'static str,
     /// What came of it.
@@ -108,9 +108,9 @@ pub fn on_loopback<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Kernel
 }
 
 /// Tries everything. Nothing outside a namespace that goes with this call is touched.
-pub fn hooks() -> Result<Vec<Finding>, KernelError> {
+pub fn hooks(served: Served) -> Result<Vec<Finding>, KernelError> {
     let here = Netns::current()?;
-    let mut findings = Netns::scratch(|| try_hooks(&Netns::current()?))?;
+    let mut findings = Netns::scratch(|| try_hooks(&Netns::current()?, served))?;
     findings.push(steering(&here));
     Ok(findings)
 }
@@ -121,7 +121,7 @@ fn steering(here: &Netns) -> Finding {
     let full = Netns::scratch(|| rps::spread(&Netns::current()?, "lo"));
     Finding {
         subject: "packet steering",
-        faults: &[],
+        faults: Vec::new(),
         serves: "the order of packets that the edt engine holds",
         verdict: Verdict::of(
             full.and_then(|()| rps::check(here)),
@@ -130,7 +130,7 @@ fn steering(here: &Netns) -> Finding {
     }
 }
 
-fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
+fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError> {
     const TCX: &str = "Linux 6.6 or later with CONFIG_NET_XGRESS";
     const XDP: &str = "--xdp: received packets of a host, namespace or interface";
 
@@ -163,19 +163,19 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
     Ok(vec![
         Finding {
             subject: "tcx egress",
-            faults: &HOOK_FAULTS,
+            faults: served(Mechanism::Hook),
             serves: "sent packets",
             verdict: Verdict::of(egress, TCX),
         },
         Finding {
             subject: "tcx ingress",
-            faults: &HOOK_FAULTS,
+            faults: served(Mechanism::Hook),
             serves: "received packets",
             verdict: Verdict::of(ingress, TCX),
         },
         Finding {
             subject: "clsact",
-            faults: &HOOK_FAULTS,
+            faults: served(Mechanism::Hook),
             serves: "sent and received packets, where there is no tcx",
             verdict: Verdict::of(
                 clsact,
@@ -184,7 +184,7 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
         },
         Finding {
             subject: "kernel BTF",
-            faults: &[],
+            faults: Vec::new(),
             serves: "received packets of a cgroup (run, --cgroup, --pid)",
             verdict: Verdict::of(
                 Layout::of_kernel(),
@@ -193,19 +193,19 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
         },
         Finding {
             subject: "xdp-generic",
-            faults: &XDP_FAULTS,
+            faults: served(Mechanism::Xdp),
             serves: XDP,
             verdict: Verdict::of(generic, "Linux 6.1 or later with CONFIG_BPF_SYSCALL"),
         },
         Finding {
             subject: "xdp-native (veth)",
-            faults: &XDP_FAULTS,
+            faults: served(Mechanism::Xdp),
             serves: XDP,
             verdict: Verdict::of(native, "a driver with native XDP; xdp-generic serves meanwhile"),
         },
         Finding {
             subject: "engine edt",
-            faults: &HELD_FAULTS,
+            faults: served(Mechanism::Hold),
             serves: "packets held back in the kernel, by sch_fq",
             verdict: Verdict::of(
                 edt,
@@ -214,7 +214,7 @@ fn try_hooks(netns: &Netns) -> Result<Vec<Finding>, KernelError> {
         },
         Finding {
             subject: "engine tap",
-            faults: &HELD_FAULTS,
+            faults: served(Mechanism::Hold),
             serves: "packets held back in userspace, behind a TAP",
             verdict: Verdict::of(
                 tap,
@@ -238,13 +238,13 @@ pub fn clocks() -> [Finding; 2] {
     [
         Finding {
             subject: "engine vdso",
-            faults: &["clock"],
+            faults: vec!["clock"],
             serves: "--clock and its kin: time that programs read without a system call",
             verdict: Verdict::of(vdso::check(), "boot with proc_mem.force_override=always"),
         },
         Finding {
             subject: "engine probe",
-            faults: &["clock"],
+            faults: vec!["clock"],
             serves: "--clock and its kin: time that programs read by system calls, and absolute deadlines",
             verdict: probes,
         },

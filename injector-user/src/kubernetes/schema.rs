@@ -30,9 +30,7 @@ fn rewrite(schema: &mut Map<String, Value>, is_closed: bool) {
     {
         schema.remove("format");
     }
-    for alternatives in ["anyOf", "allOf"] {
-        merge(schema, alternatives);
-    }
+    while merge(schema, "anyOf") || merge(schema, "allOf") {}
     merge_enum(schema);
     single_type(schema);
     if schema.get("additionalProperties") == Some(&Value::Bool(false)) {
@@ -53,17 +51,35 @@ fn rewrite(schema: &mut Map<String, Value>, is_closed: bool) {
     }
 }
 
-/// Replaces alternatives by the one that is not null; of a list and its element, by the list.
-fn merge(schema: &mut Map<String, Value>, alternatives: &str) {
-    let Some(Value::Array(variants)) = schema.get(alternatives) else { return };
+/// Replaces alternatives by the one that is not null; of a list and its element, by the list; of text and an object, by
+/// the fields of the object without a type, which Kubernetes allows where unknown fields are preserved. Returns whether
+/// there were alternatives.
+fn merge(schema: &mut Map<String, Value>, alternatives: &str) -> bool {
+    let Some(Value::Array(variants)) = schema.get(alternatives) else { return false };
+    let is_text = |variant: &Value| {
+        let kind = &variant["type"];
+        kind == "string" || kind.as_array().is_some_and(|kinds| kinds.contains(&"string".into()))
+    };
+    let object = variants.iter().find(|variant| variant["type"] == "object");
+    if let Some(fields) = object.map(|object| object["properties"].clone())
+        && variants.iter().any(is_text)
+    {
+        schema.remove(alternatives);
+        schema.insert("properties".into(), fields);
+        schema.insert("x-kubernetes-preserve-unknown-fields".into(), true.into());
+        // All that can be refused without a type; agents refuse the rest.
+        schema.insert("not".into(), json!({"enum": [true, false]}));
+        return true;
+    }
     let is_list = |variant: &&Value| variant["type"] == "array";
     let is_something = |variant: &&Value| variant["type"] != "null" && !is_null(variant);
     let chosen = variants.iter().find(is_list).or_else(|| variants.iter().find(is_something));
-    let Some(Value::Object(chosen)) = chosen.cloned() else { return };
+    let Some(Value::Object(chosen)) = chosen.cloned() else { return false };
     schema.remove(alternatives);
     for (key, value) in chosen {
         schema.entry(key).or_insert(value);
     }
+    true
 }
 
 fn is_null(schema: &Value) -> bool {

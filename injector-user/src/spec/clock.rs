@@ -14,8 +14,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
-    fault::parameters,
-    value::{Span, ValueError, serde_as_text},
+    info::{Effect, Info, Trial, fault_spec},
+    interpolate::{Difference, Interpolate as _, interpolate},
+    packet::Field as _,
+    parameters::{Given, Parameter, Value, values},
+    value::{Span, ValueError},
 };
 
 /// The furthest that a clock is set off, in either direction: the kernel's own clocks end in 2262.
@@ -33,12 +36,6 @@ pub enum ClockError {
     /// A time in it is none.
     #[error(transparent)]
     Value(#[from] ValueError),
-    /// Not `OFFSET[,…]`.
-    #[error(
-        "`{0}` is not a clock fault: write OFFSET[,clock=CLOCKS][,drift=PPM][,slew=T], for instance +1h, \
-         -500ms,clock=all or 0s,drift=200"
-    )]
-    Shift(String),
     /// Not an offset.
     #[error(
         "`{0}` is not an offset: write a signed duration (+1h, -500ms), or a time as RFC 3339 has it behind an @ \
@@ -68,14 +65,6 @@ pub enum ClockError {
     /// Nothing to slew.
     #[error("`{0}`: slew is the time in which an offset is reached; the offset is 0")]
     NothingToSlew(String),
-    /// Not `OFFSET,at=T[,every=T]`.
-    #[error(
-        "`{0}` is not a jump: write OFFSET,at=T[,every=T], for instance -2s,at=10s or +100ms,at=0s,every=1s"
-    )]
-    Jump(String),
-    /// Not `OFFSET,period=T`.
-    #[error("`{0}` is not a strobe: write OFFSET,period=T, for instance +200ms,period=10ms")]
-    Strobe(String),
     /// Steps that come too fast.
     #[error("`{0}` is too short: steps come 1us apart at the least")]
     Period(String),
@@ -108,10 +97,11 @@ pub enum ClockError {
     },
 }
 
-serde_as_text! {
-    Shift: "an offset of a clock such as +1h or -500ms,clock=all",
-    Jump: "a jump of a clock such as -2s,at=10s",
-    Strobe: "a strobing clock such as +200ms,period=10ms",
+values!(Shift, Jump, Strobe);
+interpolate! {
+    Shift { offset, clocks, drift_ppm, slew }
+    Jump { offset, at, every }
+    Strobe { offset, period }
 }
 
 /// How far a clock is set off.
@@ -293,30 +283,71 @@ impl Default for Shift {
     }
 }
 
-impl FromStr for Shift {
-    type Err = ClockError;
+impl Value for Shift {
+    type Error = ClockError;
 
-    fn from_str(text: &str) -> Result<Self, ClockError> {
-        // The offset may be left out.
-        let whole = if text.split(',').next().is_some_and(|first| first.contains('=')) {
-            format!("0,{text}")
-        } else {
-            text.to_owned()
-        };
-        let (offset, [clock, drift, slew]) = parameters(&whole, ["clock", "drift", "slew"])
-            .ok_or_else(|| ClockError::Shift(text.into()))?;
+    const NAME: &'static str = "a clock fault";
+    const SYNTAX: &'static str = "OFFSET[,clock=CLOCKS][,drift=PPM][,slew=T]";
+    const EXAMPLE: &'static str = "+1h, -500ms,clock=all or 0s,drift=200";
+    const REQUIRED: usize = 0;
+    const PARAMETERS: &'static [Parameter] = &[
+        Parameter::new(
+            "offset",
+            "How far clocks are set off, such as +1h, or the time that they show, such as @2038-01-19T03:14:00Z.",
+        ),
+        CLOCKS,
+        Parameter::new(
+            "drift",
+            "How much too fast clocks run, in millionths (ppm); may be negative.",
+        ),
+        Parameter::new("slew", "The time in which the offset is reached; at once if left out."),
+    ];
+
+    fn from_parameters(given: &Given) -> Result<Self, ClockError> {
+        let zero = Offset::By(SignedDuration::ZERO);
         let shift = Self {
-            offset: offset.parse()?,
-            clocks: clock.map_or(Ok(Clocks::default()), str::parse)?,
-            drift_ppm: drift.map_or(Ok(0.0), parse_drift)?,
-            slew: slew.map_or(Ok(Span::default()), str::parse)?,
+            offset: given.parse("offset")?.unwrap_or(zero),
+            clocks: given.parse("clock")?.unwrap_or_default(),
+            drift_ppm: given.get("drift").map_or(Ok(0.0), parse_drift)?,
+            slew: given.parse("slew")?.unwrap_or_default(),
         };
-        if slew.is_some() && shift.offset.is_zero() {
-            return Err(ClockError::NothingToSlew(text.into()));
+        if given.has("slew") && shift.offset.is_zero() {
+            return Err(ClockError::NothingToSlew(given.text().into()));
         }
         Ok(shift)
     }
+
+    fn parameters(&self) -> Vec<(&'static str, String)> {
+        let mut parameters = vec![("offset", self.offset.to_string())];
+        if self.clocks != Clocks::default() {
+            parameters.push(("clock", self.clocks.to_string()));
+        }
+        if self.drift_ppm != 0.0 {
+            parameters.push(("drift", self.drift_ppm.to_string()));
+        }
+        if !self.slew.0.is_zero() {
+            parameters.push(("slew", self.slew.to_string()));
+        }
+        parameters
+    }
 }
+
+impl ClockFaultPart for Shift {
+    const INFO: Info = Info {
+        name: "clock",
+        value: "OFFSET[,clock=CLOCKS][,drift=PPM][,slew=T]",
+        help: "Set clocks off, for instance by +1h or to @2038-01-19T03:14:00Z",
+        detail: "CLOCKS are realtime (the default), monotonic, boottime, tai or all, several with + between them; PPM \
+                 makes them run too fast or (negative) too slow; with slew the offset is reached little by little.",
+        examples: &["+1h", "-500ms,clock=all", "+0s,drift=200", "+1s,slew=10s"],
+        trial: Some(Trial { options: "--clock +1h", effect: Effect::Process }),
+    };
+}
+
+const CLOCKS: Parameter = Parameter::new(
+    "clock",
+    "Which clocks: realtime (default), monotonic, boottime, tai or all, several with + between them.",
+);
 
 fn parse_drift(text: &str) -> Result<f64, ClockError> {
     let malformed = || ClockError::Drift(text.into());
@@ -333,22 +364,6 @@ fn parse_drift(text: &str) -> Result<f64, ClockError> {
     }
 }
 
-impl Display for Shift {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        self.offset.fmt(f)?;
-        if self.clocks != Clocks::default() {
-            write!(f, ",clock={}", self.clocks)?;
-        }
-        if self.drift_ppm != 0.0 {
-            write!(f, ",drift={}", self.drift_ppm)?;
-        }
-        if !self.slew.0.is_zero() {
-            write!(f, ",slew={}", self.slew)?;
-        }
-        Ok(())
-    }
-}
-
 /// An offset that comes all at once, later, and perhaps again and again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Jump {
@@ -360,23 +375,43 @@ pub struct Jump {
     pub every: Option<Span>,
 }
 
-impl FromStr for Jump {
-    type Err = ClockError;
+impl Value for Jump {
+    type Error = ClockError;
 
-    fn from_str(text: &str) -> Result<Self, ClockError> {
-        let malformed = || ClockError::Jump(text.into());
-        let (offset, [at, every]) = parameters(text, ["at", "every"]).ok_or_else(malformed)?;
-        let at: Span = at.ok_or_else(malformed)?.parse()?;
-        let every = every.map(parse_period).transpose()?;
-        Ok(Self { offset: relative(offset)?, at, every })
+    const NAME: &'static str = "a jump";
+    const SYNTAX: &'static str = "OFFSET,at=T[,every=T]";
+    const EXAMPLE: &'static str = "-2s,at=10s or +100ms,at=0s,every=1s";
+    const REQUIRED: usize = 2;
+    const PARAMETERS: &'static [Parameter] = &[
+        Parameter::new("offset", "How far clocks jump, such as -2s."),
+        Parameter::new("at", "When they jump, from the start."),
+        Parameter::new("every", "And again after each such time, 1us or longer."),
+    ];
+
+    fn from_parameters(given: &Given) -> Result<Self, ClockError> {
+        Ok(Self {
+            at: given.required("at")?,
+            every: given.get("every").map(parse_period).transpose()?,
+            offset: relative(given.get("offset").unwrap_or_default())?,
+        })
+    }
+
+    fn parameters(&self) -> Vec<(&'static str, String)> {
+        let offset = Offset::By(self.offset).to_string();
+        let mut parameters = vec![("offset", offset), ("at", self.at.to_string())];
+        parameters.extend(self.every.map(|every| ("every", every.to_string())));
+        parameters
     }
 }
 
-impl Display for Jump {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        write!(f, "{},at={}", Offset::By(self.offset), self.at)?;
-        self.every.map_or(Ok(()), |every| write!(f, ",every={every}"))
-    }
+impl ClockFaultPart for Jump {
+    const INFO: Info = Info {
+        name: "clock-jump",
+        value: "OFFSET,at=T[,every=T]",
+        help: "Have the clocks jump, once or again and again",
+        examples: &["-2s,at=10s", "+100ms,at=0s,every=1s"],
+        ..Info::DEFAULT
+    };
 }
 
 /// An offset that comes and goes.
@@ -388,20 +423,58 @@ pub struct Strobe {
     pub period: Span,
 }
 
-impl FromStr for Strobe {
-    type Err = ClockError;
+impl Value for Strobe {
+    type Error = ClockError;
 
-    fn from_str(text: &str) -> Result<Self, ClockError> {
-        let malformed = || ClockError::Strobe(text.into());
-        let (offset, [period]) = parameters(text, ["period"]).ok_or_else(malformed)?;
-        Ok(Self { offset: relative(offset)?, period: parse_period(period.ok_or_else(malformed)?)? })
+    const NAME: &'static str = "a strobe";
+    const SYNTAX: &'static str = "OFFSET,period=T";
+    const EXAMPLE: &'static str = "+200ms,period=10ms";
+    const REQUIRED: usize = 2;
+    const PARAMETERS: &'static [Parameter] = &[
+        Parameter::new("offset", "How far clocks are off, half of the time, such as +200ms."),
+        Parameter::new("period", "For how long they are off, and then right, 1us or longer."),
+    ];
+
+    fn from_parameters(given: &Given) -> Result<Self, ClockError> {
+        let [offset, period] = ["offset", "period"].map(|name| given.get(name).unwrap_or_default());
+        Ok(Self { offset: relative(offset)?, period: parse_period(period)? })
+    }
+
+    fn parameters(&self) -> Vec<(&'static str, String)> {
+        let offset = Offset::By(self.offset).to_string();
+        vec![("offset", offset), ("period", self.period.to_string())]
     }
 }
 
-impl Display for Strobe {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        write!(f, "{},period={}", Offset::By(self.offset), self.period)
-    }
+impl ClockFaultPart for Strobe {
+    const INFO: Info = Info {
+        name: "clock-strobe",
+        value: "OFFSET,period=T",
+        help: "Alternate the clocks between the true time and an offset",
+        examples: &["+200ms,period=10ms"],
+        ..Info::DEFAULT
+    };
+}
+
+/// Clocks that stand still.
+#[derive(Clone, Copy, Debug)]
+pub struct Freeze;
+
+impl ClockFaultPart for Freeze {
+    const INFO: Info =
+        Info { name: "clock-freeze", help: "Have the clocks stand still", ..Info::DEFAULT };
+}
+
+/// Steady clocks that may step back.
+#[derive(Clone, Copy, Debug)]
+pub struct AllowBackward;
+
+impl ClockFaultPart for AllowBackward {
+    const INFO: Info = Info {
+        name: "allow-backward",
+        help: "Let even monotonic and boottime step back, which never do by themselves",
+        ..Info::DEFAULT
+    };
 }
 
 fn parse_period(text: &str) -> Result<Span, ClockError> {
@@ -416,47 +489,29 @@ fn relative(text: &str) -> Result<SignedDuration, ClockError> {
     }
 }
 
-/// Clock faults as written: the options of the command line and the keys of a rule file are these fields.
-#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct ClockSpec {
-    /// Set clocks off, for instance by +1h or to @2038-01-19T03:14:00Z. CLOCKS are realtime (if none are named),
-    /// monotonic, boottime, tai or all; PPM makes them run too fast or (negative) too slow; with slew the offset is
-    /// reached little by little
-    #[arg(
-        long,
-        value_name = "OFFSET[,clock=CLOCKS][,drift=PPM][,slew=T]",
-        help_heading = "Clock faults",
-        allow_hyphen_values = true
-    )]
-    pub clock: Option<Shift>,
-
-    /// Have the clocks jump, once or again and again
-    #[arg(
-        long,
-        value_name = "OFFSET,at=T[,every=T]",
-        help_heading = "Clock faults",
-        allow_hyphen_values = true
-    )]
-    pub clock_jump: Option<Jump>,
-
-    /// Have the clocks jump to and fro
-    #[arg(
-        long,
-        value_name = "OFFSET,period=T",
-        help_heading = "Clock faults",
-        allow_hyphen_values = true
-    )]
-    pub clock_strobe: Option<Strobe>,
-
-    /// Have the clocks stand still
-    #[arg(long, help_heading = "Clock faults")]
-    pub clock_freeze: bool,
-
-    /// Let even clocks step back that never do by themselves (monotonic, boottime)
-    #[arg(long, help_heading = "Clock faults")]
-    pub allow_backward: bool,
+/// The table of what a clock fault is made of, as that of packet faults.
+macro_rules! clock_faults {
+    ($callback:ident! { $($args:tt)* }) => {
+        $callback! { $($args)*
+            { #[arg(allow_hyphen_values = true)] clock, Shift, Option<Shift> }
+            { #[arg(allow_hyphen_values = true)] clock_jump, Jump, Option<Jump> }
+            { #[arg(allow_hyphen_values = true)] clock_strobe, Strobe, Option<Strobe> }
+            { clock_freeze, Freeze, bool }
+            { allow_backward, AllowBackward, bool }
+        }
+    };
 }
+
+/// A part of a clock fault.
+pub trait ClockFaultPart {
+    /// Its option and its help.
+    const INFO: Info;
+}
+
+clock_faults!(fault_spec! {
+    /// Clock faults as written: the options of the command line and the keys of a rule file are these fields.
+    ClockSpec by ClockFaultPart of Info, below "Clock faults", [] []
+});
 
 /// A clock fault, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -519,24 +574,23 @@ impl ClockSpec {
     }
 }
 
-impl Display for ClockSpec {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        let mut words = Vec::new();
-        if let Some(shift) = &self.clock {
-            words.push(format!("clock {shift}"));
+macro_rules! titles {
+    ($({ $(#[$attribute:meta])* $field:ident, $fault:ty, $type:ty })*) => {
+        impl Display for ClockSpec {
+            fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+                let mut words: Vec<String> = Vec::new();
+                $(if self.$field.given().is_some() {
+                    let name = <$fault>::INFO.name;
+                    words.push(self.$field.text().map_or(name.into(), |text| format!("{name} {text}")));
+                })*
+                words.retain(|word| word != AllowBackward::INFO.name);
+                f.write_str(&words.join(" "))
+            }
         }
-        if let Some(jump) = &self.clock_jump {
-            words.push(format!("clock-jump {jump}"));
-        }
-        if let Some(strobe) = &self.clock_strobe {
-            words.push(format!("clock-strobe {strobe}"));
-        }
-        if self.clock_freeze {
-            words.push("clock-freeze".into());
-        }
-        f.write_str(&words.join(" "))
-    }
+    };
 }
+
+clock_faults!(titles! {});
 
 impl ClockFault {
     /// Checks that no steady clock steps back: at the start, on the way, or at the end. `outlived` says whether
@@ -573,6 +627,7 @@ impl ClockFault {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::parameters::malformed;
 
     #[test]
     fn shifts_print_as_they_were_written() {
@@ -610,7 +665,7 @@ mod tests {
         assert_eq!(error("1s,drift=fast"), ClockError::Drift("fast".into()));
         assert_eq!(error("1s,drift=-1000000"), ClockError::DriftRange("-1000000".into()));
         assert_eq!(error("slew=1s"), ClockError::NothingToSlew("slew=1s".into()));
-        assert_eq!(error("1s,clok=all"), ClockError::Shift("1s,clok=all".into()));
+        assert_eq!(error("1s,clok=all"), malformed::<Shift>("1s,clok=all").into());
     }
 
     #[test]
@@ -620,7 +675,7 @@ mod tests {
         }
         let strobe = "+200ms,period=10ms";
         assert_eq!(strobe.parse::<Strobe>().map(|strobe| strobe.to_string()), Ok(strobe.into()));
-        assert!(matches!("1s".parse::<Jump>(), Err(ClockError::Jump(_))));
+        assert_eq!("1s".parse::<Jump>(), Err(malformed::<Jump>("1s").into()));
         assert!(matches!("0s,at=1s".parse::<Jump>(), Err(ClockError::Offset(_))));
         assert!(matches!("1s,period=10ns".parse::<Strobe>(), Err(ClockError::Period(_))));
     }

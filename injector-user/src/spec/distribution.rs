@@ -17,7 +17,7 @@ use injector_common::model::delay::{DISTRIBUTION_SCALE_SHIFT, MAX_TABLE};
 use statrs::function::erf::erfc_inv;
 use thiserror::Error;
 
-use super::{delay::LONGEST, source, value::Span};
+use super::{packet::delay::LONGEST, source, value::Span};
 
 /// Values drawn with equal chances, in units of 1/8192 of the jitter.
 pub type Table = Arc<[i32]>;

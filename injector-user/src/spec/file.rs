@@ -167,14 +167,12 @@ mod tests {
         ));
         std::fs::remove_file(path.to_string()).expect("it is there");
         let rules = rules.expect("valid").rules;
-        let tables: Vec<_> = rules
-            .iter()
-            .map(|rule| {
-                rule.delay.as_ref().and_then(|delay| delay.table.as_ref()).expect("a table")
-            })
-            .collect();
+        let tables: Vec<_> =
+            rules.iter().map(|rule| rule.impairment.table.as_ref().expect("a table")).collect();
         assert!(std::sync::Arc::ptr_eq(tables[0], tables[1]));
-        assert!(rules[1].ecn && rules[1].rate.is_some());
+        let impairment = &rules[1].impairment;
+        assert!(impairment.rule.flags & injector_common::rule::RULE_ECN != 0);
+        assert!(impairment.hold.is_some_and(|hold| hold.rate.cost != 0));
         let error =
             parsed(&format!("rules:\n  - delay: samples={path}\n")).expect_err("it is gone");
         let source = error.source().map(ToString::to_string).unwrap_or_default();

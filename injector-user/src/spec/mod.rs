@@ -1,19 +1,22 @@
 //! What was asked: parsed and validated before anything is touched.
 
 pub mod clock;
-pub mod delay;
 pub mod distribution;
-pub mod errno;
 pub mod fault;
 pub mod file;
+pub mod info;
+pub mod interpolate;
 pub mod list;
+pub mod packet;
+pub mod parameters;
 pub mod process;
-pub mod rate;
 pub mod rule;
 pub mod scenario;
 pub mod source;
 pub mod target;
 pub mod value;
+#[cfg(test)]
+mod values_tests;
 mod yaml;
 pub use yaml::YamlError;
 

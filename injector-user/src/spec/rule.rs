@@ -6,26 +6,20 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
-    delay::{Delay, DelaySpec, LONGEST, Reorder},
     distribution::{DistributionError, Files},
-    fault::{Every, LossGemodel, LossState, Odds},
+    info::fault_spec,
+    interpolate::{Difference, Interpolate as _},
     list::{OneOrMany, one_or_many},
-    rate::Rate,
-    value::{Percent, PortSet, Protocol, Remote, Span, TcpFlags, ValueError},
+    packet::{self, Compiler, Field as _, Impairment, PacketFault, PacketInfo, packet_faults},
+    value::{PortSet, Protocol, Remote, Span, TcpFlags, ValueError},
 };
 
 /// Why a rule makes no sense.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum RuleError {
     /// No fault.
-    #[error(
-        "no fault was asked for: give at least one of --loss, --loss-every, --loss-state, --loss-gemodel, \
-         --corrupt, --duplicate, --delay, --rtt, --rate, --partition, --reset"
-    )]
+    #[error("no fault was asked for: give at least one of {}", standalone())]
     NoFault,
-    /// Several loss models.
-    #[error("only one of loss, loss-every, loss-state and loss-gemodel can be used in one rule")]
-    SeveralLossModels,
     /// A match that nothing uses.
     #[error("--remote has no effect on --partition, which names its own addresses")]
     RemoteWithPartition,
@@ -35,31 +29,9 @@ pub enum RuleError {
     /// A port match with a protocol that has no ports.
     #[error("--remote-port and --local-port do not go with --protocol {0}, which has no ports")]
     NoPorts(Protocol),
-    /// A mode without corruption.
-    #[error("--corrupt-mode goes with --corrupt")]
-    ModeWithoutCorrupt,
-    /// A delay each way, and half of one each way.
-    #[error("--rtt is a delay of half of it each way: give either --rtt or --delay")]
-    RttWithDelay,
-    /// Both ways, and one way only.
-    #[error(
-        "--rtt delays both ways, half of it each: leave --direction out, or use --delay for one way only"
-    )]
-    RttOneWay,
-    /// Half of it is longer than packets are held for.
-    #[error("`{0}` is too long: a round-trip time is 0s to {most}", most = Span(2 * LONGEST))]
-    RttRange(Span),
-    /// Nothing to overtake.
-    #[error(
-        "--reorder lets packets overtake delayed ones: give --delay or --rtt of more than 0 as well"
-    )]
-    ReorderWithoutDelay,
-    /// Nothing to do instead.
-    #[error(
-        "--ecn marks packets that would be lost: give --rate or one of --loss, --loss-every, --loss-state, \
-         --loss-gemodel as well"
-    )]
-    EcnWithoutLoss,
+    /// A fault does not fit the rest of the rule.
+    #[error("{0}")]
+    Fault(&'static str),
     /// A value in it is out of range.
     #[error(transparent)]
     Value(#[from] ValueError),
@@ -73,7 +45,7 @@ pub enum RuleError {
     #[error("there are {0} rules; the most is {max}", max = injector_common::rule::MAX_RULES)]
     TooMany(usize),
     /// A fault that XDP cannot do.
-    #[error("--xdp works on received packets of a whole host: {0} cannot be had with it")]
+    #[error("--xdp works on received packets of a whole host: --{0} cannot be had with it")]
     Xdp(&'static str),
 }
 
@@ -92,141 +64,84 @@ pub enum Direction {
     Both,
 }
 
-/// How a corrupted packet meets its receiver.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum CorruptMode {
-    /// A checksum is wrong, so the receiving kernel drops it.
-    #[default]
-    Wire,
-    /// The checksum is right, so the receiving application reads wrong data.
-    Silent,
+packet_faults!(fault_spec! {
+    /// A rule as written: the options of the command line and the keys of a rule file are these fields.
+    RuleSpec by PacketFault of PacketInfo, below "Faults",
+    [
+        /// What the rule is called in the output; files only.
+        #[arg(skip)]
+        pub name: Option<String>,
+
+        /// How long the rule acts, from the start of the run or from the change that brought it; files only.
+        #[arg(skip)]
+        pub r#for: Option<Span>,
+    ]
+    [
+        /// Which way the packets go [default: both]
+        #[arg(long, value_name = "DIRECTION", help_heading = "Match")]
+        pub direction: Option<Direction>,
+
+        /// Only this protocol: tcp, udp, icmp, icmpv6, sctp, … or a number; repeatable
+        #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', help_heading = "Match")]
+        #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+        #[schemars(with = "OneOrMany<Protocol>")]
+        pub protocol: Vec<Protocol>,
+
+        /// Only packets to or from these addresses, prefixes or host names (resolved once); repeatable
+        #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Match")]
+        #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+        #[schemars(with = "OneOrMany<Remote>")]
+        pub remote: Vec<Remote>,
+
+        /// Only these ports of the peer: lists (80,443), ranges (8000-8100), exclusions (!22)
+        #[arg(long, value_name = "PORTS", help_heading = "Match")]
+        pub remote_port: Option<PortSet>,
+
+        /// Only these ports of this host, written likewise
+        #[arg(long, value_name = "PORTS", help_heading = "Match")]
+        pub local_port: Option<PortSet>,
+
+        /// Only TCP segments with these flags set, and those behind ! not set, for instance syn,!ack
+        #[arg(long, value_name = "FLAGS", help_heading = "Match")]
+        pub tcp_flags: Option<TcpFlags>,
+
+        /// Only TCP segments with payload
+        #[arg(long, help_heading = "Match")]
+        pub data_only: bool,
+    ]
+});
+
+macro_rules! compile_faults {
+    ($({ $(#[$attribute:meta])* $field:ident, $fault:ty, $type:ty })*) => {
+        impl RuleSpec {
+            /// The faults that are given, with their values as text, in the order of the table.
+            fn given(&self) -> Vec<(&'static PacketInfo, Option<String>)> {
+                let mut given: Vec<(&'static PacketInfo, _)> = Vec::new();
+                $(if self.$field.given().is_some() {
+                    given.push((&<$fault>::INFO, self.$field.text()));
+                })*
+                given
+            }
+
+            /// What the rule does, for the kernel.
+            fn compile(&self, files: &mut Files) -> Result<Impairment, RuleError> {
+                let impairment = Impairment::default();
+                let mut compiler = Compiler { rule: self, files, impairment };
+                $(if let Some(value) = self.$field.given() {
+                    <$fault>::compile(value, &mut compiler)?;
+                })*
+                Ok(compiler.impairment)
+            }
+        }
+    };
 }
 
-/// A rule as written: the options of the command line and the keys of a rule file are these fields.
-#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct RuleSpec {
-    /// What the rule is called in the output; files only.
-    #[arg(skip)]
-    pub name: Option<String>,
+packet_faults!(compile_faults! {});
 
-    /// How long the rule acts, from the start of the run or from the change that brought it; files only.
-    #[arg(skip)]
-    pub r#for: Option<Span>,
-
-    /// Lose packets at random, P of them; C is the correlation of one loss with the next
-    #[arg(long, value_name = "P[,corr=C]", help_heading = "Faults", group = "loss-model")]
-    pub loss: Option<Odds>,
-
-    /// Lose every N-th packet
-    #[arg(long, value_name = "N", help_heading = "Faults", group = "loss-model")]
-    pub loss_every: Option<Every>,
-
-    /// Lose packets by netem's 4-state Markov model
-    #[arg(
-        long,
-        value_name = "p13[,p31[,p32[,p23[,p14]]]]",
-        help_heading = "Faults",
-        group = "loss-model"
-    )]
-    pub loss_state: Option<LossState>,
-
-    /// Lose packets by the Gilbert-Elliott model
-    #[arg(long, value_name = "p[,r[,1-h[,1-k]]]", help_heading = "Faults", group = "loss-model")]
-    pub loss_gemodel: Option<LossGemodel>,
-
-    /// Flip a bit in P of the packets
-    #[arg(long, value_name = "P[,corr=C]", help_heading = "Faults")]
-    pub corrupt: Option<Odds>,
-
-    /// Whether the receiver's kernel notices (wire: it drops the packet) or not (silent: the
-    /// application reads wrong data) [default: wire]
-    #[arg(long, value_name = "MODE", help_heading = "Faults")]
-    pub corrupt_mode: Option<CorruptMode>,
-
-    /// Send P of the packets twice
-    #[arg(long, value_name = "P[,corr=C]", help_heading = "Faults")]
-    pub duplicate: Option<Odds>,
-
-    /// Hold packets back for T, one way, in each direction that the rule is for
-    ///
-    /// By default that is both, so that a round trip over a link takes 2T longer: see --rtt and --direction. T and J
-    /// are 0s to 60s, with their unit: 250us, 50ms, 1.5s. J is how much more or less; D is uniform (the default),
-    /// normal, pareto, paretonormal or a file, of netem's values or of samples; C is the correlation of one delay
-    /// with the next. Or the delays are drawn from a file of samples.
-    #[arg(
-        long,
-        value_name = "T[,jitter=J[,dist=D][,corr=C]]|samples=FILE[,corr=C]",
-        help_heading = "Faults"
-    )]
-    pub delay: Option<DelaySpec>,
-
-    /// Make round trips T longer: sent packets are held back for half of it, received ones for the other half
-    #[arg(long, value_name = "T", help_heading = "Faults", conflicts_with = "delay")]
-    pub rtt: Option<Span>,
-
-    /// Let P of the packets overtake those that --delay or --rtt holds back
-    ///
-    /// With N, only after N-1 packets that were held back.
-    #[arg(long, value_name = "P[,corr=C][,gap=N]", help_heading = "Faults")]
-    pub reorder: Option<Reorder>,
-
-    /// Let packets leave at R bits a second, in each direction
-    ///
-    /// R is 1kbit to 1tbit; units are tc's: 1.5mbit, 100kbps (bytes a second). After a pause, B bytes leave at once
-    /// (default 0). N bytes are added to each packet's length. What would wait for longer than the queue is, a time
-    /// (200ms) or a size (64kb), is lost; by default 100ms or the time that 15,000 bytes take, whichever is longer.
-    #[arg(long, value_name = "R[,burst=B][,overhead=N][,queue=T|SIZE]", help_heading = "Faults")]
-    pub rate: Option<Rate>,
-
-    /// Mark packets as having met congestion (ECN) instead of losing them, where both ends understand that
-    #[arg(long, help_heading = "Faults")]
-    pub ecn: bool,
-
-    /// Lose all packets to and from these addresses; with --direction, one way only
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Faults")]
-    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "OneOrMany<Remote>")]
-    pub partition: Vec<Remote>,
-
-    /// Reset matching TCP connections, each once, by an RST to the local side
-    #[arg(long, help_heading = "Faults")]
-    pub reset: bool,
-
-    /// Which way the packets go [default: both]
-    #[arg(long, value_name = "DIRECTION", help_heading = "Match")]
-    pub direction: Option<Direction>,
-
-    /// Only this protocol: tcp, udp, icmp, icmpv6, sctp, … or a number; repeatable
-    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', help_heading = "Match")]
-    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "OneOrMany<Protocol>")]
-    pub protocol: Vec<Protocol>,
-
-    /// Only packets to or from these addresses, prefixes or host names (resolved once); repeatable
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Match")]
-    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "OneOrMany<Remote>")]
-    pub remote: Vec<Remote>,
-
-    /// Only these ports of the peer: lists (80,443), ranges (8000-8100), exclusions (!22)
-    #[arg(long, value_name = "PORTS", help_heading = "Match")]
-    pub remote_port: Option<PortSet>,
-
-    /// Only these ports of this host, written likewise
-    #[arg(long, value_name = "PORTS", help_heading = "Match")]
-    pub local_port: Option<PortSet>,
-
-    /// Only TCP segments with these flags set, and those behind ! not set, for instance syn,!ack
-    #[arg(long, value_name = "FLAGS", help_heading = "Match")]
-    pub tcp_flags: Option<TcpFlags>,
-
-    /// Only TCP segments with payload
-    #[arg(long, help_heading = "Match")]
-    pub data_only: bool,
+/// The options of faults that need no other fault.
+fn standalone() -> String {
+    let faults = FAULTS.iter().filter(|fault| !fault.is_modifier);
+    faults.map(|fault| format!("--{}", fault.name)).collect::<Vec<_>>().join(", ")
 }
 
 /// Which packets a rule is for. Empty and absent fields match everything.
@@ -275,19 +190,6 @@ fn share(a: Option<&PortSet>, b: Option<&PortSet>) -> bool {
     a.ranges().any(|a| b.ranges().any(|b| a.start() <= b.end() && b.start() <= a.end()))
 }
 
-/// Which packets are lost.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Loss {
-    /// At random.
-    Random(Odds),
-    /// Every N-th.
-    Every(Every),
-    /// By the 4-state Markov model.
-    State(LossState),
-    /// By the Gilbert-Elliott model.
-    Gemodel(LossGemodel),
-}
-
 /// A rule that has been checked.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rule {
@@ -297,24 +199,8 @@ pub struct Rule {
     pub matching: Matching,
     /// How long the rule acts; until the end of the run if absent.
     pub lasts: Option<Span>,
-    /// Which packets are lost.
-    pub loss: Option<Loss>,
-    /// Which are corrupted.
-    pub corrupt: Option<Odds>,
-    /// How they are corrupted.
-    pub corrupt_mode: CorruptMode,
-    /// Which are doubled.
-    pub duplicate: Option<Odds>,
-    /// For how long they are held back.
-    pub delay: Option<Delay>,
-    /// Which overtake those that are held back.
-    pub reorder: Option<Reorder>,
-    /// How fast they leave.
-    pub rate: Option<Rate>,
-    /// Whether packets are marked instead of being lost.
-    pub ecn: bool,
-    /// Whether connections are reset.
-    pub reset: bool,
+    /// What is done to them.
+    pub impairment: Impairment,
 }
 
 impl RuleSpec {
@@ -326,97 +212,51 @@ impl RuleSpec {
     /// Checks one of several rules that may name the same files.
     pub fn check_with(&self, files: &mut Files) -> Result<Vec<Rule>, RuleError> {
         self.r#for.map(Span::more_than_zero).transpose()?;
-        let loss = self.loss_model()?;
-        if self.corrupt_mode.is_some() && self.corrupt.is_none() {
-            return Err(RuleError::ModeWithoutCorrupt);
-        }
-        if self.ecn && loss.is_none() && self.rate.is_none() {
-            return Err(RuleError::EcnWithoutLoss);
-        }
-        let delay = self.delay_each_way(files)?;
-        let delays = delay.as_ref().is_some_and(|delay| !delay.latency.0.is_zero());
-        if self.reorder.is_some() && !delays {
-            return Err(RuleError::ReorderWithoutDelay);
-        }
-        let impairs = loss.is_some()
-            || self.corrupt.is_some()
-            || self.duplicate.is_some()
-            || delay.is_some()
-            || self.rate.is_some()
-            || self.reset;
+        let mut impairment = self.compile(files)?;
+        let given = self.given();
+        let is_partition = |info: &PacketInfo| info.name == packet::partition::Partition::INFO.name;
+        let impairs = given.iter().any(|(info, _)| !info.is_modifier && !is_partition(info));
         if !impairs && self.partition.is_empty() {
             return Err(RuleError::NoFault);
         }
         if !impairs && !self.remote.is_empty() {
             return Err(RuleError::RemoteWithPartition);
         }
-        let matching = self.matching()?;
+        impairment.not_by_xdp =
+            given.iter().find(|(info, _)| !info.by_xdp).map(|(info, _)| info.name);
+        let matching = self.matching(&given)?;
         let mut rules = Vec::new();
         if !self.partition.is_empty() {
             rules.push(Rule {
                 name: self.name.clone().unwrap_or_else(|| "partition".into()),
                 matching: Matching { remotes: self.partition.clone(), ..matching.clone() },
                 lasts: self.r#for,
-                loss: Some(Loss::Random(Odds { probability: Percent::ALL, ..Odds::default() })),
-                ..Rule::default()
+                impairment: Impairment::drop_all(),
             });
         }
         if impairs {
             rules.push(Rule {
-                name: self.name.clone().unwrap_or_else(|| self.title()),
+                name: self.name.clone().unwrap_or_else(|| title(&given)),
                 matching,
                 lasts: self.r#for,
-                loss,
-                corrupt: self.corrupt,
-                corrupt_mode: self.corrupt_mode.unwrap_or_default(),
-                duplicate: self.duplicate,
-                delay,
-                reorder: self.reorder,
-                rate: self.rate,
-                ecn: self.ecn,
-                reset: self.reset,
+                impairment,
             });
         }
         Ok(rules)
     }
 
-    fn loss_model(&self) -> Result<Option<Loss>, RuleError> {
-        let models = [
-            self.loss.map(Loss::Random),
-            self.loss_every.map(Loss::Every),
-            self.loss_state.map(Loss::State),
-            self.loss_gemodel.map(Loss::Gemodel),
-        ];
-        let mut given = models.into_iter().flatten();
-        let loss = given.next();
-        if given.next().is_some() { Err(RuleError::SeveralLossModels) } else { Ok(loss) }
-    }
-
-    /// The delay, also if it is given as a round trip's.
-    fn delay_each_way(&self, files: &mut Files) -> Result<Option<Delay>, RuleError> {
-        match (&self.delay, self.rtt) {
-            (None, None) => Ok(None),
-            (Some(delay), None) => Ok(Some(delay.load(files)?)),
-            (Some(_), Some(_)) => Err(RuleError::RttWithDelay),
-            (None, Some(_)) if self.direction.unwrap_or_default() != Direction::Both => {
-                Err(RuleError::RttOneWay)
-            }
-            (None, Some(rtt)) if rtt.0 > 2 * LONGEST => Err(RuleError::RttRange(rtt)),
-            (None, Some(rtt)) => Ok(Some(Delay { latency: Span(rtt.0 / 2), ..Delay::default() })),
-        }
-    }
-
-    fn matching(&self) -> Result<Matching, RuleError> {
+    fn matching(
+        &self,
+        given: &[(&'static PacketInfo, Option<String>)],
+    ) -> Result<Matching, RuleError> {
         use injector_common::packet::protocol::{ICMP, ICMPV6, TCP};
 
         let tcp = Protocol(TCP);
         let only_tcp = self.protocol.iter().all(|&protocol| protocol == tcp);
-        let wants_tcp = [
-            (self.tcp_flags.is_some(), "tcp-flags"),
-            (self.data_only, "data-only"),
-            (self.reset, "reset"),
-        ];
-        if let Some((_, name)) = wants_tcp.into_iter().find(|(given, _)| *given && !only_tcp) {
+        let matches = [(self.tcp_flags.is_some(), "tcp-flags"), (self.data_only, "data-only")];
+        let faults = given.iter().map(|(info, _)| (info.tcp_only, info.name));
+        let mut wants_tcp = matches.into_iter().chain(faults);
+        if let Some((_, name)) = wants_tcp.find(|(wants_tcp, _)| *wants_tcp && !only_tcp) {
             return Err(RuleError::TcpOnly(name));
         }
         if (self.remote_port.is_some() || self.local_port.is_some())
@@ -435,65 +275,26 @@ impl RuleSpec {
             data_only: self.data_only,
         })
     }
-
-    /// The faults, for a rule without a name.
-    fn title(&self) -> String {
-        let mut parts = Vec::new();
-        if let Some(loss) = self.loss {
-            parts.push(format!("loss {loss}"));
-        }
-        if let Some(every) = self.loss_every {
-            parts.push(format!("loss-every {every}"));
-        }
-        if let Some(state) = self.loss_state {
-            parts.push(format!("loss-state {state}"));
-        }
-        if let Some(gemodel) = self.loss_gemodel {
-            parts.push(format!("loss-gemodel {gemodel}"));
-        }
-        if let Some(corrupt) = self.corrupt {
-            parts.push(format!("corrupt {corrupt}"));
-        }
-        if let Some(duplicate) = self.duplicate {
-            parts.push(format!("duplicate {duplicate}"));
-        }
-        if let Some(delay) = &self.delay {
-            parts.push(format!("delay {delay}"));
-        }
-        if let Some(rtt) = self.rtt {
-            parts.push(format!("rtt {rtt}"));
-        }
-        if let Some(reorder) = self.reorder {
-            parts.push(format!("reorder {reorder}"));
-        }
-        if let Some(rate) = self.rate {
-            parts.push(format!("rate {rate}"));
-        }
-        if self.ecn {
-            parts.push("ecn".into());
-        }
-        if self.reset {
-            parts.push("reset".into());
-        }
-        parts.join(", ")
-    }
 }
 
-/// Refuses what XDP cannot do: it sees received packets only, neither sockets nor copies, and holds nothing.
+/// The faults, for a rule without a name. How packets are corrupted is no part of it.
+fn title(given: &[(&'static PacketInfo, Option<String>)]) -> String {
+    let hidden = [packet::corrupt::CorruptMode::INFO.name, packet::partition::Partition::INFO.name];
+    let shown = given.iter().filter(|(info, _)| !hidden.contains(&info.name));
+    let words = shown.map(|(info, value)| match value {
+        Some(value) => format!("{} {value}", info.name),
+        None => info.name.into(),
+    });
+    words.collect::<Vec<String>>().join(", ")
+}
+
+/// Refuses what XDP cannot do.
 pub fn check_for_xdp(rules: &[Rule]) -> Result<(), RuleError> {
     for rule in rules {
         if rule.matching.direction == Direction::Egress {
-            return Err(RuleError::Xdp("--direction egress"));
+            return Err(RuleError::Xdp("direction egress"));
         }
-        let refused = [
-            (rule.duplicate.is_some(), "--duplicate"),
-            (rule.delay.is_some(), "a delay (--delay, --rtt)"),
-            (rule.reorder.is_some(), "--reorder"),
-            (rule.rate.is_some(), "--rate"),
-            (rule.ecn, "--ecn"),
-            (rule.reset, "--reset"),
-        ];
-        if let Some((_, name)) = refused.into_iter().find(|(asked, _)| *asked) {
+        if let Some(name) = rule.impairment.not_by_xdp {
             return Err(RuleError::Xdp(name));
         }
     }
@@ -502,6 +303,8 @@ pub fn check_for_xdp(rules: &[Rule]) -> Result<(), RuleError> {
 
 #[cfg(test)]
 mod tests {
+    use injector_common::rule::RULE_ECN;
+
     use super::*;
 
     fn spec(yaml: &str) -> RuleSpec {
@@ -526,7 +329,7 @@ mod tests {
         for (yaml, error) in [
             ("{}", RuleError::NoFault),
             ("{remote: 10.0.0.1}", RuleError::NoFault),
-            ("{loss: 1%, loss-every: 3}", RuleError::SeveralLossModels),
+            ("{loss: 1%, loss-every: 3}", RuleError::Fault(packet::loss::SEVERAL)),
             ("{partition: 10.0.0.1, remote: 10.0.0.2}", RuleError::RemoteWithPartition),
             (
                 "{loss: 1%, for: 0s}",
@@ -535,17 +338,17 @@ mod tests {
             ("{reset: true, protocol: udp}", RuleError::TcpOnly("reset")),
             ("{loss: 1%, data-only: true, protocol: [tcp, udp]}", RuleError::TcpOnly("data-only")),
             ("{loss: 1%, protocol: icmp, local-port: 1}", RuleError::NoPorts(Protocol(1))),
-            ("{loss: 1%, corrupt-mode: wire}", RuleError::ModeWithoutCorrupt),
-            ("{delay: 50ms, rtt: 50ms}", RuleError::RttWithDelay),
-            ("{rtt: 50ms, direction: egress}", RuleError::RttOneWay),
-            ("{rtt: 121s}", RuleError::RttRange("121s".parse().expect("valid"))),
-            ("{reorder: 25%}", RuleError::ReorderWithoutDelay),
-            ("{reorder: 25%, rate: 1mbit}", RuleError::ReorderWithoutDelay),
-            ("{reorder: 25%, delay: 0s}", RuleError::ReorderWithoutDelay),
-            ("{reorder: 25%, delay: '0s,jitter=5ms'}", RuleError::ReorderWithoutDelay),
-            ("{ecn: true}", RuleError::EcnWithoutLoss),
-            ("{ecn: true, corrupt: 1%, delay: 50ms}", RuleError::EcnWithoutLoss),
-            ("{ecn: true, partition: 10.0.0.1}", RuleError::EcnWithoutLoss),
+            ("{loss: 1%, corrupt-mode: wire}", RuleError::Fault(packet::corrupt::MODE_ALONE)),
+            ("{delay: 50ms, rtt: 50ms}", RuleError::Fault(packet::rtt::WITH_DELAY)),
+            ("{rtt: 50ms, direction: egress}", RuleError::Fault(packet::rtt::ONE_WAY)),
+            ("{rtt: 121s}", RuleError::Fault(packet::rtt::TOO_LONG)),
+            ("{reorder: 25%}", RuleError::Fault(packet::reorder::ALONE)),
+            ("{reorder: 25%, rate: 1mbit}", RuleError::Fault(packet::reorder::ALONE)),
+            ("{reorder: 25%, delay: 0s}", RuleError::Fault(packet::reorder::ALONE)),
+            ("{reorder: 25%, delay: '0s,jitter=5ms'}", RuleError::Fault(packet::reorder::ALONE)),
+            ("{ecn: true}", RuleError::Fault(packet::ecn::ALONE)),
+            ("{ecn: true, corrupt: 1%, delay: 50ms}", RuleError::Fault(packet::ecn::ALONE)),
+            ("{ecn: true, partition: 10.0.0.1}", RuleError::Fault(packet::ecn::ALONE)),
         ] {
             assert_eq!(spec(yaml).check(), Err(error), "{yaml}");
         }
@@ -560,26 +363,29 @@ mod tests {
     #[test]
     fn packets_are_held_as_the_rule_says() {
         let checked = |yaml: &str| spec(yaml).check().expect(yaml).remove(0);
+        let hold = |rule: &Rule| rule.impairment.hold.expect("it holds packets");
+        let marks = |rule: &Rule| rule.impairment.rule.flags & RULE_ECN != 0;
         let rule = checked("{delay: 50ms, rate: 1mbit}");
         assert_eq!(rule.name, "delay 50ms, rate 1mbit");
-        assert_eq!(rule.delay.expect("a delay").latency.0.as_millis(), 50);
-        assert_eq!(rule.rate.expect("a rate").bits.0, 1_000_000);
+        assert_eq!(hold(&rule).delay.latency_ns, 50_000_000);
+        // 8 us a byte.
+        assert_eq!(hold(&rule).rate.cost, 8000 << 20);
 
         let rule = checked("{rtt: 25ms, reorder: '25%,gap=5', direction: both}");
         assert_eq!(rule.name, "rtt 25ms, reorder 25%,gap=5");
-        assert_eq!(rule.delay.expect("a delay").latency.0.as_micros(), 12_500);
-        assert_eq!(rule.reorder.map(|reorder| reorder.gap), Some(Every(5)));
+        assert_eq!(hold(&rule).delay.latency_ns, 12_500_000);
+        assert_eq!(hold(&rule).delay.gap, 5);
         assert!(spec("{rtt: 120s}").check().is_ok());
 
         // A bare number is bits a second.
         let rule = checked("{rate: 64000, loss-every: 3, ecn: true}");
         assert_eq!(rule.name, "loss-every 3, rate 64kbit, ecn");
-        assert!(rule.ecn);
+        assert!(marks(&rule));
 
         let rules = spec("{partition: 10.0.0.1, delay: 50ms, loss: 1%, ecn: true}").check();
         let rules = rules.expect("valid");
-        assert!(rules[0].delay.is_none() && !rules[0].ecn);
-        assert!(rules[1].delay.is_some() && rules[1].ecn);
+        assert!(rules[0].impairment.hold.is_none() && !marks(&rules[0]));
+        assert!(rules[1].impairment.hold.is_some() && marks(&rules[1]));
     }
 
     #[test]
@@ -605,13 +411,13 @@ mod tests {
         let check = |yaml: &str| check_for_xdp(&spec(yaml).check().expect(yaml));
         assert_eq!(check("{loss: 1%, corrupt: 1%}"), Ok(()));
         for (yaml, name) in [
-            ("{loss: 1%, direction: egress}", "--direction egress"),
-            ("{duplicate: 1%}", "--duplicate"),
-            ("{delay: 0s}", "a delay (--delay, --rtt)"),
-            ("{rtt: 50ms, reorder: 25%}", "a delay (--delay, --rtt)"),
-            ("{rate: 1mbit}", "--rate"),
-            ("{loss: 1%, ecn: true}", "--ecn"),
-            ("{reset: true}", "--reset"),
+            ("{loss: 1%, direction: egress}", "direction egress"),
+            ("{duplicate: 1%}", "duplicate"),
+            ("{delay: 0s}", "delay"),
+            ("{rtt: 50ms, reorder: 25%}", "rtt"),
+            ("{rate: 1mbit}", "rate"),
+            ("{loss: 1%, ecn: true}", "ecn"),
+            ("{reset: true}", "reset"),
         ] {
             assert_eq!(check(yaml), Err(RuleError::Xdp(name)), "{yaml}");
         }

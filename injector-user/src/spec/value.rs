@@ -29,6 +29,18 @@ pub enum ValueError {
         /// What it may have been meant as.
         meant: String,
     },
+    /// Not a value with these parameters.
+    #[error("`{text}` is not {name}: write {syntax}, for instance {example}")]
+    Malformed {
+        /// What was given.
+        text: String,
+        /// What it should be.
+        name: &'static str,
+        /// How that is made up.
+        syntax: &'static str,
+        /// Examples of it.
+        example: &'static str,
+    },
     /// How long faults last is not more than 0.
     #[error("`{0}` is no time: faults last longer than 0s")]
     NoTime(Span),
@@ -95,14 +107,6 @@ macro_rules! serde_as_text {
 }
 pub(super) use serde_as_text;
 
-/// A percentage, as a part of patterns.
-macro_rules! percent_pattern {
-    () => {
-        "[0-9.]+ *%"
-    };
-}
-pub(super) use percent_pattern;
-
 /// The schema of what is read from text.
 pub(super) fn text_schema(description: &str, pattern: Option<&str>) -> schemars::Schema {
     match pattern {
@@ -116,14 +120,14 @@ pub(super) fn text_schema(description: &str, pattern: Option<&str>) -> schemars:
 }
 
 /// Deserialises what `FromStr` understands, from a string or a bare number.
-pub(super) fn from_text<'de, T, D>(deserializer: D, expecting: &'static str) -> Result<T, D::Error>
+pub(super) fn from_text<'de, T, D>(deserializer: D, expecting: &str) -> Result<T, D::Error>
 where
     T: FromStr<Err: Display>,
     D: serde::Deserializer<'de>,
 {
-    struct Visitor<T>(&'static str, std::marker::PhantomData<T>);
+    struct Visitor<'a, T>(&'a str, std::marker::PhantomData<T>);
 
-    impl<T: FromStr<Err: Display>> serde::de::Visitor<'_> for Visitor<T> {
+    impl<T: FromStr<Err: Display>> serde::de::Visitor<'_> for Visitor<'_, T> {
         type Value = T;
 
         fn expecting(&self, f: &mut Formatter) -> fmt::Result {
@@ -160,7 +164,7 @@ where
 }
 
 serde_as_text! {
-    Percent: "a percentage such as 20%" pattern concat!("^", percent_pattern!(), "$"),
+    Percent: "a percentage such as 20%" pattern "^[0-9.]+ *%$",
     Span: "a duration such as 50ms",
     Remote: "an address, a CIDR prefix or a host name",
     PortSet: "ports such as 80,8000-8100,!8080",
@@ -186,6 +190,12 @@ impl Percent {
     #[must_use]
     pub const fn fraction(self) -> f64 {
         self.0
+    }
+
+    /// What is missing from 100 %, as it would be written.
+    #[must_use]
+    pub fn complement(self) -> Self {
+        Self::from_fraction(rounded(100.0 - rounded(self.0 * 100.0)) / 100.0)
     }
 }
 
@@ -237,6 +247,12 @@ impl Display for Percent {
 pub struct Span(pub Duration);
 
 impl Span {
+    /// In nanoseconds, for the kernel.
+    #[must_use]
+    pub fn nanoseconds(self) -> u64 {
+        u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// Checks how long a fault lasts.
     pub fn more_than_zero(self) -> Result<Self, ValueError> {
         if self.0.is_zero() { Err(ValueError::NoTime(self)) } else { Ok(self) }

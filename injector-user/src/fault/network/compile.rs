@@ -10,19 +10,16 @@ use injector_common::{
     classify::{TUPLE_WORDS, Tuple, TupleKey, TupleMask, field},
     control::{MAX_MASKS, PORTS, RuleSet},
     hold::{self, Hold, MAX_TABLES},
-    model::{chance::Chance, chance::Probability, delay, loss, random, rate},
-    rule::{self, RULE_ALTERS, RULE_ECN, RULE_HOLDS, RULE_RESET, RULE_RESET_SYN, RULE_STATEFUL},
+    model::random,
+    rule,
 };
 use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::spec::{
-    delay::Delay,
     distribution::Table,
-    fault::Odds,
-    rate::{Queue, Rate},
-    rule::{CorruptMode, Direction, Loss, Matching, Rule},
-    value::{Percent, PortSet, Remote, Span},
+    rule::{Direction, Matching, Rule},
+    value::{PortSet, Remote, Span},
 };
 
 /// Most entries of one rule set.
@@ -30,12 +27,6 @@ pub const MAX_ENTRIES: usize = 1 << 20;
 
 /// Most combinations that are looked at to make them; many may lead to the same entry.
 const MAX_COMBINATIONS: usize = 4 * MAX_ENTRIES;
-
-/// The shortest queue before a limited rate, unless another is asked for, in nanoseconds.
-const QUEUE_NS: u64 = 100_000_000;
-
-/// So many bytes, ten large packets, fit into it as well, however slow the link.
-const QUEUE_BYTES: u64 = 15_000;
 
 /// Why a set of rules cannot be classified by.
 #[derive(Debug, PartialEq, Eq, Error)]
@@ -311,85 +302,26 @@ impl Ports {
     }
 }
 
-/// What a rule does, in the kernel side's terms.
+/// What a rule does, as the kernel side has it.
 fn decisions(rule: &Rule, number: u32, seed: u64) -> rule::Rule {
-    let loss = rule.loss.map_or_else(loss::Loss::default, loss_model);
-    let corrupt = rule.corrupt.map_or(Chance::NEVER, chance);
-    let duplicate = rule.duplicate.map_or(Chance::NEVER, chance);
-    let mut flags = 0;
-    if rule.reset {
-        flags |= RULE_RESET;
-        if rule
-            .matching
-            .tcp_flags
-            .is_some_and(|flags| flags.set & injector_common::packet::tcp_flag::SYN != 0)
-        {
-            flags |= RULE_RESET_SYN;
-        }
-    }
-    if loss.has_memory() || corrupt.is_correlated() || duplicate.is_correlated() {
-        flags |= RULE_STATEFUL;
-    }
-    if corrupt != Chance::NEVER || duplicate != Chance::NEVER {
-        flags |= RULE_ALTERS;
-    }
-    if holds_packets(rule) {
-        flags |= RULE_HOLDS;
-    }
-    if rule.ecn {
-        flags |= RULE_ECN;
-    }
-    let corrupt_mode = match rule.corrupt_mode {
-        CorruptMode::Wire => rule::CorruptMode::Wire,
-        CorruptMode::Silent => rule::CorruptMode::Silent,
-    };
     rule::Rule {
         // Until it starts, how long it lasts.
-        deadline_ns: rule.lasts.map_or(u64::MAX, nanoseconds),
+        deadline_ns: rule.lasts.map_or(u64::MAX, Span::nanoseconds),
         stream: random::stream(seed, number),
-        loss,
-        corrupt,
-        duplicate,
-        corrupt_mode: corrupt_mode as u32,
-        flags,
+        ..rule.impairment.rule
     }
-}
-
-/// A rule with a delay of 0 does so as well.
-const fn holds_packets(rule: &Rule) -> bool {
-    rule.delay.is_some() || rule.rate.is_some()
 }
 
 /// How each rule holds packets, unless none does, and the distributions of the delays.
 fn holds(rules: &[Rule]) -> Result<(Vec<Hold>, Vec<Box<hold::Table>>), CompileError> {
-    if !rules.iter().any(holds_packets) {
+    if rules.iter().all(|rule| rule.impairment.hold.is_none()) {
         return Ok((Vec::new(), Vec::new()));
     }
     let mut tables: Vec<&Table> = Vec::new();
     let mut holds = Vec::with_capacity(rules.len());
     for rule in rules {
-        let mut hold = Hold::default();
-        if let Some(delay) = &rule.delay {
-            hold.delay = delay_model(delay, &mut tables)?;
-        }
-        if let Some(reorder) = rule.reorder {
-            hold.delay.reorder = chance(reorder.odds);
-            hold.delay.gap = reorder.gap.0;
-        }
-        if let Some(rate) = &rule.rate {
-            hold.rate = rate_model(rate);
-        }
-        holds.push(hold);
-    }
-    Ok((holds, tables.into_iter().map(table).collect()))
-}
-
-fn delay_model<'a>(
-    delay: &'a Delay,
-    tables: &mut Vec<&'a Table>,
-) -> Result<delay::Delay, CompileError> {
-    let distribution = match &delay.table {
-        Some(table) if delay.jitter != Span::default() => {
+        let mut hold = rule.impairment.hold.unwrap_or_default();
+        if let Some(table) = &rule.impairment.table {
             let known = tables.iter().position(|known| *known == table).unwrap_or_else(|| {
                 tables.push(table);
                 tables.len() - 1
@@ -397,17 +329,11 @@ fn delay_model<'a>(
             if tables.len() > MAX_TABLES as usize {
                 return Err(CompileError::TooManyTables);
             }
-            1 + known as u32
+            hold.delay.distribution = 1 + known as u32;
         }
-        _ => delay::UNIFORM,
-    };
-    Ok(delay::Delay {
-        latency_ns: nanoseconds(delay.latency),
-        jitter_ns: nanoseconds(delay.jitter),
-        distribution,
-        correlation: delay::Delay::correlation_from(delay.correlation.fraction()),
-        ..delay::Delay::default()
-    })
+        holds.push(hold);
+    }
+    Ok((holds, tables.into_iter().map(table).collect()))
 }
 
 /// A distribution as the kernel side has it: too large for the stack.
@@ -417,48 +343,6 @@ fn table(values: &Table) -> Box<hold::Table> {
     table.length = values.len() as u32;
     table.values[..values.len()].copy_from_slice(values);
     table
-}
-
-fn rate_model(rate: &Rate) -> rate::Rate {
-    let link = rate::Rate::new(rate.bits.0, rate.burst.0, 0, rate.overhead);
-    let queue_ns = match rate.queue {
-        Some(Queue::Time(time)) => nanoseconds(time),
-        Some(Queue::Size(size)) => link.time_of(size.0),
-        None => link.time_of(QUEUE_BYTES).max(QUEUE_NS),
-    };
-    rate::Rate { queue_ns, ..link }
-}
-
-fn nanoseconds(span: Span) -> u64 {
-    u64::try_from(span.0.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn loss_model(model: Loss) -> loss::Loss {
-    match model {
-        Loss::Random(odds) => loss::Loss::random(chance(odds)),
-        Loss::Every(every) => loss::Loss::every(every.0),
-        Loss::State(s) => loss::Loss::state(
-            probability(s.p13),
-            probability(s.p31),
-            probability(s.p32),
-            probability(s.p23),
-            probability(s.p14),
-        ),
-        Loss::Gemodel(g) => loss::Loss::gemodel(
-            probability(g.p),
-            probability(g.r),
-            probability(g.loss_in_bad),
-            probability(g.loss_in_good),
-        ),
-    }
-}
-
-fn chance(odds: Odds) -> Chance {
-    Chance::new(odds.probability.fraction(), odds.correlation.fraction())
-}
-
-fn probability(percent: Percent) -> Probability {
-    Probability::from_fraction(percent.fraction())
 }
 
 #[cfg(test)]

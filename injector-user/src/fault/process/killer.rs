@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::{ProcessFaultError, scope::Scope};
 use crate::{
     kernel::{KernelError, calls::CallWatch},
-    spec::process::{Kill, Syscall, When},
+    spec::process::{
+        Syscall,
+        kill::{Kill, When},
+    },
 };
 
 /// The maximum number of scans for processes forked while others were being killed.

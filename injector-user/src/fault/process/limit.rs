@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{ProcessFaultError, scope::Scope};
 use crate::{
     lifetime::{action::Action, instance::Instance},
-    spec::process::{CpuLimit, IoLimit},
+    spec::process::{cpu::CpuLimit, io::IoLimit},
     target::cgroup::Cgroup,
 };
 

@@ -28,7 +28,7 @@ use crate::{
         hook::{Engine, HookError},
     },
     lifetime::{LifetimeError, instance::Instance},
-    spec::process::{CpuLimit, IoLimit, ProcessFaults},
+    spec::process::{ProcessFaults, cpu::CpuLimit, io::IoLimit},
 };
 pub use killer::KillStatistics;
 use killer::Killer;

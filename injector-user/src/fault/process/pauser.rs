@@ -20,8 +20,8 @@ use super::{
 use crate::{
     lifetime::instance::Instance,
     spec::{
-        delay::Delay,
-        process::{Pause, SHORTEST},
+        packet::delay::Delay,
+        process::{SHORTEST, pause::Pause},
     },
 };
 

@@ -10,12 +10,9 @@ use crate::{
         layout,
         probe::{Finding, Verdict},
     },
-    spec::errno::HOOKS,
+    spec::process::errno::HOOKS,
     target::cgroup::{Cgroup, FREEZE, Hierarchy},
 };
-
-/// Process faults, by their options.
-pub const FAULTS: [&str; 5] = ["pause", "kill", "errno", "cpu", "io"];
 
 /// Checks every mechanism of process faults.
 #[must_use]
@@ -29,13 +26,13 @@ pub fn findings() -> Vec<Finding> {
     let mut findings = vec![
         Finding {
             subject: "signals",
-            faults: &["pause", "kill"],
+            faults: vec!["pause", "kill"],
             serves: signals,
             verdict: Verdict::Ok,
         },
         Finding {
             subject: "sys_enter",
-            faults: &["kill"],
+            faults: vec!["kill"],
             serves: "--kill after=N:SYSCALL",
             verdict: Verdict::of(watch, "Linux 6.1 or later with CONFIG_FTRACE_SYSCALLS"),
         },
@@ -60,7 +57,7 @@ fn failures() -> Vec<Finding> {
     let serves = "--errno, at the kernel's security hooks";
     let remedy = "a kernel with CONFIG_DEBUG_INFO_BTF, CONFIG_BPF_JIT and CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS, and \
                   with bpf among the security modules (lsm=) for the lsm engine";
-    let finding = |subject, verdict| Finding { subject, faults: &["errno"], serves, verdict };
+    let finding = |subject, verdict| Finding { subject, faults: vec!["errno"], serves, verdict };
     let mut findings = vec![
         finding("engine lsm", Verdict::of(lsm, remedy)),
         finding("engine fmod-ret", Verdict::of(fmod_ret, remedy)),
@@ -71,7 +68,7 @@ fn failures() -> Vec<Finding> {
     let known = layout::functions(&names).unwrap_or_default();
     findings.extend(HOOKS.iter().zip(known).map(|(hook, known)| Finding {
         subject: hook.name,
-        faults: &[],
+        faults: Vec::new(),
         serves: hook.calls,
         verdict: match known {
             Some(_) => Verdict::Ok,
@@ -102,19 +99,19 @@ fn controllers(mount: &Path) -> [Finding; 3] {
     [
         Finding {
             subject: "cgroup.freeze",
-            faults: &["pause"],
+            faults: vec!["pause"],
             serves: "stops a whole cgroup at once, invisibly to its processes",
             verdict: freezer,
         },
         Finding {
             subject: "cpu.max",
-            faults: &["cpu"],
+            faults: vec!["cpu"],
             serves: "--cpu",
             verdict: Verdict::of(limit::check_controller(mount, "cpu"), remedy),
         },
         Finding {
             subject: "io.max",
-            faults: &["io"],
+            faults: vec!["io"],
             serves: "--io",
             verdict: Verdict::of(limit::check_controller(mount, "io"), remedy),
         },

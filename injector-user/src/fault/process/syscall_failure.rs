@@ -14,7 +14,7 @@ use crate::{
         hook::{Engine, HookError},
     },
     lifetime::lease::{LEASE, RENEWAL},
-    spec::errno::{Failure, Subject},
+    spec::process::errno::{Failure, Subject},
     target::cgroup::Cgroup,
 };
 

@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use super::{
     file::{FaultsSpec, FileError},
+    interpolate::Difference,
     list::{OneOrMany, list, one_or_many},
     source,
     target::{TargetError, TargetSpec},
@@ -112,7 +113,7 @@ pub enum StepError {
     RampSteps,
     /// Not a way from one fault to another.
     #[error("the ends of a ramp must be alike but for amounts: {0}")]
-    Ramp(String),
+    Ramp(#[from] Difference),
     /// A repetition without an end.
     #[error("`every` without `times` needs the scenario's `for`, else there is no end to it")]
     Endless,

@@ -15,11 +15,11 @@ use super::{
 use crate::spec::{
     Faults,
     distribution::Files,
-    fault::Odds,
     file::FaultsSpec,
+    packet::Impairment,
     process::ProcessFaults,
-    rule::{Direction, Loss, Matching, Rule},
-    value::{Percent, Remote, Span},
+    rule::{Direction, Matching, Rule},
+    value::{Remote, Span},
 };
 
 /// The most changes that a timeline may have.
@@ -212,7 +212,7 @@ fn cut_off(name: &str, is_ingress: bool, remotes: Vec<Remote>) -> Rule {
     Rule {
         name: format!("{name}: {way} {}", listed.join(", ")),
         matching: Matching { direction, remotes, ..Matching::default() },
-        loss: Some(Loss::Random(Odds { probability: Percent::ALL, ..Odds::default() })),
+        impairment: Impairment::drop_all(),
         ..Rule::default()
     }
 }

@@ -1,179 +1,33 @@
-//! Between two faults: of what is written the same in both, the numbers that differ change little by little.
+//! Ramps: faults that change little by little from one to another.
 
-use serde_json::{Number, Value};
-
-use super::StepError;
-use crate::spec::file::FaultsSpec;
-
-/// Keys that say which packets, in which numbers are no amounts.
-const FIXED: [&str; 8] = [
-    "name",
-    "direction",
-    "partition",
-    "protocol",
-    "remote",
-    "remote-port",
-    "local-port",
-    "tcp-flags",
-];
-
-/// Units in their base unit, which amounts in between are written in.
-const UNITS: [(&str, &str, f64); 29] = [
-    ("", "", 1.0),
-    ("%", "%", 1.0),
-    ("ppm", "ppm", 1.0),
-    ("ns", "ns", 1.0),
-    ("µs", "ns", 1e3),
-    ("us", "ns", 1e3),
-    ("ms", "ns", 1e6),
-    ("s", "ns", 1e9),
-    ("m", "ns", 60e9),
-    ("h", "ns", 3600e9),
-    ("bit", "bit", 1.0),
-    ("kbit", "bit", 1e3),
-    ("mbit", "bit", 1e6),
-    ("gbit", "bit", 1e9),
-    ("tbit", "bit", 1e12),
-    ("b", "b", 1.0),
-    ("kb", "b", 1024.0),
-    ("k", "b", 1024.0),
-    ("mb", "b", 1_048_576.0),
-    ("gb", "b", 1_073_741_824.0),
-    ("g", "b", 1_073_741_824.0),
-    ("bps", "bit", 8.0),
-    ("kbps", "bit", 8e3),
-    ("mbps", "bit", 8e6),
-    ("gbps", "bit", 8e9),
-    ("kibit", "bit", 1024.0),
-    ("mibit", "bit", 1_048_576.0),
-    ("gibit", "bit", 1_073_741_824.0),
-    ("tibit", "bit", 1_099_511_627_776.0),
-];
+use crate::spec::{file::FaultsSpec, interpolate::Difference};
 
 /// The faults at `steps` points evenly from `from` to `to`, both included.
 pub fn between(
     from: &FaultsSpec,
     to: &FaultsSpec,
     steps: u32,
-) -> Result<Vec<FaultsSpec>, StepError> {
-    let value = |faults| serde_json::to_value(faults).map_err(|e| StepError::Ramp(e.to_string()));
-    let (from, to) = (value(from)?, value(to)?);
-    (0..steps)
-        .map(|step| {
-            let part = f64::from(step) / f64::from(steps.saturating_sub(1).max(1));
-            let mixed = mix("", &from, &to, part)?;
-            serde_json::from_value(mixed).map_err(|error| StepError::Ramp(error.to_string()))
+) -> Result<Vec<FaultsSpec>, Difference> {
+    if from.rules.len() != to.rules.len() {
+        return Err(Difference::of("rules", &from.rules, &to.rules));
+    }
+    let between = |part: f64| {
+        let pairs = from.rules.iter().zip(&to.rules);
+        Ok(FaultsSpec {
+            seed: from.seed,
+            rules: pairs.map(|(from, to)| from.between(to, part)).collect::<Result<_, _>>()?,
+            clocks: from.clocks.between(&to.clocks, part)?,
+            processes: from.processes.between(&to.processes, part)?,
         })
-        .collect()
-}
-
-fn mix(key: &str, from: &Value, to: &Value, part: f64) -> Result<Value, StepError> {
-    let differ = || StepError::Ramp(format!("`{key}` is {from} at one end and {to} at the other"));
-    if from == to {
-        return Ok(from.clone());
+    };
+    let last = f64::from(steps.saturating_sub(1).max(1));
+    let mut faults: Vec<_> =
+        (0..steps).map(|step| between(f64::from(step) / last)).collect::<Result<_, _>>()?;
+    // The ends are as they were written, whatever computing does to the last digits of numbers.
+    if let [first, .., last] = faults.as_mut_slice() {
+        (*first, *last) = (from.clone(), to.clone());
     }
-    if FIXED.contains(&key) {
-        return Err(differ());
-    }
-    match (from, to) {
-        (Value::Object(from), Value::Object(to)) if from.len() == to.len() => from
-            .iter()
-            .map(|(key, from)| {
-                let to = to.get(key).ok_or_else(differ)?;
-                Ok((key.clone(), mix(key, from, to, part)?))
-            })
-            .collect(),
-        (Value::Array(from), Value::Array(to)) if from.len() == to.len() => {
-            from.iter().zip(to).map(|(from, to)| mix(key, from, to, part)).collect()
-        }
-        (Value::Number(from), Value::Number(to)) => {
-            let (Some(from), Some(to)) = (from.as_f64(), to.as_f64()) else { return Err(differ()) };
-            let mixed = from + (to - from) * part;
-            let whole = mixed.round();
-            // Counts stay counts.
-            let number = if from.fract() == 0.0 && to.fract() == 0.0 {
-                Some(Number::from(whole as i64))
-            } else {
-                Number::from_f64(mixed)
-            };
-            number.map(Value::Number).ok_or_else(differ)
-        }
-        (Value::String(from), Value::String(to)) => {
-            mix_text(from, to, part).map(Value::String).ok_or_else(differ)
-        }
-        _ => Err(differ()),
-    }
-}
-
-/// A piece of text: an amount, or what is around amounts.
-#[derive(Debug, PartialEq)]
-enum Token<'a> {
-    Amount { number: f64, unit: &'static str, is_signed: bool },
-    Text(&'a str),
-}
-
-fn mix_text(from: &str, to: &str, part: f64) -> Option<String> {
-    let (from, to) = (tokens(from), tokens(to));
-    if from.len() != to.len() {
-        return None;
-    }
-    let mut mixed = String::new();
-    for pair in from.into_iter().zip(to) {
-        match pair {
-            (
-                Token::Amount { number: from, unit, is_signed },
-                Token::Amount { number: to, unit: same, .. },
-            ) if unit == same || from == 0.0 || to == 0.0 => {
-                // 0 may have any unit of its kind; "0" has none.
-                let unit = if unit.is_empty() { same } else { unit };
-                let amount = from + (to - from) * part;
-                let sign = if is_signed && amount >= 0.0 { "+" } else { "" };
-                // Below the smallest unit of time, and rates, there is nothing.
-                let amount = match unit {
-                    "ns" | "bit" | "b" => format!("{:.0}", amount.round()),
-                    _ => {
-                        let text = format!("{amount:.9}");
-                        text.trim_end_matches('0').trim_end_matches('.').to_owned()
-                    }
-                };
-                mixed.extend([sign, &amount, unit]);
-            }
-            (Token::Text(from), Token::Text(to)) if from == to => mixed += from,
-            _ => return None,
-        }
-    }
-    Some(mixed)
-}
-
-fn tokens(text: &str) -> Vec<Token<'_>> {
-    let mut tokens = Vec::new();
-    let mut rest = text;
-    while !rest.is_empty() {
-        if let Some((token, after)) = amount(rest) {
-            tokens.push(token);
-            rest = after;
-            continue;
-        }
-        // Up to what comes after the next comma or equals sign: an amount is all that is between them.
-        let end = rest.find([',', '=']).map_or(rest.len(), |at| at + 1);
-        tokens.push(Token::Text(&rest[..end]));
-        rest = &rest[end..];
-    }
-    tokens
-}
-
-fn amount(text: &str) -> Option<(Token<'_>, &str)> {
-    let end = text.find([',', '=']).unwrap_or(text.len());
-    let (whole, rest) = text.split_at(end);
-    let is_signed = whole.starts_with(['+', '-']);
-    let digits = whole
-        .char_indices()
-        .find(|&(at, c)| !(c.is_ascii_digit() || c == '.' || (at == 0 && is_signed)))
-        .map_or(whole.len(), |(at, _)| at);
-    let (number, unit) = whole.split_at(digits);
-    let number: f64 = number.parse().ok()?;
-    let (_, base, factor) = UNITS.into_iter().find(|(name, ..)| *name == unit)?;
-    Some((Token::Amount { number: number * factor, unit: base, is_signed }, rest))
+    Ok(faults)
 }
 
 #[cfg(test)]
@@ -220,6 +74,18 @@ mod tests {
             ["rate 10mbit", "rate 5032kbit", "rate 64kbit"]
         );
         assert_eq!(
+            steps(
+                "rules: [{rate: {rate: 10mbit, burst: 0}}]",
+                "rules: [{rate: '2mbit,burst=16kb'}]"
+            ),
+            ["rate 10mbit", "rate 6mbit,burst=8kb", "rate 2mbit,burst=16kb"]
+        );
+        // Units differ, and forms.
+        assert_eq!(
+            steps("rules: [{delay: 500us}]", "rules: [{delay: {time: 0.5s}}]"),
+            ["delay 500µs", "delay 250.25ms", "delay 500ms"]
+        );
+        assert_eq!(
             steps("clocks: {clock: '-1s,drift=100'}", "clocks: {clock: '+1s,drift=200'}"),
             ["clock -1s,drift=100", "clock +0ns,drift=150", "clock +1s,drift=200"]
         );
@@ -244,8 +110,32 @@ mod tests {
             ("{rules: [{loss: 1%}]}", "{rules: [{loss: 1%}, {loss: 2%}]}"),
             ("{rules: [{rate: 1mbit}]}", "{rules: [{rate: '1mbit,queue=1s'}]}"),
             ("{rules: [{loss: 1%}]}", "{rules: [{loss: 1%, ecn: true}]}"),
+            ("{rules: [{delay: 1ms}]}", "{rules: [{delay: '2ms,jitter=1ms'}]}"),
+            ("{processes: {kill: [at=1s]}}", "{processes: {kill: [at=1s, at=2s]}}"),
+            ("{processes: {errno: [read=EIO]}}", "{processes: {errno: [write=EIO]}}"),
         ] {
             assert!(between(&faults(from), &faults(to), 3).is_err(), "{from} {to}");
+        }
+    }
+
+    #[test]
+    fn the_key_that_differs_is_named() {
+        for (from, to, expected) in [
+            (
+                "{rules: [{loss: 1%, remote: 10.0.0.1}]}",
+                "{rules: [{loss: 1%, remote: 10.0.0.2}]}",
+                r#"`remote` is ["10.0.0.1/32"] at one end and ["10.0.0.2/32"] at the other"#,
+            ),
+            (
+                "{rules: [{loss: 1%}]}",
+                "{rules: [{delay: 1s}]}",
+                r#"`loss` is "1%" at one end and null at the other"#,
+            ),
+            ("{rules: []}", "{rules: [{loss: 1%}]}", "`rules` is"),
+        ] {
+            let faults = |yaml| serde_saphyr::from_str(yaml).unwrap_or_default();
+            let error = between(&faults(from), &faults(to), 3).expect_err(from).to_string();
+            assert!(error.starts_with(expected), "{error}");
         }
     }
 }

@@ -4,12 +4,15 @@ use std::{collections::HashMap, net::IpAddr};
 
 use injector_common::{
     classify::{first_rule, tuple},
+    model::{chance::Chance, delay, rate},
     packet::{self, Family, Packet},
+    rule::{RULE_ECN, RULE_HOLDS, RULE_RESET, RULE_STATEFUL},
 };
 use proptest::prelude::*;
 
 use super::*;
 use crate::spec::{
+    packet::loss::Loss,
     rule::RuleSpec,
     value::{Protocol, TcpFlags},
 };
@@ -60,7 +63,7 @@ fn fits(matching: &Matching, packet: &Packet, direction: packet::Direction) -> b
 }
 
 fn rule(matching: Matching) -> Rule {
-    let spec = RuleSpec { loss: Some(Odds::default()), ..RuleSpec::default() };
+    let spec = RuleSpec { loss: Some(Loss::default()), ..RuleSpec::default() };
     let mut rules = spec.check().expect("valid");
     let mut rule = rules.remove(0);
     rule.matching = matching;

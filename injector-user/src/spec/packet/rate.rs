@@ -6,14 +6,26 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    fault::{FaultError, parameters},
-    value::{Span, serde_as_text},
+use injector_common::model::rate as model;
+
+use super::{Compiler, PacketFault, PacketInfo};
+use crate::spec::{
+    fault::FaultError,
+    info::{Effect, Info, Trial},
+    interpolate::{Interpolate, interpolate},
+    parameters::{Given, Parameter, Value, values},
+    rule::RuleError,
+    value::Span,
 };
 
-serde_as_text! {
-    Rate: "a rate such as 1mbit or 1mbit,burst=16kb,queue=200ms",
-}
+values!(Rate);
+interpolate!(Rate { bits, burst, overhead, queue });
+
+/// The shortest queue before a limited rate, unless another is asked for, in nanoseconds.
+const QUEUE_NS: u64 = 100_000_000;
+
+/// So many bytes, ten large packets, fit into it as well, however slow the link.
+const QUEUE_BYTES: u64 = 15_000;
 
 /// The lowest rate, in bits a second.
 const LEAST: f64 = 1e3;
@@ -54,35 +66,90 @@ pub enum Queue {
     Size(Size),
 }
 
-impl FromStr for Rate {
-    type Err = FaultError;
+impl Value for Rate {
+    type Error = FaultError;
 
-    fn from_str(text: &str) -> Result<Self, FaultError> {
-        let (rate, [burst, overhead, queue]) = parameters(text, ["burst", "overhead", "queue"])
-            .ok_or_else(|| FaultError::Rate(text.into()))?;
-        let bytes = |text: &str| text.parse().map_err(|_| FaultError::Overhead(text.into()));
+    const NAME: &'static str = "a limited rate";
+    const SYNTAX: &'static str = "R[,burst=B][,overhead=N][,queue=T|N]";
+    const EXAMPLE: &'static str = "1mbit or 1mbit,burst=16kb,overhead=24,queue=200ms";
+    const PARAMETERS: &'static [Parameter] = &[
+        Parameter::new("rate", "Bits a second, 1kbit to 1tbit, in tc's units, such as 1.5mbit."),
+        Parameter::new("burst", "Bytes that leave at once after a pause, such as 16kb; default 0."),
+        Parameter::new("overhead", "Bytes added to each packet's length; may be negative."),
+        Parameter::new(
+            "queue",
+            "Length of the queue as a time, such as 200ms, or a size, such as 64kb; packets beyond it are dropped.",
+        ),
+    ];
+
+    fn from_parameters(given: &Given) -> Result<Self, FaultError> {
+        let overhead = |text: &str| text.parse().map_err(|_| FaultError::Overhead(text.into()));
         Ok(Self {
-            bits: rate.parse()?,
-            burst: burst.map_or(Ok(Size::default()), str::parse)?,
-            overhead: overhead.map_or(Ok(0), bytes)?,
-            queue: queue.map(str::parse).transpose()?,
+            bits: given.required("rate")?,
+            burst: given.parse("burst")?.unwrap_or_default(),
+            overhead: given.get("overhead").map_or(Ok(0), overhead)?,
+            queue: given.parse("queue")?,
         })
+    }
+
+    fn parameters(&self) -> Vec<(&'static str, String)> {
+        let mut parameters = vec![("rate", self.bits.to_string())];
+        if self.burst > Size::default() {
+            parameters.push(("burst", self.burst.to_string()));
+        }
+        if self.overhead != 0 {
+            parameters.push(("overhead", self.overhead.to_string()));
+        }
+        match self.queue {
+            Some(Queue::Time(time)) => parameters.push(("queue", time.to_string())),
+            Some(Queue::Size(size)) => parameters.push(("queue", size.to_string())),
+            None => {}
+        }
+        parameters
     }
 }
 
-impl Display for Rate {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        self.bits.fmt(f)?;
-        if self.burst > Size::default() {
-            write!(f, ",burst={}", self.burst)?;
-        }
-        if self.overhead != 0 {
-            write!(f, ",overhead={}", self.overhead)?;
-        }
-        match self.queue {
-            Some(Queue::Time(time)) => write!(f, ",queue={time}"),
-            Some(Queue::Size(size)) => write!(f, ",queue={size}"),
-            None => Ok(()),
+impl PacketFault for Rate {
+    type Value = Self;
+
+    const INFO: PacketInfo = PacketInfo {
+        info: Info {
+            name: "rate",
+            value: "R[,burst=B][,overhead=N][,queue=T|SIZE]",
+            help: "Limit the rate to R bits a second, in each direction",
+            detail: "R is 1kbit to 1tbit; units are tc's: 1.5mbit, 100kbps (bytes a second). After a pause, B bytes \
+                     leave at once (default 0). N bytes are added to each packet's length. Packets that would wait \
+                     longer than the queue limit (a time such as 200ms, or a size such as 64kb) are dropped; by \
+                     default 100ms or the time that 15,000 bytes take, whichever is longer.",
+            examples: &["1mbit", "1mbit,queue=200ms", "64kbit,burst=16kb,overhead=24"],
+            trial: Some(Trial {
+                options: "--rate 80kbit --direction egress",
+                // Behind two of 1,000 bytes at 10,000 bytes a second.
+                effect: Effect::Late(3, Duration::from_millis(190)),
+            }),
+        },
+        holds: true,
+        ..PacketInfo::DEFAULT
+    };
+
+    fn compile(rate: &Self, compiler: &mut Compiler) -> Result<(), RuleError> {
+        let link = model::Rate::new(rate.bits.0, rate.burst.0, 0, rate.overhead);
+        let queue_ns = match rate.queue {
+            Some(Queue::Time(time)) => time.nanoseconds(),
+            Some(Queue::Size(size)) => link.time_of(size.0),
+            None => link.time_of(QUEUE_BYTES).max(QUEUE_NS),
+        };
+        compiler.impairment.hold().rate = model::Rate { queue_ns, ..link };
+        Ok(())
+    }
+}
+
+impl Interpolate for Queue {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        match (self, to) {
+            (Self::Time(from), Self::Time(to)) => from.between(to, part).map(Self::Time),
+            (Self::Size(from), Self::Size(to)) => from.between(to, part).map(Self::Size),
+            _ => None,
         }
     }
 }
@@ -307,7 +374,7 @@ mod tests {
         for text in
             ["1mbit,16kb", "1mbit,burst=", "1mbit,burst=1,burst=2", "1mbit,limit=5", "1mbit,"]
         {
-            assert_eq!(error(text), FaultError::Rate(text.into()));
+            assert_eq!(error(text), crate::spec::parameters::malformed::<Rate>(text).into());
         }
         assert_eq!(error(""), FaultError::BitRate(String::new()));
         assert_eq!(error("10bit"), FaultError::BitRateRange("10bit".into()));

@@ -1,25 +1,26 @@
-//! Delays, and packets that are let go ahead of delayed ones.
+//! Delayed packets.
 
 use std::{
     fmt::{self, Display, Formatter},
     path::PathBuf,
-    str::FromStr,
     time::Duration,
 };
 
-use injector_common::model::delay::MAX_NS;
+use injector_common::model::delay::{self as model, MAX_NS};
 
-use super::{
+use super::{Compiler, PacketFault, PacketInfo};
+use crate::spec::{
     distribution::{self, DistributionError, Files, Table},
-    fault::{Every, FaultError, Odds, correlation, parameters},
-    value::{Percent, Span, percent_pattern, serde_as_text},
+    fault::{FaultError, correlation},
+    info::{Effect, Info, Trial},
+    interpolate::{Interpolate, interpolate},
+    parameters::{CORRELATION, DISTRIBUTION, Given, Parameter, Value, malformed, values},
+    rule::RuleError,
+    value::{Percent, Span},
 };
 
-serde_as_text! {
-    DelaySpec: "a delay such as 50ms or 50ms,jitter=10ms",
-    Reorder: "a reordering such as 25% or 25%,corr=50%,gap=5"
-        pattern concat!("^", percent_pattern!(), "(, *(corr=", percent_pattern!(), "|gap=[0-9]+)){0,2}$"),
-}
+values!(DelaySpec);
+interpolate!(Jitter { scale, distribution, correlation });
 
 /// The longest delay and the longest jitter.
 pub const LONGEST: Duration = Duration::from_nanos(MAX_NS);
@@ -70,33 +71,85 @@ pub enum Distribution {
     File(PathBuf),
 }
 
-impl FromStr for DelaySpec {
-    type Err = FaultError;
+impl Value for DelaySpec {
+    type Error = FaultError;
 
-    fn from_str(text: &str) -> Result<Self, FaultError> {
-        let malformed = || FaultError::Delay(text.into());
-        let (first, [jitter, dist, corr]) =
-            parameters(text, ["jitter", "dist", "corr"]).ok_or_else(malformed)?;
-        let correlation = correlation(text, corr)?;
-        if let Some(path) = first.strip_prefix("samples=") {
-            if path.is_empty() || jitter.is_some() || dist.is_some() {
-                return Err(malformed());
+    const NAME: &'static str = "a delay";
+    const SYNTAX: &'static str = "T[,jitter=J[,dist=D][,corr=C]] or samples=FILE[,corr=C]";
+    const EXAMPLE: &'static str = "50ms or 50ms,jitter=10ms,dist=normal,corr=25%";
+    const REQUIRED: usize = 0;
+    const PARAMETERS: &'static [Parameter] = &[
+        Parameter::new("time", "How long packets are held, 0s to 60s, such as 50ms."),
+        Parameter::new(
+            "samples",
+            "A file of samples that delays are drawn from, instead of `time`.",
+        ),
+        Parameter::new("jitter", "How far delays vary around `time`, 0s to 60s."),
+        DISTRIBUTION,
+        CORRELATION,
+    ];
+
+    fn from_parameters(given: &Given) -> Result<Self, FaultError> {
+        let correlation = correlation(given)?;
+        let (jitter, distribution) = (given.get("jitter"), given.get("dist"));
+        if let Some(path) = given.get("samples") {
+            if given.has("time") || jitter.is_some() || distribution.is_some() {
+                return Err(malformed::<Self>(given.text()).into());
             }
             return Ok(Self::Samples { path: path.into(), correlation });
         }
-        let latency = span(first)?;
+        let Some(time) = given.get("time") else {
+            return Err(malformed::<Self>(given.text()).into());
+        };
+        let latency = span(time)?;
         let jitter = match jitter {
             Some(jitter) => Some(Jitter {
                 scale: span(jitter)?,
-                distribution: dist.map(Distribution::named).unwrap_or_default(),
+                distribution: distribution.map(Distribution::named).unwrap_or_default(),
                 correlation,
             }),
-            None if dist.is_some() || corr.is_some() => {
-                return Err(FaultError::NoJitter(text.into()));
+            None if distribution.is_some() || given.has("corr") => {
+                return Err(FaultError::NoJitter(given.text().into()));
             }
             None => None,
         };
         Ok(Self::Around { latency, jitter })
+    }
+
+    fn parameters(&self) -> Vec<(&'static str, String)> {
+        let (mut parameters, correlation) = match self {
+            Self::Around { latency, jitter: None } => return vec![("time", latency.to_string())],
+            Self::Around { latency, jitter: Some(jitter) } => {
+                let mut parameters =
+                    vec![("time", latency.to_string()), ("jitter", jitter.scale.to_string())];
+                if jitter.distribution != Distribution::Uniform {
+                    parameters.push(("dist", jitter.distribution.to_string()));
+                }
+                (parameters, jitter.correlation)
+            }
+            Self::Samples { path, correlation } => {
+                (vec![("samples", path.display().to_string())], *correlation)
+            }
+        };
+        if correlation > Percent::default() {
+            parameters.push(("corr", correlation.to_string()));
+        }
+        parameters
+    }
+}
+
+impl Interpolate for DelaySpec {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        match (self, to) {
+            (
+                Self::Around { latency, jitter },
+                Self::Around { latency: to_latency, jitter: to_jitter },
+            ) => Some(Self::Around {
+                latency: latency.between(to_latency, part)?,
+                jitter: jitter.between(to_jitter, part)?,
+            }),
+            _ => (self == to).then(|| self.clone()),
+        }
     }
 }
 
@@ -106,32 +159,40 @@ fn span(text: &str) -> Result<Span, FaultError> {
     if span.0 > LONGEST { Err(FaultError::DelayRange(text.into())) } else { Ok(span) }
 }
 
-impl Display for DelaySpec {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        let correlation = match self {
-            Self::Around { latency, jitter: None } => return latency.fmt(f),
-            Self::Around { latency, jitter: Some(jitter) } => {
-                write!(f, "{latency},jitter={}", jitter.scale)?;
-                if jitter.distribution != Distribution::Uniform {
-                    write!(f, ",dist={}", jitter.distribution)?;
-                }
-                jitter.correlation
-            }
-            Self::Samples { path, correlation } => {
-                write!(f, "samples={}", path.display())?;
-                *correlation
-            }
-        };
-        if correlation > Percent::default() {
-            write!(f, ",corr={correlation}")?;
-        }
+impl PacketFault for DelaySpec {
+    type Value = Self;
+
+    const INFO: PacketInfo = PacketInfo {
+        info: Info {
+            name: "delay",
+            value: "T[,jitter=J[,dist=D][,corr=C]]|samples=FILE[,corr=C]",
+            help: "Delay packets by T in each direction; see --rtt for round trips",
+            detail: "By default the rule is for both directions, so that a round trip over a link takes 2T longer: \
+                     see --rtt and --direction. T and J are 0s to 60s, with their unit: 250us, 50ms, 1.5s. J is how \
+                     much more or less; D is uniform (the default), normal, pareto, paretonormal or a file, of \
+                     netem's values or of samples; C is the correlation of one delay with the next. Or the delays \
+                     are drawn from a file of samples.",
+            examples: &["50ms", "0s", "50ms,jitter=10ms,dist=normal,corr=25%"],
+            trial: Some(Trial {
+                options: "--delay 100ms --direction egress",
+                effect: Effect::Late(1, Duration::from_millis(99)),
+            }),
+        },
+        holds: true,
+        ..PacketInfo::DEFAULT
+    };
+
+    fn compile(delay: &Self, compiler: &mut Compiler) -> Result<(), RuleError> {
+        let delay = delay.load(compiler.files)?;
+        compiler.impairment.hold().delay = delay.compile();
+        compiler.impairment.table = delay.table.filter(|_| delay.jitter != Span::default());
         Ok(())
     }
 }
 
 impl Distribution {
     /// The distribution of this name; what is no name of one is a file.
-    pub(super) fn named(name: &str) -> Self {
+    pub(crate) fn named(name: &str) -> Self {
         match name {
             "uniform" => Self::Uniform,
             "normal" => Self::Normal,
@@ -178,6 +239,19 @@ pub struct Delay {
     pub correlation: Percent,
 }
 
+impl Delay {
+    /// The same for the kernel, without the number of the table.
+    #[must_use]
+    pub fn compile(&self) -> model::Delay {
+        model::Delay {
+            latency_ns: self.latency.nanoseconds(),
+            jitter_ns: self.jitter.nanoseconds(),
+            correlation: model::Delay::correlation_from(self.correlation.fraction()),
+            ..model::Delay::default()
+        }
+    }
+}
+
 impl DelaySpec {
     /// Reads what it takes from files, so that they may change afterwards.
     pub fn load(&self, files: &mut Files) -> Result<Delay, DistributionError> {
@@ -196,38 +270,6 @@ impl DelaySpec {
                 Delay { latency, jitter, table: Some(table), correlation: *correlation }
             }
         })
-    }
-}
-
-/// Which packets are let go at once, so that they overtake delayed ones.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Reorder {
-    /// The chance of those that may be.
-    pub odds: Odds,
-    /// Every how many packets one may be.
-    pub gap: Every,
-}
-
-impl FromStr for Reorder {
-    type Err = FaultError;
-
-    fn from_str(text: &str) -> Result<Self, FaultError> {
-        let (probability, [corr, gap]) =
-            parameters(text, ["corr", "gap"]).ok_or_else(|| FaultError::Reorder(text.into()))?;
-        Ok(Self {
-            odds: Odds { probability: probability.parse()?, correlation: correlation(text, corr)? },
-            gap: gap.map_or(Ok(Every(1)), str::parse)?,
-        })
-    }
-}
-
-impl Display for Reorder {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        self.odds.fmt(f)?;
-        if self.gap != Every(1) {
-            write!(f, ",gap={}", self.gap)?;
-        }
-        Ok(())
     }
 }
 
@@ -283,7 +325,7 @@ mod tests {
             "samples=a,dist=normal",
             "jitter=10ms,samples=a,",
         ] {
-            assert_eq!(error(text), FaultError::Delay(text.into()));
+            assert_eq!(error(text), malformed::<DelaySpec>(text).into());
         }
         for text in ["50ms,dist=normal", "50ms,corr=25%"] {
             assert_eq!(error(text), FaultError::NoJitter(text.into()));
@@ -319,28 +361,5 @@ mod tests {
         assert_eq!(from_samples.table.as_deref(), Some([-8192, 8192].as_slice()));
         assert_eq!((around.latency.0.as_secs(), around.jitter.0.as_secs()), (1, 3));
         assert_eq!(around.table, from_samples.table);
-    }
-
-    #[test]
-    fn reorderings_print_as_they_were_written() {
-        for text in ["25%", "0%", "25%,corr=50%", "25%,gap=5", "100%,corr=0.5%,gap=4294967295"] {
-            let printed = text.parse::<Reorder>().map(|reorder| reorder.to_string());
-            assert_eq!(printed, Ok(text.into()));
-        }
-        let printed = "25%,gap=1,corr=0%".parse::<Reorder>().map(|reorder| reorder.to_string());
-        assert_eq!(printed, Ok("25%".into()));
-    }
-
-    #[test]
-    fn wrong_reorderings_are_refused_by_what_is_wrong() {
-        let error = |text: &str| text.parse::<Reorder>().expect_err(text);
-        for text in ["25%,50%", "25%,gap=", "25%,gap=1,gap=2", "25%,gap=1,dist=normal"] {
-            assert_eq!(error(text), FaultError::Reorder(text.into()));
-        }
-        for text in ["", "101%", "gap=5"] {
-            assert_eq!(error(text), ValueError::Percent(text.into()).into());
-        }
-        assert_eq!(error("25%,gap=0"), FaultError::Every("0".into()));
-        assert_eq!(error("1%,corr=100%"), FaultError::FullCorrelation("1%,corr=100%".into()));
     }
 }

@@ -1,31 +1,23 @@
 //! System calls that fail: what was asked, and which hook of the kernel's serves it.
 
-use std::{
-    fmt::{self, Display, Formatter},
-    net::Ipv6Addr,
-    str::FromStr,
-};
+use std::net::Ipv6Addr;
 
 use injector_common::{errno::Remote, glob::Glob};
 use ipnet::{IpNet, Ipv6Net};
 use nix::errno::Errno;
 use thiserror::Error;
 
-use super::{
-    fault::parameters,
-    process::{ProcessError, Syscall},
-    value::{Percent, serde_as_text},
+use super::{ProcessError, ProcessFault, Syscall};
+use crate::spec::{
+    info::{Effect, Info, Trial},
+    interpolate::interpolate,
+    parameters::{Given, Parameter, Value, malformed, values},
+    value::Percent,
 };
 
 /// Why a failure of system calls makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ErrnoError {
-    /// Not `SYSCALL=ERRNO,…`.
-    #[error(
-        "`{0}` is not a failure: write SYSCALL[/SYSCALL]=ERRNO[,P][,path=GLOB][,remote=CIDR], for instance \
-         write/pwrite64=ENOSPC,30%,path=/data/* or connect=ECONNREFUSED,remote=10.0.0.0/8"
-    )]
-    Failure(String),
     /// Not an error number.
     #[error("`{0}` is not an error: write a name of errno(3), for instance EIO or ECONNREFUSED")]
     Errno(String),
@@ -166,9 +158,8 @@ fn served() -> Vec<&'static str> {
     HOOKS.iter().flat_map(|hook| hook.calls.split(' ')).collect()
 }
 
-serde_as_text! {
-    Failure: "a failure of system calls such as write=ENOSPC,30%,path=/data/*",
-}
+values!(Failure);
+interpolate!(Failure { calls, errno, probability, path, remote, hook });
 
 /// System calls that fail.
 #[derive(Clone, Debug, PartialEq)]
@@ -218,32 +209,99 @@ impl Failure {
     }
 }
 
-impl FromStr for Failure {
-    type Err = ProcessError;
+impl Value for Failure {
+    type Error = ProcessError;
 
-    fn from_str(text: &str) -> Result<Self, ProcessError> {
-        let malformed = || ErrnoError::Failure(text.into());
-        let (names, rest) = text.split_once('=').ok_or_else(malformed)?;
-        let (errno, rest) = rest.split_once(',').unwrap_or((rest, ""));
-        let (probability, rest) = match rest.split(',').next() {
-            Some(first) if !first.is_empty() && !first.contains('=') => {
-                (first.trim().parse()?, &rest[first.len()..])
+    const NAME: &'static str = "a failure";
+    const SYNTAX: &'static str = "SYSCALL[/SYSCALL]=ERRNO[,P][,path=GLOB][,remote=CIDR]";
+    const EXAMPLE: &'static str =
+        "write/pwrite64=ENOSPC,30%,path=/data/* or connect=ECONNREFUSED,remote=10.0.0.0/8";
+    const REQUIRED: usize = 2;
+    const PARAMETERS: &'static [Parameter] = &[
+        Parameter::new("syscall", "Which system calls fail; several with / between them."),
+        Parameter::new("errno", "What they fail with, a name of errno(3), such as EIO."),
+        Parameter::percent("probability", "How many of the calls fail; default 100%."),
+        Parameter::new("path", "Only calls on files whose path matches this pattern (* and ?)."),
+        Parameter::new("remote", "Only calls to or from these peers, an address or CIDR prefix."),
+    ];
+
+    fn split(text: &str) -> Result<Given<'_>, ProcessError> {
+        let malformed = || malformed::<Self>(text);
+        let mut given = Given::new(text);
+        let (calls, rest) = text.split_once('=').ok_or_else(malformed)?;
+        given.add("syscall", calls);
+        let mut parts = rest.split(',').map(str::trim).peekable();
+        given.add("errno", parts.next().unwrap_or_default());
+        if let Some(probability) = parts.next_if(|part| !part.is_empty() && !part.contains('=')) {
+            given.add("probability", probability);
+        }
+        for part in parts {
+            let name = match part.split_once('=') {
+                Some(("path", value)) if !value.is_empty() => ("path", value),
+                Some(("remote", value)) if !value.is_empty() => ("remote", value),
+                _ => return Err(malformed().into()),
+            };
+            if !given.add(name.0, name.1) {
+                return Err(malformed().into());
             }
-            _ => (Percent::ALL, rest),
+        }
+        Ok(given)
+    }
+
+    fn join(parameters: &[(&'static str, String)]) -> String {
+        let write = |(name, value): &(&'static str, String)| match *name {
+            "syscall" => value.clone(),
+            "errno" => format!("={value}"),
+            "probability" => format!(",{value}"),
+            name => format!(",{name}={value}"),
         };
-        let rest = format!(",{}", rest.trim_start_matches(','));
-        let rest = if rest == "," { "" } else { &rest };
-        let (_, [path, remote]) = parameters(rest, ["path", "remote"]).ok_or_else(malformed)?;
-        let calls: Vec<Syscall> = names.split('/').map(str::parse).collect::<Result<_, _>>()?;
+        parameters.iter().map(write).collect()
+    }
+
+    fn from_parameters(given: &Given) -> Result<Self, ProcessError> {
+        let [calls, errno] = ["syscall", "errno"].map(|name| given.get(name).unwrap_or_default());
+        let calls: Vec<Syscall> = calls.split('/').map(str::parse).collect::<Result<_, _>>()?;
+        let probability = given.parse("probability")?.unwrap_or(Percent::ALL);
         Ok(Self {
-            hook: one_hook(text, &calls, path.is_some(), remote.is_some())?,
+            hook: one_hook(given.text(), &calls, given.has("path"), given.has("remote"))?,
             calls,
             errno: named_errno(errno)?,
             probability,
-            path: path.map(checked_glob).transpose()?,
-            remote: remote.map(network).transpose()?,
+            path: given.get("path").map(checked_glob).transpose()?,
+            remote: given.get("remote").map(network).transpose()?,
         })
     }
+
+    fn parameters(&self) -> Vec<(&'static str, String)> {
+        let names: Vec<_> = self.calls.iter().map(|call| call.name()).collect();
+        let mut parameters = vec![
+            ("syscall", names.join("/")),
+            ("errno", format!("{:?}", self.errno)),
+            ("probability", self.probability.to_string()),
+        ];
+        parameters.extend(self.path.iter().map(|path| ("path", path.clone())));
+        parameters.extend(self.remote.map(|remote| ("remote", remote.to_string())));
+        parameters
+    }
+}
+
+impl ProcessFault for Failure {
+    const INFO: Info = Info {
+        name: "errno",
+        value: "SYSCALL[/SYSCALL]=ERRNO[,P][,path=GLOB][,remote=CIDR]",
+        help: "Fail system calls with an error, with probability P; repeatable",
+        detail: "In the kernel, before they do anything. P is 100% if left out. With path=, only calls on files by \
+                 whose path they go; with remote=, only calls to or from these peers.",
+        examples: &[
+            "openat=ENOENT",
+            "write/pwrite64=ENOSPC,30%,path=/data/*",
+            "connect=ECONNREFUSED,remote=10.0.0.0/8",
+        ],
+        trial: Some(Trial {
+            options: "--errno openat=EIO,path=/dev/null",
+            effect: Effect::Process,
+        }),
+    };
 }
 
 fn one_hook(
@@ -264,7 +322,8 @@ fn one_hook(
             _ => found = Some((name, hook)),
         }
     }
-    found.map(|(_, hook)| hook).ok_or_else(|| ErrnoError::Failure(text.into()))
+    // There is at least one call.
+    found.map(|(_, hook)| hook).ok_or_else(|| ErrnoError::Errno(text.into()))
 }
 
 fn hook_of(
@@ -322,17 +381,6 @@ fn network(text: &str) -> Result<IpNet, ErrnoError> {
     let net =
         text.parse().or_else(|_| text.parse().map(|address: std::net::IpAddr| address.into()));
     net.map(|net: IpNet| net.trunc()).map_err(|_| ErrnoError::Remote(text.into()))
-}
-
-impl Display for Failure {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        let names: Vec<_> = self.calls.iter().map(|call| call.name()).collect();
-        write!(f, "{}={:?},{}", names.join("/"), self.errno, self.probability)?;
-        if let Some(path) = &self.path {
-            write!(f, ",path={path}")?;
-        }
-        self.remote.map_or(Ok(()), |remote| write!(f, ",remote={remote}"))
-    }
 }
 
 #[cfg(test)]

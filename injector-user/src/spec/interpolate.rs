@@ -1,0 +1,177 @@
+//! Values between two others, for ramps.
+
+use std::{path::PathBuf, time::Duration};
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use serde::Serialize;
+use serde_json::{Map, Value as Json};
+use thiserror::Error;
+
+use super::{
+    clock::{Clocks, Offset},
+    fault::{Every, Odds},
+    packet::{
+        corrupt::CorruptMode,
+        delay::Distribution,
+        rate::{BitRate, Size},
+    },
+    process::{Syscall, errno::Hook, kill::SignalNumber},
+    value::{Percent, Remote, Span},
+};
+
+/// Something that may be between two others of its kind.
+pub trait Interpolate: Sized {
+    /// What is `part` of the way from this to `to`, from 0 to 1; `None` if there is no way.
+    fn between(&self, to: &Self, part: f64) -> Option<Self>;
+}
+
+/// Values that are no amounts must be the same.
+macro_rules! fixed {
+    ($($type:ty),+ $(,)?) => {$(
+        impl Interpolate for $type {
+            fn between(&self, to: &Self, _: f64) -> Option<Self> {
+                (self == to).then(|| self.clone())
+            }
+        }
+    )+};
+}
+
+fixed!(bool, String, PathBuf, IpNet, Errno, &'static Hook);
+fixed!(Clocks, CorruptMode, Distribution, Remote, SignalNumber, Syscall);
+
+/// Implements [`Interpolate`] for structs of such values.
+macro_rules! interpolate {
+    ($($type:ty { $($field:tt),+ $(,)? })+) => {$(
+        impl $crate::spec::interpolate::Interpolate for $type {
+            fn between(&self, to: &Self, part: f64) -> Option<Self> {
+                Some(Self { $($field: self.$field.between(&to.$field, part)?,)+ })
+            }
+        }
+    )+};
+}
+pub(super) use interpolate;
+
+interpolate! {
+    Odds { probability, correlation }
+}
+
+/// A number between two, without what computing adds to its digits.
+fn mix(from: f64, to: f64, part: f64) -> f64 {
+    ((from + (to - from) * part) * 1e9).round() / 1e9
+}
+
+impl Interpolate for f64 {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        Some(mix(*self, *to, part))
+    }
+}
+
+impl Interpolate for i32 {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        Some(mix((*self).into(), (*to).into(), part).round() as Self)
+    }
+}
+
+impl Interpolate for Percent {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        let percent = mix(self.fraction() * 100.0, to.fraction() * 100.0, part);
+        Some(Self::from_fraction(percent / 100.0))
+    }
+}
+
+impl Interpolate for Span {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        let ns = mix(self.0.as_nanos() as f64, to.0.as_nanos() as f64, part);
+        Some(Self(Duration::from_nanos(ns.round() as u64)))
+    }
+}
+
+impl Interpolate for Every {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        Some(Self(mix(self.0.into(), to.0.into(), part).round() as u32))
+    }
+}
+
+impl Interpolate for BitRate {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        Some(Self(mix(self.0 as f64, to.0 as f64, part).round() as u64))
+    }
+}
+
+impl Interpolate for Size {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        Some(Self(mix(self.0 as f64, to.0 as f64, part).round() as u64))
+    }
+}
+
+impl Interpolate for jiff::SignedDuration {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        let ns = mix(self.as_nanos() as f64, to.as_nanos() as f64, part);
+        Some(Self::from_nanos(ns.round() as i64))
+    }
+}
+
+impl Interpolate for Offset {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        match (self, to) {
+            (Self::By(from), Self::By(to)) => from.between(to, part).map(Self::By),
+            _ => (self == to).then_some(*self),
+        }
+    }
+}
+
+impl<T: Interpolate> Interpolate for Option<T> {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        match (self, to) {
+            (None, None) => Some(None),
+            (Some(from), Some(to)) => from.between(to, part).map(Some),
+            _ => None,
+        }
+    }
+}
+
+impl<A: Interpolate, B: Interpolate> Interpolate for (A, B) {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        Some((self.0.between(&to.0, part)?, self.1.between(&to.1, part)?))
+    }
+}
+
+impl<T: Interpolate> Interpolate for Vec<T> {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        let is_same = self.len() == to.len();
+        is_same.then(|| self.iter().zip(to).map(|(from, to)| from.between(to, part)).collect())?
+    }
+}
+
+/// Why there is no way from one fault to another.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("`{key}` is {from} at one end and {to} at the other")]
+pub struct Difference {
+    /// The key that is no amount, and differs.
+    pub key: String,
+    /// Its value at one end.
+    pub from: String,
+    /// Its value at the other end.
+    pub to: String,
+}
+
+impl Difference {
+    /// The values of a key.
+    pub fn of<T: Serialize>(key: &str, from: &T, to: &T) -> Self {
+        let text = |value| serde_json::to_string(value).unwrap_or_default();
+        Self { key: key.into(), from: text(from), to: text(to) }
+    }
+
+    /// The values of the first key that differs.
+    pub fn first<T: Serialize>(from: &T, to: &T) -> Self {
+        let object = |value| match serde_json::to_value(value) {
+            Ok(Json::Object(object)) => object,
+            _ => Map::new(),
+        };
+        let (from, to) = (object(from), object(to));
+        let differs = |key: &&String| from.get(*key) != to.get(*key);
+        let key = from.keys().chain(to.keys()).find(differs).cloned().unwrap_or_default();
+        Self::of(&key, &from.get(&key), &to.get(&key))
+    }
+}

@@ -1,0 +1,49 @@
+//! Duplicated packets.
+
+use injector_common::{
+    model::chance::Chance,
+    rule::{RULE_ALTERS, RULE_STATEFUL},
+};
+
+use super::{Compiler, PacketFault, PacketInfo};
+use crate::spec::{
+    fault::odds,
+    info::{Effect, Info, Trial},
+    rule::RuleError,
+};
+
+odds! {
+    /// Which packets are duplicated.
+    Duplicate, "a chance"
+}
+
+impl PacketFault for Duplicate {
+    type Value = Self;
+
+    const INFO: PacketInfo = PacketInfo {
+        info: Info {
+            name: "duplicate",
+            value: "P[,corr=C]",
+            help: "Send P of the packets twice",
+            examples: &["1%", "2%,corr=25%"],
+            trial: Some(Trial {
+                options: "--duplicate 100% --direction egress",
+                effect: Effect::Twice,
+            }),
+            ..Info::DEFAULT
+        },
+        ..PacketInfo::DEFAULT
+    };
+
+    fn compile(duplicate: &Self, compiler: &mut Compiler) -> Result<(), RuleError> {
+        let rule = &mut compiler.impairment.rule;
+        rule.duplicate = duplicate.0.chance();
+        if rule.duplicate != Chance::NEVER {
+            rule.flags |= RULE_ALTERS;
+        }
+        if rule.duplicate.is_correlated() {
+            rule.flags |= RULE_STATEFUL;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,34 @@
+//! Peers that are cut off.
+
+use super::{Compiler, PacketFault, PacketInfo};
+use crate::spec::{
+    info::{Effect, Info, Trial},
+    rule::RuleError,
+    value::Remote,
+};
+
+/// Peers that are cut off, by a rule of their own.
+#[derive(Clone, Copy, Debug)]
+pub struct Partition;
+
+impl PacketFault for Partition {
+    type Value = [Remote];
+
+    const INFO: PacketInfo = PacketInfo {
+        info: Info {
+            name: "partition",
+            value: "CIDR",
+            help: "Drop all packets to and from these addresses; with --direction, one way only",
+            examples: &["10.0.0.0/8", "fd00::1"],
+            trial: Some(Trial { options: "--partition 127.0.0.1", effect: Effect::Lost }),
+            ..Info::DEFAULT
+        },
+        by_xdp: true,
+        ..PacketInfo::DEFAULT
+    };
+
+    /// Does nothing: [`RuleSpec::check`] makes a rule of it that matches its addresses.
+    fn compile(_: &[Remote], _: &mut Compiler) -> Result<(), RuleError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! Delayed round trips.
+
+use std::time::Duration;
+
+use super::{Compiler, PacketFault, PacketInfo, delay};
+use crate::spec::{
+    info::{Effect, Info, Trial},
+    interpolate::interpolate,
+    parameters::{Given, Parameter, Value, values},
+    rule::{Direction, RuleError},
+    value::{Span, ValueError},
+};
+
+values!(Rtt);
+interpolate!(Rtt { 0 });
+
+/// How much longer round trips take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rtt(pub Span);
+
+impl Value for Rtt {
+    type Error = ValueError;
+
+    const NAME: &'static str = "a duration";
+    const SYNTAX: &'static str = "T";
+    const EXAMPLE: &'static str = "50ms";
+    const PARAMETERS: &'static [Parameter] =
+        &[Parameter::new("time", "How much longer a round trip takes, 0s to 120s.")];
+
+    fn from_parameters(given: &Given) -> Result<Self, ValueError> {
+        given.required("time").map(Self)
+    }
+
+    fn parameters(&self) -> Vec<(&'static str, String)> {
+        vec![("time", self.0.to_string())]
+    }
+}
+
+/// Why there cannot be a delay as well.
+pub const WITH_DELAY: &str =
+    "--rtt is a delay of half of it each way: give either --rtt or --delay";
+
+/// Why it is for both directions.
+pub const ONE_WAY: &str = "--rtt delays both ways, half of it each: leave --direction out, or use --delay for one way only";
+
+/// How long it is at most: half of it is a delay.
+pub const TOO_LONG: &str = "--rtt is too long: a round-trip time is 0s to 120s";
+
+impl PacketFault for Rtt {
+    type Value = Self;
+
+    const INFO: PacketInfo = PacketInfo {
+        info: Info {
+            name: "rtt",
+            value: "T",
+            help: "Make round trips T longer: half of it in each direction",
+            examples: &["50ms", "120s"],
+            trial: Some(Trial {
+                options: "--rtt 100ms",
+                // One way: over the loopback, a packet is judged when it is sent, and not again.
+                effect: Effect::Late(1, Duration::from_millis(49)),
+            }),
+            ..Info::DEFAULT
+        },
+        holds: true,
+        ..PacketInfo::DEFAULT
+    };
+
+    fn compile(rtt: &Self, compiler: &mut Compiler) -> Result<(), RuleError> {
+        let Self(rtt) = *rtt;
+        if compiler.rule.delay.is_some() {
+            return Err(RuleError::Fault(WITH_DELAY));
+        }
+        if compiler.rule.direction.unwrap_or_default() != Direction::Both {
+            return Err(RuleError::Fault(ONE_WAY));
+        }
+        if rtt.0 > 2 * delay::LONGEST {
+            return Err(RuleError::Fault(TOO_LONG));
+        }
+        compiler.impairment.hold().delay.latency_ns = Span(rtt.0 / 2).nanoseconds();
+        Ok(())
+    }
+}

@@ -1,0 +1,272 @@
+//! Process faults, one file each: how it is written. [`crate::fault::process`] carries them out.
+
+pub mod cpu;
+pub mod errno;
+pub mod io;
+pub mod kill;
+pub mod pause;
+
+use std::{
+    fmt::{self, Display, Formatter},
+    str::FromStr,
+    time::Duration,
+};
+
+use clap::Args;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use syscalls::Sysno;
+use thiserror::Error;
+
+use super::{
+    distribution::{DistributionError, Files},
+    fault::FaultError,
+    info::{Info, fault_spec},
+    interpolate::{Difference, Interpolate as _},
+    list::list,
+    value::ValueError,
+};
+use cpu::CpuLimit;
+use errno::{ErrnoError, Failure};
+use io::IoLimit;
+use kill::{Kill, When};
+use pause::{Pause, PauseSpec};
+
+/// The shortest pause, and the shortest time from one to the next.
+pub const SHORTEST: Duration = Duration::from_millis(1);
+
+/// Each signal on a call is a program of its own on every system call.
+const MOST_CALL_KILLS: usize = 8;
+
+/// Each failure of system calls is a program of its own at a hook of the kernel's.
+const MOST_FAILURES: usize = 16;
+
+/// The table of process faults, as that of packet faults.
+macro_rules! process_faults {
+    ($callback:ident! { $($args:tt)* }) => {
+        $callback! { $($args)*
+            { pause, PauseSpec, Option<PauseSpec> }
+            {
+                #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+                #[schemars(length(min = 1))]
+                kill, Kill, Vec<Kill>
+            }
+            {
+                #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+                #[schemars(length(min = 1))]
+                errno, Failure, Vec<Failure>
+            }
+            { cpu, CpuLimit, Option<CpuLimit> }
+            { io, IoLimit, Option<IoLimit> }
+        }
+    };
+}
+
+/// A process fault.
+pub trait ProcessFault {
+    /// Its option and its help.
+    const INFO: Info;
+}
+
+process_faults!(fault_spec! {
+    /// Process faults as written: the options of the command line and the keys of a rule file are these fields.
+    ProcessSpec by ProcessFault of Info, below "Process faults", [] []
+});
+
+/// Why a process fault makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ProcessError {
+    /// A value in it is none.
+    #[error(transparent)]
+    Value(#[from] ValueError),
+    /// A file is no distribution.
+    #[error(transparent)]
+    Distribution(#[from] DistributionError),
+    /// A rate in it is none.
+    #[error(transparent)]
+    Rate(#[from] FaultError),
+    /// A time beyond what pauses can be.
+    #[error("`{0}` is out of range: pauses last 1ms to 24h, and begin 1ms to 24h apart")]
+    PauseRange(String),
+    /// A jitter beyond what the model takes.
+    #[error("`{0}` is too long: a jitter is at most 60s")]
+    JitterRange(String),
+    /// Says how something is spread that is not.
+    #[error(
+        "`{0}`: dist goes with jitter, every-dist with every-jitter, and every-jitter with every"
+    )]
+    NoJitter(String),
+    /// Not a signal.
+    #[error(
+        "`{0}` is not a signal: write a name such as KILL or SIGTERM, or a number from 1 to 64"
+    )]
+    Signal(String),
+    /// Not `N:SYSCALL`.
+    #[error("`{0}` is not a call: write N:SYSCALL, with N from 1, for instance 100:fsync")]
+    Call(String),
+    /// Not a system call.
+    #[error("`{0}` is not a system call of this architecture (syscalls(2) lists them)")]
+    Syscall(String),
+    /// Too many of them.
+    #[error("at most {MOST_CALL_KILLS} --kill can wait for calls, as each costs on every call")]
+    TooManyCallKills,
+    /// A failure of system calls makes no sense.
+    #[error(transparent)]
+    Errno(#[from] ErrnoError),
+    /// Too many of them.
+    #[error("at most {MOST_FAILURES} --errno can be given, as each is a program of its own")]
+    TooManyFailures,
+    /// Not a share of processors.
+    #[error(
+        "`{0}` is not a share of a processor: write a percentage from 0.1% to 1000000%; 100% is one whole processor"
+    )]
+    Cpu(String),
+}
+
+/// A system call of this architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Syscall(Sysno);
+
+impl Syscall {
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        self.0.id() as u32
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.0.name()
+    }
+}
+
+impl FromStr for Syscall {
+    type Err = ProcessError;
+
+    fn from_str(text: &str) -> Result<Self, ProcessError> {
+        text.parse().map(Self).map_err(|()| ProcessError::Syscall(text.into()))
+    }
+}
+
+/// Process faults, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProcessFaults {
+    /// Pauses.
+    pub pause: Option<Pause>,
+    /// Signals.
+    pub kills: Vec<Kill>,
+    /// Failing system calls.
+    pub failures: Vec<Failure>,
+    /// Processor time.
+    pub cpu: Option<CpuLimit>,
+    /// Block I/O.
+    pub io: Option<IoLimit>,
+    /// As they were written, for people.
+    pub name: String,
+}
+
+impl ProcessSpec {
+    /// Checks them; `None` if nothing was asked of processes.
+    pub fn check(&self) -> Result<Option<ProcessFaults>, ProcessError> {
+        self.check_with(&mut Files::default())
+    }
+
+    /// The same, where files may have been read already, or may not be read.
+    pub fn check_with(&self, files: &mut Files) -> Result<Option<ProcessFaults>, ProcessError> {
+        if *self == Self::default() {
+            return Ok(None);
+        }
+        let calls = self.kill.iter().filter(|kill| matches!(kill.when, When::Call { .. }));
+        if calls.count() > MOST_CALL_KILLS {
+            return Err(ProcessError::TooManyCallKills);
+        }
+        if self.errno.len() > MOST_FAILURES {
+            return Err(ProcessError::TooManyFailures);
+        }
+        Ok(Some(ProcessFaults {
+            pause: self.pause.as_ref().map(|pause| pause.load(files)).transpose()?,
+            kills: self.kill.clone(),
+            failures: self.errno.clone(),
+            cpu: self.cpu,
+            io: self.io.clone(),
+            name: self.to_string(),
+        }))
+    }
+}
+
+macro_rules! titles {
+    ($({ $(#[$attribute:meta])* $field:ident, $fault:ty, $type:ty })*) => {
+        impl Display for ProcessSpec {
+            fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+                let mut words: Vec<String> = Vec::new();
+                $(for value in self.$field.iter() {
+                    words.push(format!("{} {value}", <$fault>::INFO.name));
+                })*
+                f.write_str(&words.join(" "))
+            }
+        }
+    };
+}
+
+process_faults!(titles! {});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn process_faults_print_as_they_were_written() {
+        for text in [
+            "2s",
+            "2s,at=5s",
+            "50ms,every=1s",
+            "50ms,every=1s,jitter=40ms,dist=pareto,every-jitter=500ms,every-dist=normal",
+        ] {
+            assert_eq!(text.parse::<PauseSpec>().map(|pause| pause.to_string()), Ok(text.into()));
+        }
+        for text in ["at=10s", "every=60s", "TERM,at=1s,every=2s", "64,at=0ns", "after=3:write"] {
+            assert_eq!(text.parse::<Kill>().map(|kill| kill.to_string()), Ok(text.into()));
+        }
+        assert_eq!("SIGTERM,at=1s".parse::<Kill>(), "term,at=1s".parse());
+        assert_eq!("15,at=1s".parse::<Kill>(), "term,at=1s".parse());
+        for text in ["25%", "150%", "0.1%"] {
+            assert_eq!(text.parse::<CpuLimit>().map(|cpu| cpu.to_string()), Ok(text.into()));
+        }
+    }
+
+    #[test]
+    fn wrong_process_faults_are_refused_by_what_is_wrong() {
+        let pause = |text: &str| text.parse::<PauseSpec>().expect_err(text).to_string();
+        assert!(pause("2s,often=1s").contains("T[,at=T]"));
+        assert!(pause("0s").contains("1ms to 24h"));
+        assert!(pause("2s,every=0s").contains("1ms to 24h"));
+        assert!(pause("2s,dist=normal").contains("jitter"));
+        assert!(pause("2s,every-jitter=1s").contains("every"));
+        assert!(pause("5").contains("unit"));
+        let kill = |text: &str| text.parse::<Kill>().expect_err(text).to_string();
+        assert!(kill("KILL").contains("at=T"));
+        assert!(kill("at=1s,after=1:read").contains("at=T"));
+        assert!(kill("FOO,at=1s").contains("FOO"));
+        assert!(kill("65,at=1s").contains("65"));
+        assert!(kill("after=0:read").contains("0:read"));
+        assert!(kill("after=1:frob").contains("frob"));
+        assert!(
+            "0.5".parse::<CpuLimit>().expect_err("no sign").to_string().contains("0.5% (or 50%)")
+        );
+        for text in ["0", "25", "0.05%", "inf", "x", "-1%"] {
+            assert!(text.parse::<CpuLimit>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn without_a_time_a_single_pause_comes_at_once_and_a_series_after_its_interval() {
+        let at = |text: &str| {
+            let pause: PauseSpec = text.parse().expect("valid");
+            pause.load(&mut Files::default()).expect("no files").at
+        };
+        assert_eq!(at("2s"), Duration::ZERO);
+        assert_eq!(at("2s,every=5s"), Duration::from_secs(5));
+        assert_eq!(at("2s,at=0s,every=5s"), Duration::ZERO);
+    }
+}

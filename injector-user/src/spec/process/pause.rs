@@ -1,0 +1,154 @@
+//! Processes that are paused.
+
+use std::time::Duration;
+
+use super::{ProcessError, ProcessFault, SHORTEST};
+use crate::spec::{
+    distribution::{DistributionError, Files},
+    info::{Effect, Info, Trial},
+    interpolate::interpolate,
+    packet::delay::{Delay, DelaySpec, Distribution, Jitter, LONGEST},
+    parameters::{DISTRIBUTION, Given, Parameter, Value, values},
+    value::{Percent, Span},
+};
+
+values!(PauseSpec);
+interpolate! {
+    Around { mean, jitter }
+    PauseSpec { length, at, interval }
+}
+
+/// The longest pause, and the longest time from one to the next.
+const LONGEST_PAUSE: Duration = Duration::from_hours(24);
+
+/// A time and what there is around it.
+#[derive(Clone, Debug, PartialEq)]
+struct Around {
+    mean: Span,
+    jitter: Option<(Span, Distribution)>,
+}
+
+impl Around {
+    fn parse(given: &Given, names: [&str; 3]) -> Result<Self, ProcessError> {
+        let text = given.text();
+        let [mean, jitter, dist] = names.map(|name| given.get(name));
+        let mean: Span = mean.unwrap_or_default().parse()?;
+        if !(SHORTEST..=LONGEST_PAUSE).contains(&mean.0) {
+            return Err(ProcessError::PauseRange(text.into()));
+        }
+        let jitter = match jitter {
+            Some(jitter) => {
+                let scale: Span = jitter.parse()?;
+                if scale.0 > LONGEST {
+                    return Err(ProcessError::JitterRange(jitter.into()));
+                }
+                Some((scale, dist.map(Distribution::named).unwrap_or_default()))
+            }
+            None if dist.is_some() => return Err(ProcessError::NoJitter(text.into())),
+            None => None,
+        };
+        Ok(Self { mean, jitter })
+    }
+
+    fn load(&self, files: &mut Files) -> Result<Delay, DistributionError> {
+        let jitter = self.jitter.clone().map(|(scale, distribution)| Jitter {
+            scale,
+            distribution,
+            correlation: Percent::default(),
+        });
+        DelaySpec::Around { latency: self.mean, jitter }.load(files)
+    }
+
+    fn parameters(&self, names: [&'static str; 2]) -> Vec<(&'static str, String)> {
+        let Some((scale, distribution)) = &self.jitter else { return Vec::new() };
+        let mut parameters = vec![(names[0], scale.to_string())];
+        if *distribution != Distribution::Uniform {
+            parameters.push((names[1], distribution.to_string()));
+        }
+        parameters
+    }
+}
+
+/// Pauses as written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PauseSpec {
+    length: Around,
+    at: Option<Span>,
+    interval: Option<Around>,
+}
+
+impl Value for PauseSpec {
+    type Error = ProcessError;
+
+    const NAME: &'static str = "a pause";
+    const SYNTAX: &'static str =
+        "T[,at=T][,every=T][,jitter=J][,dist=D][,every-jitter=J][,every-dist=D]";
+    const EXAMPLE: &'static str = "2s or 50ms,jitter=40ms,dist=pareto,every=1s";
+    const PARAMETERS: &'static [Parameter] = &[
+        Parameter::new("time", "How long a pause lasts, 1ms to 24h."),
+        Parameter::new("at", "When the first one begins, from the start."),
+        Parameter::new("every", "From the start of one to the start of the next, 1ms to 24h."),
+        Parameter::new("jitter", "How far lengths vary around `time`, 0s to 60s."),
+        DISTRIBUTION,
+        Parameter::new("every-jitter", "How far intervals vary around `every`, 0s to 60s."),
+        Parameter::new("every-dist", "Distribution of `every-jitter`.").or("every-distribution"),
+    ];
+
+    fn from_parameters(given: &Given) -> Result<Self, ProcessError> {
+        let has_interval = given.has("every");
+        if !has_interval && (given.has("every-jitter") || given.has("every-dist")) {
+            return Err(ProcessError::NoJitter(given.text().into()));
+        }
+        let interval = || Around::parse(given, ["every", "every-jitter", "every-dist"]);
+        Ok(Self {
+            length: Around::parse(given, ["time", "jitter", "dist"])?,
+            at: given.parse("at")?,
+            interval: has_interval.then(interval).transpose()?,
+        })
+    }
+
+    fn parameters(&self) -> Vec<(&'static str, String)> {
+        let mut parameters = vec![("time", self.length.mean.to_string())];
+        parameters.extend(self.at.map(|at| ("at", at.to_string())));
+        parameters
+            .extend(self.interval.as_ref().map(|interval| ("every", interval.mean.to_string())));
+        parameters.extend(self.length.parameters(["jitter", "dist"]));
+        let interval = self.interval.iter();
+        parameters.extend(interval.flat_map(|it| it.parameters(["every-jitter", "every-dist"])));
+        parameters
+    }
+}
+
+impl ProcessFault for PauseSpec {
+    const INFO: Info = Info {
+        name: "pause",
+        value: "T[,at=T][,every=T][,jitter=J][,dist=D][,every-jitter=J][,every-dist=D]",
+        help: "Stop all processes for T; once, or again every so often",
+        detail: "As a garbage collection or the migration of a virtual machine does. `every` counts from start to \
+                 start. With jitter, lengths and intervals vary as those of --delay do.",
+        examples: &["2s", "50ms,every=1s,jitter=40ms,dist=pareto"],
+        trial: Some(Trial { options: "--pause 300ms,at=200ms,every=1s", effect: Effect::Process }),
+    };
+}
+
+/// Pauses, with all that files say about them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pause {
+    /// How long they are.
+    pub length: Delay,
+    /// When the first one begins, from the start.
+    pub at: Duration,
+    /// From the start of one to the start of the next; there is but one if absent.
+    pub interval: Option<Delay>,
+}
+
+impl PauseSpec {
+    pub(super) fn load(&self, files: &mut Files) -> Result<Pause, ProcessError> {
+        let every = self.interval.as_ref().map(|interval| interval.mean.0);
+        Ok(Pause {
+            length: self.length.load(files)?,
+            at: self.at.map(|at| at.0).or(every).unwrap_or_default(),
+            interval: self.interval.as_ref().map(|interval| interval.load(files)).transpose()?,
+        })
+    }
+}
