@@ -13,23 +13,17 @@ use aya_ebpf::{
     helpers::generated::bpf_redirect,
     programs::{TcContext, XdpContext},
 };
-use aya_log_ebpf::debug;
 use injector_common::{
     control::{Control, RuleSet},
     counter::{RuleCounters, SeenCounters},
-    model::{Decision, State, decide},
     packet::{
         Direction, Packet,
         parse::{Link, Unparsed, parse},
     },
-    rule::{RULE_ALTERS, RULE_ECN, RULE_HOLDS, RULE_RESET, RULE_STATEFUL, Rule},
+    rule::Rule,
 };
 
-use self::{
-    hold::Sent,
-    impair::reset::{FIRST_RESET, NOT_RESET},
-};
-use crate::{atomic, clock, maps};
+use crate::{clock, maps};
 
 /// What becomes of a packet after its rule has been applied.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,7 +40,17 @@ enum Fate {
     Held,
 }
 
-/// A packet and the rule that it falls under.
+/// A packet at a tc hook.
+struct Case<'a> {
+    ctx: &'a TcContext,
+    packet: &'a Packet,
+    direction: Direction,
+    link: Link,
+    /// The number of the rule.
+    number: u32,
+}
+
+/// The rule that a packet falls under.
 struct Match<'a> {
     rule: &'a Rule,
     /// Index into [`maps::RULES`] and its siblings.
@@ -118,99 +122,7 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
     }
     skb::set_judged(ctx);
 
-    if matched.rule.flags & RULE_RESET != 0 {
-        // Asked here and not there: Linux 6.1 rounds the stack of each function in a chain of calls up to
-        // 32 bytes, also of those that are never called, and lets no chain exceed 512.
-        let is_known = direction == Direction::Egress || scope::has_connection(ctx, packet);
-        let flags = matched.rule.flags;
-        let reset = impair::reset::reset(ctx, packet, direction, flags, is_known);
-        if reset != NOT_RESET {
-            if reset == FIRST_RESET {
-                matched.counters.reset += 1;
-                debug!(ctx, "rule {}: connection reset", number);
-            }
-            return Some(if direction == Direction::Egress && !skb::comes_back(ctx) {
-                Fate::TurnedBack
-            } else {
-                Fate::Pass
-            });
-        }
-    }
-    let decision = draw(&matched)?;
-    let holds = maps::HOLD_INTERFACE.load() != 0 && matched.rule.flags & RULE_HOLDS != 0;
-    // netem's order: duplicate, lose, corrupt, delay. A packet both doubled and lost arrives once.
-    if decision.duplicate {
-        if decision.lost {
-            matched.counters.duplicated += 1;
-            matched.counters.dropped += 1;
-        } else {
-            duplicate(ctx, &mut matched, direction, &decision, holds && link != Link::None);
-        }
-    } else if decision.lost {
-        if matched.rule.flags & RULE_ECN != 0 && skb::mark_congestion(ctx) {
-            matched.counters.marked += 1;
-        } else {
-            matched.counters.dropped += 1;
-            debug!(ctx, "rule {}: lost", number);
-            return Some(Fate::Lost);
-        }
-    }
-    if decision.corrupt {
-        if impair::corrupt::corrupt(ctx, packet, matched.rule.corrupt.mode, decision.position) {
-            matched.counters.corrupted += 1;
-        } else {
-            matched.counters.skipped += 1;
-        }
-    }
-    if !holds {
-        return Some(Fate::Pass);
-    }
-    if link == Link::None {
-        // A packet without a link-layer header cannot be redirected to the hold device.
-        matched.counters.skipped += 1;
-        return Some(Fate::Pass);
-    }
-    let which = decision.index.wrapping_mul(2);
-    match hold::schedule(ctx, matched.rule, matched.index, which, direction) {
-        hold::AT_ONCE => Some(Fate::Pass),
-        hold::FULL => Some(Fate::Lost),
-        release => Some(match hold::send(ctx, &mut matched, direction, release, false) {
-            Sent::Redirect => Fate::Held,
-            Sent::Cloned => Fate::Replaced,
-            Sent::Refused => {
-                matched.counters.skipped += 1;
-                Fate::Pass
-            }
-        }),
-    }
-}
-
-/// Sends a copy of the packet, held like the packet itself if it is.
-#[inline(always)]
-fn duplicate(
-    ctx: &TcContext,
-    matched: &mut Match,
-    direction: Direction,
-    decision: &Decision,
-    holds: bool,
-) {
-    let release = if holds {
-        let which = decision.index.wrapping_mul(2).wrapping_add(1);
-        hold::schedule(ctx, matched.rule, matched.index, which, direction)
-    } else {
-        hold::AT_ONCE
-    };
-    let is_sent = match release {
-        hold::AT_ONCE => impair::duplicate::duplicate(ctx, direction),
-        // Doubled, and the copy dropped.
-        hold::FULL => true,
-        release => hold::send(ctx, matched, direction, release, true) == Sent::Cloned,
-    };
-    if is_sent {
-        matched.counters.duplicated += 1;
-    } else {
-        matched.counters.skipped += 1;
-    }
+    impair::impair(&Case { ctx, packet, direction, link, number }, &mut matched)
 }
 
 /// Tells the queue of the hold device when a packet is due; drops what is not ours.
@@ -249,21 +161,8 @@ fn judge_frame(ctx: &XdpContext) -> Option<Fate> {
     )?;
     fragment::complete(packet);
     let number = find::search(packet, direction, set, control.bank)?;
-    let matched = counted(number, &control, packet, direction, length)?;
-    let decision = draw(&matched)?;
-    if decision.lost {
-        matched.counters.dropped += 1;
-        return Some(Fate::Lost);
-    }
-    if decision.corrupt {
-        if impair::corrupt::corrupt_frame(ctx, packet, matched.rule.corrupt.mode, decision.position)
-        {
-            matched.counters.corrupted += 1;
-        } else {
-            matched.counters.skipped += 1;
-        }
-    }
-    Some(Fate::Pass)
+    let mut matched = counted(number, &control, packet, direction, length)?;
+    impair::impair_frame(ctx, packet, &mut matched)
 }
 
 /// The active rule set, unless it is empty. What controls it is copied, so that one packet sees one
@@ -361,38 +260,4 @@ fn note(count: impl FnOnce(&mut SeenCounters)) {
         // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
         count(unsafe { &mut *seen });
     }
-}
-
-/// Advances the rule's state by one packet and decides about it.
-#[inline(always)]
-fn draw(matched: &Match) -> Option<Decision> {
-    /// Other CPUs can spoil an attempt. If they spoil all, the last decision stands, but the rule's state does
-    /// not advance by it.
-    const ATTEMPTS: usize = 4;
-
-    if matched.rule.flags & (RULE_ALTERS | RULE_HOLDS) == 0
-        && let Some(lost) = matched.rule.loss.certain()
-    {
-        return Some(Decision { index: 0, lost, duplicate: false, corrupt: false, position: 0 });
-    }
-    let word = maps::STATES.get_ptr_mut(matched.index)?;
-    if matched.rule.flags & RULE_STATEFUL == 0 {
-        // SAFETY: a map value, aligned to 8.
-        let before = unsafe { atomic::fetch_add(word, State::ONE_PACKET) };
-        return Some(decide(matched.rule, State(before)).0);
-    }
-    // SAFETY: a map value, aligned to 8; a torn or stale read is caught by the exchange.
-    let mut before = unsafe { word.read_volatile() };
-    let mut decision = None;
-    for _ in 0..ATTEMPTS {
-        let (attempt, next) = decide(matched.rule, State(before));
-        decision = Some(attempt);
-        // SAFETY: a map value, aligned to 8.
-        let found = unsafe { atomic::compare_exchange(word, before, next.0) };
-        if found == before {
-            break;
-        }
-        before = found;
-    }
-    decision
 }

@@ -5,23 +5,50 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use injector_common::{
+    model::Decision,
     packet::{Packet, protocol},
     rule::CorruptMode,
     verifier::pin,
 };
 
 use super::checksum;
-use crate::packet::skb;
+use crate::packet::{Case, Match, skb};
 
 /// Bits are flipped within so many bytes of payload, which must be made contiguous and private.
 const REACH: u32 = 1024;
+
+/// Corrupts the packet, if that was decided.
+#[inline(always)]
+pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
+    if !decision.corrupt {
+        return;
+    }
+    if corrupt(case.ctx, case.packet, matched.rule.corrupt.mode, decision.position) {
+        matched.counters.corrupted += 1;
+    } else {
+        matched.counters.skipped += 1;
+    }
+}
+
+/// The same at the XDP hook.
+#[inline(always)]
+pub fn apply_to_frame(ctx: &XdpContext, packet: &Packet, matched: &mut Match, decision: &Decision) {
+    if !decision.corrupt {
+        return;
+    }
+    if corrupt_frame(ctx, packet, matched.rule.corrupt.mode, decision.position) {
+        matched.counters.corrupted += 1;
+    } else {
+        matched.counters.skipped += 1;
+    }
+}
 
 /// Corrupts the packet; `false` if it cannot be (nothing there to corrupt), and it is unchanged.
 ///
 /// A function of its own for the verifier: inlined, the compiler moves parts of it to where the verifier
 /// does not see that they belong together.
 #[inline(never)]
-pub fn corrupt(ctx: &TcContext, packet: &Packet, mode: u32, position: u32) -> bool {
+fn corrupt(ctx: &TcContext, packet: &Packet, mode: u32, position: u32) -> bool {
     if mode == CorruptMode::Silent as u32 {
         silent(ctx, packet, position)
     } else {
@@ -112,7 +139,7 @@ fn flip(ctx: &TcContext, at: u32, mask: u16, end: u32, flags: u64) -> Option<(u1
 ///
 /// `wire` breaks the IP header, as at the other hooks.
 #[inline(always)]
-pub fn corrupt_frame(ctx: &XdpContext, packet: &Packet, mode: u32, position: u32) -> bool {
+fn corrupt_frame(ctx: &XdpContext, packet: &Packet, mode: u32, position: u32) -> bool {
     if mode == CorruptMode::Wire as u32 {
         let ipv4 = checksum::ipv4_offset(packet);
         // For IPv6 the payload length.

@@ -1,14 +1,54 @@
 //! Doubling a packet.
 
 use aya_ebpf::{bindings::BPF_F_INGRESS, programs::TcContext};
-use injector_common::packet::Direction;
+use injector_common::{
+    model::Decision,
+    packet::{Direction, parse::Link},
+};
 
-use crate::packet::skb;
+use super::delay;
+use crate::packet::{
+    Case, Match,
+    hold::{self, Sent},
+    skb,
+};
+
+/// Sends a copy of the packet, held like the packet itself if it is.
+#[inline(always)]
+pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
+    let &Case { ctx, direction, link, .. } = case;
+    if !decision.duplicate {
+        return;
+    }
+    // It arrives once.
+    if decision.lost {
+        matched.counters.duplicated += 1;
+        matched.counters.dropped += 1;
+        return;
+    }
+    let release = if delay::holds(matched) && link != Link::None {
+        let which = decision.index.wrapping_mul(2).wrapping_add(1);
+        delay::schedule(ctx, matched.rule, matched.index, which, direction)
+    } else {
+        delay::AT_ONCE
+    };
+    let is_sent = match release {
+        delay::AT_ONCE => duplicate(ctx, direction),
+        // Doubled, and the copy dropped.
+        delay::FULL => true,
+        release => hold::send(ctx, matched, direction, release, true) == Sent::Cloned,
+    };
+    if is_sent {
+        matched.counters.duplicated += 1;
+    } else {
+        matched.counters.skipped += 1;
+    }
+}
 
 /// Sends a copy of the packet the way that it goes. The copy is marked as judged already, so that the
 /// hook lets it pass.
 #[inline(always)]
-pub fn duplicate(ctx: &TcContext, direction: Direction) -> bool {
+fn duplicate(ctx: &TcContext, direction: Direction) -> bool {
     if direction == Direction::Egress {
         return ctx.clone_redirect(skb::interface(ctx), 0).is_ok();
     }

@@ -1,6 +1,82 @@
-//! What is done to a packet, one file an impairment.
+//! What is done to a packet: one file a fault, and their order.
 
 pub mod checksum;
 pub mod corrupt;
+pub mod delay;
 pub mod duplicate;
+pub mod ecn;
+pub mod loss;
+pub mod rate;
 pub mod reset;
+
+use aya_ebpf::programs::XdpContext;
+use injector_common::{
+    model::{Decision, State, decide},
+    packet::Packet,
+    rule::{RULE_ALTERS, RULE_HOLDS, RULE_STATEFUL},
+};
+
+use super::{Case, Fate, Match};
+use crate::{atomic, maps};
+
+/// Does to a packet what its rule says, in netem's order: duplicate, lose, corrupt, delay. The first fault that says
+/// what becomes of the packet is the last.
+#[inline(always)]
+pub fn impair(case: &Case, matched: &mut Match) -> Option<Fate> {
+    if let Some(fate) = reset::apply(case, matched) {
+        return Some(fate);
+    }
+    let decision = draw(matched)?;
+    duplicate::apply(case, matched, &decision);
+    if let Some(fate) = loss::apply(case, matched, &decision) {
+        return Some(fate);
+    }
+    corrupt::apply(case, matched, &decision);
+    Some(delay::apply(case, matched, &decision))
+}
+
+/// The same at the XDP hook, for the faults that work there.
+#[inline(always)]
+pub fn impair_frame(ctx: &XdpContext, packet: &Packet, matched: &mut Match) -> Option<Fate> {
+    let decision = draw(matched)?;
+    if decision.lost {
+        matched.counters.dropped += 1;
+        return Some(Fate::Lost);
+    }
+    corrupt::apply_to_frame(ctx, packet, matched, &decision);
+    Some(Fate::Pass)
+}
+
+/// Advances the rule's state by one packet and decides about it.
+#[inline(always)]
+fn draw(matched: &Match) -> Option<Decision> {
+    /// Other CPUs can spoil an attempt. If they spoil all, the last decision stands, but the rule's state does
+    /// not advance by it.
+    const ATTEMPTS: usize = 4;
+
+    if matched.rule.flags & (RULE_ALTERS | RULE_HOLDS) == 0
+        && let Some(lost) = matched.rule.loss.certain()
+    {
+        return Some(Decision { index: 0, lost, duplicate: false, corrupt: false, position: 0 });
+    }
+    let word = maps::STATES.get_ptr_mut(matched.index)?;
+    if matched.rule.flags & RULE_STATEFUL == 0 {
+        // SAFETY: a map value, aligned to 8.
+        let before = unsafe { atomic::fetch_add(word, State::ONE_PACKET) };
+        return Some(decide(matched.rule, State(before)).0);
+    }
+    // SAFETY: a map value, aligned to 8; a torn or stale read is caught by the exchange.
+    let mut before = unsafe { word.read_volatile() };
+    let mut decision = None;
+    for _ in 0..ATTEMPTS {
+        let (attempt, next) = decide(matched.rule, State(before));
+        decision = Some(attempt);
+        // SAFETY: a map value, aligned to 8.
+        let found = unsafe { atomic::compare_exchange(word, before, next.0) };
+        if found == before {
+            break;
+        }
+        before = found;
+    }
+    decision
+}

@@ -1,0 +1,149 @@
+//! Delaying and reordering: until when a packet is held.
+
+use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
+use injector_common::{
+    hold::{self, HoldState},
+    model::{
+        Decision,
+        delay::{Memory, Tables},
+    },
+    packet::{Direction, parse::Link},
+    rule::{RULE_HOLDS, Rule},
+};
+
+use super::rate;
+use crate::{
+    atomic, maps,
+    packet::{
+        Case, Fate, Match,
+        hold::{Sent, send},
+        skb,
+    },
+};
+
+/// [`schedule`]: the packet goes on at once.
+pub const AT_ONCE: u64 = 0;
+
+/// [`schedule`]: the queue is full.
+pub const FULL: u64 = u64::MAX;
+
+/// Other CPUs can spoil an attempt at changing a rule's state. If they spoil all, the last result stands.
+pub const ATTEMPTS: usize = 4;
+
+/// Whether the rule holds packets.
+#[inline(always)]
+pub fn holds(matched: &Match) -> bool {
+    maps::HOLD_INTERFACE.load() != 0 && matched.rule.flags & RULE_HOLDS != 0
+}
+
+/// Holds the packet, if its rule does.
+#[inline(always)]
+pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) -> Fate {
+    let &Case { ctx, direction, link, .. } = case;
+    if !holds(matched) {
+        return Fate::Pass;
+    }
+    if link == Link::None {
+        // A packet without a link-layer header cannot be redirected to the hold device.
+        matched.counters.skipped += 1;
+        return Fate::Pass;
+    }
+    let which = decision.index.wrapping_mul(2);
+    match schedule(ctx, matched.rule, matched.index, which, direction) {
+        AT_ONCE => Fate::Pass,
+        FULL => Fate::Lost,
+        release => match send(ctx, matched, direction, release, false) {
+            Sent::Redirect => Fate::Held,
+            Sent::Cloned => Fate::Replaced,
+            Sent::Refused => {
+                matched.counters.skipped += 1;
+                Fate::Pass
+            }
+        },
+    }
+}
+
+/// The distribution tables of the active bank.
+struct Bank(u32);
+
+impl Tables for Bank {
+    #[inline(always)]
+    fn value(&self, table: u32, random: u32) -> i32 {
+        match maps::TABLES.get(self.0 * hold::MAX_TABLES + table) {
+            Some(table) => table.value(random),
+            None => 0,
+        }
+    }
+}
+
+/// Decides until when a packet is held, by `CLOCK_MONOTONIC` in nanoseconds; or [`AT_ONCE`] or [`FULL`].
+///
+/// `which` is twice the packet's number, and 1 more for its duplicate. A function of its own, so that the
+/// verifier goes through it on its own.
+#[inline(never)]
+pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction: Direction) -> u64 {
+    let Some(hold) = maps::HOLDS.get(index) else { return AT_ONCE };
+    let Some(state) = maps::HOLD_STATES.get_ptr_mut(index) else { return AT_ONCE };
+    let Some(counters) = maps::COUNTERS.get_ptr_mut(index) else { return AT_ONCE };
+    // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
+    let counters = unsafe { &mut *counters };
+    // SAFETY: no pointers are passed.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let mut ready = now;
+    if hold.rate.cost != 0 {
+        match rate::transmit(ctx, rule, &hold.rate, state, direction, now, counters) {
+            Some(ends) => ready = ends,
+            None => return FULL,
+        }
+    }
+    let bank = Bank(u32::from(index >= maps::RULES_PER_BANK.load()));
+    let wait = if hold.delay.has_memory() {
+        remembered(hold, rule, which, state, &bank)
+    } else {
+        hold::delay(&hold.delay, rule.stream, which >> 1, which & 1, Memory(0), &bank).0
+    };
+    let delay = match wait {
+        None => {
+            counters.reordered += 1;
+            0
+        }
+        Some(delay) => delay,
+    };
+    if ready + delay <= now {
+        return AT_ONCE;
+    }
+    let Some(wait) = maps::WAIT.get_ptr_mut(0) else { return AT_ONCE };
+    // SAFETY: per CPU; `send` reads it on this CPU before anything else is judged.
+    unsafe { *wait = ready + delay - now };
+    // A queue that paces connections will not know this one again, so its part is done here.
+    let paced = if direction == Direction::Egress { skb::departure(ctx, now) } else { now };
+    (if paced > ready { paced } else { ready }) + delay
+}
+
+/// [`hold::delay`] for delays that depend on those before.
+#[inline(always)]
+fn remembered(
+    hold: &hold::Hold,
+    rule: &Rule,
+    which: u64,
+    state: *mut HoldState,
+    bank: &Bank,
+) -> Option<u64> {
+    // SAFETY: within a map value.
+    let memory = unsafe { &raw mut (*state).memory };
+    // SAFETY: a map value, aligned to 8; a torn or stale read is caught by the exchange.
+    let mut before = unsafe { memory.read_volatile() };
+    let mut wait = None;
+    for _ in 0..ATTEMPTS {
+        let (attempt, next) =
+            hold::delay(&hold.delay, rule.stream, which >> 1, which & 1, Memory(before), bank);
+        wait = attempt;
+        // SAFETY: a map value, aligned to 8.
+        let found = unsafe { atomic::compare_exchange(memory, before, next.0) };
+        if found == before {
+            break;
+        }
+        before = found;
+    }
+    wait
+}

@@ -1,0 +1,19 @@
+//! Losing a packet.
+
+use aya_log_ebpf::debug;
+use injector_common::model::Decision;
+
+use super::ecn;
+use crate::packet::{Case, Fate, Match};
+
+/// Loses the packet, unless it is marked instead. One that is duplicated as well arrives once.
+#[inline(always)]
+pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) -> Option<Fate> {
+    let ctx = case.ctx;
+    if !decision.lost || decision.duplicate || ecn::mark(ctx, matched.rule, matched.counters) {
+        return None;
+    }
+    matched.counters.dropped += 1;
+    debug!(ctx, "rule {}: lost", case.number);
+    Some(Fate::Lost)
+}
