@@ -5,6 +5,9 @@ use crate::classify::TupleMask;
 /// Most distinct mask combinations that one rule set may need; each costs one hash lookup a packet.
 pub const MAX_MASKS: usize = 32;
 
+/// Most different lengths beyond which the rules of one set match.
+pub const MAX_LENGTHS: usize = 15;
+
 /// The one element of the `CONTROL` map, rewritten at every lease renewal and rule change.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,14 +32,38 @@ pub struct RuleSet {
     pub mask_count: u32,
     /// Non-zero if a rule matches on ports, so that the port-class tables must be consulted.
     pub uses_ports: u32,
+    /// Non-zero if a rule matches on lengths.
+    pub uses_lengths: u32,
+    /// The lengths beyond which rules match; the rest are `u32::MAX`.
+    pub lengths: [u32; MAX_LENGTHS],
     /// The masks, by ascending [`TupleMask::first_rule`].
     pub masks: [TupleMask; MAX_MASKS],
 }
 
 impl RuleSet {
     /// A rule set that matches nothing.
-    pub const EMPTY: Self =
-        Self { mask_count: 0, uses_ports: 0, masks: [TupleMask::EMPTY; MAX_MASKS] };
+    pub const EMPTY: Self = Self {
+        mask_count: 0,
+        uses_ports: 0,
+        uses_lengths: 0,
+        lengths: [u32::MAX; MAX_LENGTHS],
+        masks: [TupleMask::EMPTY; MAX_MASKS],
+    };
+
+    /// The class of a packet's length: how many of [`Self::lengths`] it exceeds.
+    #[inline(always)]
+    #[must_use]
+    pub fn length_class(&self, length: u32) -> u32 {
+        if self.uses_lengths == 0 {
+            return 0;
+        }
+        let mut class = 0;
+        for limit in self.lengths {
+            // The sign of the difference: without branches, which the verifier would follow in all combinations.
+            class += (u64::from(limit).wrapping_sub(length.into()) >> 63) as u32;
+        }
+        class
+    }
 }
 
 /// How many distinct ports there are, hence entries of a [`PortClasses`] table.

@@ -108,6 +108,13 @@ packet_faults!(fault_spec! {
         /// Only TCP segments with payload
         #[arg(long, help_heading = "Match")]
         pub data_only: bool,
+
+        /// Only IP packets longer than BYTES, header included, as the hook sees them
+        ///
+        /// With `--loss 100%` a path-MTU black hole: small packets pass, large ones are dropped. Segments that the
+        /// kernel has not split yet, or has merged, count as one packet.
+        #[arg(long, value_name = "BYTES", help_heading = "Match")]
+        pub longer_than: Option<u16>,
     ]
 });
 
@@ -161,6 +168,8 @@ pub struct Matching {
     pub tcp_flags: Option<TcpFlags>,
     /// Only TCP segments with payload.
     pub data_only: bool,
+    /// Only IP packets longer than this.
+    pub longer_than: Option<u16>,
 }
 
 impl Matching {
@@ -273,6 +282,7 @@ impl RuleSpec {
             local_ports: self.local_port.clone(),
             tcp_flags: self.tcp_flags,
             data_only: self.data_only,
+            longer_than: self.longer_than,
         })
     }
 }
