@@ -20,6 +20,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod agent;
+pub mod arch;
 pub mod cli;
 pub mod fault;
 pub mod injection;

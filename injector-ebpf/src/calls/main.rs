@@ -5,6 +5,8 @@
 #![allow(missing_docs, reason = "aya's macros generate undocumented public functions")]
 #![allow(clippy::needless_pass_by_value, reason = "aya's macros want the context by value")]
 
+#[path = "../arch/mod.rs"]
+mod arch;
 #[allow(dead_code, reason = "this object needs a part of it")]
 #[path = "../atomic.rs"]
 mod atomic;
@@ -12,8 +14,6 @@ mod atomic;
 mod current;
 #[path = "../object.rs"]
 mod object;
-#[path = "../registers.rs"]
-mod registers;
 
 use aya_ebpf::{
     EbpfContext as _, Global,
@@ -57,7 +57,7 @@ pub fn call_enter(ctx: RawTracePointContext) -> i32 {
     // SAFETY: the arguments are the registers and the number of the call (include/trace/events/syscalls.h).
     let (registers, syscall) = unsafe { (*arguments, *arguments.add(1)) };
     // Cheapest first: this runs at every call of every process.
-    if syscall == SYSCALL.load() && is_meant() && registers::are_native(registers) {
+    if syscall == SYSCALL.load() && is_meant() && arch::is_native(registers) {
         count();
     }
     0

@@ -2,16 +2,16 @@
 
 use aya_ebpf::{
     Global,
-    helpers::{
-        bpf_probe_read_kernel,
-        generated::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs},
-    },
+    helpers::generated::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs},
     macros::map,
     maps::Array,
 };
 use injector_common::errno::CALLS as MOST_CALLS;
 
-use crate::current::{is_in_target, process_and_thread};
+use crate::{
+    arch,
+    current::{is_in_target, process_and_thread},
+};
 
 /// The one process that is meant; 0 for all of the cgroup.
 #[unsafe(no_mangle)]
@@ -33,13 +33,6 @@ static CALLS: Array<u32> = Array::with_max_entries(MOST_CALLS, 0);
 #[map]
 static LEASE: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Where `struct pt_regs` of x86-64 has the number of the call; the instruction pointer and the code segment follow.
-const NUMBER_AT: u64 = 15 * 8;
-
-/// The segment of 64-bit programs (arch/x86/include/asm/segment.h). Those of 32 bit have other numbers, and kernel
-/// threads none.
-const USER_CS: u64 = 0x33;
-
 /// Whether the current call is to be looked at.
 #[inline(always)]
 pub fn is_meant() -> bool {
@@ -56,11 +49,9 @@ pub fn is_meant() -> bool {
 fn is_named() -> bool {
     // SAFETY: takes the current task, which lives as long as the program runs.
     let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as u64 };
-    let words = (registers + NUMBER_AT) as *const [u64; 3];
-    // SAFETY: a failing read is an error, whatever the address.
-    let Ok([number, _, segment]) = (unsafe { bpf_probe_read_kernel(words) }) else { return false };
     // Numbers of x32 have a bit set that is beyond the array.
-    segment & 0xffff == USER_CS && CALLS.get(number as u32).is_some_and(|&is_meant| is_meant != 0)
+    let call = arch::native_call(registers).and_then(|number| CALLS.get(number));
+    call.is_some_and(|&is_meant| is_meant != 0)
 }
 
 #[inline(always)]

@@ -8,6 +8,8 @@
 #![feature(asm_experimental_arch)]
 #![allow(missing_docs, reason = "programs are described where they are made")]
 
+#[path = "../arch/mod.rs"]
+mod arch;
 #[path = "../atomic.rs"]
 mod atomic;
 mod call;

@@ -14,6 +14,7 @@ use injector_common::{
 };
 
 use crate::{
+    arch::calls,
     atomic, current,
     kernel::field,
     maps,
@@ -57,12 +58,12 @@ impl Call {
     #[inline(always)]
     fn of(arguments: Arguments) -> Option<Self> {
         Some(match arguments.call() {
-            task::CLOCK_NANOSLEEP => Self::Nanosleep,
-            task::TIMERFD_SETTIME => Self::TimerFd,
-            task::TIMER_SETTIME => Self::Timer,
-            task::FUTEX => Self::Futex,
-            task::FUTEX_WAITV => Self::FutexWaitv,
-            task::MQ_TIMEDSEND | task::MQ_TIMEDRECEIVE => Self::MessageQueue,
+            calls::CLOCK_NANOSLEEP => Self::Nanosleep,
+            calls::TIMERFD_SETTIME => Self::TimerFd,
+            calls::TIMER_SETTIME => Self::Timer,
+            calls::FUTEX => Self::Futex,
+            calls::FUTEX_WAITV => Self::FutexWaitv,
+            calls::MQ_TIMEDSEND | calls::MQ_TIMEDRECEIVE => Self::MessageQueue,
             _ => return None,
         })
     }

@@ -12,6 +12,8 @@
 )]
 #![allow(clippy::needless_pass_by_value, reason = "aya's macros want the context by value")]
 
+#[path = "../arch/mod.rs"]
+mod arch;
 #[path = "../atomic.rs"]
 #[allow(dead_code, reason = "shared with the other object")]
 mod atomic;

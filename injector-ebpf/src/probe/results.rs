@@ -6,6 +6,7 @@ use aya_ebpf::helpers::{bpf_probe_read_user, bpf_probe_write_user};
 use injector_common::model::clock::Clock;
 
 use crate::{
+    arch::calls,
     current, maps,
     skew::{self, count},
     task::{self, Arguments},
@@ -18,7 +19,7 @@ const SECOND: i64 = 1_000_000_000;
 pub fn clock_gettime() {
     let Some(arguments) = arguments() else { return };
     // Others write times as well: how long is left to sleep, or the resolution of a clock.
-    if arguments.call() != task::CLOCK_GETTIME {
+    if arguments.call() != calls::CLOCK_GETTIME {
         return;
     }
     if let Some(clock) = Clock::of_id(arguments.first() as i32) {

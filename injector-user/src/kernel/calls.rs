@@ -6,8 +6,7 @@ use aya::{
 };
 use injector_common::process::CallCounters;
 
-use super::{KernelError, ebpf, process::check_namespace};
-use crate::target::cgroup::Cgroup;
+use super::{KernelError, cgroup::CgroupKey, ebpf, process::check_namespace};
 
 /// The object, as the build script made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector-calls"));
@@ -17,9 +16,6 @@ const PROGRAM: &str = "call_enter";
 
 /// The tracepoint at which every system call begins.
 const TRACEPOINT: &str = "sys_enter";
-
-/// Where `struct pt_regs` has the code segment (arch/x86/include/asm/ptrace.h), by which 32-bit programs are told.
-pub const SEGMENT_AT: u64 = if cfg!(target_arch = "x86_64") { 17 * 8 } else { 0 };
 
 /// Counts the calls, and waits for the one that is meant. Goes when this is dropped, or the process dies.
 pub struct CallWatch {
@@ -32,7 +28,7 @@ impl CallWatch {
     /// Waits for the `count`-th call of the system call number `syscall` by the processes of the cgroup, or by the
     /// one process `pid` of it.
     pub fn start(
-        cgroup: &Cgroup,
+        cgroup: CgroupKey,
         pid: Option<i32>,
         syscall: u32,
         count: u64,
@@ -53,7 +49,6 @@ impl CallWatch {
             .override_global("COUNT", &count, true)
             .override_global("SIGNAL", &signal, true)
             .override_global("ENDS_NS", &ends_ns, true)
-            .override_global("SEGMENT_AT", &SEGMENT_AT, true)
             .load(OBJECT)
             .map_err(|error| KernelError::Load(error.into()))?;
         let counters = ebpf::take_map(&mut ebpf, "CALLS")?;

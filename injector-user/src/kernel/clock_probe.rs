@@ -38,26 +38,28 @@ use thiserror::Error;
 
 use super::{
     KernelError,
+    cgroup::CgroupKey,
     clock::{monotonic_ns, true_time, wait_for_readers},
     ebpf,
     layout::{LayoutError, ProbeLayout},
     mapped::Mapped,
 };
+use crate::arch::{self, ClockProbes, UnsupportedArchitecture};
 
 /// The object, as the build script made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector-probe"));
 
-/// The programs, the kernel's function to which each is attached, and whether there is no doing without. What is put
+/// The programs, the kernel's function to which each is attached (`sys_*` by its name on this architecture), and whether there is no doing without. What is put
 /// back comes before what replaces, so that nothing that was replaced is forgotten.
 const PROBES: [(&str, &str, bool); 7] = [
     ("time_was_written", "put_timespec64", true),
-    ("gettimeofday_returns", "__x64_sys_gettimeofday", true),
+    ("gettimeofday_returns", "sys_gettimeofday", true),
     ("deadline_was_read", "get_timespec64", true),
     ("deadline_is_read", "get_timespec64", true),
     ("deadline_was_read", "get_itimerspec64", true),
     ("deadline_is_read", "get_itimerspec64", true),
     // There by the kernel's configuration.
-    ("timer_create_returns", "__x64_sys_timer_create", false),
+    ("timer_create_returns", "sys_timer_create", false),
 ];
 
 /// Attached if the vDSO is to be hidden.
@@ -66,6 +68,9 @@ const EXEC: (&str, &str) = ("sched", "sched_process_exec");
 /// Why the clock probes cannot be used.
 #[derive(Debug, Error)]
 pub enum ClockProbeError {
+    /// The architecture is not known.
+    #[error(transparent)]
+    Architecture(#[from] UnsupportedArchitecture),
     /// The kernel is locked down.
     #[error(
         "the kernel is locked down ({0}), which forbids eBPF to write to the memory of a process \
@@ -84,7 +89,7 @@ pub enum ClockProbeError {
     )]
     Attach {
         /// The function or event.
-        place: &'static str,
+        place: String,
         /// Why.
         source: Box<ProgramError>,
     },
@@ -93,8 +98,8 @@ pub enum ClockProbeError {
 /// What is fixed when the probes are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Id and level of the target cgroup.
-    pub cgroup: (u64, u32),
+    /// The target.
+    pub cgroup: CgroupKey,
     /// Leave calls from inside the vDSO alone: it is hooked, and skews what they return.
     pub skip_vdso: bool,
     /// Hide the vDSO from programs that are started from now on.
@@ -118,7 +123,7 @@ pub struct ClockProbe {
 #[must_use]
 pub fn refusal() -> Option<ClockProbeError> {
     // No cgroup has this id; nothing is attached.
-    let config = Config { cgroup: (0, 0), skip_vdso: true, hide_vdso: true };
+    let config = Config { cgroup: CgroupKey::default(), skip_vdso: true, hide_vdso: true };
     ClockProbe::loaded(&config).err()
 }
 
@@ -145,7 +150,7 @@ fn load_error(error: KernelError) -> ClockProbeError {
     if is_forbidden(&error) { ClockProbeError::Lockdown(UNTOLD.into()) } else { error.into() }
 }
 
-fn attach_error(place: &'static str, source: ProgramError) -> ClockProbeError {
+fn attach_error(place: String, source: ProgramError) -> ClockProbeError {
     ClockProbeError::Attach { place, source: source.into() }
 }
 
@@ -153,8 +158,10 @@ impl ClockProbe {
     /// Loads and attaches the probes. All clocks read true until [`Self::set`].
     pub fn attach(config: &Config) -> Result<Self, ClockProbeError> {
         let mut probe = Self::loaded(config)?;
+        let ClockProbes { call_prefix, .. } = arch::clock_probes()?;
         for (program, function, is_needed) in PROBES {
-            match probe.attach_to(program, function) {
+            let prefix = if function.starts_with("sys_") { call_prefix } else { "" };
+            match probe.attach_to(program, format!("{prefix}{function}")) {
                 Ok(link) => probe.probes.push(link),
                 Err(error) if is_needed => return Err(error),
                 Err(error) => tracing::debug!(function, %error, "not there"),
@@ -164,18 +171,19 @@ impl ClockProbe {
             let (category, event) = EXEC;
             let program: &mut TracePoint = ebpf::program(&mut probe.ebpf, event)?;
             let link = program.attach(category, event).and_then(|id| program.take_link(id));
-            probe.exec = Some(link.map_err(|source| attach_error(event, source))?);
+            probe.exec = Some(link.map_err(|source| attach_error(event.into(), source))?);
         }
         Ok(probe)
     }
 
     /// The probes, accepted by the verifier but not attached.
     fn loaded(config: &Config) -> Result<Self, ClockProbeError> {
+        let known = arch::clock_probes()?;
         if let Some(mode) = lockdown() {
             return Err(ClockProbeError::Lockdown(mode));
         }
-        let layout = ProbeLayout::of_kernel()?;
-        let (id, level) = config.cgroup;
+        let layout = ProbeLayout::of_kernel(known.vdso)?;
+        let CgroupKey { id, level } = config.cgroup;
         let (skip_vdso, hide_vdso) = (u32::from(config.skip_vdso), u32::from(config.hide_vdso));
         let processors =
             nr_cpus().map_err(|(_, error)| ebpf::map_error("COUNTERS", error.into()))? as u32;
@@ -228,10 +236,10 @@ impl ClockProbe {
     fn attach_to(
         &mut self,
         program: &'static str,
-        function: &'static str,
+        function: String,
     ) -> Result<KProbeLink, ClockProbeError> {
         let program: &mut KProbe = ebpf::program(&mut self.ebpf, program)?;
-        let link = program.attach(function, 0).and_then(|id| program.take_link(id));
+        let link = program.attach(&function, 0).and_then(|id| program.take_link(id));
         link.map_err(|source| attach_error(function, source))
     }
 

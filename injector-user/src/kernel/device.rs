@@ -152,7 +152,7 @@ fn open_tap(identity: &Identity) -> io::Result<File> {
     for (to, from) in
         request.ifr_name.iter_mut().zip(identity.name.bytes().take(libc::IFNAMSIZ - 1))
     {
-        *to = from.cast_signed();
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     // The virtio header keeps GSO packets and partial checksums as they are.
     request.ifr_ifru.ifru_flags =

@@ -12,21 +12,22 @@ use injector_common::{
 };
 
 use super::{
-    KernelError, ebpf,
+    KernelError,
+    cgroup::CgroupKey,
+    ebpf,
     hook::{Engine, HookError, Hooked},
     layout::{self, ErrnoLayout},
     process::check_namespace,
 };
-use crate::target::cgroup::Cgroup;
 
 /// The object that the build script compiled.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector-errno"));
 
 /// The parameters of a syscall failure.
 #[derive(Clone, Debug)]
-pub struct Config<'a> {
+pub struct Config {
     /// The cgroup of the processes.
-    pub cgroup: &'a Cgroup,
+    pub cgroup: CgroupKey,
     /// The only process to match, if any.
     pub pid: Option<i32>,
     /// The processes of injector and its guardian, whose calls never fail.

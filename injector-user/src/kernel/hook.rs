@@ -7,6 +7,7 @@
 
 use std::{
     collections::HashSet,
+    ffi::c_char,
     fmt::{self, Display, Formatter},
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
@@ -210,7 +211,7 @@ fn load(
         program.prog_name[..room]
             .iter_mut()
             .zip(name.bytes())
-            .for_each(|(to, byte)| *to = byte.cast_signed());
+            .for_each(|(to, byte)| *to = c_char::from_ne_bytes([byte]));
         if !log.is_empty() {
             program.log_level = 1;
             program.log_size = log.len() as u32;

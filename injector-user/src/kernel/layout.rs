@@ -102,13 +102,13 @@ pub struct ProbeLayout {
     pub task_mm: u32,
     /// Of `files` in `struct task_struct`.
     pub task_files: u32,
-    /// Of `context.vdso` in `struct mm_struct`.
+    /// Of the start of the vDSO in `struct mm_struct`.
     pub mm_vdso: u32,
-    /// Of `context.vdso_image` in `struct mm_struct`.
+    /// Of the image of the vDSO in `struct mm_struct`.
     pub mm_vdso_image: u32,
     /// Of `saved_auxv` in `struct mm_struct`.
     pub mm_auxv: u32,
-    /// Of `size` in `struct vdso_image`.
+    /// Of the size in the image of a vDSO.
     pub vdso_image_size: u32,
     /// Of `fdt` in `struct files_struct`.
     pub files_table: u32,
@@ -123,8 +123,9 @@ pub struct ProbeLayout {
 }
 
 impl ProbeLayout {
-    /// That of the running kernel.
-    pub fn of_kernel() -> Result<Self, LayoutError> {
+    /// That of the running kernel, which has these members for vDSOs.
+    pub fn of_kernel(vdso: [(&'static str, &'static str); 3]) -> Result<Self, LayoutError> {
+        let [vdso_start, vdso_image, vdso_size] = vdso;
         let [
             task_mm,
             task_files,
@@ -140,10 +141,10 @@ impl ProbeLayout {
         ] = offsets_of_kernel([
             ("task_struct", "mm"),
             ("task_struct", "files"),
-            ("mm_struct", "context.vdso"),
-            ("mm_struct", "context.vdso_image"),
+            vdso_start,
+            vdso_image,
             ("mm_struct", "saved_auxv"),
-            ("vdso_image", "size"),
+            vdso_size,
             ("files_struct", "fdt"),
             ("fdtable", "max_fds"),
             ("fdtable", "fd"),
@@ -421,20 +422,24 @@ mod tests {
             group: offset("signal_struct", "pids") + 16,
         };
         assert_eq!(TaskLayout::of_kernel().expect("readable"), expected);
+        // Where no members are known, there is no clock probe either.
+        let Ok(crate::arch::ClockProbes { vdso, .. }) = crate::arch::clock_probes() else { return };
+        let [mm_vdso, mm_vdso_image, vdso_image_size] =
+            vdso.map(|(structure, member)| offset(structure, member));
         let expected = ProbeLayout {
             task_mm: offset("task_struct", "mm"),
             task_files: offset("task_struct", "files"),
-            mm_vdso: offset("mm_struct", "context.vdso"),
-            mm_vdso_image: offset("mm_struct", "context.vdso_image"),
+            mm_vdso,
+            mm_vdso_image,
             mm_auxv: offset("mm_struct", "saved_auxv"),
-            vdso_image_size: offset("vdso_image", "size"),
+            vdso_image_size,
             files_table: offset("files_struct", "fdt"),
             table_length: offset("fdtable", "max_fds"),
             table_files: offset("fdtable", "fd"),
             file_data: offset("file", "private_data"),
             timerfd_clock: offset("timerfd_ctx", "clockid"),
         };
-        assert_eq!(ProbeLayout::of_kernel().expect("readable"), expected);
+        assert_eq!(ProbeLayout::of_kernel(vdso).expect("readable"), expected);
     }
 
     #[test]

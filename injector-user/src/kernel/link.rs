@@ -130,6 +130,6 @@ pub fn program_name(program: u32) -> Option<String> {
     // SAFETY: zeroes are valid for the structure, which is of integers.
     let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
     object_info(fd.as_fd(), &mut info).ok()?;
-    let name = info.name.map(i8::cast_unsigned);
+    let name = info.name.map(|byte| byte.to_ne_bytes()[0]);
     CStr::from_bytes_until_nul(&name).ok().map(|name| name.to_string_lossy().into_owned())
 }

@@ -3,6 +3,7 @@
 pub mod attach;
 mod bpf;
 pub mod calls;
+pub mod cgroup;
 pub mod clock;
 pub mod clock_probe;
 pub mod clsact;
@@ -11,6 +12,7 @@ mod ebpf;
 pub mod errno;
 pub mod fq;
 pub mod hook;
+pub mod host;
 pub mod interface;
 pub mod layout;
 pub mod limits;

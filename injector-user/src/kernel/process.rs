@@ -17,7 +17,7 @@ use aya::{
 };
 use injector_common::process::{Event, Wait};
 
-use super::{KernelError, clock, ebpf, layout::TaskLayout, mapped::Mapped};
+use super::{KernelError, cgroup::CgroupKey, clock, ebpf, layout::TaskLayout, mapped::Mapped};
 
 /// The object that the build script compiled.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector-process"));
@@ -80,9 +80,9 @@ pub struct ProcessEvents {
 }
 
 impl ProcessEvents {
-    /// Attaches to the processes of the cgroup with this ID and level and its descendants. New
+    /// Attaches to the processes of this cgroup and its descendants. New
     /// programs are held only after [`Self::hold_execs`].
-    pub fn load(cgroup_id: u64, cgroup_level: u32) -> Result<Self, KernelError> {
+    pub fn load(cgroup: CgroupKey) -> Result<Self, KernelError> {
         check_namespace()?;
         let layout = TaskLayout::of_kernel()?;
         let processors = nr_cpus().map_err(|(_, error)| ebpf::map_error("WAITS", error.into()))?;
@@ -92,8 +92,8 @@ impl ProcessEvents {
         let mut ebpf = EbpfLoader::new()
             // The object has no CO-RE relocations; loading the kernel's BTF takes long.
             .btf(None)
-            .override_global("CGROUP_ID", &cgroup_id, true)
-            .override_global("CGROUP_LEVEL", &cgroup_level, true)
+            .override_global("CGROUP_ID", &cgroup.id, true)
+            .override_global("CGROUP_LEVEL", &cgroup.level, true)
             .override_global("PID_AT", &layout.pid, true)
             .override_global("TGID_AT", &layout.tgid, true)
             .override_global("PARENT_AT", &layout.parent, true)

@@ -5,16 +5,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{KernelError, netns::Netns};
-use crate::target::container::HOST_ROOT;
+use super::{KernelError, host, netns::Netns};
 
 /// A setting; `name` is a path below /proc/sys/net.
 fn path(name: &str) -> PathBuf {
     const SETTINGS: &str = "proc/sys/net";
     // A container's own can only be read. The host's, mounted elsewhere, are as well those of the namespace of the
     // thread that opens them.
-    let host = std::env::var_os(HOST_ROOT).map(|root| Path::new(&root).join(SETTINGS));
-    host.filter(|path| path.is_dir()).unwrap_or_else(|| Path::new("/").join(SETTINGS)).join(name)
+    let host = Some(host::root().join(SETTINGS)).filter(|path| path.is_dir());
+    host.unwrap_or_else(|| Path::new("/").join(SETTINGS)).join(name)
 }
 
 /// What a setting is.

@@ -14,6 +14,7 @@ use nix::{
 use procfs::{ProcError, ProcessCGroups, process::Process};
 
 use super::ResolveError;
+use crate::kernel::cgroup::CgroupKey;
 
 /// Inode, and so id, of the hierarchy's root.
 const ROOT_ID: u64 = 1;
@@ -147,6 +148,12 @@ pub fn enter_host_namespace() -> io::Result<()> {
 }
 
 impl Cgroup {
+    /// What eBPF programs know it by.
+    #[must_use]
+    pub const fn key(&self) -> CgroupKey {
+        CgroupKey { id: self.id, level: self.level }
+    }
+
     /// Whether it is still there, and no other one that was made with its path.
     #[must_use]
     pub fn is_there(&self) -> bool {

@@ -77,7 +77,7 @@ pub(super) fn choose(requested: &[Engine], cgroup: &Cgroup) -> Result<Chosen, Cl
 
 fn attach(cgroup: &Cgroup, is_patched: bool) -> Result<ClockProbe, ClockProbeError> {
     ClockProbe::attach(&Config {
-        cgroup: (cgroup.id, cgroup.level),
+        cgroup: cgroup.key(),
         skip_vdso: is_patched,
         hide_vdso: !is_patched,
     })

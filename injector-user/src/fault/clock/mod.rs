@@ -54,14 +54,14 @@ pub enum ClockFaultError {
     #[error(
         "--engine vdso is not available on this kernel (leave --engine out, or try --engine probe)"
     )]
-    Unwritable(#[from] vdso::Unwritable),
+    Vdso(#[from] vdso::Unusable),
     /// Neither engine is available.
     #[error(
         "no engine for clock faults is available on this kernel. Engine vdso: {vdso}. Engine probe"
     )]
     NoEngine {
         /// Why processes cannot be patched.
-        vdso: vdso::Unwritable,
+        vdso: vdso::Unusable,
         /// Why probes cannot be used.
         source: ClockProbeError,
     },

@@ -112,7 +112,7 @@ impl ProcessTracker {
         excluded: Vec<i32>,
         timed: Timed,
     ) -> Result<Self, KernelError> {
-        let events = ProcessEvents::load(cgroup.id, cgroup.level)?;
+        let events = ProcessEvents::load(cgroup.key())?;
         let (commands, requests) = mpsc::channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wakeup =

@@ -6,12 +6,13 @@ use super::{limit, syscall_failure};
 use crate::{
     kernel::{
         calls::CallWatch,
+        cgroup::CgroupKey,
         hook::Engine,
         layout,
         probe::{Finding, Verdict},
     },
     spec::process::errno::HOOKS,
-    target::cgroup::{Cgroup, FREEZE, Hierarchy},
+    target::cgroup::{FREEZE, Hierarchy},
 };
 
 /// Checks every mechanism of process faults.
@@ -20,8 +21,7 @@ pub fn findings() -> Vec<Finding> {
     // No such system call exists on any architecture, so none is ever counted.
     const NO_CALL: u32 = u32::MAX;
 
-    let nowhere = Cgroup { path: "/".into(), id: 0, level: 0 };
-    let watch = CallWatch::start(&nowhere, None, NO_CALL, 1, 0, 0);
+    let watch = CallWatch::start(CgroupKey::default(), None, NO_CALL, 1, 0, 0);
     let signals = "signals sent by injector, and SIGSTOP where there is no freezer";
     let mut findings = vec![
         Finding {

@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::scope::Scope;
 use crate::{
     kernel::{
-        KernelError, clock,
+        KernelError,
+        cgroup::CgroupKey,
+        clock,
         errno::{Config, FailingCalls, Hooks},
         hook::{Engine, HookError},
     },
     lifetime::lease::{LEASE, RENEWAL},
     spec::process::errno::{Failure, Subject},
-    target::cgroup::Cgroup,
 };
 
 /// Statistics of a syscall failure.
@@ -175,9 +176,8 @@ impl SyscallFailures {
 
 /// Checks that a program can be attached at a hook, by one that matches no call.
 pub fn check(engine: Engine, hook: &'static str) -> Result<(), HookError> {
-    let nowhere = Cgroup { path: "/".into(), id: 0, level: 0 };
     let config = Config {
-        cgroup: &nowhere,
+        cgroup: CgroupKey::default(),
         pid: None,
         own: [0; 2],
         calls: Vec::new(),
@@ -192,9 +192,9 @@ pub fn check(engine: Engine, hook: &'static str) -> Result<(), HookError> {
     FailingCalls::start(&config, &Hooks::find(engine, vec![hook])?).map(drop)
 }
 
-fn config<'a>(scope: &'a Scope, failure: &Failure, stream: u64) -> Config<'a> {
+fn config(scope: &Scope, failure: &Failure, stream: u64) -> Config {
     Config {
-        cgroup: &scope.cgroup,
+        cgroup: scope.cgroup.key(),
         pid: scope.pid(),
         own: scope.own_processes(),
         calls: failure.calls.iter().map(|call| call.number()).collect(),

@@ -10,9 +10,10 @@ use object::{
 };
 use thiserror::Error;
 
-use super::{
-    arch,
-    block::{self, Block, Entry, Found, Function, Header, MAGIC},
+use super::block::{self, Found, MAGIC};
+use crate::arch::{
+    self, UnsupportedArchitecture,
+    vdso::{Block, Entry, Function, Header, Hook, UnknownLayout},
 };
 
 /// No page is smaller.
@@ -21,6 +22,9 @@ const PAGE: usize = 4096;
 /// Why an image cannot be patched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Unfit {
+    /// There is no hook for this architecture.
+    #[error(transparent)]
+    Architecture(#[from] UnsupportedArchitecture),
     /// It is for 32-bit or x32 programs.
     #[error("it is for programs with 32-bit pointers")]
     Compat,
@@ -42,37 +46,12 @@ impl Unfit {
     #[must_use]
     pub const fn label(&self) -> &'static str {
         match self {
+            Self::Architecture(_) => "not on this architecture",
             Self::Compat => "a program with 32-bit pointers",
             Self::NoRoom { .. } => "no room in its vDSO",
             Self::UnknownLayout(_) => "a vDSO of unknown layout",
         }
     }
-}
-
-/// What is not known about an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum UnknownLayout {
-    /// It is no ELF image for this machine, or a damaged one.
-    #[error("it is no ELF image of this machine's")]
-    Elf,
-    /// A function is not there, or not in the code.
-    #[error("a time function is missing")]
-    Symbol,
-    /// Bytes in the code are no instruction.
-    #[error("there is no known instruction at {0:#x}")]
-    Instruction(usize),
-    /// A function begins with an instruction that does not go on to the next.
-    #[error("a time function branches at its entry, {0:#x}")]
-    Flow(usize),
-    /// Instructions cannot be moved.
-    #[error("the instructions at {0:#x} cannot be moved")]
-    Move(usize),
-    /// Code jumps into what would be replaced.
-    #[error("code jumps to {0:#x}, which would be replaced")]
-    Target(usize),
-    /// A jump would lie on two pages.
-    #[error("the function at {0:#x} begins at the end of a page")]
-    Page(usize),
 }
 
 /// How an image is patched, wherever it is loaded.
@@ -85,7 +64,7 @@ pub struct Plan {
     /// The replaced bytes of each function.
     entries: [Entry; Function::ALL.len()],
     /// The jump at the entry of each function.
-    jumps: [[u8; arch::JUMP]; Function::ALL.len()],
+    jumps: Vec<Box<[u8]>>,
     /// Offsets of instructions that are replaced, and where they are now.
     moved: Vec<(usize, usize)>,
 }
@@ -93,26 +72,28 @@ pub struct Plan {
 impl Plan {
     /// Makes the plan for a vDSO as the kernel maps it: the image and what follows it on the last page.
     pub fn new(image: &[u8]) -> Result<Self, Unfit> {
+        let machine = arch::vdso_hook()?;
         if image.get(4) == Some(&ELFCLASS32) && image.starts_with(b"\x7fELF") {
             return Err(Unfit::Compat);
         }
         let elf = ElfFile64::<LittleEndian>::parse(image).map_err(|_| UnknownLayout::Elf)?;
-        if elf.elf_header().e_machine(LittleEndian) != arch::MACHINE {
+        if elf.elf_header().e_machine(LittleEndian) != machine.machine() {
             return Err(UnknownLayout::Elf.into());
         }
-        let entries = entries(&elf)?;
-        let mut hook = arch::hook().to_vec();
+        let entries = entries(machine, &elf)?;
+        let mut hook = machine.code().to_vec();
         let (at, free) = room(&elf, image)?;
 
         let mut plan_entries = [Entry::default(); Function::ALL.len()];
-        let mut jumps = [[0; arch::JUMP]; Function::ALL.len()];
+        let mut jumps = Vec::with_capacity(Function::ALL.len());
+        let length = machine.jump_length();
         let mut moved_to = Vec::new();
         let mut used = 0;
         for (index, function) in Function::ALL.into_iter().enumerate() {
             let entry = entries[index];
-            let (trampoline, length) = arch::trampoline(function);
-            let moved = arch::displace(image, entry, at + trampoline)?;
-            if moved.code.len() > length {
+            let (trampoline, room) = machine.trampoline(function);
+            let moved = machine.displace(image, entry, at + trampoline)?;
+            if moved.code.len() > room {
                 return Err(UnknownLayout::Move(entry).into());
             }
             hook[trampoline..trampoline + moved.code.len()].copy_from_slice(&moved.code);
@@ -120,11 +101,11 @@ impl Plan {
             moved_to
                 .extend(moved.inner.iter().map(|(from, to)| (entry + from, at + trampoline + to)));
             let mut bytes = Entry::default().bytes;
-            bytes[..arch::JUMP].copy_from_slice(&image[entry..entry + arch::JUMP]);
+            bytes[..length].copy_from_slice(&image[entry..entry + length]);
             let offset = u16::try_from(entry).map_err(|_| UnknownLayout::Symbol)?;
-            plan_entries[index] = Entry { offset, length: arch::JUMP as u8, bytes };
-            jumps[index] = arch::jump(entry, at + arch::replacement(function))
-                .ok_or(UnknownLayout::Move(entry))?;
+            plan_entries[index] = Entry { offset, length: length as u8, bytes };
+            let jump = machine.jump(entry, at + machine.replacement(function));
+            jumps.push(jump.ok_or(UnknownLayout::Move(entry))?);
         }
         // The last trampoline is seldom full.
         hook.truncate(used);
@@ -199,7 +180,8 @@ impl Plan {
 type Elf<'a> = ElfFile64<'a, LittleEndian>;
 
 /// Where the functions begin; each can be replaced there.
-fn entries(elf: &Elf) -> Result<[usize; Function::ALL.len()], UnknownLayout> {
+fn entries(machine: &dyn Hook, elf: &Elf) -> Result<[usize; Function::ALL.len()], UnknownLayout> {
+    let length = machine.jump_length();
     let text = elf.section_by_name(".text").ok_or(UnknownLayout::Symbol)?;
     let start = text.address() as usize;
     let code = text.data().map_err(|_| UnknownLayout::Elf)?;
@@ -209,21 +191,22 @@ fn entries(elf: &Elf) -> Result<[usize; Function::ALL.len()], UnknownLayout> {
     }
     let mut found = [0; Function::ALL.len()];
     for (function, entry) in Function::ALL.into_iter().zip(&mut found) {
-        let symbol = elf.dynamic_symbols().find(|symbol| symbol.name() == Ok(function.name()));
+        let symbol =
+            elf.dynamic_symbols().find(|symbol| symbol.name() == Ok(machine.symbol(function)));
         *entry = symbol.ok_or(UnknownLayout::Symbol)?.address() as usize;
-        if *entry < start || entry.saturating_add(arch::JUMP) > start + code.len() {
+        if *entry < start || entry.saturating_add(length) > start + code.len() {
             return Err(UnknownLayout::Symbol);
         }
-        if *entry / PAGE != (*entry + arch::JUMP - 1) / PAGE {
+        if *entry / PAGE != (*entry + length - 1) / PAGE {
             return Err(UnknownLayout::Page(*entry));
         }
     }
     // No other function, and no branch, begins within what is replaced.
-    let branches = arch::branches(code, start)?;
+    let branches = machine.branches(code, start)?;
     let symbols = elf.dynamic_symbols().map(|symbol| symbol.address() as usize);
     let targets: BTreeSet<usize> = branches.into_iter().chain(symbols).collect();
     for entry in found {
-        if let Some(target) = targets.range(entry + 1..entry + arch::JUMP).next() {
+        if let Some(target) = targets.range(entry + 1..entry + length).next() {
             return Err(UnknownLayout::Target(*target));
         }
     }

@@ -7,20 +7,15 @@
 //! patch, and an exec drops it. The hook's data has a lease: without renewal, clocks read true again.
 //!
 //! - `image`: what is in the vDSO, and how it can be patched
-//! - `block`: the hook's data, by which a patch also describes itself
-//! - `x86_64`: the hook's code
+//! - `block`: how a patch is found. What it consists of, and the hook's code, is in [`crate::arch`]
 //! - `all`: putting things right on the whole machine
 //! - `process`, `threads`: access to a process, and stopping it
-
-#[cfg(target_arch = "x86_64")]
-#[path = "x86_64.rs"]
-mod arch;
 
 mod all;
 mod block;
 mod image;
 mod process;
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
 mod threads;
 
@@ -37,15 +32,17 @@ use nix::{
 };
 use thiserror::Error;
 
-pub use self::{
-    all::restore_all,
-    image::{Unfit, UnknownLayout},
-};
+pub use self::{all::restore_all, image::Unfit};
 use self::{
-    block::{Block, Found, Header, Slot},
+    block::Found,
     image::Plan,
     process::{Process, Vdso},
     threads::{Stopped, while_stopped},
+};
+pub use crate::arch::vdso::UnknownLayout;
+use crate::arch::{
+    self, UnsupportedArchitecture,
+    vdso::{Block, Header, Slot},
 };
 
 /// Why a process cannot be patched. The process is unchanged.
@@ -369,9 +366,10 @@ pub fn restore(pid: i32, owner: Option<u64>) -> Result<bool, Refusal> {
     Ok(true)
 }
 
-/// Whether this kernel lets vDSOs be written at any time, by trying it on our own: with `proc_mem.force_override=ptrace`
+/// Whether vDSOs can be patched here: there is a hook, and the kernel lets vDSOs be written at any time. That is tried on our own: with `proc_mem.force_override=ptrace`
 /// or `never` (Linux 6.12, kernel-parameters.rst) it does not, or only while a process is traced.
-pub fn check() -> Result<(), Unwritable> {
+pub fn check() -> Result<(), Unusable> {
+    arch::vdso_hook()?;
     let pid = std::process::id().cast_signed();
     let written = Process::open(pid).and_then(|process| process.vdso()).and_then(|vdso| {
         // The last byte lies after the image. It is written with its own value.
@@ -380,16 +378,22 @@ pub fn check() -> Result<(), Unwritable> {
         vdso.read(last, &mut byte)?;
         vdso.write(last, &byte)
     });
-    written.map_err(|_| Unwritable)
+    written.map_err(|_| Unusable::Unwritable)
 }
 
-/// The kernel does not let the vDSO of a process be written.
+/// Why no vDSO can be patched here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error(
-    "the kernel does not let /proc/PID/mem write what a process itself may not, where the vDSO is patched; boot with \
-     proc_mem.force_override=always"
-)]
-pub struct Unwritable;
+pub enum Unusable {
+    /// There is no hook.
+    #[error(transparent)]
+    Architecture(#[from] UnsupportedArchitecture),
+    /// The kernel does not let the vDSO of a process be written.
+    #[error(
+        "the kernel does not let /proc/PID/mem write what a process itself may not, where the vDSO is patched; boot \
+         with proc_mem.force_override=always"
+    )]
+    Unwritable,
+}
 
 /// The owner of a process's patch; `None` without a patch.
 pub fn owner_of(pid: i32) -> Result<Option<u64>, Refusal> {

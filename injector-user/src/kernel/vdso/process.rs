@@ -19,7 +19,7 @@ use procfs::{
     process::{MMPermissions, MMapPath, MemoryMaps, Status},
 };
 
-use super::{Refusal, image::UnknownLayout};
+use super::{Refusal, UnknownLayout};
 
 /// An open directory /proc/PID.
 #[derive(Debug)]

@@ -16,12 +16,19 @@ use procfs::process::MMapPath;
 use proptest::prelude::*;
 
 use super::{
-    MAX_PLANS, Patcher, arch,
-    block::{self, Block, Function, Header, Slot},
-    image::{Plan, Unfit, UnknownLayout},
+    MAX_PLANS, Patcher, block,
+    image::{Plan, Unfit},
+};
+use crate::arch::{
+    self,
+    vdso::{Block, Function, Header, Slot, UnknownLayout},
 };
 
 const SECOND: i64 = 1_000_000_000;
+
+fn machine() -> &'static dyn arch::vdso::Hook {
+    arch::vdso_hook().expect("this architecture has a hook")
+}
 
 /// The vDSO of this process, as it is mapped.
 fn vdso() -> Vec<u8> {
@@ -86,7 +93,7 @@ extern "C" fn time(_: *mut i64) -> i64 {
 
 impl Hook {
     fn new(skew: Skew) -> Self {
-        let mut code = arch::hook().to_vec();
+        let mut code = machine().machine().to_vec();
         let header = Header {
             magic: block::MAGIC,
             owner: 1,
@@ -99,7 +106,7 @@ impl Hook {
         let originals: [*const (); 3] =
             [clock_gettime as *const (), gettimeofday as *const (), time as *const ()];
         for (function, original) in Function::ALL.into_iter().zip(originals) {
-            let (at, length) = arch::trampoline(function);
+            let (at, length) = machine().trampoline(function);
             // mov rax, original; jmp rax
             let mut jump = vec![0x48, 0xb8];
             jump.extend((original.addr() as u64).to_le_bytes());
@@ -121,7 +128,7 @@ impl Hook {
 
     fn address(&self, function: Function) -> *mut c_void {
         // SAFETY: within the mapping.
-        unsafe { self.start.as_ptr().byte_add(arch::replacement(function)) }
+        unsafe { self.start.as_ptr().byte_add(machine().replacement(function)) }
     }
 
     fn set(&self, index: usize, skew: Skew) {
@@ -167,7 +174,7 @@ impl Hook {
 impl Drop for Hook {
     fn drop(&mut self) {
         // SAFETY: mapped by `new`, and not used any more.
-        unsafe { munmap(self.start, arch::hook().len()) }.expect("it is mapped");
+        unsafe { munmap(self.start, machine().machine().len()) }.expect("it is mapped");
     }
 }
 
@@ -303,10 +310,10 @@ fn strobe_and_freeze_are_in_what_is_tested() {
 
 #[test]
 fn the_hook_is_small_enough_for_all_kernels() {
-    let length = arch::hook().len();
+    let length = machine().machine().len();
     println!("{length} bytes");
     assert!(length <= 896, "{length}");
-    assert!(arch::hook()[..size_of::<Block>()].iter().all(|byte| *byte == 0));
+    assert!(machine().code()[..size_of::<Block>()].iter().all(|byte| *byte == 0));
 }
 
 #[test]
@@ -316,7 +323,7 @@ fn this_machine_is_understood() {
     assert!(image[plan.at()..].iter().all(|byte| *byte == 0));
     for (entry, _) in plan.jumps() {
         assert_eq!(plan.relocate(entry), Ok(None));
-        assert_eq!(plan.relocate(entry + arch::JUMP), Ok(None));
+        assert_eq!(plan.relocate(entry + machine().jump_length()), Ok(None));
     }
 }
 

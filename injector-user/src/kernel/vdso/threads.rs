@@ -16,7 +16,8 @@ use nix::{
     unistd::{Pid, gettid},
 };
 
-use super::{Refusal, arch, process::Process};
+use super::{Refusal, process::Process};
+use crate::arch;
 
 /// The timeout of stopping threads. They stop within microseconds unless they wait for a CPU. Leases of
 /// other processes are not renewed meanwhile.

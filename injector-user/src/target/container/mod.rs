@@ -15,10 +15,7 @@ use procfs::process::Process;
 use thiserror::Error;
 
 use super::cgroup::{Hierarchy, says};
-use crate::spec::target::PodName;
-
-/// Where the host's files are, if not at `/`: for an injector in a container, which has them mounted elsewhere.
-pub const HOST_ROOT: &str = "INJECTOR_HOST_ROOT";
+use crate::{kernel::host, spec::target::PodName};
 
 /// The least of an ID that tells a container. Less is too easily taken for a name.
 const SHORTEST_ID: usize = 4;
@@ -111,7 +108,7 @@ impl Roots {
     /// Those of this machine but the hierarchies of version 1, in which nothing is found: they only say why.
     #[must_use]
     pub fn of_v2(hierarchy: &Hierarchy) -> Self {
-        let root = std::env::var_os(HOST_ROOT).map_or_else(|| "/".into(), PathBuf::from);
+        let root = host::root();
         Self {
             cgroup: hierarchy.mount().into(),
             v1: Vec::new(),

@@ -1,5 +1,4 @@
-//! Everything about the patch that is of x86-64: the hook's machine code, and what instructions and registers
-//! look like. Another architecture is another file like this one.
+//! The hook in the vDSO of x86-64: its machine code, and what instructions look like.
 
 use std::{arch::global_asm, mem::offset_of, slice};
 
@@ -9,16 +8,12 @@ use iced_x86::{
 };
 use injector_common::model::clock::{Clock, FREEZE, STROBE, Skew, Span};
 
-use super::{
-    block::{Block, Function, Slot},
-    image::UnknownLayout,
-};
+use crate::arch::vdso::{Block, Function, Hook, MAX_JUMP, Moved, Slot, UnknownLayout};
 
 /// How many bytes are written over at an entry: `jmp rel32`.
-pub const JUMP: usize = 5;
+const JUMP: usize = 5;
 
-/// What the vDSO's ELF header must say of the machine.
-pub const MACHINE: u16 = object::elf::EM_X86_64;
+const _: () = assert!(JUMP <= MAX_JUMP);
 
 const BITS: u32 = 64;
 
@@ -260,96 +255,98 @@ unsafe extern "C" {
     static injector_vdso_end: u8;
 }
 
-/// The whole hook: an empty block, the code, and empty trampolines.
-pub fn hook() -> &'static [u8] {
-    let length = offset_in_hook(&raw const injector_vdso_end);
-    // SAFETY: the bytes between the two symbols are constants of this program.
-    unsafe { slice::from_raw_parts(&raw const injector_vdso_start, length) }
-}
-
-/// Where in the hook a function's replacement begins.
-pub fn replacement(function: Function) -> usize {
-    offset_in_hook(match function {
-        Function::ClockGettime => &raw const injector_vdso_clock_gettime,
-        Function::Gettimeofday => &raw const injector_vdso_gettimeofday,
-        Function::Time => &raw const injector_vdso_time,
-    })
-}
-
-/// Where in the hook a function's trampoline is, and how long.
-pub fn trampoline(function: Function) -> (usize, usize) {
-    let first = offset_in_hook(&raw const injector_vdso_trampolines);
-    (first + function as usize * TRAMPOLINE, TRAMPOLINE)
-}
-
 fn offset_in_hook(symbol: *const u8) -> usize {
     symbol.addr() - (&raw const injector_vdso_start).addr()
 }
 
-/// A jump that is at `from` and goes to `to`; `None` if that is too far away.
-pub fn jump(from: usize, to: usize) -> Option<[u8; JUMP]> {
-    let distance = to.wrapping_sub(from + JUMP).cast_signed();
-    let [a, b, c, d] = i32::try_from(distance).ok()?.to_le_bytes();
-    Some([0xe9, a, b, c, d])
-}
-
-/// Instructions that were moved elsewhere.
+/// The hook of x86-64.
 #[derive(Debug)]
-pub struct Moved {
-    /// The code, with a jump back to what follows the original.
-    pub code: Vec<u8>,
-    /// For each instruction but the first: where it began within the original, and begins within the code.
-    pub inner: Vec<(usize, usize)>,
-}
+pub struct X86Hook;
 
-/// Moves the whole instructions in the first [`JUMP`] bytes at `entry` of an image to `to`.
-pub fn displace(image: &[u8], entry: usize, to: usize) -> Result<Moved, UnknownLayout> {
-    let code = image.get(entry..).ok_or(UnknownLayout::Symbol)?;
-    let mut decoder = Decoder::with_ip(BITS, code, entry as u64, DecoderOptions::NONE);
-    let mut instructions = Vec::new();
-    let mut end = entry;
-    while end < entry + JUMP {
-        let instruction = decoder.decode();
-        if instruction.is_invalid() {
-            return Err(UnknownLayout::Instruction(end));
-        }
-        if instruction.flow_control() != FlowControl::Next {
-            return Err(UnknownLayout::Flow(end));
-        }
-        end = instruction.next_ip() as usize;
-        instructions.push(instruction);
+impl Hook for X86Hook {
+    fn machine(&self) -> u16 {
+        object::elf::EM_X86_64
     }
-    instructions.push(
-        Instruction::with_branch(Code::Jmp_rel32_64, end as u64)
-            .map_err(|_| UnknownLayout::Move(entry))?,
-    );
-    let block = InstructionBlock::new(&instructions, to as u64);
-    let options = BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
-    let moved =
-        BlockEncoder::encode(BITS, block, options).map_err(|_| UnknownLayout::Move(entry))?;
-    let inner = instructions.iter().zip(&moved.new_instruction_offsets).skip(1);
-    let inner = inner
-        .filter(|(instruction, _)| instruction.code() != Code::Jmp_rel32_64)
-        .map(|(instruction, offset)| (instruction.ip() as usize - entry, *offset as usize))
-        .collect();
-    Ok(Moved { code: moved.code_buffer, inner })
-}
 
-/// Where the direct branches in `code`, which is at `start`, go to.
-pub fn branches(code: &[u8], start: usize) -> Result<Vec<usize>, UnknownLayout> {
-    let mut targets = Vec::new();
-    for instruction in &mut Decoder::with_ip(BITS, code, start as u64, DecoderOptions::NONE) {
-        if instruction.is_invalid() {
-            return Err(UnknownLayout::Instruction(instruction.ip() as usize));
-        }
-        if instruction.op_kinds().any(|kind| kind == OpKind::NearBranch64) {
-            targets.push(instruction.near_branch_target() as usize);
+    fn symbol(&self, function: Function) -> &'static str {
+        match function {
+            Function::ClockGettime => "__vdso_clock_gettime",
+            Function::Gettimeofday => "__vdso_gettimeofday",
+            Function::Time => "__vdso_time",
         }
     }
-    Ok(targets)
-}
 
-/// The register with the instruction pointer, of those that ptrace(2) reads.
-pub const fn instruction_pointer(registers: &mut libc::user_regs_struct) -> &mut u64 {
-    &mut registers.rip
+    fn jump_length(&self) -> usize {
+        JUMP
+    }
+
+    fn code(&self) -> &'static [u8] {
+        let length = offset_in_hook(&raw const injector_vdso_end);
+        // SAFETY: the bytes between the two symbols are constants of this program.
+        unsafe { slice::from_raw_parts(&raw const injector_vdso_start, length) }
+    }
+
+    fn replacement(&self, function: Function) -> usize {
+        offset_in_hook(match function {
+            Function::ClockGettime => &raw const injector_vdso_clock_gettime,
+            Function::Gettimeofday => &raw const injector_vdso_gettimeofday,
+            Function::Time => &raw const injector_vdso_time,
+        })
+    }
+
+    fn trampoline(&self, function: Function) -> (usize, usize) {
+        let first = offset_in_hook(&raw const injector_vdso_trampolines);
+        (first + function as usize * TRAMPOLINE, TRAMPOLINE)
+    }
+
+    fn jump(&self, from: usize, to: usize) -> Option<Box<[u8]>> {
+        let distance = to.wrapping_sub(from + JUMP).cast_signed();
+        let [a, b, c, d] = i32::try_from(distance).ok()?.to_le_bytes();
+        Some([0xe9, a, b, c, d].into())
+    }
+
+    fn displace(&self, image: &[u8], entry: usize, to: usize) -> Result<Moved, UnknownLayout> {
+        let code = image.get(entry..).ok_or(UnknownLayout::Symbol)?;
+        let mut decoder = Decoder::with_ip(BITS, code, entry as u64, DecoderOptions::NONE);
+        let mut instructions = Vec::new();
+        let mut end = entry;
+        while end < entry + JUMP {
+            let instruction = decoder.decode();
+            if instruction.is_invalid() {
+                return Err(UnknownLayout::Instruction(end));
+            }
+            if instruction.flow_control() != FlowControl::Next {
+                return Err(UnknownLayout::Flow(end));
+            }
+            end = instruction.next_ip() as usize;
+            instructions.push(instruction);
+        }
+        instructions.push(
+            Instruction::with_branch(Code::Jmp_rel32_64, end as u64)
+                .map_err(|_| UnknownLayout::Move(entry))?,
+        );
+        let block = InstructionBlock::new(&instructions, to as u64);
+        let options = BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
+        let moved =
+            BlockEncoder::encode(BITS, block, options).map_err(|_| UnknownLayout::Move(entry))?;
+        let inner = instructions.iter().zip(&moved.new_instruction_offsets).skip(1);
+        let inner = inner
+            .filter(|(instruction, _)| instruction.code() != Code::Jmp_rel32_64)
+            .map(|(instruction, offset)| (instruction.ip() as usize - entry, *offset as usize))
+            .collect();
+        Ok(Moved { code: moved.code_buffer, inner })
+    }
+
+    fn branches(&self, code: &[u8], start: usize) -> Result<Vec<usize>, UnknownLayout> {
+        let mut targets = Vec::new();
+        for instruction in &mut Decoder::with_ip(BITS, code, start as u64, DecoderOptions::NONE) {
+            if instruction.is_invalid() {
+                return Err(UnknownLayout::Instruction(instruction.ip() as usize));
+            }
+            if instruction.op_kinds().any(|kind| kind == OpKind::NearBranch64) {
+                targets.push(instruction.near_branch_target() as usize);
+            }
+        }
+        Ok(targets)
+    }
 }

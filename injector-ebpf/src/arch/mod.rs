@@ -1,0 +1,21 @@
+//! What depends on the processor's architecture, for which injector's build script sets `bpf_target_arch`.
+//!
+//! A file is an architecture. It says where `struct pt_regs` has the registers of a system call, in bytes, how a call by the
+//! numbers of this architecture is told from one by those of 32-bit programs, and which number a call has.
+
+#![allow(dead_code, unused_imports, reason = "each object needs a part of it")]
+
+#[cfg_attr(bpf_target_arch = "aarch64", path = "aarch64.rs")]
+#[cfg_attr(not(bpf_target_arch = "aarch64"), path = "x86_64.rs")]
+mod current;
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+
+pub use current::{ARGUMENTS, INSTRUCTION_POINTER, NUMBER, calls, is_native, native_call};
+
+/// Words of a `struct pt_regs`.
+#[inline(always)]
+fn words<const N: usize>(registers: u64, at: usize) -> Option<[u64; N]> {
+    // SAFETY: a failing read is an error, whatever the address.
+    unsafe { bpf_probe_read_kernel(registers.wrapping_add(at as u64) as *const [u64; N]) }.ok()
+}
