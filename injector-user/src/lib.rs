@@ -19,12 +19,14 @@
 //! whoever reads it.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+#[cfg(feature = "agent")]
 pub mod agent;
 pub mod arch;
 pub mod cli;
 pub mod fault;
 pub mod injection;
 pub mod kernel;
+#[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod lifetime;
 pub mod output;

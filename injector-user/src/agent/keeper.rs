@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::{
     LONGEST_LIFE,
     active::{Active, TOLD, left, new_fault, note, wall},
-    api::{Code, Fault, Phase, PodStatus, Problem, Reason, text},
+    api::{Code, Fault, Phase, Problem, Reason, text},
     board::{Board, What},
     group::{Group, Member},
     plan::{Plan, Selection, Terms},

@@ -16,10 +16,20 @@ pub use current::instruction_pointer;
 use current::{CLOCK_PROBES, VDSO_HOOK};
 use vdso::Hook;
 
-/// Something that takes code for each architecture, and has none for this one.
+/// Something that takes code for each architecture, and has none here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("not on this architecture ({ARCH}): {0} is available on x86-64")]
-pub struct UnsupportedArchitecture(&'static str);
+pub enum NotBuiltIn {
+    /// There is none for this one.
+    #[error("not on this architecture ({ARCH}): it is available on x86-64")]
+    Architecture,
+    /// It was left out.
+    #[error("this injector was built without the feature `clock`")]
+    Feature,
+}
+
+/// Why something for clocks is not here.
+const NO_CLOCKS: NotBuiltIn =
+    if cfg!(feature = "clock") { NotBuiltIn::Architecture } else { NotBuiltIn::Feature };
 
 /// What the clock probes must know of an architecture.
 #[derive(Clone, Copy, Debug)]
@@ -31,11 +41,11 @@ pub struct ClockProbes {
 }
 
 /// The hook for vDSOs.
-pub fn vdso_hook() -> Result<&'static dyn Hook, UnsupportedArchitecture> {
-    VDSO_HOOK.ok_or(UnsupportedArchitecture("patching the vDSO (engine vdso)"))
+pub fn vdso_hook() -> Result<&'static dyn Hook, NotBuiltIn> {
+    VDSO_HOOK.ok_or(NO_CLOCKS)
 }
 
 /// What the clock probes need.
-pub fn clock_probes() -> Result<ClockProbes, UnsupportedArchitecture> {
-    CLOCK_PROBES.ok_or(UnsupportedArchitecture("probing time system calls (engine probe)"))
+pub fn clock_probes() -> Result<ClockProbes, NotBuiltIn> {
+    CLOCK_PROBES.filter(|_| cfg!(feature = "clock")).ok_or(NO_CLOCKS)
 }

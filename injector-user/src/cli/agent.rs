@@ -26,8 +26,11 @@ use crate::{
         server::{self, Socket, Tcp},
     },
     kernel::memory,
-    kubernetes::{self, Kubernetes},
     output::{self, Importance, Writer},
+};
+#[cfg(feature = "kubernetes")]
+use crate::{
+    kubernetes::{self, Kubernetes},
     spec::value::Span,
 };
 
@@ -80,6 +83,27 @@ pub struct AgentArgs {
     #[arg(long)]
     audit_reads: bool,
 
+    #[cfg(feature = "kubernetes")]
+    #[command(flatten)]
+    cluster: ClusterArgs,
+
+    /// Maximum number of active faults
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    max_faults: usize,
+
+    /// Maximum number of open connections
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    max_connections: usize,
+
+    /// Maximum size of a request
+    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
+    max_body: usize,
+}
+
+/// The cluster whose faults are carried out too.
+#[cfg(feature = "kubernetes")]
+#[derive(Args, Debug)]
+struct ClusterArgs {
     /// Apply the cluster's FaultInjection resources
     ///
     /// They act on the pods of this node. The cluster is taken from KUBECONFIG, ~/.kube/config, or the pod's service
@@ -115,18 +139,6 @@ pub struct AgentArgs {
     /// Faults of the cluster end when its API server was unreachable for T, which is 3s to 10m.
     #[arg(long, value_name = "T", default_value = "30s", help_heading = "Kubernetes")]
     api_patience: Span,
-
-    /// Maximum number of active faults
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    max_faults: usize,
-
-    /// Maximum number of open connections
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    max_connections: usize,
-
-    /// Maximum size of a request
-    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
-    max_body: usize,
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -169,18 +181,21 @@ pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
         let agent = Arc::new(agent);
         say_where(&reports, &args.socket, tcp.as_ref(), args)?;
         let router = routes::router(agent.clone());
-        let cluster = join_cluster(args, &agent).await?;
+        #[cfg(feature = "kubernetes")]
+        let cluster = join_cluster(&args.cluster, &agent).await?;
         let server = tokio::spawn(server::serve(agent, router, socket, tcp, ending));
         notify(&[NotifyState::Ready]);
         wait(&mut signals, &board).await?;
         notify(&[NotifyState::Stopping]);
         // Faults first: those who watch are told of their end.
+        #[cfg(feature = "kubernetes")]
         let farewell = match cluster {
             Some(cluster) => Some(cluster.end().await),
             None => None,
         };
         let stopped = tokio::task::spawn_blocking(move || keeper.stop()).await;
         stopped.context("cannot end faults")?.context("cannot end faults")?;
+        #[cfg(feature = "kubernetes")]
         if let Some(farewell) = farewell {
             farewell.await.context("cannot take leave of the Kubernetes API")?;
         }
@@ -195,7 +210,8 @@ pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
 }
 
 /// Begins to carry out what a cluster asks for, if that is wanted.
-async fn join_cluster(args: &AgentArgs, agent: &Arc<Agent>) -> Result<Option<Kubernetes>> {
+#[cfg(feature = "kubernetes")]
+async fn join_cluster(args: &ClusterArgs, agent: &Arc<Agent>) -> Result<Option<Kubernetes>> {
     let Some(node) = args.node.clone().filter(|_| args.kubernetes) else { return Ok(None) };
     let options = kubernetes::Options {
         namespace: args.lease_namespace.clone(),

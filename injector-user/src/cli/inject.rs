@@ -5,9 +5,10 @@ use std::{path::Path, process::ExitCode};
 use anyhow::{Context as _, Result};
 use clap::Args;
 
+#[cfg(feature = "agent")]
+use super::remote::{self, AgentOptions};
 use super::{
     args::{FaultArgs, SessionArgs},
-    remote::{self, AgentOptions},
     report::{Reporter, Stream},
     session::{self, Asked, Plan, Session},
     signals::Signals,
@@ -34,6 +35,7 @@ pub struct InjectArgs {
     #[command(flatten)]
     session: SessionArgs,
 
+    #[cfg(feature = "agent")]
     #[command(flatten)]
     agent: AgentOptions,
 
@@ -41,11 +43,13 @@ pub struct InjectArgs {
     ///
     /// The XDP hook runs before the kernel allocates a packet buffer, so it costs least. It supports loss and
     /// corruption of a whole host, network namespace or interface.
-    #[arg(long, conflicts_with = "agent")]
+    #[arg(long)]
+    #[cfg_attr(feature = "agent", arg(conflicts_with = "agent"))]
     xdp: bool,
 
     /// Hook for the eBPF programs
-    #[arg(long, value_enum, default_value_t, value_name = "HOOK", conflicts_with_all = ["xdp", "agent"])]
+    #[arg(long, value_enum, default_value_t, value_name = "HOOK", conflicts_with = "xdp")]
+    #[cfg_attr(feature = "agent", arg(conflicts_with = "agent"))]
     hook: HookChoice,
 
     /// Spare SSH, this shell's connections, and lo
@@ -62,6 +66,7 @@ pub struct InjectArgs {
 
 /// Faults the target.
 pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
+    #[cfg(feature = "agent")]
     if let Some(at) = &args.agent.agent {
         let protect = match (args.protect, args.no_protect) {
             (true, _) => Some(true),

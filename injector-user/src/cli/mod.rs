@@ -1,11 +1,15 @@
 //! The command line: parsing and printing, nothing else.
 
+#[cfg(feature = "agent")]
 mod agent;
 mod apply;
 mod args;
 mod cleanup;
+#[cfg(feature = "kubernetes")]
 mod crd;
 mod doctor;
+#[cfg(feature = "agent")]
+mod health;
 mod inject;
 mod list;
 mod man;
@@ -13,6 +17,7 @@ mod page;
 mod preflight;
 mod privileges;
 mod reload;
+#[cfg(feature = "agent")]
 mod remote;
 mod report;
 mod run;
@@ -71,6 +76,7 @@ enum Command {
     Run(run::RunArgs),
     Inject(inject::InjectArgs),
     Apply(apply::ApplyArgs),
+    #[cfg(feature = "agent")]
     Agent(agent::AgentArgs),
     Report(page::ReportArgs),
     Doctor(doctor::DoctorArgs),
@@ -78,6 +84,7 @@ enum Command {
     Cleanup(cleanup::CleanupArgs),
     Completions(man::CompletionsArgs),
     Man(man::ManArgs),
+    #[cfg(feature = "kubernetes")]
     #[command(hide = true)]
     Crd(crd::CrdArgs),
     #[command(hide = true, name = trial::SUBCOMMAND)]
@@ -104,6 +111,7 @@ fn carry_out(cli: Cli) -> ExitCode {
         Command::Run(args) => run::run(&args, cli.verbose),
         Command::Inject(args) => inject::run(&args, cli.verbose),
         Command::Apply(args) => apply::run(&args, cli.verbose),
+        #[cfg(feature = "agent")]
         Command::Agent(args) => agent::run(&args, cli.verbose),
         Command::Report(args) => page::run(&args),
         Command::Doctor(args) => doctor::run(&args),
@@ -111,6 +119,7 @@ fn carry_out(cli: Cli) -> ExitCode {
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Completions(args) => man::completions(&args, &mut Cli::command()),
         Command::Man(args) => man::man(&args, Cli::command()),
+        #[cfg(feature = "kubernetes")]
         Command::Crd(args) => crd::run(&args),
         Command::Trial(args) => trial::run(&args),
     });

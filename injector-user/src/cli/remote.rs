@@ -16,11 +16,12 @@ use super::{
 };
 use crate::{
     agent::{
-        api::{Fault, FaultRequest, Phase, PodState, PodStatus, Reason},
+        api::{Fault, FaultRequest, Phase, Reason},
         client::{Client, ClientError, Endpoint},
     },
     output,
     spec::{SpecError, file::FaultsSpec, source, target::TargetSpec, value::Span},
+    target::pods::{PodState, PodStatus},
 };
 
 /// For how long the fault outlives this command.

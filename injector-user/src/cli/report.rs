@@ -15,7 +15,6 @@ use serde::Serialize;
 
 use super::args::{Output, SessionArgs};
 use crate::{
-    agent::api::{PodState, PodStatus},
     fault::{
         clock::{
             self,
@@ -31,7 +30,10 @@ use crate::{
     },
     output::{self, Importance, Writer},
     spec::value::Span,
-    target::host::Resolved,
+    target::{
+        host::Resolved,
+        pods::{PodState, PodStatus},
+    },
 };
 
 /// How long faults last: for people as it was given, in JSON in milliseconds.
@@ -105,6 +107,7 @@ pub enum Event<'a> {
         attached: Vec<AttachedReport>,
     },
     /// Which pods are faulted now, of those that labels select.
+    #[cfg_attr(not(feature = "agent"), expect(dead_code, reason = "only an agent selects pods"))]
     Pods {
         /// All that are selected.
         pods: &'a [PodStatus],
@@ -180,6 +183,7 @@ pub struct RuleReport<'a> {
 
 impl<'a> RuleReport<'a> {
     /// Of counters that came from elsewhere.
+    #[cfg(feature = "agent")]
     pub const fn new(rule: usize, name: &'a str, totals: Totals) -> Self {
         Self { rule, name, totals }
     }

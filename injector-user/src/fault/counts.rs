@@ -45,6 +45,7 @@ macro_rules! process_counters {
         }
     };
 }
+#[cfg(feature = "kubernetes")]
 pub(crate) use process_counters;
 
 /// Makes a struct with a field for each row of a table, and its conversions from structs with the same fields. `json`
@@ -134,11 +135,9 @@ mod tests {
     use serde_json::{Value, to_value};
 
     use super::*;
-    use crate::{
-        fault::network::report::Totals,
-        kubernetes::crd::{Counters, definition_yaml},
-        scenario::timeline,
-    };
+    #[cfg(feature = "kubernetes")]
+    use crate::kubernetes::crd::{Counters, definition_yaml};
+    use crate::{fault::network::report::Totals, scenario::timeline};
 
     fn has(value: &impl Serialize, name: &str) -> bool {
         to_value(value).expect("plain data").get(name).is_some_and(Value::is_u64)
@@ -166,6 +165,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "kubernetes")]
     #[test]
     fn every_counter_is_in_the_status_of_the_resource() {
         let counters = to_value(Counters::default()).expect("plain data");

@@ -44,7 +44,7 @@ use super::{
     layout::{LayoutError, ProbeLayout},
     mapped::Mapped,
 };
-use crate::arch::{self, ClockProbes, UnsupportedArchitecture};
+use crate::arch::{self, ClockProbes, NotBuiltIn};
 
 /// The object, as the build script made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector-probe"));
@@ -68,9 +68,9 @@ const EXEC: (&str, &str) = ("sched", "sched_process_exec");
 /// Why the clock probes cannot be used.
 #[derive(Debug, Error)]
 pub enum ClockProbeError {
-    /// The architecture is not known.
+    /// They are not built for this architecture.
     #[error(transparent)]
-    Architecture(#[from] UnsupportedArchitecture),
+    NotBuiltIn(#[from] NotBuiltIn),
     /// The kernel is locked down.
     #[error(
         "the kernel is locked down ({0}), which forbids eBPF to write to the memory of a process \

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::schema::{closed, structural};
 use crate::{
     agent::{
-        api::{FaultRequest, PodStatus, Problem},
+        api::{FaultRequest, Problem},
         plan,
     },
     fault::counts::{PacketCounts, ProcessCounts, counts, process_counters},
@@ -31,6 +31,7 @@ use crate::{
         target::{PodName, TargetSpec},
         value::Span,
     },
+    target::pods::PodStatus,
 };
 
 /// A fault of pods, applied by the agent of each node.

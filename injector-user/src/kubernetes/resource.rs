@@ -19,7 +19,7 @@ use super::{
 use crate::{
     agent::{
         access::Peer,
-        api::{Code, Fault, Phase, PodState, PodStatus, Problem, Reason},
+        api::{Code, Fault, Phase, Problem, Reason},
         audit::{self, Record, Subject},
         plan::{self, Plan},
         routes::Agent,
@@ -29,7 +29,10 @@ use crate::{
         target::{PodName, TargetSpec},
         value::Span,
     },
-    target::Target,
+    target::{
+        Target,
+        pods::{PodState, PodStatus},
+    },
 };
 
 /// The prefix of the owners of faults that the cluster requested.

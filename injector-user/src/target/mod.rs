@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod container;
 pub mod host;
+pub mod pods;
 
 use std::{io, path::PathBuf};
 

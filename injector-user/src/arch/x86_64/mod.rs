@@ -1,11 +1,16 @@
 //! x86-64.
 
+#[cfg(feature = "clock")]
 mod vdso;
 
 use super::{ClockProbes, vdso::Hook};
 
 /// The hook for vDSOs.
+#[cfg(feature = "clock")]
 pub const VDSO_HOOK: Option<&dyn Hook> = Some(&vdso::X86Hook);
+/// The hook for vDSOs.
+#[cfg(not(feature = "clock"))]
+pub const VDSO_HOOK: Option<&dyn Hook> = None;
 
 /// What the clock probes need.
 pub const CLOCK_PROBES: Option<ClockProbes> = Some(ClockProbes {

@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::block::{self, Found, MAGIC};
 use crate::arch::{
-    self, UnsupportedArchitecture,
+    self, NotBuiltIn,
     vdso::{Block, Entry, Function, Header, Hook, UnknownLayout},
 };
 
@@ -22,9 +22,9 @@ const PAGE: usize = 4096;
 /// Why an image cannot be patched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Unfit {
-    /// There is no hook for this architecture.
+    /// There is no hook.
     #[error(transparent)]
-    Architecture(#[from] UnsupportedArchitecture),
+    NotBuiltIn(#[from] NotBuiltIn),
     /// It is for 32-bit or x32 programs.
     #[error("it is for programs with 32-bit pointers")]
     Compat,
@@ -46,7 +46,7 @@ impl Unfit {
     #[must_use]
     pub const fn label(&self) -> &'static str {
         match self {
-            Self::Architecture(_) => "not on this architecture",
+            Self::NotBuiltIn(_) => "no hook for vDSOs",
             Self::Compat => "a program with 32-bit pointers",
             Self::NoRoom { .. } => "no room in its vDSO",
             Self::UnknownLayout(_) => "a vDSO of unknown layout",

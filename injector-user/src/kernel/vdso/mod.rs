@@ -15,7 +15,7 @@ mod all;
 mod block;
 mod image;
 mod process;
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(all(test, feature = "clock", target_arch = "x86_64"))]
 mod tests;
 mod threads;
 
@@ -41,7 +41,7 @@ use self::{
 };
 pub use crate::arch::vdso::UnknownLayout;
 use crate::arch::{
-    self, UnsupportedArchitecture,
+    self, NotBuiltIn,
     vdso::{Block, Header, Slot},
 };
 
@@ -386,7 +386,7 @@ pub fn check() -> Result<(), Unusable> {
 pub enum Unusable {
     /// There is no hook.
     #[error(transparent)]
-    Architecture(#[from] UnsupportedArchitecture),
+    NotBuiltIn(#[from] NotBuiltIn),
     /// The kernel does not let the vDSO of a process be written.
     #[error(
         "the kernel does not let /proc/PID/mem write what a process itself may not, where the vDSO is patched; boot \

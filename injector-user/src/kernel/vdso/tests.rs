@@ -93,7 +93,7 @@ extern "C" fn time(_: *mut i64) -> i64 {
 
 impl Hook {
     fn new(skew: Skew) -> Self {
-        let mut code = machine().machine().to_vec();
+        let mut code = machine().code().to_vec();
         let header = Header {
             magic: block::MAGIC,
             owner: 1,
@@ -174,7 +174,7 @@ impl Hook {
 impl Drop for Hook {
     fn drop(&mut self) {
         // SAFETY: mapped by `new`, and not used any more.
-        unsafe { munmap(self.start, machine().machine().len()) }.expect("it is mapped");
+        unsafe { munmap(self.start, machine().code().len()) }.expect("it is mapped");
     }
 }
 
@@ -310,7 +310,7 @@ fn strobe_and_freeze_are_in_what_is_tested() {
 
 #[test]
 fn the_hook_is_small_enough_for_all_kernels() {
-    let length = machine().machine().len();
+    let length = machine().code().len();
     println!("{length} bytes");
     assert!(length <= 896, "{length}");
     assert!(machine().code()[..size_of::<Block>()].iter().all(|byte| *byte == 0));

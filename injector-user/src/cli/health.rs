@@ -1,0 +1,71 @@
+//! What `injector list` tells of the agent.
+
+use std::{fmt::Write as _, path::Path, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result};
+
+use super::{args::Output, remote::AgentOptions};
+use crate::agent::{
+    SOCKET,
+    api::{Fault, Health, Phase},
+    client::ClientError,
+};
+
+/// An agent that says how it is only after this time is not well.
+const HEALTH_PATIENCE: Duration = Duration::from_secs(4);
+
+/// Prints how the agent is. Takes nothing but the right to ask it, and little time: probes do this all along.
+pub fn print(options: &AgentOptions, output: Output) -> Result<ExitCode> {
+    let mut client = options.client(options.agent.as_deref().unwrap_or(SOCKET))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let asked = async { tokio::time::timeout(HEALTH_PATIENCE, client.health()).await };
+    let health = runtime.block_on(asked).context("the agent does not answer")??;
+    let text = match output {
+        Output::Json => serde_json::to_string(&health)?,
+        Output::Human => format!("{}: {} faults act", health.status, health.active),
+    };
+    crate::output::print(text + "\n")?;
+    Ok(if health.status == Health::OK { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A line for each fault that acts by the agent that was named, or else by this host's, if there is one.
+pub fn faults(options: &AgentOptions, output: Output) -> Result<String> {
+    let mut text = String::new();
+    let at = match &options.agent {
+        Some(at) => at.as_str(),
+        None if Path::new(SOCKET).exists() => SOCKET,
+        None => return Ok(text),
+    };
+    let mut client = options.client(at)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let list = match runtime.block_on(client.list()) {
+        Ok(list) => list,
+        // What a dead agent left.
+        Err(ClientError::Connect { .. }) if options.agent.is_none() => return Ok(text),
+        Err(error) => return Err(error.into()),
+    };
+    for fault in list.faults.iter().filter(|fault| fault.phase == Phase::Active) {
+        match output {
+            Output::Json => writeln!(text, "{}", serde_json::to_string(fault)?)?,
+            Output::Human => describe(&mut text, fault)?,
+        }
+    }
+    Ok(text)
+}
+
+fn describe(text: &mut String, fault: &Fault) -> std::fmt::Result {
+    let kinds: Vec<String> = fault.kinds.iter().map(ToString::to_string).collect();
+    let packets = &fault.packets;
+    writeln!(
+        text,
+        "   fault  {}  {} ({}), until {}, for {}: {} packets matched, {} dropped",
+        fault.created,
+        fault.name,
+        kinds.join(", "),
+        fault.ends,
+        fault.owner,
+        packets.matched,
+        packets.done.dropped
+    )?;
+    fault.warnings.iter().try_for_each(|message| writeln!(text, "   warning  {message}"))
+}
