@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
     Method, Request, StatusCode,
-    body::Bytes,
     client::conn::http1::{self, SendRequest},
     header,
 };

@@ -34,6 +34,7 @@ use crate::{
     },
     lifetime::{LifetimeError, instance::SharedInstance, journal::Owner, lease::RENEWAL},
     spec::Faults,
+    target::pods::PodStatus,
     threads::{self, Panicked},
 };
 

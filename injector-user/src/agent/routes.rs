@@ -26,6 +26,7 @@ use axum::{
         sse::{self},
     },
 };
+use bytes::Bytes;
 use futures_util::stream;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -158,10 +159,16 @@ pub fn description() -> OpenApi {
 /// All routes, with what is done for every request.
 pub fn router(agent: Arc<Agent>) -> Router {
     let (routes, api) = described();
-    let api = Arc::new(api);
+    // Rendered once: whoever asks gets the same bytes.
+    let page = serde_json::to_vec(&api).map(Bytes::from).map_err(|error| error.to_string());
     let describe = move || {
-        let api = api.clone();
-        async move { Json(&*api).into_response() }
+        let page = page.clone();
+        async move {
+            match page {
+                Ok(page) => ([(header::CONTENT_TYPE, "application/json")], page).into_response(),
+                Err(error) => Problem::new(Code::Failed, error).into_response(),
+            }
+        }
     };
     routes
         .route("/openapi.json", axum::routing::get(describe))

@@ -1,6 +1,6 @@
 //! `injector inject`: faults for what is there already.
 
-use std::{path::Path, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -95,7 +95,7 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
     let reports = reporter.writer();
     let code = runtime.block_on(async {
         let mut signals = Signals::take().context("cannot take signals")?;
-        let wide = args.target.host || !args.target.interface.is_empty();
+        let wide = args.target.is_wide();
         let protect = args.protect || (wide && !args.no_protect);
         let target = Target::resolve(&args.target, protect)?;
         asked.options.outlived = true;
@@ -120,37 +120,25 @@ fn check_end(args: &InjectArgs) -> Result<(), SpecError> {
     if args.session.duration.is_some() {
         return Ok(());
     }
-    match (args.target.host, args.target.interface.is_empty()) {
-        (true, _) => Err(SpecError::NoEnd("--host")),
-        (_, false) => Err(SpecError::NoEnd("--interface")),
-        _ => Ok(()),
+    match args.target.kinds().filter(|kind| kind.is_wide()).last() {
+        Some(kind) => Err(SpecError::NoEnd(kind.name)),
+        None => Ok(()),
     }
 }
 
 /// What is faulted, for people: as it was found, or else, where an agent looks for it, as it was asked for.
 fn title(spec: &TargetSpec, found: Option<&Target>) -> String {
-    let path = |kind: &str, path: &Path| format!("{kind} {}", path.display());
     let whose = match found {
         Some(target) => vec![
             target.title().map(str::to_owned),
             target.cgroup.as_ref().map(|cgroup| {
-                format!("{} ({} processes)", path("cgroup", &cgroup.path), cgroup.processes().len())
+                let count = cgroup.processes().len();
+                format!("cgroup {} ({count} processes)", cgroup.path.display())
             }),
         ],
-        None => vec![
-            spec.cgroup.as_deref().map(|cgroup| path("cgroup", cgroup)),
-            spec.pid.map(|pid| format!("process {pid}")),
-            spec.container.as_ref().map(|container| format!("container {container}")),
-            spec.pod.as_ref().map(|pod| format!("pod {pod}")),
-            spec.pods.as_ref().map(|pods| format!("pods {pods}")),
-        ],
+        None => spec.titles(true).map(Some).collect(),
     };
-    let places = [
-        spec.netns.as_deref().map(|netns| path("network namespace", netns)),
-        (!spec.interface.is_empty()).then(|| format!("interface {}", spec.interface.join(", "))),
-        spec.host.then(|| "host".into()),
-    ];
-    whose.into_iter().chain(places).flatten().collect::<Vec<_>>().join(", ")
+    whose.into_iter().flatten().chain(spec.titles(false)).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ pub enum SpecError {
     Engines,
     /// A wide target without an end.
     #[error(
-        "{0} faults everything that passes there, so it requires --for: give a time, for instance --for 30s, or \
+        "--{0} faults everything that passes there, so it requires --for: give a time, for instance --for 30s, or \
          --for forever to fault until injector is stopped"
     )]
     NoEnd(&'static str),

@@ -28,7 +28,10 @@ use crate::{
         hook::{Engine, HookError},
     },
     lifetime::{LifetimeError, instance::Instance},
-    spec::process::{ProcessFaults, cpu::CpuLimit, io::IoLimit},
+    spec::{
+        process::{ProcessFaults, cpu::CpuLimit, io::IoLimit},
+        target::process_options,
+    },
 };
 pub use killer::KillStatistics;
 use killer::Killer;
@@ -52,8 +55,8 @@ const FIRST_ERRNO_STREAM: u32 = PAUSE_STREAM - 1;
 pub enum ProcessFaultError {
     /// The target has no processes.
     #[error(
-        "process faults require a cgroup or a process: name them with --cgroup, --container, --pod or --pid, or \
-         use `injector run`"
+        "process faults require a cgroup or a process: name them with {}, or use `injector run`",
+        process_options()
     )]
     NoProcesses,
     /// The process has ended.

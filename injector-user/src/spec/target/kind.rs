@@ -1,0 +1,192 @@
+//! The kinds of targets, one row each. From this table follow the messages that list options, the titles of targets, and what
+//! may be combined.
+
+use super::TargetSpec;
+
+/// A kind of target.
+#[derive(Debug)]
+pub struct Kind {
+    /// Its option and key.
+    pub name: &'static str,
+    /// What it names.
+    pub names: Names,
+    /// What it is called, for people; `None` if it was not given.
+    title: fn(&TargetSpec) -> Option<String>,
+}
+
+/// What a kind of target names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// A group of processes, of which there is one at most.
+    Processes,
+    /// One process, which takes its place.
+    Process,
+    /// A network namespace, to which processes can be narrowed down.
+    Namespace,
+    /// Interfaces, to which it can be narrowed down: all that passes there.
+    Interfaces,
+    /// Everything. Takes the place of processes.
+    Host,
+}
+
+/// All kinds.
+pub static KINDS: [Kind; 8] = [
+    Kind {
+        name: "cgroup",
+        names: Names::Processes,
+        title: |spec| Some(format!("cgroup {}", spec.cgroup.as_deref()?.display())),
+    },
+    Kind {
+        name: "pid",
+        names: Names::Process,
+        title: |spec| Some(format!("process {}", spec.pid?)),
+    },
+    Kind {
+        name: "container",
+        names: Names::Processes,
+        title: |spec| Some(format!("container {}", spec.container.as_ref()?)),
+    },
+    Kind {
+        name: "pod",
+        names: Names::Processes,
+        title: |spec| Some(format!("pod {}", spec.pod.as_ref()?)),
+    },
+    Kind {
+        name: "pods",
+        names: Names::Processes,
+        title: |spec| Some(format!("pods {}", spec.pods.as_ref()?)),
+    },
+    Kind {
+        name: "netns",
+        names: Names::Namespace,
+        title: |spec| Some(format!("network namespace {}", spec.netns.as_deref()?.display())),
+    },
+    Kind {
+        name: "interface",
+        names: Names::Interfaces,
+        title: |spec| {
+            (!spec.interface.is_empty()).then(|| format!("interface {}", spec.interface.join(", ")))
+        },
+    },
+    Kind { name: "host", names: Names::Host, title: |spec| spec.host.then(|| "host".into()) },
+];
+
+impl Kind {
+    /// Whether a target is of this kind, perhaps beside others.
+    #[must_use]
+    pub fn is_given(&self, spec: &TargetSpec) -> bool {
+        (self.title)(spec).is_some()
+    }
+
+    /// Whether it stands for the traffic of everybody.
+    #[must_use]
+    pub const fn is_wide(&self) -> bool {
+        matches!(self.names, Names::Interfaces | Names::Host)
+    }
+
+    /// Whether it names processes.
+    #[must_use]
+    pub const fn names_processes(&self) -> bool {
+        matches!(self.names, Names::Processes | Names::Process)
+    }
+
+    /// Whether a target has one kind like this at most.
+    const fn is_exclusive(&self) -> bool {
+        self.names_processes() || matches!(self.names, Names::Host)
+    }
+}
+
+impl TargetSpec {
+    /// Its kinds.
+    pub fn kinds(&self) -> impl Iterator<Item = &'static Kind> {
+        KINDS.iter().filter(|kind| kind.is_given(self))
+    }
+
+    /// What is asked for, for people: its processes, or the places.
+    pub fn titles(&self, of_processes: bool) -> impl Iterator<Item = String> {
+        let kinds = KINDS.iter().filter(move |kind| kind.names_processes() == of_processes);
+        kinds.filter_map(|kind| (kind.title)(self))
+    }
+
+    /// Those of its kinds of which it may have but one.
+    pub(super) fn exclusive_kinds(&self) -> impl Iterator<Item = &'static Kind> {
+        self.kinds().filter(|kind| kind.is_exclusive())
+    }
+}
+
+/// All options.
+pub(super) fn options() -> String {
+    list("--", ", ", KINDS.iter())
+}
+
+/// The options that name processes, as alternatives.
+#[must_use]
+pub fn process_options() -> String {
+    let those = |names| KINDS.iter().filter(move |kind| kind.names == names);
+    list("--", " or ", those(Names::Processes).chain(those(Names::Process)))
+}
+
+/// The options that do not, as alternatives.
+pub(super) fn place_options() -> String {
+    list("--", " or ", KINDS.iter().filter(|kind| !kind.names_processes()))
+}
+
+/// The names of the kinds of which a target may have but one.
+pub(super) fn exclusive() -> String {
+    list("", " and ", KINDS.iter().filter(|kind| kind.is_exclusive()))
+}
+
+/// Names, with `prefix` before each and `last` before the last.
+fn list(prefix: &str, last: &str, kinds: impl Iterator<Item = &'static Kind>) -> String {
+    let names: Vec<String> = kinds.map(|kind| format!("{prefix}{}", kind.name)).collect();
+    match &names[..] {
+        [rest @ .., end] if !rest.is_empty() => format!("{}{last}{end}", rest.join(", ")),
+        names => names.concat(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, Command};
+
+    use super::*;
+
+    #[test]
+    fn each_option_is_a_kind() {
+        let command = TargetSpec::augment_args(Command::new("test"));
+        let mut options: Vec<_> =
+            command.get_arguments().filter_map(|argument| argument.get_long()).collect();
+        options.sort_unstable();
+        let mut kinds: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
+        kinds.sort_unstable();
+        assert_eq!(options, kinds);
+    }
+
+    #[test]
+    fn options_conflict_as_kinds_do() {
+        let given = |kind: &Kind| match kind.name {
+            "host" => vec!["--host".to_owned()],
+            "pid" => vec!["--pid=1".into()],
+            name => vec![format!("--{name}=a/b")],
+        };
+        for one in &KINDS {
+            for other in KINDS.iter().filter(|other| other.name != one.name) {
+                let arguments = [vec!["test".to_owned()], given(one), given(other)].concat();
+                let command = TargetSpec::augment_args(Command::new("test"));
+                let is_refused = command.try_get_matches_from(arguments).is_err();
+                let pair = [one.name, other.name];
+                let is_expected = (one.is_exclusive() && other.is_exclusive())
+                    || (pair.contains(&"host") && pair.contains(&"netns"))
+                    || pair.contains(&"pods");
+                assert_eq!(is_refused, is_expected, "{pair:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn lists_are_sentences() {
+        assert_eq!(exclusive(), "cgroup, pid, container, pod, pods and host");
+        assert_eq!(process_options(), "--cgroup, --container, --pod, --pods or --pid");
+        assert_eq!(place_options(), "--netns, --interface or --host");
+    }
+}

@@ -1,0 +1,164 @@
+//! What is to be faulted.
+
+mod kind;
+mod pod;
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::Args;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::list::list;
+pub use kind::{KINDS, Kind, process_options};
+use kind::{exclusive, options, place_options};
+pub use pod::{PodName, PodSelection};
+
+/// Why a target makes no sense.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum TargetError {
+    /// No target.
+    #[error(
+        "no target was given: give one of {}, or use `injector run` to fault a new command",
+        options()
+    )]
+    Missing,
+    /// Two targets in one.
+    #[error("a target has one of {}, not several of them", exclusive())]
+    Several,
+    /// Not a pod.
+    #[error("`{0}` is not a pod: write its namespace and its name, for instance default/web-0")]
+    Pod(String),
+    /// Not pods.
+    #[error(
+        "`{0}` does not say which pods: write their namespace and a label selector, for instance \
+         shop/app=cart,tier!=db"
+    )]
+    Pods(String),
+    /// Pods are faulted as a whole.
+    #[error(
+        "pods that labels select are faulted wherever they are: give no netns, interface, address or protect beside them"
+    )]
+    WithPods,
+    /// Clocks of what is no process.
+    #[error(
+        "clocks are faulted for the processes of a cgroup: name one with {}, or use `injector run`",
+        process_options()
+    )]
+    Clock,
+    /// XDP with a target that it cannot tell.
+    #[error(
+        "--xdp cannot tell whose packets it sees: use it with {places}, not with --{0}",
+        places = place_options()
+    )]
+    Xdp(&'static str),
+}
+
+/// The options of which one can be given.
+const WHOSE: &str = "whose";
+
+/// A target as written. `--interface` and `--netns` narrow a cgroup down to an interface or a network
+/// namespace; alone they stand for everything that passes there.
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct TargetSpec {
+    /// The processes of this cgroup and those below it: a path under the cgroup v2 mount, or relative
+    /// to its root
+    #[arg(long, value_name = "PATH", help_heading = "Target", group = WHOSE)]
+    pub cgroup: Option<PathBuf>,
+
+    /// The cgroup of this process, in its network namespace
+    #[arg(long, value_name = "PID", help_heading = "Target", group = WHOSE)]
+    pub pid: Option<i32>,
+
+    /// This container of Docker, containerd, CRI-O, Podman or runc, by its ID, the beginning of that, or its name; it is
+    /// followed when it is restarted
+    #[arg(
+        long,
+        value_name = "ID|NAME",
+        help_heading = "Target",
+        group = WHOSE
+    )]
+    pub container: Option<String>,
+
+    /// All containers of this Kubernetes pod, those that are yet to be included, if it runs on this machine
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        help_heading = "Target",
+        group = WHOSE
+    )]
+    pub pod: Option<PodName>,
+
+    /// The Kubernetes pods of this node that labels select, those that come later included; carried out by an agent that
+    /// has joined the cluster (--agent). Labels are selected as by kubectl --selector
+    #[arg(
+        long,
+        value_name = "NAMESPACE/SELECTOR",
+        help_heading = "Target",
+        group = WHOSE,
+        conflicts_with_all = ["netns", "interface"]
+    )]
+    pub pods: Option<PodSelection>,
+
+    /// This network namespace, by name (ip netns) or path
+    #[arg(long, value_name = "NAME|PATH", help_heading = "Target")]
+    pub netns: Option<PathBuf>,
+
+    /// This interface; repeatable
+    #[arg(long, value_name = "IF", help_heading = "Target")]
+    #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
+    pub interface: Vec<String>,
+
+    /// This whole host: all interfaces of the current network namespace
+    #[arg(long, help_heading = "Target", group = WHOSE, conflicts_with = "netns")]
+    pub host: bool,
+
+    /// The addresses by which others reach it, for partitions; by default, those of the interfaces in its network
+    /// namespace; scenarios only.
+    #[arg(skip)]
+    #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
+    pub address: Vec<IpAddr>,
+
+    /// Whether TCP port 22, the connections of the shell that started this, and the loopback are left alone; by
+    /// default if the target is a host or interfaces; scenarios only.
+    #[arg(skip)]
+    pub protect: Option<bool>,
+}
+
+impl TargetSpec {
+    /// Checks that there are processes whose clocks can be faulted.
+    pub fn check_for_clocks(&self) -> Result<(), TargetError> {
+        self.titles(true).next().map(drop).ok_or(TargetError::Clock)
+    }
+
+    /// Whether it is left alone what the operator needs, if nothing is said of it.
+    #[must_use]
+    pub fn is_wide(&self) -> bool {
+        self.kinds().any(Kind::is_wide)
+    }
+
+    /// Checks that there is a target, and one that XDP can serve if it is asked for.
+    pub fn check(&self, xdp: bool) -> Result<(), TargetError> {
+        if self.kinds().next().is_none() {
+            return Err(TargetError::Missing);
+        }
+        if self.exclusive_kinds().nth(1).is_some() {
+            return Err(TargetError::Several);
+        }
+        let is_narrowed = self.netns.is_some()
+            || !self.interface.is_empty()
+            || !self.address.is_empty()
+            || self.protect == Some(true);
+        if self.pods.is_some() && is_narrowed {
+            return Err(TargetError::WithPods);
+        }
+        match self.kinds().find(|kind| kind.names_processes()) {
+            Some(kind) if xdp => Err(TargetError::Xdp(kind.name)),
+            _ => Ok(()),
+        }
+    }
+}

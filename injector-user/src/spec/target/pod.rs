@@ -1,0 +1,79 @@
+//! Pods of Kubernetes: by name, or by labels.
+
+use std::{
+    fmt::{self, Display, Formatter},
+    str::FromStr,
+};
+
+use super::TargetError;
+use crate::spec::value::serde_as_text;
+
+serde_as_text! {
+    PodName: "a pod, as namespace/name",
+    PodSelection: "pods, as namespace/selector",
+}
+
+/// The name of a Kubernetes pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name there.
+    pub name: String,
+}
+
+impl FromStr for PodName {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        match text.split_once('/') {
+            Some((namespace, name))
+                if !namespace.is_empty() && !name.is_empty() && !name.contains('/') =>
+            {
+                Ok(Self { namespace: namespace.into(), name: name.into() })
+            }
+            _ => Err(TargetError::Pod(text.into())),
+        }
+    }
+}
+
+impl Display for PodName {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The longest label selector.
+const LONGEST_SELECTOR: usize = 4096;
+
+/// Kubernetes pods that labels select.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodSelection {
+    /// Their namespace.
+    pub namespace: String,
+    /// What is so of their labels, as `kubectl --selector` has it. The API server reads it.
+    pub selector: String,
+}
+
+impl FromStr for PodSelection {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        // A label may have a slash as well: app.kubernetes.io/name.
+        let (namespace, selector) =
+            text.split_once('/').ok_or_else(|| TargetError::Pods(text.into()))?;
+        let is_namespace = !namespace.is_empty()
+            && namespace.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-');
+        let selector = selector.trim();
+        if !is_namespace || selector.is_empty() || selector.len() > LONGEST_SELECTOR {
+            return Err(TargetError::Pods(text.into()));
+        }
+        Ok(Self { namespace: namespace.into(), selector: selector.into() })
+    }
+}
+
+impl Display for PodSelection {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.selector)
+    }
+}
