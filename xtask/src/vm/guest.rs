@@ -55,6 +55,8 @@ pub enum Tests {
 pub struct Binaries {
     /// The program under test.
     pub injector: PathBuf,
+    /// The binary that the guest has at that path instead.
+    pub replacement: Option<PathBuf>,
     /// The kernel tests, by name.
     pub tests: Vec<(String, PathBuf)>,
     /// The programs that tests start, or the benchmark.
@@ -86,6 +88,7 @@ impl Binaries {
         let (injector, helpers) = programs(repository, &["build", "--bins"])?;
         Ok(Self {
             injector,
+            replacement: None,
             helpers,
             tests: tests.into_iter().map(|test| (test.name, test.executable)).collect(),
         })
@@ -98,7 +101,7 @@ impl Binaries {
         let arguments = ["build", "--release", "--bin", "injector", "--bin", "clock"];
         let (injector, mut helpers) = programs(repository, &arguments)?;
         helpers.push(env::current_exe()?);
-        Ok(Self { injector, helpers, tests: Vec::new() })
+        Ok(Self { injector, replacement: None, helpers, tests: Vec::new() })
     }
 }
 
@@ -168,9 +171,11 @@ pub fn base(work: &Path, binaries: &Binaries) -> Result<Archive> {
     }
     archive.program(Path::new("/init"), INIT.as_bytes());
     tools::add(&mut archive).context("copying tools")?;
-    let programs = [&binaries.injector].into_iter().chain(&binaries.helpers);
     let scratch = work.join("stripped");
-    for program in programs.chain(binaries.tests.iter().map(|(_, path)| path)) {
+    let injector = binaries.replacement.as_ref().unwrap_or(&binaries.injector);
+    let content = tools::stripped(injector, &scratch)?;
+    tools::add_content(&mut archive, &binaries.injector, &content)?;
+    for program in binaries.helpers.iter().chain(binaries.tests.iter().map(|(_, path)| path)) {
         let content = tools::stripped(program, &scratch)?;
         tools::add_content(&mut archive, program, &content)?;
     }

@@ -49,6 +49,10 @@ pub struct Args {
     #[arg(long, value_name = "LINE", conflicts_with = "arguments")]
     exec: Option<String>,
 
+    /// Test this injector binary instead of the current build
+    #[arg(long, value_name = "PATH")]
+    injector: Option<PathBuf>,
+
     /// Download the newest kernel packages
     #[arg(long)]
     fetch: bool,
@@ -107,7 +111,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         [] => Tests::All,
         names => Tests::Named(names.to_vec()),
     };
-    let binaries = Binaries::build(&folders.repository, &tests)?;
+    let mut binaries = Binaries::build(&folders.repository, &tests)?;
+    binaries.replacement.clone_from(&args.injector);
     let jobs = jobs(args, &binaries);
     let tallies = boot(&folders, &kernels, &binaries, &jobs, args.timeout)?;
     let all_good = tallies.iter().all(GuestResults::is_success);

@@ -18,6 +18,11 @@ const WANTED: &[&str] = &[
     "macvlan",
     "ipvlan",
     "vrf",
+    // Tunnels.
+    "wireguard",
+    "ipip",
+    "sit",
+    "ip_gre",
     // Queueing, and the classic way of attaching programs.
     "sch_ingress",
     "cls_bpf",
@@ -31,6 +36,10 @@ const WANTED: &[&str] = &[
     "sch_prio",
     "cls_u32",
     "cls_flower",
+    "cls_flow",
+    "cls_fw",
+    "cls_basic",
+    "em_meta",
     "act_mirred",
     "act_gact",
     "act_skbedit",

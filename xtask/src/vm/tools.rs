@@ -19,7 +19,7 @@ const TOOLS: &[&str] = &[
 ];
 
 /// Optional tools.
-const OPTIONAL: &[&str] = &["iperf3", "nft", "strace"];
+const OPTIONAL: &[&str] = &["iperf3", "nft", "strace", "wg"];
 
 /// Adds all tools.
 pub fn add(archive: &mut Archive) -> Result<()> {
