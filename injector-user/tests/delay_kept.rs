@@ -16,8 +16,8 @@ use std::{
 };
 
 use testbed::{
-    Family, Host, INJECTOR, Injector, Lab, Process, TIMEOUT, engines, ip, serve, skip, talk,
-    wait_until,
+    Family, Host, INJECTOR, Injector, Lab, TIMEOUT, Process, bpf::Counter, engines, ip, serve,
+    skip, talk, wait_until,
 };
 
 /// Packets that each sender of a test sends.
@@ -56,6 +56,15 @@ fn htb_classes(host: &Host, device: &str) -> Counts {
     counts(host, &format!("class show dev {device}"), "class htb", 2)
 }
 
+/// Those of the classes that filters of the test choose, as far as any packet has come to them.
+fn chosen(host: &Host, device: &str) -> Counts {
+    let mut classes = htb_classes(host, device);
+    // What no filter is about goes there.
+    classes.remove("1:99");
+    classes.retain(|_, count| *count > 0);
+    classes
+}
+
 /// Those of single queues, below the handle 7.
 fn queues(host: &Host) -> Counts {
     let all = counts(host, "qdisc show dev veth0", "qdisc", 4);
@@ -85,8 +94,17 @@ fn set_option(socket: RawFd, option: i32, value: u32) {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Has a sender for each priority send [`EACH`] datagrams, all in turns; returns by how much `counts` rises, once
-/// that is `times` as many.
+/// Sockets of which each has this option set to one of the values.
+fn sockets(host: &Host, option: i32, values: &[u32]) -> Vec<UdpSocket> {
+    let socket = |&value: &u32| {
+        let socket = host.inside(|| UdpSocket::bind("0.0.0.0:0")).expect("free");
+        set_option(socket.as_raw_fd(), option, value);
+        socket
+    };
+    values.iter().map(socket).collect()
+}
+
+/// [`rise_of`] a sender for each priority.
 fn rise(
     host: &Host,
     to: SocketAddr,
@@ -94,20 +112,25 @@ fn rise(
     times: u64,
     counts: impl Fn() -> Counts,
 ) -> Counts {
-    let socket = |&priority: &u32| {
-        let socket = host.inside(|| UdpSocket::bind("0.0.0.0:0")).expect("free");
-        set_option(socket.as_raw_fd(), libc::SO_PRIORITY, priority);
-        socket
-    };
-    let sockets: Vec<_> = priorities.iter().map(socket).collect();
+    rise_of(&sockets(host, libc::SO_PRIORITY, priorities), to, times, counts)
+}
+
+/// Has each socket send [`EACH`] datagrams, all in turns; returns by how much `counts` rises, once that is `times` as
+/// many.
+fn rise_of(
+    sockets: &[UdpSocket],
+    to: SocketAddr,
+    times: u64,
+    counts: impl Fn() -> Counts,
+) -> Counts {
     let before = counts();
     for _ in 0..EACH {
-        for socket in &sockets {
+        for socket in sockets {
             socket.send_to(&[1; 100], to).expect("there is a route");
         }
         thread::sleep(Duration::from_millis(1));
     }
-    let wanted = EACH * priorities.len() as u64 * times;
+    let wanted = EACH * sockets.len() as u64 * times;
     let end = Instant::now() + TIMEOUT;
     loop {
         let found = since(&before, &counts());
@@ -123,6 +146,14 @@ fn rise(
 fn doubled(control: &Counts, fault: &str) -> (Counts, u64) {
     let times = if fault.contains("--duplicate") { 2 } else { 1 };
     (control.iter().map(|(name, count)| (name.clone(), count * times)).collect(), times)
+}
+
+/// Ends an injector, which must have held so many packets at least, and left none as it was.
+#[track_caller]
+fn check_held(injector: Injector, least: u64) {
+    let line = injector.started["rules"].to_string();
+    let total = injector.stop().total;
+    assert!(total.delayed >= least && total.skipped == 0, "{line}: {total:?}");
 }
 
 /// Whether a command that adds something to a host works here.
@@ -172,8 +203,132 @@ fn sent_packets_keep_their_class() {
             let injector = Injector::start(left, &line);
             let (expected, times) = doubled(&control, fault);
             assert_eq!(rise(left, to, &priorities, times, classes), expected, "{engine} {fault}");
-            let total = injector.stop().total;
-            assert!(total.delayed + total.queued >= EACH * 16, "{engine} {fault}: {total:?}");
+            check_held(injector, EACH * 16 * times);
+        }
+    }
+}
+
+/// Compares what `counts` shows of these senders under each fault of what the left host sends with what it shows
+/// without one.
+fn compare(lab: &Lab, sockets: &[UdpSocket], to: SocketAddr, counts: impl Fn() -> Counts) {
+    let control = rise_of(sockets, to, 1, &counts);
+    assert_eq!(control.values().sum::<u64>(), EACH * sockets.len() as u64, "{control:?}");
+    assert!(control.len() > 1, "{control:?}");
+    for engine in engines() {
+        for fault in FAULTS {
+            let line = format!(
+                "--interface veth0 --no-protect --direction egress --engine {engine} {fault}"
+            );
+            let injector = Injector::start(&lab.left, &line);
+            let (expected, times) = doubled(&control, fault);
+            assert_eq!(rise_of(sockets, to, times, &counts), expected, "{engine} {fault}");
+            check_held(injector, EACH * sockets.len() as u64 * times);
+        }
+    }
+}
+
+#[test]
+fn sent_packets_keep_their_band_of_a_prio_qdisc() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let (left, to) = (&lab.left, lab.right.at(Family::V4, 9000));
+    let _sink = lab.right.inside(|| UdpSocket::bind(to)).expect("free");
+    // What the host says of itself (IGMP, MLD) has priority 0 or 7.
+    let add = "tc qdisc add dev veth0 root handle 1: prio bands 4 \
+        priomap 3 0 1 3 3 2 3 3 3 3 3 3 3 3 3 3";
+    if !can(left, &add.split_whitespace().collect::<Vec<_>>().join(" ")) {
+        return;
+    }
+    let bands = || {
+        let mut bands = counts(left, "class show dev veth0", "class prio", 2);
+        bands.remove("1:4");
+        bands
+    };
+    compare(&lab, &sockets(left, libc::SO_PRIORITY, &[1, 2, 5, 2]), to, bands);
+}
+
+#[test]
+fn sent_packets_keep_the_class_of_their_mark() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let (left, to) = (&lab.left, lab.right.at(Family::V4, 9000));
+    let _sink = lab.right.inside(|| UdpSocket::bind(to)).expect("free");
+    htb(left, "veth0");
+    for mark in 1..5 {
+        let line = "tc filter add dev veth0 parent 1: protocol ip";
+        if !can(left, &format!("{line} handle {mark} fw classid 1:1{mark}")) {
+            return;
+        }
+    }
+    compare(&lab, &sockets(left, libc::SO_MARK, &[1, 2, 3, 4]), to, || chosen(left, "veth0"));
+}
+
+#[test]
+fn sent_packets_keep_the_class_of_their_hash() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let (left, to) = (&lab.left, lab.right.at(Family::V4, 9000));
+    let _sink = lab.right.inside(|| UdpSocket::bind(to)).expect("free");
+    htb(left, "veth0");
+    let line = "tc filter add dev veth0 parent 1: protocol ip handle 1 flow";
+    if !can(left, &format!("{line} hash keys rxhash divisor 15 baseclass 1:10")) {
+        return;
+    }
+    // A connected socket has a hash of its own; that of others is computed of the packet when needed.
+    let sockets = sockets(left, libc::SO_PRIORITY, &[0; 12]);
+    sockets[6..].iter().for_each(|socket| socket.connect(to).expect("there is a route"));
+    compare(&lab, &sockets, to, || chosen(left, "veth0"));
+}
+
+#[test]
+fn forwarded_packets_keep_the_class_of_their_tc_index() {
+    /// Bits that injector itself takes last.
+    const INDEX: u16 = 0xc000;
+    let _turn = turn();
+    let lab = Lab::new();
+    let (left, right) = (&lab.left, &lab.right);
+    // Left bridges to a port where nobody answers.
+    ip(
+        &["-n", &left.netns],
+        "link add br0 type bridge\nlink add out0 type veth peer name end0\nlink set br0 up\n\
+         link set out0 master br0\nlink set veth0 master br0\nlink set out0 up\nlink set end0 up\n",
+    );
+    let beyond = Ipv4Addr::new(10, 9, 0, 99);
+    let neighbour =
+        format!("neigh add {beyond} lladdr 02:00:00:00:09:99 dev veth0 nud permanent\n");
+    ip(&["-n", &right.netns], &neighbour);
+    htb(left, "out0");
+    let mut add = left.command("tc", None);
+    let line = "filter add dev out0 parent 1: protocol ip basic match";
+    add.args(line.split(' ')).arg(format!("meta(tc_index mask {INDEX} eq {INDEX})"));
+    let output = add.args(["classid", "1:15"]).output().expect("iproute2 is installed");
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        skip(&format!("this kernel cannot: tc filter … basic match meta(tc_index …): {error}"));
+        return;
+    }
+    left.run("tc qdisc add dev veth0 clsact");
+    Counter::with_index(INDEX).filter(left, "ingress", 7);
+    let to = SocketAddr::from((beyond, 9000));
+    let senders = sockets(right, libc::SO_PRIORITY, &[0; 4]);
+    let end = Instant::now() + TIMEOUT;
+    // The ports forward as soon as the bridge has noticed that they are up.
+    while chosen(left, "out0").is_empty() {
+        senders[0].send_to(&[1], to).expect("there is a route");
+        thread::sleep(Duration::from_millis(20));
+        assert!(Instant::now() < end, "nothing is forwarded");
+    }
+    for engine in engines() {
+        for fault in FAULTS {
+            let line = format!(
+                "--interface out0 --no-protect --direction egress --engine {engine} {fault}"
+            );
+            let injector = Injector::start(left, &line);
+            let times = doubled(&Counts::new(), fault).1;
+            let found = rise_of(&senders, to, times, || chosen(left, "out0"));
+            let expected = Counts::from([("1:15".into(), EACH * 4 * times)]);
+            assert_eq!(found, expected, "{engine} {fault}");
+            check_held(injector, EACH * 4 * times);
         }
     }
 }
@@ -196,10 +351,11 @@ fn sent_packets_keep_the_queues_of_their_priority() {
             let line = format!(
                 "--interface veth0 --no-protect --direction egress --engine {engine} {fault}"
             );
-            let _injector = Injector::start(left, &line);
+            let injector = Injector::start(left, &line);
             let (expected, times) = doubled(&control, fault);
             let found = rise(left, to, &[0, 1, 2, 3], times, || queues(left));
             assert_eq!(found, expected, "{engine} {fault}");
+            check_held(injector, EACH * 4 * times);
         }
     }
 }
@@ -257,15 +413,16 @@ fn sent_packets_keep_the_priority_bits_of_their_vlan() {
     assert!(control.values().all(|&count| count == EACH) && control.len() == 6, "{control:?}");
     for engine in engines() {
         // What leaves the VLAN's own device has its bits already.
-        for (device, faults) in [("v5", &FAULTS[..]), ("veth0", &FAULTS[..2])] {
-            for fault in faults {
+        for device in ["v5", "veth0"] {
+            for fault in FAULTS {
                 let line = format!(
                     "--interface {device} --no-protect --direction egress --engine {engine} {fault}"
                 );
-                let _injector = Injector::start(left, &line);
+                let injector = Injector::start(left, &line);
                 let (expected, times) = doubled(&control, fault);
                 let found = rise(left, to, &priorities, times, bits);
                 assert_eq!(found, expected, "{engine} {device} {fault}");
+                check_held(injector, EACH * 6 * times);
             }
         }
     }
@@ -320,14 +477,19 @@ fn received_packets_keep_the_priority_of_their_vlan() {
     };
     assert!(control.values().all(|&count| count == EACH) && control.len() == 6, "{control:?}");
     for engine in engines() {
-        for fault in FAULTS.into_iter().chain(["--duplicate 100%"]) {
+        // On the VLAN's device, and on the one below it, where packets have a tag of their own.
+        let faults = FAULTS.into_iter().chain(["--duplicate 100%"]);
+        for (device, fault) in faults.flat_map(|fault| [("v5", fault), ("veth0", fault)]) {
             let engine =
                 if fault.starts_with("--dup") { "" } else { &format!("--engine {engine}") };
-            let line = format!("--interface v5 --no-protect --direction ingress {engine} {fault}");
-            let _injector = Injector::start(left, &line);
+            let line =
+                format!("--interface {device} --no-protect --direction ingress {engine} {fault}");
+            let injector = Injector::start(left, &line);
             let (expected, times) = doubled(&control, fault);
             let found = rise(right, to, &priorities, times, classes);
-            assert_eq!(found, expected, "{engine} {fault}");
+            assert_eq!(found, expected, "{engine} {device} {fault}");
+            let held = if engine.is_empty() { 0 } else { EACH * 6 * times };
+            check_held(injector, held);
         }
     }
 }

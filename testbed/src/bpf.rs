@@ -186,11 +186,26 @@ impl Counter {
     /// Loads it.
     #[must_use]
     pub fn new(accepts: bool) -> Self {
+        Self::make(accepts, None)
+    }
+
+    /// Loads one that gives all packets this `tc_index` as well.
+    #[must_use]
+    pub fn with_index(index: u16) -> Self {
+        Self::make(false, Some(index))
+    }
+
+    fn make(accepts: bool, index: Option<u16>) -> Self {
         const ARRAY: u32 = 2;
         let map = descriptor(command::MAP_CREATE, &[ARRAY, 4, 8, 1]).expect("root may");
         let fd = u64::from(map.as_raw_fd().cast_unsigned());
         let verdict: u64 = if accepts { 0 } else { 0xffff_ffff };
-        let instructions = [
+        let mut instructions = Vec::new();
+        if let Some(index) = index {
+            instructions.push(instruction(0xb7, 0x02, 0, index.into())); // r2 = the index
+            instructions.push(instruction(0x63, 0x21, 44, 0)); // the skb's tc_index = r2
+        }
+        instructions.extend([
             instruction(0x61, 0x13, 16, 0), // r3 = the skb's protocol
             instruction(0x55, 0x03, 9, u64::from(0x0800u16.to_be())), // if it is not IPv4, skip 9
             instruction(0x62, 0x0a, 0xfffc, 0), // *(u32 *)(r10 - 4) = 0
@@ -204,7 +219,7 @@ impl Counter {
             instruction(0xdb, 0x10, 0, 0), // lock *(u64 *)(r0) += r1
             instruction(0xb7, 0x00, 0, verdict), // r0 = the verdict
             instruction(0x95, 0, 0, 0), // exit
-        ];
+        ]);
         let program = load(SCHED_CLS, &instructions).expect("the verifier takes it");
         let directory = scratch_file();
         fs::create_dir(&directory).expect("it can be made");

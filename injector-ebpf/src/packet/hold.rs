@@ -79,6 +79,7 @@ fn count(matched: &mut Match, direction: Direction, wait: u64) {
 #[inline(always)]
 fn tag(ctx: &TcContext, direction: Direction, release: u64) -> Option<u16> {
     let interface = skb::interface(ctx);
+    skb::keep_hash(ctx);
     if maps::HOLD_IN_USERSPACE.load() == 0 {
         let key = u64::from(interface) << 1 | direction as u64;
         // SAFETY: entries are added by userspace, and never changed.
@@ -106,7 +107,11 @@ pub fn enter(ctx: &TcContext) -> bool {
     let Some(until) = maps::RELEASE.get_ptr_mut(0) else { return false };
     // SAFETY: per CPU; written by `tag` on this CPU just before.
     let release = unsafe { core::mem::take(&mut *until) };
-    release != 0 && skb::tag(ctx).is_some() && skb::set_departure(ctx, release)
+    if release == 0 || skb::tag(ctx).is_none() {
+        return false;
+    }
+    skb::set_departure(ctx, release);
+    true
 }
 
 /// Where the packet comes back from the hold device: puts it on its way, if it is one of ours.
@@ -121,6 +126,7 @@ pub fn leave(ctx: &TcContext) -> Option<i32> {
         unsafe { (*seen).released += 1 };
     }
     skb::forget_addressee(ctx);
+    skb::set_departure(ctx, 0);
     let (priority, queue) = if route.restores == 0 {
         skb::carried(ctx)
     } else {

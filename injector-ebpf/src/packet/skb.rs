@@ -3,8 +3,8 @@
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS},
     helpers::generated::{
-        bpf_redirect, bpf_set_hash, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_ecn_set_ce,
-        bpf_skb_set_tstamp, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+        bpf_get_hash_recalc, bpf_redirect, bpf_set_hash, bpf_skb_change_tail, bpf_skb_change_type,
+        bpf_skb_ecn_set_ce, bpf_skb_vlan_pop, bpf_skb_vlan_push,
     },
     programs::TcContext,
 };
@@ -165,6 +165,14 @@ pub fn has_socket(ctx: &TcContext) -> bool {
     unsafe { !(*raw(ctx)).__bindgen_anon_2.sk.is_null() }
 }
 
+/// Has the kernel compute the packet's hash now if it has none: of a packet with a tag of ours on top, it would be
+/// another one.
+#[inline(always)]
+pub fn keep_hash(ctx: &TcContext) {
+    // SAFETY: the context's own skb. What it returns is in the packet as well.
+    unsafe { bpf_get_hash_recalc(raw(ctx)) };
+}
+
 /// What the packet bears besides its bytes.
 #[inline(always)]
 pub fn metadata(ctx: &TcContext) -> Metadata {
@@ -189,7 +197,7 @@ pub fn set_metadata(ctx: &TcContext, metadata: &Metadata) {
     unsafe {
         (*skb).mark = metadata.mark;
         (*skb).tc_index = metadata.tc_index;
-        // Of one without a hash it is computed when needed.
+        // Of one that cannot be parsed there is none.
         if metadata.hash != 0 {
             bpf_set_hash(skb, metadata.hash);
         }
@@ -292,12 +300,14 @@ pub fn departure(ctx: &TcContext, now: u64) -> u64 {
     if time.wrapping_sub(now) <= HORIZON { time } else { now }
 }
 
-/// Sets the time before which `sch_fq` does not send the packet, in `CLOCK_MONOTONIC` nanoseconds (Linux 5.18).
+/// Sets the time before which `sch_fq` does not send the packet, in `CLOCK_MONOTONIC` nanoseconds; 0 is none.
+///
+/// `bpf_skb_set_tstamp`, which also tells the kernel that it is no time of arrival, refuses packets below two VLAN
+/// tags. So this must be made 0 again before anybody takes it for one.
 #[inline(always)]
-pub fn set_departure(ctx: &TcContext, time_ns: u64) -> bool {
-    const DELIVERY_MONO: u32 = 1;
-    // SAFETY: the context's own skb.
-    unsafe { bpf_skb_set_tstamp(raw(ctx), time_ns, DELIVERY_MONO) == 0 }
+pub fn set_departure(ctx: &TcContext, time_ns: u64) {
+    // SAFETY: tc programs may write this field.
+    unsafe { (*raw(ctx)).tstamp = time_ns };
 }
 
 /// Has the kernel forget that the packet was not for the device that it came in by.
