@@ -1,12 +1,18 @@
 //! Foreign filters and programs beside injector's: they see each packet once, stay unchanged, and keep
 //! packets from being faulted only with a warning.
 
-use std::{thread, time::Duration};
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use testbed::{
-    Family, INTERFACE, Injector, Lab, bpf::Counter, engines, is_guest, number, skip, wait_until,
+    Family, INTERFACE, Injector, Lab, PATIENCE, bpf::Counter, engines, is_guest, number, skip,
+    wait_until,
 };
 
 /// The number of echo requests.
@@ -90,6 +96,54 @@ fn filters_of_others_see_each_packet_once() {
     }
     let after: Vec<String> = counters.iter().map(|(side, _)| filters(&lab, side)).collect();
     assert_eq!(before, after);
+}
+
+#[test]
+fn filters_of_others_see_each_packet_of_a_connection_that_is_reset_once() {
+    let lab = Lab::new();
+    lab.left.run(&format!("tc qdisc add dev {INTERFACE} clsact"));
+    let [ingress, egress] = [Counter::new(false), Counter::new(false)];
+    ingress.filter(&lab.left, "ingress", 7);
+    egress.filter(&lab.left, "egress", 7);
+    // What the filter of each side has seen, and what TCP of the host has that this goes to.
+    let counted = || {
+        let by_tcp = [lab.left.segments_received(), lab.right.segments_received()];
+        [(ingress.count(), by_tcp[0]), (egress.count(), by_tcp[1])]
+    };
+    let at = lab.right.at(Family::V4, 9000);
+    let listener = lab.right.inside(|| TcpListener::bind(at)).expect("free");
+    for hook in ["clsact", "tcx"] {
+        for direction in ["egress", "ingress", "both"] {
+            let what = format!("{hook} {direction}");
+            let start = counted();
+            let fault = format!("--reset --direction {direction}");
+            let injector = Injector::start(&lab.left, &line(hook, &fault));
+            for _ in 0..3 {
+                let mut client = lab.left.inside(|| TcpStream::connect(at)).expect("it listens");
+                let (mut server, _) = listener.accept().expect("it has connected");
+                for end in [&client, &server] {
+                    end.set_read_timeout(Some(PATIENCE)).expect("more than 0");
+                }
+                client.write_all(b"x").expect("it is connected");
+                if direction == "ingress" {
+                    server.read_exact(&mut [0]).expect("it comes");
+                    server.write_all(b"x").expect("it is connected");
+                }
+                let error = client.read(&mut [0]).expect_err("a reset");
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{what}");
+            }
+            lab.settle();
+            let added = || {
+                let pairs = counted().into_iter().zip(start);
+                pairs.map(|(now, then)| (now.0 - then.0, now.1 - then.1)).collect::<Vec<_>>()
+            };
+            let is_alike = || added().iter().all(|(seen, taken)| seen == taken && *seen >= 3);
+            wait_until(soon(), &format!("{what}: as many; now {:?}", added()), is_alike);
+            let (warnings, summary) = stop(injector);
+            assert!(warnings.is_empty(), "{what}: {warnings:?}");
+            assert!(number(&summary, "reset") >= 3, "{what}: {summary}");
+        }
+    }
 }
 
 #[test]
