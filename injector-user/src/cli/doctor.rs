@@ -46,14 +46,15 @@ struct FaultFinding {
     not_by: Vec<&'static str>,
 }
 
-/// Engines that can be asked for, and the fault that each is tried with.
-const ENGINES: [(&str, &str, &str); 6] = [
-    ("engine edt", "edt", "delay"),
-    ("engine tap", "tap", "delay"),
-    ("engine vdso", "vdso", "clock"),
-    ("engine probe", "probe", "clock"),
-    ("engine lsm", "lsm", "errno"),
-    ("engine fmod-ret", "fmod-ret", "errno"),
+/// Means that have a trial of their own: the subject, the engine to ask for, and the trial.
+const TRIALS: [(&str, Option<&str>, &str); 7] = [
+    ("engine edt", Some("edt"), "delay"),
+    ("engine tap", Some("tap"), "delay"),
+    ("engine vdso", Some("vdso"), "clock"),
+    ("engine probe", Some("probe"), "clock"),
+    ("engine lsm", Some("lsm"), "errno"),
+    ("engine fmod-ret", Some("fmod-ret"), "errno"),
+    ("sys_enter", None, trial::KILL_AFTER),
 ];
 
 /// Prints one line a means of the kernel, then one a fault.
@@ -112,13 +113,23 @@ fn trials() -> impl Iterator<Item = (&'static str, Trial)> {
     packets.chain(others).filter_map(|fault| Some((fault.name, fault.trial?)))
 }
 
-/// Carries out each fault once, and corrects what was found of engines that do not carry theirs out.
+/// How a fault, or `--kill after=`, is tried.
+fn trial_of(fault: &str) -> Option<Trial> {
+    let after = (trial::KILL_AFTER, trial::KILL_AFTER_TRIAL);
+    trials().chain([after]).find_map(|(name, trial)| (name == fault).then_some(trial))
+}
+
+/// Carries out each fault once, and corrects what was found of means that do not carry theirs out.
 fn try_all(findings: &mut [Finding]) -> Vec<FaultFinding> {
     for finding in findings.iter_mut().filter(|finding| finding.verdict.is_ok()) {
-        let engine = ENGINES.iter().find(|(subject, ..)| *subject == finding.subject);
-        if let Some(&(_, engine, fault)) = engine
-            && let Some((_, trial)) = trials().find(|(name, _)| *name == fault)
-            && let Err(reason) = trial::carry_out(fault, trial, &["--engine", engine])
+        let means = TRIALS.iter().find(|(subject, ..)| *subject == finding.subject);
+        if let Some(&(_, engine, fault)) = means
+            && let Some(trial) = trial_of(fault)
+            && let Err(reason) = trial::carry_out(
+                fault,
+                trial,
+                &engine.map_or(vec![], |engine| vec!["--engine", engine]),
+            )
         {
             finding.verdict = Verdict::Unavailable { reason, remedy: "" };
         }

@@ -22,13 +22,22 @@ use nix::{
         socket::{setsockopt, sockopt},
     },
     time::{ClockId, clock_gettime},
-    unistd::Pid,
+    unistd::{Pid, getsid},
 };
 
-use crate::spec::info::{Effect, Trial};
+use crate::{
+    spec::info::{Effect, Trial},
+    target::cgroup::Hierarchy,
+};
 
 /// The hidden command that child injectors run.
 pub const SUBCOMMAND: &str = "trial";
+
+/// The trial of `--kill after=N:SYSCALL`; that of `kill` is about one at a time.
+pub const KILL_AFTER: &str = "kill-after";
+/// How it is tried.
+pub const KILL_AFTER_TRIAL: Trial =
+    Trial { options: "--kill after=3:getsid", effect: Effect::Process };
 
 /// How long a child injector may take to start, and a faulted packet to arrive.
 const TIMEOUT: Duration = Duration::from_mins(1);
@@ -189,13 +198,13 @@ fn processes(fault: &str, options: &str, more: &[&str]) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     match (fault, output.status.code()) {
-        ("kill", Some(0)) => bail!("the process was not killed"),
+        ("kill" | KILL_AFTER, Some(0)) => bail!("the process was not killed"),
         ("clock", Some(0)) => {
             let read: u64 = said.trim().parse()?;
             let wrong = read.abs_diff(before + 3600);
             if wrong < 1800 { Ok(()) } else { bail!("a process read the true time") }
         }
-        ("kill", Some(137)) | (_, Some(0)) => Ok(()),
+        ("kill" | KILL_AFTER, Some(137)) | (_, Some(0)) => Ok(()),
         // What the command found, it says on its standard output.
         _ if !said.trim().is_empty() => bail!(said.trim().to_owned()),
         _ => bail!(reason(&errors)),
@@ -226,9 +235,15 @@ pub fn run(args: &TrialArgs) -> Result<ExitCode> {
             thread::sleep(Duration::from_secs(5));
             None
         }
+        KILL_AFTER => {
+            for _ in 0..3 {
+                getsid(None)?;
+            }
+            None
+        }
         "errno" => std::fs::File::open("/dev/null").is_ok().then_some("the call did not fail"),
         "cpu" => (!was_limited()?).then_some("the processor time was not limited"),
-        _ => None,
+        _ => (!has_io_limit()?).then_some("no block device was limited"),
     };
     Ok(match failed {
         None => ExitCode::SUCCESS,
@@ -251,6 +266,17 @@ fn was_paused() -> bool {
         last = Instant::now();
     }
     false
+}
+
+/// Whether the kernel limits this process's block I/O. How much gets through is not measured: nothing of the
+/// user's is read or written.
+fn has_io_limit() -> Result<bool> {
+    let own = std::fs::read_to_string("/proc/self/cgroup")?;
+    let Some(own) = own.lines().find_map(|line| line.strip_prefix("0::/")) else {
+        bail!("the process is in no cgroup v2");
+    };
+    let limits = Hierarchy::find()?.mount().join(own).join("io.max");
+    Ok(std::fs::read_to_string(limits)?.contains("bps="))
 }
 
 /// Whether this process gets far less than one processor.
