@@ -1,8 +1,6 @@
 //! Without `--engine`, clocks are faulted by whatever works: by probes alone, with a warning, where processes cannot
 //! be patched (Linux 7.3 by default).
 
-mod support;
-
 use std::{
     fs,
     process::{Command, Stdio},
@@ -12,7 +10,7 @@ use std::{
 use injector_user::kernel::{clock_probe, vdso};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::{
+use testbed::{
     Host, INJECTOR, Injector, Lab, Process, RuleFile, TestCgroup, agent::Agent, apply,
     scratch_file, skip,
 };

@@ -1,8 +1,6 @@
 //! Nothing that is corrupted on the wire comes out of the kernel's own tunnels, also where the far end does not verify
 //! what was inside (`WireGuard`).
 
-mod support;
-
 use std::{
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -10,7 +8,7 @@ use std::{
 };
 
 use serde_json::Value;
-use support::{
+use testbed::{
     FAMILIES, Family, Host, INTERFACE, Injector, Lab, PATIENCE, ip, number, serve, skip, talk,
     wait_until,
 };
@@ -159,7 +157,7 @@ impl Net {
         }
         let keys = hosts.map(|host| {
             let mut command = host.command("bash", None);
-            let output = command.args(["-c", SCRIPT]).arg(support::scratch_file()).output();
+            let output = command.args(["-c", SCRIPT]).arg(testbed::scratch_file()).output();
             let output = output.expect("bash is here");
             assert!(output.status.success(), "{output:?}");
             String::from_utf8(output.stdout).expect("text").trim().to_owned()
