@@ -16,7 +16,7 @@ use std::{
 };
 
 use testbed::{
-    Family, Host, INJECTOR, Injector, Lab, TIMEOUT, Process, bpf::Counter, engines, ip, serve,
+    Family, Host, INJECTOR, Injector, Lab, Process, TIMEOUT, bpf::Counter, engines, ip, serve,
     skip, talk, wait_until,
 };
 

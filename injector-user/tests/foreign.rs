@@ -11,7 +11,7 @@ use std::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use testbed::{
-    Family, INTERFACE, Injector, Lab, PATIENCE, bpf::Counter, engines, is_guest, number, skip,
+    Family, INTERFACE, Injector, Lab, TIMEOUT, bpf::Counter, engines, is_guest, number, skip,
     wait_until,
 };
 
@@ -122,7 +122,7 @@ fn filters_of_others_see_each_packet_of_a_connection_that_is_reset_once() {
                 let mut client = lab.left.inside(|| TcpStream::connect(at)).expect("it listens");
                 let (mut server, _) = listener.accept().expect("it has connected");
                 for end in [&client, &server] {
-                    end.set_read_timeout(Some(PATIENCE)).expect("more than 0");
+                    end.set_read_timeout(Some(TIMEOUT)).expect("more than 0");
                 }
                 client.write_all(b"x").expect("it is connected");
                 if direction == "ingress" {

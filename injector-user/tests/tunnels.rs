@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 use testbed::{
-    FAMILIES, Family, Host, INTERFACE, Injector, Lab, PATIENCE, ip, number, serve, skip, talk,
+    FAMILIES, Family, Host, INTERFACE, Injector, Lab, TIMEOUT, ip, number, serve, skip, talk,
     wait_until,
 };
 
@@ -130,7 +130,7 @@ impl Net {
         net.lead_there(kind);
         let far = inside(kind.families[0], 2);
         // WireGuard's ends must have shaken hands.
-        wait_until(PATIENCE, "an answer", || net.router().ping(None, far, 1) == 1);
+        wait_until(TIMEOUT, "an answer", || net.router().ping(None, far, 1) == 1);
         Some(net)
     }
 
