@@ -4,7 +4,6 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     process::{Command, Output, Stdio},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -214,7 +213,7 @@ fn a_reader_that_goes_away_ends_no_fault() {
     let mut child =
         command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
     drop(child.stdout.take());
-    testbed::wait_until(testbed::TIMEOUT, "packets are lost", || !answers(&lab, None));
+    wait_until(TIMEOUT, "packets are lost", || !answers(&lab, None));
     assert_eq!(child.try_wait().expect("it is ours"), None);
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).expect("it is there");
     assert_eq!(child.wait().expect("it ended").code(), Some(0));

@@ -20,7 +20,7 @@ use injector_common::{
         Direction, Packet,
         parse::{Link, Unparsed, parse},
     },
-    rule::Rule,
+    rule::{RULE_RESET, Rule},
 };
 
 use crate::{clock, maps};
