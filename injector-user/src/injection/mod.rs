@@ -320,9 +320,8 @@ impl<K: Copy + Ord> Injection<K> {
         for processes in new {
             let (name, what) = (processes.name.clone(), self.target.name());
             if !self.start_processes(processes)? {
-                let then =
-                    if self.target.can_return() { "start when it returns" } else { "do not start" };
-                let message = format!("{what} is gone: the process faults of {name} {then}");
+                let message =
+                    format!("{what} is gone: the process faults of {name} start when it returns");
                 self.events.push_back(Event::Warning(message));
             }
         }
