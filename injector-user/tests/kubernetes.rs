@@ -62,8 +62,6 @@ fn the_definition_is_served_and_what_is_written_wrong_is_refused() {
         ("/target", json!({"pod": 5}), "spec.target.pod"),
         ("/rules", json!({"loss": "1%"}), "spec.rules"),
         ("/rules", json!([{"loss": true}]), "spec.rules.loss"),
-        ("/rules", json!([{"loss": {"probability": true}}]), "spec.rules.loss.probability"),
-        ("/rules", json!([{"delay": {"time": ["50ms"]}}]), "spec.rules.delay.time"),
         ("/rules", json!([{"loss": "1%", "direction": "up"}]), "spec.rules.direction"),
         ("/seed", json!(-1), "spec.seed"),
         ("/processes", json!({"kill": "at=10s"}), "spec.processes.kill"),
@@ -89,10 +87,12 @@ fn the_definition_is_served_and_what_is_written_wrong_is_refused() {
     });
     assert_eq!(cluster.inject("objects", &objects)["spec"], objects);
     let rules = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/rules/items";
-    for field in ["delay/properties/jitter", "loss-gemodel/properties/1-h", "rate/properties/queue"]
+    for (value, field) in
+        [("delay", "`jitter`: "), ("loss-gemodel", "`1-h`: "), ("rate", "`queue`: ")]
     {
-        let field = definition.pointer(&format!("{rules}/properties/{field}/description"));
-        assert!(field.is_some_and(Value::is_string), "{definition:#}");
+        let text = definition.pointer(&format!("{rules}/properties/{value}/description"));
+        let text = text.and_then(Value::as_str).unwrap_or_default();
+        assert!(text.contains(field), "{value}: {text}");
     }
     // Unknown fields are preserved for the agents to refuse.
     let mut misspelt = good.clone();

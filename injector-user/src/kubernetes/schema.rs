@@ -52,8 +52,8 @@ fn rewrite(schema: &mut Map<String, Value>, is_closed: bool) {
 }
 
 /// Replaces alternatives by the one that is not null; of a list and its element, by the list; of text and an object, by
-/// the fields of the object without a type, which Kubernetes allows where unknown fields are preserved. Returns whether
-/// there were alternatives.
+/// anything, with the fields in its description. Servers that apply (1.20) take what has fields for an object in any case.
+/// Returns whether there were alternatives.
 fn merge(schema: &mut Map<String, Value>, alternatives: &str) -> bool {
     let Some(Value::Array(variants)) = schema.get(alternatives) else { return false };
     let is_text = |variant: &Value| {
@@ -64,8 +64,11 @@ fn merge(schema: &mut Map<String, Value>, alternatives: &str) -> bool {
     if let Some(fields) = object.map(|object| object["properties"].clone())
         && variants.iter().any(is_text)
     {
+        let fields = describe(&fields);
         schema.remove(alternatives);
-        schema.insert("properties".into(), fields);
+        let description = schema.get("description").and_then(Value::as_str).unwrap_or_default();
+        let description = format!("{description}\n\nAs an object: {fields}");
+        schema.insert("description".into(), description.into());
         schema.insert("x-kubernetes-preserve-unknown-fields".into(), true.into());
         // All that can be refused without a type; agents refuse the rest.
         schema.insert("not".into(), json!({"enum": [true, false]}));
@@ -80,6 +83,16 @@ fn merge(schema: &mut Map<String, Value>, alternatives: &str) -> bool {
         schema.entry(key).or_insert(value);
     }
     true
+}
+
+/// The fields of an object with what they are, in words.
+fn describe(fields: &Value) -> String {
+    let fields = fields.as_object().into_iter().flatten();
+    let described = fields.map(|(name, field)| {
+        let description = field["description"].as_str().unwrap_or_default();
+        format!("`{name}`: {description}")
+    });
+    described.collect::<Vec<_>>().join(" ")
 }
 
 fn is_null(schema: &Value) -> bool {
