@@ -3,6 +3,12 @@
 //! Tests create everything under unique names. Each value removes what it stands for when dropped, also
 //! when the test panics. Injector runs only inside namespaces of a [`Lab`].
 #![allow(clippy::missing_panics_doc, reason = "what fails here fails the test")]
+#![allow(
+    clippy::must_use_candidate,
+    clippy::new_without_default,
+    clippy::should_implement_trait,
+    reason = "helpers act on the machine, and their results may be ignored"
+)]
 
 pub mod agent;
 pub mod bpf;

@@ -81,11 +81,11 @@ impl Active {
     /// Notes what was done to clocks and processes; returns whether that is news.
     pub fn look(&mut self) -> bool {
         let Some(worker) = &self.worker else { return false };
-        self.take(worker.status())
+        self.take(&worker.status())
     }
 
     /// Notes that this was done to clocks and processes; returns whether that is news.
-    pub fn take(&mut self, status: Status) -> bool {
+    pub fn take(&mut self, status: &Status) -> bool {
         let is_news = note(&mut self.fault.clocks, &status.clocks);
         note(&mut self.fault.processes, &status.processes) || is_news
     }

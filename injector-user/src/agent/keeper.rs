@@ -525,7 +525,7 @@ impl Keeper {
         let mut active = self.active.remove(name).ok_or_else(|| Problem::no_fault(name))?;
         if let Some(worker) = active.worker.take() {
             let (status, ended) = worker.end();
-            active.take(status);
+            active.take(&status);
             errors.extend(ended.err().map(text));
         }
         match self.leave(active.group, active.number) {
@@ -572,7 +572,7 @@ impl Keeper {
                 if group.rules() > COUNTED_RULES && !self.rounds.is_multiple_of(4 * TOLD) {
                     return Ok(BTreeMap::new());
                 }
-                Ok(group.all_counts()?)
+                group.all_counts()
             });
             match counted {
                 Ok(counted) => {
@@ -585,7 +585,9 @@ impl Keeper {
             }
         }
         let groups: Vec<u64> = self.groups.keys().copied().collect();
-        groups.into_iter().for_each(|group| drop(self.warn(group, false)));
+        for group in groups {
+            self.warn(group, false);
+        }
         for (name, active) in &mut self.active {
             if let Some(error) = active.group.and_then(|group| lost.get(&group)) {
                 failed.push((name.clone(), error.clone()));

@@ -106,11 +106,13 @@ pub struct Entry {
 
 impl Entry {
     /// What was there before.
+    #[must_use]
     pub fn original(&self) -> &[u8] {
         &self.bytes[..self.bytes.len().min(usize::from(self.length))]
     }
 
     /// Whether something else is there now.
+    #[must_use]
     pub fn is_replaced(self, image: &[u8]) -> bool {
         image.get(usize::from(self.offset)..).is_some_and(|rest| !rest.starts_with(self.original()))
     }
@@ -184,6 +186,7 @@ impl Block {
     pub const IDS: usize = 16;
 
     /// A block that has never been read.
+    #[must_use]
     pub const fn new(header: Header, skew: Skew) -> Self {
         let mut spans = [NO_SPAN; Self::IDS];
         let mut id = 0;

@@ -104,7 +104,7 @@ pub struct AgentArgs {
 #[cfg(feature = "kubernetes")]
 #[derive(Args, Debug)]
 struct ClusterArgs {
-    /// Apply the cluster's FaultInjection resources
+    /// Apply the cluster's `FaultInjection` resources
     ///
     /// They act on the pods of this node. The cluster is taken from KUBECONFIG, ~/.kube/config, or the pod's service
     /// account; see docs/kubernetes.md.

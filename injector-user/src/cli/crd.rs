@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::{kubernetes::crd, output};
 
-/// Print the CustomResourceDefinition of `FaultInjection`
+/// Print the custom resource definition of `FaultInjection`
 #[derive(Args, Debug)]
 pub struct CrdArgs {}
 

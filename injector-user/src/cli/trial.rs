@@ -70,9 +70,9 @@ fn packets(effect: Effect, options: &str, more: &[&str]) -> Result<()> {
             _ => bail!("the packet was not duplicated"),
         },
         Effect::Late(count, least) => match arrivals(count, count, TIMEOUT)?[..] {
-            [.., last] if last >= least => Ok(()),
-            [.., last] => {
-                bail!("the last of {count} packets arrived after {last:?}, not {least:?}")
+            [.., latest] if latest >= least => Ok(()),
+            [.., latest] => {
+                bail!("the last of {count} packets arrived after {latest:?}, not {least:?}")
             }
             [] => bail!("no packet arrived"),
         },

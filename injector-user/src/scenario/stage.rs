@@ -127,7 +127,8 @@ impl Stage {
             parts.dedup();
             let sets =
                 parts.into_iter().map(|parts| set(plan, number, parts, &stage.addresses, seed));
-            let (first, later) = (FaultSet { seed, ..FaultSet::default() }, Vec::from_iter(sets));
+            let (first, later) =
+                (FaultSet { seed, ..FaultSet::default() }, sets.collect::<Vec<_>>());
             let started = Injection::prepare(target, instance, first, &later, options)
                 .and_then(|mut injection| injection.start().map(|()| injection));
             let injection =

@@ -43,7 +43,7 @@ pub enum FileError {
         /// Which rule.
         place: String,
         /// Why.
-        source: RuleError,
+        source: Box<RuleError>,
     },
     /// Its clock fault makes no sense.
     #[error("{path}: clocks")]
@@ -83,7 +83,11 @@ pub struct FaultsSpec {
 impl FaultsSpec {
     /// Checks everything. `path` is the file that it is from, for errors.
     pub fn check_with(&self, path: &Path, files: &mut Files) -> Result<Faults, FileError> {
-        let refused = |place: String, source| FileError::Rule { path: path.into(), place, source };
+        let refused = |place: String, source| FileError::Rule {
+            path: path.into(),
+            place,
+            source: Box::new(source),
+        };
         let mut rules = Vec::with_capacity(self.rules.len());
         for (number, spec) in self.rules.iter().enumerate() {
             let checked = spec.check_with(files).map_err(|source| {

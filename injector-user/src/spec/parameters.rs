@@ -104,6 +104,7 @@ pub trait Value: Sized {
     }
 
     /// Puts its text together.
+    #[must_use]
     fn join(parameters: &[(&'static str, String)]) -> String {
         let first = Self::PARAMETERS.first().map(|first| first.name);
         let write = |(name, value): &(&'static str, String)| {
@@ -114,6 +115,7 @@ pub trait Value: Sized {
     }
 
     /// The value as an object.
+    #[must_use]
     fn to_object(&self) -> Json {
         let entries = self.parameters().into_iter();
         Json::Object(entries.map(|(name, value)| (name.into(), value.into())).collect())
@@ -121,6 +123,7 @@ pub trait Value: Sized {
 }
 
 /// The error for text that is not made up as such a value is.
+#[must_use]
 pub fn malformed<V: Value>(text: &str) -> ValueError {
     ValueError::Malformed {
         text: text.into(),
@@ -302,6 +305,7 @@ impl<'de> Deserialize<'de> for Scalar {
 }
 
 /// The schema of both forms.
+#[must_use]
 pub fn schema<V: Value>() -> Schema {
     let mut properties = Map::new();
     for parameter in V::PARAMETERS {

@@ -344,17 +344,17 @@ impl Worker {
         let (patcher, skipped) = (&self.patcher, &self.skipped);
         let gate = self.events.gate();
         let gate = &*gate;
-        let patched_processes = std::thread::scope(|scope| {
+        let outcomes = std::thread::scope(|scope| {
             let patch = |event: Event| {
                 let pid = event.pid.cast_signed();
                 if event.held == STOPPED {
                     wait_until_stopped(pid);
                 }
-                let patched = patcher.patch(pid, skipped.get(&pid), &skew, event.held);
-                if event.held == WAITING || !matches!(patched, Some(Ok(_))) {
+                let outcome = patcher.patch(pid, skipped.get(&pid), &skew, event.held);
+                if event.held == WAITING || !matches!(outcome, Some(Ok(_))) {
                     resume(gate, event);
                 }
-                (pid, patched)
+                (pid, outcome)
             };
             let threads: Vec<_> =
                 executed.drain(..).map(|event| scope.spawn(move || patch(event))).collect();
@@ -365,8 +365,8 @@ impl Worker {
             });
             others.chain([last]).collect::<Vec<_>>()
         });
-        for (pid, patched) in patched_processes {
-            self.record_result(pid, patched);
+        for (pid, outcome) in outcomes {
+            self.record_result(pid, outcome);
         }
     }
 

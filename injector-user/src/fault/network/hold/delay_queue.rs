@@ -110,10 +110,10 @@ impl Drop for DelayQueue {
         self.stop.store(true, Relaxed);
         // Fails only when the counter of the eventfd overflows.
         let _ = self.wakeup.write(1);
-        if let Some(thread) = self.thread.take() {
-            if let Err(error) = threads::join("packets", thread) {
-                tracing::error!(%error, "delayed packets were lost");
-            }
+        if let Some(thread) = self.thread.take()
+            && let Err(error) = threads::join("packets", thread)
+        {
+            tracing::error!(%error, "delayed packets were lost");
         }
     }
 }
