@@ -561,10 +561,8 @@ fn processes_and_clocks_are_faulted_too() {
     if has_clocks {
         let clocks = &agent.delete("clock")["clocks"];
         // Probes alone fault new programs only: date(1), and not what sleeps.
-        let (faulted, least) = match has_vdso {
-            true => (&clocks["patched"], 2),
-            false => (&clocks["calls"]["vdso_hidden"], 1),
-        };
+        let (faulted, least) =
+            if has_vdso { (&clocks["patched"], 2) } else { (&clocks["calls"]["vdso_hidden"], 1) };
         assert!(faulted.as_u64() >= Some(least), "{clocks}");
     }
     let ended = agent.delete("pauses");

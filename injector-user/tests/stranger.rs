@@ -27,9 +27,11 @@ type Outcome = Result<(), Box<dyn Error>>;
 const ROLE: &str = "start-faults";
 
 /// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
-const TESTS: [(&str, fn() -> Outcome); 2] = [
+type Test = (&'static str, fn() -> Outcome);
+
+const TESTS: [Test; 2] = [
     ("its_faults_act_and_end", its_faults_act_and_end),
     ("killed_it_leaves_nothing_and_its_main_runs_once", killed_it_leaves_nothing),
 ];
@@ -92,7 +94,7 @@ fn start_faults(cgroup: &str, log: &Path) -> Outcome {
     check(arrives(PATIENCE)?, "packets arrive once the guard is dropped")?;
 
     let lost = lose()?;
-    let paused = Injection::builder().cgroup(cgroup)?.pause("10m")?.start()?;
+    let stopped = Injection::builder().cgroup(cgroup)?.pause("10m")?.start()?;
     let freeze = Path::new(cgroup).join("cgroup.freeze");
     let is_frozen = || fs::read_to_string(&freeze).is_ok_and(|text| text.trim() == "1");
     wait_until("the pause", is_frozen)?;
@@ -100,7 +102,7 @@ fn start_faults(cgroup: &str, log: &Path) -> Outcome {
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
     lost.end()?;
-    let counters = paused.end()?;
+    let counters = stopped.end()?;
     check(counters.processes.is_some_and(has_paused), "the pause is counted")?;
     println!("ended");
     Ok(())

@@ -202,8 +202,8 @@ fn a_scenario_follows_a_cgroup_that_is_made_again() {
 /// A scenario with one target, `web`, and these entries of its timeline.
 fn scenario_of(cgroup: &TestCgroup, entries: &[&str]) -> RuleFile {
     let path = cgroup.path.display();
-    let timeline: String = entries.iter().map(|entry| format!("  - {entry}\n")).collect();
-    RuleFile::new(&format!("targets: {{web: {{cgroup: {path}}}}}\ntimeline:\n{timeline}"))
+    let timeline = entries.join("\n  - ");
+    RuleFile::new(&format!("targets: {{web: {{cgroup: {path}}}}}\ntimeline:\n  - {timeline}\n"))
 }
 
 /// Waits for a warning that contains a text.

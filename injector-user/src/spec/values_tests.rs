@@ -50,7 +50,7 @@ where
     V: FromStr<Err: Debug>,
 {
     assert!(!info.examples.is_empty(), "{}", info.name);
-    for text in info.examples.iter().copied() {
+    for text in info.examples {
         check(&text.parse::<V>().unwrap_or_else(|error| panic!("{text}: {error:?}")));
     }
 }

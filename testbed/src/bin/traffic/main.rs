@@ -43,7 +43,7 @@ enum Party {
         /// Join this multicast group.
         #[arg(long)]
         group: Option<IpAddr>,
-        /// Share the address with other sockets (SO_REUSEPORT).
+        /// Share the address with other sockets (`SO_REUSEPORT`).
         #[arg(long)]
         shared: bool,
     },
