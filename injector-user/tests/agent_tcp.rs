@@ -71,7 +71,7 @@ fn it_does_not_listen_where_anybody_could_ask() {
     for options in [&[][..], &tls, &["--token-file", &tokens]] {
         for address in ["0.0.0.0:0", "[::]:0", "10.9.0.10:0"] {
             let errors = refused(&lab.left, &[&["--listen", address], options].concat());
-            assert!(errors.contains("can be reached from other hosts"), "{errors}");
+            assert!(errors.contains("is reachable from other hosts"), "{errors}");
         }
     }
     fs::set_permissions(&tokens, fs::Permissions::from_mode(0o640)).expect("it is ours");

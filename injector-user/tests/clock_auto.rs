@@ -16,7 +16,7 @@ use testbed::{
 };
 
 /// What the warning begins with.
-const WARNING: &str = "clocks are faulted by engine probe alone";
+const WARNING: &str = "only engine probe is available for clock faults";
 
 /// What `--clock +1h` adds to clocks, and how far a slow machine may be off, in seconds.
 const AHEAD: i64 = 3600;

@@ -93,7 +93,7 @@ fn a_share_of_a_processor_is_all_that_a_cgroup_gets_and_goes_with_injector() {
     // A limit above the existing one would have no effect.
     let line = format!("--cgroup {} --cpu 100%", cgroup.path.display());
     let output = Injector::command(&lab.left, &line).output().expect("it runs");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("more tightly"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("has a tighter limit"), "{output:?}");
     fs::write(above.path.join("cgroup.subtree_control"), "-cpu").expect("it can be disabled");
     if !before.contains("cpu") {
         fs::write(&root, "-cpu").expect("it can be disabled");

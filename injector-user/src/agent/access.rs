@@ -35,7 +35,7 @@ pub enum TokenError {
         source: io::Error,
     },
     /// Other users can access the file.
-    #[error("{0} can be read or changed by other users: set owner root and mode 600")]
+    #[error("{0} can be read or changed by other users: chown root it and chmod 600 it")]
     Open(PathBuf),
     /// A line is malformed.
     #[error(

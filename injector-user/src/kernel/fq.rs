@@ -154,7 +154,7 @@ pub fn statistics(netns: &Netns, interface: u32) -> Result<Statistics, KernelErr
     Ok(sum)
 }
 
-/// Tries whether this kernel has fq, in a namespace that goes with this call.
+/// Checks that this kernel has fq, in a temporary namespace.
 pub fn probe() -> Result<(), KernelError> {
     const LOOPBACK: u32 = 1;
     Netns::scratch(|| block_on(async |handle| add_here(&handle, LOOPBACK, 1).await))
