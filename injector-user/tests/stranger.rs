@@ -93,7 +93,7 @@ fn start_faults(cgroup: &str, log: &Path) -> Outcome {
     drop(lose()?);
     check(arrives(PATIENCE)?, "packets arrive once the guard is dropped")?;
 
-    let lost = lose()?;
+    let packets = lose()?;
     let stopped = Injection::builder().cgroup(cgroup)?.pause("10m")?.start()?;
     let freeze = Path::new(cgroup).join("cgroup.freeze");
     let is_frozen = || fs::read_to_string(&freeze).is_ok_and(|text| text.trim() == "1");
@@ -101,7 +101,7 @@ fn start_faults(cgroup: &str, log: &Path) -> Outcome {
     println!("active");
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
-    lost.end()?;
+    packets.end()?;
     let counters = stopped.end()?;
     check(counters.processes.is_some_and(has_paused), "the pause is counted")?;
     println!("ended");
