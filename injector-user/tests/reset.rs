@@ -7,8 +7,8 @@ use std::{
 
 use serde_json::Value;
 use testbed::{
-    FAMILIES, Family, Host, INTERFACE, Injector, Lab, Process, TestCgroup, number, program,
-    scratch_file, serve, skip, talk,
+    FAMILIES, Family, Host, INTERFACE, Injector, Lab, Process, TestCgroup, number, scratch_file,
+    serve, skip, talk,
 };
 
 const BYTES: u64 = 20_000;
@@ -370,51 +370,6 @@ fn connections_of_a_host_to_itself_whose_addresses_are_translated_are_reset() {
         assert_eq!(report["error"], "ECONNRESET", "{direction} {to} {report}");
         let total = injector.stop().total;
         assert_eq!((total.reset, total.skipped), (1, 0), "{direction}");
-    }
-}
-
-/// A connection of a process in a VRF that waits to be told to move bytes.
-fn hold_in_vrf(host: &Host, cgroup: Option<&TestCgroup>, to: SocketAddr) -> Process {
-    let line =
-        format!("tcp-connect --mode echo --hold --to {to} --bytes {BYTES} --timeout-ms 2000");
-    let mut command = host.command("ip", cgroup);
-    command.args(["vrf", "exec", "red"]).arg(program("traffic")).args(line.split(' '));
-    let mut process = Process::start(command);
-    process.wait_for("ready");
-    process
-}
-
-#[test]
-fn connections_within_a_vrf_are_reset() {
-    let lab = Lab::new();
-    let (left, right) = (&lab.left, &lab.right);
-    if !left.run_in(None, "ip link add red type vrf table 10").0 {
-        return skip("this kernel has no VRF");
-    }
-    left.run("ip link set red up");
-    // It takes the addresses along, and loses the routes and IPv6 addresses.
-    left.run(&format!("ip link set {INTERFACE} master red"));
-    left.run(&format!("ip -6 addr replace {}/64 dev {INTERFACE} nodad", left.v6));
-    left.run("sysctl -q -w net.ipv4.tcp_l3mdev_accept=1");
-    let _peer = serve(right, None, "tcp-serve --mode echo --bind [::]:9000");
-    let _own = serve(left, None, "tcp-serve --mode echo --bind [::]:9001");
-    let all = FAMILIES.map(|family| [right.at(family, 9000), left.at(family, 9001)]);
-    for line in ["--reset --direction egress", "--reset --direction ingress", "--reset"] {
-        let cgroup = TestCgroup::new();
-        let all = all.as_flattened();
-        let targets: Vec<_> =
-            all.iter().map(|&to| (to, hold_in_vrf(left, Some(&cgroup), to))).collect();
-        let others: Vec<_> = all.iter().map(|&to| hold_in_vrf(left, None, to)).collect();
-        let injector = Injector::on(left, &cgroup, line);
-        for (to, connection) in targets {
-            let report = go(connection);
-            assert_eq!(report["error"], "ECONNRESET", "{line} {to} {report}");
-        }
-        for connection in others {
-            assert_whole(&go(connection));
-        }
-        let total = injector.stop().total;
-        assert_eq!((total.reset, total.skipped), (all.len() as u64, 0), "{line}");
     }
 }
 

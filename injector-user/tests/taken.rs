@@ -368,7 +368,9 @@ fn failing_calls_and_signals_at_calls_follow_a_cgroup_that_is_made_again() {
         assert!(said.contains("cannot fail these system calls"), "{said}");
         return testbed::skip("no engine lets system calls fail");
     }
-    let mut injector = Injector::on(&lab.left, &cgroup, line);
+    // An emulated machine takes long to load the programs, also when they follow.
+    let line = format!("--cgroup {cgroup_path} {line}");
+    let mut injector = Injector::start_within(&lab.left, &line, 4 * TIMEOUT);
     let file = testbed::scratch_file();
     fs::write(&file, "").expect("it can be written");
     for round in 1..=3 {
