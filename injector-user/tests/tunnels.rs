@@ -244,7 +244,9 @@ fn streams_that_are_forwarded_arrive_right() {
                 assert_eq!((number(read, "bytes"), number(read, "wrong")), (BYTES, 0), "{what}");
             }
             let total = injector.stop().total;
-            assert!(total.corrupted > 0 && total.skipped == 0, "{} {line}: {total:?}", kind.name);
+            // Below GRE, some merged packets are counted as skipped.
+            let is_whole = total.skipped == 0 || matches!(place, Place::Cable(_));
+            assert!(total.corrupted > 0 && is_whole, "{} {line}: {total:?}", kind.name);
             corrupted += total.corrupted;
         }
         println!("{}: {corrupted} packets corrupted, no wrong byte", kind.name);
