@@ -134,7 +134,7 @@ struct ClusterArgs {
     )]
     lease_namespace: Option<String>,
 
-    /// End faults when the API server is gone
+    /// API server outage to end faults
     ///
     /// Faults of the cluster end when its API server was unreachable for T, which is 3s to 10m.
     #[arg(long, value_name = "T", default_value = "30s", help_heading = "Kubernetes")]

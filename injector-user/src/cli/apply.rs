@@ -73,7 +73,9 @@ pub struct ApplyArgs {
     #[command(flatten)]
     engines: Engines,
 
-    /// Report format; json is the timeline
+    /// Report format
+    ///
+    /// json is the timeline.
     #[arg(
         long,
         value_enum,

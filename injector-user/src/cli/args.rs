@@ -51,8 +51,9 @@ pub enum Engine {
 /// The faults: from the command line, or from a file.
 #[derive(Args, Debug)]
 pub struct FaultArgs {
-    /// Take the rules from this file, in YAML or JSON, up to 65,536 of them; SIGHUP reads it again and
-    /// changes all rules at once
+    /// Read the faults from this file
+    ///
+    /// The file is YAML or JSON and has up to 65,536 rules. On SIGHUP it is read again, and all rules change at once.
     #[arg(long, value_name = "FILE", help_heading = "Faults")]
     pub rules: Option<PathBuf>,
 
@@ -69,20 +70,33 @@ pub struct FaultArgs {
 /// The choice of engines.
 #[derive(Args, Debug)]
 pub struct Engines {
-    /// How packets are delayed, clocks faulted and system calls failed; `vdso,probe` for both [default: auto]
-    #[arg(long = "engine", value_enum, value_delimiter = ',', value_name = "ENGINE")]
+    /// auto, edt, tap, vdso, probe, lsm or fmod-ret
+    ///
+    /// The mechanism of delays (edt, tap), clock faults (vdso, probe) and system call failures (lsm, fmod-ret). The
+    /// default is auto: the best that works on this kernel. For several, separate them by commas.
+    #[arg(
+        long = "engine",
+        value_enum,
+        value_delimiter = ',',
+        value_name = "ENGINE",
+        hide_possible_values = true
+    )]
     pub engines: Vec<Engine>,
 }
 
 /// What `run` and `inject` have in common.
 #[derive(Args, Debug)]
 pub struct SessionArgs {
-    /// End the faults after this time, for instance 30s or 5m; `forever` is until they are ended
-    /// [default: forever; required with `inject --host` and `inject --interface`]
+    /// End the faults after T, for instance 30s or 5m
+    ///
+    /// `forever` is until they are ended. It is the default except with `inject --host` and `inject --interface`, which
+    /// require --for.
     #[arg(long = "for", value_name = "T|forever")]
     pub duration: Option<Lifetime>,
 
-    /// Make the decisions repeatable: they are a function of seed, rule and packet number alone
+    /// Seed of all random decisions
+    ///
+    /// Decisions are a function of the seed, the rule and the packet's number.
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 
@@ -93,11 +107,17 @@ pub struct SessionArgs {
     #[arg(long)]
     pub require_match: bool,
 
-    /// How to report
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    /// Report format
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "human|json",
+        hide_possible_values = true
+    )]
     pub output: Output,
 
-    /// Report to this file
+    /// Write reports to this file
     #[arg(long, value_name = "FILE")]
     pub output_file: Option<PathBuf>,
 }

@@ -48,7 +48,14 @@ pub struct InjectArgs {
     xdp: bool,
 
     /// Hook for the eBPF programs
-    #[arg(long, value_enum, default_value_t, value_name = "HOOK", conflicts_with = "xdp")]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "tcx|clsact",
+        hide_possible_values = true,
+        conflicts_with = "xdp"
+    )]
     #[cfg_attr(feature = "agent", arg(conflicts_with = "agent"))]
     hook: HookChoice,
 

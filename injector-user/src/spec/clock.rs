@@ -336,8 +336,9 @@ impl ClockFaultPart for Shift {
     const INFO: Info = Info {
         name: "clock",
         value: "OFFSET[,clock=CLOCKS][,drift=PPM][,slew=T]",
-        help: "Set clocks off, for instance by +1h or to @2038-01-19T03:14:00Z",
-        detail: "CLOCKS are realtime (the default), monotonic, boottime, tai or all, several with + between them; PPM \
+        placeholder: "OFFSET[,...]",
+        help: "Offset the clocks, for instance by +1h",
+        detail: "Or set them, for instance to @2038-01-19T03:14:00Z. CLOCKS are realtime (the default), monotonic, boottime, tai or all, several with + between them; PPM \
                  makes them run too fast or (negative) too slow; with slew the offset is reached little by little.",
         examples: &["+1h", "-500ms,clock=all", "+0s,drift=200", "+1s,slew=10s"],
         trial: Some(Trial { options: "--clock +1h", effect: Effect::Process }),
@@ -408,7 +409,9 @@ impl ClockFaultPart for Jump {
     const INFO: Info = Info {
         name: "clock-jump",
         value: "OFFSET,at=T[,every=T]",
-        help: "Have the clocks jump, once or again and again",
+        placeholder: "OFFSET,at=T[,...]",
+        help: "Let the clocks jump by OFFSET",
+        detail: "Once, or repeatedly.",
         examples: &["-2s,at=10s", "+100ms,at=0s,every=1s"],
         ..Info::DEFAULT
     };
@@ -450,7 +453,7 @@ impl ClockFaultPart for Strobe {
     const INFO: Info = Info {
         name: "clock-strobe",
         value: "OFFSET,period=T",
-        help: "Alternate the clocks between the true time and an offset",
+        help: "Alternate true time and an offset",
         examples: &["+200ms,period=10ms"],
         ..Info::DEFAULT
     };
@@ -461,8 +464,7 @@ impl ClockFaultPart for Strobe {
 pub struct Freeze;
 
 impl ClockFaultPart for Freeze {
-    const INFO: Info =
-        Info { name: "clock-freeze", help: "Have the clocks stand still", ..Info::DEFAULT };
+    const INFO: Info = Info { name: "clock-freeze", help: "Stop the clocks", ..Info::DEFAULT };
 }
 
 /// Steady clocks that may step back.
@@ -472,7 +474,8 @@ pub struct AllowBackward;
 impl ClockFaultPart for AllowBackward {
     const INFO: Info = Info {
         name: "allow-backward",
-        help: "Let even monotonic and boottime step back, which never do by themselves",
+        help: "Let monotonic clocks step back",
+        detail: "monotonic and boottime never step back by themselves.",
         ..Info::DEFAULT
     };
 }

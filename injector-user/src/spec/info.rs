@@ -9,6 +9,8 @@ pub struct Info {
     pub name: &'static str,
     /// What the value looks like; empty if there is none.
     pub value: &'static str,
+    /// The short form of `value` for usage lines; `value` itself if empty.
+    pub placeholder: &'static str,
     /// What it does, in one line.
     pub help: &'static str,
     /// The details; may be empty.
@@ -21,8 +23,15 @@ pub struct Info {
 
 impl Info {
     /// To be filled in.
-    pub const DEFAULT: Self =
-        Self { name: "", value: "", help: "", detail: "", examples: &[], trial: None };
+    pub const DEFAULT: Self = Self {
+        name: "",
+        value: "",
+        placeholder: "",
+        help: "",
+        detail: "",
+        examples: &[],
+        trial: None,
+    };
 
     /// What schemas say.
     #[must_use]
@@ -34,7 +43,23 @@ impl Info {
         }
     }
 
-    /// What `--help` says.
+    /// The name of the value in usage lines.
+    #[must_use]
+    pub const fn value_name(&self) -> &'static str {
+        if self.placeholder.is_empty() { self.value } else { self.placeholder }
+    }
+
+    /// The help of the option, for `--help`.
+    #[must_use]
+    pub fn option_help(&self) -> String {
+        if self.placeholder.is_empty() {
+            self.long_help()
+        } else {
+            format!("{}\n\nSyntax: {}", self.long_help(), self.value)
+        }
+    }
+
+    /// Help and details.
     #[must_use]
     pub fn long_help(&self) -> String {
         if self.detail.is_empty() {
@@ -92,9 +117,9 @@ macro_rules! fault_spec {
                 #[doc = concat!("See [`", stringify!($fault), "`].")]
                 #[arg(
                     long,
-                    value_name = <$fault as $trait>::INFO.value,
+                    value_name = <$fault as $trait>::INFO.value_name(),
                     help = <$fault as $trait>::INFO.help,
-                    long_help = <$fault as $trait>::INFO.long_help(),
+                    long_help = <$fault as $trait>::INFO.option_help(),
                     help_heading = $heading,
                 )]
                 #[schemars(description = <$fault as $trait>::INFO.description())]

@@ -77,41 +77,51 @@ packet_faults!(fault_spec! {
         pub r#for: Option<Span>,
     ]
     [
-        /// Which way the packets go [default: both]
-        #[arg(long, value_name = "DIRECTION", help_heading = "Match")]
+        /// egress, ingress or both [default: both]
+        ///
+        /// The direction of the packets, as seen from the faulted host.
+        #[arg(long, value_name = "DIRECTION", hide_possible_values = true, help_heading = "Match")]
         pub direction: Option<Direction>,
 
-        /// Only this protocol: tcp, udp, icmp, icmpv6, sctp, … or a number; repeatable
+        /// Protocol such as tcp, or its number; repeatable
+        ///
+        /// tcp, udp, icmp, icmpv6, sctp, dccp, udplite, or a number from 0 to 255.
         #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', help_heading = "Match")]
         #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
         #[schemars(with = "OneOrMany<Protocol>")]
         pub protocol: Vec<Protocol>,
 
-        /// Only packets to or from these addresses, prefixes or host names (resolved once); repeatable
+        /// Peer address, prefix or host name; repeatable
+        ///
+        /// Host names are resolved once, at the start.
         #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Match")]
         #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
         #[schemars(with = "OneOrMany<Remote>")]
         pub remote: Vec<Remote>,
 
-        /// Only these ports of the peer: lists (80,443), ranges (8000-8100), exclusions (!22)
+        /// Ports of the peer, such as 80,8000-8100,!8080
+        ///
+        /// Lists (80,443), ranges (8000-8100) and exclusions (!22).
         #[arg(long, value_name = "PORTS", help_heading = "Match")]
         pub remote_port: Option<PortSet>,
 
-        /// Only these ports of this host, written likewise
+        /// Local ports, in the same form
         #[arg(long, value_name = "PORTS", help_heading = "Match")]
         pub local_port: Option<PortSet>,
 
-        /// Only TCP segments with these flags set, and those behind ! not set, for instance syn,!ack
+        /// TCP flags that are set, or with ! not set
+        ///
+        /// For instance syn,!ack: the first segment of a connection.
         #[arg(long, value_name = "FLAGS", help_heading = "Match")]
         pub tcp_flags: Option<TcpFlags>,
 
-        /// Only TCP segments with payload
+        /// TCP segments with payload only
         #[arg(long, help_heading = "Match")]
         pub data_only: bool,
 
-        /// Only IP packets longer than BYTES, header included, as the hook sees them
+        /// IP packets longer than BYTES, with header
         ///
-        /// With `--loss 100%` a path-MTU black hole: small packets pass, large ones are dropped. Segments that the
+        /// The length is that at the hook. With `--loss 100%` a path-MTU black hole: small packets pass, large ones are dropped. Segments that the
         /// kernel has not split yet, or has merged, count as one packet.
         #[arg(long, value_name = "BYTES", help_heading = "Match")]
         pub longer_than: Option<u16>,

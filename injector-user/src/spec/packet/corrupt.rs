@@ -29,7 +29,8 @@ impl PacketFault for Corrupt {
         info: Info {
             name: "corrupt",
             value: "P[,corr=C]",
-            help: "Flip a bit in P of the packets",
+            placeholder: "P[,...]",
+            help: "Flip a bit in packets with probability P",
             examples: &["1%", "0.1%,corr=25%"],
             trial: Some(Trial {
                 options: "--corrupt 100% --direction egress",
@@ -86,11 +87,11 @@ impl PacketFault for CorruptMode {
         info: Info {
             name: "corrupt-mode",
             value: "MODE",
-            help: "How --corrupt leaves the checksum: wire (default) or silent",
-            detail: "wire: it is wrong, and the receiver's kernel drops the packet. silent: it is right, and the \
+            help: "wire or silent [default: wire]",
+            detail: "How --corrupt leaves the checksum. wire: it is wrong, and the receiver's kernel drops the packet. silent: it is right, and the \
                      application reads wrong data.",
             examples: &["wire", "silent"],
-            trial: None,
+            ..Info::DEFAULT
         },
         is_modifier: true,
         by_xdp: true,

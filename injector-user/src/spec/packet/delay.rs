@@ -166,7 +166,8 @@ impl PacketFault for DelaySpec {
         info: Info {
             name: "delay",
             value: "T[,jitter=J[,dist=D][,corr=C]]|samples=FILE[,corr=C]",
-            help: "Delay packets by T in each direction; see --rtt for round trips",
+            placeholder: "T[,...]",
+            help: "Delay packets by T in each direction",
             detail: "By default the rule is for both directions, so that a round trip over a link takes 2T longer: \
                      see --rtt and --direction. T and J are 0s to 60s, with their unit: 250us, 50ms, 1.5s. J is how \
                      much more or less; D is uniform (the default), normal, pareto, paretonormal or a file, of \

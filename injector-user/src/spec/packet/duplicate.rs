@@ -24,7 +24,8 @@ impl PacketFault for Duplicate {
         info: Info {
             name: "duplicate",
             value: "P[,corr=C]",
-            help: "Send P of the packets twice",
+            placeholder: "P[,...]",
+            help: "Send packets twice with probability P",
             examples: &["1%", "2%,corr=25%"],
             trial: Some(Trial {
                 options: "--duplicate 100% --direction egress",

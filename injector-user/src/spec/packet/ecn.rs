@@ -22,8 +22,8 @@ impl PacketFault for Ecn {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "ecn",
-            help: "Set the ECN CE mark instead of dropping, for ECN-capable packets",
-            detail: "Goes with --rate or one of --loss, --loss-every, --loss-state, --loss-gemodel.",
+            help: "Set the ECN CE mark instead of dropping",
+            detail: "Applies to ECN-capable packets; others are dropped. Goes with --rate or one of --loss, --loss-every, --loss-state, --loss-gemodel.",
             trial: Some(Trial {
                 options: "--loss 100% --ecn --direction egress",
                 effect: Effect::Marked,

@@ -47,7 +47,9 @@ impl PacketFault for Loss {
         info: Info {
             name: "loss",
             value: "P[,corr=C]",
-            help: "Drop P of the packets at random; C correlates one loss with the next",
+            placeholder: "P[,...]",
+            help: "Drop packets at random with probability P",
+            detail: "With corr=C, each outcome is correlated with the one before.",
             examples: &["1%", "0%", "20%,corr=25%"],
             trial: Some(Trial { options: "--loss 100%", effect: Effect::Lost }),
             ..Info::DEFAULT
@@ -171,7 +173,9 @@ impl PacketFault for LossState {
         info: Info {
             name: "loss-state",
             value: "p13[,p31[,p32[,p23[,p14]]]]",
-            help: "Drop packets by netem's 4-state Markov model",
+            placeholder: "P13[,...]",
+            help: "Drop packets by a 4-state Markov model",
+            detail: "The model and its defaults are netem's.",
             examples: &["10%", "1%,10%,70%,0.1%,0.5%"],
             ..Info::DEFAULT
         },
@@ -239,6 +243,7 @@ impl PacketFault for LossGemodel {
         info: Info {
             name: "loss-gemodel",
             value: "p[,r[,1-h[,1-k]]]",
+            placeholder: "P[,...]",
             help: "Drop packets by the Gilbert-Elliott model",
             examples: &["1%", "1%,10%,70%,0.1%"],
             ..Info::DEFAULT

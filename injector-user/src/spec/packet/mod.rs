@@ -31,7 +31,7 @@ macro_rules! packet_faults {
             { #[arg(group = "loss-model")] loss_state, packet::loss::LossState, Option<packet::loss::LossState> }
             { #[arg(group = "loss-model")] loss_gemodel, packet::loss::LossGemodel, Option<packet::loss::LossGemodel> }
             { corrupt, packet::corrupt::Corrupt, Option<packet::corrupt::Corrupt> }
-            { corrupt_mode, packet::corrupt::CorruptMode, Option<packet::corrupt::CorruptMode> }
+            { #[arg(hide_possible_values = true)] corrupt_mode, packet::corrupt::CorruptMode, Option<packet::corrupt::CorruptMode> }
             { duplicate, packet::duplicate::Duplicate, Option<packet::duplicate::Duplicate> }
             { delay, packet::delay::DelaySpec, Option<packet::delay::DelaySpec> }
             { #[arg(conflicts_with = "delay")] rtt, packet::rtt::Rtt, Option<packet::rtt::Rtt> }

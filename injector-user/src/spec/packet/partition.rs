@@ -18,7 +18,8 @@ impl PacketFault for Partition {
         info: Info {
             name: "partition",
             value: "CIDR",
-            help: "Drop all packets to and from these addresses; with --direction, one way only",
+            help: "Drop all packets to and from these addresses",
+            detail: "With --direction, one way only.",
             examples: &["10.0.0.0/8", "fd00::1"],
             trial: Some(Trial { options: "--partition 127.0.0.1", effect: Effect::Lost }),
             ..Info::DEFAULT

@@ -116,7 +116,8 @@ impl PacketFault for Rate {
         info: Info {
             name: "rate",
             value: "R[,burst=B][,overhead=N][,queue=T|SIZE]",
-            help: "Limit the rate to R bits a second, in each direction",
+            placeholder: "R[,...]",
+            help: "Limit the rate to R in each direction",
             detail: "R is 1kbit to 1tbit; units are tc's: 1.5mbit, 100kbps (bytes a second). After a pause, B bytes \
                      leave at once (default 0). N bytes are added to each packet's length. Packets that would wait \
                      longer than the queue limit (a time such as 200ms, or a size such as 64kb) are dropped; by \

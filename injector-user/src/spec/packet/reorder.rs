@@ -59,8 +59,9 @@ impl PacketFault for Reorder {
         info: Info {
             name: "reorder",
             value: "P[,corr=C][,gap=N]",
-            help: "Let P of the packets overtake those that --delay or --rtt holds",
-            detail: "With N, only after N-1 packets that were held back.",
+            placeholder: "P[,...]",
+            help: "Let packets overtake delayed ones",
+            detail: "P is the probability. Requires --delay or --rtt. With N, only after N-1 packets that were held back.",
             examples: &["25%", "25%,corr=50%,gap=5"],
             trial: Some(Trial {
                 options: "--delay 60s --reorder 100% --direction egress",

@@ -21,7 +21,8 @@ impl PacketFault for Reset {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "reset",
-            help: "Reset matching TCP connections, each once, by an RST to the local side",
+            help: "Reset matching TCP connections, each once",
+            detail: "The local side receives an RST.",
             trial: Some(Trial { options: "--reset", effect: Effect::Reset }),
             ..Info::DEFAULT
         },

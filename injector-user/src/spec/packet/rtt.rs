@@ -53,7 +53,8 @@ impl PacketFault for Rtt {
         info: Info {
             name: "rtt",
             value: "T",
-            help: "Make round trips T longer: half of it in each direction",
+            help: "Delay round trips by T",
+            detail: "Half of T in each direction.",
             examples: &["50ms", "120s"],
             trial: Some(Trial {
                 options: "--rtt 100ms",

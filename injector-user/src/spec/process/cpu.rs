@@ -61,9 +61,10 @@ impl ProcessFault for CpuLimit {
     const INFO: Info = Info {
         name: "cpu",
         value: "P",
-        help: "Limit total CPU time; 100% is one CPU, 150% one and a half",
-        detail: "",
+        help: "Limit total CPU time; 100% is one CPU",
+        detail: "150% is one and a half.",
         examples: &["25%", "150%"],
         trial: Some(Trial { options: "--cpu 10%", effect: Effect::Process }),
+        ..Info::DEFAULT
     };
 }

@@ -289,7 +289,8 @@ impl ProcessFault for Failure {
     const INFO: Info = Info {
         name: "errno",
         value: "SYSCALL[/SYSCALL]=ERRNO[,P][,path=GLOB][,remote=CIDR]",
-        help: "Fail system calls with an error, with probability P; repeatable",
+        placeholder: "CALL=ERRNO[,...]",
+        help: "Fail system calls with an error; repeatable",
         detail: "In the kernel, before they do anything. P is 100% if left out. With path=, only calls on files by \
                  whose path they go; with remote=, only calls to or from these peers.",
         examples: &[

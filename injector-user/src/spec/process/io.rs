@@ -52,7 +52,8 @@ impl ProcessFault for IoLimit {
     const INFO: Info = Info {
         name: "io",
         value: "R[,device=PATH]",
-        help: "Limit reading and writing of block devices to R each",
+        placeholder: "R[,...]",
+        help: "Limit block I/O to R per device",
         detail: "For all processes together, and for each device. Units are those of --rate: 1mbps is 10^6 bytes a \
                  second.",
         examples: &["1mbps", "500kbps,device=/dev/null"],

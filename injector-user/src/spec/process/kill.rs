@@ -159,8 +159,9 @@ impl ProcessFault for Kill {
     const INFO: Info = Info {
         name: "kill",
         value: "[SIGNAL,]at=T|every=T|after=N:SYSCALL",
-        help: "Send a signal (default KILL) at a time, or at a system call; repeatable",
-        detail: "At a time it goes to all processes; else to the process that makes the N-th call of a system call, \
+        placeholder: "[SIGNAL,]WHEN",
+        help: "Send a signal; repeatable",
+        detail: "The default signal is KILL. At a time it goes to all processes; else to the process that makes the N-th call of a system call, \
                  of all processes together.",
         examples: &["at=1s", "TERM,every=1m", "KILL,after=100:fsync"],
         trial: Some(Trial { options: "--kill at=200ms,every=1s", effect: Effect::Process }),

@@ -123,8 +123,9 @@ impl ProcessFault for PauseSpec {
     const INFO: Info = Info {
         name: "pause",
         value: "T[,at=T][,every=T][,jitter=J][,dist=D][,every-jitter=J][,every-dist=D]",
-        help: "Stop all processes for T; once, or again every so often",
-        detail: "As a garbage collection or the migration of a virtual machine does. `every` counts from start to \
+        placeholder: "T[,...]",
+        help: "Suspend all processes for T",
+        detail: "Once, or repeatedly. As a garbage collection or the migration of a virtual machine does. `every` counts from start to \
                  start. With jitter, lengths and intervals vary as those of --delay do.",
         examples: &["2s", "50ms,every=1s,jitter=40ms,dist=pareto"],
         trial: Some(Trial { options: "--pause 300ms,at=200ms,every=1s", effect: Effect::Process }),

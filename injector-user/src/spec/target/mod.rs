@@ -63,17 +63,22 @@ const WHOSE: &str = "whose";
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct TargetSpec {
-    /// The processes of this cgroup and those below it: a path under the cgroup v2 mount, or relative
-    /// to its root
+    /// Processes of this cgroup and those below it
+    ///
+    /// A path under the cgroup v2 mount, or relative to its root.
     #[arg(long, value_name = "PATH", help_heading = "Target", group = WHOSE)]
     pub cgroup: Option<PathBuf>,
 
-    /// The cgroup of this process, in its network namespace
+    /// The cgroup of this process
+    ///
+    /// In the process's network namespace. Pauses and signals are for the process alone.
     #[arg(long, value_name = "PID", help_heading = "Target", group = WHOSE)]
     pub pid: Option<i32>,
 
-    /// This container of Docker, containerd, CRI-O, Podman or runc, by its ID, the beginning of that, or its name; it is
-    /// followed when it is restarted
+    /// Container, by name or ID
+    ///
+    /// A container of Docker, containerd, CRI-O, Podman or runc. A prefix of the ID is enough. Faults follow the
+    /// container when it is restarted.
     #[arg(
         long,
         value_name = "ID|NAME",
@@ -82,7 +87,9 @@ pub struct TargetSpec {
     )]
     pub container: Option<String>,
 
-    /// All containers of this Kubernetes pod, those that are yet to be included, if it runs on this machine
+    /// Kubernetes pod on this machine
+    ///
+    /// All its containers, including those that start later.
     #[arg(
         long,
         value_name = "NAMESPACE/NAME",
@@ -91,8 +98,10 @@ pub struct TargetSpec {
     )]
     pub pod: Option<PodName>,
 
-    /// The Kubernetes pods of this node that labels select, those that come later included; carried out by an agent that
-    /// has joined the cluster (--agent). Labels are selected as by kubectl --selector
+    /// Kubernetes pods of this node, by labels
+    ///
+    /// Includes pods that start later. Requires --agent, and an agent that has joined the cluster. The selector has the
+    /// form of kubectl's --selector.
     #[arg(
         long,
         value_name = "NAMESPACE/SELECTOR",
@@ -102,17 +111,17 @@ pub struct TargetSpec {
     )]
     pub pods: Option<PodSelection>,
 
-    /// This network namespace, by name (ip netns) or path
+    /// Network namespace, by name or path
     #[arg(long, value_name = "NAME|PATH", help_heading = "Target")]
     pub netns: Option<PathBuf>,
 
-    /// This interface; repeatable
+    /// Interface; repeatable
     #[arg(long, value_name = "IF", help_heading = "Target")]
     #[serde(deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1))]
     pub interface: Vec<String>,
 
-    /// This whole host: all interfaces of the current network namespace
+    /// All interfaces of this network namespace
     #[arg(long, help_heading = "Target", group = WHOSE, conflicts_with = "netns")]
     pub host: bool,
 
