@@ -80,7 +80,11 @@ fn read() -> Value {
     let after = by_vdso(libc::CLOCK_REALTIME).unwrap_or(0);
     let gettimeofday = now.tv_sec * SECOND + now.tv_usec * 1000;
     // SAFETY: takes no pointer.
+    #[cfg(target_arch = "x86_64")]
     let seconds = unsafe { libc::syscall(libc::SYS_time, 0) };
+    // SAFETY: takes no pointer. Other architectures have no such system call.
+    #[cfg(not(target_arch = "x86_64"))]
+    let seconds = unsafe { libc::time(ptr::null_mut()) };
     json!({"clocks": clocks, "gettimeofday": [before, gettimeofday, after], "time": seconds})
 }
 
