@@ -426,7 +426,13 @@ impl<K: Copy + Ord> Injection<K> {
     pub fn renew(&mut self) -> Result<(), InjectionError> {
         // A slow machine is not made slower.
         self.renewal = Instant::now() + RENEWAL;
-        self.follow()?;
+        while let Some(followed) = self.follow_once()? {
+            if followed != Followed::Again {
+                // This is told first: to fault what has taken the place takes a while. The rest is due at once.
+                self.renewal = Instant::now();
+                return Ok(());
+            }
+        }
         if let Some(clocks) = &mut self.clocks {
             clocks.renew()?;
         }
@@ -448,19 +454,23 @@ impl<K: Copy + Ord> Injection<K> {
 
     /// Looks whether the target is gone, or there again.
     pub fn follow(&mut self) -> Result<(), InjectionError> {
-        while let Some(followed) = self.target.follow()? {
-            let target = self.target.name();
-            let event = match followed {
-                Followed::Gone => Event::Gone { target, is_final: false },
-                Followed::Lost => Event::Gone { target, is_final: true },
-                Followed::Again => {
-                    self.rebind()?;
-                    Event::Restarted { target, attached: self.attached() }
-                }
-            };
-            self.events.push_back(event);
-        }
+        while self.follow_once()?.is_some() {}
         Ok(())
+    }
+
+    fn follow_once(&mut self) -> Result<Option<Followed>, InjectionError> {
+        let Some(followed) = self.target.follow()? else { return Ok(None) };
+        let target = self.target.name();
+        let event = match followed {
+            Followed::Gone => Event::Gone { target, is_final: false },
+            Followed::Lost => Event::Gone { target, is_final: true },
+            Followed::Again => {
+                self.rebind()?;
+                Event::Restarted { target, attached: self.attached() }
+            }
+        };
+        self.events.push_back(event);
+        Ok(Some(followed))
     }
 
     /// Faults what is the target by now.
