@@ -1,7 +1,7 @@
 //! Snapshots of the help texts and of the messages for wrong command lines and files. `INSTA_UPDATE=always cargo test
 //! --test messages` rewrites them.
 
-use std::{fs, process::Command};
+use std::{fmt::Write as _, fs, process::Command};
 
 use testbed::{INJECTOR, scratch_file};
 
@@ -135,7 +135,7 @@ fn errors_say_what_is_wrong_and_where() {
         assert_eq!(code, 2, "{line}: {output:?}");
         assert_eq!(output.stdout, b"", "{line}");
         let message = String::from_utf8(output.stderr).expect("text");
-        messages += &format!("$ injector {line}\n{message}exit code {code}\n\n");
+        writeln!(messages, "$ injector {line}\n{message}exit code {code}\n").expect("a string");
     }
     fs::remove_dir_all(&folder).expect("it can be removed");
     insta::assert_snapshot!("errors", messages);
