@@ -269,7 +269,7 @@ fn what_processes_cannot_suffer_is_refused_before_anything_is_touched() {
         (
             format!("targets: {{n: {{netns: {}}}}}\ntimeline: [{{{fault}}}]", lab.left.netns),
             1,
-            "--cgroup, --container, --pod or --pid",
+            "--cgroup, --container, --pod, --pods or --pid",
         ),
         (
             format!(
