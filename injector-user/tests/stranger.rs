@@ -119,8 +119,8 @@ fn its_faults_act_and_end() -> Outcome {
     // That of the lost packets may have nothing to undo.
     check(!guardians.is_empty(), "there is a guardian")?;
     for pid in &guardians {
-        let comm = fs::read_to_string(format!("/proc/{pid}/comm"))?;
-        check(comm.trim() == "injector-guard", &format!("{comm} says what it is"))?;
+        let comm = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        wait_until("the guardian says what it is", || comm().trim() == "injector-guard")?;
         let open = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
         check(open == 3, &format!("the guardian has {open} open files"))?;
     }
