@@ -16,13 +16,13 @@ use procfs::{ProcError, ProcessCGroups, process::Process};
 use super::ResolveError;
 use crate::kernel::cgroup::CgroupKey;
 
-/// Inode, and so id, of the hierarchy's root.
+/// Inode of the hierarchy's root, which is also its cgroup ID.
 const ROOT_ID: u64 = 1;
 
-/// The file of a cgroup by which it is frozen (Linux 5.2).
+/// Cgroup file that freezes the cgroup (Linux 5.2).
 pub const FREEZE: &str = "cgroup.freeze";
 
-/// The v2 hierarchy as it is mounted here.
+/// The mounted v2 hierarchy.
 #[derive(Clone, Debug)]
 pub struct Hierarchy {
     mount: PathBuf,
@@ -31,16 +31,16 @@ pub struct Hierarchy {
 /// A cgroup of the v2 hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup {
-    /// Its directory.
+    /// Directory of the cgroup.
     pub path: PathBuf,
-    /// Its id, as `bpf_get_current_cgroup_id` has it.
+    /// Cgroup ID, as returned by `bpf_get_current_cgroup_id`.
     pub id: u64,
-    /// Its depth below the hierarchy's root, which is at 0.
+    /// Depth below the hierarchy's root, which has depth 0.
     pub level: u32,
 }
 
 impl Hierarchy {
-    /// Where the hierarchy is mounted.
+    /// Finds the mount point of the hierarchy.
     pub fn find() -> Result<Self, ResolveError> {
         let mounts = Process::myself()
             .and_then(|process| process.mountinfo())
@@ -50,7 +50,8 @@ impl Hierarchy {
             .filter(|mount| mount.fs_type == "cgroup2")
             .map(|mount| mount.mount_point)
             .collect();
-        // A container sees its own part under /sys/fs/cgroup, and perhaps the host's whole elsewhere.
+        // A container sees its own subtree under /sys/fs/cgroup, and may see the host's hierarchy
+        // at another mount.
         mounts.sort_by_key(|mount| inode(mount) != Some(ROOT_ID));
         let mount = mounts.into_iter().next().ok_or(ResolveError::NoHierarchy)?;
         if inode(&mount) == Some(ROOT_ID) {
@@ -60,13 +61,13 @@ impl Hierarchy {
         }
     }
 
-    /// The directory of its root.
+    /// Directory of the hierarchy's root.
     #[must_use]
     pub fn mount(&self) -> &Path {
         &self.mount
     }
 
-    /// Opens a cgroup by its path, or by its path relative to the root. The root itself is refused.
+    /// Opens a cgroup by its path, absolute or relative to the root. Refuses the root itself.
     pub fn open(&self, path: &Path) -> Result<Cgroup, ResolveError> {
         let below = self.mount.join(path.strip_prefix("/").unwrap_or(path));
         let candidates = [path, below.as_path()];
@@ -111,13 +112,13 @@ impl Hierarchy {
         })?)
     }
 
-    /// The directory of our own cgroup, which may be the root.
+    /// The directory of this process's cgroup, which may be the root.
     pub fn path_of_self(&self) -> Result<PathBuf, ResolveError> {
         let cgroups = Process::myself().and_then(|process| process.cgroups());
         self.path_among(cgroups.map_err(|error| proc_error("/proc/self/cgroup", error))?)
     }
 
-    /// The directory of the one of this hierarchy among those of a process.
+    /// Picks this hierarchy's entry from a process's cgroups and returns its directory.
     fn path_among(&self, cgroups: ProcessCGroups) -> Result<PathBuf, ResolveError> {
         let path = cgroups
             .0
@@ -132,12 +133,14 @@ impl Hierarchy {
     }
 }
 
-/// Has the calling thread, and those that it will start, be told cgroups by their paths on the host. In a container that
-/// has the host's processes and its hierarchy, but a cgroup namespace of its own, they are told by others.
+/// Moves the calling thread into the host's cgroup namespace.
+///
+/// Threads started afterwards inherit it. In a container that shares the host's PID namespace and
+/// hierarchy but has its own cgroup namespace, cgroup paths would otherwise differ from the host's.
 pub fn enter_host_namespace() -> io::Result<()> {
     const OURS: &str = "/proc/thread-self/ns/cgroup";
-    // Init and the parent of the kernel's threads, of which init may be guarded from us. In a PID namespace of our own
-    // they are others, which have ours.
+    // PID 1 is init, which may be protected from ptrace access; PID 2 is kthreadd. In a separate
+    // PID namespace, these PIDs are other processes in this process's cgroup namespace.
     const HOSTS: [&str; 2] = ["/proc/1/ns/cgroup", "/proc/2/ns/cgroup"];
     let Some(ours) = inode(Path::new(OURS)) else { return Ok(()) };
     let hosts = File::open(HOSTS[0]).or_else(|_| File::open(HOSTS[1]))?;
@@ -148,71 +151,75 @@ pub fn enter_host_namespace() -> io::Result<()> {
 }
 
 impl Cgroup {
-    /// What eBPF programs know it by.
+    /// Key of the cgroup in eBPF maps.
     #[must_use]
     pub const fn key(&self) -> CgroupKey {
         CgroupKey { id: self.id, level: self.level }
     }
 
-    /// Whether it is still there, and no other one that was made with its path.
+    /// Whether the cgroup still exists and was not replaced by another one at the same path.
     #[must_use]
     pub fn is_there(&self) -> bool {
         is_same(&self.path, self.id)
     }
 
-    /// Whether it is still there, and has processes.
+    /// Whether the cgroup still exists and has processes.
     #[must_use]
     pub fn is_populated(&self) -> bool {
         self.is_there() && !says(&self.path, "populated 0")
     }
 
-    /// The processes in it and below it, as far as they can be read.
+    /// The readable processes in the cgroup and below it.
     #[must_use]
     pub fn processes(&self) -> Vec<i32> {
         let processes = processes_below(&self.path);
-        // Else they may be those of another one.
+        // If the cgroup was replaced, the processes may belong to its replacement.
         if self.is_there() { processes } else { Vec::new() }
     }
 
-    /// Writes to one of its files; fails if it is gone, also if there is another one by its path.
+    /// Writes to a file of the cgroup. Fails if the cgroup is gone, even if another one replaced it
+    /// at the same path.
     pub fn write(&self, file: &str, text: &str) -> io::Result<()> {
         let gone = io::Error::from_raw_os_error(libc::ENODEV);
         if self.is_there() { write_to(&self.path, self.id, file, text) } else { Err(gone) }
     }
 }
 
-/// Whether a cgroup is there, and no other one that was made with its path.
+/// Whether the cgroup exists and was not replaced by another one at the same path.
 #[must_use]
 pub fn is_same(cgroup: &Path, id: u64) -> bool {
     inode(cgroup) == Some(id)
 }
 
-/// Writes to a file of a cgroup; does nothing if the cgroup is gone, also if there is another one by its path.
+/// Writes to a file of a cgroup. Does nothing if the cgroup is gone or was replaced at the same
+/// path.
 pub fn write_to(cgroup: &Path, id: u64, file: &str, text: &str) -> io::Result<()> {
     let mut open = match File::options().write(true).open(cgroup.join(file)) {
         Err(_) if !is_same(cgroup, id) => return Ok(()),
         opened => opened?,
     };
-    // IDs are not used again, so what was opened before belongs to that one as well.
+    // Cgroup IDs are not reused, so the file that was opened before belongs to the same cgroup.
     if is_same(cgroup, id) { open.write_all(text.as_bytes()) } else { Ok(()) }
 }
 
-/// Whether this line is in its `cgroup.events`.
+/// Whether the cgroup's `cgroup.events` contains this line.
 #[must_use]
 pub fn says(cgroup: &Path, line: &str) -> bool {
     let events = fs::read_to_string(cgroup.join("cgroup.events")).unwrap_or_default();
     events.lines().any(|event| event == line)
 }
 
-/// The processes in the cgroup directory `path`, but not below it, as far as they can be read. Those that our PID
-/// namespace has no number for are left out: 0, which stands for them, would mean us.
+/// The readable processes in the cgroup directory `path`, but not below it.
+///
+/// Excludes processes outside this PID namespace: the kernel lists them as 0, which would mean this
+/// process.
 #[must_use]
 pub fn processes_in(path: &Path) -> Vec<i32> {
     let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid != 0).collect()
 }
 
-/// The cgroups directly below this one that have processes, in them or below them.
+/// The cgroups directly below this one that are populated, directly or in a descendant.
 #[must_use]
 pub fn populated_below(path: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
@@ -220,11 +227,11 @@ pub fn populated_below(path: &Path) -> Vec<PathBuf> {
     cgroups.map(|entry| entry.path()).filter(|cgroup| says(cgroup, "populated 1")).collect()
 }
 
-/// The processes in the cgroup directory `path` and below it, as far as they can be read.
+/// The readable processes in the cgroup directory `path` and below it.
 #[must_use]
 pub fn processes_below(path: &Path) -> Vec<i32> {
     let mut pids = Vec::new();
-    // What cannot be read is left out.
+    // Unreadable cgroups are skipped.
     let _ = for_each_below(path, &mut |directory| {
         pids.extend(processes_in(directory));
         Ok(())
@@ -232,13 +239,15 @@ pub fn processes_below(path: &Path) -> Vec<i32> {
     pids
 }
 
-/// Calls `work` for `path` and the cgroups below it, the deepest first. What fails for one keeps none of the others from
-/// it: who may make cgroups can make them so deep that their paths are too long. The first failure is returned.
+/// Calls `work` for `path` and the cgroups below it, deepest first, and returns the first error.
+///
+/// Continues after an error, because a user with delegated cgroups can nest them until paths exceed
+/// `PATH_MAX`.
 pub fn for_each_below(
     path: &Path,
     work: &mut dyn FnMut(&Path) -> io::Result<()>,
 ) -> io::Result<()> {
-    // The directory is closed before others are opened.
+    // Close the directory before opening others, to bound the number of open files.
     let entries: io::Result<Vec<_>> = fs::read_dir(path).map(|entries| entries.flatten().collect());
     let mut result = Ok(());
     match entries {
@@ -271,7 +280,7 @@ mod tests {
 
     use super::*;
 
-    /// Folders so deep that their path is too long, as anybody can make them: one below the other's descriptor.
+    /// Creates nested directories deeper than `PATH_MAX`, as any user can, relative to descriptors.
     fn dig(path: &Path, name: &str, depth: usize) {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut folder = nix::fcntl::open(path, flags, Mode::empty()).expect("a folder");
@@ -290,12 +299,12 @@ mod tests {
             fs::write(root.join(name).join("cgroup.procs"), pid).expect("it can be written");
         }
         dig(&root.join("m"), &"x".repeat(250), 20);
-        // As deep as paths reach: that is to take no more stack, and files, than there is.
+        // Nested up to `PATH_MAX`, which must not exhaust the stack or the file descriptors.
         dig(&root.join("z"), "x", 2100);
         let mut pids = processes_below(&root);
         pids.sort_unstable();
         assert!(for_each_below(&root, &mut |_| Ok(())).is_err(), "it is not deep enough");
-        // Removes what is deeper than paths reach.
+        // Removes directories nested deeper than `PATH_MAX`.
         fs::remove_dir_all(&root).expect("it can be removed");
         assert_eq!(pids, [11, 12, 13]);
     }

@@ -1,4 +1,4 @@
-//! Host names: resolved once, before anything is touched, and reported.
+//! Resolves host names once, before any fault is applied, and reports the addresses.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ pub struct Resolved {
     pub addresses: Vec<IpAddr>,
 }
 
-/// Replaces the host names in `rules` by their addresses; each name is asked for once.
+/// Replaces the host names in `rules` with their addresses. Resolves each name once.
 pub fn resolve(rules: &mut [Rule]) -> Result<Vec<Resolved>, ResolveError> {
     let mut known: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
     for rule in rules {

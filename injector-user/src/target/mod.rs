@@ -1,4 +1,4 @@
-//! From what was asked to what it means on this machine: cgroups, network namespaces, interfaces.
+//! Resolves a target specification on this machine: cgroups, network namespaces, interfaces.
 
 pub mod cgroup;
 pub mod container;
@@ -21,130 +21,130 @@ use crate::{
 use cgroup::{Cgroup, Hierarchy};
 use container::{ContainerError, Found, Roots, Wanted};
 
-/// A target that cannot be found on this machine.
+/// A target that could not be resolved on this machine.
 #[derive(Debug, Error)]
 pub enum ResolveError {
-    /// No cgroup v2.
+    /// No cgroup v2 hierarchy is mounted.
     #[error(
         "no cgroup v2 hierarchy is mounted here: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`"
     )]
     NoHierarchy,
-    /// `/proc` cannot be read.
+    /// `/proc` is not readable.
     #[error("cannot read {what}")]
     Proc {
-        /// Which file.
+        /// The file that could not be read.
         what: String,
-        /// Why.
+        /// The cause.
         source: Box<procfs::ProcError>,
     },
-    /// No such cgroup.
+    /// The cgroup does not exist.
     #[error(
         "there is no cgroup {0}: give its path under the cgroup v2 mount {1}, or relative to that"
     )]
     NoCgroup(PathBuf, PathBuf),
-    /// A directory that is not in the v2 hierarchy.
+    /// The directory is not in the v2 hierarchy.
     #[error(
         "{0} is not in the cgroup v2 hierarchy, which is mounted at {1}; v1 cgroups cannot be targets"
     )]
     NotV2(PathBuf, PathBuf),
-    /// The root cgroup.
+    /// The target is the root cgroup.
     #[error("{0} in the root cgroup, which holds the whole host; use --host if that is meant")]
     Root(String),
-    /// A part of the hierarchy is mounted.
+    /// Only a part of the hierarchy is mounted.
     #[error(
         "{0} shows only a part of the cgroup hierarchy (a cgroup namespace); run injector in the host's cgroup \
          namespace, with the host's /sys/fs/cgroup"
     )]
     CgroupNamespace(PathBuf),
-    /// A cgroup cannot be read or made.
+    /// A cgroup could not be read or created.
     #[error("cannot use the cgroup {path}")]
     Cgroup {
-        /// Which.
+        /// Path of the cgroup.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// No such process.
+    /// The process does not exist.
     #[error("there is no process {0}")]
     NoProcess(i32),
-    /// No such interface.
+    /// The interface does not exist.
     #[error("there is no interface {name} in the network namespace {netns}; there are {known}")]
     NoInterface {
-        /// What was asked for.
+        /// Name or pattern of the interface.
         name: String,
-        /// Where.
+        /// Network namespace that was searched.
         netns: String,
-        /// What is there.
+        /// Interfaces that exist there.
         known: String,
     },
-    /// A link layer that is not understood.
+    /// The interface's link layer is not supported.
     #[error(
         "the interface {0} has a link layer that injector does not understand (Ethernet and pure IP it does)"
     )]
     LinkLayer(String),
-    /// A host name that cannot be resolved.
+    /// A host name could not be resolved.
     #[error("cannot resolve the host name {name}")]
     Host {
-        /// Which.
+        /// The host name.
         name: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A host name without addresses.
+    /// The host name has no addresses.
     #[error("the host name {0} has no addresses")]
     NoAddress(String),
-    /// Pods are not known here.
+    /// Pods are selected by labels, but no cluster is joined.
     #[error(
         "pods are selected by labels through the Kubernetes API, by an agent that has joined the cluster: start `injector \
          agent --kubernetes --node NAME`, and ask it with --agent SOCKET; without one, name each pod with --pod"
     )]
     NoCluster,
-    /// No such container, or pod.
+    /// The container or pod was not found.
     #[error(transparent)]
     Container(#[from] ContainerError),
-    /// The kernel said no.
+    /// A kernel operation failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
 }
 
-/// Whose packets, and where to catch them.
+/// A resolved target: which packets to match, and where to attach.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The cgroup; all packets if absent.
+    /// The cgroup; `None` matches all packets.
     pub cgroup: Option<Cgroup>,
-    /// The process that named the cgroup, if one did: its number, and when it was made, so that it is not taken for
-    /// another one with that number.
+    /// The process that named the cgroup, if any: its PID and start time, which together survive
+    /// PID reuse.
     pub process: Option<(i32, u64)>,
-    /// How to tell whether the cgroup is there, if there is one.
+    /// How to check whether the cgroup exists, if there is one.
     presence: Option<Presence>,
-    /// Where to look, whatever the processes of the cgroup do.
+    /// Namespaces to attach in, regardless of the cgroup's processes.
     namespaces: Vec<Netns>,
     /// Whether to follow the cgroup's processes into other namespaces.
     follows: bool,
-    /// Only these interfaces, if any are named.
+    /// If not empty, only these interfaces.
     interfaces: Vec<String>,
-    /// Whether loopback is left alone because nobody asked for it.
+    /// Whether to skip loopback, because it was not requested explicitly.
     spares_loopback: bool,
 }
 
-/// Whether a cgroup is there, and what takes its place when it is not.
+/// Whether a cgroup exists, and which cgroup replaces it after it is gone.
 #[derive(Clone, Debug)]
 struct Presence {
     successor: Successor,
-    /// What it is, for people, if it is not called by its path.
+    /// Display name, if the cgroup is not identified by its path.
     title: Option<String>,
-    /// It was there when last looked for.
+    /// Whether the cgroup existed at the last check.
     is_there: bool,
 }
 
-/// What takes the place of a cgroup that is gone.
+/// The cgroup that replaces one that is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Successor {
-    /// Nothing: it is that of a command, or of a process.
+    /// None: the cgroup belonged to a command or a process.
     None,
-    /// The next one by that path.
+    /// The next cgroup at that path.
     Path,
-    /// That of the next container or pod of this description.
+    /// The cgroup of the next container or pod that matches this description.
     Container(Wanted),
 }
 
@@ -154,30 +154,30 @@ impl Presence {
     }
 }
 
-/// What became of the cgroup of a target.
+/// A change of the target's cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Followed {
-    /// It is gone; another one may take its place.
+    /// The cgroup is gone; another one may replace it.
     Gone,
-    /// It is gone, and no other one takes its place.
+    /// The cgroup is gone for good.
     Lost,
-    /// Another one has taken its place, and is the target now.
+    /// Another cgroup replaced it and is the target now.
     Again,
 }
 
 /// The interfaces to attach to in one namespace.
 #[derive(Clone, Debug)]
 pub struct Place {
-    /// The namespace.
+    /// The network namespace.
     pub netns: Netns,
-    /// Its interfaces.
+    /// Interfaces in the namespace.
     pub interfaces: Vec<Interface>,
-    /// The devices on which injectors hold packets there.
+    /// Hold devices of injectors in the namespace.
     pub hold_devices: Vec<Interface>,
 }
 
 impl Target {
-    /// A new command's cgroup, wherever its processes go.
+    /// The cgroup of a new command, in any namespace that its processes enter.
     pub fn of_command(cgroup: Cgroup) -> Result<Self, ResolveError> {
         Ok(Self {
             cgroup: Some(cgroup),
@@ -190,8 +190,10 @@ impl Target {
         })
     }
 
-    /// A pod that Kubernetes has on this machine, by its unique ID: all of its containers, wherever its processes are.
-    /// Those of the host's namespace are told by their cgroup there.
+    /// A pod that Kubernetes runs on this machine, by its UID.
+    ///
+    /// Covers all its containers in any namespace. In the host's namespace, its packets are matched
+    /// by cgroup.
     pub fn of_pod(name: &PodName, uid: &str) -> Result<Self, ResolveError> {
         let hierarchy = Hierarchy::find()?;
         let found = container::find_pod_by_uid(&Roots::of_host(&hierarchy), name, uid)?;
@@ -208,7 +210,7 @@ impl Target {
         })
     }
 
-    /// What `spec`, which has been checked, means here. `protect` spares the loopback unless it is named.
+    /// Resolves a validated `spec`. With `protect`, loopback is skipped unless it is named.
     pub fn resolve(spec: &TargetSpec, protect: bool) -> Result<Self, ResolveError> {
         if spec.pods.is_some() {
             return Err(ResolveError::NoCluster);
@@ -227,7 +229,7 @@ impl Target {
             if netns.is_none() {
                 netns = Some(Netns::of_process(pid)?);
             }
-            // What was read above was of that one only if it is still there.
+            // The values above belong to the named process only if it still exists.
             if Handle::find(pid, handle.started).is_none() {
                 return Err(ResolveError::NoProcess(pid));
             }
@@ -241,7 +243,7 @@ impl Target {
             presence = Some(Presence::new(Successor::Container(wanted), Some(title)));
         }
         let follows = (spec.cgroup.is_some() || is_container) && netns.is_none();
-        // A container is where its processes are, and not here as well.
+        // A container is faulted in its own namespace, not in the host's as well.
         let is_elsewhere = follows && is_container;
         let namespaces = match netns {
             None if is_elsewhere => Vec::new(),
@@ -261,7 +263,7 @@ impl Target {
         Ok(target)
     }
 
-    /// Whether another one means the same processes and places.
+    /// Whether both targets resolve to the same processes and places.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         let successor = |target: &Self| target.presence.as_ref().map(|its| its.successor.clone());
@@ -272,13 +274,13 @@ impl Target {
             && self.interfaces == other.interfaces
     }
 
-    /// What it is, for people, if it is a container or a pod.
+    /// Display name, if the target is a container or pod.
     #[must_use]
     pub fn title(&self) -> Option<&str> {
         self.presence.as_ref().and_then(|presence| presence.title.as_deref())
     }
 
-    /// What the processes are called that may be gone.
+    /// Display name of the processes, which may be gone.
     #[must_use]
     pub fn name(&self) -> String {
         match (self.title(), self.process, &self.cgroup) {
@@ -289,40 +291,45 @@ impl Target {
         }
     }
 
-    /// Whether it was there when it was last looked for.
+    /// Whether the target existed at the last check.
     #[must_use]
     pub fn is_there(&self) -> bool {
         self.presence.as_ref().is_none_or(|presence| presence.is_there)
     }
 
-    /// Whether another cgroup may take the place of one that is gone.
+    /// Whether another cgroup may replace one that is gone.
     #[must_use]
     pub fn can_return(&self) -> bool {
         self.presence.as_ref().is_some_and(|presence| presence.successor != Successor::None)
     }
 
-    /// Whether it was taken away from faults, of which some send signals if `kills`: it was gone when last looked for,
-    /// and neither did its process end by itself, nor can the faults have ended it.
+    /// Whether the cgroup was removed while faults were active. `kills` tells whether a fault sends
+    /// signals.
+    ///
+    /// True if the cgroup was gone at the last check, its process did not exit on its own, and no
+    /// fault can have killed it.
     #[must_use]
     pub fn is_taken(&self, kills: bool) -> bool {
         let has_ended = |(pid, started)| Handle::find(pid, started).is_none();
         !self.is_there() && !kills && !self.process.is_some_and(has_ended)
     }
 
-    /// Whether it is gone now.
+    /// Whether the target is gone now.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         let (Some(presence), Some(cgroup)) = (&self.presence, &self.cgroup) else { return false };
         match (&presence.successor, self.process) {
-            // A runtime may leave the cgroup of a container that has ended.
+            // A runtime may leave the cgroup of a stopped container behind.
             (Successor::Container(_), _) => !cgroup.is_populated(),
             (_, Some((pid, started))) => !cgroup.is_there() || Handle::find(pid, started).is_none(),
             (_, None) => !cgroup.is_there(),
         }
     }
 
-    /// Looks whether the cgroup is gone, or another one has taken its place. To be called now and then, until it
-    /// returns `None`: what is gone may be there again at once.
+    /// Checks whether the cgroup is gone or was replaced.
+    ///
+    /// Call it periodically, and repeat until it returns `None`: a cgroup may be replaced
+    /// immediately.
     pub fn follow(&mut self) -> Result<Option<Followed>, ResolveError> {
         let is_there = !self.is_gone();
         let (Some(presence), Some(cgroup)) = (&mut self.presence, &self.cgroup) else {
@@ -333,7 +340,7 @@ impl Target {
             return Ok(None);
         }
         let hierarchy = Hierarchy::find()?;
-        // Why it is not found is not asked. Whatever it is that cannot be opened goes away just now.
+        // The cause is irrelevant: a cgroup that cannot be opened is being removed.
         let next = match &presence.successor {
             Successor::None => None,
             Successor::Path => hierarchy.open(&cgroup.path).ok().map(|cgroup| (None, cgroup)),
@@ -344,7 +351,7 @@ impl Target {
         };
         match next {
             Some((_, next)) if *cgroup == next => Ok(None),
-            // That it is gone is told first: following it takes a moment.
+            // Report that the target is gone first: following it takes a moment.
             Some(_) if std::mem::take(&mut presence.is_there) => Ok(Some(Followed::Gone)),
             Some((title, next)) => {
                 presence.title = title;
@@ -358,7 +365,7 @@ impl Target {
         }
     }
 
-    /// The interfaces to attach to now; what comes later is found by asking again.
+    /// The interfaces to attach to now. Call again to find interfaces that appear later.
     pub fn places(&self) -> Result<Vec<Place>, ResolveError> {
         let place = |netns: Netns| {
             let (hold_devices, mut interfaces): (Vec<_>, Vec<_>) =
@@ -369,14 +376,14 @@ impl Target {
         self.namespaces().into_iter().map(place).collect()
     }
 
-    /// The namespaces that it is in now.
+    /// The namespaces that the target is in now.
     fn namespaces(&self) -> Vec<Netns> {
         let mut namespaces = self.namespaces.clone();
         if self.follows
             && let Some(cgroup) = &self.cgroup
         {
             for pid in cgroup.processes() {
-                // A process that is gone has no packets to fault.
+                // An exited process has no packets to fault.
                 let Ok(netns) = Netns::of_process(pid) else { continue };
                 if !namespaces.contains(&netns) {
                     namespaces.push(netns);
@@ -386,13 +393,13 @@ impl Target {
         namespaces
     }
 
-    /// Whether interfaces are named, so that one that cannot be faulted is an error.
+    /// Whether interfaces are named, in which case an unsupported one is an error.
     #[must_use]
     pub const fn names_interfaces(&self) -> bool {
         !self.interfaces.is_empty()
     }
 
-    /// The interfaces that are named, if any are.
+    /// The named interfaces; may be empty.
     #[must_use]
     pub fn interfaces(&self) -> &[String] {
         &self.interfaces
@@ -402,7 +409,8 @@ impl Target {
         if interface.link.is_none() || (self.spares_loopback && interface.is_loopback) {
             return false;
         }
-        // Attaching takes the kernel 10 ms an interface; those that are down are left until they are up.
+        // Attaching takes about 10 ms per interface, so interfaces that are down are skipped until
+        // up.
         if self.interfaces.is_empty() {
             interface.is_up
         } else {
@@ -411,7 +419,7 @@ impl Target {
     }
 
     fn check_interfaces(&self) -> Result<(), ResolveError> {
-        // That of a container is known; a cgroup may have processes elsewhere later.
+        // A container's namespace is fixed; a cgroup may get processes in other namespaces later.
         let namespaces =
             if self.namespaces.is_empty() { self.namespaces() } else { self.namespaces.clone() };
         for netns in &namespaces {
@@ -432,7 +440,7 @@ impl Target {
     }
 }
 
-/// The container or pod that is asked for, if one is.
+/// Finds the container or pod that `spec` names, if any.
 fn find_container(spec: &TargetSpec) -> Result<Option<Found>, ResolveError> {
     if spec.container.is_none() && spec.pod.is_none() {
         return Ok(None);

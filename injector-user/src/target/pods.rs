@@ -1,4 +1,4 @@
-//! What became of the pods that labels select.
+//! The state of the pods that a label selector matches.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

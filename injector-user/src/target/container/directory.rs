@@ -1,10 +1,10 @@
-//! What the names of cgroup directories tell.
+//! Identifies containers and pods by the names of cgroup directories.
 //!
-//! A runtime names the cgroup of a container after its ID: `<id>` (Docker and containerd with the cgroupfs driver),
-//! `crio-<id>`, `libpod-<id>`, and with the systemd driver `docker-<id>.scope`, `cri-containerd-<id>.scope`,
-//! `crio-<id>.scope`, `libpod-<id>.scope`, `nerdctl-<id>.scope`; Podman below a unit of its own
-//! (`--cgroups=split`) `libpod-payload-<id>`. The kubelet names that of a pod `pod<uid>` or `kubepods-…-pod<uid>.slice`, where
-//! systemd's form has `_` for `-`.
+//! A runtime names a container's cgroup after its ID. The cgroupfs driver uses `<id>` (Docker,
+//! containerd), `crio-<id>` and `libpod-<id>`. The systemd driver uses `docker-<id>.scope`,
+//! `cri-containerd-<id>.scope`, `crio-<id>.scope`, `libpod-<id>.scope` and `nerdctl-<id>.scope`.
+//! Podman with `--cgroups=split` uses `libpod-payload-<id>` below its own unit. The kubelet names a
+//! pod's cgroup `pod<uid>` or `kubepods-…-pod<uid>.slice`, with `_` for `-` in the systemd form.
 
 use std::{
     ffi::OsStr,
@@ -14,16 +14,17 @@ use std::{
 
 use super::super::cgroup::for_each_below;
 
-/// How long an ID is, in hexadecimal digits.
+/// Length of an ID in hexadecimal digits.
 const ID_LENGTH: usize = 64;
 
-/// The cgroup in which Podman, with the cgroupfs driver, has those of its pods, which have such IDs as well.
+/// Parent cgroup of Podman's pods with the cgroupfs driver. Pods have IDs of the same form as
+/// containers.
 const PODMAN_PARENT: &str = "libpod_parent";
 
-/// The processes that watch over containers of CRI-O and Podman have cgroups beside those, with the same ID.
+/// Prefix of the cgroups of CRI-O's and Podman's monitors, which share the container's ID.
 const MONITOR: &str = "conmon";
 
-/// The ID of the container whose cgroup has this path; `None` if it is no container's.
+/// The ID of the container whose cgroup has this path; `None` if it is not a container's.
 #[must_use]
 pub fn container_id(path: &Path) -> Option<&str> {
     let name = path.file_name().and_then(OsStr::to_str)?;
@@ -37,11 +38,11 @@ pub fn container_id(path: &Path) -> Option<&str> {
     (is_id && is_prefix && !is_pod).then_some(id)
 }
 
-/// The cgroups below `root` that may be of containers.
+/// The cgroups below `root` whose names are those of containers.
 #[must_use]
 pub fn containers_below(root: &Path) -> Vec<PathBuf> {
     let mut paths = Vec::new();
-    // Those that go away meanwhile are no loss.
+    // Cgroups that disappear during the walk are ignored.
     let _ = for_each_below(root, &mut |path| {
         if container_id(path).is_some() {
             paths.push(path.into());
@@ -51,12 +52,11 @@ pub fn containers_below(root: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// Those of the cgroups that are called after one container, or one pod, which may be its, as far as it is not written
-/// down anywhere.
+/// Filters cgroups named after one container or pod, for use when no runtime recorded the cgroup.
 ///
-/// Anybody to whom a part of the hierarchy is left can make some there by any name: a user in a session, a container in
-/// itself. So those of others than root, and those within other containers, count only if there are none but those.
-/// Of those within each other the outermost is meant.
+/// A user with a delegated subtree can create cgroups with any name, in a session or inside a
+/// container. Therefore cgroups not owned by root, and cgroups inside other containers, count only
+/// if there are no others. Of nested cgroups, the outermost counts.
 #[must_use]
 pub fn believable(cgroups: Vec<PathBuf>) -> Vec<PathBuf> {
     let is_within_another = |path: &Path| {
@@ -76,7 +76,7 @@ fn those_or_all(paths: Vec<PathBuf>, is_one: impl Fn(&Path) -> bool) -> Vec<Path
     if those.is_empty() { others } else { those }
 }
 
-/// The cgroup of the pod that a container's is in, by the pod's unique ID if that is known.
+/// The cgroup of the pod that contains a container's cgroup, matched by the pod's UID if known.
 #[must_use]
 pub fn pod_above<'a>(cgroup: &'a Path, uid: Option<&str>) -> Option<&'a Path> {
     let bare = |text: &str| text.replace(['-', '_'], "");
@@ -85,7 +85,7 @@ pub fn pod_above<'a>(cgroup: &'a Path, uid: Option<&str>) -> Option<&'a Path> {
         let Some(name) = path.file_name().and_then(OsStr::to_str) else { return false };
         let name = name.strip_suffix(".slice").unwrap_or(name);
         let Some((before, of_pod)) = name.rsplit_once("pod") else { return false };
-        // `kubepods` and `kubepods-burstable` are not of one pod.
+        // `kubepods` and `kubepods-burstable` are not pods.
         let is_pod = (before.is_empty() || before.ends_with('-')) && !of_pod.is_empty();
         is_pod && uid.as_ref().is_none_or(|uid| bare(of_pod) == *uid)
     })

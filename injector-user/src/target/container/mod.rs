@@ -1,4 +1,5 @@
-//! Containers, found by the cgroups that they are in and by what their runtimes leave on disk. No daemon is asked.
+//! Finds containers by their cgroups and by the state that runtimes keep on disk, without calling
+//! any daemon.
 
 mod directory;
 mod state;
@@ -17,77 +18,77 @@ use thiserror::Error;
 use super::cgroup::{Hierarchy, says};
 use crate::{kernel::host, spec::target::PodName};
 
-/// The least of an ID that tells a container. Less is too easily taken for a name.
+/// Minimum length of an ID prefix. A shorter one is easily confused with a name.
 const SHORTEST_ID: usize = 4;
 
-/// How many containers a message names.
+/// Maximum number of containers listed in a message.
 const NAMED: usize = 8;
 
 /// Why a container or pod cannot be a target.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum ContainerError {
-    /// No such container.
+    /// The container does not exist.
     #[error("there is no container {wanted}: {known}")]
     Unknown {
-        /// What was asked for.
+        /// The requested container.
         wanted: String,
-        /// What there is.
+        /// Existing containers.
         known: String,
     },
-    /// It has ended.
+    /// The container has stopped.
     #[error("the container {0} does not run")]
     Stopped(String),
-    /// Several have that name, or begin so.
+    /// Several containers match the name or ID prefix.
     #[error("{wanted} may be any of {candidates}: write more of the ID, or the whole name")]
     Ambiguous {
-        /// What was asked for.
+        /// The requested container.
         wanted: String,
-        /// What may be meant.
+        /// The matching containers.
         candidates: String,
     },
-    /// Several cgroups are called after it.
+    /// Several cgroups are named after the container.
     #[error(
         "the container {container} may be in any of {cgroups}: name the one that is meant with --cgroup"
     )]
     Twice {
-        /// Which container.
+        /// The container.
         container: String,
         /// The cgroups.
         cgroups: String,
     },
-    /// It is nowhere in the v2 hierarchy.
+    /// The container has no cgroup in the v2 hierarchy.
     #[error(
         "the container {wanted} is in cgroups of version 1 only ({path}), by which its packets and processes cannot be \
          told: boot with systemd.unified_cgroup_hierarchy=1, and its runtime will use version 2"
     )]
     OnlyV1 {
-        /// What was asked for.
+        /// The requested container.
         wanted: String,
-        /// Where it was found.
+        /// Its version 1 cgroup.
         path: PathBuf,
     },
-    /// No such pod.
+    /// The pod does not exist.
     #[error("there is no pod {wanted} on this machine: {known}")]
     NoPod {
-        /// What was asked for.
+        /// The requested pod.
         wanted: PodName,
-        /// What there is.
+        /// Existing pods.
         known: String,
     },
-    /// A pod of this machine has no container yet, or none any more.
+    /// The pod is on this machine but has no running container.
     #[error("no container of the pod {0} runs on this machine now, as far as cgroups tell")]
     NotYet(PodName),
-    /// Its containers are scattered.
+    /// The pod's containers have no common pod cgroup.
     #[error("the containers of the pod {0} are not in one cgroup of their own: {1}")]
     NoPodCgroup(PodName, String),
 }
 
-/// Where to look.
+/// Directories to search.
 #[derive(Clone, Debug)]
 pub struct Roots {
-    /// The v2 hierarchy.
+    /// Mount point of the v2 hierarchy.
     cgroup: PathBuf,
-    /// Those of version 1.
+    /// Mount points of version 1 hierarchies.
     v1: Vec<PathBuf>,
     /// The host's `/run`.
     run: PathBuf,
@@ -96,16 +97,17 @@ pub struct Roots {
 }
 
 impl Roots {
-    /// Those of this machine.
+    /// The roots of this machine.
     #[must_use]
     pub fn of_host(hierarchy: &Hierarchy) -> Self {
         let mounts = Process::myself().and_then(|process| process.mountinfo());
-        // It has been read for the hierarchy itself; what cannot be read here only spoils a message.
+        // The hierarchy itself was read before. A failure here only makes an error message less
+        // specific.
         let v1 = mounts.into_iter().flatten().filter(|mount| mount.fs_type == "cgroup");
         Self { v1: v1.map(|mount| mount.mount_point).collect(), ..Self::of_v2(hierarchy) }
     }
 
-    /// Those of this machine but the hierarchies of version 1, in which nothing is found: they only say why.
+    /// The roots of this machine without version 1 hierarchies, which only serve error messages.
     #[must_use]
     pub fn of_v2(hierarchy: &Hierarchy) -> Self {
         let root = host::root();
@@ -121,23 +123,23 @@ impl Roots {
 /// A container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Container {
-    /// Its ID.
+    /// Container ID.
     pub id: String,
-    /// What people call it; in a pod the container's name, and the same behind the pod's.
+    /// Display names. In a pod, the container's name alone and prefixed with the pod's.
     pub names: Vec<String>,
-    /// The pod that it is in.
+    /// The pod that contains it.
     pub pod: Option<PodName>,
-    /// The unique ID of that.
+    /// UID of the pod.
     pod_uid: Option<String>,
-    /// Its cgroup, if it runs in one of the v2 hierarchy.
+    /// Its cgroup, if it runs in the v2 hierarchy.
     pub cgroup: Option<PathBuf>,
-    /// Cgroups that may be its, while it is looked for.
+    /// Candidate cgroups, during the search.
     others: Vec<PathBuf>,
 }
 
 impl Display for Container {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        // As the runtimes' own tools show it.
+        // Same length as in the runtimes' own tools.
         let id = self.id.get(..12).unwrap_or(&self.id);
         match self.names.last() {
             Some(name) if *name != self.id => write!(f, "{name} ({id})"),
@@ -146,37 +148,37 @@ impl Display for Container {
     }
 }
 
-/// What is looked for, again and again: a container that is restarted gets another cgroup, and perhaps another ID.
+/// A persistent search: a restarted container has a new cgroup, and perhaps a new ID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// The container with this ID, and no other.
+    /// The container with this ID only.
     Id(String),
-    /// Whichever has this name.
+    /// Any container with this name.
     Name(String),
-    /// All of whichever pod has this name.
+    /// All containers of any pod with this name.
     Pod(PodName),
-    /// All of the pod with this unique ID, and of no other of its name.
+    /// All containers of the pod with this UID only.
     PodUid {
-        /// Its name.
+        /// Name of the pod.
         name: PodName,
-        /// The ID.
+        /// UID of the pod.
         uid: String,
     },
 }
 
-/// Something that was looked for, as it is now.
+/// The current result of a search.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// By what to look for it again.
+    /// The search that finds it again.
     pub wanted: Wanted,
-    /// What it is, for people.
+    /// Display name.
     pub title: String,
-    /// Its cgroup.
+    /// The cgroup.
     pub cgroup: PathBuf,
 }
 
 impl Wanted {
-    /// Looks for it again.
+    /// Repeats the search.
     pub fn find(&self, roots: &Roots) -> Result<Found, ContainerError> {
         match self {
             Self::Id(id) => {
@@ -194,7 +196,7 @@ impl Wanted {
     }
 }
 
-/// Finds a container by its ID, by its name, or by the beginning of its ID, in this order, as Docker does.
+/// Finds a container by ID, name, or ID prefix, in this order, as Docker does.
 pub fn find(roots: &Roots, wanted: &str) -> Result<Found, ContainerError> {
     let containers = list(roots);
     let by_id = containers.iter().filter(|container| container.id == wanted).collect::<Vec<_>>();
@@ -211,7 +213,7 @@ pub fn find(roots: &Roots, wanted: &str) -> Result<Found, ContainerError> {
     found(by_prefix, wanted, Wanted::Id(id), &containers, roots)
 }
 
-/// Finds the cgroup of a pod, which those of all its containers are in.
+/// Finds a pod's cgroup, the parent of its containers' cgroups.
 pub fn find_pod(roots: &Roots, wanted: &PodName) -> Result<Found, ContainerError> {
     let containers = list(roots);
     let running = containers.iter().filter(|container| container.cgroup.is_some());
@@ -238,8 +240,9 @@ pub fn find_pod(roots: &Roots, wanted: &PodName) -> Result<Found, ContainerError
     Err(ContainerError::NoPodCgroup(wanted.clone(), listed(cgroups.map(Path::display))))
 }
 
-/// Finds the cgroup of a pod by its unique ID, which the kubelet calls it after, if containers run in it. What runtimes
-/// say is not needed.
+/// Finds a pod's cgroup by its UID, if the pod has running containers.
+///
+/// The kubelet names the cgroup after the UID, so no runtime state is needed.
 pub fn find_pod_by_uid(roots: &Roots, name: &PodName, uid: &str) -> Result<Found, ContainerError> {
     let containers = list(roots);
     let cgroups = containers.iter().filter_map(|container| container.cgroup.as_deref());
@@ -261,15 +264,15 @@ pub fn find_pod_by_uid(roots: &Roots, name: &PodName, uid: &str) -> Result<Found
     }
 }
 
-/// Whether this may be the beginning of that ID.
+/// Whether `beginning` is a valid prefix of that ID.
 fn begins(id: &str, beginning: &str) -> bool {
     beginning.len() >= SHORTEST_ID && id.starts_with(beginning)
 }
 
-/// All containers that can be seen, whether they run or not.
+/// Lists all visible containers, running or not.
 ///
-/// What runtimes have written down is of root. A cgroup may be of anybody who may make some: its name alone is not
-/// believed where that contradicts it.
+/// State that runtimes record is owned by root. Any user with a delegated subtree can create
+/// cgroups, so the name of a cgroup is not trusted if it contradicts that state.
 fn list(roots: &Roots) -> Vec<Container> {
     let mut containers = state::read(&roots.run, &roots.var_lib, &roots.cgroup);
     let mut named: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
@@ -277,14 +280,14 @@ fn list(roots: &Roots) -> Vec<Container> {
         let Some(id) = directory::container_id(&path) else { continue };
         named.entry(id.into()).or_default().push(path);
     }
-    // What has ended may have left its cgroup behind.
+    // A stopped container may have left its cgroup behind.
     let runs = |cgroup: &Path| !says(cgroup, "populated 0");
     for (id, mut cgroups) in named {
         cgroups.retain(|cgroup| runs(cgroup));
         let container = containers.entry(id.clone()).or_default();
         container.id = id;
         match container.cgroup.take().filter(|cgroup| runs(cgroup)) {
-            // Runtimes may have the processes in one below it.
+            // Runtimes may place the processes in a child cgroup.
             Some(known) => {
                 let whole = cgroups.into_iter().find(|cgroup| known.starts_with(cgroup));
                 container.cgroup = Some(whole.unwrap_or(known));
@@ -295,7 +298,7 @@ fn list(roots: &Roots) -> Vec<Container> {
     let mut list = Vec::new();
     for mut container in containers.into_values() {
         container.cgroup = container.cgroup.take().filter(|cgroup| runs(cgroup));
-        // Which it is cannot be told, so whoever asks for it is told of all.
+        // The cgroup is ambiguous, so a request for this container reports all candidates.
         let mut cgroups = std::mem::take(&mut container.others).into_iter();
         container.cgroup = container.cgroup.take().or_else(|| cgroups.next());
         list.extend(cgroups.map(|cgroup| Container { cgroup: Some(cgroup), ..container.clone() }));
@@ -304,7 +307,7 @@ fn list(roots: &Roots) -> Vec<Container> {
     list
 }
 
-/// Those that have this name: the running ones, if any run.
+/// The containers with this name: only the running ones, if any runs.
 fn called<'a>(containers: &'a [Container], name: &str) -> Vec<&'a Container> {
     let mut called: Vec<&Container> = containers
         .iter()
@@ -316,7 +319,7 @@ fn called<'a>(containers: &'a [Container], name: &str) -> Vec<&'a Container> {
     called
 }
 
-/// The one that is meant.
+/// Selects the requested container, or explains why there is none.
 fn found(
     candidates: Vec<&Container>,
     asked: &str,
@@ -362,7 +365,7 @@ fn in_v1(roots: &Roots, is_meant: impl Fn(&str) -> bool) -> Option<PathBuf> {
     })
 }
 
-/// What there is, for a message.
+/// A list of what exists, for a message.
 fn there_are(names: impl IntoIterator<Item: Display>) -> String {
     match listed(names) {
         names if names.is_empty() => "none can be seen here".into(),
@@ -370,7 +373,7 @@ fn there_are(names: impl IntoIterator<Item: Display>) -> String {
     }
 }
 
-/// The first of these names.
+/// The first few of these names.
 fn listed(names: impl IntoIterator<Item: Display>) -> String {
     let mut names: Vec<String> = names.into_iter().map(|name| name.to_string()).collect();
     names.sort();

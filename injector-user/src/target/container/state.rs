@@ -1,16 +1,16 @@
-//! What runtimes leave on disk: the names of containers, and of their pods.
+//! Reads the names of containers and of their pods from the state that runtimes keep on disk.
 //!
-//! | what | by |
+//! | file | contents |
 //! |---|---|
-//! | `/var/lib/docker/containers/<id>/config.v2.json` | Docker: `Name`, and the labels of cri-dockerd |
+//! | `/var/lib/docker/containers/<id>/config.v2.json` | Docker: `Name`, and labels of cri-dockerd |
 //! | `/run/containerd/io.containerd.runtime.v2.task/<namespace>/<id>/config.json` | containerd: the annotations of CRI and nerdctl |
 //! | `/run/containers/storage/<driver>-containers/<id>/userdata/config.json` | CRI-O: its annotations |
 //! | `/var/lib/containers/storage/<driver>-containers/containers.json` and `volatile-containers.json` | Podman and CRI-O: names |
 //! | `/run/runc/<id>/state.json` | runc: the cgroup, and the annotations as labels; `status` of crun: the cgroup |
 //!
-//! Whatever is not there or not understood is left out. The folders are root's, but what containers are annotated with is
-//! said by whoever started them: of each runtime, only what it sets by itself is believed, and no name is taken over that
-//! nobody would give.
+//! Missing or malformed files are skipped. The directories are owned by root, but the annotations in
+//! them come from whoever started the container. Therefore only annotations that the runtime itself
+//! sets are trusted, and implausible names are ignored.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,37 +25,39 @@ use serde::{Deserialize, de::DeserializeOwned};
 use super::Container;
 use crate::spec::target::PodName;
 
-/// Where the state of containerd is, below `/run`: its own, that of k3s and RKE2, of k0s, and of the one that Docker
-/// starts.
+/// State directories of containerd below `/run`: upstream, k3s and RKE2, k0s, and Docker's.
 const CONTAINERD: [&str; 4] =
     ["containerd", "k3s/containerd", "k0s/containerd", "docker/containerd/daemon"];
 
-/// Where runc and crun keep their state, below `/run`: by themselves and for Podman and CRI-O; for containerd and
-/// Docker, by namespace.
+/// State directories of runc and crun below `/run`: directly for standalone use, Podman and CRI-O;
+/// in a namespace directory for containerd and Docker.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
 const RUNTIMES_BY_NAMESPACE: [&str; 2] = ["containerd/runc", "docker/runtime-runc"];
 
-/// Where the cgroup hierarchy may be mounted on the host, as recorded paths have it.
+/// Mount points of the cgroup hierarchy on the host, as used in recorded paths.
 const MOUNTS: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
 
-/// No runtime leaves larger files. Annotations of a pod are 256 KiB at most.
+/// Larger files are ignored. A pod's annotations are limited to 256 KiB.
 const LARGEST_FILE: u64 = 32 << 20;
 
-/// The longest name: that of a namespace, a pod and a container in one has 63 + 253 + 63 characters and some.
+/// Maximum length of a name. Namespace, pod and container names are up to 63, 253 and 63
+/// characters.
 const LONGEST_NAME: usize = 512;
 
-/// By which annotations or labels a runtime says what it knows itself. Others may be there that pods were given.
+/// Which annotations or labels are trusted, because the runtime sets them itself. All others may be
+/// set by the pod's author.
 #[derive(Clone, Copy)]
 enum Says {
-    /// containerd for Kubernetes, and nerdctl.
+    /// containerd under Kubernetes, and nerdctl.
     Containerd,
-    /// CRI-O, and Docker by cri-dockerd: what the kubelet calls them. CRI-O takes over all annotations that pods have.
+    /// The kubelet's labels, from CRI-O and cri-dockerd. CRI-O also copies all annotations of a
+    /// pod.
     Kubelet,
-    /// Whoever has started them by hand: both.
+    /// Both sets, for containers that were started by hand.
     Anything,
 }
 
-/// Of the namespace, the pod, the container in it, and the pod's unique ID.
+/// Keys of the namespace, the pod, the container, and the pod's UID.
 const CONTAINERD_KEYS: [&str; 4] = [
     "io.kubernetes.cri.sandbox-namespace",
     "io.kubernetes.cri.sandbox-name",
@@ -63,7 +65,7 @@ const CONTAINERD_KEYS: [&str; 4] = [
     "io.kubernetes.cri.sandbox-uid",
 ];
 
-/// The same.
+/// Keys of the same values in the kubelet's labels.
 const KUBELET_KEYS: [&str; 4] = [
     "io.kubernetes.pod.namespace",
     "io.kubernetes.pod.name",
@@ -71,7 +73,7 @@ const KUBELET_KEYS: [&str; 4] = [
     "io.kubernetes.pod.uid",
 ];
 
-/// All containers of which there is state, by their IDs.
+/// Reads the recorded state of all containers, by ID.
 #[must_use]
 pub fn read(run: &Path, var_lib: &Path, cgroup: &Path) -> BTreeMap<String, Container> {
     let mut state = State { cgroup, containers: BTreeMap::new() };
@@ -101,12 +103,12 @@ pub fn read(run: &Path, var_lib: &Path, cgroup: &Path) -> BTreeMap<String, Conta
 }
 
 struct State<'a> {
-    /// Where the v2 hierarchy is mounted here.
+    /// Local mount point of the v2 hierarchy.
     cgroup: &'a Path,
     containers: BTreeMap<String, Container>,
 }
 
-/// Docker's own.
+/// The parts that are used of Docker's `config.v2.json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct DockerConfig {
@@ -118,12 +120,12 @@ struct DockerConfig {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct DockerLabels {
-    // Docker writes null if there are none.
+    // Docker writes null if there are no labels.
     #[serde(default)]
     labels: Option<HashMap<String, String>>,
 }
 
-/// The configuration of the Open Container Initiative.
+/// The parts that are used of the OCI runtime configuration.
 #[derive(Deserialize)]
 struct OciConfig {
     #[serde(default)]
@@ -138,7 +140,7 @@ struct Stored {
     names: Option<Vec<String>>,
 }
 
-/// runc's.
+/// The parts that are used of runc's state.
 #[derive(Deserialize)]
 struct RuncState {
     id: String,
@@ -154,7 +156,7 @@ struct RuncConfig {
     labels: Option<Vec<String>>,
 }
 
-/// crun's.
+/// The parts that are used of crun's status.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct CrunStatus {
@@ -162,7 +164,7 @@ struct CrunStatus {
 }
 
 impl State<'_> {
-    /// `None` if that can be no ID.
+    /// The entry for this ID; `None` if it is not a valid ID.
     fn container(&mut self, id: &str) -> Option<&mut Container> {
         if !is_name(id) {
             return None;
@@ -203,9 +205,10 @@ impl State<'_> {
     fn read_runtime(&mut self, root: &Path) {
         for folder in entries(root) {
             if let Some(state) = parse::<RuncState>(&folder.join("state.json")) {
-                // The v2 one, beside those of version 1 or not.
+                // The v2 path, with or without paths of version 1 beside it.
                 let cgroup = state.cgroup_paths.get("").and_then(|path| self.here(path));
-                // Of others, those who have it run say what is to be believed.
+                // For containers of known managers, the manager determines which annotations are
+                // trusted.
                 let is_by_hand = !self.containers.contains_key(&state.id);
                 let Some(container) = self.container(&state.id) else { continue };
                 container.cgroup = cgroup;
@@ -224,7 +227,7 @@ impl State<'_> {
         }
     }
 
-    /// Where a cgroup is here that has this path on the host.
+    /// Maps a cgroup path on the host to its local path.
     fn here(&self, path: &Path) -> Option<PathBuf> {
         let mounts = [self.cgroup].into_iter().chain(MOUNTS.map(Path::new));
         let mut below = mounts.filter_map(|mount| path.strip_prefix(mount).ok());
@@ -234,7 +237,7 @@ impl State<'_> {
     /// The cgroup with this path in the hierarchy.
     fn below(&self, path: &Path) -> Option<PathBuf> {
         let relative = path.strip_prefix("/").unwrap_or(path);
-        // The root, which is what it is said to be if there is none, is no container.
+        // The path is the root if there is no v2 cgroup; the root is never a container.
         let found = self.cgroup.join(relative);
         (!relative.as_os_str().is_empty() && found.is_dir()).then_some(found)
     }
@@ -247,7 +250,7 @@ impl Container {
         }
     }
 
-    /// Takes names from annotations or labels.
+    /// Takes names from trusted annotations or labels.
     fn annotate(&mut self, annotations: &HashMap<String, String>, says: Says) {
         let keys: &[[&str; 4]] = match says {
             Says::Containerd => &[CONTAINERD_KEYS],
@@ -278,14 +281,15 @@ impl Container {
     }
 }
 
-/// Whether something may be a name: people are told of it, on their terminals.
+/// Whether the text is a plausible name. Names are printed on terminals, so control characters must
+/// not pass.
 fn is_name(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= LONGEST_NAME
         && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// What is in a folder; nothing if that is not there.
+/// The entries of a directory; empty if it does not exist.
 fn entries(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).collect()
@@ -296,7 +300,7 @@ fn name(path: &Path) -> String {
 }
 
 fn parse<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    // Whatever it is, this does not wait for it.
+    // `O_NONBLOCK` prevents blocking on a file that is not regular.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         return None;

@@ -1,4 +1,4 @@
-//! Trees as the four runtimes leave them, with both cgroup drivers.
+//! Directory trees as created by the four runtimes, with both cgroup drivers.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::*;
 
-/// A host's files, in a folder that goes with the value.
+/// A host's files, in a directory that is removed on drop.
 struct Machine {
     root: PathBuf,
 }
@@ -33,7 +33,7 @@ impl Machine {
         }
     }
 
-    /// Makes a cgroup, or any other folder.
+    /// Creates a cgroup, or any other directory.
     fn folder(&self, path: &str) -> PathBuf {
         let path = self.root.join(path);
         fs::create_dir_all(&path).expect("it can be made");
@@ -54,7 +54,7 @@ impl Machine {
     fn assert_found(&self, wanted: &str, cgroup: &Path) {
         let found = self.find(wanted).unwrap_or_else(|error| panic!("{wanted}: {error}"));
         assert_eq!(found.cgroup, cgroup, "{wanted}");
-        // What is found once is found again.
+        // A second lookup returns the same result.
         assert_eq!(found.wanted.find(&self.roots()), Ok(found), "{wanted}");
     }
 
@@ -73,12 +73,12 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // While panicking there is nothing to be done about a failure.
+        // A failure during a panic cannot be handled.
         let _ = fs::remove_dir_all(&self.root);
     }
 }
 
-/// An ID that begins so.
+/// An ID with this prefix.
 fn id(beginning: &str) -> String {
     format!("{beginning:0<64}")
 }
@@ -110,7 +110,7 @@ fn docker_is_found_with_both_drivers_by_id_prefix_and_name() {
     assert_eq!(machine.find("4f5a").map(|found| found.wanted), Ok(Wanted::Id(web.clone())));
     machine.assert_refused("old", "old (999900000000) does not run");
     machine.assert_refused("cache", "no container cache: there are db (4f5b00000000), web (4f5a");
-    // Too short to be taken for an ID.
+    // Too short for an ID prefix.
     machine.assert_refused("4f5", "no container 4f5: there are");
     machine.assert_refused("", "no container : there are");
 }
@@ -138,7 +138,7 @@ fn a_name_comes_before_the_beginning_of_an_id() {
     machine.assert_found("cafe", &cgroup);
 }
 
-/// The pod's unique ID, and its forms in cgroups of both drivers.
+/// The pod's UID, and its forms in the cgroup names of both drivers.
 const UID: &str = "6f0a1c52-8ad2-4c8e-9f0b-1d2e3f405162";
 const SLICES: &str = "kubepods.slice/kubepods-burstable.slice/\
     kubepods-burstable-pod6f0a1c52_8ad2_4c8e_9f0b_1d2e3f405162.slice";
@@ -165,7 +165,7 @@ fn cri_containerd(machine: &Machine, state: &str, id: &str, container: Option<&s
 
 #[test]
 fn containerd_is_found_by_the_names_of_pods_and_their_containers() {
-    // By the systemd driver, and by cgroupfs as k3s has it.
+    // With the systemd driver, and with cgroupfs as in k3s.
     for (state, pod, prefix, suffix) in
         [("containerd", SLICES, "cri-containerd-", ".scope"), ("k3s/containerd", FOLDERS, "", "")]
     {
@@ -192,7 +192,7 @@ fn containerd_is_found_by_the_names_of_pods_and_their_containers() {
 
         let pods = machine.root.join("cgroup");
         assert_eq!(machine.find_pod("shop/cart-0"), Ok(pods.join(pod)));
-        // Without the annotation of the unique ID, as of containerd before 1.7.
+        // Without the UID annotation, as in containerd before 1.7.
         assert_eq!(machine.find_pod("shop/cart-1"), Ok(pods.join(other_pod)));
         let error = machine.find_pod("shop/cart-2").expect_err("there is none").to_string();
         assert_eq!(
@@ -226,7 +226,7 @@ fn cri_o_is_found_and_its_monitors_are_not_taken_for_containers() {
             &json!([{"id": app, "names": [format!("k8s_app_cart-0_shop_{UID}_0")], "image": "x"}]),
         );
         machine.folder(&format!("cgroup/{pod}/crio-{pause}{suffix}"));
-        // crun has a cgroup below it.
+        // crun creates a child cgroup.
         let cgroup = machine.folder(&format!("cgroup/{pod}/crio-{app}{suffix}"));
         machine.folder(&format!("cgroup/{pod}/crio-{app}{suffix}/container"));
         machine.assert_found("app", &cgroup);
@@ -248,7 +248,7 @@ fn podman_is_found_with_both_drivers_and_below_units() {
         &format!("var/lib/{storage}/containers.json"),
         &json!([stored(0), stored(1), {"id": id("e0"), "names": null}]),
     );
-    // Of `podman run --rm`, and of a transient store.
+    // State of `podman run --rm`, and of a transient store.
     machine.file(&format!("var/lib/{storage}/volatile-containers.json"), &json!([stored(2)]));
     machine.file(&format!("run/{storage}/volatile-containers.json"), &json!([stored(3)]));
     let paths = [
@@ -264,7 +264,7 @@ fn podman_is_found_with_both_drivers_and_below_units() {
         let cgroup = machine.folder(&format!("cgroup/{path}"));
         machine.assert_found(name, &cgroup);
     }
-    // Podman's pods are no containers.
+    // Podman's pods are not containers.
     machine.assert_refused("f1000000", "no container f1000000");
     let rootless = id("d9");
     let cgroup = machine.folder(&format!(
@@ -286,7 +286,8 @@ fn runc_and_crun_say_where_containers_of_any_name_are() {
             "config": {"labels": ["nerdctl/name=cache", "bundle=/bundle"]},
         }),
     );
-    // As the host sees it, while the hierarchy is mounted elsewhere here; both mounts of a hybrid host included.
+    // Paths as seen on the host, with the hierarchy mounted elsewhere; includes both mounts of a
+    // hybrid host.
     let pure = machine.folder("cgroup/default/ctr");
     let hybrid = machine.folder("cgroup/default/hybrid");
     for (name, mount) in [("ctr", "/sys/fs/cgroup"), ("hybrid", "/sys/fs/cgroup/unified")] {
@@ -300,7 +301,7 @@ fn runc_and_crun_say_where_containers_of_any_name_are() {
         "run/crun/mine/status",
         &json!({"pid": 6, "cgroup-path": "/crun-cgroup", "bundle": "/bundle"}),
     );
-    // In version 1 alone: v2 paths are of the root, or missing.
+    // Version 1 only: v2 paths are the root, or missing.
     machine.file(
         "run/runc/first/state.json",
         &json!({"id": "first", "cgroup_paths": {"cpu": "/sys/fs/cgroup/cpu/first"}}),
@@ -400,7 +401,7 @@ fn a_pod_whose_containers_are_not_in_one_cgroup_is_refused() {
     assert!(error.contains("not in one cgroup of their own: "), "{error}");
 }
 
-/// Gives a cgroup to a user, who may make others below it.
+/// Delegates a cgroup to a user, who may create child cgroups.
 fn delegate(cgroup: &Path) {
     std::os::unix::fs::chown(cgroup, Some(1000), Some(1000)).expect("tests are root's");
 }
@@ -418,7 +419,7 @@ fn a_cgroup_is_not_believed_to_be_of_a_container_of_others() {
     let web_cgroup = machine.folder(&format!("cgroup/kubepods.slice/a/b/docker-{web}.scope"));
     let db_cgroup = machine.folder(&format!("cgroup/system.slice/docker-{db}.scope"));
     let evil_cgroup = machine.folder(&format!("cgroup/system.slice/docker-{evil}.scope"));
-    // Of a user, in what systemd leaves to sessions; of a container, in itself.
+    // In a user's delegated subtree, and inside a container.
     for id in [&web, &db, &evil] {
         for above in ["aaa.slice", "zzz.slice"] {
             delegate(&machine.folder(&format!("cgroup/{above}/docker-{id}.scope")));
@@ -428,11 +429,11 @@ fn a_cgroup_is_not_believed_to_be_of_a_container_of_others() {
     for (name, cgroup) in [("web", &web_cgroup), ("db", &db_cgroup), ("evil", &evil_cgroup)] {
         machine.assert_found(name, cgroup);
     }
-    // One that nobody runs in hides none.
+    // A cgroup without processes hides no other.
     let hiding = machine.folder(&format!("cgroup/zzz/docker-{web}.scope"));
     fs::write(hiding.join("cgroup.events"), "populated 0\n").expect("a file");
     machine.assert_found("web", &web_cgroup);
-    // What cannot be told apart is refused.
+    // Ambiguous cgroups are refused.
     machine.folder(&format!("cgroup/zzz/docker-{db}.scope"));
     machine.assert_refused("db", "the container db (4f5b00000000) may be in any of ");
     machine.assert_refused(&db, "name the one that is meant with --cgroup");
@@ -471,14 +472,14 @@ fn a_pod_is_not_believed_to_be_another_one() {
             &format!("run/containers/storage/overlay-containers/{id}/userdata/config.json"),
             &json!({"annotations": annotations}),
         );
-        // And as the runtime has it.
+        // The same, as recorded by the runtime.
         machine.file(
             &format!("run/runc/{id}/state.json"),
             &json!({"id": id, "config": {"labels": labels}}),
         );
     };
     bundle(&cart, "cart-0", &json!({}));
-    // CRI-O hands on what pods are annotated with, whoever made them.
+    // CRI-O copies all pod annotations, whoever set them.
     let forged = json!({
         "io.kubernetes.cri.container-name": "app",
         "io.kubernetes.cri.sandbox-name": "cart-0",
@@ -535,7 +536,7 @@ fn files_that_are_none_or_too_large_are_not_waited_for() {
     std::os::unix::fs::symlink("/dev/zero", &config).expect("it can be made");
     machine.assert_found("1234", &cgroup);
     fs::remove_file(&config).expect("it is there");
-    // Sparse.
+    // A sparse file.
     fs::File::create(&config).and_then(|file| file.set_len(1 << 40)).expect("it can be made");
     machine.assert_found("1234", &cgroup);
 }
@@ -548,7 +549,7 @@ fn a_pod_is_found_by_its_unique_id_whatever_runtimes_say() {
     let find = || find_pod_by_uid(&machine.roots(), &name, uid);
     let not_yet = Err(ContainerError::NotYet(name.clone()));
     assert_eq!(find(), not_yet);
-    // Both drivers' names; others of the same pod's name, and of no ID.
+    // The names of both drivers, other UIDs of the same pod name, and no UID.
     for pod in [
         format!("kubepods/burstable/pod{uid}"),
         format!(
@@ -563,9 +564,9 @@ fn a_pod_is_found_by_its_unique_id_whatever_runtimes_say() {
         let other = id("a2");
         cri_containerd(&machine, "containerd", &other, Some("app"), "cart-0");
         machine.folder(&format!("cgroup/{FOLDERS}/{other}"));
-        // What a container makes in itself is not taken for the pod.
+        // A cgroup that a container creates inside itself is not mistaken for the pod.
         machine.folder(&format!("cgroup/{FOLDERS}/{other}/pod{uid}/{}", id("a3")));
-        // Nor what a user has.
+        // Neither is a cgroup of a user.
         delegate(&machine.folder(&format!("cgroup/user.slice/pod{uid}")));
         machine.folder(&format!("cgroup/user.slice/pod{uid}/{}", id("a4")));
         let found = find().expect("it runs");
