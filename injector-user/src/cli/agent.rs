@@ -1,4 +1,4 @@
-//! `injector agent`: faults by an API.
+//! `injector agent`: serves faults through an API.
 
 use std::{
     net::SocketAddr,
@@ -34,10 +34,10 @@ use crate::{
     spec::value::Span,
 };
 
-/// Threads that check requests: most of what they do is waiting.
+/// Maximum number of threads that validate requests. They mostly wait for I/O.
 const CHECKING: usize = 8;
 
-/// How long they wait for more of them before they go, with their memory.
+/// Idle time after which such a thread exits, to free its memory.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// Serve an HTTP API that starts, watches and ends faults of this host
@@ -147,7 +147,7 @@ pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
         Some(path) => Access::read(path)?,
         None => Access::default(),
     };
-    // Before there are other threads.
+    // Must run before other threads start.
     memory::share();
     let owner = session::start()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -159,7 +159,7 @@ pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
     let audited = audit.writer();
     let reports = Writer::stdout().context("cannot report")?;
     let served = runtime.block_on(async {
-        // Before there are other threads, so that all of them leave signals to this one.
+        // Must run before other threads start, so that all of them inherit the blocked signals.
         let mut signals = Signals::take().context("cannot take signals")?;
         let socket = Socket::bind(&args.socket)?;
         let tls = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
@@ -187,7 +187,7 @@ pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
         notify(&[NotifyState::Ready]);
         wait(&mut signals, &board).await?;
         notify(&[NotifyState::Stopping]);
-        // Faults first: those who watch are told of their end.
+        // End faults before connections, so that watchers are told of the end.
         #[cfg(feature = "kubernetes")]
         let farewell = match cluster {
             Some(cluster) => Some(cluster.end().await),
@@ -202,14 +202,14 @@ pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
         let _ = end.send(true);
         server.await.context("cannot end connections")
     });
-    // A check that waits for somebody is not waited for.
+    // Do not wait for a validation that blocks.
     runtime.shutdown_background();
-    // What cannot be written was said, and the faults have ended.
+    // Write errors were reported when they occurred, and the faults have ended.
     let _ = (reports.finish(), audited.finish());
     served.map(|()| ExitCode::SUCCESS)
 }
 
-/// Begins to carry out what a cluster asks for, if that is wanted.
+/// Joins the cluster, if that is requested.
 #[cfg(feature = "kubernetes")]
 async fn join_cluster(args: &ClusterArgs, agent: &Arc<Agent>) -> Result<Option<Kubernetes>> {
     let Some(node) = args.node.clone().filter(|_| args.kubernetes) else { return Ok(None) };
@@ -239,14 +239,14 @@ fn say_where(reports: &Writer, socket: &Path, tcp: Option<&Tcp>, args: &AgentArg
     Ok(())
 }
 
-/// Tells systemd, if that started us.
+/// Notifies systemd, if it started this process.
 fn notify(states: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "cannot tell systemd");
     }
 }
 
-/// Waits for the signal to end; tells the watchdog that all is well as long as it is.
+/// Waits for a signal to exit. Notifies the watchdog as long as the agent is healthy.
 async fn wait(signals: &mut Signals, board: &Board) -> Result<()> {
     let patience = sd_notify::watchdog_enabled();
     let mut ticks = tokio::time::interval(patience.unwrap_or(HUNG) / 3);

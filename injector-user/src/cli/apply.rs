@@ -1,4 +1,4 @@
-//! `injector apply`: a scenario.
+//! `injector apply`: runs a scenario.
 
 use std::{
     fmt::Write as _,
@@ -86,7 +86,7 @@ pub struct ApplyArgs {
     output: Output,
 }
 
-/// Carries it out.
+/// Runs the scenario.
 pub fn run(args: &ApplyArgs, verbose: bool) -> Result<ExitCode> {
     let scenario = scenario::read(&args.file).map_err(SpecError::from)?;
     let seed = args.seed.or(scenario.seed).unwrap_or_else(rand::random);
@@ -98,7 +98,8 @@ pub fn run(args: &ApplyArgs, verbose: bool) -> Result<ExitCode> {
     let options = session::options(&args.engines, None, verbose)?;
     let owner = session::start()?;
     Stage::resolve(&mut plan)?;
-    // Opening a named pipe waits for its reader: Ctrl-C ends that as long as signals are not taken.
+    // Opening a named pipe blocks until it has a reader. Ctrl-C must still work, so signals are
+    // taken afterwards.
     let book = Book::open(args)?;
     let request = Request {
         name: args.file.display().to_string(),
@@ -113,7 +114,7 @@ pub fn run(args: &ApplyArgs, verbose: bool) -> Result<ExitCode> {
         let mut signals = Signals::take().context("cannot take signals")?;
         let ended = run::run(&request, &owner, stop(&mut signals), |line| book.say(&line)).await?;
         match ended {
-            // It has been said.
+            // The error was reported as an event.
             Err(_) if args.output == Output::Json => Ok(ExitCode::from(FAILED)),
             ended => Ok(if ended?.is_taken { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }),
         }
@@ -125,7 +126,7 @@ pub fn run(args: &ApplyArgs, verbose: bool) -> Result<ExitCode> {
     }
 }
 
-/// Waits for somebody to ask for the end: by a signal, or by Enter.
+/// Waits for a request to stop: a signal, or Enter.
 async fn stop(signals: &mut Signals) -> io::Result<()> {
     let mut keys = Keys::open();
     loop {
@@ -141,19 +142,19 @@ async fn stop(signals: &mut Signals) -> io::Result<()> {
     }
 }
 
-/// Where lines go.
+/// The destinations of timeline lines.
 struct Book {
     output: Output,
     reports: Writer,
     timeline: Option<Writer>,
 }
 
-/// A line as a sink gets it.
+/// A line as written to a sink.
 #[derive(Serialize)]
 struct Reported<'a> {
     #[serde(flatten)]
     line: &'a Line,
-    /// Lines that are missing so far: they were not read fast enough, or could not be written.
+    /// Lines dropped so far, because the reader was too slow or a write failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     reports_dropped: Option<u64>,
 }
@@ -209,7 +210,7 @@ impl Book {
     }
 }
 
-/// Enter, on a terminal. The terminal stays in its mode, so that there is nothing to put back.
+/// The Enter key on a terminal. The terminal mode is not changed, so nothing must be restored.
 struct Keys {
     terminal: Option<AsyncFd<io::Stdin>>,
 }
@@ -219,13 +220,13 @@ impl Keys {
         let stdin = io::stdin();
         let terminal = stdin
             .is_terminal()
-            // SAFETY: standard input stays open, and what it is.
+            // SAFETY: standard input stays open and is not replaced.
             .then(|| unsafe { AsyncFd::register(stdin) }.ok())
             .flatten();
         Self { terminal }
     }
 
-    /// Returns when it is pressed.
+    /// Waits until Enter is pressed.
     async fn enter(&mut self) {
         loop {
             let Some(terminal) = &mut self.terminal else { return std::future::pending().await };
@@ -233,8 +234,9 @@ impl Keys {
                 self.terminal = None;
                 continue;
             };
-            // In the background, what is typed is not for us, and reading it would stop this process.
-            // SAFETY: takes no pointers.
+            // In the background, input is for other processes, and reading it would stop this one
+            // (SIGTTIN).
+            // SAFETY: `tcgetpgrp` takes no pointers.
             let foreground = unsafe { libc::tcgetpgrp(ready.get_inner().as_raw_fd()) };
             let is_ours = foreground == nix::unistd::getpgrp().as_raw();
             if !is_ours {
@@ -251,7 +253,7 @@ impl Keys {
 }
 
 fn describe_plan(plan: &Plan, seed: u64, output: Output) -> Result<String> {
-    /// More changes than that are not listed for people.
+    /// Maximum number of changes listed in text output.
     const LISTED: usize = 200;
 
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! Options that several commands share.
+//! Options shared by several commands.
 
 use std::path::PathBuf;
 
@@ -123,7 +123,7 @@ pub struct SessionArgs {
 }
 
 impl FaultArgs {
-    /// What the rule file says, if there is one.
+    /// Loads the rule file, if one is given.
     pub fn load(&self) -> Result<Option<FaultsSpec>, SpecError> {
         let Some(path) = &self.rules else { return Ok(None) };
         let is_bare = self.rule == RuleSpec::default()
@@ -132,19 +132,19 @@ impl FaultArgs {
         if is_bare { Ok(Some(file::load(path)?)) } else { Err(SpecError::RulesAndRule) }
     }
 
-    /// The faults, checked.
+    /// Reads and validates the faults.
     pub fn read(&self) -> Result<Faults, SpecError> {
         self.check(self.load()?.as_ref())
     }
 
-    /// The faults, checked; `loaded` is what the rule file says, if there is one.
+    /// Validates the faults. `loaded` holds the rule file's contents, if one is given.
     pub fn check(&self, loaded: Option<&FaultsSpec>) -> Result<Faults, SpecError> {
         if let Some((path, spec)) = self.rules.as_ref().zip(loaded) {
             return Ok(spec.check_with(path, &mut Files::default())?);
         }
         let clock = self.clock.check()?;
         let processes = self.process.check()?;
-        // Such a fault needs no rule beside it; a rule that was begun must be right.
+        // Such a fault needs no packet rule, but a rule that is given must be valid.
         let is_enough = clock.is_some() || processes.is_some();
         let rules = if is_enough && self.rule == RuleSpec::default() {
             Vec::new()
@@ -156,7 +156,7 @@ impl FaultArgs {
 }
 
 impl SessionArgs {
-    /// How long the faults last, if not until they are ended.
+    /// Duration of the faults; `None` if they last until they are ended.
     #[must_use]
     pub fn lasts(&self) -> Option<Span> {
         match self.duration {
@@ -167,7 +167,7 @@ impl SessionArgs {
 }
 
 impl Engines {
-    /// How to delay packets, if that was said.
+    /// The engine for delays, if one is given.
     pub fn delay(&self) -> Result<Option<hold::Engine>, SpecError> {
         let engine = |engine| match engine {
             Engine::Edt => Some(hold::Engine::Edt),
@@ -182,7 +182,7 @@ impl Engines {
         }
     }
 
-    /// How to have system calls fail, if that was said.
+    /// The engine for syscall failures, if one is given.
     #[must_use]
     pub fn errno(&self) -> Option<hook::Engine> {
         self.engines.iter().find_map(|engine| match engine {
@@ -192,7 +192,7 @@ impl Engines {
         })
     }
 
-    /// How to fault clocks, as far as that was said.
+    /// The engines for clocks, if any are given.
     #[must_use]
     pub fn clock(&self) -> Vec<clock::engine::Engine> {
         let engine = |engine| match engine {

@@ -1,4 +1,4 @@
-//! `injector cleanup`: undoes what dead injectors left.
+//! `injector cleanup`: undoes the changes that dead injectors left behind.
 
 use std::{fmt::Write as _, process::ExitCode};
 
@@ -33,7 +33,8 @@ pub fn run(_: &CleanupArgs) -> Result<ExitCode> {
     Ok(if failed { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
 }
 
-/// What every command begins with: undoes what dead injectors left, and says so on standard error.
+/// Undoes the changes of dead injectors and reports them on standard error. Every command starts
+/// with this.
 pub fn undo_first() {
     let (undone, failures) = cleanup();
     for action in undone {

@@ -1,4 +1,4 @@
-//! `injector crd`: the custom resource's definition.
+//! `injector crd`: prints the definition of the custom resource.
 
 use std::process::ExitCode;
 

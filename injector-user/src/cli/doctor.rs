@@ -1,4 +1,4 @@
-//! `injector doctor`: what works on this kernel.
+//! `injector doctor`: reports which faults work on this kernel.
 
 use std::{fmt::Write as _, process::ExitCode};
 
@@ -33,20 +33,20 @@ pub struct DoctorArgs {
     output: Output,
 }
 
-/// Whether a fault works here, and by which means of the kernel.
+/// Whether a fault works here, and through which kernel mechanism.
 #[derive(Debug, Serialize)]
 struct FaultFinding {
     fault: &'static str,
-    /// Whether it worked when it was carried out.
+    /// Result of the trial.
     verdict: &'static str,
-    /// Why it did not.
+    /// Why the trial failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     works_by: Vec<&'static str>,
     not_by: Vec<&'static str>,
 }
 
-/// Means that have a trial of their own: the subject, the engine to ask for, and the trial.
+/// Kernel mechanisms with a trial: the subject, the engine to request, and the name of the trial.
 const TRIALS: [(&str, Option<&str>, &str); 7] = [
     ("engine edt", Some("edt"), "delay"),
     ("engine tap", Some("tap"), "delay"),
@@ -57,7 +57,7 @@ const TRIALS: [(&str, Option<&str>, &str); 7] = [
     ("sys_enter", None, trial::KILL_AFTER),
 ];
 
-/// Prints one line a means of the kernel, then one a fault.
+/// Prints one line per kernel mechanism, then one per fault.
 pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
     privileges::check()?;
     cleanup::undo_first();
@@ -95,7 +95,7 @@ fn describe(text: &mut String, finding: &Finding) -> std::fmt::Result {
     }
 }
 
-/// The packet faults that are tried and take a mechanism.
+/// The packet faults with a trial that a mechanism serves.
 fn served(by: Mechanism) -> Vec<&'static str> {
     let tried = rule::FAULTS.iter().filter(|fault| fault.trial.is_some());
     let served = tried.filter(|fault| match by {
@@ -106,20 +106,20 @@ fn served(by: Mechanism) -> Vec<&'static str> {
     served.map(|fault| fault.name).collect()
 }
 
-/// The faults that are tried, by their names.
+/// All faults with a trial, by name.
 fn trials() -> impl Iterator<Item = (&'static str, Trial)> {
     let packets = rule::FAULTS.iter().map(|fault| &fault.info);
     let others = clock::FAULTS.iter().chain(spec::process::FAULTS).copied();
     packets.chain(others).filter_map(|fault| Some((fault.name, fault.trial?)))
 }
 
-/// How a fault, or `--kill after=`, is tried.
+/// The trial of a fault, or of `--kill after=`.
 fn trial_of(fault: &str) -> Option<Trial> {
     let after = (trial::KILL_AFTER, trial::KILL_AFTER_TRIAL);
     trials().chain([after]).find_map(|(name, trial)| (name == fault).then_some(trial))
 }
 
-/// Carries out each fault once, and corrects what was found of means that do not carry theirs out.
+/// Tries each fault once, and corrects the findings for mechanisms whose trial fails.
 fn try_all(findings: &mut [Finding]) -> Vec<FaultFinding> {
     for finding in findings.iter_mut().filter(|finding| finding.verdict.is_ok()) {
         let means = TRIALS.iter().find(|(subject, ..)| *subject == finding.subject);

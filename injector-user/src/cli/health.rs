@@ -1,4 +1,4 @@
-//! What `injector list` tells of the agent.
+//! The agent's health and faults, for `injector list`.
 
 use std::{fmt::Write as _, path::Path, process::ExitCode, time::Duration};
 
@@ -11,10 +11,12 @@ use crate::agent::{
     client::ClientError,
 };
 
-/// An agent that says how it is only after this time is not well.
+/// An agent that does not answer within this time is unhealthy.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(4);
 
-/// Prints how the agent is. Takes nothing but the right to ask it, and little time: probes do this all along.
+/// Prints the agent's health.
+///
+/// Needs only permission to query the agent, and is fast enough for frequent probes.
 pub fn print(options: &AgentOptions, output: Output) -> Result<ExitCode> {
     let mut client = options.client(options.agent.as_deref().unwrap_or(SOCKET))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -28,7 +30,7 @@ pub fn print(options: &AgentOptions, output: Output) -> Result<ExitCode> {
     Ok(if health.status == Health::OK { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A line for each fault that acts by the agent that was named, or else by this host's, if there is one.
+/// One line per active fault of the given agent, or of this host's agent if one runs.
 pub fn faults(options: &AgentOptions, output: Output) -> Result<String> {
     let mut text = String::new();
     let at = match &options.agent {
@@ -40,7 +42,7 @@ pub fn faults(options: &AgentOptions, output: Output) -> Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let list = match runtime.block_on(client.list()) {
         Ok(list) => list,
-        // What a dead agent left.
+        // A dead agent left its socket behind.
         Err(ClientError::Connect { .. }) if options.agent.is_none() => return Ok(text),
         Err(error) => return Err(error.into()),
     };

@@ -1,4 +1,4 @@
-//! `injector inject`: faults for what is there already.
+//! `injector inject`: applies faults to existing targets.
 
 use std::process::ExitCode;
 
@@ -71,7 +71,7 @@ pub struct InjectArgs {
     no_protect: bool,
 }
 
-/// Faults the target.
+/// Applies the faults to the target.
 pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
     #[cfg(feature = "agent")]
     if let Some(at) = &args.agent.agent {
@@ -97,7 +97,8 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
     let instance = session::start_instance()?;
     let mut asked = asked.resolve()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Opening a named pipe waits for its reader: Ctrl-C ends that as long as signals are not taken.
+    // Opening a named pipe blocks until it has a reader. Ctrl-C must still work, so signals are
+    // taken afterwards.
     let reporter = Reporter::new(&args.session, Stream::Stdout)?;
     let reports = reporter.writer();
     let code = runtime.block_on(async {
@@ -122,7 +123,7 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
     session::finish(&reports, code)
 }
 
-/// A fault of everything that passes somewhere is easily forgotten: its end must be given.
+/// Requires an end for faults of all traffic at a place, because they are easily forgotten.
 fn check_end(args: &InjectArgs) -> Result<(), SpecError> {
     if args.session.duration.is_some() {
         return Ok(());
@@ -133,7 +134,7 @@ fn check_end(args: &InjectArgs) -> Result<(), SpecError> {
     }
 }
 
-/// What is faulted, for people: as it was found, or else, where an agent looks for it, as it was asked for.
+/// Display name of the target: as resolved, or as requested if an agent resolves it.
 fn title(spec: &TargetSpec, found: Option<&Target>) -> String {
     let whose = match found {
         Some(target) => vec![

@@ -1,4 +1,4 @@
-//! `injector list`: what is running.
+//! `injector list`: lists running injectors and faults.
 
 use std::{fmt::Write as _, process::ExitCode};
 
@@ -33,7 +33,7 @@ pub struct ListArgs {
     agent: AgentOptions,
 }
 
-/// Prints one line an injector, and one a fault of the agent.
+/// Prints one line per injector and one per fault of the agent.
 pub fn run(args: &ListArgs) -> Result<ExitCode> {
     #[cfg(feature = "agent")]
     if args.health {
@@ -42,7 +42,7 @@ pub fn run(args: &ListArgs) -> Result<ExitCode> {
     privileges::check()?;
     cleanup::undo_first();
     let mut running = instance::running()?;
-    // An agent has several slots.
+    // An agent occupies several slots.
     let mut owners = Vec::new();
     running.retain(|injector| {
         let is_new = !owners.contains(&injector.owner);

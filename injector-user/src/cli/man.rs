@@ -1,4 +1,4 @@
-//! `injector man` and `injector completions`: made from the command line's definition.
+//! `injector man` and `injector completions`, generated from the command-line definition.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -24,7 +24,7 @@ pub struct ManArgs {
     folder: Option<PathBuf>,
 }
 
-/// Prints the script.
+/// Prints the completion script.
 pub fn completions(args: &CompletionsArgs, command: &mut clap::Command) -> Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, command, "injector", &mut script);
@@ -32,7 +32,7 @@ pub fn completions(args: &CompletionsArgs, command: &mut clap::Command) -> Resul
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints or writes the pages.
+/// Prints or writes the man pages.
 pub fn man(args: &ManArgs, command: clap::Command) -> Result<ExitCode> {
     if let Some(folder) = &args.folder {
         clap_mangen::generate_to(command, folder)

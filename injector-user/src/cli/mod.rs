@@ -1,4 +1,4 @@
-//! The command line: parsing and printing, nothing else.
+//! The command line: only parsing and printing.
 
 #[cfg(feature = "agent")]
 mod agent;
@@ -34,11 +34,11 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::{output, spec::SpecError};
 
-/// Something failed.
+/// A failure at run time.
 const FAILED: u8 = 1;
-/// What was asked makes no sense.
+/// A usage error.
 const USAGE: u8 = 2;
-/// `--require-match`, and nothing matched.
+/// `--require-match` was given, and nothing matched.
 const NOTHING_MATCHED: u8 = 3;
 
 /// Fault injector for Linux: packets, clocks and processes
@@ -91,7 +91,7 @@ enum Command {
     Trial(trial::TrialArgs),
 }
 
-/// Parses the command line and does what it says.
+/// Parses the command line and runs the command.
 #[must_use]
 pub fn main() -> ExitCode {
     let code = match preflight::check_stack() {
@@ -126,13 +126,13 @@ fn carry_out(cli: Cli) -> ExitCode {
     result.unwrap_or_else(|error| failed(&error))
 }
 
-/// Tells of an error, and gives the exit code.
+/// Reports an error and returns the exit code.
 fn failed(error: &anyhow::Error) -> ExitCode {
     output::complain(&format!("{error:#}"));
     ExitCode::from(if error.is::<SpecError>() { USAGE } else { FAILED })
 }
 
-/// Prints help, the version, or what is wrong with the command line.
+/// Prints help, the version, or a usage error.
 fn help(error: &clap::Error) -> ExitCode {
     let printed = error.print().and_then(|()| io::stdout().flush());
     match printed {
@@ -144,16 +144,16 @@ fn help(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Diagnostics go to standard error; `INJECTOR_LOG` takes `tracing-subscriber`'s filters.
+/// Sends diagnostics to standard error. `INJECTOR_LOG` takes `tracing-subscriber` filters.
 fn start_log(verbose: bool) {
     let default = if verbose { "debug" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_env_var("INJECTOR_LOG")
         .with_default_directive(default.parse().unwrap_or_default())
         .from_env_lossy()
-        // The netlink crates say much that is of no interest here.
+        // The netlink crates log many irrelevant messages.
         .add_directive("netlink_proto=warn".parse().unwrap_or_default())
-        // What those of Kubernetes say is said by whoever asked them.
+        // Callers report the errors of the Kubernetes crates.
         .add_directive("kube_client=off".parse().unwrap_or_default())
         .add_directive("kube_runtime=off".parse().unwrap_or_default());
     tracing_subscriber::fmt()

@@ -1,4 +1,4 @@
-//! `injector report`: a timeline as a page.
+//! `injector report`: renders a timeline as an HTML page.
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
@@ -15,7 +15,7 @@ use crate::{
     spec::source,
 };
 
-/// Timelines are read up to this size.
+/// Maximum size of a timeline file.
 const MAX_TIMELINE: u64 = 1 << 30;
 
 /// Render a timeline as a self-contained HTML page
@@ -65,7 +65,7 @@ pub fn run(args: &ReportArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A time in seconds since 1970.
+/// Parses a time as seconds since 1970.
 fn seconds(text: &str) -> Option<f64> {
     text.parse().ok().or_else(|| {
         let time: jiff::Timestamp = text.parse().ok()?;
@@ -73,7 +73,7 @@ fn seconds(text: &str) -> Option<f64> {
     })
 }
 
-/// The columns of a CSV file, over the time since `start`.
+/// Reads the columns of a CSV file as series over the time since `start`.
 fn series(text: &str, start: f64) -> Result<Vec<Series>> {
     let mut rows =
         csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(text.as_bytes());

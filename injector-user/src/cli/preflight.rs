@@ -1,18 +1,20 @@
-//! Checks of the environment that come before anything is attached. What is missing would otherwise
-//! be noticed when faults act already, or end the process by a panic in a library.
+//! Checks of the environment before anything is attached.
+//!
+//! A missing prerequisite would otherwise surface while faults are active, or as a panic in a
+//! library.
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::resource::{Resource, getrlimit};
 use rand::{TryRng as _, rngs::SysRng};
 
-/// The smallest stack of the main thread, in bytes. The parser of the command line alone takes more
-/// than 256 KiB in a debug build.
+/// Minimum stack size of the main thread, in bytes. The command-line parser alone takes more than
+/// 256 KiB in a debug build.
 const LEAST_STACK: u64 = 1 << 20;
 
-/// The smallest limit of open files: maps, programs and links of a session take about 60.
+/// Minimum limit of open files. The maps, programs and links of a session take about 60.
 const LEAST_FILES: u64 = 128;
 
-/// Checks the stack, which the parser of the command line needs. To be called first.
+/// Checks the stack limit. Must run first, because the command-line parser needs the stack.
 pub fn check_stack() -> Result<()> {
     let (soft, _) = getrlimit(Resource::RLIMIT_STACK).context("cannot read the stack limit")?;
     if soft < LEAST_STACK {
@@ -25,7 +27,7 @@ pub fn check_stack() -> Result<()> {
     Ok(())
 }
 
-/// Checks what every command needs.
+/// Checks the requirements of every command.
 pub fn check() -> Result<()> {
     let (soft, _) =
         getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
@@ -41,7 +43,7 @@ pub fn check() -> Result<()> {
     )
 }
 
-/// Checks what faults need: parts of /dev and /sys.
+/// Checks the requirements of faults: parts of /dev and /sys.
 pub fn check_mounts() -> Result<()> {
     std::fs::OpenOptions::new()
         .read(true)

@@ -1,4 +1,4 @@
-//! What it takes to run.
+//! Checks the privileges that injector needs.
 
 use anyhow::{Result, bail};
 use procfs::process::Process;
@@ -7,8 +7,9 @@ use super::preflight;
 
 /// The capabilities that injector uses (capabilities(7)) and their bits.
 ///
-/// Each is asked for at the start, as a fault that is half carried out for want of one does harm: who can stop programs
-/// that begin, and not let them go on, stops them for good. docs/security.md says what each is for.
+/// All are checked at the start, because a fault that fails halfway does harm: without `CAP_KILL`,
+/// for example, injector could suspend newly started programs but never resume them.
+/// docs/security.md explains the purpose of each.
 const NEEDED: [(&str, u32); 7] = [
     ("CAP_DAC_OVERRIDE", 1),
     ("CAP_KILL", 5),
@@ -19,7 +20,7 @@ const NEEDED: [(&str, u32); 7] = [
     ("CAP_BPF", 39),
 ];
 
-/// Fails if a capability, or a part of /dev or /sys, is missing, and says which.
+/// Fails if a capability, or a part of /dev or /sys, is missing, and names it.
 pub fn check() -> Result<()> {
     let effective = Process::myself().and_then(|process| process.status())?.capeff;
     let missing: Vec<&str> = NEEDED

@@ -1,5 +1,7 @@
-//! Rule files that are read again while faults act: by a thread of their own, as disks may be slow and
-//! name servers silent. Whatever that thread waits for, the process can end without it.
+//! Rereads rule files while faults are active.
+//!
+//! A separate thread reads, because disks and name servers may be slow. The process can exit
+//! without waiting for it.
 
 use std::{path::PathBuf, thread};
 
@@ -11,21 +13,21 @@ use crate::{
     target::host,
 };
 
-/// Reads one rule file again and again, when asked.
+/// Rereads one rule file on request.
 pub struct Reload {
     path: PathBuf,
     reading: Option<oneshot::Receiver<Result<Faults>>>,
-    /// It was asked for while it was under way: the file may be another since.
+    /// Another read was requested during the current one, so the file may have changed since.
     again: bool,
 }
 
 impl Reload {
-    /// Of this file.
+    /// Creates a reader of this file.
     pub const fn new(path: PathBuf) -> Self {
         Self { path, reading: None, again: false }
     }
 
-    /// Begins to read, now or after what is under way. Returns whether something is.
+    /// Starts to read, now or after the read in progress. Returns whether one is in progress.
     pub fn ask(&mut self) -> bool {
         self.again = self.reading.is_some();
         if !self.again {
@@ -38,15 +40,16 @@ impl Reload {
         let (sender, receiver) = oneshot::channel();
         let path = self.path.clone();
         let read = move || {
-            // If nobody waits any more, the session has ended.
+            // If the receiver is gone, the session has ended.
             let _ = sender.send(read(&path));
         };
-        // Without a thread the sender is dropped, which is said as any other failure.
+        // If no thread can be started, the sender is dropped, and the receiver reports that as a
+        // failure.
         let _ = thread::Builder::new().name("rules".into()).spawn(read);
         self.reading = Some(receiver);
     }
 
-    /// What was read, with host names resolved; never ready unless it was asked for.
+    /// Waits for the faults that were read, with host names resolved. Never ready unless requested.
     pub async fn next(&mut self) -> Result<Faults> {
         let Some(reading) = &mut self.reading else { return std::future::pending().await };
         let read = reading.await;

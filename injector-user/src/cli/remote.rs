@@ -1,4 +1,4 @@
-//! `injector inject --agent`: the same, carried out by an agent.
+//! `injector inject --agent`: sends the fault to an agent.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration, time::Instant};
 
@@ -24,16 +24,16 @@ use crate::{
     target::pods::{PodState, PodStatus},
 };
 
-/// For how long the fault outlives this command.
+/// Maximum time that the fault outlives this command.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// How often the lease is renewed.
+/// Interval between renewals of the lease.
 const RENEWAL: Duration = Duration::from_secs(2);
 
-/// For how long an agent may be out of reach: after that, the lease is over.
+/// Maximum time that an agent may be unreachable. After that, the lease has expired.
 const PATIENCE: Duration = LEASE;
 
-/// The file with the token is read up to this size.
+/// Maximum size of the token file.
 const MAX_TOKEN: u64 = 1 << 20;
 
 /// Which agent, and how to be let in.
@@ -55,7 +55,7 @@ pub struct AgentOptions {
 }
 
 impl AgentOptions {
-    /// What asks that agent.
+    /// Creates a client of that agent.
     pub fn client(&self, at: &str) -> Result<Client> {
         let at: Endpoint = at.parse()?;
         let token = match &self.agent_token {
@@ -63,7 +63,7 @@ impl AgentOptions {
                 let text = source::read(path, MAX_TOKEN)
                     .with_context(|| format!("cannot read {}", path.display()))?;
                 let text = text.trim();
-                // A line of the agent's own file will do as well.
+                // A line of the agent's own token file is accepted as well.
                 Some(text.split_once(':').map_or(text, |(_, token)| token).to_owned())
             }
             None => None,
@@ -72,14 +72,15 @@ impl AgentOptions {
     }
 }
 
-/// The request that stands for the options.
+/// Builds the request from the options.
 pub fn request(
     target: &TargetSpec,
     faults: &FaultArgs,
     session: &SessionArgs,
     protect: Option<bool>,
 ) -> Result<FaultRequest, SpecError> {
-    // What is wrong with it is better said by this command's words; and files are read by who names them.
+    // Validating here reports errors in terms of the options, and reads files with the permissions
+    // of the user who names them.
     let loaded = faults.load()?;
     let checked = faults.check(loaded.as_ref())?;
     target.check(false)?;
@@ -105,7 +106,7 @@ pub fn request(
     })
 }
 
-/// Has the agent fault, and keeps that up until the end.
+/// Creates the fault at the agent and renews its lease until the end.
 pub fn run(
     mut client: Client,
     request: &FaultRequest,
@@ -116,7 +117,8 @@ pub fn run(
         bail!("--engine: the agent chooses engines itself");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Opening a named pipe waits for its reader: Ctrl-C ends that as long as signals are not taken.
+    // Opening a named pipe blocks until it has a reader. Ctrl-C must still work, so signals are
+    // taken afterwards.
     let reporter = Reporter::new(session, Stream::Stdout)?;
     let reports = reporter.writer();
     let code = runtime.block_on(async {
@@ -142,14 +144,14 @@ pub fn run(
         match ended {
             Ok(fault) => remote.finish(&fault, session.require_match),
             Err(error) => {
-                // Should that fail as well, the lease ends it.
+                // If the deletion fails as well, the fault ends with its lease.
                 let deletion = remote.client.delete(&remote.name);
                 let _ = tokio::time::timeout(Duration::from_secs(1), deletion).await;
                 Err(error)
             }
         }
     });
-    // A look-up of the agent's name that does not end is not waited for.
+    // Do not wait for a name lookup that hangs.
     runtime.shutdown_background();
     session::finish(&reports, code)
 }
@@ -159,7 +161,7 @@ struct Remote {
     name: String,
     reporter: Reporter,
     started: Instant,
-    /// What was said of pods.
+    /// The pod states that were reported last.
     pods: Vec<PodStatus>,
     has_faulted_pods: bool,
 }
@@ -184,14 +186,14 @@ impl Remote {
         })
     }
 
-    /// Keeps the fault up; returns it as it ended.
+    /// Keeps the fault active until the end, and returns its final state.
     async fn watch(&mut self, signals: &mut Signals) -> Result<Fault> {
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
         let (mut renewed, mut heard) = (Instant::now(), Instant::now());
         loop {
-            // An agent that does not answer holds up no signal: the request is given up then.
+            // A signal must not wait for an unresponsive agent, so it cancels the request.
             tokio::select! {
                 biased;
                 asked = end_of(signals) => {
@@ -222,11 +224,11 @@ impl Remote {
         Ok(deleted.with_context(late)??)
     }
 
-    /// Says which pods are faulted, when that changes.
+    /// Reports the faulted pods when they change.
     fn say_pods(&mut self, fault: &Fault) -> Result<()> {
         let Some(pods) = &fault.pods else { return Ok(()) };
         self.has_faulted_pods |= pods.iter().any(|pod| pod.state == PodState::Injecting);
-        // That more was matched is no change.
+        // A higher match count alone is not a change.
         let is_same = |(one, other): (&PodStatus, &PodStatus)| {
             *one == PodStatus { matched: one.matched, ..other.clone() }
         };
@@ -249,7 +251,7 @@ impl Remote {
         })
     }
 
-    /// Says what was done, and gives the exit code.
+    /// Reports the results and returns the exit code.
     fn finish(mut self, fault: &Fault, require_match: bool) -> Result<ExitCode> {
         self.say_pods(fault)?;
         let packets = (!fault.rules.is_empty()).then_some(&fault.packets);
@@ -287,7 +289,7 @@ impl Remote {
     }
 }
 
-/// Waits for the next tick, and asks for the fault then; renews its lease if that is due.
+/// Waits for the next tick, then queries the fault, or renews its lease if that is due.
 async fn refresh(
     client: &mut Client,
     name: &str,
@@ -302,13 +304,13 @@ async fn refresh(
             *renewed = Instant::now();
             Ok(fault)
         }
-        // It has ended, or never was there for an agent that was started since.
+        // The fault has ended, or the agent was restarted and never had it.
         Err(error) if error.is_not_found() => client.get(name).await,
         fault => fault,
     }
 }
 
-/// Waits for a signal that asks for the end.
+/// Waits for a signal that ends the session.
 async fn end_of(signals: &mut Signals) -> Result<()> {
     use nix::sys::signal::Signal;
     loop {

@@ -1,4 +1,4 @@
-//! What a session says: events as JSON lines, or the same for people.
+//! The output of a session: events as JSON lines, or as text.
 
 use std::{
     fmt::Write as _,
@@ -36,143 +36,143 @@ use crate::{
     },
 };
 
-/// How long faults last: for people as it was given, in JSON in milliseconds.
+/// Duration of faults: printed as given in text, and in milliseconds in JSON.
 #[derive(Clone, Copy, Debug)]
 pub struct Lasts(pub Span);
 
 impl Serialize for Lasts {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // A time of less than a millisecond is not 0.
+        // Round up, so that less than a millisecond does not become 0.
         serializer.serialize_u64(self.0.0.as_nanos().div_ceil(1_000_000) as u64)
     }
 }
 
-/// Something that a session says.
+/// An event of a session.
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event<'a> {
     /// Faults are active.
     Started {
-        /// What is faulted.
+        /// Display name of the target.
         target: &'a str,
-        /// The process that faults it.
+        /// PID of the injector.
         pid: u32,
-        /// What the decisions follow from.
+        /// Seed of the random decisions.
         seed: u64,
-        /// When the faults end, in milliseconds from now.
+        /// Time until the faults end, in milliseconds.
         #[serde(skip_serializing_if = "Option::is_none")]
         for_ms: Option<Lasts>,
-        /// Where the programs are attached.
+        /// Where programs are attached.
         attached: Vec<AttachedReport>,
-        /// The rules' names.
+        /// Names of the rules.
         rules: Vec<&'a str>,
-        /// What host names were resolved to.
+        /// Addresses of the host names.
         resolved: &'a [Resolved],
-        /// How packets are held back, if any rule does.
+        /// Engine that delays packets, if any rule does.
         #[serde(skip_serializing_if = "Option::is_none")]
         engine: Option<Engine>,
-        /// How clocks go wrong, if they do.
+        /// The clock fault, if there is one.
         #[serde(skip_serializing_if = "Option::is_none")]
         clock: Option<&'a str>,
-        /// What makes clocks go wrong.
+        /// Engines of the clock fault.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         clock_engines: Vec<clock::engine::Engine>,
-        /// In how many processes they do so far.
+        /// Number of processes whose clocks are faulted so far.
         #[serde(skip_serializing_if = "Option::is_none")]
         clocks: Option<ClocksReport>,
-        /// What is done to processes, if anything is.
+        /// The process faults, if there are any.
         #[serde(skip_serializing_if = "Option::is_none")]
         process: Option<&'a str>,
-        /// From the start of the process until the faults were active.
+        /// Time from the start of the process until the faults were active.
         startup_ms: f64,
     },
-    /// Programs were attached to interfaces that have come since.
+    /// Programs were attached to interfaces that appeared later.
     Attached {
-        /// Where.
+        /// Where programs were attached.
         attached: Vec<AttachedReport>,
     },
     /// The target is gone: its cgroup was removed, or its container, pod or process has ended.
     Gone {
-        /// Which.
+        /// Display name of the target.
         target: &'a str,
-        /// Whether nothing takes its place, so that it is not waited for.
+        /// Whether nothing can replace the target, so injector does not wait for it.
         #[serde(rename = "final", skip_serializing_if = "std::ops::Not::not")]
         is_final: bool,
     },
-    /// It is there again, and is faulted as before.
+    /// The target was replaced, and the faults apply to the replacement.
     Followed {
-        /// What it is now.
+        /// Display name of the replacement.
         target: &'a str,
-        /// Where programs are attached by now; where its processes are still on the way to, they will be soon.
+        /// Where programs are attached so far; other namespaces follow as its processes enter them.
         attached: Vec<AttachedReport>,
     },
-    /// Which pods are faulted now, of those that labels select.
+    /// The set of faulted pods changed, among those that labels select.
     #[cfg_attr(not(feature = "agent"), expect(dead_code, reason = "only an agent selects pods"))]
     Pods {
-        /// All that are selected.
+        /// All selected pods.
         pods: &'a [PodStatus],
     },
     /// The rules were replaced.
     Changed {
-        /// The new rules' names.
+        /// Names of the new rules.
         rules: Vec<&'a str>,
-        /// What the old rules did.
+        /// Counters of the old rules.
         replaced: Vec<RuleReport<'a>>,
-        /// How clocks go wrong now, if they do.
+        /// The new clock fault, if there is one.
         #[serde(skip_serializing_if = "Option::is_none")]
         clock: Option<&'a str>,
     },
-    /// Once a second.
+    /// Progress, once a second.
     Progress {
-        /// Since the start.
+        /// Time since the start.
         elapsed_ms: u64,
-        /// All rules together.
+        /// Sum over all rules.
         #[serde(flatten)]
         total: Totals,
-        /// Processes with faulted clocks.
+        /// Number of processes with faulted clocks.
         #[serde(skip_serializing_if = "Option::is_none")]
         clocks: Option<ClocksReport>,
-        /// What was done to processes.
+        /// Effects of the process faults.
         #[serde(skip_serializing_if = "Option::is_none")]
         processes: Option<process::Statistics>,
     },
-    /// Something that is probably not as it was meant.
+    /// Something is probably not as intended.
     Warning {
-        /// What.
+        /// The warning.
         message: &'a str,
     },
     /// The faults have ended.
     Summary {
-        /// Since the start.
+        /// Time since the start.
         elapsed_ms: u64,
-        /// What the decisions followed from.
+        /// Seed of the random decisions.
         seed: u64,
-        /// All rules together.
+        /// Sum over all rules.
         #[serde(flatten)]
         total: Totals,
-        /// Each rule.
+        /// Counters of each rule.
         rules: Vec<RuleReport<'a>>,
-        /// What was seen on the interfaces.
+        /// Packets seen on the interfaces.
         seen: SeenReport,
-        /// What became of packets that were held back, if any rule does.
+        /// Counters of delayed packets, if any rule delays.
         #[serde(skip_serializing_if = "Option::is_none")]
         held: Option<HeldReport>,
-        /// Processes with faulted clocks, if clocks were faulted.
+        /// Number of processes with faulted clocks, if there was a clock fault.
         #[serde(skip_serializing_if = "Option::is_none")]
         clocks: Option<ClocksReport>,
-        /// What was done to processes, if they were faulted.
+        /// Effects of the process faults, if there were any.
         #[serde(skip_serializing_if = "Option::is_none")]
         processes: Option<process::Statistics>,
     },
 }
 
-/// The sum over all rules.
+/// Sums the counters of all rules.
 #[must_use]
 pub fn total(counts: &[Counts]) -> Totals {
     (&counts.iter().sum::<Counts>()).into()
 }
 
-/// One rule's counters.
+/// Counters of one rule.
 #[derive(Debug, Serialize)]
 pub struct RuleReport<'a> {
     rule: usize,
@@ -182,30 +182,30 @@ pub struct RuleReport<'a> {
 }
 
 impl<'a> RuleReport<'a> {
-    /// Of counters that came from elsewhere.
+    /// Creates a report from existing totals.
     #[cfg(feature = "agent")]
     pub const fn new(rule: usize, name: &'a str, totals: Totals) -> Self {
         Self { rule, name, totals }
     }
 }
 
-/// Each rule's counters.
+/// Counters of each rule.
 #[must_use]
 pub fn each<'a>(names: &[&'a str], counts: &[Counts]) -> Vec<RuleReport<'a>> {
     let report = |(rule, (&name, counts))| RuleReport { rule, name, totals: Totals::from(counts) };
     names.iter().zip(counts).enumerate().map(report).collect()
 }
 
-/// What was seen on the attached interfaces, matched or not.
+/// Packets seen on the attached interfaces, matched or not.
 #[derive(Debug, Serialize)]
 pub struct SeenReport {
     egress: u64,
     ingress: u64,
     not_ip: u64,
     unparsed: u64,
-    /// Matched, but for several receivers, and so skipped.
+    /// Matched, but skipped because they have several receivers.
     shared: u64,
-    /// Not reset, and so skipped: sent over the loopback with translated addresses.
+    /// Not reset, because they were sent over the loopback with translated addresses.
     translated: u64,
 }
 
@@ -222,14 +222,14 @@ impl From<SeenCounters> for SeenReport {
     }
 }
 
-/// What became of packets that were held back.
+/// Counters of delayed packets.
 #[derive(Debug, Serialize)]
 pub struct HeldReport {
-    /// How they were held.
+    /// Engine that delayed them.
     engine: Engine,
-    /// Dropped because more waited than fit.
+    /// Dropped because the queue was full.
     dropped: u64,
-    /// Still waiting when the faults ended, and lost with them.
+    /// Still queued when the faults ended, and lost.
     lost: u64,
 }
 
@@ -241,11 +241,11 @@ impl From<(Engine, hold::Statistics)> for HeldReport {
 
 #[derive(Serialize)]
 struct Line<'a> {
-    /// RFC 3339.
+    /// Time of the event (RFC 3339).
     time: String,
     #[serde(flatten)]
     event: &'a Event<'a>,
-    /// Lines that are missing so far: they were not read fast enough, or could not be written.
+    /// Lines dropped so far, because the reader was too slow or a write failed.
     #[serde(skip_serializing_if = "is_zero")]
     reports_dropped: u64,
 }
@@ -255,19 +255,20 @@ const fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// Prints events, without ever waiting for whoever reads them.
+/// Prints events without ever blocking on the reader.
 pub struct Reporter {
     output: Output,
     writer: Writer,
-    /// Whether progress is shown in a live line, on a terminal.
+    /// Whether progress is shown in a live line on a terminal.
     is_live: bool,
 }
 
 impl Reporter {
-    /// To the file that was asked for, else to `default`: standard output, or standard error where that
-    /// is the command's.
+    /// Writes to the file given by the options, or else to `default`.
+    ///
+    /// `default` is standard output, or standard error if standard output belongs to the command.
     pub fn new(args: &SessionArgs, default: Stream) -> Result<Self> {
-        // The command of `run` has the terminal for itself.
+        // `run` gets no live line, because its command owns the terminal.
         let is_live = args.output == Output::Human
             && args.output_file.is_none()
             && default == Stream::Stdout
@@ -289,20 +290,21 @@ impl Reporter {
         Ok(Self { output: args.output, writer, is_live })
     }
 
-    /// What writes the reports, to be waited for at the end.
+    /// The writer of the reports, to wait for at the end.
     #[must_use]
     pub fn writer(&self) -> Writer {
         self.writer.clone()
     }
 
-    /// Whether somebody wants to hear of progress.
+    /// Whether progress events are used.
     #[must_use]
     pub fn wants_progress(&self) -> bool {
         self.output == Output::Json || self.is_live
     }
 
-    /// Warns of each kind of fault that has done nothing; the kinds that were not asked for are absent. Returns whether
-    /// there is one.
+    /// Warns about each kind of fault that had no effect. Returns whether there is one.
+    ///
+    /// Kinds that were not requested are `None`.
     pub fn warn_of_idle(
         &mut self,
         packets: Option<&Totals>,
@@ -357,7 +359,7 @@ impl Reporter {
     }
 }
 
-/// A live line for progress on standard error, and standard output for all else.
+/// A live line on standard error for progress, and standard output for everything else.
 fn live() -> io::Result<Writer> {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     bar.set_style(
@@ -379,7 +381,7 @@ fn live() -> io::Result<Writer> {
     Writer::start(output::STDOUT.into(), Box::new(sink))
 }
 
-/// Where events go by default.
+/// The default destination of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// Standard output.
@@ -477,7 +479,7 @@ fn started(
     rules: &[&str],
     resolved: &[Resolved],
 ) -> std::fmt::Result {
-    /// More rules than that are not listed.
+    /// Maximum number of rules listed.
     const LISTED: usize = 10;
 
     for Resolved { name, addresses } in resolved {
@@ -533,7 +535,7 @@ fn summary(
     rules: &[RuleReport],
     seen: &SeenReport,
 ) -> std::fmt::Result {
-    /// More rules than that are shown only if they matched.
+    /// Above this number of rules, only those that matched are shown.
     const SHOWN: usize = 20;
 
     let elapsed = Duration::from_millis(elapsed_ms);
@@ -657,7 +659,7 @@ fn errno_line(text: &mut String, errno: &process::ErrnoStatistics) -> std::fmt::
     Ok(())
 }
 
-/// For the live line.
+/// Writes the counters of process faults for the live line.
 fn process_counts(text: &mut String, processes: Option<&process::Statistics>) -> std::fmt::Result {
     let Some(process::Statistics { pauses, kills, errnos, .. }) = processes else { return Ok(()) };
     if let Some(pauses) = pauses {

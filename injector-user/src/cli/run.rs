@@ -1,4 +1,4 @@
-//! `injector run`: a new command under faults.
+//! `injector run`: runs a new command under faults.
 
 use std::{
     ffi::OsString,
@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-/// Exit codes of the shell for a command that is not there, or cannot be executed (POSIX, 2.8.2).
+/// Exit codes of the shell for a command that does not exist or cannot be executed (POSIX, 2.8.2).
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 
@@ -55,13 +55,14 @@ pub struct RunArgs {
     command: Vec<OsString>,
 }
 
-/// Runs the command; the exit code is its own.
+/// Runs the command and returns its exit code.
 pub fn run(args: &RunArgs, verbose: bool) -> Result<ExitCode> {
     let asked = Asked::read(&args.faults, &args.session, verbose)?;
     let instance = session::start_instance()?;
     let asked = asked.resolve()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Opening a named pipe waits for its reader: Ctrl-C ends that as long as signals are not taken.
+    // Opening a named pipe blocks until it has a reader. Ctrl-C must still work, so signals are
+    // taken afterwards.
     let reporter = Reporter::new(&args.session, Stream::Stderr)?;
     let reports = reporter.writer();
     let code = runtime.block_on(under_faults(args, asked, &instance, reporter));
@@ -69,7 +70,7 @@ pub fn run(args: &RunArgs, verbose: bool) -> Result<ExitCode> {
         instance.lock().end()?;
         Ok(code)
     });
-    // What could not be reported was said, and changes nothing about the command's end.
+    // Write errors were reported before, and do not affect the command's exit code.
     let _ = reports.finish();
     code
 }
@@ -89,7 +90,7 @@ async fn under_faults(
         .with_context(|| format!("cannot use the cgroup {}", cgroup.path.display()))?;
     let target = Target::of_command(cgroup)?;
     let title = session::words(&args.command);
-    // Without a time limit the faults end with the command.
+    // Without a time limit, the faults end with the command.
     asked.options.outlived = args.session.lasts().is_some();
     let plan = Plan { asked, target, title, made: Some(made) };
     let mut session =
@@ -107,7 +108,7 @@ async fn under_faults(
         Ok(end) => end,
         Err(error) => {
             session.fail(&error);
-            // The command goes on without faults, but not unwatched.
+            // The command continues without faults; signals are still forwarded to it.
             let status = session::outlast(&mut signals, &mut child).await?;
             return if status.success() { Err(error) } else { Ok(ExitCode::from(code(status))) };
         }
@@ -115,7 +116,7 @@ async fn under_faults(
     let own = session.end()?;
     Ok(match end {
         End::Command(status) if own == ExitCode::SUCCESS => ExitCode::from(code(status)),
-        // That of the command says more than that its cgroup was taken away.
+        // The command's exit code is more informative than the loss of its cgroup.
         End::Command(status) if own == ExitCode::from(FAILED) && !status.success() => {
             ExitCode::from(code(status))
         }
@@ -123,14 +124,15 @@ async fn under_faults(
     })
 }
 
-/// Makes the command's cgroup inside our own, so that limits on us hold for it as well.
+/// Creates the command's cgroup inside injector's own, so that the same resource limits apply.
 ///
-/// Returns it, and the number of what is to be undone.
+/// Returns the cgroup and the number of its journal entry.
 fn make_cgroup(instance: &mut Instance) -> Result<(Cgroup, u32)> {
     let hierarchy = Hierarchy::find()?;
     let home = hierarchy.path_of_self()?;
-    // The number is for people: in other PID namespaces, others have the same one. What follows is told in the journal
-    // before the cgroup is made, so whatever has that name is ours, and what its inode is once that is known.
+    // The PID only informs: processes in other PID namespaces may have the same one. The name is
+    // journaled before the cgroup is created, so that cleanup can attribute it. The inode is
+    // journaled once it is known.
     let name = format!("injector-{}-{:016x}", std::process::id(), rand::random::<u64>());
     let path = home.join(name);
     let made = |inode| Action::MakeCgroup { path: path.clone(), home: home.clone(), inode };
@@ -140,7 +142,7 @@ fn make_cgroup(instance: &mut Instance) -> Result<(Cgroup, u32)> {
     Ok((cgroup, action))
 }
 
-/// Starts the command inside the cgroup that `procs` belongs to, with the limit of open files that we had.
+/// Starts the command in the cgroup that `procs` belongs to, with the original limit of open files.
 fn spawn(
     command: &[OsString],
     procs: &fs::File,
@@ -155,14 +157,14 @@ fn spawn(
         builder.pre_exec(move || {
             mask.thread_set_mask()?;
             limits::set_files(files)?;
-            // "0" is the writing process, so no packet is sent from outside the cgroup.
+            // "0" means the writing process, so it sends no packet from outside the cgroup.
             io::Write::write_all(&mut &procs, b"0")
         });
     }
     builder.spawn()
 }
 
-/// The exit code as shells have it.
+/// The exit code of the shell for this status.
 fn code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED)

@@ -1,4 +1,4 @@
-//! What `run` and `inject` have in common: from the options to active faults, and to their end.
+//! The common parts of `run` and `inject`: from options to active faults, and to their end.
 
 use std::{
     ffi::OsString,
@@ -43,31 +43,31 @@ use crate::{
     },
 };
 
-/// The kernel side's log level for `--verbose`.
+/// Log level of the eBPF programs for `--verbose`.
 pub const VERBOSE_LOG: u8 = aya_log::Level::Debug as u8;
 
-/// More rules than that are not read every second.
+/// Above this number of rules, counters are not read every second.
 const COUNTED_RULES: usize = 4096;
 
-/// How long processes may take to end that the command has left in cgroups of its own.
+/// Time for processes to exit that the command left in its cgroup.
 const BREATH: Duration = Duration::from_millis(200);
 
 /// How a session ended.
 pub enum End {
-    /// The command ended.
+    /// The command exited.
     Command(ExitStatus),
-    /// Its time was over, or a signal asked for the end.
+    /// The time limit or a signal ended it.
     Asked,
 }
 
 /// Active faults.
 pub struct Session<'a> {
     args: &'a SessionArgs,
-    /// The rule file, if there is one.
+    /// Rereads the rule file, if there is one.
     reload: Option<Reload>,
     /// See [`Plan::made`].
     made: Option<u32>,
-    /// The faults have ended.
+    /// Whether the faults have ended.
     is_ended: bool,
     faults: Faults,
     seed: u64,
@@ -76,7 +76,7 @@ pub struct Session<'a> {
     started: Instant,
 }
 
-/// The faults as they were asked for, checked and resolved.
+/// The requested faults, validated and resolved.
 pub struct Asked {
     pub faults: Faults,
     pub seed: u64,
@@ -85,7 +85,7 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Reads and checks the faults; nothing is touched.
+    /// Reads and validates the faults without applying anything.
     pub fn read(
         faults: &FaultArgs,
         session: &SessionArgs,
@@ -104,25 +104,25 @@ impl Asked {
     }
 }
 
-/// What is to be done, all of it checked.
+/// A validated session that is ready to start.
 pub struct Plan {
     pub asked: Asked,
     pub target: Target,
-    /// The target, for people.
+    /// Display name of the target.
     pub title: String,
-    /// The number of what made the target's cgroup, if it was made for this.
+    /// Journal number of the target's cgroup, if it was created for this session.
     pub made: Option<u32>,
 }
 
-/// Undoes what dead injectors left, and registers this one.
+/// Undoes the changes of dead injectors and registers this one.
 pub fn start_instance() -> Result<SharedInstance> {
     Ok(SharedInstance::start(start()?)?)
 }
 
-/// Undoes what dead injectors left; returns who this one is.
+/// Undoes the changes of dead injectors and returns this process's identity.
 pub fn start() -> Result<Owner> {
     privileges::check()?;
-    // There are no other threads yet, which would stay behind.
+    // Must run before other threads start, because they would stay in the old namespace.
     if let Err(error) = cgroup::enter_host_namespace() {
         tracing::warn!(%error, "cannot enter the host's cgroup namespace: which cgroup a process is in is not known");
     }
@@ -130,15 +130,15 @@ pub fn start() -> Result<Owner> {
     Ok(Owner::current())
 }
 
-/// Waits for the reports of what has ended, for a second at most; what could not be reported fails
-/// what was right otherwise.
+/// Waits up to one second for pending reports. If a report could not be written, an otherwise
+/// successful exit code becomes a failure.
 pub fn finish(reports: &Writer, code: Result<ExitCode>) -> Result<ExitCode> {
     let finished = reports.finish();
     let code = code?;
     match finished {
         Ok(()) => Ok(code),
         Err(failure) => {
-            // Otherwise it was said when it happened.
+            // Other errors were reported when they occurred.
             if matches!(failure, OutputError::Blocked(_)) {
                 output::complain(&format!("warning: {failure}"));
             }
@@ -147,7 +147,7 @@ pub fn finish(reports: &Writer, code: Result<ExitCode>) -> Result<ExitCode> {
     }
 }
 
-/// How to inject, from the options.
+/// Builds the injection options.
 pub fn options(
     engines: &Engines,
     lasts: Option<Span>,
@@ -164,7 +164,7 @@ pub fn options(
 }
 
 impl<'a> Session<'a> {
-    /// Installs the faults and says so.
+    /// Installs the faults and reports the start.
     pub fn start(
         instance: SharedInstance,
         args: &'a SessionArgs,
@@ -200,7 +200,7 @@ impl<'a> Session<'a> {
         Ok(session)
     }
 
-    /// Keeps the faults up until the end; hands signals on to `command` if there is one.
+    /// Keeps the faults active until the end. Forwards signals to `command` if there is one.
     pub async fn watch(
         &mut self,
         signals: &mut Signals,
@@ -215,12 +215,12 @@ impl<'a> Session<'a> {
                 arrived = signals.next() => {
                     let arrived = arrived.context("cannot read signals")?;
                     if command.is_some() {
-                        // It is to see its signals at once, though it be paused.
+                        // The command must receive its signals immediately, even while paused.
                         self.injection.interrupt()?;
                     }
                     match &command {
                         Some(child) => if !arrived.from_terminal && let Some(pid) = child.id() {
-                            // It may have ended meanwhile.
+                            // The command may have exited meanwhile.
                             let _ = kill(Pid::from_raw(pid.cast_signed()), arrived.signal);
                         },
                         None if arrived.signal == Signal::SIGHUP && self.reload.is_some() => self.ask_for_change()?,
@@ -234,7 +234,7 @@ impl<'a> Session<'a> {
                     (Tick::Progress, _) => self.progress()?,
                     (Tick::Expired, None) => return Ok(End::Asked),
                     (Tick::Expired, Some(child)) => {
-                        // The command goes on without faults.
+                        // The command continues without faults.
                         self.end_faults()?;
                         return Ok(End::Command(outlast(signals, child).await?));
                     }
@@ -243,7 +243,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Says what happened.
+    /// Reports an event.
     fn say(&mut self, event: &injection::Event) -> Result<()> {
         self.reporter.say(&match event {
             injection::Event::Attached(attached) => {
@@ -271,21 +271,22 @@ impl<'a> Session<'a> {
         Ok(self.injection.end()?)
     }
 
-    /// Ends the faults, which cannot go on, and says why.
+    /// Ends the faults after an error that prevents them from continuing, and reports it.
     pub fn fail(&mut self, error: &anyhow::Error) {
-        // What happened before is said before.
+        // Report earlier events first.
         let _ = self.say_events();
         if let Err(error) = self.end_faults() {
             tracing::error!(%error, "cannot end all faults now: what is left ends with injector");
         }
         let message = format!("the faults have ended: {error:#}");
-        // The error is said at the end as well.
+        // The error is reported again at exit.
         let _ = self.reporter.say(&Event::Warning { message: &message });
     }
 
-    /// Ends the faults, says what they did, and gives the exit code if that is not the command's.
+    /// Ends the faults, reports their effects, and returns the exit code if it is not the
+    /// command's.
     pub fn end(mut self) -> Result<ExitCode> {
-        // It may have gone since it was last looked for.
+        // The target may have gone since the last check.
         if !self.is_ended && self.injection.target().is_gone() {
             self.injection.follow()?;
         }
@@ -328,7 +329,7 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Removes the cgroup that was made for the command, if nobody else uses it.
+    /// Removes the cgroup that was created for the command, if no other process uses it.
     fn leave_cgroup(&mut self) -> Result<()> {
         let (Some(made), Some(cgroup)) = (self.made, &self.injection.target().cgroup) else {
             return Ok(());
@@ -371,7 +372,7 @@ impl<'a> Session<'a> {
         self.reporter.say(&Event::Progress { elapsed_ms, total, clocks, processes })
     }
 
-    /// Has the rule file read again.
+    /// Requests a reread of the rule file.
     fn ask_for_change(&mut self) -> Result<()> {
         if self.reload.as_mut().is_some_and(Reload::ask) {
             let message = "the rule file is still being read and its host names looked up: \
@@ -381,7 +382,8 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Changes the faults to what was read. If that cannot be used, they stay as they are.
+    /// Replaces the faults with the reread ones. Keeps the current ones if the new ones are
+    /// unusable.
     fn change(&mut self, read: Result<Faults>) -> Result<()> {
         match read.and_then(|faults| self.try_change(faults)) {
             Ok((old, replaced)) => {
@@ -399,13 +401,13 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Returns the faults before, and what each of their rules did.
+    /// Replaces the faults. Returns the previous faults and the counters of each of their rules.
     fn try_change(&mut self, faults: Faults) -> Result<(Faults, Vec<Counts>)> {
         if faults.processes != self.faults.processes {
             bail!("process faults cannot be changed while they act: restart with them");
         }
         let replaced = self.injection.swap(FaultSet::of(&faults, self.seed))?;
-        // The new rules have the numbers of the old ones, and count anew.
+        // The new rules reuse the old rules' numbers and count from 0.
         self.injection.rules_mut().forget(|_| true);
         let replaced = replaced.packets.into_values().collect();
         Ok((std::mem::replace(&mut self.faults, faults), replaced))
@@ -430,7 +432,7 @@ async fn reread(reload: &mut Option<Reload>) -> Result<Faults> {
     }
 }
 
-/// Waits for the command, handing signals on.
+/// Waits for the command and forwards signals to it.
 pub async fn outlast(signals: &mut Signals, child: &mut Child) -> Result<ExitStatus> {
     loop {
         tokio::select! {
@@ -445,7 +447,7 @@ pub async fn outlast(signals: &mut Signals, child: &mut Child) -> Result<ExitSta
     }
 }
 
-/// The time since this process was executed, as far as the kernel's clock ticks tell (`proc_pid_stat(5)`).
+/// Time since this process was executed, with the resolution of clock ticks (`proc_pid_stat(5)`).
 fn since_exec() -> Option<Duration> {
     let stat = procfs::process::Process::myself().ok()?.stat().ok()?;
     let ticks = procfs::ticks_per_second();
@@ -453,7 +455,7 @@ fn since_exec() -> Option<Duration> {
     Duration::from_nanos(clock::monotonic_ns()).checked_sub(started)
 }
 
-/// A command line for people.
+/// Formats a command line for display.
 pub fn words(command: &[OsString]) -> String {
     command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

@@ -1,4 +1,4 @@
-//! Signals, with their senders.
+//! Receives signals together with their senders.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use nix::sys::{
 };
 use tokio::io::unix::AsyncFd;
 
-/// The signals that end a session or are handed on to the command.
+/// The signals that end a session or are forwarded to the command.
 const HANDLED: [Signal; 6] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -18,16 +18,16 @@ const HANDLED: [Signal; 6] = [
     Signal::SIGUSR2,
 ];
 
-/// A signal that arrived.
+/// A received signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrived {
-    /// Which.
+    /// The signal.
     pub signal: Signal,
-    /// Whether the terminal sent it, and so sent it to the command as well.
+    /// Whether the terminal sent it. If so, the command received it as well.
     pub from_terminal: bool,
 }
 
-/// Takes signals in the order of their arrival.
+/// Receives signals in order of arrival.
 #[derive(Debug)]
 pub struct Signals {
     descriptor: AsyncFd<SignalFd>,
@@ -35,22 +35,23 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks the signals for this thread, and those that it starts, and takes them here instead.
+    /// Blocks the signals for this thread and those it starts later, and receives them here
+    /// instead.
     pub fn take() -> io::Result<Self> {
         let set: SigSet = HANDLED.into_iter().collect();
         let before = set.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let descriptor =
             SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        // SAFETY: a SignalFd owns its descriptor, which it neither closes nor replaces.
+        // SAFETY: a `SignalFd` owns its descriptor, and neither closes nor replaces it.
         Ok(Self { descriptor: unsafe { AsyncFd::register(descriptor)? }, before })
     }
 
-    /// The mask that was set before, for the command.
+    /// The previous signal mask, to restore in the command.
     pub const fn mask_before(&self) -> SigSet {
         self.before
     }
 
-    /// The next signal.
+    /// Waits for the next signal.
     pub async fn next(&mut self) -> io::Result<Arrived> {
         loop {
             let mut ready = self.descriptor.readable_mut().await?;

@@ -1,8 +1,8 @@
-//! Trials of faults for `injector doctor`: each is carried out once by a child injector, by the code
-//! that users' runs go through, and its effect is observed.
+//! Trials of faults for `injector doctor`.
 //!
-//! Packets are faulted on the loopback of a network namespace that the caller has made; processes are
-//! children of the child injector.
+//! A child injector applies each fault once, through the same code as a user's run, and the effect
+//! is observed. Packets are faulted on the loopback of a network namespace that the caller has
+//! created; processes are children of the child injector.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -33,22 +33,23 @@ use crate::{
 /// The hidden command that child injectors run.
 pub const SUBCOMMAND: &str = "trial";
 
-/// The trial of `--kill after=N:SYSCALL`; that of `kill` is about one at a time.
+/// Name of the trial of `--kill after=N:SYSCALL`; the trial of `kill` covers timed signals.
 pub const KILL_AFTER: &str = "kill-after";
-/// How it is tried.
+/// The trial itself.
 pub const KILL_AFTER_TRIAL: Trial =
     Trial { options: "--kill after=3:getsid", effect: Effect::Process };
 
-/// How long a child injector may take to start, and a faulted packet to arrive.
+/// Maximum time for a child injector to start, and for a faulted packet to arrive.
 const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// How long to wait for a packet that should not arrive.
+/// Time to wait for a packet that should not arrive.
 const ABSENCE: Duration = Duration::from_millis(100);
 
-/// The type of service of packets whose transport understands ECN (RFC 3168).
+/// Type of service (TOS) of ECN-capable packets (RFC 3168).
 const ECT_0: i32 = 2;
 
-/// Carries out a fault, with further options. The error says why it does not work here.
+/// Runs the trial of a fault with additional options. The error explains why the fault does not
+/// work.
 pub fn carry_out(fault: &str, trial: Trial, options: &[&str]) -> Result<(), String> {
     let outcome = match trial.effect {
         Effect::Process => processes(fault, trial.options, options),
@@ -90,7 +91,8 @@ fn packets(effect: Effect, options: &str, more: &[&str]) -> Result<()> {
     observed
 }
 
-/// When ECN-capable datagrams over the loopback arrive: `sent` are sent, and `expected` waited for.
+/// Sends `sent` ECN-capable datagrams over the loopback and returns the arrival times of up to
+/// `expected`.
 fn arrivals(sent: usize, expected: usize, timeout: Duration) -> Result<Vec<Duration>> {
     let receiver = UdpSocket::bind("127.0.0.1:0")?;
     let sender = UdpSocket::bind("127.0.0.1:0")?;
@@ -156,7 +158,7 @@ impl Injector {
         Ok(injector)
     }
 
-    /// Why it ended.
+    /// Why the child injector exited.
     fn reason(&mut self) -> Result<String> {
         let mut text = String::new();
         if let Some(mut errors) = self.child.stderr.take() {
@@ -175,7 +177,7 @@ impl Injector {
 
 impl Drop for Injector {
     fn drop(&mut self) {
-        // What could not be ended: its guardian undoes the rest.
+        // If the child cannot be ended, its guardian undoes its changes.
         if matches!(self.child.try_wait(), Ok(None)) {
             let _ = self.child.kill();
             let _ = self.child.wait();
@@ -183,7 +185,7 @@ impl Drop for Injector {
     }
 }
 
-/// What injector said last of errors.
+/// The last error message of injector.
 fn reason(text: &str) -> String {
     let said = text.lines().rev().find_map(|line| line.strip_prefix("injector: "));
     said.or_else(|| text.lines().last()).unwrap_or("it failed without a word").to_owned()
@@ -205,7 +207,7 @@ fn processes(fault: &str, options: &str, more: &[&str]) -> Result<()> {
             if wrong < 1800 { Ok(()) } else { bail!("a process read the true time") }
         }
         ("kill" | KILL_AFTER, Some(137)) | (_, Some(0)) => Ok(()),
-        // What the command found, it says on its standard output.
+        // The command reports its result on standard output.
         _ if !said.trim().is_empty() => bail!(said.trim().to_owned()),
         _ => bail!(reason(&errors)),
     }
@@ -223,7 +225,7 @@ pub struct TrialArgs {
     fault: String,
 }
 
-/// Observes the fault that this process is under.
+/// Observes the fault that is applied to this process.
 pub fn run(args: &TrialArgs) -> Result<ExitCode> {
     let failed = match args.fault.as_str() {
         "clock" => {
@@ -254,7 +256,7 @@ pub fn run(args: &TrialArgs) -> Result<ExitCode> {
     })
 }
 
-/// Whether this process stands still for most of 300 ms, within some time.
+/// Whether this process is paused for most of 300 ms, within five seconds.
 fn was_paused() -> bool {
     let started = Instant::now();
     let mut last = started;
@@ -268,8 +270,9 @@ fn was_paused() -> bool {
     false
 }
 
-/// Whether the kernel limits this process's block I/O. How much gets through is not measured: nothing of the
-/// user's is read or written.
+/// Whether the kernel limits this process's block I/O.
+///
+/// Throughput is not measured, because that would read or write the user's files.
 fn has_io_limit() -> Result<bool> {
     let own = std::fs::read_to_string("/proc/self/cgroup")?;
     let Some(own) = own.lines().find_map(|line| line.strip_prefix("0::/")) else {
@@ -279,7 +282,7 @@ fn has_io_limit() -> Result<bool> {
     Ok(std::fs::read_to_string(limits)?.contains("bps="))
 }
 
-/// Whether this process gets far less than one processor.
+/// Whether this process gets far less than one CPU.
 fn was_limited() -> Result<bool> {
     let used = || clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from);
     let (started, before) = (Instant::now(), used()?);
