@@ -1,4 +1,4 @@
-//! Clocks that go wrong: what was asked.
+//! Clock faults, as specified.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -21,19 +21,19 @@ use super::{
     value::{Span, ValueError},
 };
 
-/// The furthest that a clock is set off, in either direction: the kernel's own clocks end in 2262.
+/// Maximum clock offset in either direction. The kernel's own clocks end in 2262.
 pub const FURTHEST: SignedDuration = SignedDuration::from_hours(100 * 365 * 24);
 
-/// The most that a clock runs slow or fast, in millionths: 10 times as fast.
+/// Maximum drift in ppm: a clock runs up to 10 times as fast.
 const FASTEST_PPM: f64 = 9e6;
 
-/// The least time from one step to the next.
+/// Minimum interval between steps.
 const SHORTEST: Duration = Duration::from_micros(1);
 
-/// Why a clock fault makes no sense.
+/// Why a clock fault is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ClockError {
-    /// A time in it is none.
+    /// A duration could not be parsed.
     #[error(transparent)]
     Value(#[from] ValueError),
     /// Not an offset.
@@ -42,7 +42,7 @@ pub enum ClockError {
          (@2038-01-19T03:14:00Z)"
     )]
     Offset(String),
-    /// An offset beyond what clocks can be set to.
+    /// An offset is out of range.
     #[error(
         "`{0}` is too far off: clocks can be set off by 100 years of 365 days in either direction"
     )]
@@ -57,42 +57,42 @@ pub enum ClockError {
         "`{0}` is not a drift: write millionths (ppm), negative if the clock is to run slow, for instance 200"
     )]
     Drift(String),
-    /// A drift with which a clock would go backward, or too fast.
+    /// A drift is out of range: the clock would run backward or too fast.
     #[error(
         "`{0}` is out of range: a drift is above -1000000 (the clock stands) and up to 9000000 ppm"
     )]
     DriftRange(String),
-    /// Nothing to slew.
+    /// A slew without an offset.
     #[error("`{0}`: slew is the time in which an offset is reached; the offset is 0")]
     NothingToSlew(String),
-    /// Steps that come too fast.
+    /// An interval between steps is too short.
     #[error("`{0}` is too short: steps come 1us apart at the least")]
     Period(String),
-    /// Two faults that exclude each other.
+    /// Mutually exclusive steps.
     #[error("--clock-jump, --clock-strobe and --clock-freeze exclude each other")]
     Steps,
-    /// A clock that stands and runs.
+    /// A frozen clock with drift or slew.
     #[error(
         "--clock-freeze goes with an offset, but not with drift or slew, as a clock that stands does neither"
     )]
     FrozenDrift,
-    /// A clock without a fault.
+    /// A clock selection without a fault.
     #[error(
         "--clock says which clocks, but not what is to be wrong with them: give an offset, a drift, or one of --clock-jump, --clock-strobe, --clock-freeze"
     )]
     NoFault,
-    /// A flag without what it is about.
+    /// A permission to step back without a fault that it applies to.
     #[error("--allow-backward goes with --clock, --clock-jump or --clock-strobe")]
     NothingAllowed,
-    /// A clock that must not step back would.
+    /// A steady clock would step back.
     #[error(
         "this would set the {clocks} clock back {when}, which programs do not expect of it: leave it out of clock=, or \
          give --allow-backward if that is what is to be tested"
     )]
     Backward {
-        /// Which clocks.
+        /// The clocks.
         clocks: &'static str,
-        /// When.
+        /// When they would step back.
         when: &'static str,
     },
 }
@@ -104,17 +104,18 @@ interpolate! {
     Strobe { offset, period }
 }
 
-/// How far a clock is set off.
+/// A clock offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offset {
-    /// By so much.
+    /// A relative offset.
     By(SignedDuration),
-    /// So that the realtime clock shows this at the start.
+    /// The value of the realtime clock at the start.
     To(Timestamp),
 }
 
 impl Offset {
-    /// The offset in nanoseconds if the faults start at `realtime_ns` of the true realtime clock.
+    /// The offset in nanoseconds, if the faults start when the true realtime clock reads
+    /// `realtime_ns`.
     #[must_use]
     pub fn nanoseconds(self, realtime_ns: i64) -> i64 {
         let ns = match self {
@@ -137,7 +138,7 @@ impl FromStr for Offset {
         let far = || ClockError::OffsetRange(text.into());
         if let Some(time) = text.strip_prefix('@') {
             let time: Timestamp = time.parse().map_err(|_| malformed())?;
-            // The clock reads from 1870 to 2169, whatever it reads now.
+            // Limits the clock to the range 1870 to 2169, whatever the true time is.
             let (first, last) =
                 (Timestamp::UNIX_EPOCH - FURTHEST, Timestamp::UNIX_EPOCH + 2 * FURTHEST);
             return if time < first || time > last { Err(far()) } else { Ok(Self::To(time)) };
@@ -149,7 +150,7 @@ impl FromStr for Offset {
             Some(length) => (true, length),
             None => (false, text.strip_prefix('+').unwrap_or(text)),
         };
-        // `parse` would take a second sign, and "ago".
+        // `parse` would also accept a second sign, and "ago".
         if !length.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
             return Err(malformed());
         }
@@ -180,12 +181,12 @@ impl Display for Offset {
     }
 }
 
-/// Which clocks.
+/// A selection of clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clocks {
     /// `CLOCK_REALTIME`.
     pub realtime: bool,
-    /// `CLOCK_MONOTONIC`, raw included.
+    /// `CLOCK_MONOTONIC`, including `CLOCK_MONOTONIC_RAW`.
     pub monotonic: bool,
     /// `CLOCK_BOOTTIME`.
     pub boottime: bool,
@@ -197,7 +198,7 @@ impl Clocks {
     const NONE: Self = Self { realtime: false, monotonic: false, boottime: false, tai: false };
     const ALL: Self = Self { realtime: true, monotonic: true, boottime: true, tai: true };
 
-    /// Whether `clock` is one of them.
+    /// Whether `clock` is selected.
     #[must_use]
     pub const fn has(self, clock: Clock) -> bool {
         match clock {
@@ -208,7 +209,7 @@ impl Clocks {
         }
     }
 
-    /// Those of them that never go backward by themselves, for people.
+    /// Display name of the selected clocks that normally never step back.
     const fn steady(self) -> Option<&'static str> {
         match (self.monotonic, self.boottime) {
             (true, true) => Some("monotonic and the boottime"),
@@ -259,16 +260,16 @@ impl Display for Clocks {
     }
 }
 
-/// Which clocks are set off, how far, and how they run.
+/// An offset and rate change of clocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shift {
-    /// How far.
+    /// The offset.
     pub offset: Offset,
-    /// Which clocks.
+    /// The affected clocks.
     pub clocks: Clocks,
-    /// How much too fast they run, in millionths.
+    /// Drift in ppm; positive values run fast.
     pub drift_ppm: f64,
-    /// The time in which the offset is reached; at once if 0.
+    /// Time over which the offset is reached; 0 applies it immediately.
     pub slew: Span,
 }
 
@@ -353,7 +354,7 @@ const CLOCKS: Parameter = Parameter::new(
 fn parse_drift(text: &str) -> Result<f64, ClockError> {
     let malformed = || ClockError::Drift(text.into());
     let number = text.strip_suffix("ppm").unwrap_or(text).trim();
-    // `parse` would take "inf", "nan" and "1e1" as well.
+    // `parse` would also accept "inf", "nan" and "1e1".
     if !number.bytes().all(|byte| byte.is_ascii_digit() || b"+-.".contains(&byte)) {
         return Err(malformed());
     }
@@ -365,14 +366,14 @@ fn parse_drift(text: &str) -> Result<f64, ClockError> {
     }
 }
 
-/// An offset that comes all at once, later, and perhaps again and again.
+/// A sudden offset after a delay, optionally repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Jump {
-    /// How far.
+    /// The offset of each step.
     pub offset: SignedDuration,
-    /// When, from the start.
+    /// Time from the start to the first step.
     pub at: Span,
-    /// And again after each such time.
+    /// Interval of repetitions; `None` steps once.
     pub every: Option<Span>,
 }
 
@@ -417,12 +418,12 @@ impl ClockFaultPart for Jump {
     };
 }
 
-/// An offset that comes and goes.
+/// An offset that is alternately applied and removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Strobe {
-    /// How far.
+    /// The offset.
     pub offset: SignedDuration,
-    /// For how long the clock is off, and then right, in turns.
+    /// Length of each phase with and without the offset.
     pub period: Span,
 }
 
@@ -459,7 +460,7 @@ impl ClockFaultPart for Strobe {
     };
 }
 
-/// Clocks that stand still.
+/// Freezes clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Freeze;
 
@@ -467,7 +468,7 @@ impl ClockFaultPart for Freeze {
     const INFO: Info = Info { name: "clock-freeze", help: "Stop the clocks", ..Info::DEFAULT };
 }
 
-/// Steady clocks that may step back.
+/// Allows steady clocks to step back.
 #[derive(Clone, Copy, Debug)]
 pub struct AllowBackward;
 
@@ -492,7 +493,7 @@ fn relative(text: &str) -> Result<SignedDuration, ClockError> {
     }
 }
 
-/// The table of what a clock fault is made of, as that of packet faults.
+/// The table of the parts of a clock fault, in the format of the table of packet faults.
 macro_rules! clock_faults {
     ($callback:ident! { $($args:tt)* }) => {
         $callback! { $($args)*
@@ -507,7 +508,7 @@ macro_rules! clock_faults {
 
 /// A part of a clock fault.
 pub trait ClockFaultPart {
-    /// Its option and its help.
+    /// Name and help of the option.
     const INFO: Info;
 }
 
@@ -516,32 +517,32 @@ clock_faults!(fault_spec! {
     ClockSpec by ClockFaultPart of Info, below "Clock faults", [] []
 });
 
-/// A clock fault, checked.
+/// A validated clock fault.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClockFault {
-    /// From the start.
+    /// Offset and drift from the start.
     pub shift: Shift,
-    /// Later.
+    /// Steps at later times.
     pub steps: Option<Steps>,
-    /// Whether the clocks stand.
+    /// Whether the clocks are frozen.
     pub frozen: bool,
-    /// Whether even steady clocks may step back.
+    /// Whether steady clocks may step back.
     allow_backward: bool,
-    /// As it was written, for people.
+    /// Display name, as written by the user.
     pub name: String,
 }
 
 /// Steps of a clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Steps {
-    /// They add up.
+    /// Steps that add up.
     Jump(Jump),
-    /// Every second one is taken back.
+    /// Steps that are alternately applied and undone.
     Strobe(Strobe),
 }
 
 impl ClockSpec {
-    /// Checks it; `None` if nothing was asked of clocks.
+    /// Validates the fault; `None` if there is none.
     pub fn check(&self) -> Result<Option<ClockFault>, ClockError> {
         let shift = self.clock.unwrap_or_default();
         let steps = match (self.clock_jump, self.clock_strobe) {
@@ -596,15 +597,17 @@ macro_rules! titles {
 clock_faults!(titles! {});
 
 impl ClockFault {
-    /// Checks that no steady clock steps back: at the start, on the way, or at the end. `outlived` says whether
-    /// processes may see the end of the fault; the end of an offset of an hour is a step of an hour back.
+    /// Checks that no steady clock steps back at the start, during the fault, or at its end.
+    ///
+    /// `outlived` tells whether processes may outlive the fault: the end of a positive offset is a
+    /// step back.
     pub fn check_backward(&self, realtime_ns: i64, outlived: bool) -> Result<(), ClockError> {
         let Some(clocks) = self.shift.clocks.steady().filter(|_| !self.allow_backward) else {
             return Ok(());
         };
         let offset = self.shift.offset.nanoseconds(realtime_ns);
         let slew = self.shift.slew.0.as_nanos() as f64;
-        // Slower than time itself goes by.
+        // A negative slew faster than time itself.
         let is_slewed_back =
             slew > 0.0 && offset as f64 / slew + self.shift.drift_ppm / 1e6 <= -1.0;
         let is_set_back = (slew == 0.0 && offset < 0) || is_slewed_back;

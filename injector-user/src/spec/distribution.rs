@@ -1,8 +1,8 @@
-//! How jitter is spread: the tables that netem's distributions are made of (iproute2's `netem/`), and those made
-//! of files.
+//! Distributions of jitter: the tables of netem's distributions (iproute2's `netem/`), and tables
+//! from files.
 //!
-//! A table is the inverse of a cumulative distribution function at even steps: one of its values, drawn with equal
-//! chances, is the deviation from the mean delay in units of 1/8192 of the jitter.
+//! A table is the inverse of a cumulative distribution function at even steps. A uniformly drawn
+//! entry is the deviation from the mean delay in units of 1/8192 of the jitter.
 
 use std::{
     collections::HashMap,
@@ -19,54 +19,54 @@ use thiserror::Error;
 
 use super::{packet::delay::LONGEST, source, value::Span};
 
-/// Values drawn with equal chances, in units of 1/8192 of the jitter.
+/// Equally likely values, in units of 1/8192 of the jitter.
 pub type Table = Arc<[i32]>;
 
-/// How many units make the jitter.
+/// Number of units per jitter.
 const SCALE: f64 = (1u32 << DISTRIBUTION_SCALE_SHIFT) as f64;
 
-/// Why a file is no distribution.
+/// Why a file is not a valid distribution.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum DistributionError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the distribution in {path}: {reason}")]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         reason: String,
     },
-    /// It is not to be read for whoever asks.
+    /// The requester may not read files.
     #[error("{0}: the agent reads no files for others; name a distribution, or do without")]
     Closed(PathBuf),
-    /// There is nothing in it.
+    /// The file has no values.
     #[error("{0}: there is no value in it")]
     Empty(PathBuf),
-    /// Something in it is no value.
+    /// A value is invalid.
     #[error("{path}: line {line}: `{value}` is not {expected}")]
     Value {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Where.
+        /// Line of the value.
         line: usize,
-        /// What was found.
+        /// The value.
         value: String,
-        /// What should be there.
+        /// The expected form.
         expected: &'static str,
     },
-    /// More values than netem takes.
+    /// The file has more values than netem accepts.
     #[error("{0}: there are more than {MAX_TABLE} values, which is the most that netem takes")]
     TooMany(PathBuf),
-    /// Samples that do not differ.
+    /// All samples are equal.
     #[error("{0}: all samples are the same, which leaves nothing for the jitter to be spread by")]
     Constant(PathBuf),
-    /// A table where samples are needed.
+    /// The file is a table, but samples are required.
     #[error(
         "{path}: its values have no units; samples are durations such as 12.3ms, and a table of netem's goes with \
          a delay: T,jitter=J,dist={path}"
     )]
     NoUnits {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
 }
@@ -74,13 +74,13 @@ pub enum DistributionError {
 /// A distribution that was read from a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Custom {
-    /// Its values.
+    /// The table of the distribution.
     pub table: Table,
-    /// Mean and standard deviation of the samples that it was made of; `None` if it was made by others.
+    /// Mean and standard deviation of the samples; `None` if the file is a table.
     pub moments: Option<(Span, Span)>,
 }
 
-/// The files that have been read, so that each is read once, however many rules name it.
+/// A cache that reads each file once, however many rules name it.
 #[derive(Debug, Default)]
 pub struct Files {
     read: HashMap<PathBuf, Custom>,
@@ -88,13 +88,13 @@ pub struct Files {
 }
 
 impl Files {
-    /// None may be read: who asks is not who may read them.
+    /// Creates a cache that refuses to read, for requesters without permission to the files.
     #[must_use]
     pub fn closed() -> Self {
         Self { is_closed: true, ..Self::default() }
     }
 
-    /// The distribution of the jitter that is in the file.
+    /// The jitter distribution in the file.
     pub fn distribution(&mut self, path: &Path) -> Result<Table, DistributionError> {
         let custom = self.read(path)?;
         match custom.moments {
@@ -105,7 +105,7 @@ impl Files {
         }
     }
 
-    /// The distribution of the samples that are in the file, with their mean and standard deviation.
+    /// The distribution of the samples in the file, with their mean and standard deviation.
     pub fn samples(&mut self, path: &Path) -> Result<(Table, Span, Span), DistributionError> {
         let custom = self.read(path)?;
         let (mean, deviation) =
@@ -124,21 +124,22 @@ impl Files {
     }
 }
 
-/// The quantiles of the normal distribution with mean 0 and standard deviation 1.
+/// Quantiles of the standard normal distribution.
 #[must_use]
 pub fn normal() -> Table {
     static TABLE: LazyLock<Table> = LazyLock::new(|| tabulate(normal_quantile));
     TABLE.clone()
 }
 
-/// netem's Pareto distribution with exponent 3: shifted to the mean 0, and cut off at 4 times the jitter.
+/// netem's Pareto distribution with exponent 3, shifted to mean 0 and truncated at 4 times the
+/// jitter.
 #[must_use]
 pub fn pareto() -> Table {
     static TABLE: LazyLock<Table> = LazyLock::new(|| tabulate(pareto_quantile));
     TABLE.clone()
 }
 
-/// netem's mixture: each quantile is a quarter of the normal and three quarters of the Pareto distribution's.
+/// netem's mixture: a quarter of the normal quantile plus three quarters of the Pareto quantile.
 #[must_use]
 pub fn paretonormal() -> Table {
     static TABLE: LazyLock<Table> =
@@ -146,12 +147,12 @@ pub fn paretonormal() -> Table {
     TABLE.clone()
 }
 
-/// The values of `quantile` in the middle of each of equal steps of probability.
+/// Evaluates `quantile` at the midpoints of equal steps of probability.
 fn tabulate(quantile: impl Fn(f64) -> f64) -> Table {
     (0..MAX_TABLE).map(|step| scaled(quantile((step as f64 + 0.5) / MAX_TABLE as f64))).collect()
 }
 
-/// A multiple of the jitter as a table has it.
+/// Converts a multiple of the jitter to a table entry.
 fn scaled(multiple: f64) -> i32 {
     (multiple * SCALE).round() as i32
 }
@@ -170,14 +171,14 @@ fn text_of(path: &Path) -> Result<String, DistributionError> {
         .map_err(|error| DistributionError::Read { path: path.into(), reason: error.to_string() })
 }
 
-/// What a table of netem's is made of.
+/// Expected form of the values of a netem table.
 const A_NUMBER: &str = "a whole number from -32768 to 32767, as netem has them";
 
-/// What other files are made of.
+/// Expected form of the values of other files.
 const A_SAMPLE: &str = "a duration from 0s to 60s with its unit, such as 12.3ms (a table of netem's, without \
                         units, starts with a whole number)";
 
-/// Whole numbers are a table as netem's `get_distribution()` reads it, other values are samples.
+/// Parses whole numbers as a table, like netem's `get_distribution()`, and other values as samples.
 fn parse(path: &Path, text: &str) -> Result<Custom, DistributionError> {
     let mut values = (1..)
         .zip(text.lines())
@@ -189,7 +190,7 @@ fn parse(path: &Path, text: &str) -> Result<Custom, DistributionError> {
     let wrong = |(value, line): (&str, usize), expected| DistributionError::Value {
         path: path.into(),
         line,
-        // It may be a file of anything.
+        // Truncated, because the file may contain anything.
         value: value.chars().take(40).collect(),
         expected,
     };
@@ -214,7 +215,7 @@ fn parse(path: &Path, text: &str) -> Result<Custom, DistributionError> {
     Ok(empirical(samples))
 }
 
-/// The distribution of `samples`, in nanoseconds, of which there is at least one.
+/// The distribution of `samples` in nanoseconds, which must not be empty.
 fn empirical(mut samples: Vec<u64>) -> Custom {
     samples.sort_unstable();
     let values: Vec<f64> = if samples.len() > MAX_TABLE {
@@ -236,10 +237,12 @@ fn empirical(mut samples: Vec<u64>) -> Custom {
     }
 }
 
-/// The means of `count` equal parts of `sorted`, of which there are more. Samples on a border count in part for
-/// either side, so that the mean of all stays.
+/// The means of `count` equal parts of `sorted`, which must have more elements.
+///
+/// A sample on a boundary is divided between both parts, which preserves the overall mean.
 fn resampled(sorted: &[u64], count: usize) -> Vec<f64> {
-    // In units of which a sample has `count` and a part has as many as there are samples.
+    // In units in which a sample has width `count` and a part has the width of the number of
+    // samples.
     let part = sorted.len();
     (0..count)
         .map(|number| {
@@ -272,7 +275,7 @@ mod tests {
         (mean, (variance / table.len() as f64).sqrt())
     }
 
-    /// The largest difference between the table's distribution function and `cdf`, up to `most`.
+    /// The Kolmogorov-Smirnov distance between the table and `cdf`, for values up to `most`.
     fn kolmogorov_smirnov(table: &Table, most: f64, cdf: impl Fn(f64) -> f64) -> f64 {
         let count = table.len() as f64;
         let mut worst: f64 = 0.0;
@@ -293,14 +296,15 @@ mod tests {
     #[test]
     fn tables_follow_their_distributions() {
         let normal_distribution = Normal::standard();
-        // Half a step, and half a unit where the density is highest: below 3 in all of them.
+        // Half a step plus half a unit at the maximum density, which is below 3 in all
+        // distributions.
         let close = 0.5 / MAX_TABLE as f64 + 0.5 / SCALE * 3.0;
         let distance = kolmogorov_smirnov(&normal(), 9.0, |x| normal_distribution.cdf(x));
         assert!(distance < close, "{distance}");
         let cut = f64::from(i16::MAX) / SCALE;
         let distance = kolmogorov_smirnov(&pareto(), cut, pareto_cdf);
         assert!(distance < close, "{distance}");
-        // Its quantile function is the sum of theirs; its inverse is found by halving.
+        // The quantile function is the sum of both. Bisection inverts it.
         let paretonormal_cdf = |x: f64| {
             let (mut low, mut high) = (0.0, 1.0);
             for _ in 0..50 {
@@ -311,7 +315,7 @@ mod tests {
             }
             low
         };
-        // Where the Pareto part is not cut off yet.
+        // The range in which the Pareto part is not truncated.
         let most = 0.25 * normal_distribution.inverse_cdf(pareto_cdf(cut)) + 0.75 * cut;
         let distance = kolmogorov_smirnov(&paretonormal(), most, paretonormal_cdf);
         assert!(distance < close, "{distance}");
@@ -321,7 +325,7 @@ mod tests {
     fn tables_have_the_moments_that_they_should_have() {
         let (mean, deviation) = moments(&normal());
         assert!(mean.abs() < 1e-6 && (deviation - 1.0).abs() < 1e-3, "{mean} {deviation}");
-        // What is cut off the tail, 4/3 * ∫ (x - 4.5) 3x^-4 dx from 4.5 on, is missing from the mean.
+        // The mean lacks the truncated tail, 4/3 * ∫ (x - 4.5) 3x^-4 dx from 4.5 on.
         let (mean, _) = moments(&pareto());
         assert!((mean + 4.0 / 3.0 / (2.0 * 4.5 * 4.5)).abs() < 1e-3, "{mean}");
         let (mean, _) = moments(&paretonormal());
@@ -334,7 +338,8 @@ mod tests {
             assert_eq!(table.len(), MAX_TABLE);
             assert!(table.is_sorted());
         }
-        // From iproute2's netem/*.c: 2.5%, 50% and 97.5% of the normal distribution; the ends of the Pareto one.
+        // From iproute2's netem/*.c: the 2.5%, 50% and 97.5% quantiles of the normal distribution,
+        // and both ends of the Pareto distribution.
         let normal = normal();
         assert!((normal[409] + 16_056).abs() < 8, "{}", normal[409]);
         assert!(normal[8192] <= 1 && normal[8191] >= -1);
@@ -367,7 +372,7 @@ mod tests {
             ("1ms 60.000000001s", 1, "60.000000001s"),
             ("# hello\nhello", 2, "hello"),
             ("0.5", 1, "0.5"),
-            // 2^64 ns and a little.
+            // Slightly more than 2^64 ns.
             ("1ms 18446744074s", 1, "18446744074s"),
         ] {
             let found = parsed(text);
@@ -430,7 +435,7 @@ mod tests {
             prop_assert_eq!(custom.table.len(), sorted.len());
             for (&value, &sample) in custom.table.iter().zip(&sorted) {
                 let delay = mean + f64::from(value) * deviation / SCALE;
-                // Half a unit of the table, and the roundings of both moments.
+                // Half a unit of the table, plus the rounding errors of both moments.
                 let exact = deviation / SCALE / 2.0 + 1.0 + f64::from(value.abs()) / SCALE;
                 prop_assert!((delay - sample as f64).abs() <= exact, "{} {}", delay, sample);
             }

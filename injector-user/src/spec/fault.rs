@@ -1,4 +1,4 @@
-//! What packet faults have in common: chances, and what can be wrong with their parameters.
+//! Common parts of packet faults: probabilities, and errors of parameters.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -13,77 +13,77 @@ use super::{
     value::{Percent, ValueError},
 };
 
-/// Why a fault's parameters could not be understood.
+/// Why a fault's parameters are invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum FaultError {
-    /// A value in it is none.
+    /// A value could not be parsed.
     #[error(transparent)]
     Value(#[from] ValueError),
-    /// A correlation of 1, with which nothing ever changes.
+    /// A correlation of 100%, with which the outcome would never change.
     #[error(
         "`{0}`: a correlation of 100% would keep the first outcome for ever; write 0% to 99.99%"
     )]
     FullCorrelation(String),
-    /// Transition probabilities out of one state that sum to more than 1.
+    /// Transition probabilities out of one state with a sum above 1.
     #[error("`{text}`: {sum} must not be more than 100% together")]
     Sum {
-        /// What was given.
+        /// The text.
         text: String,
-        /// Which parameters.
+        /// The parameters of the sum.
         sum: &'static str,
     },
-    /// Not a count of packets.
+    /// Not a packet count.
     #[error("`{0}` is not a count of packets: write a whole number from 1 to 4294967295")]
     Every(String),
-    /// A delay or a jitter beyond what packets are held for.
+    /// A delay or jitter is out of range.
     #[error("`{0}` is too long: a delay and its jitter are 0s to 60s each")]
     DelayRange(String),
-    /// Says how something is spread that is not.
+    /// A distribution or correlation was given without jitter.
     #[error(
         "`{0}`: dist and corr are about the jitter; give jitter=J as well, for instance jitter=10ms"
     )]
     NoJitter(String),
-    /// Not bits a second.
+    /// Not a rate.
     #[error(
         "`{0}` is not a rate: write a number and a unit as tc does (bit, kbit, mbit, gbit, tbit; kibit, …; bps, \
          kbps, … for bytes a second), for instance 1.5mbit; a bare number is bits a second"
     )]
     BitRate(String),
-    /// Bits a second beyond what is limited to.
+    /// A rate is out of range.
     #[error("`{0}` is out of range: a rate is 1kbit to 1tbit")]
     BitRateRange(String),
-    /// Not a number of bytes.
+    /// Not a size.
     #[error(
         "`{0}` is not a size: write a number and a unit as tc does (b, k, kb, m, mb, g, gb, kbit, mbit, gbit), for \
          instance 64kb, up to 4294967295 bytes; a bare number is bytes"
     )]
     Size(String),
-    /// Not a number of bytes, which may be negative.
+    /// Not an overhead.
     #[error(
         "`{0}` is not an overhead: write a whole number of bytes, which may be negative, for instance 24"
     )]
     Overhead(String),
-    /// Neither a time nor a size.
+    /// Not a queue limit.
     #[error(
         "`{0}` is not the length of a queue: write a time up to 1h, for instance 200ms, or a size, for instance 64kb"
     )]
     Queue(String),
-    /// A time as well as a size.
+    /// A queue limit that may be a time or a size.
     #[error("the length of a queue `{text}` could be a time or a size: write {time} or {size}")]
     AmbiguousQueue {
-        /// What was given.
+        /// The text.
         text: String,
-        /// What it is as a time.
+        /// Its meaning as a time.
         time: String,
-        /// What it is as a size.
+        /// Its meaning as a size.
         size: String,
     },
 }
 
-/// A chance per packet, with the correlation between one packet's outcome and the next one's.
+/// A probability per packet, and the correlation of the outcomes of consecutive packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Odds {
-    /// How often in the long run.
+    /// Long-run probability.
     pub probability: Percent,
     /// Lag-1 autocorrelation of the outcomes.
     pub correlation: Percent,
@@ -95,7 +95,7 @@ impl Odds {
         Ok(Self { probability: given.required("probability")?, correlation: correlation(given)? })
     }
 
-    /// The parameters that it was read from.
+    /// The parameters as text.
     #[must_use]
     pub fn parameters(self) -> Vec<(&'static str, String)> {
         let mut parameters = vec![("probability", self.probability.to_string())];
@@ -105,14 +105,14 @@ impl Odds {
         parameters
     }
 
-    /// The same for the kernel.
+    /// The probability in the kernel's format.
     #[must_use]
     pub fn chance(self) -> Chance {
         Chance::new(self.probability.fraction(), self.correlation.fraction())
     }
 }
 
-/// A fault with `P[,corr=C]` for its value: a type around [`Odds`].
+/// Defines a fault type around [`Odds`], with the syntax `P[,corr=C]`.
 macro_rules! odds {
     ($(#[$meta:meta])* $name:ident, $article:literal) => {
         $(#[$meta])*
@@ -150,7 +150,7 @@ macro_rules! odds {
 }
 pub(super) use odds;
 
-/// Every N-th packet, N at least 1.
+/// Every N-th packet, with N of at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Every(pub u32);
 
@@ -169,7 +169,7 @@ impl Display for Every {
     }
 }
 
-/// The parameter `corr`; none if it is left out.
+/// Parses the parameter `corr`; defaults to 0.
 pub(super) fn correlation(given: &Given) -> Result<Percent, FaultError> {
     let correlation = given.parse("corr")?.unwrap_or_default();
     if correlation == Percent::ALL {
@@ -178,7 +178,7 @@ pub(super) fn correlation(given: &Given) -> Result<Percent, FaultError> {
     Ok(correlation)
 }
 
-/// A percentage for the kernel.
+/// Converts a percentage to the kernel's format.
 pub(super) fn probability(percent: Percent) -> Probability {
     Probability::from_fraction(percent.fraction())
 }

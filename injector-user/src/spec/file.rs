@@ -1,4 +1,4 @@
-//! Rule files, in YAML (of which JSON is a subset).
+//! Rule files in YAML, of which JSON is a subset.
 
 use std::{
     io,
@@ -24,41 +24,41 @@ use super::{
 /// Why a rule file cannot be used.
 #[derive(Debug, Error)]
 pub enum FileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the rules in {path}")]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It is not what a rule file looks like.
+    /// The file is not a valid rule file.
     #[error("not a valid rule file")]
     Parse(#[source] YamlError),
-    /// One of its rules, or their number, makes no sense.
+    /// A rule, or the number of rules, is invalid.
     #[error("{path}: {place}")]
     Rule {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Which rule.
+        /// Position of the rule.
         place: String,
-        /// Why.
+        /// The cause.
         source: Box<RuleError>,
     },
-    /// Its clock fault makes no sense.
+    /// The clock fault is invalid.
     #[error("{path}: clocks")]
     Clock {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: ClockError,
     },
-    /// Its process faults make no sense.
+    /// A process fault is invalid.
     #[error("{path}: processes")]
     Process {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: ProcessError,
     },
 }
@@ -81,7 +81,7 @@ pub struct FaultsSpec {
 }
 
 impl FaultsSpec {
-    /// Checks everything. `path` is the file that it is from, for errors.
+    /// Validates the file's contents. `path` is used in errors.
     pub fn check_with(&self, path: &Path, files: &mut Files) -> Result<Faults, FileError> {
         let refused = |place: String, source| FileError::Rule {
             path: path.into(),
@@ -113,7 +113,7 @@ impl FaultsSpec {
     }
 }
 
-/// Reads and checks a rule file.
+/// Reads and validates a rule file.
 pub fn read(path: &Path) -> Result<Faults, FileError> {
     load(path)?.check_with(path, &mut Files::default())
 }

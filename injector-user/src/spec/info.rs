@@ -1,28 +1,28 @@
-//! What is known about a fault besides its values: its option, its help, how it is tried.
+//! Metadata of a fault: its option, its help, and its trial.
 
 use std::time::Duration;
 
-/// A fault, or an option that goes with one.
+/// Metadata of a fault or of an option that modifies one.
 #[derive(Debug)]
 pub struct Info {
-    /// The option without its dashes, which is the key in files and requests.
+    /// Name of the option without dashes, which is also the key in files and requests.
     pub name: &'static str,
-    /// What the value looks like; empty if there is none.
+    /// Syntax of the value; empty for a switch.
     pub value: &'static str,
-    /// The short form of `value` for usage lines; `value` itself if empty.
+    /// Short form of `value` for usage lines; if empty, `value` is used.
     pub placeholder: &'static str,
-    /// What it does, in one line.
+    /// One-line help.
     pub help: &'static str,
-    /// The details; may be empty.
+    /// Details; may be empty.
     pub detail: &'static str,
-    /// Values as they are written.
+    /// Example values.
     pub examples: &'static [&'static str],
-    /// How `injector doctor` tries it, if it does.
+    /// Trial for `injector doctor`, if there is one.
     pub trial: Option<Trial>,
 }
 
 impl Info {
-    /// To be filled in.
+    /// A base for struct update syntax.
     pub const DEFAULT: Self = Self {
         name: "",
         value: "",
@@ -33,7 +33,7 @@ impl Info {
         trial: None,
     };
 
-    /// What schemas say.
+    /// The description in schemas.
     #[must_use]
     pub fn description(&self) -> String {
         if self.value.is_empty() {
@@ -43,13 +43,13 @@ impl Info {
         }
     }
 
-    /// The name of the value in usage lines.
+    /// Name of the value in usage lines.
     #[must_use]
     pub const fn value_name(&self) -> &'static str {
         if self.placeholder.is_empty() { self.value } else { self.placeholder }
     }
 
-    /// The help of the option, for `--help`.
+    /// Long help of the option, for `--help`.
     #[must_use]
     pub fn option_help(&self) -> String {
         if self.placeholder.is_empty() {
@@ -70,38 +70,39 @@ impl Info {
     }
 }
 
-/// How a fault is tried: the options with which injector is run, and what must come of it.
+/// A trial of a fault: the options of injector, and the expected effect.
 #[derive(Clone, Copy, Debug)]
 pub struct Trial {
     /// The options.
     pub options: &'static str,
-    /// What is observed.
+    /// The expected effect.
     pub effect: Effect,
 }
 
-/// What a fault does to those who try it.
+/// The observable effect of a fault.
 #[derive(Clone, Copy, Debug)]
 pub enum Effect {
     /// A packet does not arrive.
     Lost,
     /// A packet arrives twice.
     Twice,
-    /// Of so many packets the last arrives this late, or later.
+    /// Of this number of packets, the last one arrives at least this late.
     Late(usize, Duration),
-    /// A packet arrives at once though others would be held for long.
+    /// A packet arrives immediately, although others are held for long.
     Early,
-    /// A packet that can be marked arrives though it would be lost.
+    /// An ECN-capable packet arrives, although it would be dropped otherwise.
     Marked,
     /// A connection is reset.
     Reset,
-    /// A process of this command's observes it by itself.
+    /// A process of this command observes the effect itself.
     Process,
 }
 
-/// Makes the type of options and keys from a table of faults: the fields of the faults between those `before` and
-/// `after`; and what follows from the table.
+/// Defines the type of options and keys from a table of faults.
 ///
-/// A row is the field, with further attributes of it, the type that describes the fault, and the type of the field.
+/// The fields of the faults come between the fields `before` and `after`. Each row of the table has
+/// the field with additional attributes, the type that describes the fault, and the type of the
+/// field.
 macro_rules! fault_spec {
     (
         $(#[$meta:meta])* $name:ident by $trait:ident of $info:ty, below $heading:literal,
@@ -130,7 +131,8 @@ macro_rules! fault_spec {
         }
 
         impl $name {
-            /// What is `part` of the way to another, from 0 to 1. They must be alike but for amounts of faults.
+            /// Interpolates towards `to`; `part` is from 0 to 1. Values that are not amounts must
+            /// be equal.
             pub fn between(&self, to: &Self, part: f64) -> Result<Self, Difference> {
                 let mut mixed = self.clone();
                 $(mixed.$field = to.$field.clone();)*
@@ -144,7 +146,7 @@ macro_rules! fault_spec {
             }
         }
 
-        /// The rows of the table, in its order.
+        /// The rows of the table, in order.
         pub static FAULTS: &[&$info] = &[$(&<$fault as $trait>::INFO),*];
     };
 }

@@ -1,4 +1,4 @@
-//! Values between two others, for ramps.
+//! Interpolation of values, for ramps.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -20,13 +20,13 @@ use super::{
     value::{Percent, Remote, Span},
 };
 
-/// Something that may be between two others of its kind.
+/// A value that can be interpolated.
 pub trait Interpolate: Sized {
-    /// What is `part` of the way from this to `to`, from 0 to 1; `None` if there is no way.
+    /// Interpolates towards `to`; `part` is from 0 to 1. Returns `None` if that is impossible.
     fn between(&self, to: &Self, part: f64) -> Option<Self>;
 }
 
-/// Values that are no amounts must be the same.
+/// Implements [`Interpolate`] for values that are not amounts, which must be equal.
 macro_rules! fixed {
     ($($type:ty),+ $(,)?) => {$(
         impl Interpolate for $type {
@@ -56,7 +56,7 @@ interpolate! {
     Odds { probability, correlation }
 }
 
-/// A number between two, without what computing adds to its digits.
+/// Interpolates two numbers, without floating-point noise in the last digits.
 fn mix(from: f64, to: f64, part: f64) -> f64 {
     ((from + (to - from) * part) * 1e9).round() / 1e9
 }
@@ -144,26 +144,26 @@ impl<T: Interpolate> Interpolate for Vec<T> {
     }
 }
 
-/// Why there is no way from one fault to another.
+/// Why two faults cannot be interpolated.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("`{key}` is {from} at one end and {to} at the other")]
 pub struct Difference {
-    /// The key that is no amount, and differs.
+    /// The key whose values differ but are not amounts.
     pub key: String,
-    /// Its value at one end.
+    /// Value at the start.
     pub from: String,
-    /// Its value at the other end.
+    /// Value at the end.
     pub to: String,
 }
 
 impl Difference {
-    /// The values of a key.
+    /// The difference in the values of a key.
     pub fn of<T: Serialize>(key: &str, from: &T, to: &T) -> Self {
         let text = |value| serde_json::to_string(value).unwrap_or_default();
         Self { key: key.into(), from: text(from), to: text(to) }
     }
 
-    /// The values of the first key that differs.
+    /// The difference in the first key that differs.
     pub fn first<T: Serialize>(from: &T, to: &T) -> Self {
         let object = |value| match serde_json::to_value(value) {
             Ok(Json::Object(object)) => object,

@@ -1,7 +1,7 @@
-//! Lists in files and requests: at least one element, or one element in place of a list.
+//! Lists in files and requests: at least one element, or a single element in place of a list.
 //!
-//! An empty list is refused. A match without elements would match everything, and a template whose
-//! list came out empty would fault more than its author meant.
+//! An empty list is refused. A match without elements would match everything, so a template that
+//! renders an empty list would fault more than intended.
 
 use std::{
     fmt::{self, Formatter},
@@ -17,7 +17,7 @@ use serde::{
     },
 };
 
-/// What is said of an empty list. The key is named by whoever reports the error.
+/// Error for an empty list. Callers add the name of the key.
 pub const EMPTY: &str =
     "this list is empty, which is not allowed: give at least one element, or leave the key out";
 
@@ -33,7 +33,7 @@ pub enum OneOrMany<T> {
     One(T),
 }
 
-/// Reads a list of at least one element.
+/// Deserialises a list of at least one element.
 pub fn list<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     T: Deserialize<'de>,
@@ -43,7 +43,7 @@ where
     if items.is_empty() { Err(D::Error::custom(EMPTY)) } else { Ok(items) }
 }
 
-/// Reads a list of at least one element, or one element in place of a list.
+/// Deserialises a list of at least one element, or a single element in place of a list.
 pub fn one_or_many<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     T: Deserialize<'de>,
@@ -95,6 +95,6 @@ where
         }
     }
 
-    // Not by serde's `untagged`, which would not say what is wrong with an element.
+    // Serde's `untagged` would hide the reason why an element is invalid.
     deserializer.deserialize_any(Either(PhantomData))
 }

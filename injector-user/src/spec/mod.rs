@@ -1,4 +1,4 @@
-//! What was asked: parsed and validated before anything is touched.
+//! Fault specifications, parsed and validated before anything is changed.
 
 pub mod clock;
 pub mod distribution;
@@ -22,52 +22,52 @@ pub use yaml::YamlError;
 
 use thiserror::Error;
 
-/// All faults of a session, checked.
+/// All validated faults of a session.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Faults {
-    /// What random decisions follow from, if a file says so.
+    /// Seed of random decisions, if a file sets it.
     pub seed: Option<u64>,
     /// Packet faults, in order.
     pub rules: Vec<rule::Rule>,
     /// The clock fault.
     pub clock: Option<clock::ClockFault>,
-    /// The faults of processes.
+    /// The process faults.
     pub processes: Option<process::ProcessFaults>,
 }
 
-/// What was asked makes no sense, whatever the machine. Exit code 2.
+/// The specification is invalid on any machine. Exit code 2.
 #[derive(Debug, Error)]
 pub enum SpecError {
-    /// One rule contradicts itself.
+    /// A packet rule is invalid.
     #[error(transparent)]
     Rule(#[from] rule::RuleError),
-    /// A clock fault contradicts itself.
+    /// A clock fault is invalid.
     #[error(transparent)]
     Clock(#[from] clock::ClockError),
-    /// A process fault contradicts itself.
+    /// A process fault is invalid.
     #[error(transparent)]
     Process(#[from] process::ProcessError),
-    /// The target contradicts itself.
+    /// The target is invalid.
     #[error(transparent)]
     Target(#[from] target::TargetError),
-    /// A rule file and a rule on the command line.
+    /// A rule file was combined with a rule on the command line.
     #[error(
         "--rules takes all faults and matches from the file; leave the other fault and match options out"
     )]
     RulesAndRule,
-    /// Two engines for one thing.
+    /// Two engines for the same kind of fault.
     #[error("--engine: packets are delayed by one engine, edt or tap")]
     Engines,
-    /// A wide target without an end.
+    /// A target that covers all traffic, without an end.
     #[error(
         "--{0} faults everything that passes there, so it requires --for: give a time, for instance --for 30s, or \
          --for forever to fault until injector is stopped"
     )]
     NoEnd(&'static str),
-    /// The rule file cannot be used.
+    /// The rule file is invalid.
     #[error(transparent)]
     File(#[from] file::FileError),
-    /// The scenario cannot be used.
+    /// The scenario is invalid.
     #[error(transparent)]
     Scenario(#[from] scenario::ScenarioError),
 }

@@ -1,5 +1,7 @@
-//! Values with parameters, which are written in two forms: as text, `50ms,jitter=10ms`, and in files and requests also
-//! as an object, `{time: 50ms, jitter: 10ms}`. Both are read by the same code.
+//! Values with parameters.
+//!
+//! They have two forms: text such as `50ms,jitter=10ms`, and, in files and requests only, an object
+//! such as `{time: 50ms, jitter: 10ms}`. The same code reads both.
 
 use std::{
     borrow::Cow,
@@ -20,18 +22,18 @@ use super::value::{ValueError, from_text, text_schema};
 /// A parameter of a value.
 #[derive(Clone, Copy, Debug)]
 pub struct Parameter {
-    /// Its name in both forms. The first parameter comes without it in text.
+    /// Name in both forms. In text, the first parameter is written without its name.
     pub name: &'static str,
-    /// Another name for it.
+    /// Alternative name.
     pub alias: Option<&'static str>,
-    /// What it says.
+    /// Help text.
     pub help: &'static str,
-    /// What its text looks like, if that is known; bare numbers are not taken for it.
+    /// Pattern of the text, if there is one; bare numbers are then refused.
     pub pattern: Option<&'static str>,
 }
 
 impl Parameter {
-    /// A parameter of any text.
+    /// A parameter with arbitrary text.
     #[must_use]
     pub const fn new(name: &'static str, help: &'static str) -> Self {
         Self { name, alias: None, help, pattern: None }
@@ -43,7 +45,7 @@ impl Parameter {
         Self { pattern: Some("^[0-9.]+ *%$"), ..Self::new(name, help) }
     }
 
-    /// The same with another name beside its own.
+    /// Adds an alternative name.
     #[must_use]
     pub const fn or(self, alias: &'static str) -> Self {
         Self { alias: Some(alias), ..self }
@@ -74,36 +76,36 @@ pub const DISTRIBUTION: Parameter = Parameter::new(
 
 /// A value with parameters.
 pub trait Value: Sized {
-    /// Why it cannot be read.
+    /// Error for an invalid value.
     type Error: Display + From<ValueError>;
 
-    /// What it is, with its article.
+    /// Name of the value with its article.
     const NAME: &'static str;
-    /// How its text is made up.
+    /// Syntax of the text form.
     const SYNTAX: &'static str;
-    /// Texts that show this.
+    /// Example texts.
     const EXAMPLE: &'static str;
-    /// Its parameters, in the order in which they are written.
+    /// The parameters, in the order of the text form.
     const PARAMETERS: &'static [Parameter];
-    /// What its text looks like, if bare numbers are not taken for it.
+    /// Pattern of the text, if bare numbers are refused.
     const PATTERN: Option<&'static str> = None;
-    /// So many of them, from the first on, must be given.
+    /// Number of required parameters, counted from the first.
     const REQUIRED: usize = 1;
-    /// No parameter is named in text: they come in their order.
+    /// Whether all parameters in text are positional.
     const POSITIONAL: bool = false;
 
-    /// Reads its parameters.
+    /// Builds the value from its parameters.
     fn from_parameters(given: &Given) -> Result<Self, Self::Error>;
 
-    /// Its parameters, without those that are as they are if left out.
+    /// The parameters, without those that have their default.
     fn parameters(&self) -> Vec<(&'static str, String)>;
 
-    /// Takes its text apart.
+    /// Splits the text form into parameters.
     fn split(text: &str) -> Result<Given<'_>, Self::Error> {
         split::<Self>(text).ok_or_else(|| malformed::<Self>(text).into())
     }
 
-    /// Puts its text together.
+    /// Joins parameters into the text form.
     #[must_use]
     fn join(parameters: &[(&'static str, String)]) -> String {
         let first = Self::PARAMETERS.first().map(|first| first.name);
@@ -114,7 +116,7 @@ pub trait Value: Sized {
         parameters.iter().map(write).collect::<Vec<_>>().join(",")
     }
 
-    /// The value as an object.
+    /// The object form of the value.
     #[must_use]
     fn to_object(&self) -> Json {
         let entries = self.parameters().into_iter();
@@ -122,7 +124,7 @@ pub trait Value: Sized {
     }
 }
 
-/// The error for text that is not made up as such a value is.
+/// The error for text that does not match the value's syntax.
 #[must_use]
 pub fn malformed<V: Value>(text: &str) -> ValueError {
     ValueError::Malformed {
@@ -133,7 +135,7 @@ pub fn malformed<V: Value>(text: &str) -> ValueError {
     }
 }
 
-/// The parameters of a value, as they are written.
+/// The parameters of a value, as given.
 #[derive(Debug)]
 pub struct Given<'a> {
     text: Cow<'a, str>,
@@ -141,18 +143,18 @@ pub struct Given<'a> {
 }
 
 impl<'a> Given<'a> {
-    /// None, of a value that is written so.
+    /// Creates an empty set of parameters; `text` is the value as given.
     pub fn new(text: impl Into<Cow<'a, str>>) -> Self {
         Self { text: text.into(), values: Vec::new() }
     }
 
-    /// The value as text, for errors.
+    /// The text of the value, for errors.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// A parameter, if it is given.
+    /// The text of a parameter, if given.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         self.values.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_ref())
@@ -164,17 +166,17 @@ impl<'a> Given<'a> {
         self.get(name).is_some()
     }
 
-    /// A parameter, read, if it is given.
+    /// Parses a parameter, if given.
     pub fn parse<T: FromStr>(&self, name: &str) -> Result<Option<T>, T::Err> {
         self.get(name).map(str::parse).transpose()
     }
 
-    /// A parameter that must be given.
+    /// Parses a required parameter.
     pub fn required<T: FromStr>(&self, name: &str) -> Result<T, T::Err> {
         self.get(name).unwrap_or_default().parse()
     }
 
-    /// Adds a parameter; whether it is the first of its name.
+    /// Adds a parameter. Returns whether its name is new.
     pub fn add(&mut self, name: &'static str, value: impl Into<Cow<'a, str>>) -> bool {
         let is_new = !self.has(name);
         self.values.push((name, value.into()));
@@ -196,7 +198,7 @@ fn split<V: Value>(text: &str) -> Option<Given<'_>> {
         }
         let (name, value) = part.split_once('=').filter(|(_, value)| !value.is_empty())?;
         let parameter = V::PARAMETERS.iter().find(|parameter| parameter.has_name(name))?;
-        // The first one has no name in text.
+        // In text, the first parameter has no name.
         if std::ptr::eq(parameter, &raw const V::PARAMETERS[0]) || !given.add(parameter.name, value)
         {
             return None;
@@ -205,12 +207,12 @@ fn split<V: Value>(text: &str) -> Option<Given<'_>> {
     missing::<V>(|name| given.has(name)).is_none().then_some(given)
 }
 
-/// The first parameter that is not given and must be.
+/// The first required parameter that is missing.
 fn missing<V: Value>(has: impl Fn(&str) -> bool) -> Option<&'static str> {
     V::PARAMETERS.iter().take(V::REQUIRED).map(|required| required.name).find(|name| !has(name))
 }
 
-/// Reads a value from text or an object.
+/// Deserialises a value from text or an object.
 pub fn deserialize<'de, V, D>(deserializer: D) -> Result<V, D::Error>
 where
     V: Value + FromStr<Err: Display>,
@@ -253,7 +255,7 @@ where
     deserializer.deserialize_any(Either(PhantomData))
 }
 
-/// What is expected of a value.
+/// The expected input, for errors.
 fn expected<V: Value>() -> String {
     format!("{} such as {}", V::NAME, V::EXAMPLE)
 }
@@ -295,7 +297,7 @@ fn from_map<'de, V: Value, A: MapAccess<'de>>(mut map: A) -> Result<V, A::Error>
     V::from_parameters(&given).map_err(de::Error::custom)
 }
 
-/// Text, or a number as text.
+/// Text, or a number converted to text.
 struct Scalar(String);
 
 impl<'de> Deserialize<'de> for Scalar {
@@ -327,7 +329,7 @@ pub fn schema<V: Value>() -> Schema {
     json_schema!({"description": format!("{}, as text or as an object", V::NAME), "anyOf": [text, object]})
 }
 
-/// Implements parsing, printing, serde and the schema of types that are [`Value`]s. They are written out as text.
+/// Implements parsing, printing, serde and the schema for [`Value`] types. Serialises them as text.
 macro_rules! values {
     ($($type:ty),+ $(,)?) => {$(
         impl std::str::FromStr for $type {

@@ -1,4 +1,4 @@
-//! A rule: which packets, and what is to happen to them.
+//! Packet rules: which packets to match, and what to do with them.
 
 use clap::{Args, ValueEnum};
 use schemars::JsonSchema;
@@ -14,37 +14,37 @@ use super::{
     value::{PortSet, Protocol, Remote, Span, TcpFlags, ValueError},
 };
 
-/// Why a rule makes no sense.
+/// Why a rule is invalid.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum RuleError {
-    /// No fault.
+    /// The rule has no fault.
     #[error("no fault was asked for: give at least one of {}", standalone())]
     NoFault,
-    /// A match that nothing uses.
+    /// A remote match beside a partition, which would have no effect.
     #[error("--remote has no effect on --partition, which names its own addresses")]
     RemoteWithPartition,
-    /// A TCP match with another protocol.
+    /// A TCP-only match or fault with another protocol.
     #[error("--{0} matches TCP only; leave --protocol out or make it tcp")]
     TcpOnly(&'static str),
     /// A port match with a protocol that has no ports.
     #[error("--remote-port and --local-port do not go with --protocol {0}, which has no ports")]
     NoPorts(Protocol),
-    /// A fault does not fit the rest of the rule.
+    /// A fault conflicts with the rest of the rule.
     #[error("{0}")]
     Fault(&'static str),
-    /// A value in it is out of range.
+    /// A value is out of range.
     #[error(transparent)]
     Value(#[from] ValueError),
-    /// A file of delays cannot be used.
+    /// A delay file is invalid.
     #[error(transparent)]
     Distribution(#[from] DistributionError),
-    /// No rules.
+    /// No rules were given.
     #[error("there is no rule in it")]
     NoRules,
     /// Too many rules.
     #[error("there are {0} rules; the most is {max}", max = injector_common::rule::MAX_RULES)]
     TooMany(usize),
-    /// A fault that XDP cannot do.
+    /// A fault that XDP cannot apply.
     #[error("--xdp works on received packets of a whole host: --{0} cannot be had with it")]
     Xdp(&'static str),
 }
@@ -131,7 +131,7 @@ packet_faults!(fault_spec! {
 macro_rules! compile_faults {
     ($({ $(#[$attribute:meta])* $field:ident, $fault:ty, $type:ty })*) => {
         impl RuleSpec {
-            /// The faults that are given, with their values as text, in the order of the table.
+            /// The given faults with their values as text, in table order.
             fn given(&self) -> Vec<(&'static PacketInfo, Option<String>)> {
                 let mut given: Vec<(&'static PacketInfo, _)> = Vec::new();
                 $(if self.$field.given().is_some() {
@@ -140,7 +140,7 @@ macro_rules! compile_faults {
                 given
             }
 
-            /// What the rule does, for the kernel.
+            /// Compiles the rule's faults for the kernel.
             fn compile(&self, files: &mut Files) -> Result<Impairment, RuleError> {
                 let impairment = Impairment::default();
                 let mut compiler = Compiler { rule: self, files, impairment };
@@ -161,14 +161,14 @@ fn standalone() -> String {
     faults.map(|fault| format!("--{}", fault.name)).collect::<Vec<_>>().join(", ")
 }
 
-/// Which packets a rule is for. Empty and absent fields match everything.
+/// The packets that a rule matches. Empty and absent fields match everything.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Matching {
-    /// Which way they go.
+    /// Direction of the packets.
     pub direction: Direction,
-    /// Their protocols.
+    /// IP protocols.
     pub protocols: Vec<Protocol>,
-    /// Their peers.
+    /// Peer addresses.
     pub remotes: Vec<Remote>,
     /// Ports of the peer.
     pub remote_ports: Option<PortSet>,
@@ -176,14 +176,14 @@ pub struct Matching {
     pub local_ports: Option<PortSet>,
     /// TCP flags.
     pub tcp_flags: Option<TcpFlags>,
-    /// Only TCP segments with payload.
+    /// Match only TCP segments with payload.
     pub data_only: bool,
-    /// Only IP packets longer than this.
+    /// Match only IP packets longer than this.
     pub longer_than: Option<u16>,
 }
 
 impl Matching {
-    /// Whether there may be packets that this and the other match; host names may stand for any address.
+    /// Whether some packet may match both. Host names may stand for any address.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         let both = Direction::Both;
@@ -199,7 +199,7 @@ impl Matching {
     }
 }
 
-/// Whether there may be something that is in both lists; an empty one is everything.
+/// Whether the lists may have something in common. An empty list contains everything.
 fn overlap<T>(a: &[T], b: &[T], same: impl Fn(&T, &T) -> bool) -> bool {
     a.is_empty() || b.is_empty() || a.iter().any(|a| b.iter().any(|b| same(a, b)))
 }
@@ -209,26 +209,26 @@ fn share(a: Option<&PortSet>, b: Option<&PortSet>) -> bool {
     a.ranges().any(|a| b.ranges().any(|b| a.start() <= b.end() && b.start() <= a.end()))
 }
 
-/// A rule that has been checked.
+/// A validated rule.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rule {
-    /// What the output calls it.
+    /// Display name.
     pub name: String,
-    /// Which packets.
+    /// Which packets to match.
     pub matching: Matching,
-    /// How long the rule acts; until the end of the run if absent.
+    /// Duration of the rule; `None` lasts until the end of the run.
     pub lasts: Option<Span>,
-    /// What is done to them.
+    /// What to do with matching packets.
     pub impairment: Impairment,
 }
 
 impl RuleSpec {
-    /// Checks the rule. A partition becomes a rule of its own, ahead of the other faults.
+    /// Validates the rule. A partition becomes a separate rule before the other faults.
     pub fn check(&self) -> Result<Vec<Rule>, RuleError> {
         self.check_with(&mut Files::default())
     }
 
-    /// Checks one of several rules that may name the same files.
+    /// Validates one of several rules that share a file cache.
     pub fn check_with(&self, files: &mut Files) -> Result<Vec<Rule>, RuleError> {
         self.r#for.map(Span::more_than_zero).transpose()?;
         let mut impairment = self.compile(files)?;
@@ -297,7 +297,7 @@ impl RuleSpec {
     }
 }
 
-/// The faults, for a rule without a name. How packets are corrupted is no part of it.
+/// Display name of a rule without a name. Omits the corruption mode and partitions.
 fn title(given: &[(&'static PacketInfo, Option<String>)]) -> String {
     let hidden = [packet::corrupt::CorruptMode::INFO.name, packet::partition::Partition::INFO.name];
     let shown = given.iter().filter(|(info, _)| !hidden.contains(&info.name));
@@ -308,7 +308,7 @@ fn title(given: &[(&'static PacketInfo, Option<String>)]) -> String {
     words.collect::<Vec<String>>().join(", ")
 }
 
-/// Refuses what XDP cannot do.
+/// Refuses faults that XDP cannot apply.
 pub fn check_for_xdp(rules: &[Rule]) -> Result<(), RuleError> {
     for rule in rules {
         if rule.matching.direction == Direction::Egress {
@@ -388,7 +388,7 @@ mod tests {
         let rule = checked("{delay: 50ms, rate: 1mbit}");
         assert_eq!(rule.name, "delay 50ms, rate 1mbit");
         assert_eq!(hold(&rule).delay.latency_ns, 50_000_000);
-        // 8 us a byte.
+        // 8 µs per byte.
         assert_eq!(hold(&rule).rate.cost, 8000 << 20);
 
         let rule = checked("{rtt: 25ms, reorder: '25%,gap=5', direction: both}");
@@ -397,7 +397,7 @@ mod tests {
         assert_eq!(hold(&rule).delay.gap, 5);
         assert!(spec("{rtt: 120s}").check().is_ok());
 
-        // A bare number is bits a second.
+        // A bare number is in bits per second.
         let rule = checked("{rate: 64000, loss-every: 3, ecn: true}");
         assert_eq!(rule.name, "loss-every 3, rate 64kbit, ecn");
         assert!(marks(&rule));

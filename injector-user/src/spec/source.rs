@@ -1,4 +1,4 @@
-//! Files that users name: read whole, up to a size, and without waiting for anybody.
+//! Reads user-supplied files: whole, up to a maximum size, and without blocking on other processes.
 
 use std::{
     fs::File,
@@ -12,16 +12,16 @@ use std::{
 
 use nix::sys::statfs::{FsType, fstatfs};
 
-/// Files are read up to this size, unless something else is said.
+/// Default maximum file size.
 pub const MAX_BYTES: u64 = 64 << 20;
 
-/// The file system of pipes that have no name (`include/uapi/linux/magic.h`).
+/// Magic number of the file system of anonymous pipes (`include/uapi/linux/magic.h`).
 const PIPEFS_MAGIC: FsType = FsType(0x5049_5045);
 
-/// Opens a regular file, or a pipe that a shell handed on: `<(…)`, `/dev/stdin`.
+/// Opens a regular file, or a pipe passed by a shell: `<(…)`, `/dev/stdin`.
 ///
-/// Anything else is refused without opening it: a named pipe may wait forever for its writer, and
-/// opening a device may act on it.
+/// Refuses all other files without opening them. A named pipe may block forever without a writer,
+/// and opening a device may have side effects.
 pub fn open(path: &Path) -> io::Result<File> {
     let found = File::options().read(true).custom_flags(libc::O_PATH).open(path)?;
     let kind = found.metadata()?.file_type();
@@ -43,7 +43,7 @@ pub fn open(path: &Path) -> io::Result<File> {
     ))
 }
 
-/// Reads what was opened, up to `limit` bytes.
+/// Reads an open file, up to `limit` bytes.
 pub fn read_bytes(file: &File, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes)?;
@@ -59,7 +59,7 @@ pub fn read_bytes(file: &File, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Opens and reads text, up to `limit` bytes of UTF-8.
+/// Opens and reads UTF-8 text, up to `limit` bytes.
 pub fn read(path: &Path, limit: u64) -> io::Result<String> {
     let bytes = read_bytes(&open(path)?, limit)?;
     String::from_utf8(bytes)

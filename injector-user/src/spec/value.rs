@@ -1,7 +1,7 @@
-//! The values that people write: percentages, durations, addresses, port sets, protocols, TCP flags.
+//! Values in user input: percentages, durations, addresses, port sets, protocols, TCP flags.
 //!
-//! Each parses from the text that tc and Kubernetes users write, prints as such, and (de)serialises
-//! through the same text, so that the command line and the rule files understand the same words.
+//! Each parses from the notation of tc and Kubernetes, prints in the same notation, and
+//! (de)serialises through it, so that the command line and rule files accept the same text.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -15,33 +15,33 @@ use injector_common::packet::{protocol, tcp_flag};
 use ipnet::IpNet;
 use thiserror::Error;
 
-/// Why a value could not be understood. The flag that it was given to is named by whoever parses.
+/// A value that could not be parsed. Callers add the name of the flag.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ValueError {
     /// Not a percentage.
     #[error("`{0}` is not a percentage: write 0% to 100%, for instance 20% or 0.1%")]
     Percent(String),
-    /// A number in place of a percentage.
+    /// A number without a percent sign.
     #[error("`{text}` has no % sign: write {meant}")]
     NoPercentSign {
-        /// What was given.
+        /// The text.
         text: String,
-        /// What it may have been meant as.
+        /// The percentages that it may mean.
         meant: String,
     },
     /// Not a value with these parameters.
     #[error("`{text}` is not {name}: write {syntax}, for instance {example}")]
     Malformed {
-        /// What was given.
+        /// The text.
         text: String,
-        /// What it should be.
+        /// Name of the expected value.
         name: &'static str,
-        /// How that is made up.
+        /// Its syntax.
         syntax: &'static str,
-        /// Examples of it.
+        /// Examples.
         example: &'static str,
     },
-    /// How long faults last is not more than 0.
+    /// A fault duration of 0.
     #[error("`{0}` is no time: faults last longer than 0s")]
     NoTime(Span),
     /// Not a duration.
@@ -61,7 +61,7 @@ pub enum ValueError {
          exclusions (!22)"
     )]
     Ports(String),
-    /// Excludes everything that it includes.
+    /// The exclusions cover all included ports.
     #[error("the set of ports `{0}` is empty: everything in it is excluded again")]
     NoPorts(String),
     /// Not an IP protocol.
@@ -77,8 +77,9 @@ pub enum ValueError {
     TcpFlags(String),
 }
 
-/// Implements serde through `FromStr` and `Display`. Bare numbers, as YAML has them, are taken as text.
-/// A type with a `pattern` is text alone in the schema: bare numbers are refused with a reason.
+/// Implements serde through `FromStr` and `Display`. Accepts bare numbers, as YAML parses them.
+///
+/// With a `pattern`, the schema accepts only text, and a bare number is refused with a reason.
 macro_rules! serde_as_text {
     ($($type:ty: $expecting:literal $(pattern $pattern:expr)?),+ $(,)?) => {$(
         impl serde::Serialize for $type {
@@ -107,7 +108,7 @@ macro_rules! serde_as_text {
 }
 pub(super) use serde_as_text;
 
-/// The schema of what is read from text.
+/// The schema of a value that is parsed from text.
 pub(super) fn text_schema(description: &str, pattern: Option<&str>) -> schemars::Schema {
     match pattern {
         Some(pattern) => schemars::json_schema!({
@@ -119,7 +120,7 @@ pub(super) fn text_schema(description: &str, pattern: Option<&str>) -> schemars:
     }
 }
 
-/// Deserialises what `FromStr` understands, from a string or a bare number.
+/// Deserialises a value through `FromStr`, from a string or a bare number.
 pub(super) fn from_text<'de, T, D>(deserializer: D, expecting: &str) -> Result<T, D::Error>
 where
     T: FromStr<Err: Display>,
@@ -172,7 +173,9 @@ serde_as_text! {
     TcpFlags: "TCP flags such as syn,!ack",
 }
 
-/// A percentage, kept as a fraction from 0 to 1. It has its % sign: `0.1` could mean 0.1% or 10%.
+/// A percentage, stored as a fraction from 0 to 1.
+///
+/// The % sign is required, because `0.1` could mean 0.1% or 10%.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
 pub struct Percent(f64);
 
@@ -180,7 +183,7 @@ impl Percent {
     /// 100 %.
     pub const ALL: Self = Self(1.0);
 
-    /// From a fraction; what lies outside 0 to 1 is clamped.
+    /// Creates a percentage from a fraction, clamped to 0 to 1.
     #[must_use]
     pub const fn from_fraction(fraction: f64) -> Self {
         Self(fraction.clamp(0.0, 1.0))
@@ -192,7 +195,7 @@ impl Percent {
         self.0
     }
 
-    /// What is missing from 100 %, as it would be written.
+    /// The rest up to 100 %, rounded as it is printed.
     #[must_use]
     pub fn complement(self) -> Self {
         Self::from_fraction(rounded(100.0 - rounded(self.0 * 100.0)) / 100.0)
@@ -209,12 +212,13 @@ impl FromStr for Percent {
     }
 }
 
-/// The number before a % sign; `None` if `text` is no percentage. A number without the sign is an
-/// error, which says what it may mean if `most` is the largest percentage.
+/// Parses the number before a % sign; `None` if `text` is not a percentage.
+///
+/// A number without the sign is an error, which suggests percentages up to `most`.
 pub(super) fn percent_number(text: &str, most: f64) -> Result<Option<f64>, ValueError> {
     let trimmed = text.trim();
     let digits = trimmed.strip_suffix('%').unwrap_or(trimmed).trim_end();
-    // `parse` would take "inf", "nan" and "1e1" as well.
+    // `parse` would also accept "inf", "nan" and "1e1".
     if !digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
         return Ok(None);
     }
@@ -231,7 +235,7 @@ pub(super) fn percent_number(text: &str, most: f64) -> Result<Option<f64>, Value
     Err(ValueError::NoPercentSign { text: text.into(), meant })
 }
 
-/// Undoes the rounding of a multiplication or division by 100, so that 0.1% prints as 0.1%.
+/// Undoes the rounding error of a multiplication or division by 100, so that 0.1% prints as 0.1%.
 fn rounded(percent: f64) -> f64 {
     (percent * 1e12).round() / 1e12
 }
@@ -242,18 +246,18 @@ impl Display for Percent {
     }
 }
 
-/// A duration, 0 or longer.
+/// A duration of 0 or more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
 impl Span {
-    /// In nanoseconds, for the kernel.
+    /// The duration in nanoseconds, for the kernel.
     #[must_use]
     pub fn nanoseconds(self) -> u64 {
         u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Checks how long a fault lasts.
+    /// Checks that a fault's duration is not 0.
     pub fn more_than_zero(self) -> Result<Self, ValueError> {
         if self.0.is_zero() { Err(ValueError::NoTime(self)) } else { Ok(self) }
     }
@@ -275,12 +279,12 @@ impl Display for Span {
     }
 }
 
-/// How long faults last: a duration of more than 0, or until they are ended.
+/// Lifetime of faults: a duration greater than 0, or unlimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
-    /// So long.
+    /// The faults end after this duration.
     For(Span),
-    /// Until they are ended.
+    /// The faults last until they are ended.
     Forever,
 }
 
@@ -295,7 +299,7 @@ impl FromStr for Lifetime {
     }
 }
 
-/// Who is at the other end: a prefix, or a host name that is yet to be resolved.
+/// A peer: an address prefix, or a host name that is not resolved yet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Remote {
     /// An address or a prefix.
@@ -322,7 +326,7 @@ impl FromStr for Remote {
         };
         let name = text.strip_suffix('.').unwrap_or(text);
         let is_name = name.len() <= 253 && name.split('.').all(is_label);
-        // A mistyped address is not to be asked of the name server.
+        // A mistyped address must not be looked up as a host name.
         let is_number = name.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
         if is_name && !is_number {
             Ok(Self::Host(text.into()))
@@ -341,11 +345,12 @@ impl Display for Remote {
     }
 }
 
-/// A set of ports: included ranges (all ports, if only exclusions are given) less excluded ones.
+/// A set of ports: the included ranges (all ports if there are only exclusions), minus the excluded
+/// ones.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PortSet {
     text: String,
-    /// Ascending, disjoint, not adjacent.
+    /// Ascending, disjoint and not adjacent.
     ranges: Vec<(u16, u16)>,
 }
 
@@ -368,7 +373,7 @@ impl FromStr for PortSet {
                 None => (&mut included, item),
             };
             let port = |text: &str| {
-                // `parse` would take "+80".
+                // `parse` would also accept "+80".
                 let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
                 digits.then(|| text.parse::<u16>().ok()).flatten().ok_or_else(error)
             };
@@ -395,7 +400,7 @@ impl FromStr for PortSet {
     }
 }
 
-/// Sorts ranges and joins those that overlap or touch.
+/// Sorts ranges and merges those that overlap or touch.
 fn merge(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
     ranges.sort_unstable();
     let mut merged: Vec<(u32, u32)> = Vec::with_capacity(ranges.len());
@@ -408,7 +413,7 @@ fn merge(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
     merged
 }
 
-/// Takes `excluded` out of `included`; both as [`merge`] leaves them.
+/// Subtracts `excluded` from `included`. Both must be merged by [`merge`].
 fn subtract(included: Vec<(u32, u32)>, excluded: &[(u32, u32)]) -> Vec<(u32, u32)> {
     let mut left = Vec::new();
     for (mut first, last) in included {
@@ -471,17 +476,17 @@ impl Display for Protocol {
     }
 }
 
-/// TCP flags that must be set, and others that must not.
+/// TCP flags that must be set, and flags that must be clear.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TcpFlags {
     /// Flags that must be set, as in [`tcp_flag`].
     pub set: u8,
-    /// Flags that are looked at; those of them that are not in `set` must be clear.
+    /// Flags to test. Tested flags that are not in `set` must be clear.
     pub mask: u8,
 }
 
 impl TcpFlags {
-    /// Whether a segment can have both.
+    /// Whether a segment can match both.
     #[must_use]
     pub const fn overlaps(self, other: Self) -> bool {
         (self.set ^ other.set) & self.mask & other.mask == 0

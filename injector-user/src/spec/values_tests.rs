@@ -1,4 +1,4 @@
-//! Values of all faults in both of their forms.
+//! Tests the values of all faults in both forms.
 
 use std::{fmt::Debug, str::FromStr};
 
@@ -27,7 +27,7 @@ use super::{
     rule::{self, RuleSpec},
 };
 
-/// Text, value, object and JSON are the same value.
+/// Checks that text, value, object and JSON are equivalent.
 fn check<V>(value: &V)
 where
     V: Value + Serialize + DeserializeOwned + PartialEq + Debug + ToString,
@@ -43,7 +43,7 @@ where
     assert_eq!(&serde_json::from_value::<V>(json).expect("its own JSON"), value);
 }
 
-/// Checks the values that these texts are, if they are.
+/// Checks the values of a fault's examples, if it has any.
 fn examples<V>(info: &Info)
 where
     V: Value + Serialize + DeserializeOwned + PartialEq + Debug + ToString,
@@ -60,7 +60,7 @@ fn all() -> impl Iterator<Item = &'static Info> {
     packets.chain(clock::FAULTS.iter().copied()).chain(process::FAULTS.iter().copied())
 }
 
-/// Parameters that may be those of a value: each is there or not, and has one of these texts.
+/// Arbitrary parameters: each is absent, or has one of these texts.
 fn parameters(names: Vec<&'static str>) -> impl Strategy<Value = Json> {
     let texts = vec![
         "0%",
@@ -104,7 +104,7 @@ fn parameters(names: Vec<&'static str>) -> impl Strategy<Value = Json> {
     })
 }
 
-/// Checks a fault's examples, and what comes of any parameters.
+/// Checks a fault's examples, and arbitrary parameters.
 fn check_fault<V>(info: &Info)
 where
     V: Value + Serialize + DeserializeOwned + PartialEq + Debug + ToString,
@@ -145,7 +145,7 @@ fn the_option_is_named_as_the_key() {
     for info in all() {
         let key = format!("/properties/{}", info.name);
         assert!(schemas.iter().any(|schema| schema.pointer(&key).is_some()), "{}", info.name);
-        // One line of `-h`.
+        // Must fit on one line of `-h`.
         assert!(info.help.len() <= 80 && !info.help.ends_with('.'), "{}", info.help);
     }
 }

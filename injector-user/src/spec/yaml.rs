@@ -7,13 +7,14 @@ use serde_path_to_error::Track;
 use serde_saphyr::{MessageFormatter, Options, UserMessageFormatter};
 use thiserror::Error;
 
-/// Where a YAML file is wrong, and why.
+/// A YAML error with its position and reason.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub struct YamlError(String);
 
-/// Reads YAML of any size: 65,536 rules exceed the parser's limits for untrusted input. `path` is
-/// the file that `text` is from, for errors.
+/// Reads YAML of any size, because 65,536 rules exceed the parser's limits for untrusted input.
+///
+/// `path` is used in errors.
 pub fn read<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, YamlError> {
     let mut options = Options::default();
     options.budget = None;
@@ -24,7 +25,7 @@ pub fn read<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, YamlError
     read.map_err(|error| explain(path, &track.path().to_string(), &error))
 }
 
-/// Names the key, the line and the reason.
+/// Builds an error with the key, the line and the reason.
 fn explain(path: &Path, key: &str, error: &serde_saphyr::Error) -> YamlError {
     use serde_saphyr::Error::{DuplicateMappingKey, MultipleDocuments};
 

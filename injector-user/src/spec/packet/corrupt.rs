@@ -1,4 +1,4 @@
-//! Corrupted packets.
+//! Corruption of packets.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -77,7 +77,7 @@ impl Display for CorruptMode {
     }
 }
 
-/// What a mode needs.
+/// Error for a mode without corruption.
 pub const MODE_ALONE: &str = "--corrupt-mode goes with --corrupt";
 
 impl PacketFault for CorruptMode {

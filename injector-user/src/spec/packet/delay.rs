@@ -1,4 +1,4 @@
-//! Delayed packets.
+//! Delay of packets.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -22,52 +22,52 @@ use crate::spec::{
 values!(DelaySpec);
 interpolate!(Jitter { scale, distribution, correlation });
 
-/// The longest delay and the longest jitter.
+/// Maximum delay and maximum jitter.
 pub const LONGEST: Duration = Duration::from_nanos(MAX_NS);
 
-/// A delay as written.
+/// A delay, as specified.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DelaySpec {
-    /// A mean, and what there is around it.
+    /// A mean delay with optional jitter.
     Around {
         /// The mean.
         latency: Span,
-        /// What there is around it; nothing if absent.
+        /// Jitter around the mean; `None` for a constant delay.
         jitter: Option<Jitter>,
     },
-    /// Drawn from samples.
+    /// Delays drawn from samples.
     Samples {
-        /// The file that has them.
+        /// File with the samples.
         path: PathBuf,
-        /// Correlation of one packet's random number with the next one's.
+        /// Correlation of the random numbers of consecutive packets.
         correlation: Percent,
     },
 }
 
-/// How delays differ from their mean.
+/// Variation of delays around their mean.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Jitter {
-    /// How far: half the width if they are spread evenly, else what the distribution counts in.
+    /// Half the width of a uniform distribution, else the unit of the distribution's values.
     pub scale: Span,
-    /// How they are spread.
+    /// The distribution.
     pub distribution: Distribution,
-    /// Correlation of one packet's random number with the next one's.
+    /// Correlation of the random numbers of consecutive packets.
     pub correlation: Percent,
 }
 
-/// How something is spread.
+/// The distribution of jitter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Distribution {
-    /// Evenly.
+    /// Uniform distribution.
     #[default]
     Uniform,
-    /// Normally.
+    /// Normal distribution.
     Normal,
-    /// By Pareto's distribution.
+    /// Pareto distribution.
     Pareto,
-    /// By netem's mixture of both.
+    /// netem's mixture of normal and Pareto distributions.
     ParetoNormal,
-    /// As a file has it.
+    /// Distribution from a file.
     File(PathBuf),
 }
 
@@ -153,7 +153,7 @@ impl Interpolate for DelaySpec {
     }
 }
 
-/// A duration for which packets can be held.
+/// Parses a duration for which packets can be held.
 fn span(text: &str) -> Result<Span, FaultError> {
     let span: Span = text.parse()?;
     if span.0 > LONGEST { Err(FaultError::DelayRange(text.into())) } else { Ok(span) }
@@ -192,7 +192,7 @@ impl PacketFault for DelaySpec {
 }
 
 impl Distribution {
-    /// The distribution of this name; what is no name of one is a file.
+    /// The distribution with this name. Any other name is the path of a file.
     pub(crate) fn named(name: &str) -> Self {
         match name {
             "uniform" => Self::Uniform,
@@ -203,7 +203,7 @@ impl Distribution {
         }
     }
 
-    /// Its table; `None` if it needs none.
+    /// The table of the distribution; `None` if it requires none.
     fn table(&self, files: &mut Files) -> Result<Option<Table>, DistributionError> {
         Ok(match self {
             Self::Uniform => None,
@@ -227,21 +227,21 @@ impl Display for Distribution {
     }
 }
 
-/// A delay, with all that files say about it.
+/// A delay with the distribution loaded from files.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Delay {
-    /// The mean.
+    /// The mean delay.
     pub latency: Span,
-    /// How far delays are from it, in the terms of their distribution.
+    /// The jitter, in the units of the distribution.
     pub jitter: Span,
-    /// How they are spread; evenly if absent.
+    /// The distribution; `None` is uniform.
     pub table: Option<Table>,
-    /// Correlation of one packet's random number with the next one's.
+    /// Correlation of the random numbers of consecutive packets.
     pub correlation: Percent,
 }
 
 impl Delay {
-    /// The same for the kernel, without the number of the table.
+    /// The delay in the kernel's format, without the index of the table.
     #[must_use]
     pub fn compile(&self) -> model::Delay {
         model::Delay {
@@ -254,7 +254,7 @@ impl Delay {
 }
 
 impl DelaySpec {
-    /// Reads what it takes from files, so that they may change afterwards.
+    /// Loads the distribution, so that the file may change afterwards.
     pub fn load(&self, files: &mut Files) -> Result<Delay, DistributionError> {
         Ok(match self {
             Self::Around { latency, jitter: None } => {

@@ -1,4 +1,4 @@
-//! Duplicated packets.
+//! Duplication of packets.
 
 use injector_common::{
     model::chance::Chance,

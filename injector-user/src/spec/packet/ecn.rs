@@ -1,4 +1,4 @@
-//! Packets that are marked instead of being lost.
+//! ECN marks instead of drops.
 
 use injector_common::{model::loss, rule::RULE_ECN};
 
@@ -12,7 +12,7 @@ use crate::spec::{
 #[derive(Clone, Copy, Debug)]
 pub struct Ecn;
 
-/// What it needs.
+/// Error for a rule without a fault that drops packets.
 pub const ALONE: &str = "--ecn marks packets that would be lost: give --rate or one of --loss, --loss-every, \
                          --loss-state, --loss-gemodel as well";
 

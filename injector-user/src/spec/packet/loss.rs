@@ -1,4 +1,4 @@
-//! Lost packets, by one of four models.
+//! Loss of packets, in one of four models.
 
 use injector_common::{model::loss, rule::RULE_STATEFUL};
 
@@ -24,11 +24,11 @@ interpolate! {
     LossGemodel { p, r, loss_in_bad, loss_in_good }
 }
 
-/// Why there cannot be two of them in a rule.
+/// Error for a rule with several models.
 pub const SEVERAL: &str =
     "only one of loss, loss-every, loss-state and loss-gemodel can be used in one rule";
 
-/// Has packets be lost by a model, unless they are by another one.
+/// Sets the loss model. Fails if another one is set already.
 fn lose(impairment: &mut Impairment, model: loss::Loss) -> Result<(), RuleError> {
     if impairment.rule.loss.kind != loss::NONE {
         return Err(RuleError::Fault(SEVERAL));
@@ -62,7 +62,7 @@ impl PacketFault for Loss {
     }
 }
 
-/// Every N-th packet is lost.
+/// Drops every N-th packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LossEvery(pub Every);
 
@@ -104,19 +104,20 @@ impl PacketFault for LossEvery {
     }
 }
 
-/// netem's 4-state Markov model of loss. States: 1 received in a gap, 2 received in a burst, 3 lost in
-/// a burst, 4 lost alone.
+/// netem's 4-state Markov loss model.
+///
+/// States: 1 received in a gap, 2 received in a burst, 3 lost in a burst, 4 lost alone.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossState {
     /// Gap to burst loss.
     pub p13: Percent,
-    /// Burst loss to gap; 100% - p13 if left out.
+    /// Burst loss to gap; defaults to 100% - p13.
     pub p31: Percent,
-    /// Burst loss to received in the burst; 0% if left out.
+    /// Burst loss to received in the burst; defaults to 0%.
     pub p32: Percent,
-    /// Received in the burst to burst loss; 100% if left out.
+    /// Received in the burst to burst loss; defaults to 100%.
     pub p23: Percent,
-    /// Gap to a single loss; 0% if left out.
+    /// Gap to a single loss; defaults to 0%.
     pub p14: Percent,
 }
 
@@ -189,16 +190,16 @@ impl PacketFault for LossState {
     }
 }
 
-/// The Gilbert-Elliott model of loss, with netem's parameters.
+/// The Gilbert-Elliott loss model, with netem's parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossGemodel {
     /// Good to bad.
     pub p: Percent,
-    /// Bad to good; 100% - p if left out.
+    /// Bad to good; defaults to 100% - p.
     pub r: Percent,
-    /// 1-h: loss in the bad state; 100% if left out.
+    /// 1-h: loss in the bad state; defaults to 100%.
     pub loss_in_bad: Percent,
-    /// 1-k: loss in the good state; 0% if left out.
+    /// 1-k: loss in the good state; defaults to 0%.
     pub loss_in_good: Percent,
 }
 

@@ -1,4 +1,5 @@
-//! Packet faults, one file each: how it is written, what it needs, and what the kernel is told.
+//! Packet faults, one file each: their syntax, their constraints, and their compilation for the
+//! kernel.
 
 pub mod corrupt;
 pub mod delay;
@@ -19,10 +20,11 @@ use super::{
     rule::{RuleError, RuleSpec},
 };
 
-/// The table of packet faults, in the order in which options and titles have them. Calls `$callback!` with `$args` and a
-/// row for each: the field of a rule, with further attributes of it; the type that describes the fault; and the field's type.
+/// The table of packet faults, in the order of options and titles.
 ///
-/// A fault may look at what those before it have made of the rule.
+/// Calls `$callback!` with `$args` and a row for each fault: the field of a rule with additional
+/// attributes, the type that describes the fault, and the field's type. A fault may depend on what
+/// earlier ones compiled.
 macro_rules! packet_faults {
     ($callback:ident! { $($args:tt)* }) => {
         $callback! { $($args)*
@@ -50,46 +52,47 @@ macro_rules! packet_faults {
 }
 pub(super) use packet_faults;
 
-/// A packet fault, or what goes with one.
+/// A packet fault or a modifier of one.
 pub trait PacketFault {
-    /// Its value.
+    /// Type of the value.
     type Value: ?Sized;
 
-    /// Its option, its help, and what it needs.
+    /// Option, help, and constraints.
     const INFO: PacketInfo;
 
-    /// Checks it against the rest of the rule, and has the kernel do it.
+    /// Checks the fault against the rest of the rule, and compiles it for the kernel.
     fn compile(value: &Self::Value, compiler: &mut Compiler) -> Result<(), RuleError>;
 }
 
-/// What the faults of a rule are compiled with.
+/// State of the compilation of a rule.
 #[derive(Debug)]
 pub struct Compiler<'a> {
-    /// The whole rule.
+    /// The complete rule.
     pub rule: &'a RuleSpec,
-    /// The files that faults name.
+    /// Cache of the files that faults name.
     pub files: &'a mut Files,
-    /// What has been made of the rule.
+    /// The result so far.
     pub impairment: Impairment,
 }
 
-/// What is known of a packet fault besides its value.
+/// Metadata of a packet fault.
 #[derive(Debug)]
 pub struct PacketInfo {
-    /// What is known of all faults.
+    /// Metadata common to all faults.
     pub info: Info,
-    /// It goes with another fault, and is none by itself.
+    /// The option modifies another fault and is none by itself.
     pub is_modifier: bool,
-    /// Packets are held back for it, so that it takes an engine that does.
+    /// The fault holds packets, and so requires an engine that can delay.
     pub holds: bool,
-    /// XDP can do it, which sees received packets only, neither sockets nor copies, and holds nothing.
+    /// XDP can apply the fault. XDP sees only received packets, has no socket, and cannot copy or
+    /// hold packets.
     pub by_xdp: bool,
-    /// It is for TCP only.
+    /// The fault applies to TCP only.
     pub tcp_only: bool,
 }
 
 impl PacketInfo {
-    /// To be filled in.
+    /// A base for struct update syntax.
     pub const DEFAULT: Self = Self {
         info: Info::DEFAULT,
         is_modifier: false,
@@ -107,36 +110,36 @@ impl std::ops::Deref for PacketInfo {
     }
 }
 
-/// What a rule does to its packets, as the kernel takes it.
+/// The effect of a rule on its packets, in the kernel's format.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Impairment {
-    /// Decisions about packets; its deadline and its random stream come later.
+    /// Decisions about packets. The deadline and the random stream are set later.
     pub rule: rule::Rule,
-    /// How packets are held back, if they are; the number of the distribution comes later.
+    /// How packets are held, if they are. The index of the distribution is set later.
     pub hold: Option<Hold>,
-    /// The distribution of their delays, if it takes a table.
+    /// The distribution of delays, if it requires a table.
     pub table: Option<Table>,
-    /// The first fault in it that XDP cannot do.
+    /// The first fault of the rule that XDP cannot apply.
     pub not_by_xdp: Option<&'static str>,
 }
 
 impl Impairment {
-    /// How packets are held back: a delay of 0 is one as well.
+    /// The settings for holding packets. Even a delay of 0 holds them.
     pub fn hold(&mut self) -> &mut Hold {
         self.rule.flags |= rule::RULE_HOLDS;
         self.hold.get_or_insert_default()
     }
 }
 
-/// A field of a rule: whether it is given.
+/// A field of a rule that may be absent.
 pub trait Field {
-    /// What is given.
+    /// Type of the value.
     type Value: ?Sized;
 
-    /// The value, if it is given.
+    /// The value, if present.
     fn given(&self) -> Option<&Self::Value>;
 
-    /// The value as text, if it is given and has one.
+    /// The value as text, if it is present and has a text form.
     fn text(&self) -> Option<String>;
 }
 

@@ -1,4 +1,4 @@
-//! Peers that are cut off.
+//! Partitions from peers.
 
 use super::{Compiler, PacketFault, PacketInfo};
 use crate::spec::{
@@ -7,7 +7,7 @@ use crate::spec::{
     value::Remote,
 };
 
-/// Peers that are cut off, by a rule of their own.
+/// A partition from peers, which compiles to a separate rule.
 #[derive(Clone, Copy, Debug)]
 pub struct Partition;
 
@@ -28,7 +28,8 @@ impl PacketFault for Partition {
         ..PacketInfo::DEFAULT
     };
 
-    /// Does nothing: [`RuleSpec::check`] makes a rule of it that matches its addresses.
+    /// Does nothing: [`RuleSpec::check`] turns the partition into a separate rule that matches its
+    /// addresses.
     fn compile(_: &[Remote], _: &mut Compiler) -> Result<(), RuleError> {
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Limited rates, in tc's terms (tc(8), tc-netem(8)).
+//! Rate limits, in tc's syntax (tc(8), tc-netem(8)).
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -21,48 +21,48 @@ use crate::spec::{
 values!(Rate);
 interpolate!(Rate { bits, burst, overhead, queue });
 
-/// The shortest queue before a limited rate, unless another is asked for, in nanoseconds.
+/// Minimum default queue limit, in nanoseconds.
 const QUEUE_NS: u64 = 100_000_000;
 
-/// So many bytes, ten large packets, fit into it as well, however slow the link.
+/// Minimum default queue limit in bytes, ten large packets, for slow links.
 const QUEUE_BYTES: u64 = 15_000;
 
-/// The lowest rate, in bits a second.
+/// Minimum rate, in bits per second.
 const LEAST: f64 = 1e3;
 
-/// The highest one.
+/// Maximum rate, in bits per second.
 const MOST: f64 = 1e12;
 
-/// The longest queue, as a time.
+/// Maximum queue limit as a time.
 const LONGEST_QUEUE: Duration = Duration::from_hours(1);
 
-/// A limited rate.
+/// A rate limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// How fast packets leave.
+    /// Rate at which packets leave.
     pub bits: BitRate,
-    /// How much may leave at once after the link was idle.
+    /// Amount that may leave immediately after an idle time.
     pub burst: Size,
-    /// Bytes that the link adds to each packet, or takes off.
+    /// Bytes that the link adds to each packet; may be negative.
     pub overhead: i32,
-    /// How much may wait; a packet that finds more is lost. If absent, the default applies.
+    /// Queue limit, above which packets are dropped; `None` for the default.
     pub queue: Option<Queue>,
 }
 
-/// Bits a second.
+/// A rate in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BitRate(pub u64);
 
-/// Bytes.
+/// A size in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
-/// How long a queue is.
+/// A queue limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queue {
-    /// For so long a packet waits at most.
+    /// Maximum time that a packet waits.
     Time(Span),
-    /// So much is ahead of it at most.
+    /// Maximum number of bytes ahead of a packet.
     Size(Size),
 }
 
@@ -125,7 +125,7 @@ impl PacketFault for Rate {
             examples: &["1mbit", "1mbit,queue=200ms", "64kbit,burst=16kb,overhead=24"],
             trial: Some(Trial {
                 options: "--rate 80kbit --direction egress",
-                // Behind two of 1,000 bytes at 10,000 bytes a second.
+                // Two packets of 1,000 bytes are ahead, at 10,000 bytes per second.
                 effect: Effect::Late(3, Duration::from_millis(190)),
             }),
         },
@@ -155,7 +155,7 @@ impl Interpolate for Queue {
     }
 }
 
-/// Takes a number, 0 or more, off the unit behind it, which comes in lower case.
+/// Splits a number of 0 or more from its unit, which is returned in lower case.
 fn number_and_unit(text: &str) -> Option<(f64, String)> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
@@ -224,7 +224,7 @@ impl FromStr for Size {
                 "gbit" => 1024.0 * 1024.0 * 1024.0 / 8.0,
                 _ => return None,
             };
-            // As tc does, the rest of a byte is left out.
+            // Truncate to whole bytes, as tc does.
             let bytes = (number * factor).floor();
             (bytes <= f64::from(u32::MAX)).then_some(bytes as u64)
         });
@@ -253,7 +253,7 @@ impl FromStr for Queue {
         match (time, text.parse::<Size>().ok()) {
             (Some(time), None) => Ok(Self::Time(time)),
             (None, Some(size)) => Ok(Self::Size(size)),
-            // Minutes or mebibytes.
+            // The suffix `m` may mean minutes or mebibytes.
             (Some(time), Some(size)) => Err(FaultError::AmbiguousQueue {
                 text: text.into(),
                 time: time.to_string(),

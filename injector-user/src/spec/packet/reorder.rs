@@ -1,4 +1,4 @@
-//! Packets that overtake delayed ones.
+//! Reordering of packets.
 
 use super::{Compiler, PacketFault, PacketInfo};
 use crate::spec::{
@@ -12,12 +12,12 @@ use crate::spec::{
 values!(Reorder);
 interpolate!(Reorder { odds, gap });
 
-/// Which packets are let go at once, so that they overtake delayed ones.
+/// Which packets are sent immediately, so that they overtake delayed ones.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reorder {
-    /// The chance of those that may be.
+    /// Probability for eligible packets.
     pub odds: Odds,
-    /// Every how many packets one may be.
+    /// One in this number of packets is eligible.
     pub gap: Every,
 }
 
@@ -48,7 +48,7 @@ impl Value for Reorder {
     }
 }
 
-/// What it needs.
+/// Error for a rule without a delay.
 pub const ALONE: &str =
     "--reorder lets packets overtake delayed ones: give --delay or --rtt of more than 0 as well";
 

@@ -1,4 +1,4 @@
-//! Connections that are reset.
+//! Reset of connections.
 
 use injector_common::{
     packet::tcp_flag::SYN,

@@ -1,4 +1,4 @@
-//! Delayed round trips.
+//! Delay of round trips.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::spec::{
 values!(Rtt);
 interpolate!(Rtt { 0 });
 
-/// How much longer round trips take.
+/// Additional round-trip time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rtt(pub Span);
 
@@ -36,14 +36,14 @@ impl Value for Rtt {
     }
 }
 
-/// Why there cannot be a delay as well.
+/// Error for a rule that has a delay as well.
 pub const WITH_DELAY: &str =
     "--rtt is a delay of half of it each way: give either --rtt or --delay";
 
-/// Why it is for both directions.
+/// Error for a rule with one direction only.
 pub const ONE_WAY: &str = "--rtt delays both ways, half of it each: leave --direction out, or use --delay for one way only";
 
-/// How long it is at most: half of it is a delay.
+/// Error for a round-trip time above the maximum: half of it must be a valid delay.
 pub const TOO_LONG: &str = "--rtt is too long: a round-trip time is 0s to 120s";
 
 impl PacketFault for Rtt {
@@ -58,7 +58,8 @@ impl PacketFault for Rtt {
             examples: &["50ms", "120s"],
             trial: Some(Trial {
                 options: "--rtt 100ms",
-                // One way: over the loopback, a packet is judged when it is sent, and not again.
+                // One way only: over the loopback, a packet is classified when it is sent, and not
+                // on receipt.
                 effect: Effect::Late(1, Duration::from_millis(49)),
             }),
             ..Info::DEFAULT

@@ -1,4 +1,4 @@
-//! Limited CPU time.
+//! CPU limits.
 
 use super::{ProcessError, ProcessFault};
 use crate::spec::{
@@ -11,18 +11,18 @@ use crate::spec::{
 values!(CpuLimit);
 interpolate!(CpuLimit { 0 });
 
-/// The most processors that a limit counts.
+/// Maximum CPU limit, in percent of one CPU.
 const MOST_PERCENT: f64 = 1e6;
 
-/// The smallest share of one processor: the kernel grants at least 1 ms in at most 1 s.
+/// Minimum CPU limit: the kernel grants at least 1 ms in at most 1 s.
 const LEAST_PERCENT: f64 = 0.1;
 
-/// How much of one processor the target gets.
+/// CPU limit of the target, as a fraction of one CPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CpuLimit(f64);
 
 impl CpuLimit {
-    /// The fraction of one processor.
+    /// The limit as a fraction of one CPU.
     #[must_use]
     pub fn fraction(self) -> f64 {
         self.0 / 100.0

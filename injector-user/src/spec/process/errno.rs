@@ -1,4 +1,4 @@
-//! System calls that fail: what was asked, and which hook of the kernel's serves it.
+//! System calls that fail: the specification, and the kernel hooks that serve it.
 
 use std::net::Ipv6Addr;
 
@@ -15,13 +15,13 @@ use crate::spec::{
     value::Percent,
 };
 
-/// Why a failure of system calls makes no sense.
+/// Why a syscall failure is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ErrnoError {
     /// Not an error number.
     #[error("`{0}` is not an error: write a name of errno(3), for instance EIO or ECONNREFUSED")]
     Errno(String),
-    /// No hook.
+    /// No hook serves the call.
     #[error(
         "{name} cannot be made to fail: no security hook of Linux lies on its way (it would take a kernel with \
          CONFIG_FUNCTION_ERROR_INJECTION). These can: {}",
@@ -31,23 +31,23 @@ pub enum ErrnoError {
         /// The system call.
         name: &'static str,
     },
-    /// No hook that knows what is to be matched.
+    /// No hook of the call provides the data to match.
     #[error("{name} cannot be matched by {by}: {hint}")]
     NotMatched {
         /// The system call.
         name: &'static str,
-        /// What was to be matched.
+        /// The requested match.
         by: &'static str,
-        /// What can be.
+        /// Supported matches.
         hint: String,
     },
-    /// Calls that pass different hooks.
+    /// The calls pass different hooks.
     #[error("{0} and {1} pass different hooks of the kernel's: name them in an --errno each")]
     Hooks(&'static str, &'static str),
-    /// Both matches.
+    /// Both a path and a remote match.
     #[error("`{0}`: a call is about a path or a remote address, not about both")]
     Both(String),
-    /// Not a pattern of paths.
+    /// Not a path pattern.
     #[error(
         "`{0}` is not a pattern of paths: write an absolute path, in which * stands for any bytes and ? for one, of up to \
          255 bytes"
@@ -60,18 +60,18 @@ pub enum ErrnoError {
     Remote(String),
 }
 
-/// What a hook tells a program of a call.
+/// The arguments that a hook passes to a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// `struct file *`.
     File,
     /// `struct path *`.
     Path,
-    /// `struct path *` of a directory, and `struct dentry *` of an entry.
+    /// `struct path *` of a directory, and `struct dentry *` of an entry in it.
     Entry,
-    /// A socket and `struct sockaddr *`.
+    /// A socket and its `struct sockaddr *`.
     Address,
-    /// A socket and `struct msghdr *`.
+    /// A socket and its `struct msghdr *`.
     Message,
     /// A socket.
     Peer,
@@ -92,17 +92,19 @@ impl Subject {
 /// A security hook.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Hook {
-    /// Its name: the kernel's function is `security_` and this, and that of the BPF LSM `bpf_lsm_` and this.
+    /// Name without prefix. The kernel function is `security_<name>`, the BPF LSM hook
+    /// `bpf_lsm_<name>`.
     pub name: &'static str,
-    /// The system calls that pass it once, with blanks between them.
+    /// System calls that pass the hook exactly once, separated by spaces.
     pub calls: &'static str,
-    /// What it tells of them.
+    /// The arguments of the hook.
     pub subject: Subject,
-    /// System calls that pass it too, but another one before, which serves them but where this one's subject is wanted.
+    /// System calls that pass the hook after another one. The other one serves them, unless the
+    /// match needs this hook's arguments.
     also: &'static str,
 }
 
-/// All that are used. A call is served by the first that knows what is to be matched.
+/// All supported hooks. The first one that provides the data to match serves a call.
 pub static HOOKS: &[Hook] = &[
     hook("file_open", "open openat openat2 creat", Subject::File),
     hook(
@@ -161,31 +163,31 @@ fn served() -> Vec<&'static str> {
 values!(Failure);
 interpolate!(Failure { calls, errno, probability, path, remote, hook });
 
-/// System calls that fail.
+/// System calls to fail.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
-    /// Which.
+    /// The system calls.
     pub calls: Vec<Syscall>,
-    /// What they fail with.
+    /// The error to return.
     pub errno: Errno,
-    /// How often.
+    /// Probability of a failure.
     pub probability: Percent,
-    /// Only with these files.
+    /// Path pattern to match, if any.
     path: Option<String>,
-    /// Only with these peers.
+    /// Peers to match, if any.
     remote: Option<IpNet>,
-    /// What serves them.
+    /// The hook that serves the calls.
     pub hook: &'static Hook,
 }
 
 impl Failure {
-    /// The pattern of paths, if there is one.
+    /// The path pattern, if there is one.
     #[must_use]
     pub fn glob(&self) -> Option<Glob> {
         Glob::new(self.path.as_ref()?.as_bytes())
     }
 
-    /// The peers, if they matter.
+    /// The peers to match, if there are any.
     #[must_use]
     pub fn remote(&self) -> Option<Remote> {
         let net = match self.remote? {
@@ -202,7 +204,7 @@ impl Failure {
         Some(Remote { network: words(net.network()), mask: words(net.netmask()) })
     }
 
-    /// What of the hook's subject matters.
+    /// The hook arguments that the match needs.
     #[must_use]
     pub const fn subject(&self) -> Subject {
         if self.path.is_some() || self.remote.is_some() { self.hook.subject } else { Subject::None }
@@ -323,7 +325,7 @@ fn one_hook(
             _ => found = Some((name, hook)),
         }
     }
-    // There is at least one call.
+    // The list of calls is not empty.
     found.map(|(_, hook)| hook).ok_or_else(|| ErrnoError::Errno(text.into()))
 }
 
@@ -355,10 +357,10 @@ fn hook_of(
 }
 
 fn named_errno(name: &str) -> Result<Errno, ErrnoError> {
-    /// The last one of Linux (`EHWPOISON`); those of the kernel's own are far beyond.
+    /// The last error number of Linux (`EHWPOISON`). Kernel-internal ones are far above it.
     const LAST: i32 = 133;
     let name = name.trim().to_ascii_uppercase();
-    // Second names, which nix has as constants.
+    // Aliases, which nix defines as constants.
     let known = match name.as_str() {
         "EWOULDBLOCK" => Some(Errno::EWOULDBLOCK),
         "ENOTSUP" => Some(Errno::ENOTSUP),

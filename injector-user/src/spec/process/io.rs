@@ -1,4 +1,4 @@
-//! Limited block I/O.
+//! Block I/O limits.
 
 use std::path::PathBuf;
 
@@ -13,12 +13,12 @@ use crate::spec::{
 values!(IoLimit);
 interpolate!(IoLimit { rate, device });
 
-/// How fast the target reads and writes, each.
+/// Maximum read rate and maximum write rate of the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IoLimit {
-    /// The rate.
+    /// The limit for each direction.
     pub rate: BitRate,
-    /// From and to this device; all if absent.
+    /// The limited device; `None` limits all devices.
     pub device: Option<PathBuf>,
 }
 

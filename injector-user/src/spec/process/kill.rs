@@ -51,30 +51,30 @@ impl Display for SignalNumber {
     }
 }
 
-/// A signal to be sent.
+/// A signal to send, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kill {
-    /// Which.
+    /// The signal.
     pub signal: SignalNumber,
-    /// When.
+    /// When to send it.
     pub when: When,
 }
 
 /// When a signal is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
-    /// To all processes.
+    /// Send to all processes.
     Timed {
-        /// So long after the start.
+        /// Time from the start.
         at: Span,
-        /// And again after each such time.
+        /// Interval of repetitions; `None` sends once.
         every: Option<Span>,
     },
-    /// To the process that makes the `count`-th call of all processes together.
+    /// Send to the process that makes the `count`-th call, counted over all processes.
     Call {
-        /// Which call, from 1.
+        /// Number of the call, from 1.
         count: u64,
-        /// Of what.
+        /// The system call.
         syscall: Syscall,
     },
 }

@@ -1,4 +1,4 @@
-//! Process faults, one file each: how it is written. [`crate::fault::process`] carries them out.
+//! Syntax of the process faults, one file each. [`crate::fault::process`] applies them.
 
 pub mod cpu;
 pub mod errno;
@@ -32,16 +32,17 @@ use io::IoLimit;
 use kill::{Kill, When};
 use pause::{Pause, PauseSpec};
 
-/// The shortest pause, and the shortest time from one to the next.
+/// Minimum length of a pause, and minimum interval between pauses.
 pub const SHORTEST: Duration = Duration::from_millis(1);
 
-/// Each signal on a call is a program of its own on every system call.
+/// Maximum number of signals on system calls. Each attaches a separate program to every system
+/// call.
 const MOST_CALL_KILLS: usize = 8;
 
-/// Each failure of system calls is a program of its own at a hook of the kernel's.
+/// Maximum number of syscall failures. Each attaches a separate program to a kernel hook.
 const MOST_FAILURES: usize = 16;
 
-/// The table of process faults, as that of packet faults.
+/// The table of process faults, in the format of the table of packet faults.
 macro_rules! process_faults {
     ($callback:ident! { $($args:tt)* }) => {
         $callback! { $($args)*
@@ -64,7 +65,7 @@ macro_rules! process_faults {
 
 /// A process fault.
 pub trait ProcessFault {
-    /// Its option and its help.
+    /// Name and help of the option.
     const INFO: Info;
 }
 
@@ -73,25 +74,25 @@ process_faults!(fault_spec! {
     ProcessSpec by ProcessFault of Info, below "Process faults", [] []
 });
 
-/// Why a process fault makes no sense.
+/// Why a process fault is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ProcessError {
-    /// A value in it is none.
+    /// A value could not be parsed.
     #[error(transparent)]
     Value(#[from] ValueError),
-    /// A file is no distribution.
+    /// A distribution file is invalid.
     #[error(transparent)]
     Distribution(#[from] DistributionError),
-    /// A rate in it is none.
+    /// A rate could not be parsed.
     #[error(transparent)]
     Rate(#[from] FaultError),
-    /// A time beyond what pauses can be.
+    /// A pause is out of range.
     #[error("`{0}` is out of range: pauses last 1ms to 24h, and begin 1ms to 24h apart")]
     PauseRange(String),
-    /// A jitter beyond what the model takes.
+    /// A jitter is out of range.
     #[error("`{0}` is too long: a jitter is at most 60s")]
     JitterRange(String),
-    /// Says how something is spread that is not.
+    /// A distribution was given without the value that it applies to.
     #[error(
         "`{0}`: dist goes with jitter, every-dist with every-jitter, and every-jitter with every"
     )]
@@ -101,22 +102,22 @@ pub enum ProcessError {
         "`{0}` is not a signal: write a name such as KILL or SIGTERM, or a number from 1 to 64"
     )]
     Signal(String),
-    /// Not `N:SYSCALL`.
+    /// Not in the form `N:SYSCALL`.
     #[error("`{0}` is not a call: write N:SYSCALL, with N from 1, for instance 100:fsync")]
     Call(String),
     /// Not a system call.
     #[error("`{0}` is not a system call of this architecture (syscalls(2) lists them)")]
     Syscall(String),
-    /// Too many of them.
+    /// Too many signals on system calls.
     #[error("at most {MOST_CALL_KILLS} --kill can wait for calls, as each costs on every call")]
     TooManyCallKills,
-    /// A failure of system calls makes no sense.
+    /// A syscall failure is invalid.
     #[error(transparent)]
     Errno(#[from] ErrnoError),
-    /// Too many of them.
+    /// Too many syscall failures.
     #[error("at most {MOST_FAILURES} --errno can be given, as each is a program of its own")]
     TooManyFailures,
-    /// Not a share of processors.
+    /// Not a CPU share.
     #[error(
         "`{0}` is not a share of a processor: write a percentage from 0.1% to 1000000%; 100% is one whole processor"
     )]
@@ -128,13 +129,13 @@ pub enum ProcessError {
 pub struct Syscall(Sysno);
 
 impl Syscall {
-    /// Its number.
+    /// The number of the system call.
     #[must_use]
     pub fn number(self) -> u32 {
         self.0.id() as u32
     }
 
-    /// Its name.
+    /// The name of the system call.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.0.name()
@@ -149,30 +150,30 @@ impl FromStr for Syscall {
     }
 }
 
-/// Process faults, checked.
+/// Validated process faults.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProcessFaults {
     /// Pauses.
     pub pause: Option<Pause>,
     /// Signals.
     pub kills: Vec<Kill>,
-    /// Failing system calls.
+    /// Syscall failures.
     pub failures: Vec<Failure>,
-    /// Processor time.
+    /// CPU limit.
     pub cpu: Option<CpuLimit>,
-    /// Block I/O.
+    /// Block I/O limit.
     pub io: Option<IoLimit>,
-    /// As they were written, for people.
+    /// Display name, as written by the user.
     pub name: String,
 }
 
 impl ProcessSpec {
-    /// Checks them; `None` if nothing was asked of processes.
+    /// Validates the faults; `None` if there are none.
     pub fn check(&self) -> Result<Option<ProcessFaults>, ProcessError> {
         self.check_with(&mut Files::default())
     }
 
-    /// The same, where files may have been read already, or may not be read.
+    /// Validates the faults with a shared file cache, which may deny reading.
     pub fn check_with(&self, files: &mut Files) -> Result<Option<ProcessFaults>, ProcessError> {
         if *self == Self::default() {
             return Ok(None);

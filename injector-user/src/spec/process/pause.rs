@@ -1,4 +1,4 @@
-//! Processes that are paused.
+//! Pauses of processes.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ interpolate! {
     PauseSpec { length, at, interval }
 }
 
-/// The longest pause, and the longest time from one to the next.
+/// Maximum length of a pause, and maximum interval between pauses.
 const LONGEST_PAUSE: Duration = Duration::from_hours(24);
 
-/// A time and what there is around it.
+/// A time and its jitter.
 #[derive(Clone, Debug, PartialEq)]
 struct Around {
     mean: Span,
@@ -69,7 +69,7 @@ impl Around {
     }
 }
 
-/// Pauses as written.
+/// Pauses, as specified.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PauseSpec {
     length: Around,
@@ -132,14 +132,14 @@ impl ProcessFault for PauseSpec {
     };
 }
 
-/// Pauses, with all that files say about them.
+/// Pauses, with distributions loaded from files.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pause {
-    /// How long they are.
+    /// Length of a pause.
     pub length: Delay,
-    /// When the first one begins, from the start.
+    /// Time from the start to the first pause.
     pub at: Duration,
-    /// From the start of one to the start of the next; there is but one if absent.
+    /// Time from the start of one pause to the start of the next; `None` pauses once.
     pub interval: Option<Delay>,
 }
 

@@ -1,4 +1,4 @@
-//! Scenarios: what goes wrong with which targets, and when.
+//! Scenarios: timelines of faults on targets.
 
 pub mod partition;
 pub mod plan;
@@ -32,149 +32,149 @@ use partition::Shape;
 /// Why a scenario cannot be used.
 #[derive(Debug, Error)]
 pub enum ScenarioError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the scenario {path}")]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It is not what a scenario looks like.
+    /// The file is not a valid scenario.
     #[error("not a valid scenario")]
     Parse(#[source] YamlError),
-    /// Nothing to fault.
+    /// The scenario has no targets.
     #[error("{0}: there are no targets")]
     NoTargets(PathBuf),
-    /// It ends at once.
+    /// The scenario has a length of 0.
     #[error("{0}: `for` must be more than 0s")]
     NoTime(PathBuf),
-    /// A target makes no sense.
+    /// A target is invalid.
     #[error("{path}: target {name}")]
     Target {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Which target.
+        /// Name of the target.
         name: String,
-        /// Why.
+        /// The cause.
         source: TargetError,
     },
-    /// A fault makes no sense.
+    /// A fault is invalid.
     #[error("{path}: fault {name}")]
     Fault {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Which fault.
+        /// Name of the fault.
         name: String,
-        /// Why.
+        /// The cause.
         source: Box<StepError>,
     },
-    /// A step makes no sense.
+    /// A step is invalid.
     #[error("{path}: step {number} of the timeline")]
     Step {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Which step, from 1.
+        /// Number of the step, from 1.
         number: usize,
-        /// Why.
+        /// The cause.
         source: Box<StepError>,
     },
 }
 
-/// Why a step makes no sense.
+/// Why a step is invalid.
 #[derive(Debug, Error)]
 pub enum StepError {
-    /// Its fault makes no sense.
+    /// A fault of the step is invalid.
     #[error(transparent)]
     Faults(#[from] FileError),
-    /// A seed that nothing uses.
+    /// A seed in a fault, which would have no effect.
     #[error("a fault has no seed of its own: the scenario has one")]
     Seed,
-    /// A time within a fault.
+    /// A rule with its own duration.
     #[error("a rule in a scenario has no `for`: the step of the timeline says for how long")]
     RuleFor,
-    /// Not exactly one thing to do.
+    /// Not exactly one action.
     #[error("give exactly one of faults, ramp, partition and choose")]
     What,
-    /// A choice that says where, but not what.
+    /// A choice with targets but without faults.
     #[error("a choice with nothing to do takes a weight only")]
     ChoiceWhat,
-    /// No such target.
+    /// The target does not exist.
     #[error("there is no target {0}")]
     NoTarget(String),
-    /// No such fault.
+    /// The fault does not exist.
     #[error("there is no fault {0}")]
     NoFault(String),
-    /// A ramp without an end.
+    /// A ramp without a duration.
     #[error("a ramp takes the time that `for` says: give it")]
     RampFor,
-    /// A ramp of one step.
+    /// A ramp with too few or too many steps.
     #[error("a ramp takes 2 to 1000 steps")]
     RampSteps,
-    /// Not a way from one fault to another.
+    /// The ends of a ramp cannot be interpolated.
     #[error("the ends of a ramp must be alike but for amounts: {0}")]
     Ramp(#[from] Difference),
     /// A repetition without an end.
     #[error("`every` without `times` needs the scenario's `for`, else there is no end to it")]
     Endless,
-    /// A count of what is done once.
+    /// A repetition count without an interval.
     #[error("`times` goes with `every`")]
     TimesWithoutEvery,
-    /// Times that overlap.
+    /// Repetitions overlap.
     #[error("`every` must be more than 0, and `for` be given and not longer than it")]
     Overlap,
-    /// A step of no length.
+    /// A step with a duration of 0.
     #[error("`for` must be more than 0")]
     NoTime,
-    /// A step after the end.
+    /// A step that starts after the end of the scenario.
     #[error("it comes at {at}, but the scenario ends at {end}")]
     TooLate {
-        /// When it would come.
+        /// Start of the step.
         at: Span,
-        /// The end.
+        /// End of the scenario.
         end: Span,
     },
-    /// A choice of nothing.
+    /// The weights of all choices are 0.
     #[error("the weights of a choice must not all be 0")]
     NoWeight,
-    /// Too few nodes.
+    /// A partition has too few nodes.
     #[error("the partition {shape} takes {least} different nodes at the least")]
     TooFewNodes {
-        /// Its shape.
+        /// Shape of the partition.
         shape: &'static str,
-        /// How many.
+        /// Minimum number of nodes.
         least: usize,
     },
-    /// The same node twice.
+    /// A node is listed twice.
     #[error("the node {0} is there twice")]
     NodeTwice(String),
-    /// Neither a target nor an address.
+    /// A node is neither a target nor an address.
     #[error("the node {0} is neither a target nor an address")]
     NoNode(String),
-    /// A primary that is not there, or not wanted.
+    /// A primary is missing, unknown, or not supported by the shape.
     #[error(
         "the partition primary-minority, and no other, takes a `primary`, which is one of its nodes"
     )]
     Primary,
-    /// Two nodes neither of which can be faulted.
+    /// A partition of two nodes that are both not targets.
     #[error("nothing can be cut between {0} and {1}: neither of them is a target")]
     NoCut(String, String),
-    /// A partition says itself where.
+    /// A partition with separate targets.
     #[error("a partition takes no `on`: its nodes say where")]
     PartitionOn,
-    /// Two at once of what there can be but one of.
+    /// Two simultaneous faults of a kind of which a target can have only one.
     #[error(
         "at {at} two faults are about the {what} of {target}, of which there may be one at a time"
     )]
     Two {
-        /// When.
+        /// Time of the conflict.
         at: Span,
-        /// What both are about.
+        /// The kind of fault.
         what: &'static str,
-        /// Which target.
+        /// The target.
         target: String,
     },
-    /// Too much of it.
+    /// The plan has too many changes.
     #[error("the timeline has more than {} changes", plan::MAX_CHANGES)]
     TooLong,
 }
@@ -292,7 +292,7 @@ const fn one() -> u32 {
     1
 }
 
-/// Reads a scenario. Whether it makes sense is told by [`plan::plan`].
+/// Reads a scenario. [`plan::plan`] validates it.
 pub fn read(path: &Path) -> Result<Scenario, ScenarioError> {
     let text = source::read(path, source::MAX_BYTES)
         .map_err(|source| ScenarioError::Read { path: path.into(), source })?;
@@ -303,7 +303,7 @@ fn parse(path: &Path, text: &str) -> Result<Scenario, ScenarioError> {
     yaml::read(path, text).map_err(ScenarioError::Parse)
 }
 
-/// The JSON Schema of scenarios, as it is published in docs/.
+/// The JSON Schema of scenarios, as published in docs/.
 #[must_use]
 pub fn schema() -> schemars::Schema {
     schemars::schema_for!(Scenario)
@@ -330,7 +330,7 @@ impl<'de> Deserialize<'de> for FaultRef {
             }
         }
 
-        // Not by serde's `untagged`, which would not say what is wrong with a fault.
+        // Serde's `untagged` would hide the reason why a fault is invalid.
         deserializer.deserialize_any(Either)
     }
 }

@@ -1,5 +1,6 @@
-//! Partitions by their shapes, as Jepsen's `jepsen.nemesis` has them: from nodes and random numbers to the pairs of
-//! nodes between which nothing passes.
+//! Partition shapes, as in Jepsen's `jepsen.nemesis`.
+//!
+//! Maps nodes and random numbers to the pairs of nodes that are cut off from each other.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +31,7 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// The fewest nodes of which it can be had.
+    /// Minimum number of nodes.
     #[must_use]
     pub const fn least(self) -> usize {
         match self {
@@ -39,7 +40,7 @@ impl Shape {
         }
     }
 
-    /// As files have it.
+    /// Name in files.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -54,10 +55,11 @@ impl Shape {
     }
 }
 
-/// Pairs of nodes of which the first is not heard by the second.
+/// Pairs of nodes; the second does not receive packets of the first.
 pub type Cuts = BTreeSet<(usize, usize)>;
 
-/// The pairs that `shape` cuts among nodes 0 to `count` - 1, of which there are at least [`Shape::least`].
+/// The pairs that `shape` cuts among nodes 0 to `count` - 1. `count` must be at least
+/// [`Shape::least`].
 #[must_use]
 pub fn cuts(shape: Shape, count: usize, primary: usize, random: &mut Random) -> Cuts {
     let nodes: Vec<usize> = (0..count).collect();
@@ -93,7 +95,7 @@ pub fn cuts(shape: Shape, count: usize, primary: usize, random: &mut Random) -> 
     }
 }
 
-/// Cuts in half, the smaller half first.
+/// Splits the nodes in half, the smaller half first.
 fn bisect(nodes: &[usize]) -> (&[usize], &[usize]) {
     nodes.split_at(nodes.len() / 2)
 }
@@ -106,12 +108,12 @@ fn pairs<'a>(from: &'a [usize], to: &'a [usize]) -> impl Iterator<Item = (usize,
     from.iter().flat_map(move |&from| to.iter().map(move |&to| (from, to)))
 }
 
-/// Nothing passes between the two, either way (Jepsen's `complete-grudge`).
+/// Cuts both directions between two groups (Jepsen's `complete-grudge`).
 fn between(one: &[usize], other: &[usize]) -> Cuts {
     pairs(one, other).chain(pairs(other, one)).collect()
 }
 
-/// How many are more than half.
+/// Smallest number of nodes that is more than half.
 const fn majority(count: usize) -> usize {
     count / 2 + 1
 }
@@ -120,7 +122,7 @@ fn majorities_ring(nodes: &[usize], random: &mut Random) -> Cuts {
     if nodes.len() <= 5 { perfect_ring(nodes, random) } else { stochastic_ring(nodes, random) }
 }
 
-/// A ring in random order: each node hears those next to it, a majority with itself in its middle.
+/// A ring in random order. Each node receives from its neighbours, a majority centred on itself.
 fn perfect_ring(nodes: &[usize], random: &mut Random) -> Cuts {
     let ring = random.shuffled(nodes.to_vec());
     let size = majority(ring.len());
@@ -133,7 +135,7 @@ fn perfect_ring(nodes: &[usize], random: &mut Random) -> Cuts {
     cuts
 }
 
-/// Links are added between the nodes that have fewest, until all have a majority.
+/// Adds links between the nodes with the fewest links until all have a majority.
 fn stochastic_ring(nodes: &[usize], random: &mut Random) -> Cuts {
     let mut links: Vec<BTreeSet<usize>> =
         nodes.iter().map(|&node| BTreeSet::from([node])).collect();
@@ -174,7 +176,7 @@ mod tests {
         cuts(shape, count, 1, &mut Random::new(seed, 0))
     }
 
-    /// As Jepsen writes it: whom each node does not hear.
+    /// In Jepsen's notation: the nodes that each node does not receive from.
     fn grudge(cuts: &Cuts) -> BTreeMap<usize, Vec<usize>> {
         let mut grudge: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for &(from, to) in cuts {
@@ -183,7 +185,7 @@ mod tests {
         grudge
     }
 
-    /// The groups of nodes that hear each other.
+    /// The groups of nodes with the same view.
     fn groups(cuts: &Cuts, count: usize) -> BTreeSet<BTreeSet<usize>> {
         (0..count)
             .map(|to| (0..count).filter(|&from| !cuts.contains(&(from, to))).collect())
@@ -246,7 +248,7 @@ mod tests {
 
     #[test]
     fn three_nodes_in_a_ring_each_hear_one_neighbour() {
-        // jepsen's formula: of a majority (a b), b is the one that hears a.
+        // Jepsen's formula: in a majority (a b), b receives from a.
         for (_, heard_not) in grudge(&cut(Shape::MajoritiesRing, 3, 7)) {
             assert_eq!(heard_not.len(), 1);
         }
@@ -305,7 +307,7 @@ mod tests {
                 let heard: BTreeSet<usize> =
                     (0..count).filter(|&from| !cuts.contains(&(from, to))).collect();
                 prop_assert!(heard.contains(&to) && heard.len() > count / 2);
-                // Jepsen's algorithm for more than 5 nodes does not promise that they differ.
+                // For more than 5 nodes, Jepsen's algorithm does not guarantee distinct majorities.
                 prop_assert!(seen.insert(heard) || count > 5);
             }
         }

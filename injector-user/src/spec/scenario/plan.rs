@@ -1,4 +1,4 @@
-//! From a scenario to what is active when: a pure function of the file and the seed.
+//! Computes which faults are active at each time: a pure function of the file and the seed.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,75 +22,77 @@ use crate::spec::{
     value::{Remote, Span},
 };
 
-/// The most changes that a timeline may have.
+/// Maximum number of changes in a timeline.
 pub const MAX_CHANGES: usize = 1_000_000;
 
-/// What happens, and when.
+/// The timeline of a scenario.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// The targets' names.
+    /// Names of the targets.
     pub targets: Vec<String>,
-    /// Everything that is active at some time.
+    /// All parts that are active at some time.
     pub parts: Vec<Part>,
-    /// In the order of their times, of which no two are the same. After the last one nothing is active, if the
-    /// scenario ends.
+    /// Changes in ascending order of time, at most one per time.
+    ///
+    /// After the last one nothing is active, if the scenario ends.
     pub changes: Vec<Change>,
-    /// When the scenario ends; not by itself if absent.
+    /// Length of the scenario; `None` if it does not end by itself.
     pub length: Option<Duration>,
 }
 
-/// Something that can be active at targets.
+/// A set of faults, or a partition, that can be active on targets.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
-    /// What the output calls it.
+    /// Display name.
     pub name: String,
-    /// The step that it is of, from 1.
+    /// Number of the step that it belongs to, from 1.
     pub step: usize,
     /// What it does.
     pub what: What,
 }
 
-/// What is done to a target.
+/// The action on a target.
 #[derive(Clone, Debug, PartialEq)]
 pub enum What {
-    /// Faults.
+    /// Apply faults.
     Faults(Box<Faults>),
-    /// Nothing passes between certain nodes.
+    /// Drop packets between pairs of nodes.
     Partition(Vec<Cut>),
 }
 
-/// A pair of nodes of which the first is not heard by the second, and where that is seen to.
+/// One direction of a partition between two nodes, and the target that drops its packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
-    /// The target that loses packets.
+    /// Index of the target that drops packets.
     pub at: usize,
-    /// Those that it sends, or that it receives.
+    /// Direction of the packets, as seen from that target.
     pub direction: Direction,
-    /// To or from whom.
+    /// The peer.
     pub peer: Node,
 }
 
 /// A node of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
-    /// A target, by its number.
+    /// A target, by its index.
     Target(usize),
-    /// Somebody else.
+    /// An address that is not a target.
     Remote(Remote),
 }
 
-/// What is active from a time on.
+/// A change of the active parts at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// From the start of the scenario.
+    /// Time from the start of the scenario.
     pub at: Duration,
-    /// Targets for which it changes, and the parts that are active there.
+    /// The changed targets, with the parts that are active there afterwards.
     pub sets: Vec<(usize, Vec<usize>)>,
 }
 
 impl Plan {
-    /// The rules of the parts that are active at a target, with the part that each is of. `addresses` are those of
-    /// all targets.
+    /// The rules of the parts that are active at a target, each with the number of its part.
+    ///
+    /// `addresses` holds the addresses of all targets.
     #[must_use]
     pub fn rules(
         &self,
@@ -129,19 +131,19 @@ impl Plan {
         cuts
     }
 
-    /// The part that is the clock fault, if there is one.
+    /// The active clock fault's part, if there is one.
     #[must_use]
     pub fn clock(&self, parts: &[usize]) -> Option<usize> {
         let has_clock = |faults: &Faults| faults.clock.is_some();
         parts.iter().copied().find(|&part| self.parts[part].faults().is_some_and(has_clock))
     }
 
-    /// The process faults among these parts, with the part that each is of.
+    /// The process faults of these parts, each with the number of its part.
     pub fn processes(&self, parts: &[usize]) -> impl Iterator<Item = (usize, &ProcessFaults)> {
         parts.iter().filter_map(|&part| Some((part, self.parts[part].processes()?)))
     }
 
-    /// Whether the clocks of a target ever go wrong.
+    /// Whether the target ever has a clock fault.
     #[must_use]
     pub fn ever_has_clock(&self, target: usize) -> bool {
         self.sets(target).any(|parts| self.clock(parts).is_some())
@@ -169,7 +171,7 @@ impl Plan {
 }
 
 impl Part {
-    /// The faults, if it is not a partition.
+    /// The faults; `None` for a partition.
     #[must_use]
     pub const fn faults(&self) -> Option<&Faults> {
         match &self.what {
@@ -178,19 +180,19 @@ impl Part {
         }
     }
 
-    /// Whether it is about packets.
+    /// Whether the part affects packets.
     #[must_use]
     pub fn has_rules(&self) -> bool {
         self.faults().is_none_or(|faults| !faults.rules.is_empty())
     }
 
-    /// The faults of processes, if there are any.
+    /// The process faults, if there are any.
     #[must_use]
     pub fn processes(&self) -> Option<&ProcessFaults> {
         self.faults().and_then(|faults| faults.processes.as_ref())
     }
 
-    /// What it is about of that which only one fault at a time may be about.
+    /// The kinds of faults in this part of which a target can have only one at a time.
     fn claims(&self) -> Vec<&'static str> {
         let Some(faults) = self.faults() else { return Vec::new() };
         let processes = faults.processes.as_ref();
@@ -204,7 +206,7 @@ impl Part {
     }
 }
 
-/// Everything to these, or from these, is lost.
+/// A rule that drops all packets to, or from, these peers.
 fn cut_off(name: &str, is_ingress: bool, remotes: Vec<Remote>) -> Rule {
     let (direction, way) =
         if is_ingress { (Direction::Ingress, "from") } else { (Direction::Egress, "to") };
@@ -217,10 +219,10 @@ fn cut_off(name: &str, is_ingress: bool, remotes: Vec<Remote>) -> Rule {
     }
 }
 
-/// One time that something is active.
+/// An interval in which parts are active on targets.
 struct Active {
     from: Duration,
-    /// Never, if absent.
+    /// End of the interval; `None` if it does not end.
     until: Option<Duration>,
     targets: Vec<usize>,
     part: usize,
@@ -237,7 +239,7 @@ struct Planner<'a> {
     active: Vec<Active>,
 }
 
-/// Plans a scenario that was read from `path`. Files that faults name are read.
+/// Plans a scenario that was read from `path`. Reads the files that faults name.
 pub fn plan(path: &Path, scenario: &Scenario, seed: u64) -> Result<Plan, ScenarioError> {
     if scenario.targets.is_empty() {
         return Err(ScenarioError::NoTargets(path.into()));
@@ -310,7 +312,7 @@ impl Planner<'_> {
         if step.partition.is_some() && !step.on.is_empty() {
             return Err(StepError::PartitionOn);
         }
-        // Faults are the same each time; partitions are drawn.
+        // Faults are the same in each repetition; partitions are drawn anew.
         let fixed = self.faults(number, &step.faults)?;
         let mut choices = Vec::with_capacity(step.choose.len());
         for choice in &step.choose {
@@ -363,7 +365,7 @@ impl Planner<'_> {
         Ok((on, self.faults(number, &choice.faults)?))
     }
 
-    /// The targets of these names; all if there are none.
+    /// The targets with these names; all if there are none.
     fn on(&self, names: &[String]) -> Result<Vec<usize>, StepError> {
         if names.is_empty() {
             return Ok((0..self.targets.len()).collect());
@@ -382,7 +384,7 @@ impl Planner<'_> {
         self.targets.iter().position(|target| target == name)
     }
 
-    /// From when to when a step is active.
+    /// The intervals in which a step is active.
     fn times(&self, step: &Step) -> Result<Vec<(Duration, Option<Duration>)>, StepError> {
         let end = self.scenario.r#for.map(|end| end.0);
         if let Some(end) = end
@@ -425,7 +427,7 @@ impl Planner<'_> {
         Ok(times)
     }
 
-    /// The faults that are referred to, as parts.
+    /// Resolves references to faults into parts.
     fn faults(&mut self, step: usize, refs: &[FaultRef]) -> Result<Vec<usize>, StepError> {
         let mut parts = Vec::with_capacity(refs.len());
         for fault in refs {
@@ -448,8 +450,9 @@ impl Planner<'_> {
         }
     }
 
-    /// A part that begins as it ends. What processes are to suffer begins anew, so that it is a part of its own; all
-    /// else goes on.
+    /// The part to use when a repetition begins as the previous one ends.
+    ///
+    /// Process faults must restart, so they get a new part. All other faults simply continue.
     fn anew(&mut self, part: usize) -> usize {
         match self.parts[part].processes() {
             Some(_) => self.add(self.parts[part].clone()),
@@ -550,7 +553,7 @@ impl Planner<'_> {
         let (nodes, primary) = self.nodes(spec)?;
         let mut cuts = Vec::new();
         for (from, to) in partition::cuts(spec.shape, nodes.len(), primary, random) {
-            // Where it is sent, if that can be had.
+            // Cut at the sender if it is a target, else at the receiver.
             cuts.push(match (&nodes[from], &nodes[to]) {
                 (Node::Target(at), peer) => {
                     Cut { at: *at, direction: Direction::Egress, peer: peer.clone() }
@@ -575,7 +578,7 @@ impl Planner<'_> {
         let Self { path, scenario, targets, parts, active, .. } = self;
         let length = match scenario.r#for {
             Some(end) => Some(end.0),
-            // The last end, if all have one.
+            // The latest end, if all intervals end.
             None => active
                 .iter()
                 .map(|active| active.until)
@@ -586,7 +589,8 @@ impl Planner<'_> {
             number: parts[part].step,
             source: Box::new(source),
         };
-        // What begins and ends at each time; ends come first, so that something may go on anew.
+        // The intervals that end and begin at each time. Ends come first, so that an interval can
+        // follow another immediately.
         let mut times: BTreeMap<Duration, [Vec<usize>; 2]> = BTreeMap::new();
         for (number, active) in active.iter().enumerate() {
             times.entry(active.from).or_default()[1].push(number);
@@ -637,7 +641,7 @@ impl Planner<'_> {
     }
 }
 
-/// One of the choices.
+/// Draws one of the choices by weight.
 fn weighted(weights: &[usize], random: &mut Random) -> usize {
     let mut drawn = random.below(weights.iter().sum());
     for (number, &weight) in weights.iter().enumerate() {
@@ -649,7 +653,7 @@ fn weighted(weights: &[usize], random: &mut Random) -> usize {
     0
 }
 
-/// What a fault without a name is called.
+/// Display name of faults without a name.
 fn title(faults: &Faults) -> String {
     let rules = faults.rules.iter().map(|rule| rule.name.as_str());
     let clock = faults.clock.iter().map(|clock| clock.name.as_str());

@@ -1,8 +1,8 @@
-//! Ramps: faults that change little by little from one to another.
+//! Ramps: faults that change gradually from one value to another.
 
 use crate::spec::{file::FaultsSpec, interpolate::Difference};
 
-/// The faults at `steps` points evenly from `from` to `to`, both included.
+/// Interpolates the faults at `steps` evenly spaced points, including both ends.
 pub fn between(
     from: &FaultsSpec,
     to: &FaultsSpec,
@@ -23,7 +23,7 @@ pub fn between(
     let last = f64::from(steps.saturating_sub(1).max(1));
     let mut faults: Vec<_> =
         (0..steps).map(|step| between(f64::from(step) / last)).collect::<Result<_, _>>()?;
-    // The ends are as they were written, whatever computing does to the last digits of numbers.
+    // Keep the ends as written, free of floating-point rounding.
     if let [first, .., last] = faults.as_mut_slice() {
         (*first, *last) = (from.clone(), to.clone());
     }
@@ -80,7 +80,7 @@ mod tests {
             ),
             ["rate 10mbit", "rate 6mbit,burst=8kb", "rate 2mbit,burst=16kb"]
         );
-        // Units differ, and forms.
+        // Different units and forms.
         assert_eq!(
             steps("rules: [{delay: 500us}]", "rules: [{delay: {time: 0.5s}}]"),
             ["delay 500µs", "delay 250.25ms", "delay 500ms"]

@@ -1,8 +1,8 @@
-//! Random numbers of a scenario: all follow from its seed.
+//! Random numbers of a scenario, derived from its seed.
 
 use injector_common::model::random::{draw, stream};
 
-/// Sets the scenario's own choices apart from those about packets.
+/// Separates the scenario's own choices from those about packets.
 const CHOICES: u64 = 0x7363_656e_6172_696f;
 
 /// A stream of random numbers.
@@ -13,13 +13,13 @@ pub struct Random {
 }
 
 impl Random {
-    /// That of one step of the timeline under this seed.
+    /// The stream of one step of the timeline under this seed.
     #[must_use]
     pub const fn new(seed: u64, step: u32) -> Self {
         Self { stream: stream(seed ^ CHOICES, step), index: 0 }
     }
 
-    /// That of the `number`-th time that the step is taken.
+    /// The stream of the `number`-th repetition of the step.
     #[must_use]
     pub const fn time(&self, number: u64) -> Self {
         Self { stream: draw(self.stream, number), index: 0 }
@@ -30,12 +30,12 @@ impl Random {
         draw(self.stream, self.index)
     }
 
-    /// Less than `bound`, each number as likely; 0 if that is 0.
+    /// A uniform number below `bound`; 0 if `bound` is 0.
     pub const fn below(&mut self, bound: usize) -> usize {
         ((self.next() as u128 * bound as u128) >> 64) as usize
     }
 
-    /// In another order, each as likely (Fisher-Yates).
+    /// A uniform permutation (Fisher-Yates).
     #[must_use]
     pub fn shuffled<T>(&mut self, mut items: Vec<T>) -> Vec<T> {
         for last in (1..items.len()).rev() {
@@ -45,13 +45,13 @@ impl Random {
     }
 }
 
-/// What the packet decisions of a target follow from while the `change`-th state of a scenario is active.
+/// Seed of a target's packet decisions while the `change`-th state of a scenario is active.
 #[must_use]
 pub const fn packet_seed(seed: u64, target: u32, change: u64) -> u64 {
     draw(stream(seed, target), change)
 }
 
-/// What the process faults of a part follow from that begin with a change of this [`packet_seed`].
+/// Seed of a part's process faults that begin with the change of this [`packet_seed`].
 #[must_use]
 pub const fn process_seed(packet_seed: u64, part: u64) -> u64 {
     draw(packet_seed, part)

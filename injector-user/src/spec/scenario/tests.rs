@@ -19,7 +19,7 @@ fn planned(yaml: &str) -> Plan {
 
 const TARGETS: &str = "targets: {a: {netns: a}, b: {netns: b}, c: {netns: c}}\n";
 
-/// When what is active at which target, by names.
+/// The changes of a plan by name: the time, the target, and its active parts.
 fn times(plan: &Plan) -> Vec<(u64, &str, Vec<&str>)> {
     let changes = plan.changes.iter().flat_map(|change| {
         let at = change.at.as_millis() as u64;
@@ -64,7 +64,7 @@ fn steps_are_repeated_so_often_or_until_the_end() {
     let plan = planned(&format!("{TARGETS}for: 2200ms\ntimeline: [{{{step}}}]"));
     let at: Vec<u64> = times(&plan).iter().map(|time| time.0).collect();
     assert_eq!(at, [0, 400, 1000, 1400, 2000, 2200]);
-    // What goes on without a gap is left alone.
+    // Contiguous repetitions cause no change.
     let step = "on: a, every: 1s, for: 1s, times: 5, faults: {rules: [{loss: 5%}]}";
     let plan = planned(&format!("{TARGETS}timeline: [{{{step}}}]"));
     assert_eq!(times(&plan).iter().map(|time| time.0).collect::<Vec<_>>(), [0, 5000]);
@@ -110,7 +110,7 @@ fn choices_follow_their_weights() {
         };
         counts[choice] += (until - at) / 1000;
     }
-    // The last of them may be nothing as well.
+    // The last repetition may draw no faults as well.
     assert!((1650..1950).contains(&counts[0]), "{counts:?}");
     assert!((480..720).contains(&counts[1]), "{counts:?}");
     assert_eq!(counts[3], 0);
@@ -261,7 +261,7 @@ fn a_scenario_without_an_end_has_none() {
 }
 
 proptest! {
-    /// Against what the steps say, looked at one by one at each time.
+    /// Compares the plan at each time with the steps, evaluated one by one.
     #[test]
     fn at_each_time_that_is_active_which_the_steps_say(
         steps in prop::collection::vec((0u64..50, 1u64..30, 0u64..20, 1u32..4, 0usize..3), 1..8),

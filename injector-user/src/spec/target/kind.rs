@@ -1,31 +1,33 @@
-//! The kinds of targets, one row each. From this table follow the messages that list options, the titles of targets, and what
-//! may be combined.
+//! The kinds of targets, one row each.
+//!
+//! Messages that list options, display names, and the rules for combining targets derive from this
+//! table.
 
 use super::TargetSpec;
 
 /// A kind of target.
 #[derive(Debug)]
 pub struct Kind {
-    /// Its option and key.
+    /// Name of the option and key.
     pub name: &'static str,
-    /// What it names.
+    /// What kind of object the option names.
     pub names: Names,
-    /// What it is called, for people; `None` if it was not given.
+    /// Returns the display name; `None` if the option was not given.
     title: fn(&TargetSpec) -> Option<String>,
 }
 
-/// What a kind of target names.
+/// The kind of object that a target option names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Names {
-    /// A group of processes, of which there is one at most.
+    /// A group of processes. A target has at most one.
     Processes,
-    /// One process, which takes its place.
+    /// A single process, instead of a group.
     Process,
-    /// A network namespace, to which processes can be narrowed down.
+    /// A network namespace, which can restrict a group of processes.
     Namespace,
-    /// Interfaces, to which it can be narrowed down: all that passes there.
+    /// Interfaces, which can restrict other targets. Alone, they cover all traffic on them.
     Interfaces,
-    /// Everything. Takes the place of processes.
+    /// The whole host, instead of processes.
     Host,
 }
 
@@ -72,13 +74,13 @@ pub static KINDS: [Kind; 8] = [
 ];
 
 impl Kind {
-    /// Whether a target is of this kind, perhaps beside others.
+    /// Whether a target is of this kind, possibly among others.
     #[must_use]
     pub fn is_given(&self, spec: &TargetSpec) -> bool {
         (self.title)(spec).is_some()
     }
 
-    /// Whether it stands for the traffic of everybody.
+    /// Whether the kind covers the traffic of all processes.
     #[must_use]
     pub const fn is_wide(&self) -> bool {
         matches!(self.names, Names::Interfaces | Names::Host)
@@ -90,31 +92,31 @@ impl Kind {
         matches!(self.names, Names::Processes | Names::Process)
     }
 
-    /// Whether a target has one kind like this at most.
+    /// Whether the kind is mutually exclusive with other processes and the host.
     const fn is_exclusive(&self) -> bool {
         self.names_processes() || matches!(self.names, Names::Host)
     }
 }
 
 impl TargetSpec {
-    /// Its kinds.
+    /// The kinds of this target.
     pub fn kinds(&self) -> impl Iterator<Item = &'static Kind> {
         KINDS.iter().filter(|kind| kind.is_given(self))
     }
 
-    /// What is asked for, for people: its processes, or the places.
+    /// Display names of the target's processes, or of its places.
     pub fn titles(&self, of_processes: bool) -> impl Iterator<Item = String> {
         let kinds = KINDS.iter().filter(move |kind| kind.names_processes() == of_processes);
         kinds.filter_map(|kind| (kind.title)(self))
     }
 
-    /// Those of its kinds of which it may have but one.
+    /// The mutually exclusive kinds of this target.
     pub(super) fn exclusive_kinds(&self) -> impl Iterator<Item = &'static Kind> {
         self.kinds().filter(|kind| kind.is_exclusive())
     }
 }
 
-/// All options.
+/// All target options.
 pub(super) fn options() -> String {
     list("--", ", ", KINDS.iter())
 }
@@ -126,17 +128,17 @@ pub fn process_options() -> String {
     list("--", " or ", those(Names::Processes).chain(those(Names::Process)))
 }
 
-/// The options that do not, as alternatives.
+/// The options that name places, as alternatives.
 pub(super) fn place_options() -> String {
     list("--", " or ", KINDS.iter().filter(|kind| !kind.names_processes()))
 }
 
-/// The names of the kinds of which a target may have but one.
+/// Names of the mutually exclusive kinds.
 pub(super) fn exclusive() -> String {
     list("", " and ", KINDS.iter().filter(|kind| kind.is_exclusive()))
 }
 
-/// Names, with `prefix` before each and `last` before the last.
+/// Joins names, with `prefix` before each and `last` before the last.
 fn list(prefix: &str, last: &str, kinds: impl Iterator<Item = &'static Kind>) -> String {
     let names: Vec<String> = kinds.map(|kind| format!("{prefix}{}", kind.name)).collect();
     match &names[..] {

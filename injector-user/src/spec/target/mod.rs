@@ -1,4 +1,4 @@
-//! What is to be faulted.
+//! The target of a fault, as specified.
 
 mod kind;
 mod pod;
@@ -15,39 +15,39 @@ pub use kind::{KINDS, Kind, process_options};
 use kind::{exclusive, options, place_options};
 pub use pod::{PodName, PodSelection};
 
-/// Why a target makes no sense.
+/// Why a target is invalid.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum TargetError {
-    /// No target.
+    /// No target was given.
     #[error(
         "no target was given: give one of {}, or use `injector run` to fault a new command",
         options()
     )]
     Missing,
-    /// Two targets in one.
+    /// Mutually exclusive targets were given.
     #[error("a target has one of {}, not several of them", exclusive())]
     Several,
-    /// Not a pod.
+    /// Not a pod name.
     #[error("`{0}` is not a pod: write its namespace and its name, for instance default/web-0")]
     Pod(String),
-    /// Not pods.
+    /// Not a pod selection.
     #[error(
         "`{0}` does not say which pods: write their namespace and a label selector, for instance \
          shop/app=cart,tier!=db"
     )]
     Pods(String),
-    /// Pods are faulted as a whole.
+    /// Selected pods were combined with options that narrow a target.
     #[error(
         "pods that labels select are faulted wherever they are: give no netns, interface, address or protect beside them"
     )]
     WithPods,
-    /// Clocks of what is no process.
+    /// A clock fault with a target that names no processes.
     #[error(
         "clocks are faulted for the processes of a cgroup: name one with {}, or use `injector run`",
         process_options()
     )]
     Clock,
-    /// XDP with a target that it cannot tell.
+    /// XDP with a target that names processes, which XDP cannot match.
     #[error(
         "--xdp cannot tell whose packets it sees: use it with {places}, not with --{0}",
         places = place_options()
@@ -55,7 +55,7 @@ pub enum TargetError {
     Xdp(&'static str),
 }
 
-/// The options of which one can be given.
+/// Argument group of the mutually exclusive target options.
 const WHOSE: &str = "whose";
 
 /// A target as written. `--interface` and `--netns` narrow a cgroup down to an interface or a network
@@ -139,18 +139,19 @@ pub struct TargetSpec {
 }
 
 impl TargetSpec {
-    /// Checks that there are processes whose clocks can be faulted.
+    /// Checks that the target names processes, whose clocks can be faulted.
     pub fn check_for_clocks(&self) -> Result<(), TargetError> {
         self.titles(true).next().map(drop).ok_or(TargetError::Clock)
     }
 
-    /// Whether it is left alone what the operator needs, if nothing is said of it.
+    /// Whether the target covers all traffic at a place, so that the operator's own traffic is
+    /// protected by default.
     #[must_use]
     pub fn is_wide(&self) -> bool {
         self.kinds().any(Kind::is_wide)
     }
 
-    /// Checks that there is a target, and one that XDP can serve if it is asked for.
+    /// Checks that a target is given, and that XDP can serve it if `xdp` is set.
     pub fn check(&self, xdp: bool) -> Result<(), TargetError> {
         if self.kinds().next().is_none() {
             return Err(TargetError::Missing);

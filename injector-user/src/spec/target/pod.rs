@@ -1,4 +1,4 @@
-//! Pods of Kubernetes: by name, or by labels.
+//! Kubernetes pods, by name or by label selector.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -16,9 +16,9 @@ serde_as_text! {
 /// The name of a Kubernetes pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodName {
-    /// Its namespace.
+    /// Namespace of the pod.
     pub namespace: String,
-    /// Its name there.
+    /// Name of the pod in its namespace.
     pub name: String,
 }
 
@@ -43,15 +43,15 @@ impl Display for PodName {
     }
 }
 
-/// The longest label selector.
+/// Maximum length of a label selector.
 const LONGEST_SELECTOR: usize = 4096;
 
-/// Kubernetes pods that labels select.
+/// Kubernetes pods selected by labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodSelection {
-    /// Their namespace.
+    /// Namespace of the pods.
     pub namespace: String,
-    /// What is so of their labels, as `kubectl --selector` has it. The API server reads it.
+    /// Label selector in the syntax of `kubectl --selector`. The API server parses it.
     pub selector: String,
 }
 
@@ -59,7 +59,7 @@ impl FromStr for PodSelection {
     type Err = TargetError;
 
     fn from_str(text: &str) -> Result<Self, TargetError> {
-        // A label may have a slash as well: app.kubernetes.io/name.
+        // A label key may contain a slash as well, as in app.kubernetes.io/name.
         let (namespace, selector) =
             text.split_once('/').ok_or_else(|| TargetError::Pods(text.into()))?;
         let is_namespace = !namespace.is_empty()

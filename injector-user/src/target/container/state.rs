@@ -8,9 +8,9 @@
 //! | `/var/lib/containers/storage/<driver>-containers/containers.json` and `volatile-containers.json` | Podman and CRI-O: names |
 //! | `/run/runc/<id>/state.json` | runc: the cgroup, and the annotations as labels; `status` of crun: the cgroup |
 //!
-//! Missing or malformed files are skipped. The directories are owned by root, but the annotations in
-//! them come from whoever started the container. Therefore only annotations that the runtime itself
-//! sets are trusted, and implausible names are ignored.
+//! Missing or malformed files are skipped. The directories are owned by root, but the annotations
+//! in them come from whoever started the container. Therefore only annotations that the runtime
+//! itself sets are trusted, and implausible names are ignored.
 
 use std::{
     collections::{BTreeMap, HashMap},
