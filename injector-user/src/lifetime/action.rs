@@ -1,4 +1,4 @@
-//! What the kernel does not undo by itself when we die.
+//! Changes that the kernel does not undo by itself when injector dies.
 
 use std::{
     ffi::OsStr,
@@ -28,18 +28,19 @@ use crate::{
     },
 };
 
-/// Something done to the machine, with all that is needed to undo it. Undoing is idempotent, and right
-/// as well if the thing was not done yet.
+/// A change to the machine, with everything required to undo it. Undoing is idempotent, and
+/// harmless if the change was never made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Action {
-    /// A cgroup was made.
+    /// A cgroup was created.
     MakeCgroup {
-        /// Its directory, whose name nobody else chooses.
+        /// Its directory. Injector chooses a unique name for it.
         path: PathBuf,
-        /// The cgroup that its processes came from, and to which they go back.
+        /// The cgroup that its processes came from, and to which they return.
         home: PathBuf,
-        /// Inode of the directory, once it is known, so that none is removed that others made with its name.
+        /// Inode of the directory, once known. Protects a cgroup of the same name that another
+        /// process created.
         #[serde(default)]
         inode: Option<u64>,
     },
@@ -49,7 +50,7 @@ pub enum Action {
         netns: u64,
         /// Index of the interface.
         interface: u32,
-        /// Its name, for people.
+        /// Its name, for messages.
         name: String,
     },
     /// A filter was added below a clsact qdisc.
@@ -58,20 +59,20 @@ pub enum Action {
         netns: u64,
         /// Index of the interface.
         interface: u32,
-        /// Its name, for people.
+        /// Its name, for messages.
         name: String,
-        /// On the egress side, else ingress.
+        /// True for egress, false for ingress.
         egress: bool,
         /// The filter's handle.
         handle: u32,
         /// Its priority.
         #[serde(default = "old_priority")]
         priority: u16,
-        /// The id of its program, so that none of others is removed that has its place.
+        /// ID of its program. Protects another program's filter in the same place.
         #[serde(default)]
         program: Option<u32>,
     },
-    /// A network device was made.
+    /// A network device was created.
     AddDevice {
         /// Inode of the network namespace.
         netns: u64,
@@ -79,63 +80,63 @@ pub enum Action {
         interface: u32,
         /// Its name.
         name: String,
-        /// Its link-layer address, which is random, so that none of others is removed that has its name.
+        /// Its random link-layer address. Protects another device of the same name.
         #[serde(default)]
         address: Option<[u8; 6]>,
     },
-    /// The clocks of a cgroup's processes were made to go wrong, and new programs are held at times.
+    /// The clocks of a cgroup's processes were skewed; new programs may be held at exec.
     SkewClocks {
-        /// Who patched their vDSO.
+        /// ID of the injector that patched their vDSO.
         owner: u64,
         /// The cgroup's directory.
         cgroup: PathBuf,
-        /// Inode of that, so that no process is let go on of one that others made with its name.
+        /// Inode of the cgroup's directory. Protects processes in another cgroup of the same name.
         #[serde(default)]
         inode: Option<u64>,
     },
-    /// A cgroup was frozen that was not.
+    /// A cgroup was frozen.
     FreezeCgroup {
         /// Its directory.
         path: PathBuf,
-        /// Inode of that, so that none is thawed that others made with its name.
+        /// Inode of its directory. Protects another cgroup of the same name.
         inode: u64,
     },
-    /// The cgroups below a cgroup were given a controller.
+    /// A controller was enabled for the children of a cgroup.
     EnableController {
         /// Its directory.
         cgroup: PathBuf,
-        /// Which controller.
+        /// The controller.
         controller: String,
-        /// Inode of the directory, so that none is changed that others made with its name.
+        /// Inode of the directory. Protects another cgroup of the same name.
         #[serde(default)]
         inode: Option<u64>,
     },
     /// A limit of a cgroup was set.
     SetLimit {
-        /// The file.
+        /// The limit file.
         path: PathBuf,
-        /// Inode of its directory, so that none is changed that others made with its name.
+        /// Inode of its directory. Protects another cgroup of the same name.
         inode: u64,
-        /// The line of the file before.
+        /// The line before the change.
         before: String,
-        /// The line of the file since.
+        /// The line after the change.
         after: String,
     },
-    /// Processes were stopped that ran.
+    /// Running processes were stopped.
     StopProcesses {
-        /// Which.
+        /// The stopped processes.
         processes: Vec<StoppedProcess>,
     },
-    /// A setting of a network namespace was changed. Several injectors may do that; the last one to end sets
-    /// it back.
+    /// A sysctl of a network namespace was changed. Several injectors may change the same one; the
+    /// last to end restores it.
     SetSysctl {
         /// Inode of the network namespace.
         netns: u64,
         /// Its path below /proc/sys/net.
         name: String,
-        /// What it was.
+        /// The value before the change.
         before: String,
-        /// What it is.
+        /// The value after the change.
         after: String,
     },
 }
@@ -143,35 +144,35 @@ pub enum Action {
 /// A process that was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoppedProcess {
-    /// Its number.
+    /// Its process ID.
     pub pid: i32,
-    /// When it was made, so that it is not taken for another one with its number.
+    /// Its start time, which distinguishes it from another process with the same ID.
     pub started: u64,
 }
 
-/// What a journal of injector 0.1.0 does not say.
+/// The priority used by injector 0.1.0, whose journals do not record it.
 const fn old_priority() -> u16 {
     clsact::OLD_PRIORITY
 }
 
-/// What came of undoing something.
+/// Result of undoing an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Undone {
-    /// It is as if it had not been done.
+    /// The action is undone.
     Done,
-    /// Others use it by now, so it stays until they do not: to be undone later.
+    /// Another process still uses the result. Undo again later.
     InUse,
 }
 
-/// How long a process that has been stopped may take until it does stop.
+/// How long a signalled process may take to stop.
 const SETTLING: Duration = Duration::from_millis(300);
 
-/// Processes that exit keep their cgroup busy for a moment.
+/// How long to wait for a cgroup to empty: exiting processes keep it busy for a moment.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Action {
-    /// Whether it is done by a single request to the kernel: if that fails, nothing has been done, and what is there already is
-    /// somebody else's.
+    /// Whether a single kernel request performs the action. If that request fails, nothing changed,
+    /// and anything that already exists belongs to another process.
     #[must_use]
     pub const fn is_single_call(&self) -> bool {
         match self {
@@ -186,7 +187,7 @@ impl Action {
         }
     }
 
-    /// Undoes it.
+    /// Undoes the action.
     pub fn undo(&self) -> io::Result<Undone> {
         match self {
             Self::MakeCgroup { path, home, inode } => remove_cgroup(path, home, *inode),
@@ -196,7 +197,7 @@ impl Action {
 
     fn undo_at_once(&self) -> io::Result<()> {
         match self {
-            // See above.
+            // Handled above.
             Self::MakeCgroup { .. } => Ok(()),
             Self::AddClsact { netns, interface, .. } => {
                 clsact::remove_qdisc_if_empty(*netns, *interface).map_err(io::Error::other)
@@ -219,7 +220,7 @@ impl Action {
                 vdso::restore_all(*owner)
             }
             Self::FreezeCgroup { path, inode } => thaw(path, *inode),
-            // It would be lost with the controller.
+            // Disabling the controller would discard that setting.
             Self::EnableController { cgroup, controller, .. } if is_used(cgroup, controller) => {
                 Ok(())
             }
@@ -231,7 +232,7 @@ impl Action {
             Self::EnableController { cgroup, controller, .. } => {
                 let control = cgroup.join("cgroup.subtree_control");
                 match fs::write(control, format!("-{controller}")) {
-                    // By now it is used further below, by somebody else.
+                    // Another process uses it further below.
                     Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
                     Err(error) if is_gone(&error) => Ok(()),
                     written => written,
@@ -245,7 +246,7 @@ impl Action {
                 Ok(())
             }
             Self::SetSysctl { netns, name, before, after } => {
-                // This one's journal says so as well.
+                // This injector's journal is one of them.
                 if journal::announcements(self) > 1 {
                     return Ok(());
                 }
@@ -287,16 +288,16 @@ impl Display for Action {
     }
 }
 
-/// Thaws a cgroup, if it is still there.
+/// Thaws a cgroup if it still exists.
 fn thaw(path: &Path, inode: u64) -> io::Result<()> {
     match write_to(path, inode, FREEZE, "0") {
-        // It was removed just now.
+        // The cgroup was removed meanwhile.
         Err(error) if is_gone(&error) => Ok(()),
         written => written,
     }
 }
 
-/// Sets a limit back, unless someone has changed it since.
+/// Restores a limit, unless another process has changed it since.
 fn restore_limit(path: &Path, inode: u64, before: &str, after: &str) -> io::Result<()> {
     let (Some(cgroup), Some(file)) = (path.parent(), path.file_name().and_then(OsStr::to_str))
     else {
@@ -306,20 +307,20 @@ fn restore_limit(path: &Path, inode: u64, before: &str, after: &str) -> io::Resu
         return Ok(());
     }
     let restored = fs::read_to_string(path).and_then(|text| {
-        // A line may have a space at its end.
+        // A line may end with a space.
         let is_ours = text.lines().any(|line| line.trim_end() == after);
         if is_ours { write_to(cgroup, inode, file, before) } else { Ok(()) }
     });
     match restored {
-        // It was removed just now.
+        // The cgroup was removed meanwhile.
         Err(error) if is_gone(&error) => Ok(()),
         restored => restored,
     }
 }
 
-/// Whether somebody has set something of a controller by now, in a cgroup below this one.
+/// Whether a cgroup below this one has a non-default setting of the controller.
 fn is_used(cgroup: &Path, controller: &str) -> bool {
-    // What the files say that nobody has written to (cgroup-v2.rst).
+    // The default contents of the files (cgroup-v2.rst).
     let defaults: &[(&str, &str)] = match controller {
         "cpu" => &[("cpu.max", "max 100000"), ("cpu.weight", "100")],
         "io" => &[("io.max", ""), ("io.weight", "default 100")],
@@ -334,33 +335,34 @@ fn is_used(cgroup: &Path, controller: &str) -> bool {
     below.map(|entry| entry.path()).any(|path| path.is_dir() && is_set(&path))
 }
 
-/// Whether a file of a cgroup cannot be used because the cgroup was removed.
+/// Whether a cgroup file cannot be used because the cgroup was removed.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
-/// Lets a process go on, unless it has ended. One that goes on already only sees a `SIGCONT`, which it may have been
-/// on the way to stop without.
+/// Resumes a process unless it has ended. A running process only receives a `SIGCONT`, which also
+/// cancels a pending stop.
 fn let_stopped_go(process: &StoppedProcess) {
     if let Some(handle) = Handle::find(process.pid, process.started) {
-        // It may have ended meanwhile.
+        // The process may have ended meanwhile.
         let _ = handle.signal(Signal::SIGCONT as i32);
     }
 }
 
-/// Lets programs go on that were held before their first instruction. They are told from what others have stopped
-/// by their vDSO: it is as the kernel made it, while every other process of the target has it patched. (A program
-/// is let go on before it is patched, see `Patcher::patch_held`.)
+/// Resumes programs that were held at exec. Their vDSO is unpatched, unlike that of every other
+/// process of the target, so they can be distinguished from processes that others stopped. (A
+/// program resumes before it is patched, see `Patcher::patch_held`.)
 ///
-/// One that was just being held, or patched, stops only when it gets a processor; so they are looked for for a while.
+/// A program that is just being held or patched stops only when it is scheduled, so this keeps
+/// searching for a while.
 fn let_go(cgroup: &Path) {
     let end = Instant::now() + SETTLING;
     loop {
         for pid in processes_below(cgroup) {
-            // It is this one, or none, however soon its number is another's.
+            // The handle refers to this process or none, even if its ID is reused.
             let Some(process) = Handle::open(pid) else { continue };
             if process.is_stopped() && matches!(vdso::owner_of(pid), Ok(None)) {
-                // It may have ended meanwhile.
+                // The process may have ended meanwhile.
                 let _ = process.signal(Signal::SIGCONT as i32);
             }
         }
@@ -371,31 +373,33 @@ fn let_go(cgroup: &Path) {
     }
 }
 
-/// Sets a setting back, unless someone has changed it since.
+/// Restores a sysctl, unless another process has changed it since.
 fn restore_sysctl(netns: u64, name: &str, before: &str, after: &str) -> io::Result<()> {
     let Some(netns) = Netns::find_by_inode(netns) else { return Ok(()) };
     match sysctl::get(&netns, name).map_err(io::Error::other)? {
         Ok(current) if current == after => {
             sysctl::set(&netns, name, before).map_err(io::Error::other)?
         }
-        // It is no longer ours, or no longer there.
+        // It was changed by another process, or no longer exists.
         _ => Ok(()),
     }
 }
 
-/// Moves the processes of a cgroup back to where they came from, then removes it. Cgroups below it were made by others:
-/// as long as there are processes in one of them, all of them stay, and so does this one.
+/// Moves the processes of a cgroup back to their origin, then removes the cgroup. Cgroups below it
+/// belong to others: while one of them contains processes, this cgroup and everything below it
+/// stay.
 fn remove_cgroup(path: &Path, home: &Path, inode: Option<u64>) -> io::Result<Undone> {
     if !path.exists() || inode.is_some_and(|inode| !is_same(path, inode)) {
         return Ok(Undone::Done);
     }
-    // Home may have been removed meanwhile; what it was in has not, or has a parent that has not.
+    // The origin may have been removed; then its nearest existing ancestor is used.
     let home = home.ancestors().find(|cgroup| cgroup.join("cgroup.procs").exists()).unwrap_or(home);
     let end = Instant::now() + PATIENCE;
     loop {
         let processes = processes_in(path);
         for pid in &processes {
-            // A process that is gone need not be moved; one that cannot be shows in the removal.
+            // An ended process need not be moved. A process that cannot be moved makes the removal
+            // fail.
             let _ = fs::write(home.join("cgroup.procs"), pid.to_string());
         }
         if !populated_below(path).is_empty() || is_announced_below(path) {
@@ -406,7 +410,7 @@ fn remove_cgroup(path: &Path, home: &Path, inode: Option<u64>) -> io::Result<Und
             _ => Ok(()),
         }) {
             Err(error) if Instant::now() > end => {
-                // Processes of another PID namespace cannot be moved from here, nor seen.
+                // Processes of another PID namespace are neither visible nor movable from here.
                 let is_in_use = processes.is_empty() && says(path, "populated 1");
                 return if is_in_use { Ok(Undone::InUse) } else { Err(error) };
             }
@@ -416,7 +420,7 @@ fn remove_cgroup(path: &Path, home: &Path, inode: Option<u64>) -> io::Result<Und
     }
 }
 
-/// Whether a journal says that a cgroup below this one was made, and it is there.
+/// Whether a journal announces the creation of a cgroup below this one, and it exists.
 fn is_announced_below(path: &Path) -> bool {
     journal::announced().any(|action| match action {
         Action::MakeCgroup { path: other, inode, .. } => {

@@ -1,4 +1,4 @@
-//! Undoing what dead injectors left.
+//! Cleanup of changes left behind by dead injectors.
 
 use std::{
     thread,
@@ -11,10 +11,10 @@ use super::{
     journal::{self, Journal, SLOTS},
 };
 
-/// How long to wait for others that are about to end.
+/// How long to wait for other injectors that are ending.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Settles the journals that nobody keeps any more. Returns what was undone, and what could not be.
+/// Settles the journals of dead injectors. Returns the undone actions and the failures.
 #[must_use]
 pub fn cleanup() -> (Vec<Action>, Vec<LifetimeError>) {
     let mut undone = Vec::new();
@@ -22,7 +22,7 @@ pub fn cleanup() -> (Vec<Action>, Vec<LifetimeError>) {
         let (settled, failures) = settle_all();
         let is_done = settled.is_empty();
         undone.extend(settled);
-        // What one had done may have kept in use what another one had done.
+        // One dead injector's changes may have kept another's in use.
         if is_done || !failures.is_empty() {
             return (undone, failures);
         }
@@ -45,8 +45,9 @@ fn settle_all() -> (Vec<Action>, Vec<LifetimeError>) {
     (undone, failures)
 }
 
-/// What an injector does last: the same as [`cleanup`], also for those that are about to end. They have said so before
-/// they look what is in use; so what this one has kept in use until now is removed by them, or else here.
+/// The last step of an injector: [`cleanup`], including journals of injectors that are ending.
+/// Those mark their journal before they check what is in use. Anything this injector kept in use is
+/// therefore removed by them or here.
 pub fn sweep() {
     let is_ending = |slot| journal::peek(slot).is_some_and(|contents| contents.is_ending);
     let end = Instant::now() + PATIENCE;

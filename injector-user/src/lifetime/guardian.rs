@@ -1,7 +1,8 @@
-//! The guardian: a child that waits for our death, and then undoes what is in our journal.
+//! The guardian: a child process that waits for injector to die and then undoes the journal.
 //!
-//! It runs the program that started it, whichever that is: this crate, linked into it, takes over before `main` where the
-//! environment says so. A child that only forked would share locks with threads that it does not have, and memory.
+//! It executes the same program again, whichever that is: this crate, linked into it, takes over
+//! before `main` if the environment requests it. A child that only forked would share memory and
+//! locks with threads that do not exist in it.
 
 use std::{
     io::{self, Read as _},
@@ -12,13 +13,13 @@ use std::{
 
 use super::{LifetimeError, cleanup, journal::Journal};
 
-/// What the environment of a guardian says: its slot.
+/// Environment variable that contains a guardian's slot.
 const VARIABLE: &str = "INJECTOR_GUARDIAN";
 
-/// What the command line of a guardian says.
+/// The first argument of a guardian.
 const NAME: &str = "guardian";
 
-/// Whether [`enter`] was called, so that it will be in a child as well.
+/// Whether [`enter`] ran in this process, and will therefore run in a child.
 static CAN_ENTER: AtomicBool = AtomicBool::new(false);
 
 /// Called by the C library before `main`.
@@ -26,21 +27,21 @@ static CAN_ENTER: AtomicBool = AtomicBool::new(false);
 #[unsafe(link_section = ".init_array")]
 static ENTER: extern "C" fn() = enter;
 
-/// Becomes a guardian instead of the program that this is, if it was started as one.
+/// Runs the guardian instead of the program, if the process was started as one.
 extern "C" fn enter() {
     CAN_ENTER.store(true, Relaxed);
     let Some(slot) = std::env::var(VARIABLE).ok().and_then(|slot| slot.parse().ok()) else {
         return;
     };
-    // Somebody may have set the variable who did not mean that.
+    // The variable may be set by accident, so check the command line too.
     let is_guardian = |line: Vec<u8>| line.split(|&byte| byte == 0).nth(1) == Some(NAME.as_bytes());
     if !std::fs::read("/proc/self/cmdline").is_ok_and(is_guardian) {
         return;
     }
-    // It was "exe". If that fails, it stays.
+    // The name would be "exe". Failure is harmless.
     let _ = nix::sys::prctl::set_name(c"injector-guard");
     let code = i32::from(run(slot).is_err());
-    // SAFETY: ends the process; the program that this is has not begun, so it has nothing to do at its end.
+    // SAFETY: ends the process; the host program has not started, so it has nothing to clean up.
     unsafe { libc::_exit(code) }
 }
 
@@ -53,7 +54,8 @@ pub struct Guardian {
 impl Guardian {
     /// Starts the guardian of a slot.
     ///
-    /// It learns of our death by the end of its standard input, of which only we hold the other end.
+    /// It detects injector's death by the end of its standard input: only injector holds the other
+    /// end.
     pub fn start(slot: u32) -> Result<Self, LifetimeError> {
         if !CAN_ENTER.load(Relaxed) {
             let error = "this program was linked without .init_array of its libraries";
@@ -71,9 +73,10 @@ impl Guardian {
         // SAFETY: setsid and close_range are async-signal-safe.
         unsafe {
             command.pre_exec(|| {
-                // A session of its own, so that no terminal's signals reach it.
+                // A new session, so that signals of the terminal do not reach it.
                 nix::unistd::setsid()?;
-                // Not all programs mark all of their descriptors. Before Linux 5.11 those stay open.
+                // Not every program sets close-on-exec. Before Linux 5.11 inherited descriptors
+                // stay open.
                 libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
                 Ok(())
             });
@@ -87,24 +90,24 @@ impl Guardian {
         self.child.id().cast_signed()
     }
 
-    /// Lets it go and waits for its end.
+    /// Releases the guardian and waits for it to end.
     pub fn dismiss(mut self) {
         drop(self.child.stdin.take());
-        // It cannot be helped if it was killed; there is nothing left for it to do.
+        // If it was killed, there is nothing left for it to do.
         let _ = self.child.wait();
     }
 }
 
-/// What the guardian does: waits for the end of its standard input, then settles the journal.
+/// Waits for the end of standard input, then settles the journal.
 fn run(slot: u32) -> Result<(), LifetimeError> {
     let mut rest = Vec::new();
-    // Nothing is ever written to it. Whatever ends the reading, the owner's lock is waited for next.
+    // Nothing is ever written to it. However reading ends, wait for the owner's lock next.
     let _: io::Result<usize> = io::stdin().read_to_end(&mut rest);
     let settled = match Journal::inherit(slot)? {
         Some(journal) => journal.settle().map(drop),
         None => Ok(()),
     };
-    // Its owner may have had other slots, and may have kept in use what others have left.
+    // The owner may have had other slots, or have kept others' leftovers in use.
     cleanup::sweep();
     settled
 }

@@ -10,27 +10,26 @@ use super::{
     journal::{self, Journal, Owner, SLOTS},
 };
 
-/// This running injector. What it did through [`Self::perform`] is undone by [`Self::end`], and when
-/// it is dropped.
+/// This running injector. [`Self::end`] and dropping undo everything done by [`Self::perform`].
 #[derive(Debug)]
 pub struct Instance {
     slot: u32,
     journal: Option<Journal>,
     guardian: Option<Guardian>,
     next_id: u32,
-    /// Whether it has made a cgroup, which may be in one of another injector.
+    /// Whether it created a cgroup, possibly inside one that another injector created.
     made_cgroup: bool,
-    /// What the journal says is done.
+    /// The journaled actions that are not undone.
     done: Vec<(u32, Action)>,
 }
 
 impl Instance {
-    /// Takes a free slot; rather one without anything left to be undone once others do not use it.
+    /// Takes a free slot, preferably one without leftovers.
     pub fn start(owner: Owner) -> Result<Self, LifetimeError> {
         for is_empty_wanted in [true, false] {
             for slot in 0..SLOTS {
                 let Some(mut journal) = Journal::lock(slot)? else { continue };
-                // What a dead owner left there and could not be undone keeps the slot from being used.
+                // Leftovers that could not be undone block the slot.
                 let contents = journal.read()?;
                 if !contents.is_free() || (is_empty_wanted && !contents.actions.is_empty()) {
                     continue;
@@ -50,13 +49,13 @@ impl Instance {
         Err(LifetimeError::NoSlot)
     }
 
-    /// The slot, from 0 to [`SLOTS`] - 1, which no other running injector has.
+    /// The slot, from 0 to [`SLOTS`] - 1, unique among running injectors.
     #[must_use]
     pub const fn slot(&self) -> u32 {
         self.slot
     }
 
-    /// Starts the guardian if there is none yet, so that what is performed later need not wait for it.
+    /// Starts the guardian unless it runs already, so that later actions need not wait for it.
     pub fn guard(&mut self) -> Result<(), LifetimeError> {
         if self.guardian.is_none() {
             self.guardian = Some(Guardian::start(self.slot)?);
@@ -64,10 +63,10 @@ impl Instance {
         Ok(())
     }
 
-    /// Does something that must be undone at the end: journalled first, and under a guardian's eyes. If it fails, what
-    /// was done in part is undone, and nothing that others did.
+    /// Performs an action that must be undone at the end: it is journaled first, and the guardian
+    /// runs. A failed action is undone as far as it was done, without touching changes of others.
     ///
-    /// Returns a number by which it can be undone earlier.
+    /// Returns an ID for undoing it earlier.
     pub fn perform(
         &mut self,
         action: Action,
@@ -96,7 +95,7 @@ impl Instance {
         }
     }
 
-    /// Says what something that [`Self::perform`] did turned out to be.
+    /// Updates the journal entry of an action with details that became known later.
     pub fn revise(&mut self, id: u32, action: Action) -> Result<(), LifetimeError> {
         let Some((_, done)) = self.done.iter_mut().find(|(done, _)| *done == id) else {
             return Ok(());
@@ -108,25 +107,25 @@ impl Instance {
         Ok(())
     }
 
-    /// The guardian's process, if there is one.
+    /// The guardian's process ID, if it runs.
     #[must_use]
     pub fn guardian(&self) -> Option<i32> {
         self.guardian.as_ref().map(Guardian::pid)
     }
 
-    /// Whether [`Self::perform`] did this, and it is not undone.
+    /// Whether [`Self::perform`] performed this action and it is not undone.
     #[must_use]
     pub fn has_done(&self, action: &Action) -> bool {
         self.done.iter().any(|(_, done)| done == action)
     }
 
-    /// Says that what [`Self::perform`] did has been undone already.
+    /// Records that an action has already been undone.
     pub fn was_undone(&mut self, id: u32) -> Result<(), LifetimeError> {
         self.done.retain(|(done, _)| *done != id);
         self.journal.as_mut().map_or(Ok(()), |journal| journal.undone(id))
     }
 
-    /// Undoes what [`Self::perform`] did. What others use by now stays, and stays in the journal.
+    /// Undoes an action. Anything that others use stays, in the journal too.
     pub fn undo(&mut self, id: u32) -> Result<(), LifetimeError> {
         let Some(index) = self.done.iter().position(|(done, _)| *done == id) else { return Ok(()) };
         let (_, action) = &self.done[index];
@@ -137,11 +136,11 @@ impl Instance {
         }
     }
 
-    /// Undoes everything and gives the slot back.
+    /// Undoes everything and releases the slot.
     pub fn end(&mut self) -> Result<(), LifetimeError> {
         let settled = self.journal.take().map_or(Ok(()), |journal| journal.settle().map(drop));
         if self.made_cgroup {
-            // It may have kept one of another injector in use, which has ended since.
+            // It may have kept a cgroup in use whose injector has ended since.
             cleanup::sweep();
         }
         if let Some(guardian) = self.guardian.take() {
@@ -159,7 +158,7 @@ impl Drop for Instance {
     }
 }
 
-/// An instance that all injections of a process may share. It ends with the last of its owners.
+/// An instance shared by all injections of a process. It ends with its last owner.
 #[derive(Clone, Debug)]
 pub struct SharedInstance(Arc<Mutex<Instance>>);
 
@@ -169,25 +168,25 @@ impl SharedInstance {
         Ok(Self(Arc::new(Mutex::new(Instance::start(owner)?))))
     }
 
-    /// Undoes everything and gives the slot back, if no other injection shares it.
+    /// Undoes everything and releases the slot, unless another injection shares it.
     pub fn end(self) -> Result<(), LifetimeError> {
         Arc::into_inner(self.0).map_or(Ok(()), |instance| {
             instance.into_inner().unwrap_or_else(PoisonError::into_inner).end()
         })
     }
 
-    /// For one use. Its journal is right even if another thread panicked while it used it.
+    /// Locks the instance. A poisoned lock is ignored: the journal stays correct across panics.
     pub fn lock(&self) -> MutexGuard<'_, Instance> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A running injector as others see it.
+/// A running injector as seen by others.
 #[derive(Debug, serde::Serialize)]
 pub struct Running {
     /// Its slot.
     pub slot: u32,
-    /// Who it is.
+    /// Its owner.
     #[serde(flatten)]
     pub owner: Owner,
 }
@@ -196,7 +195,7 @@ pub struct Running {
 pub fn running() -> Result<Vec<Running>, LifetimeError> {
     let mut found = Vec::new();
     for slot in 0..SLOTS {
-        // One that can be locked is nobody's; the lock is given back at once.
+        // A journal that can be locked has no running owner; the lock is released at once.
         if !journal::path(slot).exists() || Journal::lock_existing(slot)?.is_some() {
             continue;
         }

@@ -1,8 +1,9 @@
-//! Journals: one file for each running injector, locked by it for as long as it lives.
+//! Journals: one file for each running injector, locked while that injector lives.
 //!
-//! A journal is a sequence of JSON lines. A line is written whole, before what it announces is done; a last line that
-//! is cut off therefore announces nothing that has happened. Nothing is flushed to a disk, which would take milliseconds
-//! where /run is on one: what is written outlives any process, and what it announces does not outlive the kernel.
+//! A journal is a sequence of JSON lines. Each line is written whole before its action is
+//! performed, so a truncated last line announces an action that never happened. Nothing is flushed
+//! to disk, which would take milliseconds where /run is on one: the file outlives the process, and
+//! the announced changes do not outlive the kernel.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -21,25 +22,25 @@ use super::{
 };
 use crate::kernel::pidfd::{self, Handle};
 
-/// How many injectors may run at once: each has a bit of its own in `skb->tc_index`.
+/// Maximum number of running injectors: each has its own bit in `skb->tc_index`.
 pub const SLOTS: u32 = 16;
 
-/// Where the journals are.
+/// The directory of the journals.
 const FOLDER: &str = "/run/injector";
 
-/// How long a process may take to end once its lock is free: the kernel closes its files one by one, and its
-/// programs act until theirs are.
+/// How long a process may take to end once its lock is free. The kernel closes its files one by
+/// one, and its eBPF programs act until theirs are closed.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Who keeps a journal.
+/// The owner of a journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
-    /// The process.
+    /// Its process ID.
     pub pid: u32,
-    /// When it was made, in clock ticks since the boot; 0 if that is not known.
+    /// Its start time in clock ticks since boot; 0 if unknown.
     #[serde(default)]
     pub ticks: u64,
-    /// When it started, in RFC 3339.
+    /// Its start time in RFC 3339.
     pub started: String,
     /// Its command line.
     pub command: Vec<String>,
@@ -70,23 +71,23 @@ enum Line {
     Undone {
         id: u32,
     },
-    /// What is done is being undone: whoever ends something that keeps it from that, is to try it again.
+    /// The journal is being undone. Any injector whose end may unblock an action must retry it.
     Ending,
 }
 
-/// What a journal says.
+/// The contents of a journal.
 #[derive(Debug, Default)]
 pub struct Contents {
-    /// Who keeps it, unless it died before it could say.
+    /// The owner; `None` if it died before it was recorded.
     pub owner: Option<Owner>,
-    /// What is done and not undone, in the order of doing.
+    /// Actions that are not undone, in the order they were performed.
     pub actions: Vec<(u32, Action)>,
-    /// It is being undone, or was.
+    /// Whether undoing has started.
     pub is_ending: bool,
 }
 
 impl Contents {
-    /// Whether the slot is free: what is left, if anything, only waits for others to end.
+    /// Whether the slot is free: any leftovers only wait for others to end.
     #[must_use]
     pub fn is_free(&self) -> bool {
         self.actions.iter().all(|(_, action)| matches!(action, Action::MakeCgroup { .. }))
@@ -106,7 +107,7 @@ pub fn path(slot: u32) -> PathBuf {
     Path::new(FOLDER).join(format!("{slot}.journal"))
 }
 
-/// What the journal of a slot says, whoever keeps it; `None` if there is none.
+/// The contents of a slot's journal, whoever owns it; `None` if it does not exist.
 #[must_use]
 pub fn peek(slot: u32) -> Option<Contents> {
     let mut text = String::new();
@@ -114,8 +115,8 @@ pub fn peek(slot: u32) -> Option<Contents> {
     Some(parse(&text))
 }
 
-/// Opens a journal. What it says is done, with all that root may do: so it is not read where others may have written it,
-/// however that came about.
+/// Opens a journal. Its actions are undone with root privileges, so a journal that others may have
+/// written is rejected.
 fn open(path: &Path, create: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(create).mode(0o600);
@@ -129,13 +130,13 @@ fn open(path: &Path, create: bool) -> io::Result<File> {
     Ok(file)
 }
 
-/// Whether any journal says that this is done.
+/// Whether any journal announces this action.
 #[must_use]
 pub fn is_announced(action: &Action) -> bool {
     announcements(action) > 0
 }
 
-/// How many journals say that this is done.
+/// How many journals announce this action.
 #[must_use]
 pub fn announcements(action: &Action) -> usize {
     (0..SLOTS)
@@ -144,30 +145,30 @@ pub fn announcements(action: &Action) -> usize {
         .count()
 }
 
-/// Everything that journals say is done.
+/// All actions announced by journals.
 pub fn announced() -> impl Iterator<Item = Action> {
     let actions = (0..SLOTS).filter_map(peek).flat_map(|contents| contents.actions);
     actions.map(|(_, action)| action)
 }
 
 impl Journal {
-    /// Locks the journal of a slot, made if it is not there; `None` if a living process keeps it.
+    /// Locks the journal of a slot, creating it if necessary; `None` if a living process owns it.
     pub fn lock(slot: u32) -> Result<Option<Self>, LifetimeError> {
         Self::open(slot, true, FlockArg::LockExclusiveNonblock)
     }
 
-    /// Locks the journal of a slot; `None` if it is not there, or a living process keeps it.
+    /// Locks the journal of a slot; `None` if it does not exist or a living process owns it.
     pub fn lock_existing(slot: u32) -> Result<Option<Self>, LifetimeError> {
         Self::open(slot, false, FlockArg::LockExclusiveNonblock)
     }
 
-    /// Whether a living process keeps the journal of a slot.
+    /// Whether a living process owns the journal of a slot.
     #[must_use]
     pub fn is_locked(slot: u32) -> bool {
         path(slot).exists() && matches!(Self::lock_existing(slot), Ok(None))
     }
 
-    /// As [`Self::lock_existing`], but waits for the process that keeps it to end.
+    /// Like [`Self::lock_existing`], but waits for the owner to end.
     pub fn inherit(slot: u32) -> Result<Option<Self>, LifetimeError> {
         Self::open(slot, false, FlockArg::LockExclusive)
     }
@@ -181,7 +182,7 @@ impl Journal {
             }
             let file = match open(&path, create) {
                 Ok(file) => file,
-                // The folder was removed since, by one that ended.
+                // Another injector removed the directory as it ended.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && create => continue,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(fail(error)),
@@ -192,7 +193,8 @@ impl Journal {
                 Err((_, nix::Error::EINTR)) => continue,
                 Err((_, error)) => return Err(fail(error.into())),
             };
-            // The file may have been removed between opening and locking; then this lock guards nothing.
+            // The file may have been removed between opening and locking; then this lock protects
+            // nothing.
             let locked = file.metadata().map_err(fail)?;
             match fs::metadata(&path) {
                 Ok(current) if (current.dev(), current.ino()) == (locked.dev(), locked.ino()) => {
@@ -203,7 +205,7 @@ impl Journal {
         }
     }
 
-    /// What it says.
+    /// Reads the contents.
     pub fn read(&mut self) -> Result<Contents, LifetimeError> {
         let mut text = String::new();
         self.file
@@ -213,8 +215,8 @@ impl Journal {
         Ok(parse(&text))
     }
 
-    /// Says who keeps it from now on. What others have left to be undone stays, and is undone with what this one does.
-    /// Returns the number of the next action.
+    /// Records the new owner. Leftovers of previous owners stay and are undone together with its
+    /// own actions. Returns the next action ID.
     pub fn begin(&mut self, owner: Owner) -> Result<u32, LifetimeError> {
         let left = self.read()?.actions.into_iter().map(|(id, _)| id).max();
         if left.is_none() {
@@ -227,31 +229,32 @@ impl Journal {
         Ok(left.map_or(0, |id| id.wrapping_add(1)))
     }
 
-    /// Says what is about to be done; or, of what has been said under the same number, what it turned out to be.
+    /// Records an action that is about to be performed, or updates the one with the same ID.
     pub fn announce(&mut self, id: u32, action: &Action) -> Result<(), LifetimeError> {
         self.write(&Line::Do { id, action: action.clone() })
     }
 
-    /// Says what has been undone.
+    /// Records that an action was undone.
     pub fn undone(&mut self, id: u32) -> Result<(), LifetimeError> {
         self.write(&Line::Undone { id })
     }
 
-    /// Undoes what it says is done, the last first, and removes it. Returns what was undone. What
-    /// cannot be undone, or is used by others, stays, and so does the journal.
+    /// Undoes all actions in reverse order and removes the journal. Returns the undone actions. The
+    /// journal stays if an action cannot be undone or its result is in use.
     pub fn settle(mut self) -> Result<Vec<Action>, LifetimeError> {
         let mut settled = Vec::new();
         let mut failure = None;
         let Contents { owner, actions, is_ending } = self.read()?;
         if let Some(owner) = owner
             && owner.pid != std::process::id()
-            // Without waiting, what it still does might be left.
+            // If the owner is still acting, later actions could be missed.
             && let Err(error) = pidfd::wait_for_end(owner.pid, owner.ticks, PATIENCE)
         {
             tracing::debug!(%error, "cannot wait for the end of a dead injector");
         }
         if !is_ending && !actions.is_empty() {
-            // Before it is looked who uses what: those that end later see it, see `cleanup::sweep`.
+            // Written before the usage checks, so that injectors ending later see it
+            // (`cleanup::sweep`).
             self.write(&Line::Ending)?;
         }
         let mut is_in_use = false;
@@ -275,10 +278,10 @@ impl Journal {
     }
 
     fn remove(self) -> Result<(), LifetimeError> {
-        // While it is still locked, so that nobody else's is removed.
+        // Removed while locked, so that no other owner's journal is removed.
         fs::remove_file(&self.path)
             .map_err(|source| LifetimeError::Journal { path: self.path.clone(), source })?;
-        // Goes with the last journal; until then it is not empty, which is no error.
+        // The last journal takes the directory with it; a non-empty directory is not an error.
         let _ = fs::remove_dir(FOLDER);
         Ok(())
     }
@@ -295,7 +298,7 @@ impl Journal {
 fn parse(text: &str) -> Contents {
     let mut contents = Contents::default();
     for line in text.lines() {
-        // Only a line that was cut off by our death cannot be read.
+        // Only a line truncated by the owner's death is unreadable.
         match serde_json::from_str(line) {
             Ok(Line::Owner(owner)) => {
                 contents.owner = Some(owner);

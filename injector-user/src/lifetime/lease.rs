@@ -1,13 +1,13 @@
-//! Leases: how long faults of the kernel side go on without hearing from their injector.
+//! Leases: how long faults in the kernel stay active without renewal.
 
 use std::time::Duration;
 
-/// Lease of packet faults and of failing system calls. It covers a busy machine; the faults of a
-/// stopped or hung injector end after it.
+/// Lease of packet faults and syscall failures. It tolerates a busy machine; faults of a stopped or
+/// hung injector end after it.
 pub const LEASE: Duration = Duration::from_secs(5);
 
-/// Lease of clock faults, which programs notice sooner.
+/// Lease of clock faults. It is shorter because programs notice them sooner.
 pub const CLOCK_LEASE: Duration = Duration::from_millis(2500);
 
-/// How often to renew leases, and to look for new interfaces, namespaces and processes.
+/// Interval for renewing leases and discovering new interfaces, namespaces and processes.
 pub const RENEWAL: Duration = Duration::from_millis(250);

@@ -1,9 +1,10 @@
-//! Nothing outlives us.
+//! Cleanup: no fault outlives injector.
 //!
-//! Most of what injector does ends with its process: programs are attached by file descriptors. What
-//! the kernel does not undo by itself is an [`action::Action`]: it is written to the
-//! [`journal`] before it is done, and undone by us, else by the [`guardian`], a child that only
-//! waits for our death, else by the next start of any injector command ([`cleanup`]).
+//! Most faults end with the process, because programs are attached by file descriptors. Changes
+//! that the kernel does not undo by itself are [`action::Action`]s. Each is written to the
+//! [`journal`] before it is performed. Injector undoes it at its end. If injector dies, the
+//! [`guardian`], a child that waits for that, undoes it; failing that, the next injector command
+//! does ([`cleanup`]).
 
 pub mod action;
 pub mod cleanup;
@@ -16,18 +17,18 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
-/// The bookkeeping failed.
+/// Journaling, performing or undoing an action failed.
 #[derive(Debug, Error)]
 pub enum LifetimeError {
-    /// The journal's folder or a journal cannot be used.
+    /// The journal directory or a journal cannot be used.
     #[error("cannot use {path}, where injector keeps its journals")]
     Journal {
-        /// Which file or folder.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
-    /// All journals are taken.
+    /// All slots are taken.
     #[error(
         "{} injectors are running already, which is the most (`injector list` shows them)",
         journal::SLOTS
@@ -36,20 +37,20 @@ pub enum LifetimeError {
     /// The guardian cannot be started.
     #[error("cannot start the guardian process")]
     Guardian(#[source] io::Error),
-    /// Something cannot be done; it is undone as far as it was.
+    /// An action failed; any part of it that was performed is undone.
     #[error("failed: {what}")]
     Do {
-        /// What was to be done.
+        /// The action.
         what: String,
-        /// Why it failed.
+        /// The reason.
         source: io::Error,
     },
-    /// Something cannot be undone now. It stays in the journal for the next start.
+    /// An action cannot be undone now. It stays in the journal for the next start.
     #[error("cannot undo: {what}")]
     Undo {
-        /// What was done.
+        /// The action.
         what: String,
-        /// Why it stays.
+        /// The reason.
         source: io::Error,
     },
 }
