@@ -1,4 +1,4 @@
-//! A fault that acts, and what is told of it.
+//! An active fault and its published state.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,38 +15,38 @@ use crate::{
     spec::{rule::Rule, target::TargetSpec},
 };
 
-/// How often watchers are told of what faults do, in renewals.
+/// Interval of reports to watchers, in renewals.
 pub const TOLD: u32 = 4;
 
-/// A fault that acts.
+/// An active fault.
 pub struct Active {
     pub number: u64,
-    /// What is told of it.
+    /// Its published state.
     pub fault: Fault,
-    /// When it ends, by `CLOCK_MONOTONIC`, unless its lease is renewed.
+    /// When its lease or duration ends, by `CLOCK_MONOTONIC`.
     pub ends_ns: u64,
-    /// When it ends in any case.
+    /// When it ends at the latest.
     pub last_ns: u64,
     pub lease: Option<Duration>,
-    /// Keeps its clock and process faults going.
+    /// The worker of its clock and process faults.
     pub worker: Option<Worker>,
-    /// The group that its rules are in.
+    /// The group that contains its rules.
     pub group: Option<u64>,
-    /// What its ended parts did, if it is of pods that labels select.
+    /// Statistics of its ended parts, if it selects pods.
     pub ended_parts: Option<Sum>,
-    /// Something has been counted that watchers were not told.
+    /// Whether counters changed since the last report to watchers.
     pub is_news: bool,
-    /// There is a warning that was not written down.
+    /// Whether a new warning is unpublished.
     pub is_warned: bool,
 }
 
 impl Active {
-    /// Why it ends by itself.
+    /// The reason if it ends by itself.
     pub fn reason(&self) -> Reason {
         if self.ends_ns < self.last_ns { Reason::Lapsed } else { Reason::Expired }
     }
 
-    /// Writes down what has changed, and tells watchers now and then.
+    /// Publishes changes, and notifies watchers at intervals.
     pub fn report(&mut self, is_changed: bool, board: &Board, rounds: u32) {
         let is_changed = is_changed || self.is_warned;
         self.is_warned = false;
@@ -59,9 +59,9 @@ impl Active {
         }
     }
 
-    /// Notes what its rules did; returns whether that is news.
+    /// Updates the counters of its rules; returns whether they changed.
     pub fn count(&mut self, counts: &[Counts]) -> bool {
-        // Its group has gone, and the counters with it: what was read of them last is still true.
+        // The group and its counters are gone; the last values remain valid.
         if counts.is_empty() {
             return false;
         }
@@ -69,7 +69,7 @@ impl Active {
         if all == self.fault.packets {
             return false;
         }
-        // What was told before stays with those who have it.
+        // Clones if readers still share the published version.
         let rules = Arc::make_mut(&mut self.fault.rules);
         for (status, counts) in rules.iter_mut().zip(counts) {
             status.packets = counts.into();
@@ -78,20 +78,20 @@ impl Active {
         true
     }
 
-    /// Notes what was done to clocks and processes; returns whether that is news.
+    /// Reads the statistics of clock and process faults; returns whether they changed.
     pub fn look(&mut self) -> bool {
         let Some(worker) = &self.worker else { return false };
         self.take(&worker.status())
     }
 
-    /// Notes that this was done to clocks and processes; returns whether that is news.
+    /// Updates the statistics of clock and process faults; returns whether they changed.
     pub fn take(&mut self, status: &Status) -> bool {
         let is_news = note(&mut self.fault.clocks, &status.clocks);
         note(&mut self.fault.processes, &status.processes) || is_news
     }
 }
 
-/// A fault that is about to act, and has done nothing yet.
+/// A fault that is about to start, with zero statistics.
 pub fn new_fault(terms: Terms, target: TargetSpec, by: String, seed: u64, ends_ns: u64) -> Fault {
     let rule = |rule: &Rule| RuleStatus { name: rule.name.clone(), packets: Totals::default() };
     let milliseconds = |time: Duration| time.as_millis() as u64;
@@ -121,7 +121,7 @@ pub fn new_fault(terms: Terms, target: TargetSpec, by: String, seed: u64, ends_n
     }
 }
 
-/// Notes what is so now; returns whether that is news.
+/// Stores a new value; returns whether it changed.
 pub fn note<T: Clone + PartialEq>(told: &mut T, now: &T) -> bool {
     let is_news = told != now;
     if is_news {
@@ -130,12 +130,12 @@ pub fn note<T: Clone + PartialEq>(told: &mut T, now: &T) -> bool {
     is_news
 }
 
-/// How long it is until a time of `CLOCK_MONOTONIC`.
+/// The remaining time until a time of `CLOCK_MONOTONIC`.
 pub fn left(at_ns: u64) -> Duration {
     Duration::from_nanos(at_ns.saturating_sub(monotonic_ns()))
 }
 
-/// What the wall clock will show then.
+/// The wall-clock time that corresponds to a time of `CLOCK_MONOTONIC`.
 pub fn wall(at_ns: u64) -> String {
     (jiff::Timestamp::now() + left(at_ns)).to_string()
 }

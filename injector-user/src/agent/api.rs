@@ -50,7 +50,7 @@ pub struct FaultRequest {
     pub lease: Option<Span>,
 }
 
-/// Older warnings than that many are forgotten.
+/// Older warnings beyond this number are dropped.
 const MAX_WARNINGS: usize = 16;
 
 /// A fault that acts, or did.
@@ -119,13 +119,13 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Whether it is one of pods that labels select: it does nothing itself.
+    /// Whether it is a fault of selected pods, which does nothing itself.
     #[must_use]
     pub const fn is_of_selected(&self) -> bool {
         self.target.pods.is_some()
     }
 
-    /// Notes what keeps it from acting, as the newest warning. Returns whether that changes anything.
+    /// Adds or moves a warning to the newest position. Returns whether anything changed.
     pub(super) fn warn(&mut self, message: &str) -> bool {
         if self.warnings.last().is_some_and(|last| last == message) {
             return false;
@@ -138,14 +138,14 @@ impl Fault {
         true
     }
 
-    /// Without what may be very long.
+    /// A copy without the per-rule statistics, which can be long.
     #[must_use]
     pub fn in_short(&self) -> Self {
         Self { rules: Arc::default(), ..self.clone() }
     }
 }
 
-/// What serde asks.
+/// The predicate for `skip_serializing_if`.
 fn has_none(rules: &Arc<Vec<RuleStatus>>) -> bool {
     rules.is_empty()
 }
@@ -189,7 +189,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// All of them.
+    /// All variants.
     pub const ALL: [Self; 5] =
         [Self::Deleted, Self::Expired, Self::Lapsed, Self::Failed, Self::Stopped];
 }
@@ -221,7 +221,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
+    /// All variants.
     pub const ALL: [Self; 3] = [Self::Network, Self::Clock, Self::Process];
 }
 
@@ -254,7 +254,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// The status of an agent that is well.
+    /// The status of a healthy agent.
     pub const OK: &str = "ok";
 }
 
@@ -312,7 +312,7 @@ impl Code {
         }
     }
 
-    /// The one that stands for an HTTP status.
+    /// The code for an HTTP status.
     #[must_use]
     pub const fn of_status(status: u16) -> Self {
         match status {
@@ -330,26 +330,26 @@ impl Code {
 }
 
 impl Problem {
-    /// Says what is wrong.
+    /// Creates an error with this message.
     #[must_use]
     pub fn new(error: Code, message: impl Into<String>) -> Self {
         Self { status: error.status(), error, message: message.into() }
     }
 
-    /// Says what went wrong, with all its causes.
+    /// Creates an error with the message and all its causes.
     #[must_use]
     pub fn from_error(code: Code, error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::new(code, text(error))
     }
 
-    /// There is no such fault.
+    /// The error for an unknown fault.
     #[must_use]
     pub fn no_fault(name: &str) -> Self {
         Self::new(Code::NotFound, format!("there is no active fault {name}"))
     }
 }
 
-/// What went wrong, with all its causes.
+/// The error message with all its causes.
 pub(super) fn text(error: impl std::error::Error + Send + Sync + 'static) -> String {
     format!("{:#}", anyhow::Error::new(error))
 }

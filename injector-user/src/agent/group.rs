@@ -1,5 +1,6 @@
-//! Packet faults that share an installation: those of one target that match different packets. So a few slots (see
-//! [`crate::lifetime::journal::SLOTS`]) serve many faults, and each fault still acts as if it were alone.
+//! Packet faults that share an installation: those of one target that match disjoint packets. A few
+//! slots (see [`crate::lifetime::journal::SLOTS`]) thus serve many faults, and each fault still
+//! acts as if it were alone.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,7 +13,7 @@ use crate::{
     spec::{rule::Rule, scenario::random::packet_seed, target::TargetSpec, value::Span},
 };
 
-/// More comparisons of rules than that are not made for one fault.
+/// Maximum number of rule comparisons for one fault.
 const COMPARISONS: usize = 1 << 20;
 
 /// The rules of a fault.
@@ -20,27 +21,27 @@ const COMPARISONS: usize = 1 << 20;
 pub struct Member {
     fault: u64,
     rules: Vec<Rule>,
-    /// For how long it acts if nothing else is said.
+    /// The default duration of its rules.
     lasts: Duration,
-    /// When it began, by `CLOCK_MONOTONIC`.
+    /// When it started, by `CLOCK_MONOTONIC`.
     began_ns: u64,
-    /// When it ends.
+    /// When it ends, by `CLOCK_MONOTONIC`.
     ends_ns: u64,
 }
 
 impl Member {
-    /// The rules of the fault of this number.
+    /// The rules of the fault with this ID.
     pub const fn new(fault: u64, rules: Vec<Rule>, lasts: Duration) -> Self {
         Self { fault, rules, lasts, began_ns: 0, ends_ns: 0 }
     }
 
-    /// Time counts from now.
+    /// Starts its time now.
     fn begin(&mut self) {
         self.began_ns = clock::monotonic_ns();
         self.ends_ns = self.began_ns.saturating_add(clock::nanoseconds(self.lasts));
     }
 
-    /// When a rule ends: with the fault, or before.
+    /// When a rule ends: with the fault or earlier.
     fn deadline_ns(&self, rule: &Rule) -> u64 {
         let own = rule.lasts.map_or(u64::MAX, |span| clock::nanoseconds(span.0));
         self.began_ns.saturating_add(own).min(self.ends_ns)
@@ -51,9 +52,10 @@ impl Member {
 #[derive(Debug)]
 pub struct Group {
     target: TargetSpec,
-    /// Whether it is for one fault alone: its decisions are to be repeatable.
+    /// Whether it accepts no other fault, because the decisions of its only fault must be
+    /// repeatable.
     is_closed: bool,
-    /// Owners of rules are faults, with the numbers of their rules.
+    /// The owner of a rule is a fault ID and the rule's number within it.
     injection: Injection<(u64, u32)>,
     members: Vec<Member>,
     seed: u64,
@@ -61,7 +63,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// Installs what `plan` takes, and then the fault.
+    /// Prepares an installation for `plan` and activates the fault.
     pub fn install(
         plan: &Plan,
         member: Member,
@@ -90,7 +92,7 @@ impl Group {
         Ok(group)
     }
 
-    /// Has a fault act as well, from now on, however long it took to get here.
+    /// Activates another fault. Its time starts now, however long the preparation took.
     fn admit(&mut self, mut member: Member) -> Result<(), InjectionError> {
         member.begin();
         self.members.push(member);
@@ -100,7 +102,7 @@ impl Group {
         self.apply()
     }
 
-    /// Adds a fault, if it belongs here and fits in; else gives it back. If that fails, nothing has changed.
+    /// Adds a fault if this group accepts it; otherwise returns it. An error changes nothing.
     pub fn add(&mut self, plan: &Plan, member: Member) -> Result<Option<Member>, InjectionError> {
         if !self.takes(plan, &member) {
             return Ok(Some(member));
@@ -110,7 +112,7 @@ impl Group {
             Err(error) => {
                 let member = self.members.pop();
                 match error {
-                    // Refused before anything was changed.
+                    // Refused before any change.
                     InjectionError::Network(
                         NetworkError::Compile(_)
                         | NetworkError::NoRoom { .. }
@@ -126,8 +128,9 @@ impl Group {
         }
     }
 
-    /// Whether a fault belongs here: it has the same target, which is still the same one (a number, a name or a path may
-    /// have become another's), and no packet falls under its rules and under others'.
+    /// Whether the group accepts a fault: it has the same target, which still resolves to the same
+    /// object (IDs, names and paths can be reused), and no packet matches both its rules and
+    /// existing ones.
     fn takes(&self, plan: &Plan, member: &Member) -> bool {
         if self.is_closed
             || plan.terms.faults.seed.is_some()
@@ -142,7 +145,7 @@ impl Group {
                 .any(|old| member.rules.iter().any(|new| new.matching.overlaps(&old.matching)))
     }
 
-    /// Has the rules of all members act, and no others.
+    /// Activates exactly the rules of all members.
     fn apply(&mut self) -> Result<(), InjectionError> {
         let now = clock::monotonic_ns();
         let owned = self.members.iter().flat_map(|member| {
@@ -159,13 +162,14 @@ impl Group {
         Ok(())
     }
 
-    /// Removes a fault, and tells what each of its rules did. The last one to go takes everything along.
+    /// Removes a fault and returns the counters of its rules. Removing the last fault uninstalls
+    /// everything.
     pub fn remove(mut self, fault: u64) -> (Option<Self>, Result<Vec<Counts>, InjectionError>) {
         self.members.retain(|member| member.fault != fault);
         let is_last = self.members.is_empty();
         let removed = if is_last { self.injection.end() } else { self.apply() };
         if let Err(error) = removed {
-            // Its rules may still act, so none of the others' can stay.
+            // The removed rules may still be active, so no other rules can stay.
             let _ = self.end();
             return (None, Err(error));
         }
@@ -178,7 +182,7 @@ impl Group {
         (Some(self), counters)
     }
 
-    /// Has a fault end at another time.
+    /// Changes when a fault ends.
     pub fn extend(&mut self, fault: u64, ends_ns: u64) -> Result<(), InjectionError> {
         let mut deadlines = Vec::new();
         let mut first = 0;
@@ -196,12 +200,12 @@ impl Group {
         }
     }
 
-    /// Renews the lease, and goes on with what is new.
+    /// Renews the lease, and extends the faults to new interfaces and cgroups.
     pub fn renew(&mut self) -> Result<(), InjectionError> {
         self.injection.renew()
     }
 
-    /// What others did to the faults since this was called last; `is_end` if it is for the last time.
+    /// New warnings about interference by other processes; `is_end` on the last call.
     pub fn take_warnings(&mut self, is_end: bool) -> Vec<String> {
         self.injection.collect_warnings(is_end);
         let events = std::iter::from_fn(|| self.injection.next_event());
@@ -222,7 +226,7 @@ impl Group {
         self.members.iter().all(|member| member.fault == fault)
     }
 
-    /// Whether its target is gone.
+    /// Whether the target is gone.
     pub fn is_gone(&self) -> bool {
         !self.injection.target().is_there()
     }
@@ -232,12 +236,12 @@ impl Group {
         self.injection.attached()
     }
 
-    /// How many rules there are.
+    /// The number of rules.
     pub fn rules(&self) -> usize {
         self.members.iter().map(|member| member.rules.len()).sum()
     }
 
-    /// What each rule of each fault did.
+    /// The counters of each rule, by fault.
     pub fn all_counts(&mut self) -> Result<BTreeMap<u64, Vec<Counts>>, InjectionError> {
         let mut counts: BTreeMap<u64, Vec<Counts>> = BTreeMap::new();
         for ((fault, _), of_rule) in self.injection.rules_mut().counts()? {
@@ -250,14 +254,14 @@ impl Group {
         Ok(self.all_counts()?.remove(&fault).unwrap_or_default())
     }
 
-    /// Ends all its faults at once, and tells what each of their rules did.
+    /// Ends all faults, and returns the counters of each rule, by fault.
     pub fn end_all(mut self) -> Result<BTreeMap<u64, Vec<Counts>>, InjectionError> {
         let counts = self.injection.end().and_then(|()| self.all_counts());
         self.end()?;
         counts
     }
 
-    /// Ends it, whatever its members.
+    /// Ends the installation regardless of its members.
     pub fn end(mut self) -> Result<(), InjectionError> {
         let ended = self.injection.end();
         self.injection.close()?;

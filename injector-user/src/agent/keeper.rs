@@ -1,4 +1,4 @@
-//! The thread that owns all faults: it alone makes, renews and ends them.
+//! The thread that owns all faults: only it creates, renews and ends them.
 
 use std::{
     collections::BTreeMap,
@@ -38,13 +38,13 @@ use crate::{
     threads::{self, Panicked},
 };
 
-/// Requests that may wait for the keeper.
+/// Capacity of the request channel.
 const WAITING: usize = 64;
 
-/// More rules than that are not read at each renewal.
+/// Beyond this many rules, counters are not read at each renewal.
 const COUNTED_RULES: usize = 4096;
 
-/// What to do, and whom to tell.
+/// A request and where to send its answer.
 enum Order {
     Create { plan: Box<Plan>, by: String, reply: Reply },
     Select { selection: Box<Selection>, by: String, reply: Reply },
@@ -56,23 +56,23 @@ enum Order {
 
 type Reply = oneshot::Sender<Result<Arc<Fault>, Problem>>;
 
-/// Asks the keeper.
+/// A handle for sending requests to the thread.
 #[derive(Clone, Debug)]
 pub struct Handle(SyncSender<Order>);
 
 impl Handle {
-    /// Begins a fault. If this is not waited for to its end, there is none.
+    /// Creates a fault. If the future is dropped before it completes, the fault is ended.
     pub async fn create(&self, plan: Plan, by: String) -> Result<Arc<Fault>, Problem> {
         self.ask(|reply| Order::Create { plan: plan.into(), by, reply }).await
     }
 
-    /// Begins a fault that is there for its parts: it does nothing, but they end with it at the latest, and what they do
-    /// is told of it.
+    /// Creates a fault for selected pods. It does nothing itself; its parts end no later than it
+    /// does, and it aggregates their statistics.
     pub async fn select(&self, selection: Selection, by: String) -> Result<Arc<Fault>, Problem> {
         self.ask(|reply| Order::Select { selection: selection.into(), by, reply }).await
     }
 
-    /// Says which pods such a fault has. It is said again, so it may be lost.
+    /// Updates the pods of such a fault. Updates are repeated, so one may be lost.
     pub fn tell(&self, name: String, pods: Vec<PodStatus>) {
         let _ = self.0.try_send(Order::Tell { name, pods });
     }
@@ -112,7 +112,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts it. Nothing is faulted yet.
+    /// Starts the thread without any fault.
     pub fn start(
         owner: Owner,
         board: Arc<Board>,
@@ -120,7 +120,7 @@ impl Running {
         log_level: u8,
     ) -> Result<Self, LifetimeError> {
         let instance = SharedInstance::start(owner.clone())?;
-        // Should the agent be killed, its guardian removes the journals of all its slots.
+        // If the agent is killed, its guardian settles the journals of all its slots.
         instance.lock().guard()?;
         let (sender, orders) = mpsc::sync_channel(WAITING);
         let keeper = Keeper {
@@ -142,15 +142,15 @@ impl Running {
         Ok(Self { handle: Handle(sender), thread })
     }
 
-    /// What asks it.
+    /// A handle for sending requests.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Ends all faults, and waits for that.
+    /// Ends all faults and waits for the thread.
     pub fn stop(self) -> Result<(), Panicked> {
-        // It may have ended by itself; it has nothing to say then.
+        // Sending fails if the thread has already ended, which is fine.
         let _ = self.handle.0.send(Order::Stop);
         threads::join("keeper", self.thread)
     }
@@ -164,9 +164,9 @@ struct Keeper {
     orders: Receiver<Order>,
     active: BTreeMap<String, Active>,
     groups: BTreeMap<u64, Group>,
-    /// Of process and clock faults; groups have their own.
+    /// Instance of process and clock faults; groups have their own.
     instance: SharedInstance,
-    /// The number of the next fault or group.
+    /// ID of the next fault or group.
     next: u64,
     rounds: u32,
 }
@@ -212,7 +212,8 @@ impl Keeper {
         self.stop();
     }
 
-    /// Nobody knows of a fault whose client has gone before it was told.
+    /// Answers a creation request. If the client has gone, no one knows of the fault, so it is
+    /// ended.
     fn answer_created(&mut self, created: Result<Arc<Fault>, Problem>, reply: Reply) {
         if let Err(Ok(fault)) = reply.send(created) {
             tracing::info!(fault.name, "its client has gone");
@@ -222,7 +223,8 @@ impl Keeper {
 
     fn stop(mut self) {
         let mut lost: BTreeMap<u64, String> = BTreeMap::new();
-        // All faults of a group at once: one after another, those that are left would be installed anew each time.
+        // Ends each group as a whole. Removing its faults one by one would reinstall the rest each
+        // time.
         let groups: Vec<u64> = self.groups.keys().copied().collect();
         for number in groups {
             self.warn(number, true);
@@ -244,14 +246,14 @@ impl Keeper {
         for name in names {
             let group = self.active.get(&name).and_then(|active| active.group);
             let error = group.and_then(|group| lost.get(&group)).cloned();
-            // It is there.
+            // The fault exists, so this cannot fail.
             let _ = self.end(&name, Reason::Stopped, error);
         }
     }
 
     fn create(&mut self, plan: Plan, by: String) -> Result<Arc<Fault>, Problem> {
         self.admit(&plan.terms.name)?;
-        // A part lasts as long as the whole, and is renewed with it.
+        // A part lasts as long as the whole and is renewed with it.
         let ends_with = plan.part_of.as_deref().map(|whole| self.times_of(whole)).transpose()?;
         let (first, lasts) = match ends_with {
             Some((ends_ns, last_ns)) => (left(ends_ns), left(last_ns)),
@@ -266,7 +268,7 @@ impl Keeper {
             let member = Member::new(number, rules.clone(), first);
             Some(self.join(&plan, member, seed).map_err(problem_of)?)
         };
-        // Packet faults take the longest to make.
+        // Packet faults first: they take the longest to install.
         let began_ns = monotonic_ns();
         let (ends_ns, last_ns) = ends_with.unwrap_or_else(|| {
             let after = |time| began_ns.saturating_add(nanoseconds(time));
@@ -310,7 +312,7 @@ impl Keeper {
         Ok(self.put_up(active))
     }
 
-    /// Notes the new warnings of a group with all of its faults, and returns them.
+    /// Adds a group's new warnings to all of its faults, and returns them.
     fn warn(&mut self, group: u64, is_end: bool) -> Vec<String> {
         let group_of = |active: &&mut Active| active.group == Some(group);
         let messages = self.groups.get_mut(&group).map(|group| group.take_warnings(is_end));
@@ -323,7 +325,7 @@ impl Keeper {
         messages
     }
 
-    /// Begins a fault that is there for its parts.
+    /// Creates a fault for selected pods.
     fn select(&mut self, selection: Selection, by: String) -> Result<Arc<Fault>, Problem> {
         let Selection { terms, pods: _, request } = selection;
         self.admit(&terms.name)?;
@@ -351,7 +353,7 @@ impl Keeper {
         Ok(self.put_up(active))
     }
 
-    /// Checks that there may be a fault of this name.
+    /// Checks that a fault of this name may be created.
     fn admit(&self, name: &str) -> Result<(), Problem> {
         if self.active.contains_key(name) {
             let message = format!("there is an active fault {name} already");
@@ -370,16 +372,16 @@ impl Keeper {
         told
     }
 
-    /// Notes which pods a fault has.
+    /// Updates the pods of a fault.
     fn tell(&mut self, name: &str, pods: Vec<PodStatus>) {
-        // It may have ended.
+        // The fault may have ended.
         let Some(active) = self.active.get_mut(name) else { return };
         if note(&mut active.fault.pods, &Some(Arc::new(pods))) {
             self.board.put(What::Counted, active.fault.clone());
         }
     }
 
-    /// When a fault ends unless it is renewed, and in any case; if it is still that one, and acts.
+    /// The lease end and the final deadline of a fault, if it is still the same fault and active.
     fn times_of(&self, fault: &Fault) -> Result<(u64, u64), Problem> {
         self.active
             .get(&fault.name)
@@ -397,7 +399,7 @@ impl Keeper {
         self.parts(whole).map(|part| part.fault.name.clone()).collect()
     }
 
-    /// Notes what the parts of a fault do, and did. Returns whether that is news.
+    /// Aggregates the statistics of a fault's parts. Returns whether they changed.
     fn sum_up(&mut self, whole: &str) -> bool {
         let ended = self.active.get(whole).and_then(|active| active.ended_parts.clone());
         let Some(mut sum) = ended else { return false };
@@ -412,7 +414,7 @@ impl Keeper {
         self.next
     }
 
-    /// Faults all but packets, as far as that is asked for.
+    /// Installs all requested faults other than packet faults.
     fn fault_others(
         &self,
         plan: &Plan,
@@ -446,7 +448,7 @@ impl Keeper {
             .map_err(|error| Problem::from_error(Code::Failed, error))
     }
 
-    /// Adds rules to a group that takes them, or else to a new one. Returns its number.
+    /// Adds rules to a group that accepts them, or to a new one. Returns the group's ID.
     fn join(&mut self, plan: &Plan, member: Member, seed: u64) -> Result<u64, InjectionError> {
         let mut member = member;
         for (&number, group) in &mut self.groups {
@@ -461,7 +463,7 @@ impl Keeper {
         Ok(number)
     }
 
-    /// Removes the rules of a fault from their group, and tells what they did.
+    /// Removes the rules of a fault from their group, and returns their counters.
     fn leave(&mut self, group: Option<u64>, fault: u64) -> Result<Vec<Counts>, InjectionError> {
         let Some((number, group)) =
             group.and_then(|number| self.groups.remove(&number).map(|group| (number, group)))
@@ -471,7 +473,7 @@ impl Keeper {
         let (left, counters) = group.remove(fault);
         match left {
             Some(group) => drop(self.groups.insert(number, group)),
-            // Programs and maps to be loaded take megabytes for a moment.
+            // Loading programs and maps takes megabytes temporarily.
             None => memory::give_back(),
         }
         counters
@@ -493,7 +495,7 @@ impl Keeper {
         self.extend(name, ends_ns)
     }
 
-    /// Has a fault end at another time.
+    /// Changes when a fault ends.
     fn extend(&mut self, name: &str, ends_ns: u64) -> Result<Arc<Fault>, Problem> {
         let active = self.active.get_mut(name).ok_or_else(|| Problem::no_fault(name))?;
         if let Some(group) = active.group.and_then(|group| self.groups.get_mut(&group)) {
@@ -504,7 +506,7 @@ impl Keeper {
         Ok(self.board.put(What::Renewed, active.fault.clone()))
     }
 
-    /// Ends a fault and tells what it did.
+    /// Ends a fault and records its final statistics.
     fn end(
         &mut self,
         name: &str,
@@ -555,12 +557,12 @@ impl Keeper {
         let due: Vec<(String, Reason)> =
             due.map(|(name, active)| (name.clone(), active.reason())).collect();
         for (name, reason) in due {
-            // It is there.
+            // The fault exists, so this cannot fail.
             let _ = self.end(&name, reason, None);
         }
     }
 
-    /// Goes on for a while, and counts. What cannot go on ends.
+    /// Renews all leases and reads counters. Ends faults that fail.
     fn renew_all(&mut self) {
         self.rounds = self.rounds.wrapping_add(1);
         let mut failed: Vec<(String, String)> = Vec::new();
@@ -615,7 +617,7 @@ impl Keeper {
             active.report(is_changed, &self.board, self.rounds);
         }
         for (name, error) in failed {
-            // It is there.
+            // The fault exists, so this cannot fail.
             let _ = self.end(&name, Reason::Failed, Some(error));
         }
         let wholes = self.active.values().filter(|active| active.ended_parts.is_some());
@@ -630,14 +632,14 @@ impl Keeper {
 }
 
 impl Terms {
-    /// For how long it acts if it is not renewed, and for how long in any case.
+    /// How long the fault lasts without renewal, and how long at most.
     fn times(&self) -> (Duration, Duration) {
         let lasts = self.lasts.unwrap_or(LONGEST_LIFE);
         (self.lease.map_or(lasts, |lease| lease.min(lasts)), lasts)
     }
 }
 
-/// Why a fault cannot begin, for its client.
+/// Converts the reason why a fault cannot start into an API error.
 fn problem_of(error: InjectionError) -> Problem {
     let code = match &error {
         InjectionError::Network(NetworkError::Lifetime(LifetimeError::NoSlot))

@@ -1,8 +1,8 @@
-//! The agent: faults by an HTTP API, for as long as their clients, or a fixed time, want them.
+//! The agent: an HTTP API for faults that last for a fixed time or until their lease expires.
 //!
-//! [`server`] speaks HTTP, and asks the one thread that owns all faults, [`keeper`], by a channel; what it reads comes
-//! from the [`board`], where that thread writes what there is. So no request waits for the kernel but one that changes
-//! something, and nothing but the keeper touches the kernel.
+//! [`server`] speaks HTTP and sends changes over a channel to [`keeper`], the one thread that owns
+//! all faults. Reads come from the [`board`], to which that thread publishes their state. Only
+//! requests that change something therefore wait for the kernel, and only one thread calls it.
 
 pub mod access;
 mod active;
@@ -21,25 +21,25 @@ mod sum;
 
 use std::time::Duration;
 
-/// The socket of the agent, if no other is named.
+/// Default socket of the agent.
 pub const SOCKET: &str = "/run/injector/agent.sock";
 
-/// The shortest lease: renewals take their time.
+/// Minimum lease, which leaves time for renewals.
 pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
-/// The longest lease, which is how long a fault can outlive its client.
+/// Maximum lease, which is how long a fault can outlive its client.
 pub const LONGEST_LEASE: Duration = Duration::from_mins(10);
 
-/// The longest life of a fault, renewed or not.
+/// Maximum duration of a fault, with or without renewals.
 pub const LONGEST_LIFE: Duration = Duration::from_hours(24);
 
-/// How much the agent takes on.
+/// Limits of the agent.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once; half of them may watch events.
+    /// Maximum number of connections; half of them may stream events.
     pub connections: usize,
-    /// Bytes of a request's body.
+    /// Maximum size of a request body in bytes.
     pub body: usize,
-    /// How long a request may take.
+    /// Time limit of a request.
     pub request: Duration,
 }

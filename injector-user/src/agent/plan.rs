@@ -1,5 +1,5 @@
-//! From a request to what is to be done: all that can be refused without touching anything, and all that may wait for
-//! others (name servers, file systems).
+//! Turns a request into a plan. This covers all checks that change nothing, and all lookups that
+//! may block (name servers, file systems).
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -21,50 +21,51 @@ use crate::{
     },
 };
 
-/// The longest name.
+/// Maximum length of a fault name.
 const LONGEST_NAME: usize = 128;
 
-/// The most interfaces of a target: they are kept, and told of, with the fault.
+/// Maximum number of interfaces of a target: they are stored and reported with the fault.
 const LONGEST_LIST: usize = 1024;
 
-/// What is to be done, and for how long.
+/// The faults and how long they last.
 #[derive(Debug)]
 pub struct Terms {
-    /// What to call it.
+    /// The name of the fault.
     pub name: String,
-    /// What is to be done.
+    /// The faults.
     pub faults: Faults,
     /// How long it lasts.
     pub lasts: Option<Duration>,
-    /// For how long it outlives its last renewal.
+    /// How long it outlives its last renewal.
     pub lease: Option<Duration>,
 }
 
-/// A request that has been checked.
+/// A validated request.
 #[derive(Debug)]
 pub struct Plan {
-    /// What is to be done, and for how long.
+    /// The faults and how long they last.
     pub terms: Terms,
-    /// The target as written.
+    /// The target as requested.
     pub spec: TargetSpec,
-    /// The target as found.
+    /// The resolved target.
     pub target: Target,
-    /// The fault of selected pods that this is a part of. It has that one's times, and none of its own.
+    /// The fault of selected pods that this is a part of. The part shares its deadlines and has
+    /// none of its own.
     pub part_of: Option<Arc<Fault>>,
-    /// Whether what the operator needs is left alone.
+    /// Whether SSH and the operator's connections are protected.
     pub protect: bool,
-    /// What host names were resolved to.
+    /// The resolved host names.
     pub resolved: Vec<Resolved>,
 }
 
-/// A request for the pods that labels select, which has been checked as far as that can be done without a pod.
+/// A validated request for selected pods. Checks that require a pod come later.
 #[derive(Debug)]
 pub struct Selection {
-    /// What is to be done to each, and for how long.
+    /// The faults of each pod, and how long they last.
     pub terms: Terms,
-    /// Which pods.
+    /// The selected pods.
     pub pods: PodSelection,
-    /// The request, with the seed that it got.
+    /// The request, with its final seed.
     pub request: Arc<FaultRequest>,
 }
 
@@ -80,10 +81,10 @@ impl Terms {
         Kind::ALL.into_iter().filter(is).collect()
     }
 
-    /// In a few words, for the audit log.
+    /// A short description for the audit log.
     #[must_use]
     pub fn summary(&self) -> String {
-        /// More rules than that are only counted.
+        /// Further rules are only counted.
         const NAMED: usize = 8;
         let Faults { rules, clock, processes, .. } = &self.faults;
         let mut words: Vec<&str> =
@@ -96,7 +97,7 @@ impl Terms {
         words.join("; ")
     }
 
-    /// The same, and for how long.
+    /// The description with the duration.
     #[must_use]
     pub fn lasting(&self) -> String {
         let lasts = self.lasts.map(|lasts| format!(" for {lasts:?}")).unwrap_or_default();
@@ -106,12 +107,12 @@ impl Terms {
     }
 }
 
-/// Checks a request and finds what it names. May take its time.
+/// Validates a request and resolves its names. May block.
 pub fn plan(request: FaultRequest) -> Result<Plan, Problem> {
     plan_for(request, Target::resolve)
 }
 
-/// The same, of a target that is found in another way than by what is written of it.
+/// Like [`plan`], for a target that is resolved in another way than by its specification.
 pub fn plan_for(
     request: FaultRequest,
     find: impl FnOnce(&TargetSpec, bool) -> Result<Target, ResolveError>,
@@ -124,9 +125,9 @@ pub fn plan_for(
     Ok(Plan { terms, spec, target, part_of: None, protect, resolved })
 }
 
-/// Checks a request for `pods`.
+/// Validates a request for `pods`.
 pub fn select(request: FaultRequest, pods: PodSelection) -> Result<Selection, Problem> {
-    // All pods follow from the same one, which is told.
+    // All pods derive their streams from the same seed, which is reported.
     let seed = request.seed.unwrap_or_else(rand::random);
     let request = FaultRequest { seed: Some(seed), ..request };
     let terms = agree(&request)?;
@@ -141,7 +142,7 @@ fn agree(request: &FaultRequest) -> Result<Terms, Problem> {
     Ok(Terms { name, faults, lasts, lease })
 }
 
-/// Checks a request as far as that can be done whatever there is on this host.
+/// Validates a request as far as possible without the state of this host.
 pub fn check(request: &FaultRequest) -> Result<Faults, Problem> {
     let FaultRequest { name, target: spec, seed, rules, clocks, processes, r#for, lease } = request;
     if name.as_ref().is_some_and(|name| !is_name(name)) {
@@ -194,7 +195,7 @@ fn check_times(lasts: Option<Duration>, lease: Option<Duration>) -> Result<(), P
     Ok(())
 }
 
-/// What the command line's parser sees to for others.
+/// Checks that clap performs for the command line.
 fn check_target(spec: &TargetSpec) -> Result<(), Problem> {
     spec.check(false)
         .map_err(|error| Problem::from_error(Code::Invalid, SpecError::from(error)))?;

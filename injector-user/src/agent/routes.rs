@@ -1,4 +1,4 @@
-//! What can be asked for, and by what paths.
+//! The routes of the API and the middleware that all requests pass.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -43,48 +43,48 @@ use super::{
     selection::Cluster,
 };
 
-/// Silent connections of watchers are told so often that they are not forgotten.
+/// Keep-alive interval of event streams.
 const ALIVE: Duration = Duration::from_secs(15);
 
-/// The longest message of a library that is handed on.
+/// Maximum length of a library's error message in a response.
 const LONGEST_MESSAGE: usize = 4096;
 
-/// Paths are written down up to this length: that of the longest name, and some.
+/// Maximum length of a logged path: fits the longest name.
 const LONGEST_PATH: usize = 256;
 
-/// Methods are written down up to this length; others than those that are served may have any.
+/// Maximum length of a logged method; clients may send arbitrary ones.
 const LONGEST_METHOD: usize = 32;
 
-/// A keeper that was not seen for so long hangs.
+/// A fault manager that was not seen for this long counts as hung.
 pub const HUNG: Duration = Duration::from_secs(10);
 
-/// What all requests share.
+/// State shared by all requests.
 #[derive(Debug)]
 pub struct Agent {
-    /// What there is.
+    /// The faults.
     pub board: Arc<Board>,
-    /// Who changes it.
+    /// The handle for changing them.
     pub keeper: Handle,
-    /// Who knows the pods of this node.
+    /// The pods of this node.
     pub cluster: Cluster,
-    /// Who may ask.
+    /// Access control.
     pub access: Access,
-    /// Where it is written down who asked.
+    /// The audit log.
     pub audit: Audit,
-    /// How much is taken on.
+    /// The limits.
     pub limits: Limits,
-    /// Open connections.
+    /// Number of open connections.
     pub connections: AtomicUsize,
-    /// Requests by method and status.
+    /// Request counts by method and status.
     requests: Mutex<BTreeMap<(String, u16), u64>>,
-    /// Places for watchers.
+    /// Permits for event streams.
     watchers: Arc<Semaphore>,
-    /// Whether the agent ends.
+    /// Whether the agent is shutting down.
     ending: watch::Receiver<bool>,
 }
 
 impl Agent {
-    /// With nothing counted yet.
+    /// Creates the state with zero counts.
     #[must_use]
     pub fn new(
         board: Arc<Board>,
@@ -109,7 +109,7 @@ impl Agent {
     }
 
     fn count(&self, method: &Method, status: StatusCode) {
-        // What others make up is not counted one by one.
+        // Unknown methods share one counter, so that clients cannot create counters at will.
         const KNOWN: [Method; 6] =
             [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::PATCH];
         let method = if KNOWN.contains(method) { method.as_str() } else { "other" };
@@ -126,7 +126,7 @@ pub async fn shutdown_requested(ending: &mut watch::Receiver<bool>) {
 
 type Shared = State<Arc<Agent>>;
 
-/// Who asks, for people.
+/// The authenticated client, for logs.
 #[derive(Clone, Debug)]
 struct Asker(String);
 
@@ -150,16 +150,16 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The API's description, as `/openapi.json` has it.
+/// The OpenAPI description, as served at `/openapi.json`.
 #[must_use]
 pub fn description() -> OpenApi {
     described().1
 }
 
-/// All routes, with what is done for every request.
+/// All routes and middleware.
 pub fn router(agent: Arc<Agent>) -> Router {
     let (routes, api) = described();
-    // Rendered once: whoever asks gets the same bytes.
+    // Rendered once: the response never changes.
     let page = serde_json::to_vec(&api).map(Bytes::from).map_err(|error| error.to_string());
     let describe = move || {
         let page = page.clone();
@@ -272,7 +272,7 @@ fn events(op: TransformOperation<'_>) -> TransformOperation<'_> {
     .response_with::<200, String, _>(|answer| answer.description("text/event-stream"))
 }
 
-/// Says how an operation may fail, besides the ways that all may.
+/// Documents the statuses with which an operation may fail, besides the common ones.
 fn failing<'t>(op: TransformOperation<'t>, statuses: &[u16]) -> TransformOperation<'t> {
     let op = op
         .response::<401, Json<Problem>>()
@@ -290,19 +290,19 @@ fn failing<'t>(op: TransformOperation<'t>, statuses: &[u16]) -> TransformOperati
     })
 }
 
-/// What is done for every request: who may ask is let in, in a time; what comes of it is counted and written down.
+/// Middleware of all requests: authorizes, applies the time limit, counts and audits.
 async fn oversee(State(agent): Shared, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let peer = request.extensions().get::<Peer>().cloned();
     let let_in = match &peer {
-        // A probe of the host's health tells nothing and needs no token.
+        // Health checks reveal nothing and need no token.
         Some(_) if path == "/healthz" => Ok(None),
         Some(peer) => agent.access.check(peer, request.headers()),
         None => Err(Problem::new(Code::Forbidden, "nobody asks")),
     };
-    // Who has not been let in keeps no place for longer than it takes to say so: answers that are not read may fill up.
+    // Unauthenticated TCP clients must not hold connections: close after a rejection or health check.
     let is_stranger =
         matches!(peer, Some(Peer::Tcp { .. })) && (path == "/healthz" || let_in.is_err());
     let (token, response) = match let_in {
@@ -350,7 +350,7 @@ async fn oversee(State(agent): Shared, mut request: Request, next: Next) -> Resp
     response
 }
 
-/// What libraries refuse, they say in plain text.
+/// Converts plain-text errors of libraries to JSON.
 async fn in_json(response: Response) -> Response {
     let status = response.status();
     let is_problem = response.extensions().get::<Problem>().is_some();
@@ -427,7 +427,7 @@ async fn create(
     response
 }
 
-/// Does what may take its time.
+/// Runs work that may block.
 async fn check<T: Send + 'static>(
     check: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
@@ -496,12 +496,12 @@ async fn watch_one(State(agent): Shared, Path(Named { name }): Path<Named>) -> R
     }
 }
 
-/// A client that watches.
+/// The state of an event stream.
 struct Watcher {
     board: Arc<Board>,
     changes: tokio::sync::broadcast::Receiver<Change>,
     ending: watch::Receiver<bool>,
-    /// Which fault; all if `None`.
+    /// The fault to report; all if `None`.
     only: Option<String>,
     pending: VecDeque<Change>,
     is_over: bool,
@@ -514,7 +514,7 @@ fn watch(agent: &Agent, only: Option<String>) -> Response {
     };
     let mut watcher = Watcher {
         board: agent.board.clone(),
-        // Before it is seen what there is, so that nothing is missed in between.
+        // Subscribes before the first snapshot, so that no change is missed.
         changes: agent.board.watch(),
         ending: agent.ending.clone(),
         only,
@@ -531,7 +531,7 @@ fn watch(agent: &Agent, only: Option<String>) -> Response {
 }
 
 impl Watcher {
-    /// Says what there is.
+    /// Reads the current faults.
     fn look(&mut self) {
         let faults = match &self.only {
             Some(name) => self.board.find(name).into_iter().collect(),

@@ -1,27 +1,27 @@
-//! What faults of several pods did, all together.
+//! The aggregate statistics of the faults of several pods.
 
 use std::sync::Arc;
 
 use super::api::{Fault, RuleStatus};
 use crate::fault::{clock::report::ClocksReport, network::report::Totals, process};
 
-/// A sum.
+/// An aggregate.
 #[derive(Clone, Debug, Default)]
 pub struct Sum {
     packets: Totals,
-    /// Of each rule.
+    /// Statistics of each rule.
     rules: Vec<RuleStatus>,
     clocks: Option<ClocksReport>,
     processes: Option<process::Statistics>,
 }
 
 impl Sum {
-    /// Of nothing yet.
+    /// An empty aggregate.
     pub fn new(rules: &[RuleStatus]) -> Self {
         Self { rules: rules.to_vec(), ..Self::default() }
     }
 
-    /// Adds what a part does.
+    /// Adds the statistics of an active part.
     pub fn add(&mut self, part: &Fault) {
         self.packets += &part.packets;
         for (all, rule) in self.rules.iter_mut().zip(part.rules.iter()) {
@@ -35,7 +35,7 @@ impl Sum {
         }
     }
 
-    /// Adds what a part did that has ended.
+    /// Adds the statistics of an ended part.
     pub fn add_ended(&mut self, part: &Fault) {
         self.add(part);
         if let (Some(all), Some(clocks)) = (&mut self.clocks, &part.clocks) {
@@ -43,7 +43,7 @@ impl Sum {
         }
     }
 
-    /// Writes down that this is what the whole does. Returns whether that is news.
+    /// Stores the aggregate in the whole. Returns whether it changed.
     pub fn note(self, whole: &mut Fault) -> bool {
         let Self { packets, rules, clocks, processes } = self;
         if (&packets, &clocks, &processes) == (&whole.packets, &whole.clocks, &whole.processes) {
