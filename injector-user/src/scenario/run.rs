@@ -1,4 +1,4 @@
-//! Carries out a scenario: each change at its time, and what there is to tell of it.
+//! Runs a scenario: commits each change at its time and reports events.
 
 use std::{
     collections::BTreeMap,
@@ -31,35 +31,35 @@ use crate::{
     },
 };
 
-/// What is not urgent is not begun if a change is due within this time.
+/// Less urgent work does not start if a change is due within this time.
 const QUIET: Duration = Duration::from_millis(30);
 
-/// A scenario and how to carry it out.
+/// A scenario and its run options.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// Its name, for people.
+    /// Its name, for messages.
     pub name: String,
     /// The scenario.
     pub scenario: &'a Scenario,
-    /// What it comes to, with all host names resolved.
+    /// Its plan, with all host names resolved.
     pub plan: &'a Plan,
-    /// What its random choices follow from.
+    /// The seed of its random choices.
     pub seed: u64,
-    /// How to inject.
+    /// The injection options.
     pub options: Options,
-    /// How often to tell of counters.
+    /// The interval of counter samples.
     pub sample: Duration,
 }
 
-/// What came of a scenario.
+/// The outcome of a scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// A target was removed before the end, and did not return.
+    /// Whether a target was removed before the end and did not return.
     pub is_taken: bool,
 }
 
-/// Carries out a scenario until it is over or `stop` is ready, then undoes everything. `tell` is told what happens.
-/// Returns why it failed, if it did, once that was told.
+/// Runs a scenario until it ends or `stop` is ready, then undoes everything. Events go to `tell`. A
+/// failure is reported as an event and then returned.
 pub async fn run(
     request: &Request<'_>,
     owner: &Owner,
@@ -73,17 +73,17 @@ pub async fn run(
     run.finish(watched)
 }
 
-/// A scenario that is being carried out.
+/// A running scenario.
 struct Run<'a, T> {
     request: &'a Request<'a>,
     tell: T,
     stage: Stage,
     origin: Origin,
-    /// The next change.
+    /// The index of the next change.
     next: usize,
     is_prepared: bool,
     late: Vec<Duration>,
-    /// When leases were renewed last.
+    /// When leases were last renewed.
     renewed_ns: u64,
 }
 
@@ -111,7 +111,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
             renewed_ns: monotonic_ns(),
         };
         run.prepare()?;
-        // The time begins when everything is ready.
+        // Time starts when everything is ready.
         run.origin = Origin::now();
         run.say(Event::Started {
             scenario: request.name.clone(),
@@ -136,7 +136,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         Ok(())
     }
 
-    /// When the next thing is to happen: a change, or the end.
+    /// When the next change, or the end, is due.
     fn due_ns(&self) -> Option<u64> {
         let at = match self.request.plan.changes.get(self.next) {
             Some(change) => Some(change.at),
@@ -145,7 +145,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         at.map(|at| self.origin.monotonic_ns.saturating_add(at.as_nanos() as u64))
     }
 
-    /// When there is something to do: what is planned, or what is due to processes.
+    /// When to wake up: for a change or a process fault.
     fn wake_ns(&self) -> Option<u64> {
         let at_ns = |at: Instant| monotonic_ns().saturating_add(until(at).as_nanos() as u64);
         let processes = self.stage.next_deadline().map(at_ns);
@@ -164,7 +164,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
         samples.tick().await;
         loop {
-            // The end of a pause is not late because of a change.
+            // Process faults first, so that a change never delays the end of a pause.
             self.stage.step()?;
             if self.due_ns().is_some_and(|due| due <= monotonic_ns()) {
                 if self.next == self.request.plan.changes.len() {
@@ -177,7 +177,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
             tokio::select! {
                 biased;
                 ready = timer.readable() => {
-                    // How often it went off does not matter; the clock is looked at.
+                    // The number of expirations does not matter; the clock is read.
                     ready.map_err(StageError::Timer)?.clear_ready();
                 }
                 stopped = &mut stop => {
@@ -190,7 +190,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         }
     }
 
-    /// Whether a change is so close that nothing else should be begun.
+    /// Whether a change is so close that no other work should start.
     fn is_busy(&self) -> bool {
         self.due_ns().is_some_and(|due| due < monotonic_ns() + QUIET.as_nanos() as u64)
     }
@@ -204,7 +204,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         self.next += 1;
         self.is_prepared = false;
         let changed = self.stage.settle(self.request.plan, number)?;
-        // The next one may be close, so it comes before anything is written.
+        // The next change may be close, so it is prepared before any output.
         self.prepare()?;
         self.late.push(Duration::from_nanos(actual_ns.saturating_sub(planned_ns)));
         let targets = changed.into_iter().map(|changed| self.describe(changed)).collect();
@@ -233,7 +233,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         }
     }
 
-    /// The counters of parts by their names, of which several parts may have one.
+    /// Sums the counters of parts by name; several parts may share one.
     fn by_name(&self, parts: BTreeMap<usize, Counts>) -> Totals {
         let mut sums = Totals::new();
         for (part, counts) in parts {
@@ -244,7 +244,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
 
     fn renew(&mut self) -> Result<(), StageError> {
         let age = Duration::from_nanos(monotonic_ns().saturating_sub(self.renewed_ns));
-        // A change comes first, but not if leases ran out over it.
+        // Changes take precedence unless leases would expire.
         if self.is_busy() && age < LEASE / 5 {
             return Ok(());
         }
@@ -272,7 +272,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         Ok(self.request.plan.targets.iter().cloned().zip(totals).collect())
     }
 
-    /// What did nothing, though it was active.
+    /// Messages about active faults that did nothing.
     fn idle(&self, totals: &Totals, faults: &IndexMap<String, Totals>) -> Vec<String> {
         let has_rules = |fault: &String| parts(self.request.plan, fault).any(Part::has_rules);
         let untouched: Vec<&str> = faults
@@ -304,7 +304,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         messages
     }
 
-    /// Undoes everything and says what was done.
+    /// Undoes everything and reports the totals.
     fn finish(
         mut self,
         watched: Result<Reason, StageError>,
@@ -314,13 +314,13 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
             Err(error) => (Reason::Failed, Some(error)),
         };
         if error.is_none() {
-            // A target may have gone since it was last looked for.
+            // A target may have gone since the last check.
             if let Err(failure) = self.stage.follow() {
                 (reason, error) = (Reason::Failed, Some(failure));
             }
             self.say_events();
         }
-        // Whatever cannot be undone now is, or is said not to be, when everything is dropped.
+        // Dropping retries and logs whatever cannot be undone now.
         if let Err(failure) = self.stage.detach() {
             error.get_or_insert(failure);
         }
@@ -352,19 +352,19 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
     }
 }
 
-/// The parts of this name.
+/// The parts with this name.
 fn parts<'a>(plan: &'a Plan, name: &'a str) -> impl Iterator<Item = &'a Part> {
     plan.parts.iter().filter(move |part| part.name == name)
 }
 
-/// An error and why.
+/// An error message with all its causes.
 fn in_full(error: &StageError) -> String {
     let first: &dyn std::error::Error = error;
     let chain = std::iter::successors(Some(first), |error| error.source());
     chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// A timer that tokio's, which count in milliseconds, are too coarse for.
+/// A timer with a resolution finer than tokio's milliseconds.
 struct Timer(TimerFd);
 
 impl AsRawFd for Timer {
@@ -381,10 +381,10 @@ impl Timer {
         Ok(unsafe { AsyncFd::register(Self(timer))? })
     }
 
-    /// Has it go off at a time by `CLOCK_MONOTONIC`; not at all if there is none.
+    /// Sets the expiration by `CLOCK_MONOTONIC`; `None` disarms the timer.
     fn set(&self, at_ns: Option<u64>) -> io::Result<()> {
         let set = match at_ns {
-            // 0 would stop it.
+            // 0 would disarm the timer.
             Some(at) => self.0.set(
                 Expiration::OneShot(TimeSpec::from_duration(Duration::from_nanos(at.max(1)))),
                 TimerSetTimeFlags::TFD_TIMER_ABSTIME,

@@ -1,5 +1,5 @@
-//! The targets of a scenario, with what is installed for them. Each has a slot of its own, as if it had an injector of
-//! its own; so they get along as injectors do.
+//! The targets of a scenario and their injections. Each target has its own slot, so they coexist
+//! like separate injectors.
 
 use std::collections::BTreeMap;
 
@@ -22,27 +22,27 @@ use crate::{
     target::{ResolveError, Target, host},
 };
 
-/// Why a scenario cannot be carried out.
+/// Why a scenario cannot run.
 #[derive(Debug, Error)]
 pub enum StageError {
-    /// Something about one of its targets.
+    /// A target's injection failed.
     #[error("target {name}")]
     Target {
-        /// Which.
+        /// The target's name.
         name: String,
-        /// Why.
+        /// The reason.
         source: InjectionError,
     },
-    /// A target without addresses.
+    /// The target has no addresses.
     #[error("target {0} has no addresses, which a partition needs: say them with `address`")]
     NoAddress(String),
-    /// A slot cannot be had.
+    /// No slot is available.
     #[error(transparent)]
     Lifetime(#[from] LifetimeError),
-    /// Changes cannot be made in time.
+    /// The timer for changes failed.
     #[error("cannot use a timer")]
     Timer(#[source] std::io::Error),
-    /// It cannot be told whether somebody asked for the end.
+    /// Signals cannot be read.
     #[error("cannot read signals")]
     Stop(#[source] std::io::Error),
 }
@@ -51,28 +51,28 @@ pub enum StageError {
 #[derive(Debug)]
 struct Actor {
     name: String,
-    /// Owners of faults are parts.
+    /// The owner of a fault is the number of its part.
     injection: Injection<usize>,
-    /// What is active, and was before the last change.
+    /// Active parts, and those active before the last change.
     parts: Vec<usize>,
-    /// What is ready to be active.
+    /// Parts that [`Stage::commit`] activates.
     next: Vec<usize>,
-    /// What process faults of each part did that have ended.
+    /// Statistics of each part's ended process faults.
     done: BTreeMap<usize, Counts>,
 }
 
-/// What a change did, see [`super::timeline::TargetChange`].
+/// The effect of a change, see [`super::timeline::TargetChange`].
 #[derive(Debug)]
 pub struct Changed {
-    /// The number of the target.
+    /// The target's number.
     pub target: usize,
-    /// The parts that are active now.
+    /// The active parts.
     pub parts: Vec<usize>,
-    /// What the parts did that were active until now, since the change before.
+    /// Statistics of the previously active parts since the change before.
     pub replaced: BTreeMap<usize, Counts>,
-    /// All together, from the start, when the change was made.
+    /// Total statistics since the start, at the time of the change.
     pub before: Counts,
-    /// The same now.
+    /// Total statistics since the start, after the change.
     pub after: Counts,
 }
 
@@ -85,7 +85,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Finds all targets and gets everything ready; nothing is faulted yet. If anything fails, nothing is left.
+    /// Resolves and prepares all targets without activating a fault. On error, everything is
+    /// undone.
     pub fn set(
         scenario: &Scenario,
         plan: &Plan,
@@ -139,7 +140,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Replaces the host names in a plan by their addresses.
+    /// Resolves the host names in a plan.
     pub fn resolve(plan: &mut Plan) -> Result<Vec<host::Resolved>, ResolveError> {
         let mut resolved = Vec::new();
         for part in &mut plan.parts {
@@ -150,7 +151,7 @@ impl Stage {
         Ok(resolved)
     }
 
-    /// Gets a change ready.
+    /// Prepares a change.
     pub fn prepare(&mut self, plan: &Plan, number: usize) -> Result<(), StageError> {
         for (target, parts) in &plan.changes[number].sets {
             let seed = packet_seed(self.seed, *target as u32, number as u64);
@@ -162,60 +163,63 @@ impl Stage {
         Ok(())
     }
 
-    /// Makes the change that is ready, at all targets. Returns when it was done, by `CLOCK_MONOTONIC`.
+    /// Commits the prepared change at all targets. Returns the time of completion, by
+    /// `CLOCK_MONOTONIC`.
     pub fn commit(&mut self, plan: &Plan, number: usize) -> Result<u64, StageError> {
         let sets = &plan.changes[number].sets;
         for (target, _) in sets {
             self.actors[*target].do_it(Injection::commit)?;
         }
-        // They take longer, so that no target waits for those of another one.
+        // Process faults last, because they take longer: no target waits for those of another.
         for (target, _) in sets {
             self.actors[*target].do_it(|injection| {
                 injection.commit_processes()?;
-                // What begins at once begins now.
+                // Run process faults that are due at once.
                 injection.step()
             })?;
         }
         Ok(clock::monotonic_ns())
     }
 
-    /// Waits until the change is all there is, and tells what the one before did.
+    /// Waits until the change has taken full effect, and returns the statistics of the previous
+    /// parts.
     pub fn settle(&mut self, plan: &Plan, number: usize) -> Result<Vec<Changed>, StageError> {
         let sets = &plan.changes[number].sets;
         if sets.iter().any(|(target, _)| self.actors[*target].injection.network().is_some()) {
-            // Once no program can be reading the old rules any more, their counters are final.
+            // The old counters are final once no program can be reading the old rules.
             clock::wait_for_readers();
         }
         sets.iter().map(|(target, _)| self.actors[*target].settle(*target)).collect()
     }
 
-    /// When [`Self::step`] has something to do, if ever.
+    /// When [`Self::step`] is next due, if ever.
     #[must_use]
     pub fn next_deadline(&self) -> Option<std::time::Instant> {
         self.actors.iter().filter_map(|actor| actor.injection.next_deadline()).min()
     }
 
-    /// Does what is due to processes.
+    /// Runs process faults that are due.
     pub fn step(&mut self) -> Result<(), StageError> {
         self.actors.iter_mut().try_for_each(|actor| actor.do_it(Injection::step))
     }
 
-    /// Renews leases, and goes on with what is new. To be called every [`crate::lifetime::lease::RENEWAL`].
+    /// Renews leases, and extends faults to new interfaces and cgroups. Call every
+    /// [`crate::lifetime::lease::RENEWAL`].
     pub fn renew(&mut self) -> Result<(), StageError> {
         self.actors.iter_mut().try_for_each(|actor| actor.do_it(Injection::renew))
     }
 
-    /// What happened to the targets since this was last asked.
+    /// The events of all targets since the last call.
     pub fn take_events(&mut self) -> Vec<Event> {
         self.actors.iter_mut().flat_map(Actor::take_events).collect()
     }
 
-    /// Looks whether targets are gone, or there again.
+    /// Checks whether targets have gone or returned.
     pub fn follow(&mut self) -> Result<(), StageError> {
         self.actors.iter_mut().try_for_each(|actor| actor.do_it(Injection::follow))
     }
 
-    /// The targets that were removed and did not return, for people.
+    /// Names of the targets that were removed and did not return.
     #[must_use]
     pub fn taken(&self) -> Vec<String> {
         let taken = self.actors.iter().filter(|actor| actor.injection.is_taken());
@@ -224,24 +228,24 @@ impl Stage {
             .collect()
     }
 
-    /// What was done to each target so far, by part.
+    /// Statistics of each target so far, by part.
     pub fn counts(&mut self) -> Result<Vec<BTreeMap<usize, Counts>>, StageError> {
         self.actors.iter_mut().map(Actor::counts).collect()
     }
 
-    /// Where programs are attached, for people.
+    /// Where programs are attached, for messages.
     #[must_use]
     pub fn attached(&self) -> Vec<Vec<String>> {
         self.actors.iter().map(|actor| places(actor.injection.attached())).collect()
     }
 
-    /// The addresses of each target, as far as they are needed.
+    /// The addresses of each target, where a partition requires them.
     #[must_use]
     pub fn addresses(&self) -> &[Vec<Remote>] {
         &self.addresses
     }
 
-    /// How many programs of each target had, or can have, their clocks set wrong.
+    /// How many programs of each target had, or can have, their clocks skewed.
     #[must_use]
     pub fn clocks(&self) -> Vec<Option<u64>> {
         let programs = |clocks: &Clocks| {
@@ -251,10 +255,10 @@ impl Stage {
         self.actors.iter().map(|actor| actor.injection.clocks().map(programs)).collect()
     }
 
-    /// Ends all faults; counters can still be read.
+    /// Ends all faults. Counters stay readable.
     pub fn detach(&mut self) -> Result<(), StageError> {
         let ended = self.actors.iter_mut().map(|actor| actor.do_it(Injection::end));
-        // If one cannot be ended, the others are.
+        // If one fails, the others still end.
         ended.fold(Ok(()), Result::and)
     }
 
@@ -268,7 +272,7 @@ impl Stage {
 }
 
 impl Actor {
-    /// Does something to its faults; an error says whose.
+    /// Calls a function on the injection. An error names the target.
     fn do_it<T>(
         &mut self,
         work: impl FnOnce(&mut Injection<usize>) -> Result<T, InjectionError>,
@@ -315,7 +319,7 @@ impl Actor {
         events
     }
 
-    /// By part, from the start.
+    /// Statistics since the start, by part.
     fn counts(&mut self) -> Result<BTreeMap<usize, Counts>, StageError> {
         let mut counts = self.done.clone();
         let packets = self.do_it(|injection| Ok(injection.rules_mut().counts()?))?;
@@ -329,7 +333,7 @@ impl Actor {
     }
 }
 
-/// The faults of parts at a target.
+/// The fault set for the parts of a target.
 fn set(
     plan: &Plan,
     target: usize,
@@ -354,7 +358,7 @@ fn set(
     FaultSet { seed, owners, rules, clock, processes }
 }
 
-/// Where programs are attached, for people.
+/// Formats where programs are attached.
 fn places(attached: impl IntoIterator<Item = Attached>) -> Vec<String> {
     let mut places: Vec<String> = Vec::new();
     for place in attached {
@@ -366,7 +370,7 @@ fn places(attached: impl IntoIterator<Item = Attached>) -> Vec<String> {
     places
 }
 
-/// The addresses of a target's interfaces, but those that are not known outside its namespace.
+/// The addresses of a target's interfaces, except those that are only valid inside its namespace.
 fn addresses_of(target: &Target) -> Result<Vec<Remote>, ResolveError> {
     let mut found = Vec::new();
     for place in target.places()? {
