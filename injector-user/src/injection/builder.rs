@@ -1,4 +1,4 @@
-//! Faults in a Rust program, such as an integration test, for as long as it holds a guard.
+//! Faults for Rust programs such as integration tests, active while a guard is held.
 
 use std::{
     io,
@@ -27,24 +27,24 @@ use crate::{
     target::{Target, host},
 };
 
-/// Why a builder cannot start its faults.
+/// Why the faults cannot start.
 #[derive(Debug, Error)]
 pub enum BuildError {
-    /// A value cannot be read.
+    /// A value is invalid.
     #[error("{key}: {source}")]
     Value {
         /// The key, as in rule files.
         key: String,
-        /// What is wrong with it.
+        /// The reason.
         source: serde_json::Error,
     },
-    /// Something contradicts something else.
+    /// Keys contradict each other.
     #[error(transparent)]
     Spec(#[from] SpecError),
     /// The injection cannot start.
     #[error(transparent)]
     Injection(#[from] InjectionError),
-    /// There is no thread for it.
+    /// The thread cannot be created.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
 }
@@ -61,7 +61,7 @@ pub struct Builder {
     seed: Option<u64>,
 }
 
-/// Generates a method for each key that takes text.
+/// Generates a method for each key with a text value.
 macro_rules! keys {
     ($section:ident: $($(#[$doc:meta])* $name:ident $key:literal)*) => {
         $(
@@ -122,12 +122,12 @@ impl Builder {
         cpu "cpu"
     }
 
-    /// Faults a process, and no other of its cgroup unless packets are faulted.
+    /// Faults a process. Unless packets are faulted, other processes of its cgroup are unaffected.
     pub fn pid(self, pid: i32) -> Result<Self, BuildError> {
         self.target("pid", pid)
     }
 
-    /// Faults what passes an interface; one of several, if it is called again.
+    /// Faults the packets on an interface. May be called several times.
     pub fn interface(self, name: &str) -> Result<Self, BuildError> {
         let mut names = match self.target.get("interface") {
             Some(Value::Array(names)) => names.clone(),
@@ -137,45 +137,46 @@ impl Builder {
         self.target("interface", names)
     }
 
-    /// Sets any key of a target.
+    /// Sets a key of the target.
     pub fn target(mut self, key: &str, value: impl Into<Value>) -> Result<Self, BuildError> {
         set::<TargetSpec>(&mut self.target, key, value.into())?;
         Ok(self)
     }
 
-    /// Sets any key of a rule.
+    /// Sets a key of the rule.
     pub fn rule(mut self, key: &str, value: impl Into<Value>) -> Result<Self, BuildError> {
         set::<RuleSpec>(&mut self.rule, key, value.into())?;
         Ok(self)
     }
 
-    /// Sets any key of the section `clocks`.
+    /// Sets a key of the section `clocks`.
     pub fn clock_key(mut self, key: &str, value: impl Into<Value>) -> Result<Self, BuildError> {
         set::<ClockSpec>(&mut self.clocks, key, value.into())?;
         Ok(self)
     }
 
-    /// Sets any key of the section `processes`.
+    /// Sets a key of the section `processes`.
     pub fn process(mut self, key: &str, value: impl Into<Value>) -> Result<Self, BuildError> {
         set::<ProcessSpec>(&mut self.processes, key, value.into())?;
         Ok(self)
     }
 
-    /// Ends the faults after this time at the latest.
+    /// Limits how long the faults last.
     #[must_use]
     pub const fn lasts(mut self, lasts: Duration) -> Self {
         self.lasts = Some(lasts);
         self
     }
 
-    /// Makes the decisions repeatable.
+    /// Sets the seed, which makes the decisions repeatable.
     #[must_use]
     pub const fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
 
-    /// Starts the faults, which act when this returns. Undoes first what dead injectors left. If it fails, nothing is left.
+    /// Starts the faults, which are active when this returns. First cleans up after dead injectors.
+    /// On error, everything is undone.
     pub fn start(self) -> Result<Guard, BuildError> {
         let target = read::<TargetSpec>(&self.target)?;
         target.check(false).map_err(SpecError::from)?;
@@ -208,7 +209,7 @@ impl Builder {
     }
 }
 
-/// Sets a key, if the value can be read.
+/// Sets a key if the value is valid.
 fn set<T: DeserializeOwned>(
     section: &mut Map<String, Value>,
     key: &str,
@@ -228,16 +229,16 @@ fn read<T: DeserializeOwned>(section: &Map<String, Value>) -> Result<T, BuildErr
     })
 }
 
-/// What faults did.
+/// Statistics of the faults.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Counters {
-    /// What was done to packets.
+    /// Statistics of packet faults.
     pub packets: Totals,
-    /// What was done to clocks, if they are faulted.
+    /// Statistics of clock faults, if any.
     pub clocks: Option<ClocksReport>,
-    /// What was done to processes, if they are faulted.
+    /// Statistics of process faults, if any.
     pub processes: Option<Statistics>,
-    /// What was probably not as it was meant.
+    /// Warnings about faults that probably do not act as intended.
     pub warnings: Vec<String>,
     /// Whether the target is gone.
     pub is_gone: bool,
@@ -251,7 +252,7 @@ impl From<Status> for Counters {
     }
 }
 
-/// Active faults. They end with it, and with the process, however that ends.
+/// Active faults. They end when the guard is dropped or the process ends, however that happens.
 #[derive(Debug)]
 #[must_use = "the faults end when it is dropped"]
 pub struct Guard {
@@ -259,20 +260,21 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// What the faults did so far.
+    /// The statistics so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.worker.refresh();
         self.worker.status().into()
     }
 
-    /// Whether the faults have ended, as their time was over or they could not go on.
+    /// Whether the faults have ended, because of their duration or a failure.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.worker.is_over()
     }
 
-    /// Ends the faults, and tells what they did. Fails if they could not go on until now.
+    /// Ends the faults and returns their statistics. Fails if the faults ended early because of an
+    /// error.
     pub fn end(self) -> Result<Counters, InjectionError> {
         let (status, ended) = self.worker.end();
         ended.map(|()| status.into())

@@ -1,4 +1,4 @@
-//! Keeps an injection going: what is due is done in time, and what happens is told.
+//! Keeps an injection running: performs its work in time and reports its events.
 
 use std::{
     io,
@@ -13,17 +13,17 @@ use tokio::{
 
 use super::{Event, Injection, InjectionError};
 
-/// How often to tell of progress.
+/// The interval of progress reports.
 const PROGRESS: Duration = Duration::from_secs(1);
 
-/// What a driver tells.
+/// Output of a driver.
 #[derive(Debug)]
 pub enum Tick {
-    /// Something happened.
+    /// An event of the injection.
     Event(Event),
-    /// Time for a look at the counters.
+    /// Time to report counters.
     Progress,
-    /// Its time is over.
+    /// The duration is over.
     Expired,
 }
 
@@ -35,7 +35,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Of an injection that is to end then. To be called in a tokio runtime with time and I/O.
+    /// Drives an injection with this end. Requires a tokio runtime with time and I/O.
     pub fn new<K: Copy + Ord>(
         injection: &mut Injection<K>,
         ends: Option<Instant>,
@@ -55,7 +55,8 @@ impl Driver {
         Ok(Self { ends, progress, logger })
     }
 
-    /// Does what is due until there is something to tell. May be dropped and called again at any time: nothing is lost.
+    /// Performs due work until there is something to report. Cancel-safe: nothing is lost if the
+    /// future is dropped.
     pub async fn next<K: Copy + Ord>(
         &mut self,
         injection: &mut Injection<K>,
@@ -79,7 +80,8 @@ impl Driver {
 }
 
 impl<K: Copy + Ord> Injection<K> {
-    /// Keeps it going until its time is over or `stop` is ready, and ends it. Returns what `stop` did.
+    /// Drives the injection until its end or until `stop` is ready, then ends it. Returns the
+    /// output of `stop`.
     pub async fn drive<T>(
         &mut self,
         ends: Option<Instant>,
@@ -114,7 +116,7 @@ async fn until(then: Option<Instant>) {
     }
 }
 
-/// Hands on what the eBPF side's log says, when there is something.
+/// Forwards log records of the eBPF programs once available.
 async fn flush(logger: &mut Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>) -> io::Result<()> {
     match logger {
         Some(logger) => {

@@ -1,5 +1,5 @@
-//! A running injection: the faults of one target, of all kinds, from their start to their end. `run`, `inject`, each
-//! target of a scenario, and the agent hold it.
+//! An injection: all faults of one target from start to end. `run`, `inject`, each target of a
+//! scenario, and the agent hold one.
 
 pub mod builder;
 pub mod drive;
@@ -29,7 +29,7 @@ use crate::{
     threads::Panicked,
 };
 
-/// Why an injection cannot start, or cannot go on.
+/// Why an injection cannot start or continue.
 #[derive(Debug, Error)]
 pub enum InjectionError {
     /// The target cannot be found.
@@ -44,60 +44,61 @@ pub enum InjectionError {
     /// Process faults failed.
     #[error(transparent)]
     Process(#[from] ProcessFaultError),
-    /// Something cannot be done so that it can be undone, or cannot be undone.
+    /// An action could not be journaled or undone.
     #[error(transparent)]
     Lifetime(#[from] LifetimeError),
-    /// The change has the first fault of a kind.
+    /// A change adds the first fault of a kind.
     #[error("none of the first faults was one of {0}: restart with them")]
     NewKind(&'static str),
-    /// A thread of it panicked.
+    /// A thread panicked.
     #[error(transparent)]
     Panicked(#[from] Panicked),
-    /// The kernel side's log cannot be read.
+    /// The log of the eBPF programs cannot be read.
     #[error("cannot read the log of the eBPF side")]
     Log(#[source] std::io::Error),
 }
 
-/// How to inject.
+/// Injection options.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// How packets are faulted; also how long all faults last at the most.
+    /// Options of packet faults; their duration limits all faults.
     pub network: network::Options,
-    /// The engines of clock faults; the best ones if empty.
+    /// Engines of clock faults; if empty, the best available ones.
     pub clock: Vec<ClockEngine>,
-    /// The engine of failing system calls; the best one if absent.
+    /// Engine of syscall failures; if `None`, the best available one.
     pub errno: Option<hook::Engine>,
-    /// Whether processes of the target may go on after the faults.
+    /// Whether processes of the target may outlive the faults.
     pub outlived: bool,
-    /// Rules keep their random streams and queues if their owner has one in the next set; then each owner has one rule.
+    /// Whether rules keep random streams and queues across a change of the same owner. Each owner
+    /// then has one rule.
     pub carries: bool,
 }
 
-/// Faults that are active together. Each has an owner, by which counters are told.
+/// Faults that are active together. Each has an owner, by which counters are reported.
 #[derive(Clone, Debug)]
 pub struct FaultSet<K> {
-    /// The start of all random streams of packet faults.
+    /// The seed of packet faults.
     pub seed: u64,
-    /// The owners of the rules.
+    /// The owner of each rule.
     pub owners: Vec<K>,
     /// The packet faults.
     pub rules: Vec<Rule>,
-    /// The clock fault. It goes on over a change to the same one of the same owner.
+    /// The clock fault. It continues across a change if fault and owner stay the same.
     pub clock: Option<(K, ClockFault)>,
     /// The process faults.
     pub processes: Vec<OwnedProcesses<K>>,
 }
 
-/// Process faults of an owner.
+/// The process faults of an owner.
 #[derive(Clone, Debug)]
 pub struct OwnedProcesses<K> {
-    /// Whose.
+    /// The owner.
     pub owner: K,
-    /// The name of the owner, for people.
+    /// The owner's name, for messages.
     pub name: String,
     /// The faults.
     pub faults: ProcessFaults,
-    /// The start of their random streams.
+    /// The seed of their random streams.
     pub seed: u64,
 }
 
@@ -109,7 +110,8 @@ impl<K> Default for FaultSet<K> {
 }
 
 impl FaultSet<u32> {
-    /// The faults of one owner. Rules have their numbers, as they are told of one by one.
+    /// The faults of one owner. Each rule is owned by its number, because rules are reported
+    /// separately.
     #[must_use]
     pub fn of(faults: &Faults, seed: u64) -> Self {
         Self {
@@ -129,35 +131,35 @@ impl FaultSet<u32> {
     }
 }
 
-/// Something that happened to an injection.
+/// An event of an injection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Packets are faulted at more places.
+    /// Programs were attached in more places.
     Attached(Vec<Attached>),
     /// The target is gone.
     Gone {
-        /// What it is called.
+        /// The target's name.
         target: String,
-        /// Nothing can take its place.
+        /// Whether the target cannot return.
         is_final: bool,
     },
-    /// The target is there again, and is faulted as before.
+    /// The target has restarted, and is faulted as before.
     Restarted {
-        /// What it is called.
+        /// The target's name.
         target: String,
-        /// Where packets are faulted.
+        /// Where programs are attached.
         attached: Vec<Attached>,
     },
-    /// Something is probably not as it was meant.
+    /// Something probably does not act as intended.
     Warning(String),
 }
 
-/// What the faults before a change did.
+/// Statistics of the faults before a change.
 #[derive(Debug)]
 pub struct Replaced<K> {
-    /// What rules did since they became active, by owner.
+    /// Counters of rules since they became active, by owner.
     pub packets: BTreeMap<K, Counts>,
-    /// What process faults did that have ended.
+    /// Statistics of ended process faults, by owner.
     pub processes: Vec<(K, Statistics)>,
 }
 
@@ -171,23 +173,24 @@ pub struct Injection<K> {
     network: Shared<K>,
     clocks: Option<Clocks>,
     instance: SharedInstance,
-    /// The processes of the target, if they are ever faulted.
+    /// The processes of the target, if any set has process faults.
     scope: Option<Scope>,
     clock: Option<(K, ClockFault)>,
-    /// Whether any fault sends signals, which may be what ends the target.
+    /// Whether any fault sends signals, which may end the target.
     kills: bool,
-    /// Process faults that start once the target is there again.
+    /// Process faults that start once the target returns.
     waiting: Vec<OwnedProcesses<K>>,
     next: Option<FaultSet<K>>,
-    /// What process faults did that have ended since the last change.
+    /// Statistics of process faults that ended since the last change.
     ended: Vec<(K, Statistics)>,
     events: VecDeque<Event>,
     renewal: Instant,
 }
 
 impl<K: Copy + Ord> Injection<K> {
-    /// Gets everything ready that the `first` faults require, and those that may replace them `later`. Whatever can be
-    /// refused is refused here or in [`Self::start`], and then nothing is left. Nothing acts yet.
+    /// Prepares everything that the `first` faults, and the `later` ones that may replace them,
+    /// require. Nothing is active yet. Unsupported faults are rejected here or in [`Self::start`],
+    /// and then everything is undone.
     pub fn prepare(
         target: Target,
         instance: SharedInstance,
@@ -201,7 +204,8 @@ impl<K: Copy + Ord> Injection<K> {
         options.network.seed = first.seed;
         let mut scope = None;
         if sets().any(|set| !set.processes.is_empty()) {
-            // The guardian may be in the cgroup as well, and must not be stopped with it; nor is a change to wait for it.
+            // The guardian may be in the same cgroup, and must not be stopped with it. Start it now
+            // so that no later change waits for it.
             guard.guard()?;
             let found = Scope::of(&target, &guard)?;
             for processes in later.iter().flat_map(|set| &set.processes) {
@@ -209,7 +213,7 @@ impl<K: Copy + Ord> Injection<K> {
             }
             scope = Some(found);
         }
-        // A fault that sets a clock back now will do so later.
+        // A fault that sets a clock back now would also do so later.
         for (_, fault) in sets().filter_map(|set| set.clock.as_ref()) {
             fault
                 .check_backward(clock::true_time()[0], options.outlived)
@@ -254,9 +258,10 @@ impl<K: Copy + Ord> Injection<K> {
         })
     }
 
-    /// Activates the first faults. If that fails, the injection is to be dropped, which ends it.
+    /// Activates the first faults. On error, drop the injection, which ends it.
     pub fn start(&mut self) -> Result<(), InjectionError> {
-        // They may be refused still. Nothing is due before `advance`, so what is refused later has stopped nothing.
+        // Process faults can still be rejected. None is due before `advance`, so no process is
+        // stopped if a later step fails.
         self.commit_processes()?;
         if let Some(network) = self.network.network_mut() {
             network.begin()?;
@@ -270,7 +275,7 @@ impl<K: Copy + Ord> Injection<K> {
         Ok(())
     }
 
-    /// Gets a change ready, so that [`Self::commit`] has little to do.
+    /// Prepares a change, so that [`Self::commit`] is fast.
     pub fn prepare_next(&mut self, mut set: FaultSet<K>) -> Result<(), InjectionError> {
         if set.clock.is_some() && self.clocks.is_none() {
             return Err(InjectionError::NewKind("clocks"));
@@ -289,7 +294,7 @@ impl<K: Copy + Ord> Injection<K> {
         Ok(())
     }
 
-    /// Activates the packet and clock faults that are ready, instead of those that are active.
+    /// Activates the prepared packet and clock faults, replacing the active ones.
     pub fn commit(&mut self) -> Result<(), InjectionError> {
         if self.options.carries {
             self.network.carry()?;
@@ -301,7 +306,8 @@ impl<K: Copy + Ord> Injection<K> {
         }
     }
 
-    /// The same for process faults, which takes longer. What ends comes first: it may be what begins anew.
+    /// Activates the prepared process faults, which takes longer. Faults end before others start,
+    /// because a new fault may replace an ended one.
     pub fn commit_processes(&mut self) -> Result<(), InjectionError> {
         let Some(next) = &self.next else { return Ok(()) };
         let mut instance = self.instance.lock();
@@ -328,10 +334,12 @@ impl<K: Copy + Ord> Injection<K> {
         Ok(())
     }
 
-    /// Starts process faults, or has them wait for the target; returns whether that is there.
+    /// Starts process faults, or defers them until the target returns. Returns whether the target
+    /// is there.
     fn start_processes(&mut self, processes: OwnedProcesses<K>) -> Result<bool, InjectionError> {
         let Some(scope) = &self.scope else { return Ok(true) };
-        // What cannot return is faulted in vain, and counted so.
+        // If the target cannot return, start the faults anyway: their statistics will show that
+        // they did nothing.
         if !self.target.is_gone() || !self.target.can_return() {
             let OwnedProcesses { owner, faults, seed, .. } = &processes;
             let (lasts, errno) = (self.options.network.lasts, self.options.errno);
@@ -341,7 +349,7 @@ impl<K: Copy + Ord> Injection<K> {
                     self.processes.insert(*owner, processes);
                     return Ok(true);
                 }
-                // It was removed just now.
+                // The target was removed meanwhile.
                 Err(error) if self.target.is_gone() => {
                     tracing::debug!(%error, "gone before it could be faulted");
                 }
@@ -352,7 +360,8 @@ impl<K: Copy + Ord> Injection<K> {
         Ok(false)
     }
 
-    /// What the faults before the change did, once [`clock::wait_for_readers`] has made the counters final.
+    /// Statistics of the faults before the change. Call [`clock::wait_for_readers`] first, which
+    /// makes the counters final.
     pub fn settle(
         &mut self,
         known: impl IntoIterator<Item = K>,
@@ -362,8 +371,8 @@ impl<K: Copy + Ord> Injection<K> {
         Ok(Replaced { packets, processes: std::mem::take(&mut self.ended) })
     }
 
-    /// Changes the faults: each packet meets either the old rules or the new ones. Process faults whose owner stays go
-    /// on. A change that is refused changes nothing.
+    /// Replaces the faults. Each packet meets either the old rules or the new ones. Process faults
+    /// whose owner stays continue. A rejected change has no effect.
     pub fn swap(&mut self, set: FaultSet<K>) -> Result<Replaced<K>, InjectionError> {
         self.prepare_next(set)?;
         self.commit()?;
@@ -383,25 +392,25 @@ impl<K: Copy + Ord> Injection<K> {
         Ok(())
     }
 
-    /// When [`Self::advance`] has something to do.
+    /// When [`Self::advance`] is next due.
     #[must_use]
     pub fn due(&self) -> Instant {
         self.next_deadline().map_or(self.renewal, |deadline| deadline.min(self.renewal))
     }
 
-    /// Does what is due. What happens is told by [`Self::next_event`], also if this fails.
+    /// Performs due work. [`Self::next_event`] returns the events, even on error.
     pub fn advance(&mut self) -> Result<(), InjectionError> {
         self.step()?;
         if self.renewal <= Instant::now() { self.renew() } else { Ok(()) }
     }
 
-    /// When [`Self::step`] has something to do, if ever.
+    /// When [`Self::step`] is next due, if ever.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         self.processes.values().filter_map(Processes::next_deadline).min()
     }
 
-    /// Does what is due to processes.
+    /// Runs process faults that are due.
     pub fn step(&mut self) -> Result<(), InjectionError> {
         if self.next_deadline().is_some_and(|deadline| deadline <= Instant::now()) {
             let mut instance = self.instance.lock();
@@ -412,7 +421,7 @@ impl<K: Copy + Ord> Injection<K> {
         Ok(())
     }
 
-    /// Ends the pauses that are on, so that processes can take the signals that they are sent.
+    /// Ends running pauses, so that processes can handle signals sent to them.
     pub fn interrupt(&mut self) -> Result<(), InjectionError> {
         let mut instance = self.instance.lock();
         for processes in self.processes.values_mut() {
@@ -421,14 +430,15 @@ impl<K: Copy + Ord> Injection<K> {
         Ok(())
     }
 
-    /// Renews leases, and goes on with what is new: interfaces, namespaces, the cgroup in the place of the one before. To be
-    /// called every [`RENEWAL`].
+    /// Renews leases, and extends the faults to new interfaces, namespaces and a restarted target.
+    /// Call every [`RENEWAL`].
     pub fn renew(&mut self) -> Result<(), InjectionError> {
-        // A slow machine is not made slower.
+        // Schedule from now, so that a slow machine does not accumulate overdue renewals.
         self.renewal = Instant::now() + RENEWAL;
         while let Some(followed) = self.follow_once()? {
             if followed != Followed::Again {
-                // This is told first: to fault what has taken the place takes a while. The rest is due at once.
+                // Report this event before faulting the target's successor, which takes a while.
+                // The rest of the renewal is due at once.
                 self.renewal = Instant::now();
                 return Ok(());
             }
@@ -452,7 +462,7 @@ impl<K: Copy + Ord> Injection<K> {
         Ok(network.attach(&mut self.instance.lock())?)
     }
 
-    /// Looks whether the target is gone, or there again.
+    /// Checks whether the target has gone or returned.
     pub fn follow(&mut self) -> Result<(), InjectionError> {
         while self.follow_once()?.is_some() {}
         Ok(())
@@ -473,10 +483,10 @@ impl<K: Copy + Ord> Injection<K> {
         Ok(Some(followed))
     }
 
-    /// Faults what is the target by now.
+    /// Moves all faults to the target's current cgroup.
     fn rebind(&mut self) -> Result<(), InjectionError> {
         match self.try_rebind() {
-            // It is gone already, and the next one will be followed.
+            // The target has gone again; its successor will be followed.
             Err(error) if self.target.is_gone() => {
                 tracing::debug!(%error, "gone before it could be faulted");
                 Ok(())
@@ -506,25 +516,25 @@ impl<K: Copy + Ord> Injection<K> {
         Ok(())
     }
 
-    /// Whether the target was taken away from the faults: it is gone, and they did not end it.
+    /// Whether the target was removed by something other than the faults.
     #[must_use]
     pub fn is_taken(&self) -> bool {
         self.target.is_taken(self.kills)
     }
 
-    /// What happened that was not told yet, the first first.
+    /// The next unreported event, oldest first.
     pub fn next_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// Notes what others did to the packet faults; `is_end` if it is for the last time.
+    /// Queues warnings about interference with packet faults; `is_end` on the last call.
     pub fn collect_warnings(&mut self, is_end: bool) {
         if let Some(network) = self.network.network_mut() {
             self.events.extend(network.warnings(is_end).into_iter().map(Event::Warning));
         }
     }
 
-    /// Ends all faults; counters can still be read. If one cannot be ended, the others are.
+    /// Ends all faults. Counters stay readable. If one fails to end, the others still end.
     pub fn end(&mut self) -> Result<(), InjectionError> {
         let mut instance = self.instance.lock();
         let mut ended = Ok(());
@@ -542,65 +552,65 @@ impl<K: Copy + Ord> Injection<K> {
         ended
     }
 
-    /// Ends all faults, and undoes everything that this journalled, if nothing shares its instance.
+    /// Ends all faults and undoes all journaled actions, unless the instance is shared.
     pub fn close(self) -> Result<(), LifetimeError> {
         let Self { processes, network, clocks, instance, .. } = self;
         drop((processes, network, clocks));
         instance.end()
     }
 
-    /// What is faulted.
+    /// The target.
     #[must_use]
     pub const fn target(&self) -> &Target {
         &self.target
     }
 
-    /// What it does is journalled by this.
+    /// The instance whose journal records this injection's actions.
     pub fn instance(&self) -> std::sync::MutexGuard<'_, Instance> {
         self.instance.lock()
     }
 
-    /// Where packets are faulted.
+    /// Where programs are attached.
     #[must_use]
     pub fn attached(&self) -> Vec<Attached> {
         self.network().map(Network::attached).unwrap_or_default()
     }
 
-    /// The packet faults, if there are any.
+    /// The packet faults, if any.
     #[must_use]
     pub const fn network(&self) -> Option<&Network> {
         self.network.network()
     }
 
-    /// The packet faults, if there are any.
+    /// The packet faults, if any.
     pub const fn network_mut(&mut self) -> Option<&mut Network> {
         self.network.network_mut()
     }
 
-    /// The rules by their owners.
+    /// The rules and their owners.
     pub const fn rules_mut(&mut self) -> &mut Shared<K> {
         &mut self.network
     }
 
-    /// The clock faults, if there are any.
+    /// The clock faults, if any.
     #[must_use]
     pub const fn clocks(&self) -> Option<&Clocks> {
         self.clocks.as_ref()
     }
 
-    /// What was done to clocks, if they are faulted.
+    /// Statistics of clock faults, if any.
     pub fn clocks_report(&mut self) -> Option<ClocksReport> {
         self.clocks.as_mut().map(ClocksReport::of)
     }
 
-    /// What process faults do that have not been replaced, by owner.
+    /// Statistics of the current process faults, by owner.
     pub fn process_statistics(&mut self) -> Result<Vec<(K, Statistics)>, InjectionError> {
         let statistics = self.processes.iter_mut();
         statistics.map(|(&owner, processes)| Ok((owner, processes.statistics()?))).collect()
     }
 }
 
-/// How long it is until then.
+/// The remaining time until `then`.
 #[must_use]
 pub fn until(then: Instant) -> Duration {
     then.saturating_duration_since(Instant::now())

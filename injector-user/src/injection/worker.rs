@@ -1,4 +1,4 @@
-//! Threads that keep injections going, so that the end of a pause waits for no other fault.
+//! Threads that run injections, so that the end of a pause waits for no other fault.
 
 use std::{
     io,
@@ -15,41 +15,42 @@ use crate::{
     threads,
 };
 
-/// What an injection does.
+/// Statistics and state of an injection.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
-    /// What each rule did, in order.
+    /// Counters of each rule, in order.
     pub packets: Vec<Counts>,
-    /// What was done to clocks, if they are faulted.
+    /// Statistics of clock faults, if any.
     pub clocks: Option<ClocksReport>,
-    /// What was done to processes, if they are faulted.
+    /// Statistics of process faults, if any.
     pub processes: Option<Statistics>,
-    /// What was probably not as it was meant.
+    /// Warnings about faults that probably do not act as intended.
     pub warnings: Vec<String>,
-    /// The cgroup that is the target by now.
+    /// The target's current cgroup.
     pub cgroup: Option<Cgroup>,
     /// Whether the target is gone.
     pub is_gone: bool,
 }
 
-/// What the thread tells.
+/// The state shared with the thread.
 #[derive(Debug, Default)]
 struct Told {
     status: Status,
     error: Option<InjectionError>,
 }
 
-/// A thread that keeps an injection going. Dropping it ends the faults.
+/// A thread that runs an injection. Dropping it ends the faults.
 #[derive(Debug)]
 pub struct Worker {
-    /// Asks it to count now, and to say when it has; dropped to end it.
+    /// Sends requests to update the status. The thread drops the received sender when done.
+    /// Dropping this one ends the thread.
     asks: Option<mpsc::Sender<mpsc::Sender<()>>>,
     told: Arc<Mutex<Told>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts it, for an injection that has started.
+    /// Starts a thread for a started injection.
     pub fn start(mut injection: Injection<u32>, ends: Option<Instant>) -> io::Result<Self> {
         let (asks, asked) = mpsc::channel();
         let told = Arc::new(Mutex::new(Told::default()));
@@ -61,22 +62,22 @@ impl Worker {
         Ok(Self { asks: Some(asks), told, thread: Some(thread) })
     }
 
-    /// Waits until [`Self::status`] tells what it has done by now.
+    /// Updates [`Self::status`] and waits for the update.
     pub fn refresh(&self) {
         let (ask, answer) = mpsc::channel();
         if self.asks.as_ref().is_some_and(|asks| asks.send(ask).is_ok()) {
-            // Nothing is ever sent: it is over when it is dropped.
+            // Nothing is ever sent: dropping the sender is the answer.
             let _ = answer.recv();
         }
     }
 
-    /// What it did when it was last looked at.
+    /// The status as of the last update.
     #[must_use]
     pub fn status(&self) -> Status {
         lock(&self.told).status.clone()
     }
 
-    /// Why it does not go on, if that is so; told once.
+    /// The error that ended the faults, if any; returned only once.
     #[must_use]
     pub fn take_error(&self) -> Option<InjectionError> {
         lock(&self.told).error.take()
@@ -88,7 +89,7 @@ impl Worker {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Ends the faults; returns what they did, and why if they ended before.
+    /// Ends the faults. Returns the final status, and the error if they ended early.
     pub fn end(mut self) -> (Status, Result<(), InjectionError>) {
         let stopped = self.stop();
         let error = self.take_error().or(stopped.err());
@@ -134,7 +135,7 @@ fn work(
             counted = Instant::now();
         }
         result = injection.advance().and_then(|()| tell(&mut injection, told, is_time));
-        // Dropping it is the answer.
+        // Dropping the sender is the answer.
         drop(ask);
     }
     let result = result.and(injection.end());
@@ -142,7 +143,7 @@ fn work(
     lock(told).error = result.err();
 }
 
-/// Notes what was done; with what rules did, if it is time for that.
+/// Updates the shared status. Packet counters are only read if `is_time`.
 fn tell(
     injection: &mut Injection<u32>,
     told: &Mutex<Told>,
