@@ -1,14 +1,14 @@
-//! arm64. Its vDSO has no hook yet, and the clock probes do not know its processes.
+//! arm64. The vDSO hook and the clock probes are not implemented.
 
 use super::{ClockProbes, vdso::Hook};
 
-/// The hook for vDSOs.
+/// The vDSO hook.
 pub const VDSO_HOOK: Option<&dyn Hook> = None;
 
-/// What the clock probes need.
+/// The architecture details for the clock probes.
 pub const CLOCK_PROBES: Option<ClockProbes> = None;
 
-/// The register with the instruction pointer, of those that ptrace(2) reads.
+/// The instruction pointer among the registers read by ptrace(2).
 pub const fn instruction_pointer(registers: &mut libc::user_regs_struct) -> &mut u64 {
     &mut registers.pc
 }

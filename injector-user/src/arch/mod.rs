@@ -1,6 +1,7 @@
-//! What depends on the processor's architecture: a module each, of which `cfg` chooses one.
+//! Architecture-specific code: one module for each architecture, chosen by `cfg`.
 //!
-//! The eBPF programs have such a folder of their own (injector-ebpf/src/arch), for the registers at a system call.
+//! The eBPF programs have a corresponding directory (injector-ebpf/src/arch) for the registers of a
+//! system call.
 
 pub mod vdso;
 
@@ -16,36 +17,37 @@ pub use current::instruction_pointer;
 use current::{CLOCK_PROBES, VDSO_HOOK};
 use vdso::Hook;
 
-/// Something that takes code for each architecture, and has none here.
+/// A feature is not available in this build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum NotBuiltIn {
-    /// There is none for this one.
+    /// It is not implemented for this architecture.
     #[error("not on this architecture ({ARCH}): it is available on x86-64")]
     Architecture,
-    /// It was left out.
+    /// It was disabled at build time.
     #[error("this injector was built without the feature `clock`")]
     Feature,
 }
 
-/// Why something for clocks is not here.
+/// The reason why clock faults are not available.
 const NO_CLOCKS: NotBuiltIn =
     if cfg!(feature = "clock") { NotBuiltIn::Architecture } else { NotBuiltIn::Feature };
 
-/// What the clock probes must know of an architecture.
+/// Architecture details required by the clock probes.
 #[derive(Clone, Copy, Debug)]
 pub struct ClockProbes {
-    /// What stands before `sys_` in the names of the kernel's functions for system calls.
+    /// The prefix of `sys_` in the kernel's function names of system calls.
     pub call_prefix: &'static str,
-    /// The members of the kernel's structures with the start of a process's vDSO, its image, and the size of that.
+    /// The members of kernel structures with the address of a process's vDSO, its image, and the
+    /// size of the image.
     pub vdso: [(&'static str, &'static str); 3],
 }
 
-/// The hook for vDSOs.
+/// The vDSO hook.
 pub fn vdso_hook() -> Result<&'static dyn Hook, NotBuiltIn> {
     VDSO_HOOK.ok_or(NO_CLOCKS)
 }
 
-/// What the clock probes need.
+/// The architecture details for the clock probes.
 pub fn clock_probes() -> Result<ClockProbes, NotBuiltIn> {
     CLOCK_PROBES.filter(|_| cfg!(feature = "clock")).ok_or(NO_CLOCKS)
 }

@@ -1,5 +1,5 @@
-//! What a hook in a vDSO is: its data, which the same code writes and finds on each architecture, and what each has to say of
-//! its own code ([`Hook`]).
+//! The vDSO hook: its data, which shared code writes and finds on each architecture, and the trait
+//! for the architecture's own code ([`Hook`]).
 
 use std::{fmt::Debug, mem::offset_of};
 
@@ -7,12 +7,13 @@ use aya::Pod;
 use injector_common::model::clock::{Clock, Skew, Span};
 use thiserror::Error;
 
-/// No jump at an entry is longer.
+/// Maximum length of a jump at an entry.
 pub const MAX_JUMP: usize = 5;
 
-/// The machine code of an architecture: a hook, and how the original functions go to it and are still called by it.
+/// An architecture's machine code: the hook, and the jumps between the original functions and the
+/// hook.
 pub trait Hook: Debug + Sync {
-    /// What the vDSO's ELF header must say of the machine.
+    /// The expected machine in the vDSO's ELF header.
     fn machine(&self) -> u16;
 
     /// The symbol of a function.
@@ -21,61 +22,62 @@ pub trait Hook: Debug + Sync {
     /// The whole hook: an empty block, the code, and empty trampolines.
     fn code(&self) -> &'static [u8];
 
-    /// Where in the hook a function's replacement begins.
+    /// The offset of a function's replacement within the hook.
     fn replacement(&self, function: Function) -> usize;
 
-    /// Where in the hook a function's trampoline is, and how long.
+    /// The offset and length of a function's trampoline within the hook.
     fn trampoline(&self, function: Function) -> (usize, usize);
 
-    /// How many bytes are written over at an entry.
+    /// The number of bytes overwritten at an entry.
     fn jump_length(&self) -> usize;
 
-    /// A jump that is at `from` and goes to `to`; `None` if that is too far away.
+    /// A jump from `from` to `to`; `None` if the distance is too large.
     fn jump(&self, from: usize, to: usize) -> Option<Box<[u8]>>;
 
-    /// Moves the whole instructions over which a jump at `entry` of an image is written to `to`.
+    /// Moves the instructions that a jump at `entry` of an image overwrites to `to`.
     fn displace(&self, image: &[u8], entry: usize, to: usize) -> Result<Moved, UnknownLayout>;
 
-    /// Where the direct branches in `code`, which is at `start`, go to.
+    /// The targets of the direct branches in `code`, which starts at `start`.
     fn branches(&self, code: &[u8], start: usize) -> Result<Vec<usize>, UnknownLayout>;
 }
 
-/// Instructions that were moved elsewhere.
+/// Displaced instructions.
 #[derive(Debug)]
 pub struct Moved {
-    /// The code, with a jump back to what follows the original.
+    /// The code, with a jump back to the rest of the original.
     pub code: Vec<u8>,
-    /// For each instruction but the first: where it began within the original, and begins within the code.
+    /// For each instruction except the first: its offset in the original, and its offset in the
+    /// code.
     pub inner: Vec<(usize, usize)>,
 }
 
-/// What is not known about an image.
+/// Why an image cannot be patched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum UnknownLayout {
-    /// It is no ELF image for this machine, or a damaged one.
+    /// It is not a valid ELF image for this machine.
     #[error("it is no ELF image of this machine's")]
     Elf,
-    /// A function is not there, or not in the code.
+    /// A function is missing, or outside the code.
     #[error("a time function is missing")]
     Symbol,
-    /// Bytes in the code are no instruction.
+    /// The code contains an unknown instruction.
     #[error("there is no known instruction at {0:#x}")]
     Instruction(usize),
-    /// A function begins with an instruction that does not go on to the next.
+    /// A function begins with a branch.
     #[error("a time function branches at its entry, {0:#x}")]
     Flow(usize),
-    /// Instructions cannot be moved.
+    /// Instructions cannot be displaced.
     #[error("the instructions at {0:#x} cannot be moved")]
     Move(usize),
-    /// Code jumps into what would be replaced.
+    /// Code jumps to bytes that would be replaced.
     #[error("code jumps to {0:#x}, which would be replaced")]
     Target(usize),
-    /// A jump would lie on two pages.
+    /// A jump would cross a page boundary.
     #[error("the function at {0:#x} begins at the end of a page")]
     Page(usize),
 }
 
-/// What is patched, by its number.
+/// The patched functions, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Function {
@@ -88,7 +90,7 @@ pub enum Function {
 }
 
 impl Function {
-    /// All of them, by their numbers.
+    /// All functions, by number.
     pub const ALL: [Self; 3] = [Self::ClockGettime, Self::Gettimeofday, Self::Time];
 }
 
@@ -96,73 +98,76 @@ impl Function {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
-    /// Where, from the start of the vDSO.
+    /// The offset of the entry in the vDSO.
     pub offset: u16,
-    /// How many of `bytes` count.
+    /// The number of valid `bytes`.
     pub length: u8,
-    /// What was there before.
+    /// The original bytes.
     pub bytes: [u8; MAX_JUMP],
 }
 
 impl Entry {
-    /// What was there before.
+    /// The original bytes.
     #[must_use]
     pub fn original(&self) -> &[u8] {
         &self.bytes[..self.bytes.len().min(usize::from(self.length))]
     }
 
-    /// Whether something else is there now.
+    /// Whether the entry currently differs from the original.
     #[must_use]
     pub fn is_replaced(self, image: &[u8]) -> bool {
         image.get(usize::from(self.offset)..).is_some_and(|rest| !rest.starts_with(self.original()))
     }
 }
 
-/// What the patch says of itself. Written at once, before anything else.
+/// The patch's description of itself. Written at once, before anything else.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What marks a patch.
+    /// Identifies a patch.
     pub magic: [u8; 16],
-    /// Which injector's it is; 0 once it is restored.
+    /// ID of the injector that owns it; 0 once restored.
     pub owner: u64,
-    /// The hook's length, from the block's start.
+    /// The hook's length, from the start of the block.
     pub size: u32,
-    /// Whether a thread may ever have come into the hook.
+    /// Whether a thread may ever have entered the hook.
     pub armed: u32,
-    /// The replaced bytes of each function, by its number.
+    /// The replaced bytes of each function, by number.
     pub entries: [Entry; Function::ALL.len()],
 }
 
-/// The skew, of which there are two.
+/// One of the two copies of the skew.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// Odd while the slot is being written; never the same twice.
+    /// Odd while the slot is being written. Each version is unique.
     pub version: u64,
-    /// What is to be read.
+    /// The skew.
     pub skew: Skew,
 }
 
 /// The hook's data.
 ///
-/// The hook reads which slot is current, that one's version, what it needs of it, and the version again: if it was odd
-/// or has changed, it begins anew. The one writer changes the other slot, and then which is current.
-/// So what the hook takes was written as a whole, and the current slot is whole even if the writer was killed.
+/// The hook reads the index of the current slot, the slot's version, the required values, and the
+/// version again. If the version was odd or has changed, it retries. The only writer changes the
+/// other slot and then switches to it. The hook therefore uses consistent values, and the current
+/// slot is consistent even if the writer was killed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
-    /// What the patch says of itself.
+    /// The patch's description of itself.
     pub header: Header,
-    /// For each id of `clock_gettime` where in [`Skew::clocks`] its clock is, in bytes, or [`NO_SPAN`].
+    /// For each `clock_gettime` ID, the offset of its clock in [`Skew::clocks`] in bytes, or
+    /// [`NO_SPAN`].
     pub spans: [u8; Self::IDS],
-    /// Where the current slot begins, in bytes from the first. Only the lowest byte is read and written.
+    /// The offset of the current slot from the first, in bytes. Only the lowest byte is read and
+    /// written.
     pub current: u64,
-    /// The skew.
+    /// The two copies of the skew.
     pub slots: [Slot; 2],
 }
 
-/// A clock that no fault touches; negative to the hook.
+/// A clock that no fault affects; the hook reads it as a negative number.
 pub const NO_SPAN: u8 = 0xff;
 
 // SAFETY: repr(C), Copy, 'static, without padding (checked below) and valid for any bit pattern.
@@ -182,7 +187,7 @@ const _: () = {
 };
 
 impl Block {
-    /// How many ids of `clock_gettime` are looked up.
+    /// The number of `clock_gettime` IDs in the table.
     pub const IDS: usize = 16;
 
     /// A block that has never been read.

@@ -5,14 +5,14 @@ mod vdso;
 
 use super::{ClockProbes, vdso::Hook};
 
-/// The hook for vDSOs.
+/// The vDSO hook.
 #[cfg(feature = "clock")]
 pub const VDSO_HOOK: Option<&dyn Hook> = Some(&vdso::X86Hook);
-/// The hook for vDSOs.
+/// The vDSO hook.
 #[cfg(not(feature = "clock"))]
 pub const VDSO_HOOK: Option<&dyn Hook> = None;
 
-/// What the clock probes need.
+/// The architecture details for the clock probes.
 pub const CLOCK_PROBES: Option<ClockProbes> = Some(ClockProbes {
     call_prefix: "__x64_",
     vdso: [
@@ -22,7 +22,7 @@ pub const CLOCK_PROBES: Option<ClockProbes> = Some(ClockProbes {
     ],
 });
 
-/// The register with the instruction pointer, of those that ptrace(2) reads.
+/// The instruction pointer among the registers read by ptrace(2).
 pub const fn instruction_pointer(registers: &mut libc::user_regs_struct) -> &mut u64 {
     &mut registers.rip
 }

@@ -1,4 +1,4 @@
-//! The hook in the vDSO of x86-64: its machine code, and what instructions look like.
+//! The vDSO hook of x86-64: its machine code, and the instruction decoding that patching requires.
 
 use std::{arch::global_asm, mem::offset_of, slice};
 
@@ -10,27 +10,27 @@ use injector_common::model::clock::{Clock, FREEZE, STROBE, Skew, Span};
 
 use crate::arch::vdso::{Block, Function, Hook, MAX_JUMP, Moved, Slot, UnknownLayout};
 
-/// How many bytes are written over at an entry: `jmp rel32`.
+/// Number of bytes overwritten at an entry: `jmp rel32`.
 const JUMP: usize = 5;
 
 const _: () = assert!(JUMP <= MAX_JUMP);
 
 const BITS: u32 = 64;
 
-// The hook has the span of the real-time clock as a zero.
+// The hook hard-codes offset 0 for the real-time clock.
 const _: () = assert!(Clock::Realtime as usize == 0);
 
-/// Room for one function's displaced instructions and a jump back: one that begins within the first [`JUMP`]
-/// bytes may have 15. None grows by being moved.
+/// Room for one function's displaced instructions and a jump back. An instruction that begins
+/// within the first [`JUMP`] bytes may be 15 bytes long. None grows when moved.
 const TRAMPOLINE: usize = JUMP - 1 + 15 + JUMP;
 
-// The hook: a block of data (see `block`), the code, and a trampoline for each function, which calls the
-// original. All references are relative to the instruction pointer and within the hook, so it runs anywhere.
-// It has to be small: Linux 7.3 leaves 896 bytes.
+// The hook: a block of data (see `block`), the code, and a trampoline for each function, which
+// calls the original. All references are relative to the instruction pointer and stay within the
+// hook, so it runs at any address. It must be small: Linux 7.3 leaves 896 bytes.
 //
-// It keeps to the System V ABI: callee-saved registers are not touched, the stack stays aligned at the call of
-// the original and is used for 72 bytes at most, nothing lies below the stack pointer. It never divides by what
-// it has not tested before, so even a slot that is read while being written cannot make it fault.
+// It follows the System V ABI: it preserves callee-saved registers, keeps the stack aligned at the
+// call of the original, uses at most 72 bytes of stack, and writes nothing below the stack pointer.
+// It tests every divisor first, so even a slot that is being written cannot make it fault.
 global_asm!(
     ".pushsection .rodata.injector_vdso, \"a\", @progbits",
     ".balign 64",
@@ -53,7 +53,7 @@ global_asm!(
     "pop rcx",
     "pop rdi",
     "test eax, eax",
-    // Should the coarse clock ever fail, time() has an answer of its own.
+    // If the coarse clock fails, the original time() answers.
     "jnz .Linjector_original_time",
     "test rdi, rdi",
     "jz 2f",
@@ -84,7 +84,7 @@ global_asm!(
     "pop rcx",
     "pop rdi",
     "mov qword ptr [rdi], rdx",
-    // A thousandth, right for any 32 bits.
+    // Divides by 1000, exact for any 32-bit value.
     "imul rcx, rcx, 0x10624dd3",
     "shr rcx, 38",
     "mov qword ptr [rdi + 8], rcx",
@@ -92,7 +92,7 @@ global_asm!(
     "3: add rsp, 24",
     "2: ret",
 
-    // Reads the real-time clock edi into the timespec that the caller has on top of its stack.
+    // Reads the real-time clock edi into the timespec at the top of the caller's stack.
     ".Linjector_realtime:",
     "lea rsi, [rsp + 8]",
     "sub rsp, 8", // keeps the stack aligned
@@ -117,7 +117,7 @@ global_asm!(
     "pop rsi",
     "test eax, eax",
     "jnz 2b",
-    // The clock's span, if it is one that can be skewed.
+    // The clock's offset, if that clock can be skewed.
     "mov ecx, edi",
     "cmp ecx, {IDS}",
     "jae 2b",
@@ -125,11 +125,11 @@ global_asm!(
     "movzx ecx, byte ptr [r8 + rcx]",
     "test cl, cl",
     "js 2b",
-    // Skews the timespec at rsi, which is what the clock with its span at rcx truly reads. `Skew::read` says the
-    // same in Rust, but for times beyond the year 2262, which do not overflow here.
+    // Skews the timespec at rsi, the true reading of the clock whose data is at rcx. `Skew::read`
+    // is the equivalent in Rust, except for times after the year 2262, which do not overflow here.
     //
-    // Nearly all of it does not depend on the time, so that the processor does it while it reads its counter. So
-    // the offset is what is divided, and not the sum.
+    // Almost none of this depends on the time, so the processor executes it while it reads its
+    // counter. For the same reason the offset is divided, not the sum.
     ".Linjector_skew:",
     "lea r8, [rip + .Linjector_block + {SLOTS}]",
     "movzx r9d, byte ptr [r8 + {CURRENT} - {SLOTS}]",
@@ -150,9 +150,9 @@ global_asm!(
     "or rax, qword ptr [r8 + {PERIOD}]",
     "jnz 6f",
     "mov rdi, qword ptr [r8 + {OFFSET}]",
-    // Adds rdi nanoseconds to r11 seconds and r10 nanoseconds. Divided by 10^9 by a product with 2^90 / 10^9,
-    // rounded up, whose quotient is one too low where a negative dividend is whole seconds; the remainder is
-    // 10^9 then.
+    // Adds rdi nanoseconds to r11 seconds and r10 nanoseconds. Divides by 10^9 by multiplying with
+    // 2^90 / 10^9, rounded up. The quotient is one too low for a negative dividend of whole
+    // seconds; the remainder is then 10^9.
     "3: movabs rax, 0x112e0be826d694b3",
     "imul rdi",
     "sar rdx, 26",
@@ -170,17 +170,17 @@ global_asm!(
     "mov qword ptr [rsi + 8], rax",
     "xor eax, eax",
     "ret",
-    // Frozen.
+    // A frozen clock.
     "5: mov rdi, qword ptr [r8 + rcx + {BASE}]",
     "add rdi, qword ptr [r8 + {OFFSET}]",
     "7: xor r10d, r10d",
     "xor r11d, r11d",
     "jmp 3b",
-    // True.
+    // A true clock.
     "8: mov rdx, r11",
     "mov rax, r10",
     "jmp 4b",
-    // All the rest: r11 is the time since the start, rdi the sum.
+    // All other clocks: r11 is the time since the start, rdi the sum.
     "6: xor eax, eax",
     "mov r11, rdi",
     "sub r11, qword ptr [r8 + rcx + {BASE}]",
