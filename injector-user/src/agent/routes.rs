@@ -302,7 +302,8 @@ async fn oversee(State(agent): Shared, mut request: Request, next: Next) -> Resp
         Some(peer) => agent.access.check(peer, request.headers()),
         None => Err(Problem::new(Code::Forbidden, "nobody asks")),
     };
-    // Unauthenticated TCP clients must not hold connections: close after a rejection or health check.
+    // Unauthenticated TCP clients must not hold connections: close after rejections and health
+    // checks.
     let is_stranger =
         matches!(peer, Some(Peer::Tcp { .. })) && (path == "/healthz" || let_in.is_err());
     let (token, response) = match let_in {
