@@ -1,7 +1,7 @@
-//! From rules to the tables that the kernel side classifies by.
+//! Compiles rules to the classification tables of the eBPF programs.
 //!
 //! A rule becomes one entry for each combination of address family, prefix, protocol and port class
-//! that it matches; entries with the same significant bits share a mask. See
+//! that it matches. Entries with the same significant bits share a mask. See
 //! [`injector_common::classify`].
 
 use std::collections::{BTreeSet, HashMap};
@@ -22,13 +22,13 @@ use crate::spec::{
     value::{PortSet, Remote, Span},
 };
 
-/// Most entries of one rule set.
+/// Maximum number of entries of a rule set.
 pub const MAX_ENTRIES: usize = 1 << 20;
 
-/// Most combinations that are looked at to make them; many may lead to the same entry.
+/// Maximum number of combinations examined while compiling; several may yield the same entry.
 const MAX_COMBINATIONS: usize = 4 * MAX_ENTRIES;
 
-/// Why a set of rules cannot be classified by.
+/// Why a rule set cannot be compiled.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum CompileError {
     /// Too many mask combinations.
@@ -52,29 +52,29 @@ pub enum CompileError {
     /// Too many lengths.
     #[error("--longer-than has {0} different values in the rules; the most is {MAX_LENGTHS}")]
     TooManyLengths(usize),
-    /// A host name was left in.
+    /// A host name is unresolved.
     #[error("the host name {0} has not been resolved")]
     Unresolved(String),
 }
 
-/// A rule set, ready for either bank.
+/// A compiled rule set, usable in either bank.
 #[derive(Debug)]
 pub struct Compiled {
     /// The masks.
     pub set: Box<RuleSet>,
-    /// Local and remote port classes, if ports are matched.
+    /// Local and remote port classes, if any rule matches ports.
     pub classes: Option<[Box<[u16]>; 2]>,
-    /// Masked tuple and mask number, and the rule that they lead to.
+    /// Masked tuple and mask number, with the number of the matching rule.
     entries: Vec<((Tuple, u32), u32)>,
     /// The rules.
     pub rules: Vec<rule::Rule>,
     /// How each rule holds packets; empty if none does.
     pub holds: Vec<Hold>,
-    /// The distributions of their delays.
+    /// The delay distributions.
     pub tables: Vec<Box<hold::Table>>,
-    /// Whether any rule is for sent packets.
+    /// Whether any rule matches sent packets.
     pub egress: bool,
-    /// Whether any rule is for received packets.
+    /// Whether any rule matches received packets.
     pub ingress: bool,
 }
 
@@ -86,8 +86,8 @@ impl Compiled {
         self.entries.iter().map(|&((tuple, mask), rule)| (key(tuple, mask), rule)).collect()
     }
 
-    /// Has the rules act from `now_ns` on, by `CLOCK_MONOTONIC`, until `end_ns` at the latest. To be called
-    /// once.
+    /// Makes the rules active from `now_ns`, by `CLOCK_MONOTONIC`, until `end_ns` at the latest.
+    /// Call once.
     pub fn start(&mut self, now_ns: u64, end_ns: u64) {
         for rule in &mut self.rules {
             rule.deadline_ns = now_ns.saturating_add(rule.deadline_ns).min(end_ns);
@@ -100,14 +100,14 @@ impl Compiled {
         !self.holds.is_empty()
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     #[must_use]
     pub fn entry_count(&self) -> usize {
         self.entries.len()
     }
 }
 
-/// Compiles `rules`; how long they act is counted from [`Compiled::start`].
+/// Compiles `rules`. Their durations start at [`Compiled::start`].
 pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
     let ports = [
         Ports::of(rules.iter().filter_map(|rule| rule.matching.local_ports.as_ref())),
@@ -128,7 +128,7 @@ pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
                 masks.push(TupleMask { tuple: mask, first_rule: number });
                 masks.len() as u32 - 1
             });
-            // The first rule wins where several match the very same packets.
+            // If several rules match exactly the same packets, the first wins.
             entries.entry((tuple, mask_number)).or_insert(number);
             combinations += 1;
             if entries.len() > MAX_ENTRIES || combinations > MAX_COMBINATIONS {
@@ -151,7 +151,7 @@ pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
     for (length, limit) in set.lengths.iter_mut().zip(&lengths) {
         *length = *limit;
     }
-    // Masks were numbered by the first rule that uses them, so they are in the order wanted.
+    // Masks are numbered by the first rule that uses them, so they are already in search order.
     set.masks[..masks.len()].copy_from_slice(&masks);
     let (holds, tables) = holds(rules)?;
     let acts = |other| rules.iter().any(|rule| rule.matching.direction != other);
@@ -167,13 +167,13 @@ pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
     })
 }
 
-/// What one combination of significant bits must look like.
+/// The required values of one combination of significant bits.
 struct Entry {
     mask: Tuple,
     tuple: Tuple,
 }
 
-/// All combinations that `matching` stands for.
+/// All combinations that `matching` covers.
 fn matches(
     matching: &Matching,
     ports: &[Ports; 2],
@@ -213,7 +213,7 @@ fn matches(
         [] => vec![None],
         some => some.iter().map(net).collect::<Result<_, _>>()?,
     };
-    // Longer than a limit is each class above it.
+    // A length above a limit belongs to any of the classes above it.
     let classes: Vec<u32> = match matching.longer_than {
         Some(limit) => {
             base.mask[fields] |= 0xf << field::LENGTH_SHIFT;
@@ -290,15 +290,15 @@ impl Entry {
     }
 }
 
-/// An IPv6 address as four words in memory order, as the packet parser has it.
+/// An IPv6 address as four words in memory order, as in the packet parser.
 pub(super) fn words(octets: [u8; 16]) -> [u32; 4] {
     let (words, _) = octets.as_chunks::<4>();
     [0, 1, 2, 3].map(|number| u32::from_ne_bytes(words[number]))
 }
 
-/// The ports of one side, cut where any rule's set begins or ends: the pieces are the classes.
+/// The ports of one side, split at the boundaries of all rules' sets. Each piece is a class.
 struct Ports {
-    /// First port of each piece, ascending, starting with 0.
+    /// The first port of each piece, ascending from 0.
     starts: Vec<u32>,
 }
 
@@ -313,7 +313,7 @@ impl Ports {
         Self { starts: starts.into_iter().collect() }
     }
 
-    /// The classes that make up `set`, which is one of those that this was made of.
+    /// The classes of `set`, which must be one of the sets that defined the boundaries.
     fn classes_of(&self, set: &PortSet) -> Vec<u16> {
         let piece = |port: u32| self.starts.partition_point(|&start| start < port);
         set.ranges()
@@ -331,17 +331,17 @@ impl Ports {
     }
 }
 
-/// What a rule does, as the kernel side has it.
+/// The eBPF form of a rule's actions.
 fn decisions(rule: &Rule, number: u32, seed: u64) -> rule::Rule {
     rule::Rule {
-        // Until it starts, how long it lasts.
+        // A duration until [`Compiled::start`] converts it.
         deadline_ns: rule.lasts.map_or(u64::MAX, Span::nanoseconds),
         stream: random::stream(seed, number),
         ..rule.impairment.rule
     }
 }
 
-/// How each rule holds packets, unless none does, and the distributions of the delays.
+/// How each rule holds packets, unless none does, and the delay distributions.
 fn holds(rules: &[Rule]) -> Result<(Vec<Hold>, Vec<Box<hold::Table>>), CompileError> {
     if rules.iter().all(|rule| rule.impairment.hold.is_none()) {
         return Ok((Vec::new(), Vec::new()));
@@ -365,9 +365,9 @@ fn holds(rules: &[Rule]) -> Result<(Vec<Hold>, Vec<Box<hold::Table>>), CompileEr
     Ok((holds, tables.into_iter().map(table).collect()))
 }
 
-/// A distribution as the kernel side has it: too large for the stack.
+/// The eBPF form of a distribution, which is too large for the stack.
 fn table(values: &Table) -> Box<hold::Table> {
-    // SAFETY: it is made of integers, of which 0 is one.
+    // SAFETY: it consists of integers, for which zero is valid.
     let mut table = unsafe { Box::<hold::Table>::new_zeroed().assume_init() };
     table.length = values.len() as u32;
     table.values[..values.len()].copy_from_slice(values);

@@ -1,4 +1,4 @@
-//! Packet faults: install, observe, change, remove.
+//! Packet faults: installing, observing, changing and removing them.
 
 mod attachments;
 pub mod compile;
@@ -49,58 +49,58 @@ use notices::{Interference, Notices};
 /// Why packet faults cannot be installed or changed.
 #[derive(Debug, Error)]
 pub enum NetworkError {
-    /// The rules cannot be classified by.
+    /// The rules cannot be compiled.
     #[error(transparent)]
     Compile(#[from] CompileError),
     /// The target cannot be found.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
-    /// The kernel said no.
+    /// A kernel operation failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// Something cannot be done so that it can be undone.
+    /// An action could not be journaled or undone.
     #[error(transparent)]
     Lifetime(#[from] LifetimeError),
-    /// The change needs more room than was made at the start.
+    /// The change exceeds the capacity reserved at the start.
     #[error(
         "the new rules take {rules} rules, {entries} entries and {masks} combinations of matches, but there is room for \
          {}, {} and {}: restart with them",
         capacity.rules, capacity.entries, capacity.masks
     )]
     NoRoom {
-        /// Rules that it takes.
+        /// Number of rules.
         rules: usize,
-        /// Entries that they take.
+        /// Number of entries.
         entries: usize,
-        /// Mask combinations that they take.
+        /// Number of mask combinations.
         masks: usize,
-        /// Room made at the start.
+        /// The reserved capacity.
         capacity: Capacity,
     },
-    /// The change brings the first rule that holds packets.
+    /// The change adds the first rule that holds packets.
     #[error(
         "the new rules delay packets or limit their rate, which none of the first ones did: restart with them"
     )]
     NoHold,
-    /// The change brings the first rule for received packets of a cgroup.
+    /// The change adds the first rule for received packets of a cgroup.
     #[error(
         "the new rules are for received packets, which none of the first ones were: restart with them"
     )]
     NoIngress,
-    /// The EDT engine cannot be had.
+    /// The EDT engine is not available.
     #[error(
         "--engine edt takes the fq qdisc (sch_fq, CONFIG_NET_SCH_FQ), which this kernel refuses; --engine tap works without"
     )]
     NoFq(#[source] KernelError),
-    /// Too many interfaces for the tags that say where held packets go.
+    /// More interfaces than tags for the routes of held packets.
     #[error("packets of more than {} interfaces cannot be held", injector_common::hold::TAGS / 2)]
     TooManyInterfaces,
-    /// An interface whose packets cannot be held.
+    /// Packets of an interface cannot be held.
     #[error(
         "packets of {0} cannot be delayed or limited in their rate, as it has no link-layer header"
     )]
     NoHeader(String),
-    /// The loopback cannot be made ready.
+    /// The loopback interface cannot be prepared.
     #[error("cannot have the loopback take held packets")]
     Loopback(#[source] std::io::Error),
     /// There is no interface to attach to.
@@ -109,20 +109,20 @@ pub enum NetworkError {
          --no-protect"
     )]
     NothingUnprotected,
-    /// Named interfaces that were there a moment ago.
+    /// A named interface vanished during the installation.
     #[error(
         "the interface {0} vanished while injector was starting: start injector again once it is there"
     )]
     Vanished(String),
-    /// It cannot be told what is attached.
+    /// The attached programs cannot be queried.
     #[error("cannot look whether programs are still attached")]
     Look(#[source] std::io::Error),
-    /// Something was taken away that cannot be put back.
+    /// Something that another process removed cannot be restored.
     #[error("cannot put back {what}, which another process took away")]
     TakenAway {
-        /// What.
+        /// The removed object.
         what: String,
-        /// Why it cannot be put back.
+        /// The reason.
         source: Box<Self>,
     },
 }
@@ -140,26 +140,26 @@ pub enum HookChoice {
     Xdp,
 }
 
-/// How to install.
+/// Options for installing packet faults.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// The bit that marks judged packets, different for each running injector.
+    /// The owner mark: the bit that marks classified packets, unique for each running injector.
     pub judged_bit: u32,
-    /// Leave SSH and the operator's connections alone.
+    /// Excludes SSH and the operator's connections.
     pub protect: bool,
     /// Where to attach.
     pub hook: HookChoice,
-    /// Start of all random streams.
+    /// The seed of all random streams.
     pub seed: u64,
-    /// How long all rules act at the most, from when the first packet can be faulted.
+    /// Maximum duration of all rules, from the moment the first packet can be faulted.
     pub lasts: Option<Duration>,
-    /// Level of the kernel side's log, see [`Object::load`].
+    /// Log level of the eBPF programs, see [`Object::load`].
     pub log_level: u8,
-    /// How packets are held; the best way if not given.
+    /// The engine that holds packets; if `None`, the best available one.
     pub engine: Option<Engine>,
 }
 
-/// Where faults are attached.
+/// Where programs are attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
     /// The network namespace.
@@ -183,34 +183,34 @@ impl From<&Attachment> for Attached {
 /// Installed packet faults. Dropping them removes them.
 #[derive(Debug)]
 pub struct Network {
-    // Dropped in this order: the programs are detached before their maps go.
+    // Dropped in this order: programs are detached before their maps are freed.
     attachments: Attachments,
     holds: Option<Holds>,
     monitors: Monitors,
     notices: Notices,
-    /// What became of held packets.
+    /// Final statistics of held packets.
     ended: Option<hold::Statistics>,
     object: Object,
     target: Target,
     options: Options,
-    /// The rule sets of both banks; the one that is not active may be out of use.
+    /// The rule sets of both banks; the inactive one may be stale.
     banks: [Option<Compiled>; 2],
     active: u32,
-    /// What the active rules look at.
+    /// The directions that the active rules match.
     sides: Sides,
-    /// What later rules will look at, as far as that is known.
+    /// The directions that later rules will match, as far as known.
     later: Sides,
-    /// Whether it can be told whose a received packet is.
+    /// Whether the receiver of a packet can be matched.
     tells_receivers: bool,
     /// The rules that [`Self::begin`] activates.
     first: Option<Compiled>,
-    /// The rules in the bank that is not active are ready to be.
+    /// Whether the inactive bank is ready for activation.
     is_prepared: bool,
     /// When all rules end, by `CLOCK_MONOTONIC`.
     deadline_ns: u64,
 }
 
-/// What the kernel side is told with each renewal.
+/// The values that each renewal writes to the eBPF programs.
 #[derive(Clone, Copy, Debug)]
 pub struct Lease {
     cgroup_id: u64,
@@ -219,7 +219,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Lets the kernel side go on for [`LEASE`] from now. To be called also between steps that take the kernel a while.
+    /// Extends the lease to [`LEASE`] from now. Also call it between slow kernel operations.
     fn renew(&self, object: &mut Object) -> Result<(), NetworkError> {
         let &Self { cgroup_id, cgroup_level, bank } = self;
         let lease_deadline_ns = clock::deadline_ns(LEASE);
@@ -228,7 +228,7 @@ impl Lease {
     }
 }
 
-/// Which packets any rule of a set is for.
+/// The directions that the rules of a set match.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sides {
     egress: bool,
@@ -246,8 +246,8 @@ impl Sides {
 }
 
 impl Network {
-    /// Loads and attaches everything that `rules` require, and the rules that may replace them `later`: room, devices,
-    /// programs. No rule acts before [`Self::begin`].
+    /// Loads and attaches everything that `rules`, and the `later` rules that may replace them,
+    /// require: capacity, devices, programs. No rule is active before [`Self::begin`].
     pub fn install<'a>(
         instance: &mut Instance,
         target: Target,
@@ -304,7 +304,8 @@ impl Network {
         if options.protect {
             network.object.protect(&protect::operator_connections())?;
         }
-        // The programs find an empty bank until all of them are attached and the rules are in the other one.
+        // The programs find an empty bank until all are attached and the rules are in the other
+        // bank.
         let is_idle = network.attach(instance)?.is_empty();
         if let Some(name) = network.missing() {
             return Err(NetworkError::Vanished(name));
@@ -312,13 +313,13 @@ impl Network {
         if is_idle && options.protect {
             return Err(NetworkError::NothingUnprotected);
         }
-        // What runs before the programs is said at once.
+        // Report programs that run ahead of injector's now, not at the first renewal.
         network.look(instance)?;
         network.first = Some(compiled);
         Ok(network)
     }
 
-    /// Activates the first rules. Time counts from now, however long loading took.
+    /// Activates the first rules. Their time starts now, however long loading took.
     pub fn begin(&mut self) -> Result<(), NetworkError> {
         if let Some(mut compiled) = self.first.take() {
             let now = clock::monotonic_ns();
@@ -330,9 +331,9 @@ impl Network {
         self.renew()
     }
 
-    /// Gets other rules ready, so that [`Self::commit`] has little to do. Nothing may be reading the bank that is not
-    /// active: [`clock::wait_for_readers`] must have been called since the last change. What the rules before the
-    /// active ones did is forgotten.
+    /// Prepares other rules, so that [`Self::commit`] is fast. No program may be reading the
+    /// inactive bank: call [`clock::wait_for_readers`] after each change. Counters of the rules
+    /// before the active ones are lost.
     pub fn prepare(&mut self, rules: &[Rule], seed: u64) -> Result<(), NetworkError> {
         let mut compiled = compile(rules, seed)?;
         compiled.start(clock::monotonic_ns(), self.deadline_ns);
@@ -358,8 +359,9 @@ impl Network {
         Ok(())
     }
 
-    /// Has rules that were made ready go on where active ones are: pairs of their numbers, the active one first. What
-    /// these decide until [`Self::commit`] is forgotten, so that should come at once.
+    /// Copies the state of active rules to prepared ones. Each pair contains the number of the
+    /// active rule, then that of the prepared one. State changes between this and [`Self::commit`]
+    /// are lost, so call that at once.
     pub fn carry(&mut self, pairs: &[(u32, u32)]) -> Result<(), NetworkError> {
         let holds =
             |bank: u32| self.banks[bank as usize].as_ref().is_some_and(Compiled::needs_hold);
@@ -367,7 +369,8 @@ impl Network {
         Ok(self.object.carry(1 - self.active, pairs, both)?)
     }
 
-    /// Has the rules act that were made ready, instead of those that do. Without any, nothing changes.
+    /// Activates the prepared rules, replacing the active ones. Without prepared rules it does
+    /// nothing.
     pub fn commit(&mut self) -> Result<(), NetworkError> {
         if std::mem::take(&mut self.is_prepared) {
             self.active = 1 - self.active;
@@ -375,7 +378,7 @@ impl Network {
         self.renew()
     }
 
-    /// Has active rules end at other times, by their numbers, of `CLOCK_MONOTONIC`.
+    /// Changes the deadlines, by `CLOCK_MONOTONIC`, of active rules, by number.
     pub fn set_deadlines(
         &mut self,
         deadlines: impl IntoIterator<Item = (usize, u64)>,
@@ -391,7 +394,7 @@ impl Network {
         Ok(())
     }
 
-    /// Renews the lease; to be called every [`crate::lifetime::lease::RENEWAL`].
+    /// Renews the lease. Call every [`crate::lifetime::lease::RENEWAL`].
     pub fn renew(&mut self) -> Result<(), NetworkError> {
         self.lease().renew(&mut self.object)
     }
@@ -403,8 +406,8 @@ impl Network {
         Lease { cgroup_id, cgroup_level, bank: self.active }
     }
 
-    /// Faults packets of the cgroup that has taken the place of the one before. Counters and
-    /// random streams go on.
+    /// Moves the faults to a cgroup that replaces the previous one. Counters and random streams
+    /// continue.
     pub fn rebind(&mut self, instance: &mut Instance, target: Target) -> Result<(), NetworkError> {
         self.target = target;
         self.renew()?;
@@ -412,8 +415,8 @@ impl Network {
         Ok(())
     }
 
-    /// Attaches to what is not attached yet: interfaces and namespaces come and go. What others took away is put back,
-    /// see [`Self::warnings`]. Returns what is new.
+    /// Attaches to new interfaces and namespaces. Restores anything that others removed, see
+    /// [`Self::warnings`]. Returns the new places.
     pub fn attach(&mut self, instance: &mut Instance) -> Result<Vec<Attached>, NetworkError> {
         let (egress, ingress) = self.directions();
         let places = self.look(instance)?;
@@ -427,7 +430,7 @@ impl Network {
                     if wanted && !self.attachments.contains(&place.netns, interface, direction) {
                         match self.add(instance, &place.netns, interface, direction) {
                             Ok(added) => new.push(added),
-                            // It went while we were at it.
+                            // The interface was removed meanwhile.
                             Err(_) if !interface.is_in(&place.netns)? => {}
                             Err(error) => return Err(error),
                         }
@@ -438,11 +441,11 @@ impl Network {
         Ok(new)
     }
 
-    /// Looks whether all that was installed is there still, and puts it back if it is not.
+    /// Checks that everything is still installed, and restores it if not.
     fn look(&mut self, instance: &mut Instance) -> Result<Vec<Place>, NetworkError> {
         let places = self.target.places()?;
         let gone = self.attachments.retain(instance, &places)?;
-        // Others come and go, which is nobody's concern.
+        // Only named interfaces are expected to exist.
         if self.target.names_interfaces() {
             for interface in gone {
                 self.notices.add(Interference::InterfaceGone, interface);
@@ -451,7 +454,7 @@ impl Network {
         if let Some(holds) = &mut self.holds {
             holds.retain(|netns| places.iter().any(|place| place.netns == *netns));
         }
-        // Of filters and of the queues of hold devices the kernel tells when they change.
+        // The kernel notifies about changes of filters and of hold devices' queues.
         let is_told = self.attachments.has_filters() || self.holds.is_some();
         let monitored = if is_told { &*places } else { &[] };
         let changed = self.monitors.changed(monitored)?;
@@ -464,18 +467,18 @@ impl Network {
         Ok(places)
     }
 
-    /// Has [`Self::warnings`] tell again what is ahead of injector's programs, for those who were not there.
+    /// Makes [`Self::warnings`] repeat which programs run ahead of injector's, for new faults.
     pub fn warn_again(&mut self) {
         self.attachments.tell_again();
     }
 
-    /// What others did that keeps packets from being faulted, or did so for a moment. `is_end` if it is asked for the last
-    /// time: else the same is not said over and over.
+    /// Warnings about other processes that prevent, or briefly prevented, faults. `is_end` on the
+    /// last call; other calls do not repeat a warning.
     pub fn warnings(&mut self, is_end: bool) -> Vec<String> {
         self.notices.take(Instant::now(), is_end)
     }
 
-    /// A named interface that nothing is attached to.
+    /// A named interface without an attachment.
     fn missing(&self) -> Option<String> {
         if self.directions() == (false, false) {
             return None;
@@ -494,7 +497,7 @@ impl Network {
     ) -> Result<Attached, NetworkError> {
         let lease = self.lease();
         let object = &mut self.object;
-        // There may be many interfaces, each of which takes the kernel a while.
+        // There may be many interfaces, each of which takes a while.
         lease.renew(object)?;
         if interface.link == Some(Link::None) && self.holds.is_some() {
             if self.target.names_interfaces() {
@@ -516,14 +519,14 @@ impl Network {
         self.attachments.all().iter().map(Attached::from).collect()
     }
 
-    /// Detaches everything; counters can still be read.
+    /// Detaches all programs. Counters stay readable.
     pub fn detach(&mut self, instance: &mut Instance) -> Result<(), NetworkError> {
         self.attachments.clear(instance)?;
         if let Some(holds) = &mut self.holds
             && self.ended.is_none()
         {
             let statistics = holds.end(instance)?;
-            // What a device held that others took away is lost as well.
+            // Packets in a hold device that others removed count as lost.
             let SeenCounters { held, released, .. } = self.object.seen_counters()?;
             let lost = held.saturating_sub(released).saturating_sub(statistics.dropped);
             self.ended = Some(hold::Statistics { held: lost, ..statistics });
@@ -531,12 +534,12 @@ impl Network {
         Ok(())
     }
 
-    /// What each rule of the active set did, in order.
+    /// The counters of each active rule, in order.
     pub fn counts(&mut self) -> Result<Vec<Counts>, NetworkError> {
         self.counts_of(self.active)
     }
 
-    /// What each rule of the set before the last [`Self::commit`] did.
+    /// The counters of each rule that the last [`Self::commit`] replaced.
     pub fn replaced_counts(&mut self) -> Result<Vec<Counts>, NetworkError> {
         self.counts_of(1 - self.active)
     }
@@ -554,35 +557,35 @@ impl Network {
             .collect()
     }
 
-    /// What was seen on the attached interfaces.
+    /// The counters of all packets seen on the attached interfaces.
     pub fn seen_counters(&mut self) -> Result<SeenCounters, NetworkError> {
         Ok(self.object.seen_counters()?)
     }
 
-    /// How packets are held; `None` if no rule holds any.
+    /// The engine that holds packets; `None` if no rule holds any.
     #[must_use]
     pub fn engine(&self) -> Option<Engine> {
         self.holds.as_ref().map(Holds::engine)
     }
 
-    /// What became of the packets that were held, once [`Self::detach`] has ended that.
+    /// Statistics of held packets, available after [`Self::detach`].
     #[must_use]
     pub fn held(&self) -> Option<(Engine, hold::Statistics)> {
         self.engine().zip(self.ended)
     }
 
-    /// The object, for what reads its log.
+    /// The eBPF object, for reading its log.
     pub fn object(&mut self) -> &mut Object {
         &mut self.object
     }
 
-    /// Which hooks the active rules need.
+    /// The hooks that the active rules require.
     fn directions(&self) -> (bool, bool) {
         if self.options.hook == HookChoice::Xdp {
             return (false, true);
         }
         let sides = self.sides.or(self.later);
-        // Whose an answer without a socket is, is told by what was sent.
+        // Packets without a socket are assigned to a cgroup by earlier egress packets.
         (sides.egress || self.target.cgroup.is_some(), sides.ingress)
     }
 
@@ -600,7 +603,7 @@ impl Network {
         Ok(())
     }
 
-    /// Loads the programs that attaching to `places` takes, side by side.
+    /// Loads the programs that attaching to `places` requires, in parallel.
     fn load(&mut self, places: &[Place], egress: bool, ingress: bool) -> Result<(), NetworkError> {
         if self.options.hook == HookChoice::Xdp {
             return Ok(());
@@ -617,12 +620,12 @@ impl Network {
     }
 }
 
-/// What several sets of rules, one after another, take.
+/// The combined requirements of rule sets that may follow each other.
 #[derive(Default)]
 struct Needs {
     capacity: Capacity,
     sides: Sides,
-    /// How many packets may wait, if any set holds packets.
+    /// The queue limit, if any set holds packets.
     hold: Option<u32>,
 }
 
@@ -642,7 +645,7 @@ impl Needs {
     }
 }
 
-/// Room for the rules, and for a change to twice as many.
+/// Capacity for the rules and for a change to twice as many.
 fn room_for(compiled: &Compiled) -> Capacity {
     const LEAST: usize = 1024;
     const LEAST_MASKS: usize = 8;
