@@ -1,7 +1,7 @@
-//! Process faults: install, do what is due, remove.
+//! Process faults: installing, running and removing them.
 //!
-//! Nothing here has a thread of its own: who installed [`Processes`] calls [`Processes::step`] whenever
-//! [`Processes::next_deadline`] has come.
+//! No thread is created here: the owner of [`Processes`] must call [`Processes::step`] at each
+//! [`Processes::next_deadline`].
 
 mod aggregate;
 mod killer;
@@ -156,8 +156,8 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Makes everything ready; times count from now. Faults of the kernel side do not last longer than `lasts`. System
-    /// calls fail by `engine`, or by the best one.
+    /// Prepares everything; times count from now. Faults inside the kernel end after `lasts` at the
+    /// latest. Syscall failures use `engine`, or the best available one.
     pub fn install(
         instance: &mut Instance,
         scope: &Scope,
@@ -189,8 +189,7 @@ impl Processes {
         })
     }
 
-    /// Faults the processes of the cgroup that has taken the place of the one before. Times and
-    /// counts go on.
+    /// Moves the faults to the cgroup that replaces the previous one. Times and counts continue.
     pub fn rebind(
         &mut self,
         instance: &mut Instance,
@@ -207,7 +206,7 @@ impl Processes {
         }
     }
 
-    /// Whether the faults can be installed, as far as that can be told beforehand; nothing is touched.
+    /// Checks whether the faults can be installed, as far as possible without changing anything.
     pub fn check(
         scope: &Scope,
         faults: &ProcessFaults,
@@ -223,14 +222,14 @@ impl Processes {
         Ok(())
     }
 
-    /// When [`Self::step`] has something to do, if ever.
+    /// When [`Self::step`] is next due, if ever.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let pauser = self.pauser.as_ref().and_then(Pauser::due);
         pauser.into_iter().chain(self.killer.due()).chain(self.syscall_failures.due()).min()
     }
 
-    /// Does what is due.
+    /// Runs faults that are due.
     pub fn step(&mut self, instance: &mut Instance) -> Result<(), ProcessFaultError> {
         let now = Instant::now();
         // First, so that other faults never delay the end of a pause.
