@@ -1,7 +1,7 @@
-//! Clock faults: install, change, remove.
+//! Clock faults: installing, changing and removing them.
 //!
-//! Programs read clocks from the vDSO, code that the kernel maps into each process, and rarely by
-//! system call. The vDSO engine patches that code in each target process
+//! Programs usually read clocks from the vDSO, code that the kernel maps into each process, and
+//! rarely by system call. The vDSO engine patches that code in each target process
 //! ([`crate::kernel::vdso`]). The probe engine rewrites the results of system calls
 //! ([`crate::kernel::clock_probe`]), on kernels that allow it.
 
@@ -99,9 +99,9 @@ struct Patched {
 }
 
 impl Clocks {
-    /// Makes all processes of `cgroup` ready for faults of their clocks; they read true until [`Self::set`].
-    /// `outlived` says whether processes may go on after the end of the faults; `engines` are those that were asked
-    /// for, if any.
+    /// Prepares all processes of `cgroup` for clock faults; clocks stay true until [`Self::set`].
+    /// `outlived` says whether processes may outlive the faults. `engines` are the requested
+    /// engines; if empty, the best available ones.
     pub fn install(
         instance: &mut Instance,
         cgroup: Option<&Cgroup>,
@@ -128,8 +128,8 @@ impl Clocks {
         patched.into_iter().chain(self.probe.as_ref().map(|_| Engine::Probe)).collect()
     }
 
-    /// Makes the clocks of another cgroup's processes go wrong from now on, by the same engines and the same times: of one
-    /// that has taken the place of the one before.
+    /// Moves the faults to the cgroup that replaces the previous one, with the same engines and
+    /// times.
     pub fn rebind(
         &mut self,
         instance: &mut Instance,
@@ -146,7 +146,8 @@ impl Clocks {
         self.renew()
     }
 
-    /// Renews the lease of the probes; to be called more often than every [`crate::lifetime::lease::CLOCK_LEASE`].
+    /// Renews the lease of the probes. Call more often than every
+    /// [`crate::lifetime::lease::CLOCK_LEASE`].
     pub fn renew(&mut self) -> Result<(), ClockFaultError> {
         if let Some(probe) = &mut self.probe {
             probe.set(&self.timed.renewed(true_time()));
@@ -157,7 +158,7 @@ impl Clocks {
         Ok(())
     }
 
-    /// Ends all faults that begin from now on after this time at the latest.
+    /// Limits the duration of all faults that start from now on.
     pub fn end_after(&mut self, lasts: Option<Duration>) {
         self.ends = skew::later(true_time(), lasts);
     }
