@@ -1,4 +1,4 @@
-//! Which rule a packet falls under: the search of [`injector_common::classify`].
+//! Finds the rule that a packet matches, by the search of [`injector_common::classify`].
 
 use injector_common::{
     classify::{Found, ShortKey, first_rule, is_short, tuple},
@@ -10,18 +10,18 @@ use aya_ebpf::maps::Array;
 
 use crate::maps;
 
-/// What [`rule`] finds where no rule matches.
+/// Result of [`rule`] if no rule matches.
 pub const NO_RULE: u32 = u32::MAX;
 
-/// The number of the first rule that matches.
+/// The number of the first matching rule.
 ///
-/// A function of its own: that saves stack, and the verifier goes but once through what comes after it.
+/// A separate function: it saves stack, and the verifier follows the subsequent code only once.
 #[inline(never)]
 pub fn rule(packet: &Packet, direction: Direction, set: &RuleSet, bank: u32) -> u32 {
     search(packet, direction, set, bank).unwrap_or(NO_RULE)
 }
 
-/// As [`rule`], for where the verifier and the stack allow it, because the call costs 10 ns.
+/// Inlined [`rule`], for callers whose stack and verifier complexity allow it: a call costs 10 ns.
 #[inline(always)]
 pub fn search(packet: &Packet, direction: Direction, set: &RuleSet, bank: u32) -> Option<u32> {
     let (mut local, mut remote) = (0, 0);
@@ -36,7 +36,7 @@ pub fn search(packet: &Packet, direction: Direction, set: &RuleSet, bank: u32) -
     if is_short(&tuple) {
         first_rule(&tuple, set, bank, most, |key| look_up_short(&key.short(), bank))
     } else {
-        // SAFETY: entries are replaced by userspace only in the bank that is not active.
+        // SAFETY: userspace only replaces entries of the inactive bank.
         first_rule(&tuple, set, bank, most, |key| unsafe { maps::ENTRIES.get(key) }.copied())
     }
 }
@@ -48,7 +48,7 @@ fn look_up_short(key: &ShortKey, bank: u32) -> Option<u32> {
     match slot.find(key) {
         Found::Nothing => None,
         Found::Rule(number) => Some(number),
-        // SAFETY: entries are replaced by userspace only in the bank that is not active.
+        // SAFETY: userspace only replaces entries of the inactive bank.
         Found::Elsewhere => unsafe { maps::SHORT_ENTRIES.get(key) }.copied(),
     }
 }

@@ -1,4 +1,4 @@
-//! Later fragments carry no ports; the first one's are remembered for them.
+//! Ports of later fragments, which only the first fragment carries.
 
 use aya_ebpf::bindings::BPF_ANY;
 use injector_common::{
@@ -8,7 +8,7 @@ use injector_common::{
 
 use crate::maps;
 
-/// Remembers the ports of a first fragment, or fills them in for a later one if the first was seen.
+/// Remembers the ports of a first fragment, or adds them to a later one if the first was seen.
 #[inline(always)]
 pub fn complete(packet: &mut Packet) {
     if !packet.fragment {
@@ -18,12 +18,13 @@ pub fn complete(packet: &mut Packet) {
         source: packet.source,
         destination: packet.destination,
         id: packet.fragment_id,
-        // Of IPv6 fragments only the first knows, where more extension headers follow.
+        // Among IPv6 fragments only the first contains the protocol if more extension headers
+        // follow.
         protocol: if packet.family == Family::V4 { u32::from(packet.protocol) } else { 0 },
     };
     if packet.later_fragment {
-        // SAFETY: the value is copied at once; were its slot reused meanwhile, a fragment would be
-        // classified by another packet's ports, which the 4096 slots make a theoretical case.
+        // SAFETY: the value is copied at once. If its slot is reused meanwhile, the fragment is
+        // classified by another packet's ports, which 4096 slots make a theoretical case.
         if let Some(ports) = unsafe { maps::FRAGMENTS.get(&key) } {
             packet.source_port = ports.source_port;
             packet.destination_port = ports.destination_port;
@@ -38,6 +39,6 @@ pub fn complete(packet: &mut Packet) {
         echo_id: packet.echo_id,
         has_ports: u16::from(packet.has_ports),
     };
-    // A full table forgets the oldest; nothing to do about an error.
+    // A full table evicts the oldest entry; an error has no consequence.
     let _ = maps::FRAGMENTS.insert(&key, &ports, u64::from(BPF_ANY));
 }

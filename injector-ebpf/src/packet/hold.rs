@@ -1,8 +1,9 @@
-//! The device on which packets wait: how they come there, and back on their way.
+//! The hold device: how packets are redirected to it and back to their path.
 //!
-//! The way of a held packet: [`schedule`](super::impair::delay::schedule) decides until when, [`send`] redirects it to the
-//! hold device with a tag that says where it goes afterwards, [`enter`] (EDT engine only) tells the device's fq queue the
-//! time, and [`leave`] puts it back on its way. There it is known by its mark of having been judged.
+//! The path of a held packet: [`schedule`](super::impair::delay::schedule) calculates the release
+//! time, [`send`] redirects it to the hold device with a tag that identifies its route, [`enter`]
+//! (EDT engine only) sets the time in the device's fq queue, and [`leave`] returns it to its path.
+//! There it is recognized by its owner mark.
 
 use aya_ebpf::{bindings::BPF_F_INGRESS, helpers::generated::bpf_redirect, programs::TcContext};
 use injector_common::{
@@ -14,18 +15,18 @@ use injector_common::{
 use super::{Match, skb};
 use crate::{atomic, maps};
 
-/// What is left of the packet at hand after [`send`].
+/// The remaining step for the packet after [`send`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
     /// It must be redirected to the hold device.
     Redirect,
-    /// A clone is there already; the packet itself must go, as if it had been sent.
+    /// A clone was redirected; drop the packet itself as if it had been sent.
     Cloned,
-    /// The kernel refused: it goes on at once.
+    /// The kernel refused; the packet continues at once.
     Refused,
 }
 
-/// Has the hold device hold the packet, or a copy of it, until `release`.
+/// Sends the packet, or a copy of it, to the hold device until `release`.
 #[inline(always)]
 pub fn send(
     ctx: &TcContext,
@@ -40,8 +41,8 @@ pub fn send(
     if !skb::push_tag(ctx, tag) {
         return Sent::Refused;
     }
-    // A packet that waits in a queue is charged to its socket, which stops TCP after a few (TCP small queues) and
-    // UDP after a send buffer; a clone belongs to no socket, and a TAP takes packets away from theirs.
+    // A queued packet is charged to its socket, which stalls TCP after a few (TCP small queues) and
+    // UDP after a send buffer. A clone belongs to no socket, and a TAP orphans its packets.
     let is_orphan = maps::HOLD_IN_USERSPACE.load() != 0 || !skb::has_socket(ctx);
     if is_orphan && !is_copy {
         count(matched, direction, wait);
@@ -57,7 +58,7 @@ pub fn send(
     if is_sent { Sent::Cloned } else { Sent::Refused }
 }
 
-/// Counts a packet that is held for so many nanoseconds.
+/// Counts a packet with this delay in nanoseconds.
 #[inline(always)]
 fn count(matched: &mut Match, direction: Direction, wait: u64) {
     if let Some(seen) = maps::SEEN.get_ptr_mut(0) {
@@ -67,7 +68,7 @@ fn count(matched: &mut Match, direction: Direction, wait: u64) {
     matched.counters.delayed += 1;
     matched.counters.delay_ns[direction as usize] += wait;
     if let Some(delays) = maps::DELAYS.get_ptr_mut(matched.index)
-        // SAFETY: a map value; another CPU that counts in the same place does so by the same instruction.
+        // SAFETY: a map value; other CPUs increment the same bucket by the same instruction.
         && let Some(count) = unsafe { (*delays).counts.get_mut(Delays::place(direction as usize, wait)) }
     {
         // SAFETY: a map value, aligned to 8.
@@ -75,17 +76,17 @@ fn count(matched: &mut Match, direction: Direction, wait: u64) {
     }
 }
 
-/// What the tag says, after noting down the time.
+/// The tag of the packet. Also stores the release time.
 #[inline(always)]
 fn tag(ctx: &TcContext, direction: Direction, release: u64) -> Option<u16> {
     let interface = skb::interface(ctx);
     skb::keep_hash(ctx);
     if maps::HOLD_IN_USERSPACE.load() == 0 {
         let key = u64::from(interface) << 1 | direction as u64;
-        // SAFETY: entries are added by userspace, and never changed.
+        // SAFETY: userspace adds entries and never changes them.
         let tag = *unsafe { maps::ROUTE_TAGS.get(&key) }?;
         let until = maps::RELEASE.get_ptr_mut(0)?;
-        // SAFETY: per CPU; `enter` reads it on this CPU before anything else is sent.
+        // SAFETY: per CPU; `enter` reads it on this CPU before another packet is sent.
         unsafe { *until = release };
         skb::carry(ctx);
         return Some(tag as u16);
@@ -96,12 +97,13 @@ fn tag(ctx: &TcContext, direction: Direction, release: u64) -> Option<u16> {
     let slot = maps::HELD.get_ptr_mut(number)?;
     let metadata = skb::metadata(ctx);
     let route = Route { interface, direction: direction as u32, restores: 1, metadata };
-    // SAFETY: a map value; no one else has this number until all others have been used.
+    // SAFETY: a map value; no other packet has this number until all others have been used.
     unsafe { *slot = Slot { release_ns: release, route } };
     Some(number as u16)
 }
 
-/// At the egress of the hold device: tells its queue when the packet is due. Whether it is one of ours.
+/// At the egress of the hold device: sets the release time. Returns whether injector sent the
+/// packet.
 #[inline(always)]
 pub fn enter(ctx: &TcContext) -> bool {
     let Some(until) = maps::RELEASE.get_ptr_mut(0) else { return false };
@@ -114,7 +116,7 @@ pub fn enter(ctx: &TcContext) -> bool {
     true
 }
 
-/// Where the packet comes back from the hold device: puts it on its way, if it is one of ours.
+/// At the ingress of the hold device: returns a packet that injector held to its path.
 #[inline(always)]
 pub fn leave(ctx: &TcContext) -> Option<i32> {
     let route = maps::ROUTES.get(u32::from(skb::tag(ctx)?))?;
@@ -133,10 +135,11 @@ pub fn leave(ctx: &TcContext) -> Option<i32> {
         skb::set_metadata(ctx, &route.metadata);
         (route.metadata.priority, route.metadata.queue)
     };
-    // The hold device's own queue must not choose the next one's.
+    // The hold device's queue must not determine that of the next device.
     skb::set_queue(ctx, queue);
     let is_received = route.direction == Direction::Ingress as u32;
-    // In any case: of one write or another the compiler makes one to a computed address, which the verifier refuses.
+    // Unconditional: the compiler would merge two conditional writes into one to a computed
+    // address, which the verifier rejects.
     skb::set_priority(ctx, priority);
     if is_received {
         skb::send_priority(ctx, priority);

@@ -1,4 +1,4 @@
-//! The way of a packet: whose is it, what is it, which rule, what to do.
+//! The path of a packet: scope, parsing, rule lookup, faults.
 
 mod find;
 mod fragment;
@@ -25,18 +25,18 @@ use injector_common::{
 
 use crate::{clock, maps};
 
-/// What becomes of a packet after its rule has been applied.
+/// The verdict on a packet after applying its rule.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// Goes on its way, perhaps altered.
+    /// Continues, perhaps altered.
     Pass,
-    /// Is gone, as if the wire had lost it.
+    /// Dropped, as if lost on the wire.
     Lost,
-    /// Is gone, as if it had been passed on: a clone of it is held.
+    /// Dropped as if sent: a clone of it is held.
     Replaced,
-    /// Goes into this host's receive path instead of out.
+    /// Redirected into this host's receive path.
     TurnedBack,
-    /// Goes to the hold device.
+    /// Redirected to the hold device.
     Held,
 }
 
@@ -46,11 +46,11 @@ struct Case<'a> {
     packet: &'a Packet,
     direction: Direction,
     link: Link,
-    /// The number of the rule.
+    /// The rule's number.
     number: u32,
 }
 
-/// The rule that a packet falls under.
+/// The rule that a packet matches.
 struct Match<'a> {
     rule: &'a Rule,
     /// Index into [`maps::RULES`] and its siblings.
@@ -58,17 +58,17 @@ struct Match<'a> {
     counters: &'a mut RuleCounters,
 }
 
-/// Judges a packet at a tc hook.
+/// Classifies a packet at a tc hook and applies its rule.
 #[inline(always)]
 pub fn tc(ctx: &TcContext, direction: Direction, link: Link) -> i32 {
     match judge_skb(ctx, direction, link) {
         None | Some(Fate::Pass) => TC_ACT_UNSPEC,
-        // tcx would report a drop to the sender as congestion (NET_XMIT_DROP), which a wire never does.
-        // A redirect to no interface frees the packet and reports success.
+        // tcx would report a drop to the sender as congestion (`NET_XMIT_DROP`), which a wire never
+        // does. A redirect to no interface frees the packet and reports success.
         // SAFETY: no pointers are passed.
         Some(Fate::Lost) if direction == Direction::Egress => unsafe { bpf_redirect(0, 0) as i32 },
         Some(Fate::Lost) => TC_ACT_SHOT,
-        // Nor is it a drop on receipt.
+        // This must not count as a drop on receipt either.
         // SAFETY: no pointers are passed.
         Some(Fate::Replaced) => unsafe { bpf_redirect(0, 0) as i32 },
         Some(Fate::TurnedBack) => skb::turn_back(ctx),
@@ -76,7 +76,7 @@ pub fn tc(ctx: &TcContext, direction: Direction, link: Link) -> i32 {
     }
 }
 
-/// `None` if the packet is none of ours.
+/// The verdict; `None` if the packet is out of scope.
 #[inline(always)]
 fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> {
     if skb::is_judged(ctx) {
@@ -114,8 +114,8 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
         && skb::comes_back(ctx)
         && scope::is_translated(ctx, packet)
     {
-        // A packet of the loopback keeps its connection's translation, which is that of the way there: an answer to it
-        // would be led astray. Where received packets are judged as well, its connection is reset by those.
+        // A loopback packet keeps the NAT translation of its own direction, so an answer made from
+        // it would be misrouted. If received packets are classified too, they reset the connection.
         matched.counters.skipped += 1;
         note(|seen| seen.translated += 1);
         return Some(Fate::Pass);
@@ -125,19 +125,20 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
     impair::impair(&Case { ctx, packet, direction, link, number }, &mut matched)
 }
 
-/// Tells the queue of the hold device when a packet is due; drops what is not ours.
+/// Sets a packet's release time in the hold device's queue; drops packets that injector did not
+/// send.
 #[inline(always)]
 pub fn hold_egress(ctx: &TcContext) -> i32 {
     if hold::enter(ctx) { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
 }
 
-/// Puts a packet that comes back from the hold device on its way; drops what is not ours.
+/// Returns a packet from the hold device to its path; drops packets that injector did not send.
 #[inline(always)]
 pub fn hold_ingress(ctx: &TcContext) -> i32 {
     hold::leave(ctx).unwrap_or(TC_ACT_SHOT)
 }
 
-/// Judges a packet at the XDP hook: host scope, ingress, loss and corruption only.
+/// Classifies a packet at the XDP hook: host scope, ingress, loss and corruption only.
 #[inline(always)]
 pub fn xdp(ctx: &XdpContext) -> u32 {
     match judge_frame(ctx) {
@@ -154,7 +155,7 @@ fn judge_frame(ctx: &XdpContext) -> Option<Fate> {
     let (start, end) = (ctx.data(), ctx.data_end());
     let length = (end - start) as u32;
     let packet = keep(
-        // SAFETY: the kernel makes data..data_end readable; the verifier checks that we keep to it.
+        // SAFETY: the kernel makes data..data_end readable; the verifier checks all accesses.
         |packet| unsafe { parse(start, end, length, Link::Ethernet, packet) },
         seen,
         direction,
@@ -165,8 +166,8 @@ fn judge_frame(ctx: &XdpContext) -> Option<Fate> {
     impair::impair_frame(ctx, packet, &mut matched)
 }
 
-/// The active rule set, unless it is empty. What controls it is copied, so that one packet sees one
-/// bank though userspace may flip it meanwhile.
+/// The active rule set, unless it is empty. Its control values are copied, so that one packet uses
+/// one bank even if userspace switches meanwhile.
 #[inline(always)]
 fn active() -> Option<(Control, &'static RuleSet)> {
     let control = *maps::CONTROL.get(0)?;
@@ -186,7 +187,7 @@ fn seen(direction: Direction) -> Option<&'static mut SeenCounters> {
     Some(seen)
 }
 
-/// Has the packet parsed into [`maps::PACKETS`], or counts why it cannot be.
+/// Parses the packet into [`maps::PACKETS`], or counts why it cannot be parsed.
 #[inline(always)]
 fn keep(
     parse: impl FnOnce(&mut Packet) -> Result<(), Unparsed>,
@@ -194,9 +195,9 @@ fn keep(
     direction: Direction,
 ) -> Option<&'static mut Packet> {
     let mut kept = maps::PACKETS.get_ptr_mut(direction as u32)?;
-    // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook; what they
-    // make the kernel send from within it is marked as judged and does not come here. Whatever is there is
-    // a packet: all zeroes, or what was parsed before.
+    // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook; packets
+    // that they send from within it carry the owner mark and do not get here. Any content is a
+    // valid packet: all zeroes, or an earlier one.
     match parse(unsafe { &mut *kept }) {
         Ok(()) => {}
         Err(Unparsed::NotIp) => {
@@ -208,14 +209,14 @@ fn keep(
             return None;
         }
     }
-    // The compiler must not remember what it has just written either.
+    // Keeps the compiler from reusing the values that it has just written.
     // SAFETY: a move to itself; with no instruction at all, the line information would be refused.
     unsafe { core::arch::asm!("{kept} = {kept}", kept = inout(reg) kept) };
     // SAFETY: as above.
     Some(unsafe { &mut *kept })
 }
 
-/// The rule and its counters, the packet counted as matched; `None` if the rule must leave it alone.
+/// The rule and its counters, after counting the match; `None` if the rule must not act.
 #[inline(always)]
 fn counted(
     number: u32,
@@ -242,7 +243,8 @@ fn counted(
     Some(Match { rule, index, counters })
 }
 
-/// Counts a packet that the rule should have impaired, but that may be for others than the target as well.
+/// Counts a packet that the rule should have impaired, but that may have receivers outside the
+/// target.
 #[inline(always)]
 fn skipped(number: u32, control: &Control) {
     let index = control.bank * maps::RULES_PER_BANK.load() + number;
@@ -253,7 +255,7 @@ fn skipped(number: u32, control: &Control) {
     note(|seen| seen.shared += 1);
 }
 
-/// Counts the reason for which a packet was skipped.
+/// Counts why a packet was skipped.
 #[inline(always)]
 fn note(count: impl FnOnce(&mut SeenCounters)) {
     if let Some(seen) = maps::SEEN.get_ptr_mut(0) {

@@ -1,4 +1,5 @@
-//! What `--protect` leaves alone: the ways by which the operator reaches this host, and what keeps them open.
+//! Packets that `--protect` excludes: the operator's connections to this host, and the packets that
+//! keep them alive.
 
 use injector_common::{
     control::Connection,
@@ -9,14 +10,13 @@ use crate::maps;
 
 const SSH: u16 = 22;
 
-/// Whether the packet belongs to SSH or to the operator's own connections, or none would last without it.
+/// Whether the packet belongs to SSH or an operator's connection, or is required to keep one alive.
 #[inline(always)]
 pub fn protects(packet: &Packet, direction: Direction) -> bool {
     maps::PROTECT.load() != 0 && is_protected(packet, direction)
 }
 
-/// A function of its own: the verifier then finds the ways through it equal when they come out, which
-/// saves it four fifths of its work.
+/// A separate function: the verifier then merges its paths, which saves four fifths of the work.
 #[inline(never)]
 fn is_protected(packet: &Packet, direction: Direction) -> bool {
     if packet.protocol != protocol::TCP {

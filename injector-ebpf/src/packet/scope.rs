@@ -1,4 +1,4 @@
-//! Whose packet: is it sent or received by the target cgroup, or one below it?
+//! Packet scope: whether the target cgroup, or a descendant, sends or receives a packet.
 
 use core::{mem, ptr::read_volatile};
 
@@ -19,7 +19,7 @@ use injector_common::{
 use super::skb;
 use crate::maps;
 
-/// Look sockets up in the network namespace of the interface.
+/// Selects the network namespace of the interface for socket lookups.
 const CURRENT_NETNS: u64 = u64::MAX;
 
 /// Whether the target sends this packet.
@@ -33,13 +33,13 @@ pub fn sends(ctx: &TcContext, control: &Control) -> bool {
         == unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, control.cgroup_level.cast_signed()) }
 }
 
-/// Whether the addresses or ports of a sent packet are not those of its socket, so they were translated (NAT).
+/// Whether a sent packet's addresses or ports differ from its socket's because of NAT.
 ///
-/// A function of its own, so that the verifier goes but once through what comes after it.
+/// A separate function, so that the verifier follows the subsequent code only once.
 #[inline(never)]
 pub fn is_translated(ctx: &TcContext, packet: &Packet) -> bool {
-    // SAFETY: the context is readable. A socket that the kernel shows stays as long as the packet, and only where it is
-    // whole its fields are read.
+    // SAFETY: the context is readable. A socket that the kernel exposes lives as long as the
+    // packet, and its fields are only read if it is a full socket.
     unsafe {
         let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
         if socket.is_null() {
@@ -50,7 +50,7 @@ pub fn is_translated(ctx: &TcContext, packet: &Packet) -> bool {
         if socket.is_null() || read_volatile(&raw const (*socket).dst_port) == 0 {
             return false;
         }
-        // Each is read at a constant place, as the verifier wants it of a socket.
+        // Each field is read at a constant offset, as the verifier requires for sockets.
         let (from4, to4) = (
             read_volatile(&raw const (*socket).src_ip4),
             read_volatile(&raw const (*socket).dst_ip4),
@@ -69,7 +69,7 @@ pub fn is_translated(ctx: &TcContext, packet: &Packet) -> bool {
     }
 }
 
-/// Notes whom the target talks to, where [`receives`] will find no socket.
+/// Remembers the target's peer where [`receives`] has no socket lookup.
 #[inline(always)]
 pub fn remember(packet: &Packet, direction: Direction) {
     if maps::OF_CGROUP.load() == 0 || direction == Direction::Ingress || has_socket_lookup(packet) {
@@ -78,14 +78,14 @@ pub fn remember(packet: &Packet, direction: Direction) {
     let flow = flow(packet, direction);
     // SAFETY: only the presence matters.
     if unsafe { maps::FLOWS.get(&flow) }.is_none() {
-        // A full table forgets the oldest; nothing to do about an error.
+        // A full table evicts the oldest entry; an error has no consequence.
         let _ = maps::FLOWS.insert(&flow, &1, u64::from(BPF_ANY));
     }
 }
 
-/// Whether the target, the cgroup with this id and level, is to receive this packet.
+/// Whether the target, the cgroup with this ID and level, receives the packet.
 ///
-/// A function of its own, so that the verifier goes but once through what comes after it.
+/// A separate function, so that the verifier follows the subsequent code only once.
 #[inline(never)]
 pub fn receives(ctx: &TcContext, packet: &Packet, id: u64, level: u32) -> bool {
     if maps::OF_CGROUP.load() == 0 {
@@ -95,12 +95,13 @@ pub fn receives(ctx: &TcContext, packet: &Packet, id: u64, level: u32) -> bool {
         // SAFETY: only the presence matters.
         return unsafe { maps::FLOWS.get(&flow(packet, Direction::Ingress)) }.is_some();
     }
-    // Of a fragment whose first one was not seen the receiver cannot be told.
+    // A fragment has no known receiver if its first fragment was not seen.
     packet.has_ports && receiver_is_in(ctx, packet, id, level)
 }
 
-/// Whether a received packet may have several receivers, of which the look-up finds but one. If only some of them
-/// are the target's, the packet must be left alone, and this hook comes before the kernel makes a copy for each.
+/// Whether a received packet may have several receivers, of which the lookup finds only one. If
+/// only some belong to the target, the packet must not be faulted, and at this hook the kernel has
+/// not made a copy for each yet.
 #[inline(always)]
 pub fn may_be_shared(ctx: &TcContext, packet: &Packet) -> bool {
     maps::OF_CGROUP.load() != 0
@@ -128,16 +129,17 @@ fn receiver_is_in(ctx: &TcContext, packet: &Packet, id: u64, level: u32) -> bool
     with_receiver(ctx, packet, |socket| cgroup_of(socket as usize, level)) == Some(Some(id))
 }
 
-/// Whether the TCP connection of a received packet is (still) known here, beyond a listener for it.
+/// Whether the TCP connection of a received packet (still) exists on this host, not only a listener
+/// for it.
 ///
-/// A function of its own, to save stack.
+/// A separate function, to save stack.
 #[inline(never)]
 pub fn has_connection(ctx: &TcContext, packet: &Packet) -> bool {
     // SAFETY: the socket is there.
     with_receiver(ctx, packet, |socket| unsafe { (*socket).state } != BPF_TCP_LISTEN) == Some(true)
 }
 
-/// What `work` says of the socket that a packet is received by; `None` if there is none.
+/// Calls `work` with the socket that receives the packet; `None` if there is none.
 #[inline(always)]
 fn with_receiver<T>(
     ctx: &TcContext,
@@ -162,7 +164,7 @@ fn with_receiver<T>(
             36
         }
     };
-    // SAFETY: the tuple lives on the stack with at least `size` bytes; what is found is released.
+    // SAFETY: the tuple is on the stack with at least `size` bytes; a found socket is released.
     unsafe {
         let socket = if packet.protocol == protocol::TCP {
             bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0)
@@ -178,14 +180,14 @@ fn with_receiver<T>(
     }
 }
 
-/// Id of the socket's cgroup at the target's level.
+/// ID of the socket's cgroup at the target's level.
 ///
-/// `bpf_sk_ancestor_cgroup_id` would tell, but it is not for tc programs. So the kernel's own structures
-/// are read, by offsets that userspace took from the kernel's BTF.
+/// `bpf_sk_ancestor_cgroup_id` is not available to tc programs. The kernel's structures are read
+/// instead, at offsets that userspace took from the kernel's BTF.
 #[inline(always)]
 fn cgroup_of(socket: usize, level: u32) -> Option<u64> {
-    // The verifier keeps programs from calculating with a socket's address; read from the stack where
-    // it has been put, it is a number.
+    // The verifier forbids arithmetic on a socket's address; read back from the stack, it is a
+    // plain number.
     let address: u64 = read((&raw const socket) as u64)?;
     let cgroup: u64 = read(address + u64::from(maps::SOCK_CGROUP.load()))?;
     if read::<u32>(cgroup + u64::from(maps::CGROUP_LEVEL_AT.load()))? < level {
@@ -197,11 +199,11 @@ fn cgroup_of(socket: usize, level: u32) -> Option<u64> {
     read(node + u64::from(maps::KERNFS_ID_AT.load()))
 }
 
-/// Reads kernel memory; `None` if there is none at this address.
+/// Reads kernel memory; `None` if the address is not readable.
 #[inline(always)]
 fn read<T: Copy + Default>(address: u64) -> Option<T> {
     let mut value = T::default();
-    // SAFETY: the destination is as long as is said; the source need not be readable.
+    // SAFETY: the destination has the given length; the source need not be readable.
     let result = unsafe {
         bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const _)
     };

@@ -1,9 +1,9 @@
-//! The Internet checksum (RFC 1071) and the kernel's way of leaving it to the hardware.
+//! The Internet checksum (RFC 1071), and detection of checksums left to the hardware.
 
 use aya_ebpf::helpers::generated::bpf_csum_diff;
 use injector_common::packet::{Family, Packet, protocol};
 
-/// Where the checksum lies in the upper-layer header, if it is one of the Internet kind.
+/// Offset of the checksum in the upper-layer header, if the protocol has an Internet checksum.
 #[inline(always)]
 pub fn offset(packet: &Packet) -> Option<u32> {
     if packet.later_fragment {
@@ -26,8 +26,8 @@ pub fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
-/// The sum over the pseudo-header for an upper layer of `length` bytes (RFC 9293, RFC 8200), folded,
-/// in memory order.
+/// The pseudo-header sum for an upper layer of `length` bytes (RFC 9293, RFC 8200), folded, in
+/// memory order.
 #[inline(always)]
 pub fn pseudo_header(packet: &Packet, length: u32) -> u16 {
     let mut sum = u64::from(length.to_be()) + u64::from(u32::from(packet.protocol).to_be());
@@ -40,9 +40,8 @@ pub fn pseudo_header(packet: &Packet, length: u32) -> u16 {
     fold(sum)
 }
 
-/// Whether `field` is what the kernel leaves in a packet whose checksum the hardware is to complete
-/// (`CHECKSUM_PARTIAL`): the bare sum of the pseudo-header. Nobody verifies such a packet on loopback
-/// and veth.
+/// Whether `field` is the bare pseudo-header sum, which the kernel stores if the hardware is to
+/// complete the checksum (`CHECKSUM_PARTIAL`). Such a packet is not verified on loopback and veth.
 #[inline(always)]
 pub fn is_partial(packet: &Packet, field: u16) -> bool {
     if packet.protocol != protocol::TCP && packet.protocol != protocol::UDP {
@@ -55,14 +54,14 @@ pub fn is_partial(packet: &Packet, field: u16) -> bool {
 #[inline(always)]
 pub fn tcp_header(packet: &Packet, header: &mut [u32; 5]) -> u16 {
     let pseudo = pseudo_header(packet, 20);
-    // SAFETY: the header lives on the stack.
+    // SAFETY: the header is on the stack.
     let sum = unsafe {
         bpf_csum_diff(core::ptr::null_mut(), 0, header.as_mut_ptr(), 20, u32::from(pseudo))
     };
     !fold(sum as u64)
 }
 
-/// Where the IPv4 header keeps its checksum, which every receiver verifies; `None` for IPv6.
+/// The offset of the IPv4 header checksum, which every receiver verifies; `None` for IPv6.
 #[inline(always)]
 pub fn ipv4_offset(packet: &Packet) -> Option<u32> {
     match packet.family {

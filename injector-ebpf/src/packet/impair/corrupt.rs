@@ -1,4 +1,4 @@
-//! Corrupting a packet, so that the receiver's kernel notices (`wire`) or does not (`silent`).
+//! Corrupts a packet so that the receiver's kernel detects it (`wire`) or does not (`silent`).
 
 use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_RECOMPUTE_CSUM},
@@ -14,10 +14,10 @@ use injector_common::{
 use super::checksum;
 use crate::packet::{Case, Match, skb};
 
-/// Bits are flipped within so many bytes of payload, which must be made contiguous and private.
+/// Number of payload bytes in which bits are flipped. They must be made contiguous and private.
 const REACH: u32 = 1024;
 
-/// Corrupts the packet, if that was decided.
+/// Corrupts the packet if the decision selected it.
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
     if !decision.corrupt {
@@ -30,7 +30,7 @@ pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
     }
 }
 
-/// The same at the XDP hook.
+/// Corrupts the packet at the XDP hook.
 #[inline(always)]
 pub fn apply_to_frame(ctx: &XdpContext, packet: &Packet, matched: &mut Match, decision: &Decision) {
     if !decision.corrupt {
@@ -43,10 +43,10 @@ pub fn apply_to_frame(ctx: &XdpContext, packet: &Packet, matched: &mut Match, de
     }
 }
 
-/// Corrupts the packet; `false` if it cannot be (nothing there to corrupt), and it is unchanged.
+/// Corrupts the packet; returns `false`, with the packet unchanged, if it has nothing to corrupt.
 ///
-/// A function of its own for the verifier: inlined, the compiler moves parts of it to where the verifier
-/// does not see that they belong together.
+/// A separate function for the verifier: inlined, the compiler separates checks from the accesses
+/// that they protect.
 #[inline(never)]
 fn corrupt(ctx: &TcContext, packet: &Packet, mode: u32, position: u32) -> bool {
     if mode == CorruptMode::Silent as u32 {
@@ -56,8 +56,8 @@ fn corrupt(ctx: &TcContext, packet: &Packet, mode: u32, position: u32) -> bool {
     }
 }
 
-/// The offset of the 16-bit word to corrupt and the bit to flip in it, if the packet has payload.
-/// Words are aligned to the upper-layer header, as the checksum is.
+/// The offset of the 16-bit word to corrupt and the bit to flip, if the packet has payload. Words
+/// are aligned to the upper-layer header, like the checksum.
 #[inline(always)]
 fn target(packet: &Packet, position: u32) -> Option<(u32, u16)> {
     let payload = u32::from(packet.payload);
@@ -67,7 +67,7 @@ fn target(packet: &Packet, position: u32) -> Option<(u32, u16)> {
     }
     let words = (if length < REACH { length } else { REACH }).div_ceil(2);
     let word = (position >> 8) % words;
-    // In the half word at the end of an odd payload only the first byte exists.
+    // The last half word of an odd payload contains only the first byte.
     let byte = if word * 2 + 1 < length { position >> 4 & 1 } else { 0 };
     let bit = 1u16 << (position & 7);
     let mask = if byte == 0 {
@@ -84,23 +84,24 @@ fn silent(ctx: &TcContext, packet: &Packet, position: u32) -> bool {
     let Some((at, mask)) = target(packet, position) else { return false };
     let Some(checksum) = checksum::offset(packet) else { return false };
     let Some((from, to)) = flip(ctx, at, mask, packet.end, 0) else { return false };
-    // Zero means "no checksum" in UDP and must stay so, nor may it come about by the repair.
+    // Zero means "no checksum" in UDP. It must stay zero, and the repair must not produce it.
     let flags = if packet.protocol == protocol::UDP { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
-    // Leaves a checksum alone that the hardware will complete.
+    // A checksum that the hardware will complete stays unchanged.
     ctx.l4_csum_replace(checksum as usize, u64::from(from), u64::from(to), flags | 2).is_ok()
 }
 
-/// Breaks the IP header, which whoever receives the packet next verifies, be it a router.
+/// Corrupts the IP header, which the next receiver verifies, router or host.
 ///
-/// The checksum of the upper layer would not do: routers do not verify it, and nor does the host at the end where
-/// it is left to the hardware (loopback, veth) or to what authenticates the packet (`WireGuard`), or where the packet
-/// comes there by such a tunnel, anywhere on its way.
+/// An upper-layer checksum would not suffice. Routers do not verify it. Neither does the
+/// destination if verification is left to the hardware (loopback, veth) or to an authenticating
+/// protocol (`WireGuard`), or if such a tunnel is anywhere on the path.
 #[inline(always)]
 fn wire(ctx: &TcContext, packet: &Packet, position: u32) -> bool {
     let segment = skb::segment_size(ctx);
     if segment != 0 {
-        // Segmentation would repair every header checksum. The first segment stands for all: it
-        // arrives broken, the others do not arrive, and none of them reaches the application.
+        // Segmentation would repair every header checksum, so the packet is cut to its first
+        // segment. That arrives corrupted, the others do not arrive, and none reaches the
+        // application.
         let length = u32::from(packet.payload) + segment;
         if length < ctx.len() && skb::truncate(ctx, length).is_err() {
             return false;
@@ -109,7 +110,8 @@ fn wire(ctx: &TcContext, packet: &Packet, position: u32) -> bool {
     break_ip_header(ctx, packet, position)
 }
 
-/// Breaks what every receiver verifies itself: the IPv4 header's checksum, or the IPv6 header's length.
+/// Corrupts a field that every receiver verifies: the IPv4 header checksum, or the IPv6 payload
+/// length.
 #[inline(always)]
 fn break_ip_header(ctx: &TcContext, packet: &Packet, position: u32) -> bool {
     let recompute = u64::from(BPF_F_RECOMPUTE_CSUM);
@@ -119,11 +121,11 @@ fn break_ip_header(ctx: &TcContext, packet: &Packet, position: u32) -> bool {
     }
 }
 
-/// Flips the bits `mask` of the word at `at`; returns the word before and after.
+/// Flips the bits in `mask` of the word at `at`; returns the word before and after.
 #[inline(always)]
 fn flip(ctx: &TcContext, at: u32, mask: u16, end: u32, flags: u64) -> Option<(u16, u16)> {
     if at + 2 > end {
-        // The half word at the end of an odd payload; checksums pad it with zero.
+        // The last half word of an odd payload; checksums pad it with zero.
         let from: u8 = ctx.load(at as usize).ok()?;
         let to = from ^ mask.to_ne_bytes()[0];
         ctx.store(at as usize, &to, flags).ok()?;
@@ -135,14 +137,14 @@ fn flip(ctx: &TcContext, at: u32, mask: u16, end: u32, flags: u64) -> Option<(u1
     Some((from, to))
 }
 
-/// Corrupts a packet at the XDP hook; `false` if it cannot be.
+/// Corrupts a packet at the XDP hook; `false` if that is not possible.
 ///
-/// `wire` breaks the IP header, as at the other hooks.
+/// As at the other hooks, `wire` corrupts the IP header.
 #[inline(always)]
 fn corrupt_frame(ctx: &XdpContext, packet: &Packet, mode: u32, position: u32) -> bool {
     if mode == CorruptMode::Wire as u32 {
         let ipv4 = checksum::ipv4_offset(packet);
-        // For IPv6 the payload length.
+        // The payload length for IPv6.
         let Some(word) = word(ctx, ipv4.unwrap_or(u32::from(packet.l3) + 4)) else { return false };
         // SAFETY: within the frame, as checked by `word`.
         unsafe { *word = if ipv4.is_some() { *word ^ 1 << (position & 15) } else { u16::MAX } };
@@ -150,7 +152,7 @@ fn corrupt_frame(ctx: &XdpContext, packet: &Packet, mode: u32, position: u32) ->
     }
     let Some((at, mask)) = target(packet, position) else { return false };
     let Some(offset) = checksum::offset(packet) else { return false };
-    // The odd byte at the end has no word of its own; the one before it will do.
+    // An odd last byte has no word of its own; use the one before.
     let at = if at + 2 > packet.end { at.wrapping_sub(2) } else { at };
     if at < u32::from(packet.payload) {
         return false;
@@ -174,10 +176,10 @@ fn corrupt_frame(ctx: &XdpContext, packet: &Packet, mode: u32, position: u32) ->
     true
 }
 
-/// The 16-bit word at `offset` of the frame, if it is there.
+/// The 16-bit word at `offset` of the frame, if the frame is long enough.
 #[inline(always)]
 fn word(ctx: &XdpContext, offset: u32) -> Option<*mut u16> {
-    // The verifier wants a bound on what it adds to a packet pointer.
+    // The verifier requires a bound on offsets added to a packet pointer.
     if offset > 0x3fff {
         return None;
     }

@@ -1,4 +1,4 @@
-//! Delaying and reordering: until when a packet is held.
+//! Delay and reordering: calculates the release time of a packet.
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use injector_common::{
@@ -21,13 +21,14 @@ use crate::{
     },
 };
 
-/// [`schedule`]: the packet goes on at once.
+/// Result of [`schedule`]: the packet is not held.
 pub const AT_ONCE: u64 = 0;
 
-/// [`schedule`]: the queue is full.
+/// Result of [`schedule`]: the queue is full.
 pub const FULL: u64 = u64::MAX;
 
-/// Other CPUs can spoil an attempt at changing a rule's state. If they spoil all, the last result stands.
+/// Maximum number of attempts to update a rule's state. Another CPU can invalidate an attempt; if
+/// all fail, the last result is used.
 pub const ATTEMPTS: usize = 4;
 
 /// Whether the rule holds packets.
@@ -36,7 +37,7 @@ pub fn holds(matched: &Match) -> bool {
     maps::HOLD_INTERFACE.load() != 0 && matched.rule.flags & RULE_HOLDS != 0
 }
 
-/// Holds the packet, if its rule does.
+/// Holds the packet if its rule requires it.
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) -> Fate {
     let &Case { ctx, direction, link, .. } = case;
@@ -76,10 +77,11 @@ impl Tables for Bank {
     }
 }
 
-/// Decides until when a packet is held, by `CLOCK_MONOTONIC` in nanoseconds; or [`AT_ONCE`] or [`FULL`].
+/// Calculates the release time of a packet, by `CLOCK_MONOTONIC` in nanoseconds; or [`AT_ONCE`] or
+/// [`FULL`].
 ///
-/// `which` is twice the packet's number, and 1 more for its duplicate. A function of its own, so that the
-/// verifier goes through it on its own.
+/// `which` is twice the packet's number, plus 1 for its duplicate. A separate function, so that the
+/// verifier checks it only once.
 #[inline(never)]
 pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction: Direction) -> u64 {
     let Some(hold) = maps::HOLDS.get(index) else { return AT_ONCE };
@@ -113,14 +115,15 @@ pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction:
         return AT_ONCE;
     }
     let Some(wait) = maps::WAIT.get_ptr_mut(0) else { return AT_ONCE };
-    // SAFETY: per CPU; `send` reads it on this CPU before anything else is judged.
+    // SAFETY: per CPU; `send` reads it on this CPU before another packet is classified.
     unsafe { *wait = ready + delay - now };
-    // A queue that paces connections will not know this one again, so its part is done here.
+    // A pacing queue will not recognize this packet's flow after the hold device, so pacing is
+    // applied here.
     let paced = if direction == Direction::Egress { skb::departure(ctx, now) } else { now };
     (if paced > ready { paced } else { ready }) + delay
 }
 
-/// [`hold::delay`] for delays that depend on those before.
+/// [`hold::delay`] for delays that depend on previous ones.
 #[inline(always)]
 fn remembered(
     hold: &hold::Hold,
@@ -131,7 +134,7 @@ fn remembered(
 ) -> Option<u64> {
     // SAFETY: within a map value.
     let memory = unsafe { &raw mut (*state).memory };
-    // SAFETY: a map value, aligned to 8; a torn or stale read is caught by the exchange.
+    // SAFETY: a map value, aligned to 8; the exchange detects a torn or stale read.
     let mut before = unsafe { memory.read_volatile() };
     let mut wait = None;
     for _ in 0..ATTEMPTS {

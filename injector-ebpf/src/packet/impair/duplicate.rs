@@ -1,4 +1,4 @@
-//! Doubling a packet.
+//! Duplicates a packet.
 
 use aya_ebpf::{bindings::BPF_F_INGRESS, programs::TcContext};
 use injector_common::{
@@ -13,14 +13,14 @@ use crate::packet::{
     skb,
 };
 
-/// Sends a copy of the packet, held like the packet itself if it is.
+/// Sends a copy of the packet, delayed like the packet itself.
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
     let &Case { ctx, direction, link, .. } = case;
     if !decision.duplicate {
         return;
     }
-    // It arrives once.
+    // A packet selected for both duplication and loss arrives exactly once.
     if decision.lost {
         matched.counters.duplicated += 1;
         matched.counters.dropped += 1;
@@ -34,7 +34,7 @@ pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
     };
     let is_sent = match release {
         delay::AT_ONCE => duplicate(ctx, direction),
-        // Doubled, and the copy dropped.
+        // Duplicated, and the copy dropped.
         delay::FULL => true,
         release => hold::send(ctx, matched, direction, release, true) == Sent::Cloned,
     };
@@ -45,8 +45,8 @@ pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
     }
 }
 
-/// Sends a copy of the packet the way that it goes. The copy is marked as judged already, so that the
-/// hook lets it pass.
+/// Sends a copy of the packet along the same path. The copy carries the owner mark, so the hook
+/// passes it.
 #[inline(always)]
 fn duplicate(ctx: &TcContext, direction: Direction) -> bool {
     if direction == Direction::Egress {
@@ -54,7 +54,7 @@ fn duplicate(ctx: &TcContext, direction: Direction) -> bool {
     }
     skb::send_priority(ctx, skb::metadata(ctx).priority);
     let is_sent = ctx.clone_redirect(skb::interface(ctx), u64::from(BPF_F_INGRESS)).is_ok();
-    // The packet itself keeps its priority, and must not get it again elsewhere.
+    // The packet itself keeps its priority, and must not have it restored again elsewhere.
     skb::take_priority(ctx);
     is_sent
 }

@@ -1,4 +1,4 @@
-//! Marking a packet instead of losing it (RFC 3168).
+//! ECN marking instead of loss (RFC 3168).
 
 use aya_ebpf::programs::TcContext;
 use injector_common::{
@@ -8,7 +8,8 @@ use injector_common::{
 
 use crate::packet::skb;
 
-/// Marks a packet that would be lost, if its rule says so and it can be; whether it is marked.
+/// Marks a packet selected for loss, if the rule requests it and the packet is ECN-capable. Returns
+/// whether it was marked.
 #[inline(always)]
 pub fn mark(ctx: &TcContext, rule: &Rule, counters: &mut RuleCounters) -> bool {
     let is_marked = rule.flags & RULE_ECN != 0 && skb::mark_congestion(ctx);

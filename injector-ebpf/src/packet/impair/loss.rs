@@ -1,4 +1,4 @@
-//! Losing a packet.
+//! Drops a packet.
 
 use aya_log_ebpf::debug;
 use injector_common::model::Decision;
@@ -6,7 +6,8 @@ use injector_common::model::Decision;
 use super::ecn;
 use crate::packet::{Case, Fate, Match};
 
-/// Loses the packet, unless it is marked instead. One that is duplicated as well arrives once.
+/// Drops the packet unless it is ECN-marked instead. A packet that is also duplicated arrives
+/// exactly once.
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) -> Option<Fate> {
     let ctx = case.ctx;

@@ -1,4 +1,4 @@
-//! What is done to a packet: one file a fault, and their order.
+//! The faults applied to a packet, one file each, and their order.
 
 pub mod checksum;
 pub mod corrupt;
@@ -19,8 +19,8 @@ use injector_common::{
 use super::{Case, Fate, Match};
 use crate::{atomic, maps};
 
-/// Does to a packet what its rule says, in netem's order: duplicate, lose, corrupt, delay. The first fault that says
-/// what becomes of the packet is the last.
+/// Applies a rule to a packet in netem's order: duplicate, lose, corrupt, delay. The first fault
+/// that decides the packet's verdict ends the sequence.
 #[inline(always)]
 pub fn impair(case: &Case, matched: &mut Match) -> Option<Fate> {
     if let Some(fate) = reset::apply(case, matched) {
@@ -35,7 +35,7 @@ pub fn impair(case: &Case, matched: &mut Match) -> Option<Fate> {
     Some(delay::apply(case, matched, &decision))
 }
 
-/// The same at the XDP hook, for the faults that work there.
+/// Applies a rule at the XDP hook, with the faults supported there.
 #[inline(always)]
 pub fn impair_frame(ctx: &XdpContext, packet: &Packet, matched: &mut Match) -> Option<Fate> {
     let decision = draw(matched)?;
@@ -47,11 +47,11 @@ pub fn impair_frame(ctx: &XdpContext, packet: &Packet, matched: &mut Match) -> O
     Some(Fate::Pass)
 }
 
-/// Advances the rule's state by one packet and decides about it.
+/// Advances the rule's state by one packet and makes the packet's decision.
 #[inline(always)]
 fn draw(matched: &Match) -> Option<Decision> {
-    /// Other CPUs can spoil an attempt. If they spoil all, the last decision stands, but the rule's state does
-    /// not advance by it.
+    /// Another CPU can invalidate an attempt. If all attempts fail, the last decision is used
+    /// without advancing the rule's state.
     const ATTEMPTS: usize = 4;
 
     if matched.rule.flags & (RULE_ALTERS | RULE_HOLDS) == 0
@@ -65,7 +65,7 @@ fn draw(matched: &Match) -> Option<Decision> {
         let before = unsafe { atomic::fetch_add(word, State::ONE_PACKET) };
         return Some(decide(matched.rule, State(before)).0);
     }
-    // SAFETY: a map value, aligned to 8; a torn or stale read is caught by the exchange.
+    // SAFETY: a map value, aligned to 8; the exchange detects a torn or stale read.
     let mut before = unsafe { word.read_volatile() };
     let mut decision = None;
     for _ in 0..ATTEMPTS {

@@ -1,4 +1,4 @@
-//! Limiting the rate: when a packet has left the link.
+//! Rate limiting: calculates when a packet has left the link.
 
 use aya_ebpf::programs::TcContext;
 use injector_common::{
@@ -8,7 +8,7 @@ use injector_common::{
 use super::{delay::ATTEMPTS, ecn};
 use crate::{atomic, packet::skb};
 
-/// When a packet's last bit has left the link of limited rate; `None` if it does not fit into the queue.
+/// When a packet's last bit leaves the rate-limited link; `None` if the queue is full.
 #[inline(always)]
 pub fn transmit(
     ctx: &TcContext,
@@ -22,12 +22,12 @@ pub fn transmit(
     let bytes = skb::wire_length(ctx);
     // SAFETY: within a map value.
     let free = unsafe { &raw mut (*state).free_ns[direction as usize & 1] };
-    // SAFETY: a map value, aligned to 8; a torn or stale read is caught by the exchange.
+    // SAFETY: a map value, aligned to 8; the exchange detects a torn or stale read.
     let mut before = unsafe { free.read_volatile() };
     let mut sent = rate.transmit(before, now, bytes);
     if sent.waits_ns > rate.queue_ns {
-        // Marked packets are let into as much of a queue again, so that a sender that does not slow down still
-        // meets an end.
+        // Marked packets may fill the queue once more, so that a sender that does not slow down
+        // still sees drops.
         let room = sent.waits_ns <= rate.queue_ns.saturating_mul(2);
         if !room || !ecn::mark(ctx, rule, counters) {
             counters.queue_dropped += 1;

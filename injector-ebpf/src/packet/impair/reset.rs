@@ -1,4 +1,4 @@
-//! A TCP RST to the local side of a connection, as its peer would send it (RFC 9293, 3.10.7).
+//! Sends a TCP RST to the local side of a connection, as if from its peer (RFC 9293, 3.10.7).
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_RECOMPUTE_CSUM, BPF_NOEXIST},
@@ -17,22 +17,23 @@ use crate::{
     packet::{Case, Fate, Match, protect::connection, scope, skb},
 };
 
-/// A connection that goes on receiving may not have taken the RST (it was not the next expected segment);
-/// it gets another after this time, which is not counted again. One that goes on sending has not taken it
-/// for sure, and gets another at once: the answer to an RST that was not expected tells what would be.
+/// Interval before a receiving connection gets another RST, which is not counted again: it may have
+/// ignored the first, if that was not the next expected segment. A connection that still sends has
+/// certainly ignored it, and gets another at once: the answer to an unexpected RST contains the
+/// expected sequence number.
 const AGAIN_AFTER_NS: u64 = 1_000_000;
 
-/// In [`maps::RESET`] in place of a time: the connection's handshake is under way.
+/// Value in [`maps::RESET`] instead of a time: the connection is in its handshake.
 const HANDSHAKE: u64 = u64::MAX;
 
-/// What became of the packet: it goes on unchanged.
+/// The packet is unchanged.
 const NOT_RESET: u32 = 0;
-/// It is now the first RST of its connection.
+/// The packet was replaced by the first RST of its connection.
 const FIRST_RESET: u32 = 1;
-/// It is now another RST of its connection.
+/// The packet was replaced by another RST of its connection.
 const RESET_AGAIN: u32 = 2;
 
-/// Resets the packet's connection, if the rule says so.
+/// Resets the packet's connection if the rule requires it.
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match) -> Option<Fate> {
     let &Case { ctx, packet, direction, .. } = case;
@@ -40,8 +41,8 @@ pub fn apply(case: &Case, matched: &mut Match) -> Option<Fate> {
     if flags & RULE_RESET == 0 {
         return None;
     }
-    // Asked here and not there: Linux 6.1 rounds the stack of each function in a chain of calls up to
-    // 32 bytes, also of those that are never called, and lets no chain exceed 512.
+    // Checked here, because Linux 6.1 rounds the stack of each function in a call chain up to 32
+    // bytes, even for functions that are never called, and limits a chain to 512.
     let is_known = direction == Direction::Egress || scope::has_connection(ctx, packet);
     let reset = reset(ctx, packet, direction, flags, is_known);
     if reset == NOT_RESET {
@@ -58,12 +59,12 @@ pub fn apply(case: &Case, matched: &mut Match) -> Option<Fate> {
     })
 }
 
-/// Turns the packet into the RST for its local side, unless it is not to be. On egress it must then be turned
-/// back, but on the loopback it comes back by itself.
-/// `is_known` tells of a received packet whether its connection is (still) known here.
+/// Replaces the packet with an RST for its local side, if it must be reset. On egress the caller
+/// must then redirect it back, except on loopback, where it returns by itself. `is_known` says
+/// whether the connection of a received packet (still) exists on this host.
 ///
-/// A function of its own with a number for a result, so that the verifier goes but once through what
-/// comes after it, whatever the way was through here.
+/// A separate function that returns a number, so that the verifier follows the subsequent code only
+/// once, whatever the path through this function.
 #[inline(never)]
 fn reset(
     ctx: &TcContext,
@@ -79,7 +80,7 @@ fn reset(
     }
 }
 
-/// Whether this was the connection's first reset; `None` if it was none.
+/// Whether this was the connection's first reset; `None` if the packet was not reset.
 #[inline(always)]
 fn attempt(
     ctx: &TcContext,
@@ -97,17 +98,17 @@ fn attempt(
     }
     let connection = connection(packet, direction);
     if flags & tcp_flag::SYN != 0 && rule_flags & RULE_RESET_SYN == 0 {
-        // A new connection; its ports may have been used by one that was reset before.
+        // A new connection, possibly with the ports of one that was reset before.
         let _ = maps::RESET.insert(&connection, &HANDSHAKE, u64::from(BPF_ANY));
         return None;
     }
-    // SAFETY: the value is copied at once; a stale one costs or saves one RST.
+    // SAFETY: the value is copied at once; a stale one adds or omits one RST.
     let mut earlier = unsafe { maps::RESET.get(&connection) }.copied();
     let is_unknown = earlier.is_none();
     if earlier == Some(HANDSHAKE) {
         if !packet.has_data && flags & tcp_flag::FIN == 0 {
-            // This acknowledgment completes the handshake. With a reset in its place connecting would fail,
-            // or the server that is to see the connection break would never see it.
+            // This acknowledgment completes the handshake. A reset in its place would make the
+            // connect fail, or would hide the connection from the server under test.
             let _ = maps::RESET.remove(&connection);
             return None;
         }
@@ -118,7 +119,7 @@ fn attempt(
     let is_recent = |at: u64| now.wrapping_sub(at) < AGAIN_AFTER_NS;
     if direction == Direction::Ingress
         && (earlier.is_some_and(is_recent)
-            // What comes for a connection that is gone is the kernel's to answer, by an RST to the peer.
+            // The kernel answers packets of a closed connection itself, with an RST to the peer.
             || earlier.is_some() && !is_known)
     {
         return None;
@@ -127,13 +128,13 @@ fn attempt(
         Direction::Egress => answer(ctx, packet)?,
         Direction::Ingress => replace(ctx, packet)?,
     }
-    // Of two CPUs that reset it at once only one is first.
+    // If two CPUs reset it at once, only one counts as the first.
     let flags = if is_unknown { BPF_NOEXIST } else { BPF_ANY };
     let is_inserted = maps::RESET.insert(&connection, &now, u64::from(flags)).is_ok();
     Some(earlier.is_none() && is_inserted)
 }
 
-/// Makes of a sent packet the RST that answers it, and turns it back.
+/// Turns a sent packet into the RST that answers it, addressed to its sender.
 #[inline(always)]
 fn answer(ctx: &TcContext, packet: &Packet) -> Option<()> {
     let (sequence, acknowledged) = numbers(ctx, packet)?;
@@ -143,7 +144,7 @@ fn answer(ctx: &TcContext, packet: &Packet) -> Option<()> {
     let segment = Segment {
         source_port: packet.destination_port,
         destination_port: packet.source_port,
-        // What the local side expects next, and what it has sent.
+        // The sequence number that the local side expects next, and the end of its own data.
         sequence: acknowledged,
         acknowledgment: u32::from_be(sequence).wrapping_add(payload).wrapping_add(control).to_be(),
     };
@@ -151,7 +152,7 @@ fn answer(ctx: &TcContext, packet: &Packet) -> Option<()> {
     segment.write(ctx, packet)
 }
 
-/// Makes of a received packet an RST in its place.
+/// Turns a received packet into an RST.
 #[inline(always)]
 fn replace(ctx: &TcContext, packet: &Packet) -> Option<()> {
     let (sequence, acknowledgment) = numbers(ctx, packet)?;
@@ -164,7 +165,7 @@ fn replace(ctx: &TcContext, packet: &Packet) -> Option<()> {
     segment.write(ctx, packet)
 }
 
-/// Sequence and acknowledgment number of the packet, in network byte order.
+/// The sequence and acknowledgment numbers of the packet, in network byte order.
 #[inline(always)]
 fn numbers(ctx: &TcContext, packet: &Packet) -> Option<(u32, u32)> {
     let sequence = ctx.load(usize::from(packet.l4) + 4).ok()?;
@@ -172,7 +173,7 @@ fn numbers(ctx: &TcContext, packet: &Packet) -> Option<(u32, u32)> {
     Some((sequence, acknowledgment))
 }
 
-/// An RST segment; sequence numbers in network byte order.
+/// An RST segment. Sequence numbers are in network byte order.
 struct Segment {
     source_port: u16,
     destination_port: u16,
@@ -181,7 +182,7 @@ struct Segment {
 }
 
 impl Segment {
-    /// Overwrites the packet's TCP header with this and cuts off what follows.
+    /// Replaces the packet's TCP header and truncates the payload.
     #[inline(always)]
     fn write(&self, ctx: &TcContext, packet: &Packet) -> Option<()> {
         const HEADER: u32 = 20;
@@ -194,7 +195,7 @@ impl Segment {
             ((HEADER / 4) << 28 | RST_ACK << 16).to_be(),
             0,
         ];
-        // Swapped addresses sum up to the same.
+        // Swapping the addresses does not change their sum.
         header[4] = u32::from_ne_bytes({
             let [a, b] = checksum::tcp_header(packet, &mut header).to_ne_bytes();
             [a, b, 0, 0]
@@ -219,7 +220,7 @@ impl Segment {
     }
 }
 
-/// Swaps sender and receiver, on the link layer (where there is one) and in the IP header.
+/// Swaps source and destination, in the link-layer header (if any) and the IP header.
 #[inline(always)]
 fn swap_addresses(ctx: &TcContext, packet: &Packet) -> Option<()> {
     let l3 = usize::from(packet.l3);
@@ -228,7 +229,7 @@ fn swap_addresses(ctx: &TcContext, packet: &Packet) -> Option<()> {
         ctx.store(0, &[macs[1], macs[0]], 0).ok()?;
     }
     let recompute = u64::from(BPF_F_RECOMPUTE_CSUM);
-    // Straight from where the packet is kept: a copy would take stack.
+    // Reads the kept packet in place: a copy would use stack.
     match packet.family {
         Family::V4 => {
             ctx.store(l3 + 12, &packet.destination[0], recompute).ok()?;
