@@ -1,7 +1,8 @@
-//! Hiding the vDSO from a new program, so that it makes system calls to read the time.
+//! Hides the vDSO from a new program, so that it reads the time by system calls.
 //!
-//! A program learns of the vDSO by the auxiliary vector (getauxval(3)), which the kernel has put on its stack
-//! when `sched_process_exec` comes, right below 16 random bytes. The entry gets the type of one to be ignored.
+//! A program finds the vDSO through the auxiliary vector (getauxval(3)). At `sched_process_exec`
+//! the kernel has already placed the vector on the program's stack, right below 16 random bytes.
+//! The type of the vDSO's entry is overwritten with `AT_IGNORE`.
 
 use aya_ebpf::helpers::{bpf_probe_read_user, bpf_probe_write_user};
 
@@ -12,10 +13,10 @@ const AT_IGNORE: u64 = 1;
 const AT_RANDOM: u64 = 25;
 const AT_SYSINFO_EHDR: u64 = 33;
 
-/// Entries that the vector has at most, with room for those to come (26 in Linux 7.3).
+/// Maximum number of entries in the vector, with room for additions (26 in Linux 7.3).
 const ENTRIES: u32 = 40;
 
-/// A program begins.
+/// Runs when a program starts.
 #[inline(always)]
 pub fn hide_vdso() {
     if maps::HIDE_VDSO.load() == 0 || !current::is_in_target() {
@@ -32,7 +33,7 @@ pub fn hide_vdso() {
 
 #[inline(always)]
 fn hide(vdso: u64) -> Option<()> {
-    // Below the random bytes, which need not be aligned, backwards.
+    // Search backwards from the random bytes, which may be unaligned.
     let end = random_bytes()? & !7;
     let mut next = 0;
     for n in 1..=2 * ENTRIES {
@@ -40,7 +41,7 @@ fn hide(vdso: u64) -> Option<()> {
         // SAFETY: the helper checks the address.
         let word = unsafe { bpf_probe_read_user(address) }.ok()?;
         if word == AT_SYSINFO_EHDR && next == vdso {
-            // SAFETY: the helper checks the address; this is the entry of the vDSO.
+            // SAFETY: the helper checks the address; this is the vDSO's entry.
             return unsafe { bpf_probe_write_user(address, &AT_IGNORE) }.ok();
         }
         next = word;
@@ -48,7 +49,7 @@ fn hide(vdso: u64) -> Option<()> {
     None
 }
 
-/// Where they are, by the kernel's copy of the vector.
+/// The address of the random bytes, from the kernel's copy of the vector.
 #[inline(always)]
 fn random_bytes() -> Option<u64> {
     let mm: u64 = field(task::address(), maps::TASK_MM.load())?;

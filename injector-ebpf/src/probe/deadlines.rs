@@ -1,8 +1,9 @@
-//! Absolute deadlines: what a process waits for by its faulted clock is replaced by the true time of it
-//! while the kernel reads it.
+//! Absolute deadlines: while the kernel reads a deadline on a faulted clock, it is replaced by the
+//! corresponding true time.
 //!
-//! The kernel takes deadlines from the caller's memory only, so that is where the true time is put just before
-//! it is read; what was there is put back at once. Threads may share the variable.
+//! The kernel only accepts deadlines in the caller's memory. The true time is therefore written
+//! there just before the kernel reads it, and the original is restored at once. Threads may share
+//! the variable.
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -33,7 +34,7 @@ const MONOTONIC: i32 = 1;
 /// `TIMER_ABSTIME` and `TFD_TIMER_ABSTIME`.
 const ABSOLUTE: u64 = 1;
 
-/// Where `struct itimerspec` has the first expiration, behind the interval.
+/// Offset of the first expiration in `struct itimerspec`, after the interval.
 const FIRST_EXPIRATION: u64 = 16;
 
 /// The system calls that take deadlines.
@@ -54,7 +55,7 @@ enum Call {
 }
 
 impl Call {
-    /// The current one, if it takes a deadline.
+    /// The current call, if it takes a deadline.
     #[inline(always)]
     fn of(arguments: Arguments) -> Option<Self> {
         Some(match arguments.call() {
@@ -68,7 +69,7 @@ impl Call {
         })
     }
 
-    /// Where the deadline is, if there is one; 0 if not.
+    /// The address of the deadline; 0 if there is none.
     #[inline(always)]
     fn pointer(self, arguments: Arguments) -> u64 {
         let absolute = |pointer| if arguments.second() & ABSOLUTE != 0 { pointer } else { 0 };
@@ -87,7 +88,7 @@ impl Call {
         }
     }
 
-    /// The id of the clock by which it waits, as far as it can be told.
+    /// The ID of the clock that the deadline refers to, if known.
     #[inline(always)]
     fn clock(self, arguments: Arguments) -> Option<i32> {
         match self {
@@ -101,7 +102,7 @@ impl Call {
     }
 }
 
-/// The kernel is about to read a time: gives it the true one.
+/// Runs before the kernel reads a time: replaces it by the true one.
 #[inline(always)]
 pub fn is_read() {
     if !current::is_in_target() || !skew::has_lease() {
@@ -119,7 +120,7 @@ pub fn is_read() {
     }
 }
 
-/// It has read it: gives the caller its deadline back.
+/// Runs after the kernel has read it: restores the caller's deadline.
 #[inline(always)]
 pub fn was_read() {
     if !current::is_in_target() {
@@ -133,7 +134,7 @@ pub fn was_read() {
     }
 }
 
-/// `timer_create(clock, event, timer)` has returned: remembers which clock it is.
+/// Runs after `timer_create(clock, event, timer)`: remembers the timer's clock.
 #[inline(always)]
 pub fn timer_created() {
     if !current::is_in_target() {
@@ -144,7 +145,7 @@ pub fn timer_created() {
     let Ok(timer) = (unsafe { bpf_probe_read_user(arguments.third() as *const i32) }) else {
         return;
     };
-    // If there is no room, its deadlines are left alone.
+    // If the map is full, the timer's deadlines stay unchanged.
     let _ = maps::TIMERS.insert(
         TimerKey { process: current::process_and_thread().0, timer },
         arguments.first() as i32,
@@ -172,7 +173,8 @@ fn futex_clock(operation: u64) -> Option<i32> {
     }
 }
 
-/// The clock of a timer's file descriptor. That of another file may come out as any: the call will fail.
+/// The clock of a timerfd. For any other file the value is arbitrary, but then the call fails
+/// anyway.
 #[inline(always)]
 fn timerfd_clock(fd: i32) -> Option<i32> {
     let files: u64 = field(task::address(), maps::TASK_FILES.load())?;
@@ -187,21 +189,22 @@ fn timerfd_clock(fd: i32) -> Option<i32> {
     field(data, maps::TIMERFD_CLOCK.load())
 }
 
-/// The clock of a POSIX timer that was made while the probes were there.
+/// The clock of a POSIX timer that was created while the probes were active.
 #[inline(always)]
 fn timer_clock(timer: i32) -> Option<i32> {
     let key = TimerKey { process: current::process_and_thread().0, timer };
-    // SAFETY: an entry that is replaced meanwhile is another timer's clock; so is the call's then.
+    // SAFETY: an entry replaced meanwhile yields another timer's clock, as does the call then.
     unsafe { maps::TIMERS.get(&key) }.copied()
 }
 
-/// Replaces the deadline at `pointer`, by the clock with this id.
+/// Replaces the deadline at `pointer`, which refers to the clock with this ID.
 #[inline(never)]
 fn replace(pointer: u64, clock: i32) {
     let Some(clock) = Clock::of_id(clock) else { return };
     let key = DeadlineKey { pointer, process: current::process_and_thread().0, reserved: 0 };
     if let Some(replaced) = maps::REPLACED.get_ptr_mut(&key) {
-        // Another thread has it read just now. Were that on its way out, this one's deadline is lost.
+        // Another thread is waiting with the same variable. If that thread is just restoring it,
+        // this deadline stays unskewed.
         // SAFETY: in the map, aligned.
         if unsafe { atomic::fetch_add(&raw mut (*replaced).calls, 1) } == 0 {
             count(|counters| &mut counters.left);
@@ -211,18 +214,19 @@ fn replace(pointer: u64, clock: i32) {
     // SAFETY: the helper checks the address.
     let Ok(wanted) = (unsafe { bpf_probe_read_user(pointer as *const [i64; 2]) }) else { return };
     let [seconds, ns] = wanted;
-    // What the kernel refuses, or does not wait for: 0 disarms a timer. Beyond that is for ever.
+    // Skip values that the kernel rejects or does not wait for: 0 disarms a timer. Larger values
+    // never expire.
     let is_sound = (0..i64::MAX / SECOND).contains(&seconds) && (0..SECOND).contains(&ns);
     if !is_sound || seconds | ns == 0 {
         return;
     }
     let shown = seconds * SECOND + ns;
     let when = skew::with(|skew| {
-        // Not skewed: as it is.
+        // A clock without a skew: unchanged.
         if skew.clocks[clock as usize].lease == i64::MIN {
             return Some(shown);
         }
-        // In a register: `None` for a clock that never gets there.
+        // A sentinel that fits into a register: the clock never reaches the deadline.
         Some(skew.when(clock, shown).unwrap_or(i64::MIN))
     });
     let Some(when) = when else { return };
@@ -233,7 +237,7 @@ fn replace(pointer: u64, clock: i32) {
         count(|counters| &mut counters.left);
         return;
     }
-    // What lies before the epoch has passed; 0 would disarm a timer.
+    // A time before the epoch has passed; 0 would disarm a timer.
     let when = if when > 0 { when as u64 } else { 1 };
     let given = [(when / SECOND as u64).cast_signed(), (when % SECOND as u64).cast_signed()];
     let replaced = Replaced { wanted, given, calls: 1 };
@@ -250,7 +254,7 @@ fn replace(pointer: u64, clock: i32) {
     }
 }
 
-/// Puts the deadline back that was at `pointer`, if no other thread has it read.
+/// Restores the deadline at `pointer`, unless another thread is still reading it.
 #[inline(never)]
 fn put_back(pointer: u64) {
     let key = DeadlineKey { pointer, process: current::process_and_thread().0, reserved: 0 };
@@ -265,7 +269,7 @@ fn put_back(pointer: u64) {
     let pointer = pointer as *mut [i64; 2];
     // SAFETY: the helper checks the address.
     let now = unsafe { bpf_probe_read_user(pointer) };
-    // Unless the process has set it to something else meanwhile.
+    // Unless the process has changed it meanwhile.
     if now.is_ok_and(|now| now[0] == given[0] && now[1] == given[1]) {
         // SAFETY: the helper checks the address.
         if unsafe { bpf_probe_write_user(pointer, &raw const wanted) }.is_err() {

@@ -1,7 +1,8 @@
-//! injector's clock probes: system calls of a cgroup that read clocks or wait for them. Entry points only.
+//! injector's clock probes for system calls of a cgroup that read clocks or wait for them. This
+//! file contains only entry points.
 //!
-//! An object of its own, so that nothing of it is loaded for packet faults: the kernel refuses to load what
-//! writes to a process's memory under lockdown.
+//! A separate object, because under lockdown the kernel refuses to load programs that write to a
+//! process's memory. Packet faults still load then.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -35,14 +36,14 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext, TracePointContext},
 };
 
-/// `put_timespec64` has written a time to the caller's memory.
+/// Runs after `put_timespec64` has written a time to the caller's memory.
 #[kretprobe]
 pub fn time_was_written(_: RetProbeContext) -> u32 {
     results::clock_gettime();
     0
 }
 
-/// `gettimeofday` returns.
+/// Runs when `gettimeofday` returns.
 #[kretprobe]
 pub fn gettimeofday_returns(ctx: RetProbeContext) -> u32 {
     if ctx.ret::<i64>() == 0 {
@@ -51,21 +52,21 @@ pub fn gettimeofday_returns(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// `get_timespec64` or `get_itimerspec64` is about to read a time from the caller's memory.
+/// Runs before `get_timespec64` or `get_itimerspec64` reads a time from the caller's memory.
 #[kprobe]
 pub fn deadline_is_read(_: ProbeContext) -> u32 {
     deadlines::is_read();
     0
 }
 
-/// It has done so.
+/// Runs after the time was read.
 #[kretprobe]
 pub fn deadline_was_read(_: RetProbeContext) -> u32 {
     deadlines::was_read();
     0
 }
 
-/// `timer_create` returns.
+/// Runs when `timer_create` returns.
 #[kretprobe]
 pub fn timer_create_returns(ctx: RetProbeContext) -> u32 {
     if ctx.ret::<i64>() == 0 {

@@ -1,4 +1,4 @@
-//! The maps and load-time constants shared with userspace.
+//! Maps and load-time constants shared with userspace.
 
 use aya_ebpf::{
     Global,
@@ -11,15 +11,15 @@ use injector_common::{
     probe::{DeadlineKey, ProbeControl, ProbeCounters, Replaced, TimerKey},
 };
 
-/// Non-zero: leave calls from inside the vDSO alone, as what they return is skewed there.
+/// Non-zero: ignore calls from inside the vDSO, because the vDSO skews their results itself.
 #[unsafe(no_mangle)]
 pub static SKIP_VDSO: Global<u32> = Global::new(0);
 
-/// Non-zero: hide the vDSO from new programs, so that they make system calls.
+/// Non-zero: hide the vDSO from new programs, so that they use system calls.
 #[unsafe(no_mangle)]
 pub static HIDE_VDSO: Global<u32> = Global::new(0);
 
-/// Offset of `mm` in `struct task_struct`, in bytes, as the following ones.
+/// Offset of `mm` in `struct task_struct`. All offsets are in bytes.
 #[unsafe(no_mangle)]
 pub static TASK_MM: Global<u32> = Global::new(0);
 
@@ -63,26 +63,27 @@ pub static FILE_DATA: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static TIMERFD_CLOCK: Global<u32> = Global::new(0);
 
-// What userspace reads and writes while the probes are there is mapped into its memory: while bpf(2) works on a map, the
-// kernel leaves out programs of kprobes on that processor (`bpf_disable_instrumentation`, kernel/bpf/syscall.c), also
-// for other threads where it can be preempted.
+// Maps that userspace accesses while the probes are active must be memory-mapped. While bpf(2)
+// operates on a map, the kernel skips kprobe programs on that processor
+// (`bpf_disable_instrumentation`, kernel/bpf/syscall.c), for other threads too if it can be
+// preempted.
 
-/// Which skew counts, and until when deadlines are replaced.
+/// The current skew, and the lease of deadline replacement.
 #[map]
 pub static CONTROL: Array<ProbeControl> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// How the target's clocks go wrong, see [`ProbeControl`].
+/// The skews of the target's clocks, see [`ProbeControl`].
 #[map]
 pub static SKEWS: Array<Skew> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 
-/// What was done, by the number of the processor. Userspace makes it long enough.
+/// Counters, by processor number. Userspace sets the length.
 #[map]
 pub static COUNTERS: Array<ProbeCounters> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Deadlines that are replaced now.
+/// Currently replaced deadlines.
 #[map]
 pub static REPLACED: HashMap<DeadlineKey, Replaced> = HashMap::with_max_entries(16_384, 0);
 
-/// The clocks of POSIX timers, by their ids.
+/// The clocks of POSIX timers, by ID.
 #[map]
 pub static TIMERS: LruHashMap<TimerKey, i32> = LruHashMap::with_max_entries(16_384, 0);

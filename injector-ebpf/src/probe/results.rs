@@ -1,6 +1,8 @@
-//! Results of time system calls, rewritten in the caller's memory once the kernel has written them.
+//! Rewrites the results of time system calls in the caller's memory, after the kernel has written
+//! them.
 //!
-//! The arguments are still in the caller's registers then, so that nothing need be kept from its beginning.
+//! The arguments are still in the caller's registers then, so no state is kept from the start of
+//! the call.
 
 use aya_ebpf::helpers::{bpf_probe_read_user, bpf_probe_write_user};
 use injector_common::model::clock::Clock;
@@ -18,7 +20,7 @@ const SECOND: i64 = 1_000_000_000;
 #[inline(always)]
 pub fn clock_gettime() {
     let Some(arguments) = arguments() else { return };
-    // Others write times as well: how long is left to sleep, or the resolution of a clock.
+    // Other callers write times too: the remaining sleep time, or the resolution of a clock.
     if arguments.call() != calls::CLOCK_GETTIME {
         return;
     }
@@ -36,7 +38,7 @@ pub fn gettimeofday() {
     }
 }
 
-/// Those of a call that is to be changed.
+/// The arguments of the current call, if its result must be rewritten.
 #[inline(always)]
 fn arguments() -> Option<Arguments> {
     if !current::is_in_target() {
@@ -69,7 +71,7 @@ fn rewrite<const UNIT: i64>(pointer: u64, clock: Clock) {
     }
     let (seconds, ns) = split(shown);
     let time = [seconds, (ns as u64 / UNIT as u64).cast_signed()];
-    // SAFETY: the helper checks the address, to which the kernel has just written for the caller.
+    // SAFETY: the helper checks the address, to which the kernel has just written.
     if unsafe { bpf_probe_write_user(pointer, &raw const time) }.is_ok() {
         count(|counters| &mut counters.rewritten);
     } else {
@@ -77,7 +79,7 @@ fn rewrite<const UNIT: i64>(pointer: u64, clock: Clock) {
     }
 }
 
-/// Seconds, rounded down, and nanoseconds. eBPF has no signed division.
+/// Splits nanoseconds into seconds, rounded down, and the rest. eBPF has no signed division.
 #[inline(always)]
 fn split(ns: i64) -> (i64, i64) {
     const SECOND: u64 = self::SECOND as u64;

@@ -1,4 +1,4 @@
-//! Reading the skew that userspace set.
+//! Reads the skew set by userspace.
 
 use core::arch::asm;
 
@@ -10,21 +10,20 @@ use injector_common::{
 
 use crate::maps;
 
-/// How often a reading is tried that is overtaken by changes. Two changes must fall into one reading for it
-/// to be of no use, so that even the second try is hardly ever made.
+/// Maximum number of attempts to read the skew. An attempt only fails if two changes fall into it,
+/// so even a second one is rare.
 const TRIES: u32 = 4;
 
-/// What `work` makes of the skew, none of which changes meanwhile; `None` if it makes nothing, or if no skew is
-/// set.
+/// Calls `work` with a consistent skew; returns `None` if `work` does or no skew is set.
 #[inline(always)]
 pub fn with<T>(work: impl Fn(&Skew) -> Option<T>) -> Option<T> {
     let control = maps::CONTROL.get_ptr(0)?;
     for _ in 0..TRIES {
         let generation = generation(control);
-        // No index beyond the end for the verifier to doubt.
+        // Two constant indexes, because the verifier cannot bound a computed one.
         let skew =
             if generation & 1 == 0 { maps::SKEWS.get_ptr(0) } else { maps::SKEWS.get_ptr(1) };
-        // SAFETY: in the map. It may be written meanwhile, and is not used then.
+        // SAFETY: in the map. If it is written meanwhile, the result is discarded.
         let result = work(unsafe { &*skew? });
         if generation == self::generation(control) {
             return result;
@@ -33,23 +32,23 @@ pub fn with<T>(work: impl Fn(&Skew) -> Option<T>) -> Option<T> {
     None
 }
 
-/// The generation, read neither before what is above nor behind what is below.
+/// Reads the generation, with a compiler barrier between the surrounding accesses.
 #[inline(always)]
 fn generation(control: *const ProbeControl) -> u64 {
     // SAFETY: in the map.
     let mut generation = unsafe { (&raw const (*control).generation).read_volatile() };
-    // SAFETY: a move to itself, of which the compiler knows only that it may touch memory.
+    // SAFETY: a move to itself, which the compiler must assume to access memory.
     unsafe { asm!("{generation} = {generation}", generation = inout(reg) generation) };
     generation
 }
 
-/// What `clock` reads when the true one reads `true_ns`.
+/// The skewed reading of `clock` for the true time `true_ns`.
 #[inline(always)]
 pub fn read(clock: Clock, true_ns: i64) -> Option<i64> {
     with(|skew| Some(skew.read(clock, true_ns)))
 }
 
-/// Whether deadlines may be replaced still.
+/// Whether the lease for replacing deadlines is valid.
 #[inline(always)]
 pub fn has_lease() -> bool {
     let Some(control) = maps::CONTROL.get_ptr(0) else { return false };
@@ -57,13 +56,14 @@ pub fn has_lease() -> bool {
     unsafe { bpf_ktime_get_ns() < (&raw const (*control).lease_ns).read_volatile() }
 }
 
-/// Counts one in this CPU's counters.
+/// Increments one of this processor's counters.
 #[inline(always)]
 pub fn count(field: impl Fn(&mut ProbeCounters) -> &mut u64) {
     // SAFETY: takes no pointers.
     let processor = unsafe { bpf_get_smp_processor_id() };
     if let Some(counters) = maps::COUNTERS.get_ptr_mut(processor) {
-        // SAFETY: in the map. This processor's; a program that interrupts this one may cost it a count.
+        // SAFETY: in the map and only used on this processor; a program that interrupts this one
+        // may lose a count.
         *field(unsafe { &mut *counters }) += 1;
     }
 }

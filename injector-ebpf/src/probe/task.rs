@@ -1,4 +1,4 @@
-//! The current task: its user registers, and a way through its structures.
+//! The current task: its user registers and kernel structures.
 
 use aya_ebpf::helpers::generated::{
     bpf_get_current_task, bpf_get_current_task_btf, bpf_task_pt_regs,
@@ -11,17 +11,18 @@ use crate::{arch, kernel::field, maps};
 pub struct Arguments(*const u8);
 
 impl Arguments {
-    /// Those of the current task, also when the call has returned: the kernel keeps them.
+    /// The current task's arguments. The kernel keeps them, so they are also available after the
+    /// call.
     #[inline(always)]
     pub fn current() -> Self {
-        // SAFETY: takes the current task, which lives as long as the program runs.
+        // SAFETY: takes the current task, which outlives this program run.
         Self(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u8 })
     }
 
-    /// A register, with a load of its own, as the verifier wants it.
+    /// Reads a register with a separate load, as the verifier requires.
     #[inline(always)]
     fn register(self, at: usize) -> u64 {
-        // SAFETY: the verifier checks the load; the kernel gives 0 for memory that is not there.
+        // SAFETY: the verifier checks the load; the kernel returns 0 for unmapped memory.
         unsafe { self.0.add(at).cast::<u64>().read_volatile() }
     }
 
@@ -31,37 +32,37 @@ impl Arguments {
         self.register(arch::NUMBER) as u32
     }
 
-    /// The first one.
+    /// The first argument.
     #[inline(always)]
     pub fn first(self) -> u64 {
         self.register(arch::ARGUMENTS[0])
     }
 
-    /// The second one.
+    /// The second argument.
     #[inline(always)]
     pub fn second(self) -> u64 {
         self.register(arch::ARGUMENTS[1])
     }
 
-    /// The third one.
+    /// The third argument.
     #[inline(always)]
     pub fn third(self) -> u64 {
         self.register(arch::ARGUMENTS[2])
     }
 
-    /// The fourth one.
+    /// The fourth argument.
     #[inline(always)]
     pub fn fourth(self) -> u64 {
         self.register(arch::ARGUMENTS[3])
     }
 
-    /// The fifth one.
+    /// The fifth argument.
     #[inline(always)]
     pub fn fifth(self) -> u64 {
         self.register(arch::ARGUMENTS[4])
     }
 
-    /// Where the call was made: the instruction behind it.
+    /// The address of the instruction after the call.
     #[inline(always)]
     pub fn caller(self) -> u64 {
         self.register(arch::INSTRUCTION_POINTER)
@@ -75,7 +76,7 @@ pub fn address() -> u64 {
     unsafe { bpf_get_current_task() }
 }
 
-/// Where the current process has its vDSO, and how long that is; `None` if it has none.
+/// The address and size of the current process's vDSO; `None` if it has none.
 #[inline(always)]
 pub fn vdso() -> Option<(u64, u64)> {
     let mm: u64 = field(address(), maps::TASK_MM.load())?;
