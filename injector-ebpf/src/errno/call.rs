@@ -1,4 +1,4 @@
-//! Which system call is under way, and whether it is one that is meant.
+//! Matches the current system call.
 
 use aya_ebpf::{
     Global,
@@ -13,7 +13,7 @@ use crate::{
     current::{is_in_target, process_and_thread},
 };
 
-/// The one process that is meant; 0 for all of the cgroup.
+/// The process to match; 0 for all of the cgroup.
 #[unsafe(no_mangle)]
 static PROCESS: Global<u32> = Global::new(0);
 
@@ -21,22 +21,22 @@ static PROCESS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static INJECTOR: Global<u32> = Global::new(0);
 
-/// Its guardian.
+/// Injector's guardian process.
 #[unsafe(no_mangle)]
 static GUARDIAN: Global<u32> = Global::new(0);
 
-/// By the number of a system call, whether it is meant.
+/// Whether a system call is selected, by number.
 #[map]
 static CALLS: Array<u32> = Array::with_max_entries(MOST_CALLS, 0);
 
-/// Until when calls fail, by `CLOCK_MONOTONIC`; renewed for as long as injector lives.
+/// The lease of the failures, by `CLOCK_MONOTONIC`; renewed while injector lives.
 #[map]
 static LEASE: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Whether the current call is to be looked at.
+/// Whether the current call is selected.
 #[inline(always)]
 pub fn is_meant() -> bool {
-    // Cheapest first: this runs for every process of the machine.
+    // Cheapest check first: this runs for every process of the host.
     let process = process_and_thread().0;
     let is_ours = match PROCESS.load() {
         0 => is_in_target() && process != INJECTOR.load() && process != GUARDIAN.load(),
@@ -47,9 +47,9 @@ pub fn is_meant() -> bool {
 
 #[inline(always)]
 fn is_named() -> bool {
-    // SAFETY: takes the current task, which lives as long as the program runs.
+    // SAFETY: takes the current task, which outlives this program run.
     let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as u64 };
-    // Numbers of x32 have a bit set that is beyond the array.
+    // Numbers of x32 have an extra bit set and exceed the array.
     let call = arch::native_call(registers).and_then(|number| CALLS.get(number));
     call.is_some_and(|&is_meant| is_meant != 0)
 }

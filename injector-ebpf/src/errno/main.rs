@@ -1,8 +1,8 @@
-//! Has system calls of the target fail, at the kernel's security hooks on their way.
+//! Makes system calls of the target fail at the kernel's security hooks.
 //!
-//! There is a program for each way to tell what a call is about. Userspace loads the one that it needs for the hook that it
-//! needs, as a program of the BPF LSM or as one that replaces what a function returns: both get the hook's arguments, and
-//! what is not 0 is what the system call fails with.
+//! There is one program for each way to match a call's arguments. Userspace loads the program for
+//! the hook, as a BPF LSM program or as one that modifies a function's return value. Both get the
+//! hook's arguments, and a non-zero result becomes the system call's error.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -28,30 +28,30 @@ use injector_common::{
     model::{chance::Probability, random},
 };
 
-/// What calls fail with, negative.
+/// The error, negative.
 #[unsafe(no_mangle)]
 static RESULT: Global<i64> = Global::new(0);
 
-/// How often, as a [`Probability`].
+/// How often calls fail, as a [`Probability`].
 #[unsafe(no_mangle)]
 static PROBABILITY: Global<u32> = Global::new(0);
 
-/// Where the random numbers come from.
+/// The random stream.
 #[unsafe(no_mangle)]
 static STREAM: Global<u64> = Global::new(0);
 
-/// What was done.
+/// The counters.
 #[map]
 static COUNTERS: Array<ErrnoCounters> = Array::with_max_entries(1, 0);
 
-/// An argument of the hook, as a mere number: what the verifier knows of it differs from kernel to kernel.
+/// A hook argument as a plain number: the type known to the verifier differs between kernels.
 #[inline(always)]
 fn argument(context: *const u64, number: usize) -> u64 {
     // SAFETY: the context is the array of arguments; a failing read is an error, whatever the address.
     unsafe { bpf_probe_read_kernel(context.add(number)) }.unwrap_or(0)
 }
 
-/// A program. The section is one that aya knows; the type is userspace's choice.
+/// Defines a program. The section must be one that aya knows; userspace chooses the type.
 macro_rules! program {
     ($name:ident, $context:ident, $is_about:expr) => {
         #[unsafe(no_mangle)]
@@ -64,20 +64,20 @@ macro_rules! program {
 
 // Any call.
 program!(on_any, _context, true);
-// The hook has `struct file *`.
+// The hook passes `struct file *`.
 program!(on_file, context, path::is_of_file(argument(context, 0)));
-// The hook has `struct path *`.
+// The hook passes `struct path *`.
 program!(on_path, context, path::is(argument(context, 0)));
-// The hook has `struct path *` of a directory, and `struct dentry *` of an entry.
+// The hook passes `struct path *` of a directory, and `struct dentry *` of an entry.
 program!(on_entry, context, path::is_of_entry(argument(context, 0), argument(context, 1)));
-// The hook has `struct sockaddr *` behind the socket.
+// The hook passes `struct sockaddr *` after the socket.
 program!(on_address, context, remote::is(argument(context, 1)));
-// The hook has `struct socket *` and `struct msghdr *`.
+// The hook passes `struct socket *` and `struct msghdr *`.
 program!(on_message, context, remote::is_of_message(argument(context, 0), argument(context, 1)));
-// The hook has `struct socket *`.
+// The hook passes `struct socket *`.
 program!(on_peer, context, remote::is_of_socket(argument(context, 0)));
 
-/// What becomes of a call that matches.
+/// The result for a call that matches.
 #[inline(always)]
 fn outcome() -> i64 {
     let Some(counters) = COUNTERS.get_ptr_mut(0) else { return 0 };

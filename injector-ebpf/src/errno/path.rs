@@ -1,8 +1,9 @@
-//! The path of a file, as its process sees it, held against a pattern.
+//! Matches the path of a file, as its process sees it, against a pattern.
 //!
-//! `bpf_d_path` is to be had at few of the hooks, and not at the same ones for both kinds of programs, so the path is put
-//! together from the kernel's structures: from the file up to the root, over mount points. Nothing is locked; a file that
-//! is being moved may be seen by a path that it never had.
+//! `bpf_d_path` is only available at few hooks, and not at the same ones for both kinds of
+//! programs. The path is therefore assembled from kernel structures, from the file up to the root,
+//! across mount points. Nothing is locked, so a file that is being moved may appear with a path
+//! that it never had.
 
 use core::arch::asm;
 
@@ -19,7 +20,7 @@ use injector_common::{
 
 use crate::{COUNTERS, atomic, kernel::field};
 
-/// Offset of `f_path` in the kernel's `struct file`, in bytes, as the following ones.
+/// Offset of `f_path` in the kernel's `struct file`. All offsets are in bytes.
 #[unsafe(no_mangle)]
 static FILE_PATH: Global<u64> = Global::new(0);
 
@@ -71,38 +72,38 @@ static FS_ROOT: Global<u64> = Global::new(0);
 #[map]
 static GLOB: Array<Glob> = Array::with_max_entries(1, 0);
 
-/// Room for paths. Not on the stack, which has 512 bytes; not one for each processor, as a program may be preempted. Userspace
-/// sets how many there are: [`SCRATCHES`] for each processor.
+/// Buffers for paths. The stack has only 512 bytes, and a program may be preempted. Userspace
+/// reserves [`SCRATCHES`] for each processor.
 #[map]
 static SCRATCH: Array<Scratch> = Array::with_max_entries(SCRATCHES, 0);
 
-/// Files and mount points on the way to the root.
+/// Maximum number of path components and mount points up to the root.
 const DEEPEST: u32 = 64;
 
-/// Instead of where a path begins: it does not lead to the root of the process.
+/// Value instead of a path's start: it does not lead to the process's root.
 const UNREACHABLE: u64 = u64::MAX;
 
-/// Instead of where a path begins: it is too long, or too deep.
+/// Value instead of a path's start: it is too long or too deep.
 const TOO_LONG: u64 = u64::MAX - 1;
 
-/// Nothing is wrong with it.
+/// No problem.
 const NONE: u64 = 0;
 
-/// Whether a `struct file` has a path that is meant.
+/// Whether a `struct file` matches the pattern.
 #[inline(always)]
 pub fn is_of_file(file: u64) -> bool {
-    // mmap(2) has none for memory of no file.
+    // mmap(2) passes none for anonymous memory.
     file != 0 && is(file.wrapping_add(FILE_PATH.load()))
 }
 
-/// Whether a `struct path` is meant.
+/// Whether a `struct path` matches the pattern.
 #[inline(always)]
 pub fn is(path: u64) -> bool {
     let Some(entry) = field(path, PATH_ENTRY.load()) else { return false };
     is_of_entry(path, entry)
 }
 
-/// Whether a `struct dentry` is meant that is in the mount of a `struct path`.
+/// Whether a `struct dentry` in the mount of a `struct path` matches the pattern.
 #[inline(always)]
 pub fn is_of_entry(path: u64, entry: u64) -> bool {
     let Some(mount) = field(path, PATH_MOUNT.load()) else { return false };
@@ -117,12 +118,12 @@ pub fn is_of_entry(path: u64, entry: u64) -> bool {
     if start == TOO_LONG {
         count_unknown();
     }
-    // SAFETY: in the map, and ours.
+    // SAFETY: in the map, and claimed by this program.
     unsafe { (&raw mut (*scratch).in_use).write_volatile(0) };
     is_match
 }
 
-/// One that no other program uses.
+/// Claims a buffer that no other program uses.
 #[inline(always)]
 fn claim() -> Option<*mut Scratch> {
     // SAFETY: takes no pointers.
@@ -134,7 +135,8 @@ fn claim() -> Option<*mut Scratch> {
             return None;
         }
     }
-    // Looked up once more, so that it is one way from here, and not one for each number.
+    // Looked up again, so that the verifier follows one path from here instead of one for each
+    // number.
     SCRATCH.get_ptr_mut(number)
 }
 
@@ -153,7 +155,7 @@ fn count_unknown() {
     }
 }
 
-/// Writes the path to the end of [`LONGEST_PATH`] bytes, and where it begins.
+/// Writes the path to the end of the first [`LONGEST_PATH`] bytes, and stores where it starts.
 #[inline(never)]
 fn write(scratch: *mut Scratch, mount: u64, entry: u64) {
     // SAFETY: in the map.
@@ -167,7 +169,7 @@ fn write(scratch: *mut Scratch, mount: u64, entry: u64) {
     }
 }
 
-/// What is wrong with it.
+/// Writes the path; returns a problem, if any.
 #[inline(always)]
 fn try_write(scratch: *mut Scratch, mut mount: u64, mut entry: u64) -> Option<u64> {
     // SAFETY: takes no pointers.
@@ -208,7 +210,7 @@ const WRITTEN: u32 = 0;
 const UNREADABLE: u32 = 1;
 const NO_ROOM: u32 = 2;
 
-/// Puts a name before what is there, and `/` before it.
+/// Prepends a name, and `/` before it.
 #[inline(never)]
 fn prepend(scratch: *mut Scratch, name: u64, length: u32) -> u32 {
     // SAFETY: in the map.
@@ -218,7 +220,8 @@ fn prepend(scratch: *mut Scratch, name: u64, length: u32) -> u32 {
     }
     let at = masked::<{ LONGEST_PATH as u64 - 1 }>(before - length - 1);
     let length = masked::<{ LONGEST_NAME as u64 }>(length);
-    // SAFETY: within the bytes, which have room for a longest name behind any place; a failing read is an error.
+    // SAFETY: within the bytes, which have room for a name of maximum length at any position; a
+    // failing read is an error.
     unsafe {
         let to = (&raw mut (*scratch).bytes).cast::<u8>().add(at as usize);
         *to = b'/';
@@ -230,7 +233,7 @@ fn prepend(scratch: *mut Scratch, name: u64, length: u32) -> u32 {
     WRITTEN
 }
 
-/// The path is complete. That of the root has no name.
+/// Completes the path. The root's path has no name.
 #[inline(always)]
 fn end(scratch: *mut Scratch) {
     // SAFETY: in the map.
@@ -263,7 +266,7 @@ fn matches(scratch: *const Scratch) -> u32 {
         let at = masked::<{ LONGEST_PATH as u64 - 1 }>(at);
         // SAFETY: within the bytes.
         state = glob.step(state, unsafe { *bytes.add(at as usize) });
-        // Once, not word by word: each question is a way for the verifier to follow.
+        // A single comparison: the verifier would follow a separate path for each word.
         if state[0] | state[1] | state[2] | state[3] == 0 {
             return 0;
         }
@@ -271,12 +274,12 @@ fn matches(scratch: *const Scratch) -> u32 {
     u32::from(glob.accepts(state))
 }
 
-/// The lower bits of a number, in the very register that is used then: the verifier knows of bounds by registers, and the
-/// compiler would leave out what it knows already.
+/// The lower bits of a number, in the register that is then used: the verifier tracks bounds by
+/// register, and the compiler would remove a mask that it considers redundant.
 #[inline(always)]
 fn masked<const MASK: u64>(number: u32) -> u64 {
     let mut number = u64::from(number);
-    // SAFETY: changes the register alone.
+    // SAFETY: only changes the register.
     unsafe {
         asm!(
             "{number} &= {mask}",

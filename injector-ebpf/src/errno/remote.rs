@@ -1,11 +1,11 @@
-//! Whom a call on a socket is about.
+//! Matches the remote address of a socket call.
 
 use aya_ebpf::{Global, macros::map, maps::Array};
 use injector_common::errno::{Remote, mapped};
 
 use crate::kernel::field;
 
-/// Offset of `sk` in the kernel's `struct socket`, in bytes, as the following ones.
+/// Offset of `sk` in the kernel's `struct socket`. All offsets are in bytes.
 #[unsafe(no_mangle)]
 static SOCKET_SK: Global<u64> = Global::new(0);
 
@@ -25,24 +25,24 @@ static SOCK_ADDRESS6: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static MESSAGE_NAME: Global<u64> = Global::new(0);
 
-/// The network that is meant.
+/// The network to match.
 #[map]
 static REMOTE: Array<Remote> = Array::with_max_entries(1, 0);
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
-/// Where `struct sockaddr_in` and `struct sockaddr_in6` have the address.
+/// Offset of the address in `struct sockaddr_in`; `ADDRESS6` is that in `struct sockaddr_in6`.
 const ADDRESS: u64 = 4;
 const ADDRESS6: u64 = 8;
 
-/// Whether a `struct sockaddr`, of the kernel's own, is of the network.
+/// Whether a `struct sockaddr` in kernel memory is in the network.
 #[inline(always)]
 pub fn is(name: u64) -> bool {
     is_meant(read(name, 0, ADDRESS, ADDRESS6))
 }
 
-/// Whether a message goes there: by the address that it bears, else by that of the socket's peer.
+/// Whether a message goes to the network, by its own address or else that of the socket's peer.
 #[inline(always)]
 pub fn is_of_message(socket: u64, message: u64) -> bool {
     match field(message, MESSAGE_NAME.load()) {
@@ -51,12 +51,12 @@ pub fn is_of_message(socket: u64, message: u64) -> bool {
     }
 }
 
-/// Whether a `struct socket` is connected there.
+/// Whether a `struct socket` is connected to the network.
 #[inline(always)]
 pub fn is_of_socket(socket: u64) -> bool {
     let Some(sock) = field(socket, SOCKET_SK.load()) else { return false };
     let address = read(sock, SOCK_FAMILY.load(), SOCK_ADDRESS.load(), SOCK_ADDRESS6.load());
-    // One that is not connected has none.
+    // A socket that is not connected has no peer address.
     is_meant(address.filter(|&address| address != [0; 4] && address != mapped(0)))
 }
 
