@@ -1,6 +1,7 @@
 //! Atomic operations on map values, as instructions (Linux 5.12).
 //!
-//! The compiler believes that eBPF has one thread and would make plain ones of `core`'s atomics.
+//! The compiler assumes that eBPF has a single thread, and compiles `core`'s atomics to plain
+//! accesses.
 
 use core::arch::asm;
 

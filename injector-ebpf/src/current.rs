@@ -1,11 +1,11 @@
-//! The current process, and whether it is in the target.
+//! The current process and its membership in the target.
 
 use aya_ebpf::{
     Global,
     helpers::{bpf_get_current_pid_tgid, generated::bpf_get_current_ancestor_cgroup_id},
 };
 
-/// Id of the target cgroup.
+/// ID of the target cgroup.
 #[unsafe(no_mangle)]
 static CGROUP_ID: Global<u64> = Global::new(0);
 
@@ -13,7 +13,7 @@ static CGROUP_ID: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static CGROUP_LEVEL: Global<u32> = Global::new(0);
 
-/// Whether the current process is in the target cgroup or below it.
+/// Whether the current process is in the target cgroup or a descendant.
 #[inline(always)]
 pub fn is_in_target() -> bool {
     let level = CGROUP_LEVEL.load().cast_signed();
@@ -21,7 +21,7 @@ pub fn is_in_target() -> bool {
     unsafe { bpf_get_current_ancestor_cgroup_id(level) == CGROUP_ID.load() }
 }
 
-/// The numbers of the current process and thread, in the first PID namespace.
+/// The process and thread IDs of the current thread in the initial PID namespace.
 #[inline(always)]
 pub fn process_and_thread() -> (u32, u32) {
     let both = bpf_get_current_pid_tgid();

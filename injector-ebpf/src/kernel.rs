@@ -1,8 +1,8 @@
-//! Reading the kernel's memory.
+//! Access to kernel memory.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 
-/// A field of a structure.
+/// Reads a field of a structure.
 #[inline(always)]
 pub fn field<T>(structure: u64, offset: impl Into<u64>) -> Option<T> {
     let address = structure.wrapping_add(offset.into()) as *const T;

@@ -1,4 +1,4 @@
-//! injector's kernel side. Entry points only; [`packet`] does the work.
+//! injector's packet programs. This file contains only entry points; [`packet`] does the work.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -48,19 +48,19 @@ pub fn tc_ingress_raw(ctx: TcContext) -> i32 {
     packet::tc(&ctx, Ingress, Link::None)
 }
 
-/// Packets that go into the hold device, see [`packet`].
+/// Packets entering the hold device, see [`packet`].
 #[classifier]
 pub fn hold_egress(ctx: TcContext) -> i32 {
     packet::hold_egress(&ctx)
 }
 
-/// Packets that come back from the hold device.
+/// Packets returning from the hold device.
 #[classifier]
 pub fn hold_ingress(ctx: TcContext) -> i32 {
     packet::hold_ingress(&ctx)
 }
 
-/// Received packets before the kernel makes an skb of them.
+/// Received packets, before the kernel allocates an skb.
 #[xdp]
 pub fn xdp_ingress(ctx: XdpContext) -> u32 {
     packet::xdp(&ctx)

@@ -1,7 +1,7 @@
-//! What depends on the processor's architecture, for which injector's build script sets `bpf_target_arch`.
+//! Architecture-specific code, chosen by `bpf_target_arch`, which the build script sets.
 //!
-//! A file is an architecture. It says where `struct pt_regs` has the registers of a system call, in bytes, how a call by the
-//! numbers of this architecture is told from one by those of 32-bit programs, and which number a call has.
+//! Each architecture has one file. It defines the offsets of system call registers in `struct
+//! pt_regs`, in bytes, and how to recognize calls of 32-bit programs and get a call's number.
 
 #![allow(dead_code, unused_imports, reason = "each object needs a part of it")]
 
@@ -13,7 +13,7 @@ use aya_ebpf::helpers::bpf_probe_read_kernel;
 
 pub use current::{ARGUMENTS, INSTRUCTION_POINTER, NUMBER, calls, is_native, native_call};
 
-/// Words of a `struct pt_regs`.
+/// Reads words of a `struct pt_regs`.
 #[inline(always)]
 fn words<const N: usize>(registers: u64, at: usize) -> Option<[u64; N]> {
     // SAFETY: a failing read is an error, whatever the address.

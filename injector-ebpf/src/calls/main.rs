@@ -1,4 +1,5 @@
-//! Counts the target's calls of a system call, and sends a signal to the process that makes the N-th.
+//! Counts the target's calls of one system call, and sends a signal to the process that makes the
+//! N-th.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -26,7 +27,7 @@ use injector_common::process::CallCounters;
 
 use current::{is_in_target, process_and_thread};
 
-/// The one process that is meant; 0 for all of the cgroup.
+/// The process to match; 0 for all of the cgroup.
 #[unsafe(no_mangle)]
 static PROCESS: Global<u32> = Global::new(0);
 
@@ -34,29 +35,29 @@ static PROCESS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SYSCALL: Global<u64> = Global::new(0);
 
-/// Which call, from 1.
+/// The number N of the call, from 1.
 #[unsafe(no_mangle)]
 static COUNT: Global<u64> = Global::new(0);
 
-/// What is sent.
+/// The signal.
 #[unsafe(no_mangle)]
 static SIGNAL: Global<u32> = Global::new(0);
 
-/// Until when, by `CLOCK_MONOTONIC`.
+/// When to stop, by `CLOCK_MONOTONIC`.
 #[unsafe(no_mangle)]
 static ENDS_NS: Global<u64> = Global::new(0);
 
-/// What was seen and sent.
+/// The counters.
 #[map]
 static CALLS: Array<CallCounters> = Array::with_max_entries(1, 0);
 
-/// A system call begins.
+/// A system call starts.
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn call_enter(ctx: RawTracePointContext) -> i32 {
     let arguments = ctx.as_ptr().cast::<u64>();
-    // SAFETY: the arguments are the registers and the number of the call (include/trace/events/syscalls.h).
+    // SAFETY: the arguments are the call's registers and number (include/trace/events/syscalls.h).
     let (registers, syscall) = unsafe { (*arguments, *arguments.add(1)) };
-    // Cheapest first: this runs at every call of every process.
+    // Cheapest check first: this runs for every system call of every process.
     if syscall == SYSCALL.load() && is_meant() && arch::is_native(registers) {
         count();
     }
@@ -78,7 +79,7 @@ fn count() {
         return;
     }
     let Some(counters) = CALLS.get_ptr_mut(0) else { return };
-    // SAFETY: the map's one value, of aligned words.
+    // SAFETY: the map's only value, which consists of aligned words.
     unsafe {
         if atomic::fetch_add(&raw mut (*counters).calls, 1) + 1 == COUNT.load() {
             let result = bpf_send_signal(SIGNAL.load());

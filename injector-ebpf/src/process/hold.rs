@@ -1,9 +1,9 @@
-//! Holding a program that is being executed until userspace is done with it.
+//! The exec gate: holds a program at exec until userspace resumes it.
 //!
-//! It is sent `SIGSTOP`. But a shell with job control sees its commands stop, and takes that as if a user had stopped
-//! them. Each of them is in a process group of its own; so a program that is not in its parent's waits here instead, in the
-//! kernel, which takes the processor for some hundred microseconds and nobody sees. Only if userspace is late is it
-//! stopped after all.
+//! The default is to send `SIGSTOP`. A shell with job control would see its commands stop, as if a
+//! user had suspended them. It puts each command into its own process group. A program outside its
+//! parent's group therefore waits here in the kernel, which occupies the processor for some hundred
+//! microseconds but is invisible. It is only stopped if userspace is late.
 
 use core::ffi::c_void;
 
@@ -24,7 +24,7 @@ use crate::{EVENTS, current::process_and_thread, kernel::field};
 #[unsafe(no_mangle)]
 static PARENT_AT: Global<u32> = Global::new(0);
 
-/// Offset of `signal` there.
+/// Offset of `signal` in `struct task_struct`.
 #[unsafe(no_mangle)]
 static SIGNAL_AT: Global<u32> = Global::new(0);
 
@@ -32,31 +32,31 @@ static SIGNAL_AT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static GROUP_AT: Global<u32> = Global::new(0);
 
-/// For how long a program may wait in the kernel, in nanoseconds; 0 if it may not.
+/// Maximum time that a program may wait in the kernel, in nanoseconds; 0 disables that.
 #[unsafe(no_mangle)]
 static LONGEST_WAIT: Global<u64> = Global::new(0);
 
-/// Until when userspace is known to listen, by `CLOCK_MONOTONIC`: nothing is held after that, so that nothing
-/// waits for a dead injector.
+/// Userspace's lease, by `CLOCK_MONOTONIC`: nothing is held after it, so no program waits for a
+/// dead injector.
 #[map]
 static LISTENING_UNTIL: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Who waits, by the number of the processor. Userspace makes it long enough, and the next one.
+/// The waiting program of each processor. Userspace sets the length of this map and the next.
 #[map]
 static WAITS: Array<Wait> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Whom userspace lets go on.
+/// The number of the program that userspace resumes, by processor.
 #[map]
 static RELEASED: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// `SIGSTOP`, the same on all architectures that Linux has but those of MIPS, SPARC, Alpha and PA-RISC.
+/// `SIGSTOP` on all Linux architectures except MIPS, SPARC, Alpha and PA-RISC.
 const SIGSTOP: u32 = 19;
 
-/// More often than that it is not looked whether the wait is over; the time ends it before.
+/// Maximum number of polls; the time limit ends the wait earlier.
 const LOOKS: u32 = 1 << 20;
 
-/// Tells userspace of a program that is being executed, and holds it if userspace listens. What userspace does not hear
-/// of is not held: nobody would let it go on.
+/// Reports an exec, and holds the program if userspace is listening. Without a report the program
+/// is not held, because userspace would never resume it.
 #[inline(always)]
 pub fn executed() {
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return };
@@ -77,7 +77,7 @@ pub fn executed() {
         entry.submit(0);
         return;
     };
-    // SAFETY: in the map. Nothing else writes to it: programs of tracepoints are not preempted.
+    // SAFETY: in the map. There is no other writer: tracepoint programs are not preempted.
     event.number = unsafe { (*wait).number } + 1;
     event.held = WAITING;
     // SAFETY: as above.
@@ -99,16 +99,16 @@ pub fn executed() {
     unsafe { (&raw mut (*wait).ended).write_volatile(event.number) };
 }
 
-/// What is waited for.
+/// The wait of one program.
 struct Turn {
     processor: u32,
     number: u64,
     until: u64,
 }
 
-/// Ends the loop with 1.
+/// The loop callback; 1 ends the loop.
 extern "C" fn is_over(_: u64, turn: *mut Turn) -> u64 {
-    // SAFETY: that of the caller of the loop.
+    // SAFETY: guaranteed by the caller of the loop.
     let turn = unsafe { &*turn };
     u64::from(is_released(turn) || now() >= turn.until)
 }
@@ -137,7 +137,8 @@ fn is_heard() -> bool {
     LISTENING_UNTIL.get(0).is_some_and(|&until| now() < until)
 }
 
-/// Whether the current process is in another process group than its parent, as a shell with job control has it.
+/// Whether the current process is in another process group than its parent, as under a shell with
+/// job control.
 #[inline(always)]
 fn has_own_group() -> bool {
     // SAFETY: takes no pointers.

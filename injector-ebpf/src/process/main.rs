@@ -1,4 +1,5 @@
-//! Tells userspace of the target's processes as they come and go, and holds new programs until they are ready.
+//! Reports processes of the target as they start and end, and holds new programs until userspace
+//! has prepared them.
 #![no_std]
 #![no_main]
 #![allow(missing_docs, reason = "aya's macros generate undocumented public functions")]
@@ -27,15 +28,16 @@ use kernel::field;
 #[unsafe(no_mangle)]
 static PID_AT: Global<u32> = Global::new(0);
 
-/// Offset of `tgid` there.
+/// Offset of `tgid` in `struct task_struct`.
 #[unsafe(no_mangle)]
 static TGID_AT: Global<u32> = Global::new(0);
 
-/// What happened. 24 bytes an event: room for all processes that a machine can make while userspace is late.
+/// Process events of 24 bytes each: enough for all processes that can start while userspace is
+/// late.
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
-/// A process or thread was made; the maker runs this.
+/// A process or thread was created; runs in its parent.
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     if is_in_target() {
@@ -50,7 +52,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// The current process executes a program, of which nothing has run yet.
+/// The current process has executed a program that has not run yet.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(_: RawTracePointContext) -> i32 {
     if is_in_target() {
@@ -69,7 +71,7 @@ pub fn process_exit(_: RawTracePointContext) -> i32 {
     0
 }
 
-/// Tells userspace of what nobody waits for.
+/// Reports an event without holding the process.
 #[inline(always)]
 fn tell(kind: u32, pid: u32) {
     if let Some(mut entry) = EVENTS.reserve::<Event>(0) {
