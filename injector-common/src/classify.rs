@@ -1,8 +1,8 @@
-//! Which rule a packet falls under: tuple-space search.
+//! Packet classification by tuple-space search.
 //!
-//! Rules with the same combination of significant fields share a [`TupleMask`]; a packet is looked
-//! up once per mask in one hash table, whatever the number of rules. Of the rules found, the first
-//! in the user's order wins.
+//! Rules with the same combination of significant fields share a [`TupleMask`]. A packet is looked
+//! up once per mask in one hash table, independent of the number of rules. Among the matching
+//! rules, the first in the user's order wins.
 
 use crate::{
     control::{MAX_MASKS, RuleSet},
@@ -10,7 +10,7 @@ use crate::{
     verifier::forget,
 };
 
-/// Words of a [`TupleKey`] that describe the packet; the last word tells which mask.
+/// Words of a [`TupleKey`] that describe the packet; the last word identifies the mask.
 pub const TUPLE_WORDS: usize = 6;
 
 /// Bit positions of the fields packed into word 5 of a tuple.
@@ -23,20 +23,20 @@ pub mod field {
     pub const FAMILY: u32 = 1 << 16;
     /// Direction: 0 for egress, 1 for ingress.
     pub const DIRECTION: u32 = 1 << 17;
-    /// The packet is a TCP segment that carries payload.
+    /// The packet is a TCP segment with payload.
     pub const HAS_DATA: u32 = 1 << 18;
-    /// The ports are known (absent for ICMP and for all but the first fragment).
+    /// The ports are known (absent for ICMP and for all fragments except the first).
     pub const HAS_PORTS: u32 = 1 << 19;
     /// Class of the packet's length, 4 bits, see [`crate::control::RuleSet::length_class`].
     pub const LENGTH_SHIFT: u32 = 20;
-    /// How many bits there are.
+    /// Number of bits in use.
     pub const BITS: u32 = 24;
 }
 
-/// A packet's matchable fields, or the part of them that a mask keeps.
+/// A packet's matchable fields, or the subset selected by a mask.
 ///
-/// Words 0 to 3: remote address as in [`Packet::remote`]. Word 4: local port class in the high half,
-/// remote port class in the low half. Word 5: see [`field`].
+/// Words 0 to 3: remote address as in [`Packet::remote`]. Word 4: local port class in the high
+/// half, remote port class in the low half. Word 5: see [`field`].
 pub type Tuple = [u32; TUPLE_WORDS];
 
 /// Key of the `ENTRIES` hash map: a masked tuple, then `mask index << 1 | bank`.
@@ -45,7 +45,7 @@ pub type Tuple = [u32; TUPLE_WORDS];
 pub struct TupleKey {
     /// The masked tuple.
     pub tuple: Tuple,
-    /// Which mask, and which bank of rules.
+    /// The mask and the bank of rules.
     pub space: u32,
 }
 
@@ -58,10 +58,10 @@ impl TupleKey {
     }
 }
 
-/// A [`TupleKey`] without words 1 to 3 of its tuple, for packets in which they are 0, as they are in those
-/// of IPv4: key of the `SHORT_ENTRIES` map.
+/// A [`TupleKey`] without words 1 to 3 of its tuple, for packets in which they are 0, such as IPv4:
+/// key of the `SHORT_ENTRIES` map.
 ///
-/// The kernel hashes three words in less than half the time that seven take.
+/// The kernel hashes three words in less than half the time of seven.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShortKey {
@@ -69,12 +69,12 @@ pub struct ShortKey {
     pub address: u32,
     /// Word 4 of the tuple.
     pub ports: u32,
-    /// Word 5 of the tuple, and [`TupleKey::space`] above the bits that it uses.
+    /// Word 5 of the tuple, with [`TupleKey::space`] in the unused upper bits.
     pub fields: u32,
 }
 
 impl TupleKey {
-    /// Whether words 1 to 3 of the tuple are 0, so that the short form says all.
+    /// Whether words 1 to 3 of the tuple are 0, so that the short form is complete.
     #[must_use]
     pub const fn has_short(&self) -> bool {
         is_short(&self.tuple)
@@ -90,9 +90,10 @@ impl TupleKey {
 }
 
 impl ShortKey {
-    /// Where in `SLOTS` the key is, before that is cut to the number of slots.
+    /// A hash of the key, to be reduced to an index into `SLOTS`.
     ///
-    /// Multiplications carry each bit upward; folding in between carries the high ones down.
+    /// A multiplication propagates bits upward; folding in between propagates the high ones
+    /// downward.
     #[inline(always)]
     #[must_use]
     pub const fn hash(&self) -> u32 {
@@ -110,33 +111,33 @@ impl ShortKey {
     }
 }
 
-/// An element of the `SLOTS` array: a short key and its rule, as far as they fit.
+/// An element of the `SLOTS` array: a short key and its rule.
 ///
-/// A key has one slot that it may be in. If several share a slot, one is there and the others are looked
-/// for in `SHORT_ENTRIES`. So most searches need no call into the kernel's hash table, and those for keys
-/// that are nowhere need hardly one.
+/// Each key has exactly one possible slot. If several keys share a slot, it contains one of them
+/// and the others are only in `SHORT_ENTRIES`. Most lookups therefore need no call of the kernel's
+/// hash table, and lookups of unknown keys almost never do.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
     /// The key.
     pub key: ShortKey,
-    /// 0 if the slot is empty, else the rule's number + 1, with [`Slot::SHARED`].
+    /// 0 if the slot is empty, otherwise the rule's number + 1, combined with [`Slot::SHARED`].
     pub state: u32,
 }
 
-/// What a slot tells about a key.
+/// The result of looking up a key in its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// No rule has it.
+    /// No rule has the key.
     Nothing,
-    /// This rule has it.
+    /// This rule has the key.
     Rule(u32),
-    /// It may be in `SHORT_ENTRIES`.
+    /// The key may be in `SHORT_ENTRIES`.
     Elsewhere,
 }
 
 impl Slot {
-    /// [`Slot::state`]: other keys have this slot too.
+    /// [`Slot::state`]: other keys have the same slot.
     pub const SHARED: u32 = 1 << 31;
 
     /// A slot for a rule.
@@ -145,7 +146,7 @@ impl Slot {
         Self { key, state: rule + 1 }
     }
 
-    /// What this slot, which is the key's, tells about the key.
+    /// Looks up the key in this slot, which must be the key's.
     #[inline(always)]
     #[must_use]
     pub const fn find(&self, key: &ShortKey) -> Found {
@@ -164,21 +165,21 @@ impl Slot {
     }
 }
 
-/// Whether words 1 to 3 of the tuple are 0, so that they are 0 under any mask.
+/// Whether words 1 to 3 of the tuple are 0, and therefore 0 under any mask.
 #[inline(always)]
 #[must_use]
 pub const fn is_short(tuple: &Tuple) -> bool {
     tuple[1] | tuple[2] | tuple[3] == 0
 }
 
-/// Which bits of a tuple matter to a group of rules.
+/// The significant bits of a tuple for a group of rules.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TupleMask {
-    /// The bits that matter.
+    /// The significant bits.
     pub tuple: Tuple,
-    /// Number of the first rule that uses this mask. Masks are sorted by it, so that the search can
-    /// stop once it has found an earlier rule than any that remain.
+    /// Number of the first rule that uses this mask. Masks are sorted by it, so the search can stop
+    /// at a rule that precedes all remaining ones.
     pub first_rule: u32,
 }
 
@@ -187,7 +188,7 @@ impl TupleMask {
     pub const EMPTY: Self = Self { tuple: [0; TUPLE_WORDS], first_rule: u32::MAX };
 }
 
-/// The packet's tuple, given the classes of its ports (0 where ports do not matter) and of its length.
+/// The packet's tuple, given its port classes (0 if no rule matches ports) and its length class.
 #[inline(always)]
 #[must_use]
 pub fn tuple(
@@ -237,8 +238,8 @@ pub fn masked(tuple: &Tuple, mask: &Tuple) -> Tuple {
     ]
 }
 
-/// The number of the first rule of `set`, in bank `bank`, that matches `tuple`; `look_up` searches the
-/// entries. The set has at most `most` masks: the kernel's verifier goes through so many rounds.
+/// The number of the first rule of `set`, in bank `bank`, that matches `tuple`; `look_up` searches
+/// the entries. The set has at most `most` masks, which bounds the loop for the verifier.
 #[inline(always)]
 #[must_use]
 pub fn first_rule(
@@ -264,7 +265,7 @@ pub fn first_rule(
         if let Some(found) = look_up(&key)
             && found < first
         {
-            // It would be known to be smaller in each round.
+            // The verifier would otherwise track a smaller bound in each iteration.
             first = forget(found, tuple[0]);
         }
     }

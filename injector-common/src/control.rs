@@ -1,47 +1,48 @@
-//! What userspace tells the running programs: which rule set is active, until when, for whom.
+//! Control of the running programs: the active rule set, its lease and its target.
 
 use crate::classify::TupleMask;
 
-/// Most distinct mask combinations that one rule set may need; each costs one hash lookup a packet.
+/// Maximum number of mask combinations in a rule set; each costs one hash lookup per packet.
 pub const MAX_MASKS: usize = 32;
 
-/// Most different lengths beyond which the rules of one set match.
+/// Maximum number of distinct length limits in a rule set.
 pub const MAX_LENGTHS: usize = 15;
 
 /// The one element of the `CONTROL` map, rewritten at every lease renewal and rule change.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
-    /// `CLOCK_MONOTONIC` nanoseconds after which no rule acts any more, unless the injector renews it.
-    /// A stopped or dead injector therefore stops faulting by itself.
+    /// `CLOCK_MONOTONIC` nanoseconds after which no rule is active, unless injector renews the
+    /// lease. Faults of a stopped or dead injector end by themselves.
     pub lease_deadline_ns: u64,
-    /// Id of the target cgroup, if packets of one are meant. Together with the level it changes when a container comes
-    /// again in another cgroup; a packet that meets the one of before with the other of now is nobody's.
+    /// ID of the target cgroup, if the target is one. It changes together with the level when a
+    /// container restarts in another cgroup. A packet read with the old ID and the new level, or
+    /// vice versa, belongs to no target.
     pub cgroup_id: u64,
     /// Depth of the target cgroup below the hierarchy's root.
     pub cgroup_level: u32,
-    /// Which of the two rule-set banks is active: 0 or 1. A change fills the other bank, then flips this.
+    /// The active bank: 0 or 1. A change fills the other bank, then switches.
     pub bank: u32,
 }
 
-/// One of the two banks of the `RULE_SETS` map: how to classify under the rules of that bank.
+/// One of the two banks of the `RULE_SETS` map: the classification data of the bank's rules.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleSet {
-    /// How many of `masks` are in use, at most [`MAX_MASKS`].
+    /// Number of `masks` in use, at most [`MAX_MASKS`].
     pub mask_count: u32,
-    /// Non-zero if a rule matches on ports, so that the port-class tables must be consulted.
+    /// Non-zero if a rule matches ports, which requires the port-class tables.
     pub uses_ports: u32,
-    /// Non-zero if a rule matches on lengths.
+    /// Non-zero if a rule matches lengths.
     pub uses_lengths: u32,
-    /// The lengths beyond which rules match; the rest are `u32::MAX`.
+    /// The length limits of the rules; the rest are `u32::MAX`.
     pub lengths: [u32; MAX_LENGTHS],
-    /// The masks, by ascending [`TupleMask::first_rule`].
+    /// The masks, in ascending order of [`TupleMask::first_rule`].
     pub masks: [TupleMask; MAX_MASKS],
 }
 
 impl RuleSet {
-    /// A rule set that matches nothing.
+    /// A rule set without rules.
     pub const EMPTY: Self = Self {
         mask_count: 0,
         uses_ports: 0,
@@ -50,7 +51,7 @@ impl RuleSet {
         masks: [TupleMask::EMPTY; MAX_MASKS],
     };
 
-    /// The class of a packet's length: how many of [`Self::lengths`] it exceeds.
+    /// The class of a packet's length: the number of [`Self::lengths`] that it exceeds.
     #[inline(always)]
     #[must_use]
     pub fn length_class(&self, length: u32) -> u32 {
@@ -59,21 +60,23 @@ impl RuleSet {
         }
         let mut class = 0;
         for limit in self.lengths {
-            // The sign of the difference: without branches, which the verifier would follow in all combinations.
+            // Adds the sign of the difference. A branch would multiply the paths that the verifier
+            // follows.
             class += (u64::from(limit).wrapping_sub(length.into()) >> 63) as u32;
         }
         class
     }
 }
 
-/// How many distinct ports there are, hence entries of a [`PortClasses`] table.
+/// Number of ports, and of entries in a [`PortClasses`] table.
 pub const PORTS: usize = 1 << 16;
 
-/// Port in host byte order → class, for one side (local or remote). Ports that no rule tells apart share
-/// a class, so that a range or an exclusion costs one table look-up instead of many masks.
+/// Maps ports in host byte order to classes, for one side (local or remote). Ports that no rule
+/// distinguishes share a class, so a range or an exclusion costs one table lookup instead of many
+/// masks.
 pub type PortClasses = [u16; PORTS];
 
-/// A TCP connection that `--protect` leaves alone. Addresses as in [`crate::packet::Packet`].
+/// A TCP connection excluded by `--protect`. Addresses as in [`crate::packet::Packet`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Connection {
@@ -87,8 +90,8 @@ pub struct Connection {
     pub remote_port: u16,
 }
 
-/// The parties of an IP conversation for which the kernel has no socket look-up (ICMP echo and all
-/// but TCP and UDP), kept so that answers to a cgroup's packets can be told from others.
+/// The endpoints of an IP flow for which the kernel has no socket lookup (ICMP echo and all
+/// protocols except TCP and UDP). Used to recognize answers to packets of a cgroup.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Flow {
@@ -102,7 +105,7 @@ pub struct Flow {
     pub echo_id: u16,
 }
 
-/// What all fragments of one IP packet have in common (RFC 791, RFC 8200).
+/// The fields shared by all fragments of an IP packet (RFC 791, RFC 8200).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FragmentKey {
@@ -116,7 +119,7 @@ pub struct FragmentKey {
     pub protocol: u32,
 }
 
-/// What the first fragment tells about the later ones.
+/// The fields that only the first fragment contains.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FragmentPorts {

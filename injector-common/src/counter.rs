@@ -1,15 +1,15 @@
-//! What the kernel side counts, per CPU; userspace adds the CPUs up.
+//! Counters of the eBPF programs, per CPU; userspace sums them.
 
 use core::{iter::Sum, ops::AddAssign};
 
 use crate::verifier::pin;
 
-/// The table of packet counters. Calls `$callback!` with `$args` and a row for each counter: its name, which is that of
-/// the field, the JSON key and the metric's label; its key in Kubernetes; what it counts, for people ("3 dropped"); and
-/// its documentation.
+/// The table of packet counters. Calls `$callback!` with `$args` and a row for each counter. A row
+/// contains the field's name, which is also the JSON key and the metric label; the key in
+/// Kubernetes; a label for messages ("3 dropped"); and the documentation.
 ///
-/// Everything that stores, adds up or prints packet counters is made from these rows, so a new counter is one row here
-/// and the statement that counts it in the kernel.
+/// All code that stores, sums or prints packet counters is generated from these rows. A new counter
+/// requires one row here and the statement that counts it in the kernel.
 #[macro_export]
 macro_rules! packet_counters {
     ($callback:ident! { $($args:tt)* }) => {
@@ -36,15 +36,17 @@ macro_rules! packet_counters {
 
 macro_rules! rule_counters {
     ($({ $field:ident, $key:literal, $label:literal, $doc:literal })*) => {
-        /// What one rule matched and what was done to it.
+        /// The matches of a rule and its effects.
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct RuleCounters {
-            /// Matched packets (skbs: one may carry many wire packets) by [`crate::packet::Direction`].
+            /// Matched packets by [`crate::packet::Direction`]. They are skbs, each of which may
+            /// contain many wire packets.
             pub packets: [u64; 2],
-            /// Bytes of the matched packets, link-layer header included, by [`crate::packet::Direction`].
+            /// Bytes of the matched packets, including the link-layer header, by
+            /// [`crate::packet::Direction`].
             pub bytes: [u64; 2],
-            /// How long packets were held back in all, in nanoseconds, by [`crate::packet::Direction`].
+            /// Total delay of held packets in nanoseconds, by [`crate::packet::Direction`].
             pub delay_ns: [u64; 2],
             $(#[doc = $doc] pub $field: u64,)*
         }
@@ -64,25 +66,27 @@ macro_rules! rule_counters {
 
 packet_counters!(rule_counters! {});
 
-/// What the programs saw on the attached interfaces, whatever the rules.
+/// Packets seen on the attached interfaces, independent of the rules.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SeenCounters {
-    /// Packets looked at by [`crate::packet::Direction`]; on egress, only those of the target's cgroup.
+    /// Examined packets by [`crate::packet::Direction`]; on egress, only those of the target's
+    /// cgroup.
     pub packets: [u64; 2],
-    /// Frames that are not IP (ARP and the like); never touched.
+    /// Frames that are not IP (such as ARP); never faulted.
     pub not_ip: u64,
-    /// IP packets whose headers are truncated or malformed; never touched.
+    /// IP packets whose headers are truncated or malformed; never faulted.
     pub unparsed: u64,
-    /// Packets that were sent to a hold device.
+    /// Packets sent to a hold device.
     pub held: u64,
-    /// Packets that came back from one.
+    /// Packets that returned from a hold device.
     pub released: u64,
-    /// Matching packets for several receivers (multicast, broadcast), of which it is not known whose they are; never
-    /// touched, and counted as skipped.
+    /// Matching packets with several receivers (multicast, broadcast), some of which may be outside
+    /// the target; never faulted, and counted as skipped.
     pub shared: u64,
-    /// Packets sent over the loopback that should have reset their connection, but whose addresses were translated
-    /// (NAT), so that no reset would have reached their sender; never touched, and counted as skipped.
+    /// Packets on the loopback that should have reset their connection but had translated addresses
+    /// (NAT), so that no reset would have reached their sender; never faulted, and counted as
+    /// skipped.
     pub translated: u64,
 }
 
@@ -103,21 +107,21 @@ impl RuleCounters {
     }
 }
 
-/// Buckets of [`Delays`] that have a bound.
+/// Number of [`Delays`] buckets with an upper bound.
 pub const DELAY_BOUNDS: usize = 41;
 
-/// The width of the narrowest buckets, in nanoseconds: 1/32 ms.
+/// Width of the narrowest buckets in nanoseconds: 1/32 ms.
 const DELAY_STEP_NS: u64 = 31_250;
 
-/// How many packets one rule held back, by for how long. Counted by all CPUs together: a packet that is held takes longer
-/// than that, and buckets for each CPU would be large.
+/// Histogram of the delays of a rule. All CPUs share it: holding a packet costs more than an atomic
+/// increment, and per-CPU buckets would be large.
 ///
-/// Two buckets for each doubling: bounds are 1/16 ms, 3/32, 1/8, 3/16 … 1, 1.5, 2, 3, 4, 6, 8 ms … 65.536 s, see
-/// [`Delays::bound_ns`].
+/// There are two buckets for each doubling: bounds are 1/16 ms, 3/32, 1/8, 3/16 … 1, 1.5, 2, 3, 4,
+/// 6, 8 ms … 65.536 s, see [`Delays::bound_ns`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delays {
-    /// By [`crate::packet::Direction`], see [`Delays::place`].
+    /// Counts by [`crate::packet::Direction`] and bucket, see [`Delays::place`].
     pub counts: [u64; 2 * (DELAY_BOUNDS + 1)],
 }
 
@@ -128,7 +132,7 @@ impl Default for Delays {
 }
 
 impl Delays {
-    /// Where a delay is counted, below [`DELAY_BOUNDS`] if it is not longer than the last bound.
+    /// The bucket of a delay; below [`DELAY_BOUNDS`] unless the delay exceeds the last bound.
     #[inline(always)]
     #[must_use]
     pub const fn bucket(delay_ns: u64) -> usize {
@@ -143,7 +147,7 @@ impl Delays {
         }
     }
 
-    /// The longest delay that is counted in a bucket, in nanoseconds; those of the last one have none.
+    /// The upper bound of a bucket in nanoseconds; the last bucket has none.
     #[must_use]
     pub const fn bound_ns(bucket: usize) -> Option<u64> {
         if bucket >= DELAY_BOUNDS {
@@ -153,7 +157,8 @@ impl Delays {
         Some((DELAY_STEP_NS * halves) << bucket.div_ceil(2) >> 1)
     }
 
-    /// Where in [`Delays::counts`] a delay is counted; within it, though the verifier cannot know.
+    /// The index of a delay in [`Delays::counts`]. It is always within bounds, although the
+    /// verifier cannot know that.
     #[inline(always)]
     #[must_use]
     pub fn place(direction: usize, delay_ns: u64) -> usize {

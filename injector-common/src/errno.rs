@@ -1,44 +1,46 @@
-//! What the two sides of failing system calls tell each other.
+//! Types shared by both sides of syscall failures.
 
 use core::ops::AddAssign;
 
-/// Numbers of system calls that can be named; Linux has some 470 on x86-64.
+/// Number of system calls that can be selected; Linux has about 470 on x86-64.
 pub const CALLS: u32 = 1024;
 
-/// Longest path that a pattern can be held against, in bytes.
+/// Maximum length of a path that can be matched, in bytes.
 pub const LONGEST_PATH: usize = 512;
 
-/// Longest name of a file (`NAME_MAX`).
+/// Maximum length of a file name (`NAME_MAX`).
 pub const LONGEST_NAME: usize = 255;
 
-/// Programs that read paths on one processor at once, as each may be preempted in the midst of it.
+/// Maximum number of programs that match paths on one processor at once; each may be preempted.
 pub const SCRATCHES: u32 = 4;
 
-/// Room to make up a path.
+/// A buffer for assembling a path.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch {
-    /// Not 0 while it is in use.
+    /// Non-zero while in use.
     pub in_use: u64,
-    /// Where the path begins. Here and not in a register, so that the verifier forgets by which way it came about.
+    /// The start of the path. It is in memory rather than a register so that the verifier forgets
+    /// the path by which it was computed.
     pub start: u64,
-    /// The path, at the end of the first [`LONGEST_PATH`] bytes. The rest is never used, but the verifier, which does not
-    /// know that a name ends there, wants it.
+    /// The path, at the end of the first [`LONGEST_PATH`] bytes. The rest is never used, but
+    /// required by the verifier, which does not know that a name ends there.
     pub bytes: [u8; LONGEST_PATH + LONGEST_NAME + 1],
 }
 
-/// Whom a call is about: addresses of both IP versions in the form of IPv6, with IPv4 as `::ffff:a.b.c.d`.
+/// The network of a call's remote address, for both IP versions in IPv6 form; IPv4 is
+/// `::ffff:a.b.c.d`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Remote {
-    /// The network, in the order of the wire.
+    /// The network address, in network byte order.
     pub network: [u32; 4],
-    /// The bits of it that count.
+    /// The network mask.
     pub mask: [u32; 4],
 }
 
 impl Remote {
-    /// Whether an address is in it.
+    /// Whether the network contains an address.
     #[inline(always)]
     #[must_use]
     pub fn contains(&self, address: [u32; 4]) -> bool {
@@ -50,22 +52,23 @@ impl Remote {
     }
 }
 
-/// An IPv4 address, in the order of the wire, in the form of IPv6.
+/// An IPv4 address in IPv6 form, in network byte order.
 #[inline(always)]
 #[must_use]
 pub const fn mapped(address: u32) -> [u32; 4] {
     [0, 0, 0xffff_u32.to_be(), address]
 }
 
-/// What the kernel side counts.
+/// Counters of syscall failures.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ErrnoCounters {
     /// Calls that matched.
     pub matched: u64,
-    /// Those of them that failed.
+    /// Matching calls that failed.
     pub failed: u64,
-    /// Calls whose path could not be told: longer than [`LONGEST_PATH`], or nested too deeply.
+    /// Calls whose path could not be determined: longer than [`LONGEST_PATH`], or nested too
+    /// deeply.
     pub unknown: u64,
 }
 

@@ -1,35 +1,35 @@
-//! Patterns of paths, matched byte by byte without going back: what the eBPF verifier can follow.
+//! Path patterns, matched byte by byte without backtracking, which the eBPF verifier can follow.
 //!
-//! `*` stands for any number of bytes and `?` for one, `/` included in both, as fnmatch(3) has it without flags. A pattern
-//! becomes the automaton of its prefixes: bit N of a state says that what was read so far can be what the first N tokens
-//! (bytes and `?`) match.
+//! `*` matches any number of bytes and `?` matches one, both including `/`, as fnmatch(3) does
+//! without flags. A pattern is compiled to the automaton of its prefixes: bit N of a state is set
+//! if the input so far matches the first N tokens (bytes and `?`).
 
-/// Most tokens of a pattern, `*` not counted.
+/// Maximum number of tokens in a pattern, not counting `*`.
 pub const MAX_TOKENS: usize = 64 * WORDS - 1;
 
 const WORDS: usize = 4;
 
-/// Which prefixes of a pattern match.
+/// The matching prefixes of a pattern.
 pub type State = [u64; WORDS];
 
-/// A pattern.
+/// A compiled pattern.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Glob {
-    /// The prefixes that end with a token which this byte matches.
+    /// For each byte, the prefixes whose last token matches it.
     bytes: [State; 256],
-    /// The prefixes that a `*` follows.
+    /// The prefixes followed by a `*`.
     loops: State,
     /// The whole pattern.
     accepted: State,
 }
 
 impl Glob {
-    /// Matches nothing, not even the empty string.
+    /// Matches no string, not even the empty one.
     pub const NOTHING: Self =
         Self { bytes: [[0; WORDS]; 256], loops: [0; WORDS], accepted: [0; WORDS] };
 
-    /// Reads a pattern; `None` if it has more than [`MAX_TOKENS`].
+    /// Compiles a pattern; `None` if it has more than [`MAX_TOKENS`].
     #[must_use]
     pub fn new(pattern: &[u8]) -> Option<Self> {
         let mut glob = Self::NOTHING;
@@ -53,18 +53,18 @@ impl Glob {
         Some(glob)
     }
 
-    /// Before anything is read.
+    /// The state before any input.
     #[must_use]
     pub const fn start() -> State {
         [1, 0, 0, 0]
     }
 
-    /// After another byte. Once it is 0, it stays so.
+    /// The state after another byte. A state of 0 is final.
     #[inline(always)]
     #[must_use]
     pub fn step(&self, state: State, byte: u8) -> State {
         let (bytes, loops) = (&self.bytes[byte as usize], &self.loops);
-        // Written out, as a loop over an array would go through memory in eBPF.
+        // Unrolled: a loop over an array would access memory in eBPF.
         [
             (state[0] << 1) & bytes[0] | state[0] & loops[0],
             (state[1] << 1 | state[0] >> 63) & bytes[1] | state[1] & loops[1],
@@ -73,7 +73,7 @@ impl Glob {
         ]
     }
 
-    /// Whether what was read is what the pattern matches.
+    /// Whether the input so far matches the pattern.
     #[inline(always)]
     #[must_use]
     pub fn accepts(&self, state: State) -> bool {

@@ -1,7 +1,7 @@
-//! What is shared about packets that are held back, until their time, by a device of ours.
+//! Types shared by both sides for packets held on injector's hold device.
 //!
-//! A held packet is redirected to the hold device with a VLAN tag on top, whose 16 bits say where it goes
-//! afterwards: an index into the routes, or on its way to userspace into the slots.
+//! A held packet is redirected to the hold device with an extra VLAN tag. Its 16 bits are an index
+//! into the routes or, for packets held in userspace, into the slots.
 
 use crate::model::{
     delay::{Delay, MAX_TABLE, Memory, Tables},
@@ -9,36 +9,37 @@ use crate::model::{
     rate::Rate,
 };
 
-/// The protocol of the tag. It never leaves the host.
+/// Protocol of the tag, which never leaves the host.
 pub const TAG_PROTOCOL: u16 = 0x8100;
 
-/// How many routes or slots a tag can tell apart.
+/// Number of routes or slots that a tag can distinguish.
 pub const TAGS: u32 = 1 << 16;
 
-/// Most different distribution tables of one rule set.
+/// Maximum number of distribution tables of a rule set.
 pub const MAX_TABLES: u32 = 8;
 
-/// What a rule that holds packets does to them.
+/// How a rule holds packets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hold {
-    /// For how long.
+    /// The delay.
     pub delay: Delay,
-    /// At which rate they leave.
+    /// The rate limit.
     pub rate: Rate,
 }
 
-/// What such a rule remembers.
+/// Mutable state of a rule that holds packets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HoldState {
-    /// When the link is free, by [`crate::packet::Direction`], see [`Rate::transmit`]; `now_ns` is `CLOCK_MONOTONIC`.
+    /// When the link becomes idle, by [`crate::packet::Direction`], see [`Rate::transmit`];
+    /// `now_ns` is `CLOCK_MONOTONIC`.
     pub free_ns: [u64; 2],
     /// A [`Memory`].
     pub memory: u64,
 }
 
-/// What a packet bears besides its bytes: fields of `struct sk_buff`.
+/// Packet metadata: fields of `struct sk_buff`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Metadata {
@@ -54,27 +55,27 @@ pub struct Metadata {
     pub hash: u32,
 }
 
-/// Where a held packet goes, and what it was.
+/// The route of a held packet and its metadata.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Route {
-    /// Index of the interface that it was on.
+    /// Index of the packet's interface.
     pub interface: u32,
-    /// The [`crate::packet::Direction`] that it went in.
+    /// The packet's [`crate::packet::Direction`].
     pub direction: u32,
-    /// Non-zero if the packet is made anew and so must be given `metadata`.
+    /// Non-zero if the packet is recreated and `metadata` must be restored.
     pub restores: u32,
-    /// What it bore.
+    /// The packet's metadata.
     pub metadata: Metadata,
 }
 
-/// What userspace must know about a packet that it is to hold.
+/// Data about a packet that userspace holds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
-    /// When to let it go, in `CLOCK_MONOTONIC` nanoseconds.
+    /// The release time in `CLOCK_MONOTONIC` nanoseconds.
     pub release_ns: u64,
-    /// Where to.
+    /// The route afterwards.
     pub route: Route,
 }
 
@@ -82,25 +83,25 @@ pub struct Slot {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// How many values are in use.
+    /// Number of values in use.
     pub length: u32,
     /// The values, in units of 2^-13 of the jitter.
     pub values: [i32; MAX_TABLE],
 }
 
 impl Table {
-    /// The value at `random` of 2^32 of the way through it.
+    /// The value at the fraction `random` / 2^32 of the table.
     #[inline(always)]
     #[must_use]
     pub fn value(&self, random: u32) -> i32 {
         let index = (u64::from(random) * u64::from(self.length)) >> 32;
-        // The verifier wants a bound that it can see, and a power of 2 is the cheapest.
+        // The verifier requires a visible bound, and a power of 2 is the cheapest.
         self.values[index as usize & (MAX_TABLE - 1)]
     }
 }
 
-/// Decides for how long the `index`-th packet of a rule with this random stream is held; `copy` is 1 for the
-/// duplicate of a packet, else 0. `None` if it is let go at once.
+/// How long the `index`-th packet of a rule with this random stream is held. `copy` is 1 for a
+/// packet's duplicate, else 0. `None` if it is not held.
 #[inline(always)]
 #[must_use]
 pub fn delay(
@@ -111,7 +112,7 @@ pub fn delay(
     memory: Memory,
     tables: &impl Tables,
 ) -> (Option<u64>, Memory) {
-    /// Makes it another stream than that of the other decisions.
+    /// Separates this stream from that of the other decisions.
     const SALT: u64 = 0x6465_6c61_7921_0000;
 
     let random = if delay.is_random() {

@@ -1,9 +1,9 @@
-//! The contract between injector's two sides.
+//! Types and code shared by injector's userspace and eBPF programs.
 //!
-//! Everything here is compiled twice: into the eBPF object and into the userspace. Types that cross
-//! the boundary live in [`rule`], [`hold`], [`counter`] and [`control`]; the pure code that decides what
-//! happens to a packet lives in [`packet`] (what is it), [`classify`] (which rule) and [`model`]
-//! (what to do). Tests on the host therefore test the very code that runs in the kernel.
+//! Everything here is compiled twice: into the eBPF object and into userspace. Types that cross the
+//! boundary are in [`rule`], [`hold`], [`counter`] and [`control`]. The pure code that processes a
+//! packet is in [`packet`] (parsing), [`classify`] (rule lookup) and [`model`] (decisions). Tests
+//! on the host therefore cover the code that runs in the kernel.
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 

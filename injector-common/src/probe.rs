@@ -1,42 +1,42 @@
-//! What the two sides of the clock probes tell each other: how system calls that read clocks or wait for
-//! them are faulted, and what was done.
+//! Types shared by both sides of the clock probes: skews, replaced deadlines and counters.
 
 use core::ops::AddAssign;
 
 /// The one element of the `CONTROL` map.
 ///
-/// There are two skews. A change writes the one that is not in use and then counts `generation` up, which
-/// says which is; a reader that finds another generation behind its reading than before reads again.
+/// There are two skews. A change writes the one that is not in use and then increments
+/// `generation`, whose lowest bit selects the skew in use. A reader that finds the generation
+/// changed after reading retries.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProbeControl {
-    /// Which skew counts, in its lowest bit; and how many there have been.
+    /// The number of changes; the lowest bit selects the skew in use.
     pub generation: u64,
-    /// `CLOCK_MONOTONIC` nanoseconds after which no deadline is replaced any more.
+    /// `CLOCK_MONOTONIC` nanoseconds after which deadlines are no longer replaced.
     pub lease_ns: u64,
 }
 
-/// A deadline in the memory of a process, which is replaced while the kernel reads it.
+/// A deadline in a process's memory, replaced while the kernel reads it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct DeadlineKey {
-    /// Where the process has its `timespec`.
+    /// Address of the `timespec` in the process.
     pub pointer: u64,
-    /// The process (thread group), by its number in the first PID namespace.
+    /// The process (thread group) ID in the initial PID namespace.
     pub process: u32,
     /// Keeps the size a multiple of 8 without implicit padding.
     pub reserved: u32,
 }
 
-/// What was there, and what is there now. Seconds and nanoseconds.
+/// The original and the replaced value, in seconds and nanoseconds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Replaced {
-    /// What the process waits for, by its clock.
+    /// The process's deadline, by its own clock.
     pub wanted: [i64; 2],
-    /// What the kernel was given instead.
+    /// The true deadline passed to the kernel.
     pub given: [i64; 2],
-    /// Calls that read it now. Threads may share a deadline.
+    /// Number of calls currently reading it. Threads may share a deadline.
     pub calls: u64,
 }
 
@@ -46,28 +46,28 @@ pub struct Replaced {
 pub struct TimerKey {
     /// The process (thread group).
     pub process: u32,
-    /// Its number for the timer.
+    /// The timer's ID in the process.
     pub timer: i32,
 }
 
-/// What the probes did, per CPU.
+/// Counters of the probes, per CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProbeCounters {
-    /// System calls of the target that read a clock which a fault may touch.
+    /// System calls of the target that read a clock which can be faulted.
     pub matched: u64,
-    /// Those of them whose result was changed.
+    /// Calls whose result was changed.
     pub rewritten: u64,
-    /// Results and deadlines that could not be written: memory that is read-only or not there.
+    /// Results and deadlines that could not be written because memory is read-only or unmapped.
     pub failed: u64,
-    /// Deadlines of skewed clocks that were replaced by true ones.
+    /// Deadlines of skewed clocks replaced by true ones.
     pub deadlines: u64,
-    /// Deadlines that were left alone: of a clock that stands or never gets there, of a POSIX timer that was
-    /// made before the probes were there, of threads that use one variable in the same moment.
+    /// Unchanged deadlines: of a frozen clock or one that never reaches the deadline, of a POSIX
+    /// timer created before the probes, or of threads that share a variable at the same moment.
     pub left: u64,
     /// New programs from which the vDSO was hidden.
     pub hidden: u64,
-    /// New programs in which it was not found where it should be, and so not hidden.
+    /// New programs whose vDSO was not found in the expected place, and therefore not hidden.
     pub not_hidden: u64,
 }
 

@@ -1,39 +1,40 @@
-//! What the kernel side tells of processes of the target as they come and go.
+//! Events about processes of the target.
 
-/// A process was made by `fork(2)` or its kin. Threads are not told of.
+/// A process was created by `fork(2)` or a variant. Threads are not reported.
 pub const FORK: u32 = 0;
-/// A process executes another program.
+/// A process executed a program.
 pub const EXEC: u32 = 1;
-/// A process ends.
+/// A process ended.
 pub const EXIT: u32 = 2;
 
-/// [`Event::held`]: it goes on as it likes.
+/// [`Event::held`]: not held.
 pub const FREE: u32 = 0;
-/// [`Event::held`]: it was sent `SIGSTOP`, and waits for `SIGCONT` before its first instruction.
+/// [`Event::held`]: stopped by `SIGSTOP`, and waiting for `SIGCONT` before its first instruction.
 pub const STOPPED: u32 = 1;
-/// [`Event::held`]: it waits in the kernel, in execve(2), for a few milliseconds at the most. See [`Wait`].
+/// [`Event::held`]: waiting in the kernel, in execve(2), for at most a few milliseconds. See
+/// [`Wait`].
 pub const WAITING: u32 = 2;
 
-/// A program that waits in the kernel, by the processor on which it does. Userspace lets it go on by writing its number
-/// to the same place of another array.
+/// A program waiting in the kernel, by processor. Userspace resumes it by writing its number to the
+/// same index of another array.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wait {
-    /// Of the last one that waited here, or waits.
+    /// Number of the last program that waited or is waiting here.
     pub number: u64,
-    /// Of the last one that went on.
+    /// Number of the last program that resumed.
     pub ended: u64,
-    /// Of the last one that nobody let go on, and which was sent `SIGSTOP`.
+    /// Number of the last program that was not resumed in time and received `SIGSTOP`.
     pub stopped: u64,
 }
 
-/// What the kernel side counts that waits for a system call.
+/// Counters of the program that sends a signal at a system call.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CallCounters {
-    /// Calls.
+    /// Matching calls.
     pub calls: u64,
-    /// Signals that were sent.
+    /// Signals sent.
     pub sent: u64,
     /// Signals that could not be sent.
     pub failed: u64,
@@ -53,18 +54,18 @@ impl core::ops::AddAssign for CallCounters {
 pub struct Event {
     /// [`FORK`], [`EXEC`] or [`EXIT`].
     pub kind: u32,
-    /// The process, as the initial PID namespace numbers it.
+    /// The process ID in the initial PID namespace.
     pub pid: u32,
     /// [`FREE`], [`STOPPED`] or [`WAITING`].
     pub held: u32,
-    /// Where it waits.
+    /// The processor on which it waits, if [`WAITING`].
     pub processor: u32,
-    /// As which it waits.
+    /// Its number in [`Wait`], if [`WAITING`].
     pub number: u64,
 }
 
 impl Event {
-    /// Reads a record.
+    /// Parses a record.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let word = |number: usize| {

@@ -1,45 +1,46 @@
-//! A rule as the kernel side sees it: what to do to a packet that it matches.
+//! The eBPF form of a rule: the actions on matching packets.
 
 use crate::model::{chance::Chance, loss::Loss};
 
-/// Most rules that one rule set may hold.
+/// Maximum number of rules in a rule set.
 pub const MAX_RULES: usize = 65_536;
 
 /// How a packet is corrupted.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CorruptMode {
-    /// A bit flips and the checksum is left wrong, so that the receiver's kernel drops the packet.
+    /// Flips a bit without updating the checksum, so the receiver's kernel drops the packet.
     #[default]
     Wire = 0,
-    /// A payload bit flips and the checksum is made right, so that the application sees it.
+    /// Flips a payload bit and updates the checksum, so the application receives the corrupted
+    /// data.
     Silent = 1,
 }
 
-/// Which packets are corrupted, and how.
+/// The selection and the mode of corruption.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Corrupt {
-    /// Which.
+    /// Selects the packets.
     pub chance: Chance,
     /// A [`CorruptMode`].
     pub mode: u32,
 }
 
-/// What to do to the packets that a rule matches: a field for each fault that takes more than a flag. Those that hold
-/// packets have theirs in [`crate::hold::Hold`].
+/// The actions on matching packets: a field for each fault that requires more than a flag. Rules
+/// that hold packets have additional data in [`crate::hold::Hold`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rule {
-    /// `CLOCK_MONOTONIC` nanoseconds after which the rule does nothing; `u64::MAX` for never.
+    /// `CLOCK_MONOTONIC` nanoseconds after which the rule is inactive; `u64::MAX` for never.
     pub deadline_ns: u64,
-    /// Start of the rule's random stream, made from the seed and the rule's number.
+    /// Start of the rule's random stream, derived from the seed and the rule's number.
     pub stream: u64,
-    /// Which packets are lost.
+    /// Selects lost packets.
     pub loss: Loss,
-    /// Which packets are corrupted.
+    /// Selects corrupted packets.
     pub corrupt: Corrupt,
-    /// Which packets are doubled.
+    /// Selects duplicated packets.
     pub duplicate: Chance,
     /// A combination of the `RULE_*` flags.
     pub flags: u32,
@@ -47,13 +48,13 @@ pub struct Rule {
 
 /// [`Rule::flags`]: reset the matching TCP connections.
 pub const RULE_RESET: u32 = 1 << 0;
-/// [`Rule::flags`]: reset on SYN as well, so that connecting is refused.
+/// [`Rule::flags`]: reset on SYN too, so that connections are refused.
 pub const RULE_RESET_SYN: u32 = 1 << 1;
-/// [`Rule::flags`]: decisions depend on earlier ones, so that they must be made one after another.
+/// [`Rule::flags`]: decisions depend on earlier ones, so they must be made sequentially.
 pub const RULE_STATEFUL: u32 = 1 << 2;
 /// [`Rule::flags`]: the rule corrupts or duplicates.
 pub const RULE_ALTERS: u32 = 1 << 3;
 /// [`Rule::flags`]: the rule delays packets or limits their rate, see [`crate::hold::Hold`].
 pub const RULE_HOLDS: u32 = 1 << 4;
-/// [`Rule::flags`]: packets whose transport understands ECN are marked (RFC 3168) instead of being lost.
+/// [`Rule::flags`]: ECN-capable packets are marked (RFC 3168) instead of dropped.
 pub const RULE_ECN: u32 = 1 << 5;

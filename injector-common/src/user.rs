@@ -1,4 +1,4 @@
-//! Lets aya's typed maps carry the shared types.
+//! `aya::Pod` implementations, which aya's typed maps require.
 
 use crate::{
     classify::{ShortKey, Slot, TupleKey},

@@ -1,15 +1,16 @@
-//! Help for the kernel's verifier, which follows each way through a program that it cannot prove equal
-//! to one that it has followed before.
+//! Helpers for the kernel's verifier, which follows every path that it cannot prove equivalent to
+//! an earlier one.
 
-/// Returns `value`, without what the verifier knows of it, so that ways which differ in this value alone
-/// count as equal. `unknown` is any number of which it knows nothing, for instance one from the packet.
+/// Returns `value`, but makes the verifier forget its bounds, so that paths which differ only in
+/// this value are equivalent. `unknown` is any number without known bounds, for instance one from
+/// the packet.
 #[inline(always)]
 #[must_use]
 pub fn forget(value: u32, unknown: u32) -> u32 {
     #[cfg(target_arch = "bpf")]
     {
         let mut value = u64::from(value);
-        // SAFETY: changes the register twice, to the same effect as not at all.
+        // SAFETY: changes the register twice, with no net effect.
         unsafe {
             core::arch::asm!(
                 "{value} ^= {unknown}",
@@ -27,15 +28,16 @@ pub fn forget(value: u32, unknown: u32) -> u32 {
     }
 }
 
-/// Returns `address`, so that the compiler computes it once. The verifier knows of a bound only for the
-/// very register that has been compared, not for another that is computed alike.
+/// Returns `address`, and makes the compiler compute it only once. The verifier only knows the
+/// bounds of the register that was compared, not of another with the same value.
 #[inline(always)]
 #[must_use]
 pub fn pin(address: usize) -> usize {
     #[cfg(target_arch = "bpf")]
     {
         let mut address = address;
-        // SAFETY: a move to itself; with no instruction at all, the line information would be refused.
+        // SAFETY: a move to itself; with no instruction at all, the line information would be
+        // refused.
         unsafe {
             core::arch::asm!(
                 "{address} = {address}",
