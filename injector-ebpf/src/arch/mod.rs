@@ -1,7 +1,7 @@
 //! Architecture-specific code, chosen by `bpf_target_arch`, which the build script sets.
 //!
-//! Each architecture has one file. It defines the offsets of system call registers in `struct
-//! pt_regs`, in bytes, and how to recognize calls of 32-bit programs and get a call's number.
+//! Each architecture has one file. It defines the offsets, in bytes, of system call registers in
+//! `struct pt_regs`, how to recognize calls of 32-bit programs, and how to get a call's number.
 
 #![allow(dead_code, unused_imports, reason = "each object needs a part of it")]
 

@@ -150,7 +150,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The OpenAPI description, as served at `/openapi.json`.
+/// The API description, as served at `/openapi.json`.
 #[must_use]
 pub fn description() -> OpenApi {
     described().1

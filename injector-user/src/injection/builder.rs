@@ -77,7 +77,7 @@ impl Builder {
     keys! { target:
         /// Faults the processes of a cgroup, by its path below the cgroup v2 mount.
         cgroup "cgroup"
-        /// Faults what passes in a network namespace, by its name or path.
+        /// Faults the packets in a network namespace, by its name or path.
         netns "netns"
         /// Faults the processes of a container, by its name or ID.
         container "container"
@@ -297,7 +297,7 @@ impl Injection<u32> {
     ///     .remote_port("5432")?
     ///     .lasts(Duration::from_secs(30))
     ///     .start()?;
-    /// // What is tested comes here.
+    /// // Run the code under test here.
     /// assert!(guard.counters().packets.matched > 0);
     /// let counters = guard.end()?;
     /// println!("{} packets dropped", counters.packets.done.dropped);
