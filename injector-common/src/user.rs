@@ -15,7 +15,8 @@ use crate::{
 
 macro_rules! pod {
     ($($type:ty),+ $(,)?) => {$(
-        // SAFETY: repr(C), Copy, 'static, without padding (checked below) and valid for any bit pattern.
+        // SAFETY: repr(C), Copy, 'static, without padding (checked below), and any bit pattern is
+        // valid.
         unsafe impl aya::Pod for $type {}
     )+};
 }

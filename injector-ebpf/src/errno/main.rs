@@ -47,7 +47,7 @@ static COUNTERS: Array<ErrnoCounters> = Array::with_max_entries(1, 0);
 /// A hook argument as a plain number: the type known to the verifier differs between kernels.
 #[inline(always)]
 fn argument(context: *const u64, number: usize) -> u64 {
-    // SAFETY: the context is the array of arguments; a failing read is an error, whatever the address.
+    // SAFETY: the context is the array of arguments; a failing read is an error at any address.
     unsafe { bpf_probe_read_kernel(context.add(number)) }.unwrap_or(0)
 }
 

@@ -49,8 +49,8 @@ pub enum BuildError {
     Thread(#[source] io::Error),
 }
 
-/// Describes faults and their target, see [`Injection::builder`]. Keys and values are those of rule files
-/// (docs/rules.md).
+/// Describes faults and their target, see [`Injection::builder`]. Keys and values are those of rule
+/// files (docs/rules.md).
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     target: Map<String, Value>,

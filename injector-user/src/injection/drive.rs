@@ -46,7 +46,8 @@ impl Driver {
         let logger = match injection.network_mut() {
             Some(network) => {
                 let logger = network.object().logger().map_err(super::NetworkError::from)?;
-                // SAFETY: the logger owns its ring buffer's descriptor, which it neither closes nor replaces.
+                // SAFETY: the logger owns its ring buffer's descriptor, and neither closes nor
+                // replaces it.
                 let registered = unsafe { AsyncFd::register(logger) };
                 Some(registered.map_err(|error| InjectionError::Log(error.into()))?)
             }
