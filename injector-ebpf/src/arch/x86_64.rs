@@ -16,7 +16,7 @@ const SEGMENT: usize = 17 * 8;
 const USER_CS: u64 = 0x33;
 const USER_CS_32: u64 = 0x23;
 
-/// System call numbers (arch/x86/entry/syscalls/syscall_64.tbl). Those of x32 have an extra bit
+/// System call numbers (`arch/x86/entry/syscalls/syscall_64.tbl`). Those of x32 have an extra bit
 /// set.
 pub mod calls {
     pub const FUTEX: u32 = 202;
