@@ -8,7 +8,7 @@ use crate::{arch, kernel::field, maps};
 
 /// The arguments of the current system call.
 #[derive(Clone, Copy)]
-pub struct Arguments(*const u8);
+pub struct Arguments(*const u64);
 
 impl Arguments {
     /// The current task's arguments. The kernel keeps them, so they are also available after the
@@ -16,14 +16,14 @@ impl Arguments {
     #[inline(always)]
     pub fn current() -> Self {
         // SAFETY: takes the current task, which outlives this program run.
-        Self(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u8 })
+        Self(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u64 })
     }
 
     /// Reads a register with a separate load, as the verifier requires.
     #[inline(always)]
     fn register(self, at: usize) -> u64 {
         // SAFETY: the verifier checks the load; the kernel returns 0 for unmapped memory.
-        unsafe { self.0.add(at).cast::<u64>().read_volatile() }
+        unsafe { self.0.byte_add(at).read_volatile() }
     }
 
     /// The number of the system call.

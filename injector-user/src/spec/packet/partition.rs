@@ -28,7 +28,7 @@ impl PacketFault for Partition {
         ..PacketInfo::DEFAULT
     };
 
-    /// Does nothing: [`RuleSpec::check`] turns the partition into a separate rule that matches its
+    /// Does nothing: `RuleSpec::check` turns the partition into a separate rule that matches its
     /// addresses.
     fn compile(_: &[Remote], _: &mut Compiler) -> Result<(), RuleError> {
         Ok(())
