@@ -5,9 +5,6 @@ use crate::classify::TupleMask;
 /// Maximum number of mask combinations in a rule set; each costs one hash lookup per packet.
 pub const MAX_MASKS: usize = 32;
 
-/// Maximum number of distinct length limits in a rule set.
-pub const MAX_LENGTHS: usize = 15;
-
 /// The one element of the `CONTROL` map, rewritten at every lease renewal and rule change.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,39 +30,14 @@ pub struct RuleSet {
     pub mask_count: u32,
     /// Non-zero if a rule matches ports, which requires the port-class tables.
     pub uses_ports: u32,
-    /// Non-zero if a rule matches lengths.
-    pub uses_lengths: u32,
-    /// The length limits of the rules; the rest are `u32::MAX`.
-    pub lengths: [u32; MAX_LENGTHS],
     /// The masks, in ascending order of [`TupleMask::first_rule`].
     pub masks: [TupleMask; MAX_MASKS],
 }
 
 impl RuleSet {
     /// A rule set without rules.
-    pub const EMPTY: Self = Self {
-        mask_count: 0,
-        uses_ports: 0,
-        uses_lengths: 0,
-        lengths: [u32::MAX; MAX_LENGTHS],
-        masks: [TupleMask::EMPTY; MAX_MASKS],
-    };
-
-    /// The class of a packet's length: the number of [`Self::lengths`] that it exceeds.
-    #[inline(always)]
-    #[must_use]
-    pub fn length_class(&self, length: u32) -> u32 {
-        if self.uses_lengths == 0 {
-            return 0;
-        }
-        let mut class = 0;
-        for limit in self.lengths {
-            // Adds the sign of the difference. A branch would multiply the paths that the verifier
-            // follows.
-            class += (u64::from(limit).wrapping_sub(length.into()) >> 63) as u32;
-        }
-        class
-    }
+    pub const EMPTY: Self =
+        Self { mask_count: 0, uses_ports: 0, masks: [TupleMask::EMPTY; MAX_MASKS] };
 }
 
 /// Number of ports, and of entries in a [`PortClasses`] table.

@@ -606,23 +606,3 @@ fn what_a_host_receives_of_its_own_multicast_and_broadcast_is_known_for_ip() {
         assert_eq!(summary.seen.not_ip, 0, "{fault}");
     }
 }
-
-#[test]
-fn a_path_mtu_black_hole_loses_long_packets_only() {
-    let lab = Lab::new();
-    let line = "--for 60s --direction egress --longer-than 1000 --loss 100%";
-    let injector = Injector::start(&lab.left, &format!("--interface {INTERFACE} {line}"));
-    for family in FAMILIES {
-        let to = lab.right.address(family);
-        // With the IP and the ICMP header, the length of the packet.
-        let headers = if family == Family::V4 { 28 } else { 48 };
-        for (length, passes) in [(100, true), (1000, true), (1001, false), (1400, false)] {
-            let line = format!("ping -n -c 3 -i 0.2 -W 1 -s {} {to}", length - headers);
-            let (passed, output) = lab.left.run_in(None, &line);
-            assert_eq!(passed, passes, "{length} bytes: {output}");
-        }
-    }
-    let counts = injector.stop().total;
-    // Two lengths, three packets each, in both families.
-    assert_eq!((counts.matched, counts.dropped), (12, 12));
-}

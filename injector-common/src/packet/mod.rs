@@ -110,13 +110,6 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// The length of the IP packet, its header included.
-    #[inline(always)]
-    #[must_use]
-    pub const fn ip_length(&self) -> u32 {
-        self.end.saturating_sub(self.l3 as u32)
-    }
-
     /// An all-zero packet to parse into.
     pub const EMPTY: Self = Self {
         source: [0; 4],

@@ -29,8 +29,7 @@ pub fn search(packet: &Packet, direction: Direction, set: &RuleSet, bank: u32) -
         local = class(&maps::LOCAL_CLASSES, bank, packet.local_port(direction))?;
         remote = class(&maps::REMOTE_CLASSES, bank, packet.remote_port(direction))?;
     }
-    let length = set.length_class(packet.ip_length());
-    let tuple = tuple(packet, direction, local, remote, length);
+    let tuple = tuple(packet, direction, local, remote);
     let most = maps::MASKS_PER_BANK.load();
 
     if is_short(&tuple) {

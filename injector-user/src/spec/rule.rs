@@ -118,13 +118,6 @@ packet_faults!(fault_spec! {
         /// TCP segments with payload only
         #[arg(long, help_heading = "Match")]
         pub data_only: bool,
-
-        /// IP packets longer than BYTES, with header
-        ///
-        /// The length is that at the hook. With `--loss 100%` a path-MTU black hole: small packets pass, large ones are dropped. Segments that the
-        /// kernel has not split yet, or has merged, count as one packet.
-        #[arg(long, value_name = "BYTES", help_heading = "Match")]
-        pub longer_than: Option<u16>,
     ]
 });
 
@@ -178,8 +171,6 @@ pub struct Matching {
     pub tcp_flags: Option<TcpFlags>,
     /// Match only TCP segments with payload.
     pub data_only: bool,
-    /// Match only IP packets longer than this.
-    pub longer_than: Option<u16>,
 }
 
 impl Matching {
@@ -292,7 +283,6 @@ impl RuleSpec {
             local_ports: self.local_port.clone(),
             tcp_flags: self.tcp_flags,
             data_only: self.data_only,
-            longer_than: self.longer_than,
         })
     }
 }
