@@ -35,6 +35,18 @@ const MAX_PROGRESS: usize = 64 << 10;
 /// Any line but the last is dropped while more bytes than this wait.
 const MAX_WAITING: usize = 4 << 20;
 
+/// An error with its causes, in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
 /// Why output is incomplete.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum OutputError {

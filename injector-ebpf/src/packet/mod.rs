@@ -20,7 +20,7 @@ use injector_common::{
         Direction, Packet,
         parse::{Link, Unparsed, parse},
     },
-    rule::{RULE_RESET, Rule},
+    rule::Rule,
 };
 
 use crate::{clock, maps};
@@ -109,13 +109,8 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
         return None;
     }
     let mut matched = counted(number, &control, packet, direction, ctx.len())?;
-    if matched.rule.flags & RULE_RESET != 0
-        && direction == Direction::Egress
-        && skb::comes_back(ctx)
-        && scope::is_translated(ctx, packet)
-    {
-        // A loopback packet keeps the NAT translation of its own direction, so an answer made from
-        // it would be misrouted. If received packets are classified too, they reset the connection.
+    if impair::reset::is_astray(ctx, packet, direction, &matched) {
+        // Without the owner mark: if received packets are classified too, they reset the connection.
         matched.counters.skipped += 1;
         note(|seen| seen.translated += 1);
         return Some(Fate::Pass);

@@ -78,12 +78,6 @@ impl Active {
         true
     }
 
-    /// Reads the statistics of clock and process faults; returns whether they changed.
-    pub fn look(&mut self) -> bool {
-        let Some(worker) = &self.worker else { return false };
-        self.take(&worker.status())
-    }
-
     /// Updates the statistics of clock and process faults; returns whether they changed.
     pub fn take(&mut self, status: &Status) -> bool {
         let is_news = note(&mut self.fault.clocks, &status.clocks);

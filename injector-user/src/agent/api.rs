@@ -14,6 +14,7 @@ use crate::{
         network::report::{AttachedReport, Totals},
         process,
     },
+    output::chain,
     spec::{
         clock::ClockSpec, list::list, process::ProcessSpec, rule::RuleSpec, target::TargetSpec,
         value::Span,
@@ -350,8 +351,8 @@ impl Problem {
 }
 
 /// The error message with all its causes.
-pub(super) fn text(error: impl std::error::Error + Send + Sync + 'static) -> String {
-    format!("{:#}", anyhow::Error::new(error))
+pub(super) fn text(error: impl std::error::Error) -> String {
+    chain(&error)
 }
 
 impl Display for Problem {

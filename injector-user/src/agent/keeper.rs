@@ -304,7 +304,9 @@ impl Keeper {
                 ..new_fault(plan.terms, plan.spec, by, seed, ends_ns)
             },
         };
-        active.look();
+        if let Some(status) = active.worker.as_ref().map(Worker::status) {
+            active.take(&status);
+        }
         let warnings = group.map(|group| self.warn(group, false)).unwrap_or_default();
         for message in &warnings {
             active.fault.warn(message);
@@ -603,10 +605,11 @@ impl Keeper {
                 failed.push((name.clone(), text(error)));
                 continue;
             }
-            let mut is_changed = active.look();
+            let status = active.worker.as_ref().map(Worker::status);
+            let mut is_changed = status.as_ref().is_some_and(|status| active.take(status));
             let group = active.group.and_then(|group| self.groups.get(&group));
-            let is_gone = group.is_some_and(Group::is_gone)
-                || active.worker.as_ref().is_some_and(|worker| worker.status().is_gone);
+            let is_gone =
+                group.is_some_and(Group::is_gone) || status.is_some_and(|status| status.is_gone);
             is_changed |= note(&mut active.fault.gone, &is_gone);
             if let Some(counts) = counts.get(&active.number) {
                 is_changed |= active.count(counts);

@@ -68,7 +68,7 @@ pub struct FaultArgs {
 }
 
 /// The choice of engines.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub struct Engines {
     /// auto, edt, tap, vdso, probe, lsm or fmod-ret
     ///

@@ -345,7 +345,7 @@ mod tests {
         let session = SessionArgs {
             duration: None,
             seed: None,
-            engines: crate::cli::args::Engines { engines: Vec::new() },
+            engines: crate::cli::args::Engines::default(),
             require_match: false,
             output: Output::default(),
             output_file: None,

@@ -80,36 +80,6 @@ impl Driver {
     }
 }
 
-impl<K: Copy + Ord> Injection<K> {
-    /// Drives the injection until its end or until `stop` is ready, then ends it. Returns the
-    /// output of `stop`.
-    pub async fn drive<T>(
-        &mut self,
-        ends: Option<Instant>,
-        stop: impl Future<Output = T>,
-        mut tell: impl FnMut(&mut Self, Tick),
-    ) -> Result<Option<T>, InjectionError> {
-        let mut driver = Driver::new(self, ends)?;
-        tokio::pin!(stop);
-        let stopped = loop {
-            let tick = tokio::select! {
-                biased;
-                stopped = &mut stop => break Some(stopped),
-                tick = driver.next(self) => tick?,
-            };
-            if matches!(tick, Tick::Expired) {
-                break None;
-            }
-            tell(self, tick);
-        };
-        self.end()?;
-        while let Some(event) = self.next_event() {
-            tell(self, Tick::Event(event));
-        }
-        Ok(stopped)
-    }
-}
-
 async fn until(then: Option<Instant>) {
     match then {
         Some(then) => tokio::time::sleep_until(then.into()).await,

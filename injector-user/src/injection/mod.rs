@@ -377,7 +377,9 @@ impl<K: Copy + Ord> Injection<K> {
         self.prepare_next(set)?;
         self.commit()?;
         self.commit_processes()?;
-        clock::wait_for_readers();
+        if self.network().is_some() {
+            clock::wait_for_readers();
+        }
         let replaced = self.settle([])?;
         self.attach()?;
         Ok(replaced)

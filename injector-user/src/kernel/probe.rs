@@ -19,6 +19,7 @@ use super::{
     object::{Capacity, Constants, HoldDevice, Object},
     rps, vdso,
 };
+use crate::output;
 
 /// A mechanism of the kernel's that packet faults take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +71,7 @@ impl Verdict {
     pub fn of<T, E: std::error::Error>(result: Result<T, E>, remedy: &'static str) -> Self {
         match result {
             Ok(_) => Self::Ok,
-            Err(error) => Self::Unavailable { reason: chain(&error), remedy },
+            Err(error) => Self::Unavailable { reason: output::chain(&error), remedy },
         }
     }
 
@@ -79,17 +80,6 @@ impl Verdict {
     pub const fn is_ok(&self) -> bool {
         matches!(self, Self::Ok)
     }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// Runs `work` in a network namespace that goes with this call, with its loopback up.

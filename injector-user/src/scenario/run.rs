@@ -25,6 +25,7 @@ use crate::{
         journal::Owner,
         lease::{LEASE, RENEWAL},
     },
+    output,
     spec::scenario::{
         Scenario,
         plan::{Part, Plan},
@@ -326,7 +327,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         }
         self.say_events();
         if let Some(error) = &error {
-            self.say(Event::Failed { error: in_full(error) });
+            self.say(Event::Failed { error: output::chain(error) });
         }
         let targets = self.totals()?;
         let counters = self.stage.counts()?.into_iter().map(|parts| self.by_name(parts));
@@ -355,13 +356,6 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
 /// The parts with this name.
 fn parts<'a>(plan: &'a Plan, name: &'a str) -> impl Iterator<Item = &'a Part> {
     plan.parts.iter().filter(move |part| part.name == name)
-}
-
-/// An error message with all its causes.
-fn in_full(error: &StageError) -> String {
-    let first: &dyn std::error::Error = error;
-    let chain = std::iter::successors(Some(first), |error| error.source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// A timer with a resolution finer than tokio's milliseconds.

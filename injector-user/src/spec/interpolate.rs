@@ -54,6 +54,9 @@ pub(super) use interpolate;
 
 interpolate! {
     Odds { probability, correlation }
+    Every { 0 }
+    BitRate { 0 }
+    Size { 0 }
 }
 
 /// Interpolates two numbers, without floating-point noise in the last digits.
@@ -67,11 +70,19 @@ impl Interpolate for f64 {
     }
 }
 
-impl Interpolate for i32 {
-    fn between(&self, to: &Self, part: f64) -> Option<Self> {
-        Some(mix((*self).into(), (*to).into(), part).round() as Self)
-    }
+/// Implements [`Interpolate`] for whole numbers.
+macro_rules! integers {
+    ($($type:ty),+ $(,)?) => {$(
+        #[allow(clippy::cast_lossless, reason = "u64 has no other conversion")]
+        impl Interpolate for $type {
+            fn between(&self, to: &Self, part: f64) -> Option<Self> {
+                Some(mix(*self as f64, *to as f64, part).round() as Self)
+            }
+        }
+    )+};
 }
+
+integers!(i32, u32, u64);
 
 impl Interpolate for Percent {
     fn between(&self, to: &Self, part: f64) -> Option<Self> {
@@ -84,24 +95,6 @@ impl Interpolate for Span {
     fn between(&self, to: &Self, part: f64) -> Option<Self> {
         let ns = mix(self.0.as_nanos() as f64, to.0.as_nanos() as f64, part);
         Some(Self(Duration::from_nanos(ns.round() as u64)))
-    }
-}
-
-impl Interpolate for Every {
-    fn between(&self, to: &Self, part: f64) -> Option<Self> {
-        Some(Self(mix(self.0.into(), to.0.into(), part).round() as u32))
-    }
-}
-
-impl Interpolate for BitRate {
-    fn between(&self, to: &Self, part: f64) -> Option<Self> {
-        Some(Self(mix(self.0 as f64, to.0 as f64, part).round() as u64))
-    }
-}
-
-impl Interpolate for Size {
-    fn between(&self, to: &Self, part: f64) -> Option<Self> {
-        Some(Self(mix(self.0 as f64, to.0 as f64, part).round() as u64))
     }
 }
 

@@ -33,6 +33,16 @@ const FIRST_RESET: u32 = 1;
 /// The packet was replaced by another RST of its connection.
 const RESET_AGAIN: u32 = 2;
 
+/// Whether the rule requires a reset that would not arrive: a loopback packet keeps the NAT
+/// translation of its own direction, so an answer made from it would be misrouted.
+#[inline(always)]
+pub fn is_astray(ctx: &TcContext, packet: &Packet, direction: Direction, matched: &Match) -> bool {
+    matched.rule.flags & RULE_RESET != 0
+        && direction == Direction::Egress
+        && skb::comes_back(ctx)
+        && scope::is_translated(ctx, packet)
+}
+
 /// Resets the packet's connection if the rule requires it.
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match) -> Option<Fate> {

@@ -143,12 +143,6 @@ impl Plan {
         parts.iter().filter_map(|&part| Some((part, self.parts[part].processes()?)))
     }
 
-    /// Whether the target ever has a clock fault.
-    #[must_use]
-    pub fn ever_has_clock(&self, target: usize) -> bool {
-        self.sets(target).any(|parts| self.clock(parts).is_some())
-    }
-
     /// All sets of parts that are active at a target at some time.
     pub fn sets(&self, target: usize) -> impl Iterator<Item = &[usize]> {
         let sets = self.changes.iter().flat_map(|change| &change.sets);

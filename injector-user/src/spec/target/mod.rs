@@ -79,23 +79,13 @@ pub struct TargetSpec {
     ///
     /// A container of Docker, containerd, CRI-O, Podman or runc. A prefix of the ID is enough. Faults follow the
     /// container when it is restarted.
-    #[arg(
-        long,
-        value_name = "ID|NAME",
-        help_heading = "Target",
-        group = WHOSE
-    )]
+    #[arg(long, value_name = "ID|NAME", help_heading = "Target", group = WHOSE)]
     pub container: Option<String>,
 
     /// Kubernetes pod on this machine
     ///
     /// All its containers, including those that start later.
-    #[arg(
-        long,
-        value_name = "NAMESPACE/NAME",
-        help_heading = "Target",
-        group = WHOSE
-    )]
+    #[arg(long, value_name = "NAMESPACE/NAME", help_heading = "Target", group = WHOSE)]
     pub pod: Option<PodName>,
 
     /// Kubernetes pods of this node, by labels
