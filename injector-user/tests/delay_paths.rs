@@ -1,20 +1,22 @@
-//! Held packets are not charged to sockets, wherever they are held: compared with netem, or else with the
-//! bare path.
+//! Held packets are not charged to their sender's socket, wherever they are held. Rates are compared with netem's
+//! in guests; `cargo xtask bench delay --only paths` compares them here.
 
 use std::{
-    process::Command,
-    sync::{Mutex, PoisonError},
-    time::Duration,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use testbed::{
     Host, Injector, TestCgroup, engines, is_guest,
-    path::{Middle, OFFERED, Rates, Row, TO_RECEIVER, TO_SENDER},
+    path::{Middle, OFFERED, Row, TO_RECEIVER, TO_SENDER},
     skip,
 };
 
 /// The duration of each rate measurement.
 const TIME: Duration = Duration::from_secs(1);
+
+/// The maximum number of measurements of each place, as a busy machine delivers less.
+const ATTEMPTS: u32 = 4;
 
 /// A place at which packets are held.
 struct Place {
@@ -90,71 +92,100 @@ const PLACES: [Place; 10] = [
     },
 ];
 
-/// The rates with netem at the sender or, where it is missing, without a delay.
-fn reference(row: &Row, cgroup: &TestCgroup, delay: Duration) -> Rates {
-    let ms = delay.as_millis();
-    let add = format!("qdisc add dev veth0 root netem limit 1000000 delay {ms}ms");
-    let tc = |line: &str| {
-        let mut command: Command = row.sender.command("tc", None);
-        command.args(line.split(' ')).output().expect("tc is installed").status.success()
-    };
-    if !tc(&add) {
-        skip("no netem: held packets are compared with those of the bare path");
-        return row.rates(Some(cgroup), Duration::ZERO, TIME);
+/// Longer than any stall of this machine.
+const HELD: Duration = Duration::from_secs(5);
+
+impl Place {
+    /// The command line that holds packets there.
+    fn line(&self, row: &Row, cgroup: &TestCgroup, engine: &str, delay: Duration) -> String {
+        let line = (self.line)(row, cgroup);
+        let ms = delay.as_millis();
+        format!("{line} --engine {engine} --no-protect --delay {ms}ms")
     }
-    let rates = row.rates(Some(cgroup), delay, TIME);
-    assert!(tc("qdisc del dev veth0 root"), "netem can be removed");
-    rates
 }
 
-/// The maximum number of measurements of each place, as a busy machine delivers less.
-const ATTEMPTS: u32 = 4;
-
-/// Compares all places with the reference.
-fn compare(delay: Duration) {
-    // Serialized, since load delays packets and each test moves this process between cgroups.
+/// This process is moved between cgroups for the sockets, and rates are not measured side by side.
+fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[test]
+fn what_waits_is_charged_to_nobody() {
+    let _turn = turn();
+    let cgroup = TestCgroup::new();
+    for middle in [Middle::Routes, Middle::Bridges] {
+        let row = Row::new(middle);
+        for engine in engines() {
+            for place in PLACES.iter().filter(|place| place.middle == middle) {
+                let what = format!("{engine} {}", place.what);
+                let flows = row.connect(Some(&cgroup));
+                let line = place.line(&row, &cgroup, engine, HELD);
+                let injector = Injector::start((place.host)(&row), &line);
+                flows.send();
+                // Packets pass to the next host after the send calls.
+                let start = Instant::now();
+                loop {
+                    let charged = flows.charged();
+                    if charged == [0, 0] {
+                        break;
+                    }
+                    assert!(
+                        start.elapsed() < HELD && !flows.has_arrived(),
+                        "{what}: TCP and UDP are charged {charged:?} bytes"
+                    );
+                }
+                let total = injector.stop().total;
+                assert!(total.delayed >= 2 && total.skipped == 0, "{what}: {total:?}");
+            }
+        }
+    }
+}
+
+/// Compares the rates of all places with those of netem at the sender.
+fn compare(delay: Duration) {
+    if !is_guest() {
+        skip("rates are compared by a benchmark, or in a guest");
+        return;
+    }
+    let _turn = turn();
     let cgroup = TestCgroup::new();
     let mut wrong = Vec::new();
     for middle in [Middle::Routes, Middle::Bridges] {
         let row = Row::new(middle);
-        let netem = reference(&row, &cgroup, delay);
-        println!("{delay:?} {middle:?} reference: {netem:?}");
+        let ms = delay.as_millis();
+        row.sender.run(&format!("tc qdisc add dev veth0 root netem limit 1000000 delay {ms}ms"));
+        let netem = row.rates(Some(&cgroup), delay, TIME);
+        row.sender.run("tc qdisc del dev veth0 root");
+        println!("{delay:?} {middle:?} netem: {netem:?}");
         // It may be more after a stall.
         let enough = |ours: f64, theirs: f64| ours >= 0.9 * theirs.min(OFFERED);
-        // Emulated machines are too slow for the TAP's thread: that engine is compared natively only.
-        for engine in engines().into_iter().filter(|&engine| engine == "edt" || !is_guest()) {
-            for place in PLACES.iter().filter(|place| place.middle == middle) {
-                let what = format!("{delay:?} {engine} {}", place.what);
-                let line = (place.line)(&row, &cgroup);
-                let line = format!(
-                    "{line} --engine {engine} --no-protect --delay {}ms",
-                    delay.as_millis()
-                );
-                let injector = Injector::start((place.host)(&row), &line);
-                let is_right = (0..ATTEMPTS).any(|_| {
-                    let rates = row.rates(Some(&cgroup), delay, TIME);
-                    println!("{what}: {rates:?}");
-                    enough(rates.tcp, netem.tcp) && enough(rates.udp, netem.udp)
-                });
-                let total = injector.stop().total;
-                assert!(total.delayed > 100 && total.skipped == 0, "{what}: {total:?}");
-                if !is_right {
-                    wrong.push(what);
-                }
+        for place in PLACES.iter().filter(|place| place.middle == middle) {
+            let what = format!("{delay:?} {}", place.what);
+            // Emulated machines are too slow for the TAP's thread.
+            let line = place.line(&row, &cgroup, "edt", delay);
+            let injector = Injector::start((place.host)(&row), &line);
+            let is_right = (0..ATTEMPTS).any(|_| {
+                let rates = row.rates(Some(&cgroup), delay, TIME);
+                println!("{what}: {rates:?}");
+                enough(rates.tcp, netem.tcp) && enough(rates.udp, netem.udp)
+            });
+            let total = injector.stop().total;
+            assert!(total.delayed > 100 && total.skipped == 0, "{what}: {total:?}");
+            if !is_right {
+                wrong.push(what);
             }
         }
     }
-    assert!(wrong.is_empty(), "less than 0.9 of the reference: {wrong:#?}");
+    assert!(wrong.is_empty(), "less than 0.9 of netem's rate: {wrong:#?}");
 }
 
 #[test]
-fn what_waits_for_20_ms_is_charged_to_nobody() {
+fn rates_at_20_ms_are_those_of_netem() {
     compare(Duration::from_millis(20));
 }
 
 #[test]
-fn what_waits_for_100_ms_is_charged_to_nobody() {
+fn rates_at_100_ms_are_those_of_netem() {
     compare(Duration::from_millis(100));
 }

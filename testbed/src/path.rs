@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     process::Command,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
@@ -124,10 +125,10 @@ impl Row {
         row
     }
 
-    /// One TCP and one UDP flow of [`OFFERED`] each from the sender to the receiver, for `time` after the path has
-    /// filled. All sockets belong to `cgroup`, if given.
+    /// Connects one TCP and one UDP flow from the sender to the receiver. All sockets belong to `cgroup`, if
+    /// given.
     #[must_use]
-    pub fn rates(&self, cgroup: Option<&TestCgroup>, delay: Duration, time: Duration) -> Rates {
+    pub fn connect(&self, cgroup: Option<&TestCgroup>) -> Flows {
         let address = SocketAddr::new(IpAddr::V4(self.receiver.v4), 9000);
         let (listener, udp_in, tcp_out, udp_out) = owned_by(cgroup, || {
             let (listener, udp_in) = self.receiver.inside(|| {
@@ -151,11 +152,75 @@ impl Row {
         ] {
             result.expect("sockets have these options");
         }
+        Flows { tcp_in, tcp_out, udp_in, udp_out }
+    }
+
+    /// The rates of [`Flows::rates`] of new flows.
+    #[must_use]
+    pub fn rates(&self, cgroup: Option<&TestCgroup>, delay: Duration, time: Duration) -> Rates {
+        self.connect(cgroup).rates(delay, time)
+    }
+}
+
+/// The sockets of one TCP and one UDP flow.
+#[derive(Debug)]
+pub struct Flows {
+    tcp_in: TcpStream,
+    tcp_out: TcpStream,
+    udp_in: UdpSocket,
+    udp_out: UdpSocket,
+}
+
+/// The bytes of packets on their way that are charged to a socket: `sk_wmem_alloc`.
+fn charged(socket: &impl AsRawFd) -> u32 {
+    // Its index in what `sk_get_meminfo` of net/core/sock.c fills.
+    const WMEM_ALLOC: usize = 2;
+    let mut values = [0_u32; 9];
+    let mut length = size_of_val(&values) as libc::socklen_t;
+    // SAFETY: `values` is writable for `length` bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            values.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    assert_eq!(result, 0, "SO_MEMINFO: {}", io::Error::last_os_error());
+    values[WMEM_ALLOC]
+}
+
+impl Flows {
+    /// Sends a segment of the TCP connection and a datagram.
+    pub fn send(&self) {
+        let data = [1; DATAGRAM];
+        (&self.tcp_out).write_all(&data).expect("the buffer has room");
+        self.udp_out.send(&data).expect("the buffer has room");
+    }
+
+    /// The bytes of packets on their way that are charged to the sockets of TCP and of UDP.
+    #[must_use]
+    pub fn charged(&self) -> [u32; 2] {
+        [charged(&self.tcp_out), charged(&self.udp_out)]
+    }
+
+    /// Whether anything has arrived that was not read.
+    #[must_use]
+    pub fn has_arrived(&self) -> bool {
+        let mut byte = [0];
+        self.tcp_in.peek(&mut byte).is_ok() || self.udp_in.peek(&mut byte).is_ok()
+    }
+
+    /// Sends [`OFFERED`] over each flow, for `time` after the path has filled.
+    #[must_use]
+    pub fn rates(&self, delay: Duration, time: Duration) -> Rates {
+        let Self { tcp_in, tcp_out, udp_in, udp_out } = self;
         let (ended, tcp, udp) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
         thread::scope(|scope| {
-            scope.spawn(|| count(&ended, &tcp, |buffer| (&tcp_in).read(buffer)));
+            scope.spawn(|| count(&ended, &tcp, |buffer| (&*tcp_in).read(buffer)));
             scope.spawn(|| count(&ended, &udp, |buffer| udp_in.recv(buffer)));
-            scope.spawn(|| offer(&ended, |data| (&tcp_out).write(data)));
+            scope.spawn(|| offer(&ended, |data| (&*tcp_out).write(data)));
             scope.spawn(|| {
                 offer(&ended, |data| {
                     data.chunks_exact(DATAGRAM).map(|datagram| udp_out.send(datagram)).sum()
