@@ -2,8 +2,6 @@
 
 use core::{iter::Sum, ops::AddAssign};
 
-use crate::verifier::pin;
-
 /// The table of packet counters. Calls `$callback!` with `$args` and a row for each counter. A row
 /// contains the field's name, which is also the JSON key and the metric label; the key in
 /// Kubernetes; a label for messages ("3 dropped"); and the documentation.
@@ -48,6 +46,11 @@ macro_rules! rule_counters {
             pub bytes: [u64; 2],
             /// Total delay of held packets in nanoseconds, by [`crate::packet::Direction`].
             pub delay_ns: [u64; 2],
+            /// The longest delay in nanoseconds, by [`crate::packet::Direction`].
+            pub max_delay_ns: [u64; 2],
+            /// The bitwise complement of the shortest delay, so that 0 means none and both extremes
+            /// are maxima; see [`Self::min_delay_ns`].
+            pub min_delay_complement: [u64; 2],
             $(#[doc = $doc] pub $field: u64,)*
         }
 
@@ -57,6 +60,11 @@ macro_rules! rule_counters {
                     self.packets[direction] += other.packets[direction];
                     self.bytes[direction] += other.bytes[direction];
                     self.delay_ns[direction] += other.delay_ns[direction];
+                    keep_max(&mut self.max_delay_ns[direction], other.max_delay_ns[direction]);
+                    keep_max(
+                        &mut self.min_delay_complement[direction],
+                        other.min_delay_complement[direction],
+                    );
                 }
                 $(self.$field += other.$field;)*
             }
@@ -107,74 +115,28 @@ impl RuleCounters {
     }
 }
 
-/// Number of [`Delays`] buckets with an upper bound.
-pub const DELAY_BOUNDS: usize = 41;
-
-/// Width of the narrowest buckets in nanoseconds: 1/32 ms.
-const DELAY_STEP_NS: u64 = 31_250;
-
-/// Histogram of the delays of a rule. All CPUs share it: holding a packet costs more than an atomic
-/// increment, and per-CPU buckets would be large.
-///
-/// There are two buckets for each doubling: bounds are 1/16 ms, 3/32, 1/8, 3/16 … 1, 1.5, 2, 3, 4,
-/// 6, 8 ms … 65.536 s, see [`Delays::bound_ns`].
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Delays {
-    /// Counts by [`crate::packet::Direction`] and bucket, see [`Delays::place`].
-    pub counts: [u64; 2 * (DELAY_BOUNDS + 1)],
-}
-
-impl Default for Delays {
-    fn default() -> Self {
-        Self { counts: [0; 2 * (DELAY_BOUNDS + 1)] }
+/// Raises `max` to `value`.
+#[inline(always)]
+fn keep_max(max: &mut u64, value: u64) {
+    if value > *max {
+        *max = value;
     }
 }
 
-impl Delays {
-    /// The bucket of a delay; below [`DELAY_BOUNDS`] unless the delay exceeds the last bound.
+impl RuleCounters {
+    /// Counts a packet that is held for `delay_ns`.
     #[inline(always)]
-    #[must_use]
-    pub const fn bucket(delay_ns: u64) -> usize {
-        let steps = delay_ns.saturating_sub(1) / DELAY_STEP_NS;
-        match steps.checked_ilog2() {
-            None | Some(0) => 0,
-            Some(power @ 1..=20) => {
-                let upper_half = (steps >> (power - 1)) as u32 & 1;
-                (2 * power - 1 + upper_half) as usize
-            }
-            Some(_) => DELAY_BOUNDS,
-        }
+    pub fn count_delay(&mut self, direction: usize, delay_ns: u64) {
+        self.delayed += 1;
+        self.delay_ns[direction & 1] += delay_ns;
+        keep_max(&mut self.max_delay_ns[direction & 1], delay_ns);
+        keep_max(&mut self.min_delay_complement[direction & 1], !delay_ns);
     }
 
-    /// The upper bound of a bucket in nanoseconds; the last bucket has none.
+    /// The shortest delay in nanoseconds; [`u64::MAX`] if no packet was held.
     #[must_use]
-    pub const fn bound_ns(bucket: usize) -> Option<u64> {
-        if bucket >= DELAY_BOUNDS {
-            return None;
-        }
-        let halves = if bucket.is_multiple_of(2) { 4 } else { 3 };
-        Some((DELAY_STEP_NS * halves) << bucket.div_ceil(2) >> 1)
-    }
-
-    /// The index of a delay in [`Delays::counts`]. It is always within bounds, although the
-    /// verifier cannot know that.
-    #[inline(always)]
-    #[must_use]
-    pub fn place(direction: usize, delay_ns: u64) -> usize {
-        pin((direction & 1) * (DELAY_BOUNDS + 1) + Self::bucket(delay_ns))
-    }
-
-    /// The counts of one direction.
-    #[must_use]
-    pub fn of(&self, direction: usize) -> &[u64] {
-        &self.counts[(direction & 1) * (DELAY_BOUNDS + 1)..][..=DELAY_BOUNDS]
-    }
-}
-
-impl AddAssign<&Self> for Delays {
-    fn add_assign(&mut self, other: &Self) {
-        self.counts.iter_mut().zip(other.counts).for_each(|(count, other)| *count += other);
+    pub fn min_delay_ns(&self, direction: usize) -> u64 {
+        !self.min_delay_complement[direction & 1]
     }
 }
 

@@ -26,6 +26,10 @@ pub struct Hold {
     pub delay: Delay,
     /// The rate limit.
     pub rate: Rate,
+    /// Where the rule's delay histogram begins: egress first, then ingress.
+    pub cells: u32,
+    /// The resolution of that histogram, see [`crate::histogram`].
+    pub resolution: u32,
 }
 
 /// Mutable state of a rule that holds packets.

@@ -12,6 +12,7 @@ pub mod control;
 pub mod counter;
 pub mod errno;
 pub mod glob;
+pub mod histogram;
 pub mod hold;
 pub mod model;
 pub mod packet;

@@ -3,7 +3,7 @@
 use crate::{
     classify::{ShortKey, Slot, TupleKey},
     control::{Connection, Control, RuleSet},
-    counter::{Delays, RuleCounters, SeenCounters},
+    counter::{RuleCounters, SeenCounters},
     errno::{ErrnoCounters, Remote},
     glob::Glob,
     hold::{self, Hold, HoldState, Route},
@@ -28,7 +28,6 @@ pod!(
     Connection,
     Control,
     RuleSet,
-    Delays,
     RuleCounters,
     SeenCounters,
     Rule,
@@ -56,11 +55,10 @@ const _: () = {
     assert!(size_of::<TupleKey>() == 28);
     assert!(size_of::<Connection>() == 36);
     assert!(size_of::<Control>() == 24);
-    assert!(size_of::<RuleCounters>() == 144);
-    assert!(size_of::<Delays>() == 672);
+    assert!(size_of::<RuleCounters>() == 176);
     assert!(size_of::<SeenCounters>() == 64);
     assert!(size_of::<Rule>() == 64);
-    assert!(size_of::<Hold>() == 72);
+    assert!(size_of::<Hold>() == 80);
     assert!(size_of::<HoldState>() == 24);
     assert!(size_of::<Route>() == 32);
     assert!(size_of::<hold::Slot>() == 40);

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use injector_common::{
     classify::{ShortKey, Slot, TupleKey},
     control::{Connection, Control, Flow, FragmentKey, FragmentPorts, PortClasses, RuleSet},
-    counter::{Delays, RuleCounters, SeenCounters},
+    counter::{RuleCounters, SeenCounters},
     hold::{self, Hold, HoldState, Route, TAGS, Table},
     packet::Packet,
     rule::Rule,
@@ -152,9 +152,11 @@ pub static HOLDS: Array<Hold> = Array::with_max_entries(2, 0);
 #[map]
 pub static HOLD_STATES: Array<HoldState> = Array::with_max_entries(2, 0);
 
-/// Histograms of delays.
+/// The cells of all delay histograms, see [`Hold::cells`].
+///
+/// All CPUs share them: holding a packet costs more than an atomic increment.
 #[map]
-pub static DELAYS: Array<Delays> = Array::with_max_entries(2, 0);
+pub static DELAYS: Array<u64> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 
 /// The delay of the packet being classified, in nanoseconds.
 #[map]

@@ -111,6 +111,9 @@ fn a_fixed_delay_is_never_undercut_and_keeps_the_order() {
             let up_to = buckets[0]["up_to_ms"].as_f64().expect("a number");
             let is_right = buckets.len() == 1 && (ms as f64..1.5 * ms as f64).contains(&up_to);
             assert!(is_right, "{engine} {ms} ms: {told}");
+            for key in ["min_ms", "p50_ms", "p99_ms", "max_ms"] {
+                assert_eq!(told[key], ms as f64, "{engine} {ms} ms: {told}");
+            }
             assert!(arrivals.is_sorted_by_key(|arrival| arrival.number), "{engine} {ms} ms");
             let early = arrivals.iter().find(|arrival| arrival.delay_ms < ms as f64);
             assert!(early.is_none(), "{engine} {ms} ms: {early:?}");

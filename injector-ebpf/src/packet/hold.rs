@@ -7,8 +7,8 @@
 
 use aya_ebpf::{bindings::BPF_F_INGRESS, helpers::generated::bpf_redirect, programs::TcContext};
 use injector_common::{
-    counter::Delays,
-    hold::{Route, Slot, TAGS},
+    histogram,
+    hold::{Hold, Route, Slot, TAGS},
     packet::Direction,
 };
 
@@ -65,12 +65,11 @@ fn count(matched: &mut Match, direction: Direction, wait: u64) {
         // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
         unsafe { (*seen).held += 1 };
     }
-    matched.counters.delayed += 1;
-    matched.counters.delay_ns[direction as usize] += wait;
-    if let Some(delays) = maps::DELAYS.get_ptr_mut(matched.index)
-        // SAFETY: a map value; other CPUs increment the same bucket by the same instruction.
-        && let Some(count) = unsafe { (*delays).counts.get_mut(Delays::place(direction as usize, wait)) }
-    {
+    matched.counters.count_delay(direction as usize, wait);
+    let Some(&Hold { cells, resolution, .. }) = maps::HOLDS.get(matched.index) else { return };
+    let first = cells + direction as u32 * histogram::buckets(resolution);
+    let cell = first + histogram::bucket(resolution, wait);
+    if let Some(count) = maps::DELAYS.get_ptr_mut(cell) {
         // SAFETY: a map value, aligned to 8.
         unsafe { atomic::fetch_add(count, 1) };
     }

@@ -23,6 +23,7 @@ use crate::{
         counts::Counter,
         network::{
             counts::Counts,
+            delays::DelayReport,
             hold::{self, Engine},
             report::{AttachedReport, Totals},
         },
@@ -690,12 +691,24 @@ fn held_line(text: &mut String, held: &HeldReport) -> std::fmt::Result {
 fn rule_line(text: &mut String, rule: &RuleReport) -> std::fmt::Result {
     let RuleReport { rule, name, totals } = rule;
     writeln!(text, "injector:   rule {rule} ({name}): {}", counts(totals))?;
-    for (way, traffic) in [("egress", totals.egress), ("ingress", totals.ingress)] {
+    let delays = totals.delay.as_deref();
+    let directions = [
+        ("egress", totals.egress, delays.and_then(|delays| delays.egress.as_ref())),
+        ("ingress", totals.ingress, delays.and_then(|delays| delays.ingress.as_ref())),
+    ];
+    for (way, traffic, delay) in directions {
         if traffic.packets > 0 {
             writeln!(
                 text,
                 "injector:     {way} {} packets, {} bytes",
                 traffic.packets, traffic.bytes
+            )?;
+        }
+        if let Some(DelayReport { min_ms, p50_ms, p99_ms, max_ms, .. }) = delay {
+            writeln!(
+                text,
+                "injector:     {way} delays: min {min_ms:.3} ms, median {p50_ms:.3} ms, p99 {p99_ms:.3} ms, \
+                 max {max_ms:.3} ms"
             )?;
         }
     }

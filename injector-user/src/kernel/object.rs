@@ -15,7 +15,8 @@ use aya_log::EbpfLogger;
 use injector_common::{
     classify::{ShortKey, Slot, TupleKey},
     control::{Connection, Control, PortClasses, RuleSet},
-    counter::{Delays, RuleCounters, SeenCounters},
+    counter::{RuleCounters, SeenCounters},
+    histogram::{self, MAX_RESOLUTION, MIN_RESOLUTION},
     hold::{self, Hold, HoldState, MAX_TABLES, Route, TAGS, Table},
     model::delay::Memory,
     packet::Direction,
@@ -60,6 +61,17 @@ pub struct Capacity {
     pub entries: u32,
     /// Masks per bank, at most [`injector_common::control::MAX_MASKS`]. Each adds verification time.
     pub masks: u32,
+    /// Rules per bank whose delay histograms have the highest resolution, if memory suffices.
+    pub holds: u32,
+}
+
+/// The delay histogram of a rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DelayCells {
+    /// The resolution, see [`histogram`].
+    pub resolution: u32,
+    /// The counts of all buckets, of sent packets and then of received ones.
+    pub counts: Vec<u64>,
 }
 
 /// The loaded object. Dropping it, or the death of this process, frees its maps and programs.
@@ -69,6 +81,8 @@ pub struct Object {
     capacity: Capacity,
     /// Whether a bank's states and counters may be nonzero.
     used: [bool; 2],
+    /// The cells of the delay histograms; `None` if no rule holds packets.
+    delays: Option<Mapped<u64>>,
 }
 
 impl Object {
@@ -87,7 +101,8 @@ impl Object {
         let in_userspace = u32::from(constants.hold.is_some_and(|hold| hold.is_tap));
         // Unused maps have the minimum size.
         let if_held = |entries| if constants.hold.is_some() { entries } else { 1 };
-        let ebpf = EbpfLoader::new()
+        let cells = 2 * cells_per_bank(capacity);
+        let mut ebpf = EbpfLoader::new()
             // The object has no CO-RE relocations; loading the kernel's BTF takes long.
             .btf(None)
             .override_global("OF_CGROUP", &of_cgroup, true)
@@ -112,13 +127,15 @@ impl Object {
             .map_max_entries("SHORT_ENTRIES", 2 * capacity.entries)
             .map_max_entries("HOLDS", if_held(banks))
             .map_max_entries("HOLD_STATES", if_held(banks))
-            .map_max_entries("DELAYS", if_held(banks))
+            .map_max_entries("DELAYS", if_held(cells))
             .map_max_entries("TABLES", if_held(2 * MAX_TABLES))
             .map_max_entries("ROUTES", if_held(TAGS))
             .map_max_entries("HELD", if_held(TAGS))
             .load(OBJECT)
             .map_err(|error| KernelError::Load(error.into()))?;
-        Ok(Self { ebpf, capacity, used: [false; 2] })
+        let delays =
+            constants.hold.map(|_| ebpf::mapped(&mut ebpf, "DELAYS", cells)).transpose()?;
+        Ok(Self { ebpf, capacity, used: [false; 2], delays })
     }
 
     /// The capacity of the maps.
@@ -234,8 +251,9 @@ impl Object {
         tables: &[Box<Table>],
     ) -> Result<(), KernelError> {
         let first = bank * self.capacity.rules;
+        let with_histograms = self.with_histograms(bank, rules, holds);
         self.array("HOLDS", |array: &mut Array<_, Hold>| {
-            (first..).zip(holds).try_for_each(|(index, hold)| array.set(index, hold, 0))
+            (first..).zip(&with_histograms).try_for_each(|(index, hold)| array.set(index, hold, 0))
         })?;
         self.array("HOLD_STATES", |array: &mut Array<_, HoldState>| {
             (first..).zip(holds).zip(rules).try_for_each(|((index, _), rule)| {
@@ -244,17 +262,32 @@ impl Object {
                 array.set(index, HoldState { memory, ..HoldState::default() }, 0)
             })
         })?;
-        self.array("DELAYS", |array: &mut Array<_, Delays>| {
-            (first..)
-                .zip(rules)
-                .take(holds.len())
-                .filter(|(_, rule)| rule.flags & RULE_HOLDS != 0)
-                .try_for_each(|(index, _)| array.set(index, Delays::default(), 0))
-        })?;
         self.array("TABLES", |array: &mut Array<_, Table>| {
             let first = bank * MAX_TABLES;
             (first..).zip(tables).try_for_each(|(index, table)| array.set(index, **table, 0))
         })
+    }
+
+    /// Divides the cells of bank `bank` among the rules that hold packets, and clears them.
+    fn with_histograms(&self, bank: u32, rules: &[Rule], holds: &[Hold]) -> Vec<Hold> {
+        let Some(delays) = &self.delays else { return holds.to_vec() };
+        let has_histogram = |rule: &Rule| rule.flags & RULE_HOLDS != 0;
+        let per_bank = cells_per_bank(self.capacity);
+        let count = rules.iter().take(holds.len()).filter(|rule| has_histogram(rule)).count();
+        let resolution = histogram::resolution_for(count, per_bank);
+        let size = histogram::cells_of(resolution) as u32;
+        let first = bank * per_bank;
+        let mut next = first;
+        let with_histogram = |(hold, rule): (&Hold, &Rule)| {
+            let cells = next;
+            if has_histogram(rule) {
+                next += size;
+            }
+            Hold { cells, resolution, ..*hold }
+        };
+        let with_histograms = holds.iter().zip(rules).map(with_histogram).collect();
+        (first..next).for_each(|cell| delays.set(cell, 0));
+        with_histograms
     }
 
     /// Copies states from rules of the other bank to rules of bank `to`, given as pairs (old, new).
@@ -390,14 +423,20 @@ impl Object {
     }
 
     /// The delay histogram of a rule of bank `bank` that holds packets.
-    pub fn delays(&mut self, bank: u32, number: u32) -> Result<Delays, KernelError> {
+    pub fn delays(&mut self, bank: u32, number: u32) -> Result<DelayCells, KernelError> {
         let index = bank * self.capacity.rules + number;
-        let mut delays = Delays::default();
-        self.array("DELAYS", |array: &mut Array<_, Delays>| {
-            delays = array.get(&index, 0)?;
+        let mut hold = Hold::default();
+        self.array("HOLDS", |array: &mut Array<_, Hold>| {
+            hold = array.get(&index, 0)?;
             Ok(())
         })?;
-        Ok(delays)
+        let Hold { cells, resolution, .. } = hold;
+        let size = histogram::cells_of(resolution) as u32;
+        let counts = self
+            .delays
+            .as_ref()
+            .map(|delays| (cells..cells + size).map(|cell| delays.get(cell)).collect());
+        Ok(DelayCells { resolution, counts: counts.unwrap_or_default() })
     }
 
     /// The counters of all packets seen on the attached interfaces.
@@ -416,6 +455,18 @@ impl Object {
     ) -> Result<(), KernelError> {
         ebpf::array(&mut self.ebpf, name, work)
     }
+}
+
+/// The cells of the delay histograms of a bank: enough for the lowest resolution of all rules, and
+/// for the highest of the expected ones within a limit of memory.
+fn cells_per_bank(capacity: Capacity) -> u32 {
+    /// 32 MiB.
+    const MAX_CELLS: u64 = 4 << 20;
+
+    let cells_of = |rules: u32, resolution| u64::from(rules) * histogram::cells_of(resolution);
+    let expected = cells_of(capacity.holds, MAX_RESOLUTION).min(MAX_CELLS);
+    let least = cells_of(capacity.rules, MIN_RESOLUTION);
+    u32::try_from(expected.max(least)).unwrap_or(u32::MAX)
 }
 
 /// At least two slots an entry, so that few entries share one.

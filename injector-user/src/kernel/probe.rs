@@ -134,7 +134,7 @@ fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError>
             hold: Some(HoldDevice { interface: 1, is_tap: false }),
             ..Constants::default()
         },
-        Capacity { rules: 1, entries: 1, masks: MAX_MASKS as u32 },
+        Capacity { rules: 1, entries: 1, masks: MAX_MASKS as u32, holds: 1 },
         0,
     )?;
     let lo = find(netns, |interface| interface.is_loopback)?;

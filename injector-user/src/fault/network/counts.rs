@@ -2,7 +2,9 @@
 
 use std::{iter::Sum, ops::AddAssign};
 
-use injector_common::counter::{Delays, RuleCounters};
+use injector_common::counter::RuleCounters;
+
+use super::delays::Delays;
 
 /// The counters of one rule or several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -10,14 +12,14 @@ pub struct Counts {
     /// Counters of effects.
     pub counters: RuleCounters,
     /// The histogram of delays, if the rules hold packets.
-    pub delays: Option<Box<Delays>>,
+    pub delays: Option<Delays>,
 }
 
 impl AddAssign<&Self> for Counts {
     fn add_assign(&mut self, other: &Self) {
         self.counters += other.counters;
         match (&mut self.delays, &other.delays) {
-            (Some(delays), Some(more)) => **delays += more,
+            (Some(delays), Some(more)) => *delays += more,
             (delays @ None, Some(more)) => *delays = Some(more.clone()),
             (_, None) => {}
         }

@@ -1,15 +1,57 @@
 //! The report of packet delays.
 
-use std::ops::AddAssign;
+use std::{collections::BTreeMap, ops::AddAssign};
 
-use injector_common::{
-    counter::{DELAY_BOUNDS, Delays},
-    packet::Direction,
-};
+use injector_common::{histogram, packet::Direction};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::counts::Counts;
+use crate::kernel::object::DelayCells;
+
+/// Number of buckets of a report with an upper bound.
+const BOUNDS: usize = 41;
+
+/// Counts of packets by delay in nanoseconds: the middle of a bucket of the eBPF side.
+type Samples = BTreeMap<u64, u64>;
+
+/// The delays of held packets by [`Direction`], as counted by the eBPF side.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delays {
+    samples: [Samples; 2],
+}
+
+impl From<&DelayCells> for Delays {
+    fn from(cells: &DelayCells) -> Self {
+        let resolution = cells.resolution;
+        let mut directions = cells.counts.chunks(histogram::buckets(resolution) as usize);
+        let mut of = || {
+            let counts = (0..).zip(directions.next().unwrap_or_default());
+            let used = counts.filter(|(_, count)| **count > 0);
+            used.map(|(bucket, count)| (middle_ns(resolution, bucket), *count)).collect()
+        };
+        Self { samples: [of(), of()] }
+    }
+}
+
+impl AddAssign<&Self> for Delays {
+    fn add_assign(&mut self, other: &Self) {
+        let pairs = self.samples.iter_mut().zip(&other.samples);
+        pairs.for_each(|(samples, others)| add_samples(samples, others));
+    }
+}
+
+fn add_samples(samples: &mut Samples, others: &Samples) {
+    for (&delay_ns, count) in others {
+        *samples.entry(delay_ns).or_default() += count;
+    }
+}
+
+/// The middle of a bucket of the eBPF side.
+fn middle_ns(resolution: u32, bucket: u32) -> u64 {
+    let (lower, upper) = histogram::bounds_ns(resolution, bucket);
+    f64::midpoint(lower, upper).round() as u64
+}
 
 /// Delays of held packets, by direction. A direction without held packets is left out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -30,12 +72,21 @@ pub struct DelayReport {
     pub count: u64,
     /// The sum of delays in milliseconds.
     pub sum_ms: f64,
-    /// The median in milliseconds, interpolated within its bucket.
+    /// The shortest delay in milliseconds.
+    #[serde(default)]
+    pub min_ms: f64,
+    /// The median in milliseconds, within 1 %.
     pub p50_ms: f64,
-    /// The 99th percentile in milliseconds, interpolated within its bucket.
+    /// The 99th percentile in milliseconds, within 1 %.
     pub p99_ms: f64,
+    /// The longest delay in milliseconds.
+    #[serde(default)]
+    pub max_ms: f64,
     /// The histogram, without empty buckets.
     pub buckets: Vec<DelayBucket>,
+    /// What the quantiles were computed from; empty if the report was parsed.
+    #[serde(skip)]
+    samples: Samples,
 }
 
 /// Packets held for longer than the previous bucket's bound.
@@ -48,20 +99,43 @@ pub struct DelayBucket {
     pub count: u64,
 }
 
-/// The upper bound of a bucket of the eBPF side, in milliseconds.
+/// The bucket of a report that contains a delay; the last, [`BOUNDS`], has no upper bound.
+fn report_bucket(delay_ns: u64) -> usize {
+    (0..BOUNDS).find(|bucket| bound_ns(*bucket) >= Some(delay_ns)).unwrap_or(BOUNDS)
+}
+
+/// The upper bound of a bucket of a report, in nanoseconds: 1/16 ms, 3/32, 1/8, 3/16 … 1, 1.5, 2, 3,
+/// 4, 6, 8 ms … 65.536 s. All are bounds of the eBPF side's buckets as well.
+const fn bound_ns(bucket: usize) -> Option<u64> {
+    if bucket >= BOUNDS {
+        return None;
+    }
+    let halves = if bucket.is_multiple_of(2) { 4 } else { 3 };
+    Some((31_250 * halves) << bucket.div_ceil(2) >> 1)
+}
+
 fn bound_ms(bucket: usize) -> Option<f64> {
-    Delays::bound_ns(bucket).map(|ns| ns as f64 / 1e6)
+    bound_ns(bucket).map(ms)
+}
+
+/// Milliseconds of nanoseconds.
+fn ms(ns: u64) -> f64 {
+    ns as f64 / 1e6
 }
 
 impl DelaysReport {
     /// The report of counted delays; `None` if no packet was held.
     #[must_use]
     pub fn of(counts: &Counts) -> Option<Self> {
-        let delays = counts.delays.as_ref()?;
+        let (delays, counters) = (counts.delays.as_ref()?, &counts.counters);
         let of = |direction: Direction| {
             let direction = direction as usize;
-            let sum_ms = counts.counters.delay_ns[direction] as f64 / 1e6;
-            DelayReport::new(delays.of(direction), sum_ms)
+            DelayReport::new(
+                delays.samples[direction].clone(),
+                ms(counters.delay_ns[direction]),
+                ms(counters.min_delay_ns(direction)),
+                ms(counters.max_delay_ns[direction]),
+            )
         };
         let report = Self { egress: of(Direction::Egress), ingress: of(Direction::Ingress) };
         (report != Self::default()).then_some(report)
@@ -69,15 +143,24 @@ impl DelaysReport {
 }
 
 impl DelayReport {
-    /// The report of all buckets' counts; `None` if all are 0.
-    fn new(counts: &[u64], sum_ms: f64) -> Option<Self> {
-        let count = counts.iter().sum();
-        let with_bounds = counts.iter().enumerate().filter(|(_, count)| **count > 0);
-        let buckets = with_bounds
-            .map(|(bucket, &count)| DelayBucket { up_to_ms: bound_ms(bucket), count })
-            .collect();
-        let [p50_ms, p99_ms] = [0.5, 0.99].map(|part| quantile(counts, part));
-        (count > 0).then_some(Self { count, sum_ms, p50_ms, p99_ms, buckets })
+    /// The report of samples; `None` if there are none.
+    fn new(samples: Samples, sum_ms: f64, min_ms: f64, max_ms: f64) -> Option<Self> {
+        let count = samples.values().sum();
+        if count == 0 {
+            return None;
+        }
+        let mut counts = [0; BOUNDS + 1];
+        for (&delay_ns, count) in &samples {
+            counts[report_bucket(delay_ns)] += count;
+        }
+        let used = counts.into_iter().enumerate().filter(|(_, count)| *count > 0);
+        let buckets =
+            used.map(|(bucket, count)| DelayBucket { up_to_ms: bound_ms(bucket), count }).collect();
+        // The counters of another CPU may be one packet behind the histogram.
+        let max_ms = max_ms.max(min_ms);
+        let [p50_ms, p99_ms] =
+            [0.5, 0.99].map(|part| ms(quantile_ns(&samples, part)).clamp(min_ms, max_ms));
+        Some(Self { count, sum_ms, min_ms, p50_ms, p99_ms, max_ms, buckets, samples })
     }
 
     /// The counts of all buckets.
@@ -86,7 +169,16 @@ impl DelayReport {
             let is_it = |reported: &&DelayBucket| reported.up_to_ms == bound_ms(bucket);
             self.buckets.iter().find(is_it).map_or(0, |reported| reported.count)
         };
-        (0..=DELAY_BOUNDS).map(count).collect()
+        (0..=BOUNDS).map(count).collect()
+    }
+
+    /// The samples; those of a parsed report are at the bounds of its buckets.
+    fn samples(&self) -> Samples {
+        if !self.samples.is_empty() {
+            return self.samples.clone();
+        }
+        let counts = self.counts().into_iter().enumerate().filter(|(_, count)| *count > 0);
+        counts.map(|(bucket, count)| (bound_ns(bucket).unwrap_or(u64::MAX), count)).collect()
     }
 
     /// The cumulative counts by upper bound in seconds, as in a Prometheus histogram.
@@ -95,25 +187,21 @@ impl DelayReport {
             *sum += count;
             Some(*sum)
         });
-        let seconds = |bucket| Delays::bound_ns(bucket).map(|ns| ns as f64 / 1e9);
+        let seconds = |bucket| bound_ns(bucket).map(|ns| ns as f64 / 1e9);
         (0..).map_while(seconds).zip(counts)
     }
 }
 
-/// The delay in milliseconds that a fraction of the packets does not exceed, interpolated linearly
-/// within its bucket. At most the last bound.
-fn quantile(counts: &[u64], part: f64) -> f64 {
-    let mut left = part * counts.iter().sum::<u64>() as f64;
-    let mut lower = 0.0;
-    for (bucket, &count) in counts.iter().enumerate() {
-        let Some(upper) = bound_ms(bucket) else { break };
-        if count > 0 && left <= count as f64 {
-            return lower + (upper - lower) * left / count as f64;
+/// The delay that a fraction of the packets does not exceed; 0 without samples.
+fn quantile_ns(samples: &Samples, part: f64) -> u64 {
+    let mut left = (part * samples.values().sum::<u64>() as f64).ceil() as u64;
+    for (&delay_ns, &count) in samples {
+        if left <= count {
+            return delay_ns;
         }
-        left -= count as f64;
-        lower = upper;
+        left -= count;
     }
-    lower
+    0
 }
 
 impl AddAssign<&Self> for DelaysReport {
@@ -126,9 +214,14 @@ impl AddAssign<&Self> for DelaysReport {
 fn add(to: &mut Option<DelayReport>, other: Option<&DelayReport>) {
     match (to.as_mut(), other) {
         (Some(one), Some(other)) => {
-            let mut counts = one.counts();
-            counts.iter_mut().zip(other.counts()).for_each(|(count, other)| *count += other);
-            *to = DelayReport::new(&counts, one.sum_ms + other.sum_ms);
+            let mut samples = one.samples();
+            add_samples(&mut samples, &other.samples());
+            *to = DelayReport::new(
+                samples,
+                one.sum_ms + other.sum_ms,
+                one.min_ms.min(other.min_ms),
+                one.max_ms.max(other.max_ms),
+            );
         }
         (None, Some(other)) => *to = Some(other.clone()),
         (_, None) => {}
@@ -136,51 +229,4 @@ fn add(to: &mut Option<DelayReport>, other: Option<&DelayReport>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use injector_common::counter::RuleCounters;
-
-    use super::*;
-
-    fn held(direction: usize, delays_ns: &[u64]) -> Counts {
-        let mut delays = Delays::default();
-        let mut counters = RuleCounters::default();
-        for &delay_ns in delays_ns {
-            delays.counts[Delays::place(direction, delay_ns)] += 1;
-            counters.delay_ns[direction] += delay_ns;
-        }
-        Counts { counters, delays: Some(delays.into()) }
-    }
-
-    #[test]
-    fn delays_are_reported_by_direction_with_quantiles() {
-        let report = DelaysReport::of(&held(0, &[5_000_000; 100])).expect("some were held");
-        assert_eq!(report.ingress, None);
-        let egress = report.egress.expect("some were held");
-        assert_eq!((egress.count, egress.sum_ms), (100, 500.0));
-        assert_eq!(egress.buckets, [DelayBucket { up_to_ms: Some(6.0), count: 100 }]);
-        assert!((egress.p50_ms - 5.0).abs() < 1e-9 && (egress.p99_ms - 5.98).abs() < 1e-9);
-        assert_eq!(DelaysReport::of(&held(0, &[])), None);
-        assert_eq!(DelaysReport::of(&Counts::default()), None);
-    }
-
-    #[test]
-    fn the_sum_of_reports_is_the_report_of_the_sum() {
-        let (one, other) = ([1, 62_501, 70_000_000_000], [3_000_000, 3_000_001]);
-        let mut counts = held(1, &one);
-        counts += &held(1, &other);
-        let mut report = DelaysReport::of(&held(1, &one)).expect("some were held");
-        report += &DelaysReport::of(&held(1, &other)).expect("some were held");
-        report += &DelaysReport::default();
-        assert_eq!(Some(&report), DelaysReport::of(&counts).as_ref());
-        let ingress = report.ingress.expect("some were held");
-        let reported: Vec<_> =
-            ingress.buckets.iter().map(|reported| (reported.up_to_ms, reported.count)).collect();
-        let bounds = [Some(0.0625), Some(0.09375), Some(3.0), Some(4.0), None];
-        assert_eq!(reported, bounds.map(|bound| (bound, 1)));
-        let cumulative: Vec<_> = ingress.cumulative().collect();
-        assert_eq!(cumulative.len(), DELAY_BOUNDS);
-        assert_eq!((cumulative[0], cumulative[DELAY_BOUNDS - 1]), ((62.5e-6, 1), (65.536, 4)));
-        let text = serde_json::to_string(&ingress).expect("JSON");
-        assert_eq!(serde_json::from_str::<DelayReport>(&text).expect("the same"), ingress);
-    }
-}
+mod tests;

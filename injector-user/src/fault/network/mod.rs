@@ -42,6 +42,7 @@ use crate::{
 use attachments::{Attachment, Attachments};
 use compile::{CompileError, Compiled, compile};
 use counts::Counts;
+use delays::Delays;
 use hold::{Engine, Holds};
 use monitors::Monitors;
 use notices::{Interference, Notices};
@@ -551,8 +552,9 @@ impl Network {
         rules
             .map(|((number, rule), counters)| {
                 let holds = rule.flags & RULE_HOLDS != 0;
-                let delays = holds.then(|| self.object.delays(bank, number)).transpose()?;
-                Ok(Counts { counters, delays: delays.map(Box::new) })
+                let cells = holds.then(|| self.object.delays(bank, number)).transpose()?;
+                let delays = cells.as_ref().map(Delays::from);
+                Ok(Counts { counters, delays })
             })
             .collect()
     }
@@ -636,6 +638,7 @@ impl Needs {
             rules: self.capacity.rules.max(room.rules),
             entries: self.capacity.entries.max(room.entries),
             masks: self.capacity.masks.max(room.masks),
+            holds: self.capacity.holds.max(room.holds),
         };
         self.sides = self.sides.or(Sides::of(compiled));
         if compiled.needs_hold() {
@@ -652,5 +655,11 @@ fn room_for(compiled: &Compiled) -> Capacity {
     let rules = (2 * compiled.rules.len()).clamp(LEAST, MAX_RULES);
     let entries = (2 * compiled.entry_count()).clamp(LEAST, compile::MAX_ENTRIES);
     let masks = (2 * compiled.set.mask_count as usize).clamp(LEAST_MASKS, MAX_MASKS);
-    Capacity { rules: rules as u32, entries: entries as u32, masks: masks as u32 }
+    let holds = 2 * compiled.rules.iter().filter(|rule| rule.flags & RULE_HOLDS != 0).count();
+    Capacity {
+        rules: rules as u32,
+        entries: entries as u32,
+        masks: masks as u32,
+        holds: holds as u32,
+    }
 }
