@@ -41,6 +41,9 @@ pub struct HoldState {
     pub free_ns: [u64; 2],
     /// A [`Memory`].
     pub memory: u64,
+    /// The latest release time so far, by [`crate::packet::Direction`], see
+    /// [`Delay::keeps_order`].
+    pub last_ns: [u64; 2],
 }
 
 /// Packet metadata: fields of `struct sk_buff`.

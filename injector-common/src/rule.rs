@@ -44,6 +44,11 @@ pub struct Rule {
     pub duplicate: Chance,
     /// A combination of the `RULE_*` flags.
     pub flags: u32,
+    /// Index of the rule's mutable state. A rule that replaces another one on the same link has the
+    /// same index, so that the state survives the change.
+    pub link: u32,
+    /// Explicit padding to a multiple of 8 bytes.
+    pub reserved: u32,
 }
 
 /// [`Rule::flags`]: reset the matching TCP connections.

@@ -57,9 +57,9 @@ const _: () = {
     assert!(size_of::<Control>() == 24);
     assert!(size_of::<RuleCounters>() == 176);
     assert!(size_of::<SeenCounters>() == 64);
-    assert!(size_of::<Rule>() == 64);
+    assert!(size_of::<Rule>() == 72);
     assert!(size_of::<Hold>() == 80);
-    assert!(size_of::<HoldState>() == 24);
+    assert!(size_of::<HoldState>() == 40);
     assert!(size_of::<Route>() == 32);
     assert!(size_of::<hold::Slot>() == 40);
     assert!(size_of::<Skew>() == 144);

@@ -50,8 +50,7 @@ pub static JUDGED_BIT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static PROTECT: Global<u32> = Global::new(0);
 
-/// Number of rules per bank, and therefore the start of bank 1 in [`RULES`], [`STATES`] and
-/// [`COUNTERS`].
+/// Number of rules per bank, and therefore the start of bank 1 in [`RULES`] and [`COUNTERS`].
 #[unsafe(no_mangle)]
 pub static RULES_PER_BANK: Global<u32> = Global::new(1);
 
@@ -114,7 +113,7 @@ pub static ENTRIES: HashMap<TupleKey, u32> = HashMap::with_max_entries(2, 0);
 #[map]
 pub static RULES: Array<Rule> = Array::with_max_entries(2, 0);
 
-/// The mutable word of each rule, see [`injector_common::model::State`].
+/// The mutable word of each rule, see [`injector_common::model::State`]; by [`Rule::link`].
 #[map]
 pub static STATES: Array<u64> = Array::with_max_entries(2, 0);
 
@@ -148,7 +147,7 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> =
 #[map]
 pub static HOLDS: Array<Hold> = Array::with_max_entries(2, 0);
 
-/// State of the rules that hold packets.
+/// State of the rules that hold packets; by [`Rule::link`].
 #[map]
 pub static HOLD_STATES: Array<HoldState> = Array::with_max_entries(2, 0);
 

@@ -65,6 +65,15 @@ impl Delay {
         self.gap != 0 || (self.correlation != 0 && self.jitter_ns != 0)
     }
 
+    /// Whether no packet may leave before an earlier one of the same link.
+    ///
+    /// With a constant delay, this matters only when the delay or the rate changes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn keeps_order(&self) -> bool {
+        self.jitter_ns == 0 && self.gap == 0
+    }
+
     /// Whether a step needs a random number.
     #[must_use]
     pub const fn is_random(&self) -> bool {

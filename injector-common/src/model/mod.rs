@@ -22,7 +22,11 @@ impl State {
     pub const ONE_PACKET: u64 = 1 << 16;
     const CORRUPT_HIT: u64 = 1 << 8;
     const DUPLICATE_HIT: u64 = 1 << 9;
-    const LOSS_MASK: u64 = 0xff;
+    /// The memory of the loss model.
+    const LOSS_MASK: u64 = 0xf;
+    /// Position of the [`loss::Loss::kind`] to which that memory belongs, 4 bits. Another model
+    /// starts without memory.
+    const LOSS_KIND_SHIFT: u32 = 4;
 
     /// The number of packets that the rule matched before this one.
     #[inline(always)]
@@ -62,7 +66,9 @@ pub fn decide(rule: &Rule, state: State) -> (Decision, State) {
     let (lost, loss_memory) = if rule.loss.kind == loss::NONE {
         (false, 0)
     } else {
-        rule.loss.step((state.0 & State::LOSS_MASK) as u32, index, draw(0))
+        let is_own = (state.0 >> State::LOSS_KIND_SHIFT) as u32 & 0xf == rule.loss.kind;
+        let memory = if is_own { (state.0 & State::LOSS_MASK) as u32 } else { 0 };
+        rule.loss.step(memory, index, draw(0))
     };
     let (mut duplicate, mut corrupt, mut position) = (false, false, 0);
     if rule.flags & RULE_ALTERS != 0 {
@@ -74,7 +80,8 @@ pub fn decide(rule: &Rule, state: State) -> (Decision, State) {
         }
     }
 
-    let mut memory = u64::from(loss_memory) & State::LOSS_MASK;
+    let kind = u64::from(rule.loss.kind) << State::LOSS_KIND_SHIFT;
+    let mut memory = kind | u64::from(loss_memory) & State::LOSS_MASK;
     if duplicate {
         memory |= State::DUPLICATE_HIT;
     }

@@ -74,7 +74,7 @@ impl Group {
         let instance = SharedInstance::start(owner)?;
         let network =
             network::Options { protect: plan.protect, log_level, ..network::Options::default() };
-        let options = Options { network, outlived: true, carries: true, ..Options::default() };
+        let options = Options { network, outlived: true, ..Options::default() };
         let first = FaultSet { seed, ..FaultSet::default() };
         let later = FaultSet { seed, rules: member.rules.clone(), ..FaultSet::default() };
         let mut injection =

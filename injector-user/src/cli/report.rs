@@ -1,6 +1,7 @@
 //! The output of a session: events as JSON lines, or as text.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     fs::File,
     io::{self, IsTerminal as _},
@@ -117,7 +118,7 @@ pub enum Event<'a> {
     Changed {
         /// Names of the new rules.
         rules: Vec<&'a str>,
-        /// Counters of the old rules.
+        /// Counters of the old rules, without those that stay.
         replaced: Vec<RuleReport<'a>>,
         /// The new clock fault, if there is one.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -195,6 +196,16 @@ impl<'a> RuleReport<'a> {
 pub fn each<'a>(names: &[&'a str], counts: &[Counts]) -> Vec<RuleReport<'a>> {
     let report = |(rule, (&name, counts))| RuleReport { rule, name, totals: Totals::from(counts) };
     names.iter().zip(counts).enumerate().map(report).collect()
+}
+
+/// Counters of some rules, by number.
+#[must_use]
+pub fn some<'a>(names: &[&'a str], counts: &BTreeMap<u32, Counts>) -> Vec<RuleReport<'a>> {
+    let rules = counts.iter().filter_map(|(&rule, counts)| {
+        let rule = rule as usize;
+        Some(RuleReport { rule, name: names.get(rule)?, totals: Totals::from(counts) })
+    });
+    rules.collect()
 }
 
 /// Packets seen on the attached interfaces, matched or not.

@@ -1,6 +1,7 @@
 //! The common parts of `run` and `inject`: from options to active faults, and to their end.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     process::{ExitCode, ExitStatus},
     time::{Duration, Instant},
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     fault::{
         clock::Clocks,
-        network::{self, Network, counts::Counts},
+        network::{self, Network, counts::Counts, links},
         process::Statistics,
     },
     injection::{
@@ -354,7 +355,7 @@ impl<'a> Session<'a> {
     }
 
     fn counts(&mut self) -> Result<Vec<Counts>> {
-        self.injection.network_mut().map_or(Ok(Vec::new()), |network| Ok(network.counts()?))
+        Ok(self.injection.rules_mut().counts()?.into_values().collect())
     }
 
     fn process_statistics(&mut self) -> Result<Option<Statistics>> {
@@ -387,7 +388,7 @@ impl<'a> Session<'a> {
     fn change(&mut self, read: Result<Faults>) -> Result<()> {
         match read.and_then(|faults| self.try_change(faults)) {
             Ok((old, replaced)) => {
-                let replaced = report::each(&names(&old.rules), &replaced);
+                let replaced = report::some(&names(&old.rules), &replaced);
                 self.reporter.say(&Event::Changed {
                     rules: names(&self.faults.rules),
                     replaced,
@@ -401,15 +402,15 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Replaces the faults. Returns the previous faults and the counters of each of their rules.
-    fn try_change(&mut self, faults: Faults) -> Result<(Faults, Vec<Counts>)> {
+    /// Replaces the faults. Rules that stay the same keep their counters. Returns the previous faults
+    /// and the counters of their other rules, by number.
+    fn try_change(&mut self, faults: Faults) -> Result<(Faults, BTreeMap<u32, Counts>)> {
         if faults.processes != self.faults.processes {
             bail!("process faults cannot be changed while they act: restart with them");
         }
-        let replaced = self.injection.swap(FaultSet::of(&faults, self.seed))?;
-        // The new rules reuse the old rules' numbers and count from 0.
-        self.injection.rules_mut().forget(|_| true);
-        let replaced = replaced.packets.into_values().collect();
+        self.injection.swap(FaultSet::of(&faults, self.seed))?;
+        let kept = links::kept(&self.faults.rules, &faults.rules);
+        let replaced = self.injection.rules_mut().rename(&kept);
         Ok((std::mem::replace(&mut self.faults, faults), replaced))
     }
 }

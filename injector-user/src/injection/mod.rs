@@ -69,9 +69,6 @@ pub struct Options {
     pub errno: Option<hook::Engine>,
     /// Whether processes of the target may outlive the faults.
     pub outlived: bool,
-    /// Whether rules keep random streams and queues across a change of the same owner. Each owner
-    /// then has one rule.
-    pub carries: bool,
 }
 
 /// Faults that are active together. Each has an owner, by which counters are reported.
@@ -296,9 +293,6 @@ impl<K: Copy + Ord> Injection<K> {
 
     /// Activates the prepared packet and clock faults, replacing the active ones.
     pub fn commit(&mut self) -> Result<(), InjectionError> {
-        if self.options.carries {
-            self.network.carry()?;
-        }
         self.network.commit()?;
         match self.next.as_mut().map(|next| next.clock.take()) {
             Some(clock) if clock != self.clock => self.set_clock(clock),

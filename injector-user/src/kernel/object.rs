@@ -74,13 +74,23 @@ pub struct DelayCells {
     pub counts: Vec<u64>,
 }
 
+impl Capacity {
+    /// The number of links: one for each rule of both banks.
+    #[must_use]
+    pub const fn links(&self) -> u32 {
+        2 * self.rules
+    }
+}
+
 /// The loaded object. Dropping it, or the death of this process, frees its maps and programs.
 #[derive(Debug)]
 pub struct Object {
     ebpf: Ebpf,
     capacity: Capacity,
-    /// Whether a bank's states and counters may be nonzero.
+    /// Whether a bank's counters may be nonzero.
     used: [bool; 2],
+    /// The states of links from this one on are zero.
+    unused_link: u32,
     /// The cells of the delay histograms; `None` if no rule holds packets.
     delays: Option<Mapped<u64>>,
 }
@@ -135,7 +145,7 @@ impl Object {
             .map_err(|error| KernelError::Load(error.into()))?;
         let delays =
             constants.hold.map(|_| ebpf::mapped(&mut ebpf, "DELAYS", cells)).transpose()?;
-        Ok(Self { ebpf, capacity, used: [false; 2], delays })
+        Ok(Self { ebpf, capacity, used: [false; 2], unused_link: 0, delays })
     }
 
     /// The capacity of the maps.
@@ -212,7 +222,7 @@ impl Object {
         Ok(())
     }
 
-    /// Replaces the rules of bank `bank` and resets their states and counters.
+    /// Replaces the rules of bank `bank` and resets their counters.
     pub fn set_rules(&mut self, bank: u32, rules: &[Rule]) -> Result<(), KernelError> {
         let first = bank * self.capacity.rules;
         self.array("RULES", |array: &mut Array<_, Rule>| {
@@ -222,9 +232,6 @@ impl Object {
         if !std::mem::replace(used, true) {
             return Ok(());
         }
-        self.array("STATES", |array: &mut Array<_, u64>| {
-            (first..).zip(rules).try_for_each(|(index, _)| array.set(index, 0u64, 0))
-        })?;
         let fail = |source: MapError| KernelError::Map { map: "COUNTERS", source: source.into() };
         let cpus = nr_cpus().map_err(|(_, error)| fail(error.into()))?;
         let mut counters = self.counters()?;
@@ -234,6 +241,27 @@ impl Object {
             counters.set(index, zeroes, 0).map_err(fail)?;
         }
         Ok(())
+    }
+
+    /// Resets the states of links.
+    pub fn reset_links(&mut self, links: &[u32]) -> Result<(), KernelError> {
+        let unused = self.unused_link;
+        self.unused_link = links.iter().fold(unused, |unused, link| unused.max(link + 1));
+        self.array("STATES", |array: &mut Array<_, u64>| {
+            let mut used = links.iter().filter(|link| **link < unused);
+            used.try_for_each(|link| array.set(*link, 0u64, 0))
+        })
+    }
+
+    /// Resets the queues of links, each given with its random stream.
+    pub fn reset_queues(&mut self, links: &[(u32, u64)]) -> Result<(), KernelError> {
+        self.array("HOLD_STATES", |array: &mut Array<_, HoldState>| {
+            links.iter().try_for_each(|(link, stream)| {
+                // A correlated delay starts at a random value, as in netem.
+                let memory = Memory::from_last((stream >> 32) as u32).0;
+                array.set(*link, HoldState { memory, ..HoldState::default() }, 0)
+            })
+        })
     }
 
     /// Replaces one rule of bank `bank`, keeping its state and counters.
@@ -254,13 +282,6 @@ impl Object {
         let with_histograms = self.with_histograms(bank, rules, holds);
         self.array("HOLDS", |array: &mut Array<_, Hold>| {
             (first..).zip(&with_histograms).try_for_each(|(index, hold)| array.set(index, hold, 0))
-        })?;
-        self.array("HOLD_STATES", |array: &mut Array<_, HoldState>| {
-            (first..).zip(holds).zip(rules).try_for_each(|((index, _), rule)| {
-                // A correlated delay starts at a random value, as in netem.
-                let memory = Memory::from_last((rule.stream >> 32) as u32).0;
-                array.set(index, HoldState { memory, ..HoldState::default() }, 0)
-            })
         })?;
         self.array("TABLES", |array: &mut Array<_, Table>| {
             let first = bank * MAX_TABLES;
@@ -288,30 +309,6 @@ impl Object {
         let with_histograms = holds.iter().zip(rules).map(with_histogram).collect();
         (first..next).for_each(|cell| delays.set(cell, 0));
         with_histograms
-    }
-
-    /// Copies states from rules of the other bank to rules of bank `to`, given as pairs (old, new).
-    pub fn carry(&mut self, to: u32, pairs: &[(u32, u32)], holds: bool) -> Result<(), KernelError> {
-        let (from, to) = ((1 - to) * self.capacity.rules, to * self.capacity.rules);
-        self.used[usize::from(to != 0)] = true;
-        let places: Vec<(u32, u32)> =
-            pairs.iter().map(|(old, new)| (from + old, to + new)).collect();
-        self.copy::<u64>("STATES", &places)?;
-        if holds { self.copy::<HoldState>("HOLD_STATES", &places) } else { Ok(()) }
-    }
-
-    /// Copies values of an array from each first place to the second.
-    fn copy<T: Pod>(
-        &mut self,
-        map: &'static str,
-        places: &[(u32, u32)],
-    ) -> Result<(), KernelError> {
-        self.array(map, |array: &mut Array<_, T>| {
-            places.iter().try_for_each(|(from, to)| {
-                let value = array.get(from, 0)?;
-                array.set(*to, value, 0)
-            })
-        })
     }
 
     /// Assigns a tag to an interface and a direction.

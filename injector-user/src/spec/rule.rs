@@ -51,7 +51,7 @@ pub enum RuleError {
 
 /// Which way packets go, seen from the faulted host.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema,
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
@@ -155,7 +155,7 @@ fn standalone() -> String {
 }
 
 /// The packets that a rule matches. Empty and absent fields match everything.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Matching {
     /// Direction of the packets.
     pub direction: Direction,

@@ -85,7 +85,7 @@ impl Tables for Bank {
 #[inline(never)]
 pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction: Direction) -> u64 {
     let Some(hold) = maps::HOLDS.get(index) else { return AT_ONCE };
-    let Some(state) = maps::HOLD_STATES.get_ptr_mut(index) else { return AT_ONCE };
+    let Some(state) = maps::HOLD_STATES.get_ptr_mut(rule.link) else { return AT_ONCE };
     let Some(counters) = maps::COUNTERS.get_ptr_mut(index) else { return AT_ONCE };
     // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
     let counters = unsafe { &mut *counters };
@@ -111,16 +111,59 @@ pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction:
         }
         Some(delay) => delay,
     };
-    if ready + delay <= now {
-        return AT_ONCE;
-    }
+    let Some(due) = in_order(hold, state, direction, ready + delay, now) else { return AT_ONCE };
     let Some(wait) = maps::WAIT.get_ptr_mut(0) else { return AT_ONCE };
     // SAFETY: per CPU; `send` reads it on this CPU before another packet is classified.
-    unsafe { *wait = ready + delay - now };
+    unsafe { *wait = due - now };
     // A pacing queue will not recognize this packet's flow after the hold device, so pacing is
-    // applied here.
+    // applied here. It concerns one flow, so it must not hold up other packets of the link.
     let paced = if direction == Direction::Egress { skb::departure(ctx, now) } else { now };
-    (if paced > ready { paced } else { ready }) + delay
+    if paced + delay > due { paced + delay } else { due }
+}
+
+/// When a packet that is due at `due` may leave its link: if the link keeps the order, not before
+/// the packets ahead of it. `None` means now.
+#[inline(always)]
+fn in_order(
+    hold: &hold::Hold,
+    state: *mut HoldState,
+    direction: Direction,
+    due: u64,
+    now: u64,
+) -> Option<u64> {
+    // SAFETY: within a map value.
+    let last = unsafe { &raw mut (*state).last_ns[direction as usize & 1] };
+    let keeps_order = hold.delay.keeps_order();
+    // SAFETY: a map value, aligned to 8; the exchange detects a torn or stale read.
+    let ahead = unsafe { last.read_volatile() };
+    if due <= now && !(keeps_order && ahead > now) {
+        return None;
+    }
+    // SAFETY: a map value, aligned to 8.
+    let latest = unsafe { raise(last, ahead, due) };
+    Some(if keeps_order { latest } else { due })
+}
+
+/// Raises `*target`, where `found` was read, to at least `value`. Returns the larger of `value` and
+/// what was there before.
+///
+/// # Safety
+///
+/// `target` must point to an aligned `u64` in a map value.
+#[inline(always)]
+unsafe fn raise(target: *mut u64, mut found: u64, value: u64) -> u64 {
+    for _ in 0..ATTEMPTS {
+        if found >= value {
+            return found;
+        }
+        // SAFETY: as for this function.
+        let before = unsafe { atomic::compare_exchange(target, found, value) };
+        if before == found {
+            break;
+        }
+        found = before;
+    }
+    if found > value { found } else { value }
 }
 
 /// [`hold::delay`] for delays that depend on previous ones.

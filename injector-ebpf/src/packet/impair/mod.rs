@@ -59,7 +59,7 @@ fn draw(matched: &Match) -> Option<Decision> {
     {
         return Some(Decision { index: 0, lost, duplicate: false, corrupt: false, position: 0 });
     }
-    let word = maps::STATES.get_ptr_mut(matched.index)?;
+    let word = maps::STATES.get_ptr_mut(matched.rule.link)?;
     if matched.rule.flags & RULE_STATEFUL == 0 {
         // SAFETY: a map value, aligned to 8.
         let before = unsafe { atomic::fetch_add(word, State::ONE_PACKET) };

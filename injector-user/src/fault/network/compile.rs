@@ -16,6 +16,7 @@ use injector_common::{
 use ipnet::IpNet;
 use thiserror::Error;
 
+use super::links::Continued;
 use crate::spec::{
     distribution::Table,
     rule::{Direction, Matching, Rule},
@@ -63,8 +64,12 @@ pub struct Compiled {
     pub classes: Option<[Box<[u16]>; 2]>,
     /// Masked tuple and mask number, with the number of the matching rule.
     entries: Vec<((Tuple, u32), u32)>,
+    /// The rules as specified.
+    pub spec: Vec<Rule>,
     /// The rules.
     pub rules: Vec<rule::Rule>,
+    /// What each rule takes over from the active rules, see [`super::links::assign`].
+    pub continued: Vec<Continued>,
     /// How each rule holds packets; empty if none does.
     pub holds: Vec<Hold>,
     /// The delay distributions.
@@ -147,7 +152,9 @@ pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
         set,
         classes: uses_ports.then(|| [ports[0].classes(), ports[1].classes()]),
         entries: entries.into_iter().collect(),
+        spec: rules.to_vec(),
         rules: (0..).zip(rules).map(|(n, rule)| decisions(rule, n, seed)).collect(),
+        continued: vec![Continued::default(); rules.len()],
         holds,
         tables,
         egress: acts(Direction::Ingress),
@@ -308,6 +315,7 @@ fn decisions(rule: &Rule, number: u32, seed: u64) -> rule::Rule {
         // A duration until [`Compiled::start`] converts it.
         deadline_ns: rule.lasts.map_or(u64::MAX, Span::nanoseconds),
         stream: random::stream(seed, number),
+        link: number,
         ..rule.impairment.rule
     }
 }

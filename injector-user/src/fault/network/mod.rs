@@ -5,6 +5,7 @@ pub mod compile;
 pub mod counts;
 pub mod delays;
 pub mod hold;
+pub mod links;
 mod monitors;
 mod notices;
 mod protect;
@@ -332,7 +333,7 @@ impl Network {
         self.renew()
     }
 
-    /// Prepares other rules, so that [`Self::commit`] is fast. No program may be reading the
+    /// Prepares other rules, so that [`Self::commit`] is fast. Links continue, see [`links`]. No program may be reading the
     /// inactive bank: call [`clock::wait_for_readers`] after each change. Counters of the rules
     /// before the active ones are lost.
     pub fn prepare(&mut self, rules: &[Rule], seed: u64) -> Result<(), NetworkError> {
@@ -347,6 +348,8 @@ impl Network {
         {
             return Err(NetworkError::NoRoom { rules, entries, masks, capacity });
         }
+        let active = self.banks[self.active as usize].as_ref();
+        links::assign(&mut compiled, active, seed, capacity.links());
         if compiled.needs_hold() && self.holds.is_none() {
             return Err(NetworkError::NoHold);
         }
@@ -358,16 +361,6 @@ impl Network {
         self.fill(1 - self.active, compiled)?;
         self.is_prepared = true;
         Ok(())
-    }
-
-    /// Copies the state of active rules to prepared ones. Each pair contains the number of the
-    /// active rule, then that of the prepared one. State changes between this and [`Self::commit`]
-    /// are lost, so call that at once.
-    pub fn carry(&mut self, pairs: &[(u32, u32)]) -> Result<(), NetworkError> {
-        let holds =
-            |bank: u32| self.banks[bank as usize].as_ref().is_some_and(Compiled::needs_hold);
-        let both = holds(self.active) && holds(1 - self.active);
-        Ok(self.object.carry(1 - self.active, pairs, both)?)
     }
 
     /// Activates the prepared rules, replacing the active ones. Without prepared rules it does
@@ -599,7 +592,9 @@ impl Network {
             self.object.set_port_classes(bank, local, remote)?;
         }
         self.object.set_rules(bank, &compiled.rules)?;
+        self.object.reset_links(&compiled.new_links())?;
         self.object.set_holds(bank, &compiled.rules, &compiled.holds, &compiled.tables)?;
+        self.object.reset_queues(&compiled.new_queues())?;
         self.object.set_rule_set(bank, &compiled.set)?;
         self.banks[bank as usize] = Some(compiled);
         Ok(())

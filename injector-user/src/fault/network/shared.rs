@@ -49,19 +49,6 @@ impl<K: Copy + Ord> Shared<K> {
         Ok(())
     }
 
-    /// Carries the state of active rules over to the prepared rules of the same owners. Must be
-    /// called before [`Self::commit`]. Each owner may have one rule only.
-    pub fn carry(&mut self) -> Result<(), NetworkError> {
-        let old: BTreeMap<K, u32> = self.owners.iter().copied().zip(0..).collect();
-        let new = self.next.iter().zip(0..);
-        let pairs: Vec<(u32, u32)> =
-            new.filter_map(|(owner, new)| Some((*old.get(owner)?, new))).collect();
-        match &mut self.network {
-            Some(network) if !pairs.is_empty() => network.carry(&pairs),
-            _ => Ok(()),
-        }
-    }
-
     /// Activates the prepared rules, see [`Network::commit`].
     pub fn commit(&mut self) -> Result<(), NetworkError> {
         self.network.as_mut().map_or(Ok(()), Network::commit)
@@ -105,6 +92,15 @@ impl<K: Copy + Ord> Shared<K> {
             }
         }
         Ok(counts)
+    }
+
+    /// Moves the counters of `kept` owners, as pairs (old, new), to their new names. Returns the
+    /// counters of all other owners, and forgets them.
+    pub fn rename(&mut self, kept: &[(K, K)]) -> BTreeMap<K, Counts> {
+        let mut others = std::mem::take(&mut self.done);
+        let renamed = kept.iter().filter_map(|(old, new)| Some((*new, others.remove(old)?)));
+        self.done = renamed.collect();
+        others
     }
 
     /// Forgets the counters of some owners.

@@ -74,8 +74,11 @@ enum Party {
     StampSend {
         #[arg(long)]
         to: SocketAddr,
-        #[arg(long)]
+        #[arg(long, default_value_t = 1000)]
         count: u32,
+        /// Send until standard input ends, whatever --count says.
+        #[arg(long)]
+        endless: bool,
         /// Payload bytes of a datagram.
         #[arg(long, default_value_t = 64)]
         size: usize,
@@ -184,7 +187,8 @@ fn main() -> ExitCode {
             let how = UdpSend { count, size, connected, replies, pause_us, endless };
             udp_send(to, bind, &how)
         }
-        Party::StampSend { to, count, size, every_us, tos, flows } => {
+        Party::StampSend { to, count, endless, size, every_us, tos, flows } => {
+            let count = if endless { None } else { Some(count) };
             stamp::send(to, count, size, every_us, tos, flows)
         }
         Party::StampReceive { bind } => stamp::receive(bind),

@@ -33,11 +33,11 @@ fn hurry() {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
 }
 
-/// Sends `count` datagrams of `size` bytes, one every `every_us` microseconds; overdue ones are sent at
+/// Sends `count` datagrams (`None`: until standard input ends) of `size` bytes, one every `every_us` microseconds; overdue ones are sent at
 /// once. `flows` sockets send in turn.
 pub fn send(
     to: SocketAddr,
-    count: u32,
+    count: Option<u32>,
     size: usize,
     every_us: u64,
     tos: u8,
@@ -57,14 +57,23 @@ pub fn send(
     hurry();
     let mut datagram = vec![0; size.max(STAMP)];
     let start = Instant::now();
-    for (number, socket) in (0..count).zip(sockets.iter().cycle()) {
+    let ended = count.is_none().then(|| {
+        ready();
+        end_of_input()
+    });
+    let mut sent = 0u32;
+    for (number, socket) in (0..count.unwrap_or(u32::MAX)).zip(sockets.iter().cycle()) {
+        if ended.as_ref().is_some_and(|ended| ended.load(Ordering::SeqCst)) {
+            break;
+        }
         let due = start + Duration::from_micros(every_us * u64::from(number));
         thread::sleep(due.saturating_duration_since(Instant::now()));
         datagram[..4].copy_from_slice(&number.to_be_bytes());
         datagram[4..STAMP].copy_from_slice(&now_ns(ClockId::CLOCK_MONOTONIC)?.to_be_bytes());
         socket.send_to(&datagram, to)?;
+        sent += 1;
     }
-    Ok(json!({ "sent": count }))
+    Ok(json!({ "sent": sent }))
 }
 
 /// Receives until standard input ends. Reports number, delay and time of arrival of each datagram, in order

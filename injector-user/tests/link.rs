@@ -1,0 +1,346 @@
+//! A link whose properties change keeps its queue, its clock and the order of its packets.
+//!
+//! The bounds follow from the model and hold however slow the machine is: a link that is never idle
+//! sends no faster than its rates allow. `cargo xtask bench delay` measures how exactly it reaches
+//! them.
+
+use std::{
+    fs,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use testbed::{Family, Host, Injector, Lab, Process, RuleFile, engines, number, serve, talk};
+
+/// The number of changes in each test.
+const CHANGES: u64 = 100;
+
+/// The interval of changes in milliseconds.
+const STEP_MS: u64 = 60;
+
+/// Ethernet, IPv4 and UDP headers.
+const HEADERS: u64 = 42;
+
+/// Serializes tests, which use much of a CPU.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How rules are changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// Steps of a scenario.
+    Steps,
+    /// Ramps of a scenario.
+    Ramp,
+    /// SIGHUP after writing the rule file.
+    Reload,
+}
+
+const ALL: [How; 3] = [How::Steps, How::Ramp, How::Reload];
+
+/// What passed a link while its rule was the same.
+#[derive(Clone, Copy, Debug)]
+struct Phase {
+    bits_a_second: f64,
+    packets: u64,
+    bytes: u64,
+}
+
+impl Phase {
+    /// The time for this many bytes, in milliseconds.
+    fn ms_of(self, bytes: u64) -> f64 {
+        bytes as f64 * 8e3 / self.bits_a_second
+    }
+}
+
+/// A link with alternating properties.
+struct Changing {
+    how: How,
+    process: Process,
+    file: RuleFile,
+    /// The alternating rules.
+    rules: [String; 2],
+    changes: u64,
+    phases: Vec<Phase>,
+}
+
+/// The rate that is said in the name of a rule or fault.
+fn rate_in(name: &str) -> f64 {
+    let (_, rest) = name.split_once("rate ").unwrap_or_else(|| panic!("no rate in {name}"));
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).expect("a unit");
+    let factor = match &rest[digits..=digits] {
+        "m" => 1e6,
+        "k" => 1e3,
+        _ => 1.0,
+    };
+    rest[..digits].parse::<f64>().expect("a number") * factor
+}
+
+impl Changing {
+    /// Starts with the first of two rules for `matching`, in the syntax of a rule file.
+    fn start(host: &Host, engine: &str, how: How, rules: [&str; 2], matching: &str) -> Self {
+        let [first, second] = rules.map(|rule| format!("{{{rule}, {matching}}}"));
+        let steps = 10_000;
+        let text = match how {
+            How::Reload => format!("rules: [{first}]\n"),
+            How::Steps => format!(
+                "targets: {{l: {{netns: {}}}}}\ntimeline:\n\
+                 - {{at: 0s, every: {}ms, for: {STEP_MS}ms, times: {steps}, faults: {{rules: [{first}]}}}}\n\
+                 - {{at: {STEP_MS}ms, every: {}ms, for: {STEP_MS}ms, times: {steps}, faults: {{rules: [{second}]}}}}\n",
+                host.netns,
+                2 * STEP_MS,
+                2 * STEP_MS,
+            ),
+            How::Ramp => format!(
+                "targets: {{l: {{netns: {}}}}}\ntimeline:\n\
+                 - {{at: 0s, every: {}ms, for: {}ms, times: {steps}, \
+                 ramp: {{from: {{rules: [{first}]}}, to: {{rules: [{second}]}}, steps: 44}}}}\n",
+                host.netns,
+                44 * STEP_MS,
+                44 * STEP_MS,
+            ),
+        };
+        let file = RuleFile::new(&text);
+        let process = if how == How::Reload {
+            let line = format!("--engine {engine} --interface veth0 {}", file.option());
+            Injector::start(host, &line).process
+        } else {
+            let mut process =
+                testbed::start_scenario(host, &file.path, &["--engine", engine, "--sample", "1h"]);
+            process.wait_for("change");
+            process
+        };
+        Self { how, process, file, rules: [first, second], changes: 0, phases: Vec::new() }
+    }
+
+    /// Waits for a change, or makes one.
+    fn change(&mut self) {
+        self.changes += 1;
+        if self.how != How::Reload {
+            self.process.wait_for("change");
+            return;
+        }
+        self.file.write(&format!("rules: [{}]\n", self.rules[self.changes as usize % 2]));
+        self.process.signal(Signal::SIGHUP);
+        let changed = self.process.wait_for("changed");
+        let replaced = &changed["replaced"][0];
+        self.phases.extend(phase(replaced["name"].as_str().expect("a name"), replaced));
+        thread::sleep(Duration::from_millis(STEP_MS));
+    }
+
+    /// Ends the faults. Returns what passed in each phase.
+    fn stop(mut self) -> Vec<Phase> {
+        self.process.signal(Signal::SIGTERM);
+        let end = self.process.finish();
+        if self.how == How::Reload {
+            let rule = &end["rules"][0];
+            self.phases.extend(phase(rule["name"].as_str().expect("a name"), rule));
+        } else {
+            let faults = end["faults"]["l"].as_object().expect("faults");
+            self.phases.extend(faults.iter().filter_map(|(name, counts)| phase(name, counts)));
+        }
+        self.phases
+    }
+}
+
+/// What passed the link by these counters; `None` if it had no rate.
+fn phase(name: &str, counts: &Value) -> Option<Phase> {
+    let bytes = match counts["egress"]["bytes"].as_u64() {
+        Some(bytes) => bytes,
+        None => number(counts, "egress_bytes"),
+    };
+    let bits_a_second = if name.contains("rate ") { rate_in(name) } else { return None };
+    Some(Phase { bits_a_second, packets: number(counts, "delayed"), bytes })
+}
+
+/// A received datagram: its number, its delay and its time of arrival in milliseconds.
+type Arrival = (u64, f64, f64);
+
+/// Sends datagrams of `size` bytes while the rules change.
+fn datagrams(lab: &Lab, changing: &mut Changing, size: u64, every_us: u64) -> Vec<Arrival> {
+    let at = lab.right.at(Family::V4, 9000);
+    let receiver = serve(&lab.right, None, &format!("stamp-receive --bind {at}"));
+    let line = format!("stamp-send --to {at} --endless --size {size} --every-us {every_us}");
+    let sender = serve(&lab.left, None, &line);
+    for _ in 0..CHANGES {
+        changing.change();
+    }
+    sender.finish();
+    // The longest queue and delay.
+    thread::sleep(Duration::from_millis(500));
+    let report = receiver.finish();
+    let list = |key: &str| report[key].as_array().cloned().unwrap_or_default();
+    let ms = |ns: &Value| ns.as_f64().expect("a number") / 1e6;
+    let (numbers, delays, times) = (list("numbers"), list("delays_ns"), list("times_ns"));
+    let numbers = numbers.iter().map(|number| number.as_u64().expect("a number"));
+    numbers
+        .zip(delays.iter().map(ms))
+        .zip(times.iter().map(ms))
+        .map(|((n, d), t)| (n, d, t))
+        .collect()
+}
+
+/// The number of packets that arrived before an earlier one.
+fn out_of_order(arrivals: &[Arrival]) -> usize {
+    let mut last = 0;
+    let late = arrivals.iter().filter(|(number, ..)| {
+        let is_late = *number < last;
+        last = last.max(*number);
+        is_late
+    });
+    late.count()
+}
+
+#[test]
+fn a_changing_rate_is_never_exceeded_and_keeps_the_order_of_datagrams() {
+    const SIZE: u64 = 1000 - HEADERS;
+    let _turn = turn();
+    for engine in engines() {
+        for how in ALL {
+            let lab = Lab::new();
+            let rules = ["rate: 8mbit", "rate: 2mbit"];
+            let matching = "protocol: udp, direction: egress";
+            let mut changing = Changing::start(&lab.left, engine, how, rules, matching);
+            // 16 Mbit/s.
+            let arrivals = datagrams(&lab, &mut changing, SIZE, 500);
+            let phases = changing.stop();
+            let passed: u64 = phases.iter().map(|phase| phase.packets).sum();
+            assert_eq!(arrivals.len() as u64, passed, "{engine} {how:?}: {phases:?}");
+            assert_eq!(out_of_order(&arrivals), 0, "{engine} {how:?}: of {}", arrivals.len());
+            let time = |phase: &Phase| phase.ms_of(phase.packets * (SIZE + HEADERS));
+            let allowed: f64 = phases.iter().map(time).sum();
+            let (_, delay, first) = arrivals[0];
+            let taken = arrivals.last().expect("some arrived").2 - (first - delay);
+            // Each packet's time is rounded down to a nanosecond.
+            assert!(taken + 1.0 > allowed, "{engine} {how:?}: {taken} ms, allowed {allowed} ms");
+        }
+    }
+}
+
+#[test]
+fn a_changing_rate_is_never_exceeded_and_keeps_the_order_of_a_tcp_connection() {
+    const BYTES: u64 = 1_000_000;
+    let _turn = turn();
+    for engine in engines() {
+        for how in ALL {
+            let lab = Lab::new();
+            // A connection never fills the queue, so that each packet that matches passes.
+            let memory = || fs::write("/proc/sys/net/ipv4/tcp_rmem", "4096 32768 32768");
+            lab.right.inside(memory).expect("it can be set");
+            let rules = ["rate: '8mbit,queue=10s'", "rate: '2mbit,queue=10s'"];
+            let matching = "protocol: tcp, direction: egress";
+            let mut changing = Changing::start(&lab.left, engine, how, rules, matching);
+            let at = lab.right.at(Family::V4, 9000);
+            let server = serve(&lab.right, None, &format!("tcp-serve --bind {at}"));
+            let line = format!("tcp-connect --to {at} --bytes {BYTES} --timeout-ms 60000");
+            let is_over = AtomicBool::new(false);
+            let reports = thread::scope(|scope| {
+                let client = scope.spawn(|| {
+                    let mut reports = Vec::new();
+                    while !is_over.load(Ordering::SeqCst) {
+                        reports.push(talk(&lab.left, None, &line));
+                    }
+                    reports
+                });
+                for _ in 0..CHANGES {
+                    changing.change();
+                }
+                is_over.store(true, Ordering::SeqCst);
+                client.join().expect("it does not panic")
+            });
+            drop(server);
+            let phases = changing.stop();
+            for report in &reports {
+                assert_eq!(number(&report["written"], "bytes"), BYTES, "{report}");
+            }
+            let allowed: f64 = phases.iter().map(|phase| phase.ms_of(phase.bytes)).sum();
+            let taken: u64 = reports.iter().map(|report| number(report, "elapsed_ms")).sum();
+            // What a client sends after the end of the server takes no part.
+            let taken = taken as f64 + 20.0 * reports.len() as f64;
+            assert!(taken > allowed, "{engine} {how:?}: {taken} ms, allowed {allowed} ms");
+            assert_eq!(queued_out_of_order(&lab.right), 0, "{engine} {how:?}");
+        }
+    }
+}
+
+/// TCP segments that arrived before an earlier one.
+fn queued_out_of_order(host: &Host) -> u64 {
+    let text = host.run("cat /proc/self/net/netstat");
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let names = lines.next().expect("names");
+    let numbers = lines.next().expect("numbers");
+    let mut pairs = names.split(' ').zip(numbers.split(' '));
+    let (_, number) = pairs.find(|(name, _)| *name == "TCPOFOQueue").expect("such a counter");
+    number.parse().expect("a number")
+}
+
+#[test]
+fn a_delay_that_falls_keeps_the_order() {
+    let _turn = turn();
+    for engine in engines() {
+        for how in ALL {
+            let lab = Lab::new();
+            let rules = ["delay: 100ms", "delay: 10ms"];
+            let matching = "protocol: udp, direction: egress";
+            let mut changing = Changing::start(&lab.left, engine, how, rules, matching);
+            let arrivals = datagrams(&lab, &mut changing, 64, 300);
+            changing.stop();
+            assert_eq!(out_of_order(&arrivals), 0, "{engine} {how:?}: of {}", arrivals.len());
+            let early = arrivals.iter().find(|(_, delay, _)| *delay < 10.0);
+            assert!(early.is_none(), "{engine} {how:?}: {early:?}");
+            let last = arrivals.last().expect("some arrived").0;
+            assert_eq!(arrivals.len() as u64, last + 1, "{engine} {how:?}: some are lost");
+        }
+    }
+}
+
+#[test]
+fn a_rule_that_stays_keeps_its_state_and_its_counters() {
+    const N: u64 = 7;
+    const COUNT: u64 = 1000;
+    let lab = Lab::new();
+    let rule =
+        |rest: &str| format!("{{{rest}, protocol: udp, direction: egress, remote-port: 9000}}");
+    let (stays, other) = (rule("loss-every: 7"), "{loss: 1%, protocol: tcp}");
+    let file = RuleFile::new(&format!("rules: [{stays}]"));
+    let mut injector = Injector::start(&lab.left, &format!("--interface veth0 {}", file.option()));
+    let at = lab.right.at(Family::V4, 9000);
+    let send = || {
+        let receiver = serve(&lab.right, None, &format!("udp-receive --bind {at}"));
+        talk(&lab.left, None, &format!("udp-send --to {at} --count {COUNT}"));
+        number(&receiver.finish(), "received")
+    };
+    let mut received = send();
+    let mut reload = |text: &str| {
+        file.write(text);
+        injector.process.signal(Signal::SIGHUP);
+        injector.process.wait_for("changed")
+    };
+    // The rule stays, in another place.
+    let changed = reload(&format!("rules: [{other}, {stays}]"));
+    assert_eq!(changed["replaced"], serde_json::json!([]));
+    received += send();
+    // It changes: the number of packets goes on, and the counters start anew.
+    let changed = reload(&format!("rules: [{other}, {}]", rule("loss-every: 14")));
+    let replaced = &changed["replaced"][0];
+    assert_eq!(
+        (number(replaced, "rule"), number(replaced, "matched")),
+        (1, 2 * COUNT),
+        "{changed}"
+    );
+    assert_eq!(number(replaced, "dropped"), 2 * COUNT / N);
+    assert_eq!(received, 2 * COUNT - 2 * COUNT / N);
+    received += send();
+    let summary = injector.stop();
+    let dropped = 3 * COUNT / (2 * N) - 2 * COUNT / (2 * N);
+    assert_eq!((summary.rules[1].matched, summary.rules[1].dropped), (COUNT, dropped));
+    assert_eq!(received, 3 * COUNT - 2 * COUNT / N - dropped);
+}
