@@ -80,10 +80,9 @@ fn errno(summary: &Value) -> &Value {
     &summary["processes"]["errnos"][0]
 }
 
-/// Starts several syscall failures on a cgroup, which takes a while in an emulated machine.
+/// Starts several syscall failures on a cgroup.
 fn inject(lab: &Lab, cgroup: &TestCgroup, engine: &str, faults: &str) -> Injector {
-    let line = format!("--cgroup {} --engine {engine} {faults}", cgroup.path.display());
-    Injector::start_within(&lab.left, &line, 4 * testbed::TIMEOUT)
+    Injector::on(&lab.left, cgroup, &format!("--engine {engine} {faults}"))
 }
 
 /// Ends the faults. Returns the number of failed calls of each.

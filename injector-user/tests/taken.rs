@@ -294,8 +294,13 @@ fn has(controller: &str) -> bool {
     has
 }
 
+/// The content of a file of the cgroup, such as `cpu.max`.
+fn limit(cgroup: &TestCgroup, file: &str) -> String {
+    fs::read_to_string(cgroup.path.join(file)).unwrap_or_default().trim().into()
+}
+
 fn cpu_limit(cgroup: &TestCgroup) -> String {
-    fs::read_to_string(cgroup.path.join("cpu.max")).unwrap_or_default().trim().into()
+    limit(cgroup, "cpu.max")
 }
 
 /// What a busy loop in the cgroup needs of a processor, as a share of the time.
@@ -336,6 +341,41 @@ fn limits_follow_a_cgroup_that_is_made_again() {
 }
 
 #[test]
+fn limits_of_block_io_follow_a_cgroup_that_is_made_again() {
+    const DEVICE: &str = "/dev/ram0";
+    if !has("io") {
+        return;
+    }
+    assert!(Path::new(DEVICE).exists(), "no block device to write to (modprobe brd)");
+    let (lab, cgroup) = (Lab::new(), TestCgroup::new());
+    // 2 MiB.
+    let write = || {
+        let began = Instant::now();
+        let line = format!("dd if=/dev/zero of={DEVICE} bs=64k count=32 oflag=direct status=none");
+        assert!(lab.left.run_in(Some(&cgroup), &line).0, "{line}");
+        began.elapsed()
+    };
+    let is_limited = || limit(&cgroup, "io.max").contains("rbps=1000000 wbps=1000000");
+    let line = format!("--io 1mbps,device={DEVICE}");
+    let mut injector = Injector::on(&lab.left, &cgroup, &line);
+    for round in 0..3 {
+        assert!(is_limited(), "round {round}");
+        remove(&cgroup.path);
+        injector.process.wait_for("gone");
+        fs::create_dir(&cgroup.path).expect("it can be made");
+        injector.process.wait_for("followed");
+    }
+    assert!(is_limited());
+    let limited = write();
+    assert!(limited > Duration::from_millis(1500), "{limited:?}");
+    injector.process.signal(Signal::SIGTERM);
+    injector.process.finish();
+    assert!(!is_limited());
+    let free = write();
+    assert!(free < limited / 2, "{free:?} after {limited:?}");
+}
+
+#[test]
 fn limits_that_are_to_start_while_their_target_is_gone_start_when_it_returns() {
     if !has("cpu") {
         return;
@@ -360,17 +400,15 @@ fn limits_that_are_to_start_while_their_target_is_gone_start_when_it_returns() {
 fn failing_calls_and_signals_at_calls_follow_a_cgroup_that_is_made_again() {
     let (lab, cgroup) = (Lab::new(), TestCgroup::new());
     let line = "--errno unlinkat=EIO,100% --kill TERM,after=4:mkdir";
-    let cgroup_path = cgroup.path.display();
-    let mut command = Injector::command(&lab.left, &format!("--cgroup {cgroup_path} {line}"));
+    let line_of_probe = format!("--cgroup {} {line}", cgroup.path.display());
+    let mut command = Injector::command(&lab.left, &line_of_probe);
     let output = command.args(["--for", "10ms"]).output().expect("it runs");
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains("cannot fail these system calls"), "{said}");
         return testbed::skip("no engine lets system calls fail");
     }
-    // An emulated machine takes long to load the programs, also when they follow.
-    let line = format!("--cgroup {cgroup_path} {line}");
-    let mut injector = Injector::start_within(&lab.left, &line, 4 * TIMEOUT);
+    let mut injector = Injector::on(&lab.left, &cgroup, line);
     let file = testbed::scratch_file();
     fs::write(&file, "").expect("it can be written");
     for round in 1..=3 {

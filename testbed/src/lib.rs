@@ -54,8 +54,8 @@ pub const INTERFACE: &str = "veth0";
 /// The injector under test.
 pub const INJECTOR: &str = concat!(env!("PROGRAMS"), "/injector");
 
-/// The timeout of all waits.
-pub const TIMEOUT: Duration = Duration::from_secs(30);
+/// The timeout of waits for an event. It is long because a busy or emulated machine may be slow.
+pub const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// The probability that a correct implementation falls outside the bounds of one check. A run makes fewer than
 /// a hundred of them, so it fails by chance less than once in 10^6 runs.
