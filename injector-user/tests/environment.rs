@@ -86,6 +86,42 @@ fn limits_that_are_too_low_are_named() {
 }
 
 #[test]
+fn without_cgroup_v2_only_faults_of_processes_are_refused() {
+    const UNMOUNT: &str = "while read -r _ place type _; do if [ $type = cgroup2 ]; then \
+                           umount -l $place; fi; done </proc/self/mounts";
+    let lab = Lab::new();
+    let scenario = RuleFile::new(
+        "targets: {a: {cgroup: /a}}\n\
+         timeline: [{for: 100ms, faults: {rules: [{loss: 0%}]}}]\n",
+    );
+    for line in [
+        "run --loss 0% -- true",
+        "run --clock +1h -- true",
+        "run --pause 1ms -- true",
+        "inject --cgroup /a --loss 0% --for 100ms",
+        "inject --pid $$ --loss 0% --for 100ms",
+        "inject --container a --loss 0% --for 100ms",
+        "inject --pod a/b --loss 0% --for 100ms",
+        &format!("apply {}", scenario.path.display()),
+    ] {
+        let words = ["no cgroup v2 hierarchy is mounted", "mount -t cgroup2"];
+        assert_says(&lab, &format!("{UNMOUNT}; {INJECTOR} {line}"), 1, &words);
+    }
+    let netns = &lab.left.netns;
+    for line in [
+        "inject --interface veth0 --loss 0% --for 100ms",
+        "inject --interface veth0 --xdp --loss 0% --for 100ms",
+        &format!("inject --netns {netns} --delay 1ms --for 100ms"),
+    ] {
+        assert_says(&lab, &format!("{UNMOUNT}; {INJECTOR} {line}"), 0, &[]);
+    }
+    let commands = Commands::new();
+    for command in commands.lines.iter().filter(|line| !line.contains(" run ")) {
+        assert_says(&lab, &format!("{UNMOUNT}; {command}"), 0, &[]);
+    }
+}
+
+#[test]
 fn a_time_of_zero_is_refused_everywhere() {
     let fault = "faults: {rules: [{loss: 100%}]}";
     let scenarios = [
