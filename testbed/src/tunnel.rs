@@ -23,6 +23,9 @@ use super::{Family, Host, ip};
 /// The name of its interface at both ends.
 pub const TUNNEL: &str = "tun0";
 
+/// The capacity of its queues in packets, so that none is lost while a busy machine does not run its thread.
+const QUEUE: usize = 10_000;
+
 /// The length of a `virtio_net_hdr`.
 const HEADER: usize = 10;
 
@@ -52,7 +55,7 @@ impl Tunnel {
             ip(
                 &["-n", &host.netns],
                 &format!(
-                    "link set {TUNNEL} addrgenmode none\nlink set {TUNNEL} up\n\
+                    "link set {TUNNEL} addrgenmode none\nlink set {TUNNEL} txqueuelen {QUEUE} up\n\
                      addr add {v4}/24 dev {TUNNEL}\naddr add {v6}/64 dev {TUNNEL} nodad\n"
                 ),
             );
