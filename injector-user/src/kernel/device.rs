@@ -74,12 +74,9 @@ pub fn add_veth(netns: &Netns, near: &Identity, far: &Identity) -> Result<(), Ke
     })?
 }
 
-/// Sets both ends of a veth pair up again.
-pub fn start_veth(netns: &Netns, near: &Identity, far: &Identity) -> Result<(), KernelError> {
-    netns.run(|| {
-        start(near, VETH_MTU, None)?;
-        start(far, VETH_MTU, None)
-    })?
+/// Sets one end of a veth pair up again.
+pub fn start_veth(netns: &Netns, end: &Identity) -> Result<(), KernelError> {
+    netns.run(|| start(end, VETH_MTU, None))?
 }
 
 /// Sets a TAP up again.
