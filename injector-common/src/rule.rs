@@ -63,3 +63,5 @@ pub const RULE_ALTERS: u32 = 1 << 3;
 pub const RULE_HOLDS: u32 = 1 << 4;
 /// [`Rule::flags`]: ECN-capable packets are marked (RFC 3168) instead of dropped.
 pub const RULE_ECN: u32 = 1 << 5;
+/// [`Rule::flags`]: the rule acts on wire packets, so GSO packets are segmented first.
+pub const RULE_WIRE: u32 = 1 << 6;

@@ -60,6 +60,12 @@ pub fn hold_ingress(ctx: TcContext) -> i32 {
     packet::hold_ingress(&ctx)
 }
 
+/// Packets that leave the device that segments GSO packets.
+#[classifier]
+pub fn wire_egress(ctx: TcContext) -> i32 {
+    packet::wire(&ctx)
+}
+
 /// Received packets, before the kernel allocates an skb.
 #[xdp]
 pub fn xdp_ingress(ctx: XdpContext) -> u32 {

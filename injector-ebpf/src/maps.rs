@@ -70,6 +70,11 @@ pub static HOLD_INTERFACE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static HOLD_IN_USERSPACE: Global<u32> = Global::new(0);
 
+/// Index of the device that segments GSO packets, the same in all namespaces; 0 if no rule requires
+/// it.
+#[unsafe(no_mangle)]
+pub static WIRE_INTERFACE: Global<u32> = Global::new(0);
+
 /// The packet being classified, by direction.
 ///
 /// It is in a map rather than on the stack so that the verifier forgets the parser's path that

@@ -12,7 +12,7 @@ use injector_common::{
     packet::Direction,
 };
 
-use super::{Match, skb};
+use super::{Case, Match, skb};
 use crate::{atomic, maps};
 
 /// The remaining step for the packet after [`send`].
@@ -28,16 +28,11 @@ pub enum Sent {
 
 /// Sends the packet, or a copy of it, to the hold device until `release`.
 #[inline(always)]
-pub fn send(
-    ctx: &TcContext,
-    matched: &mut Match,
-    direction: Direction,
-    release: u64,
-    is_copy: bool,
-) -> Sent {
+pub fn send(case: &Case, matched: &mut Match, release: u64, is_copy: bool) -> Sent {
+    let &Case { ctx, direction, interface, .. } = case;
     let Some(wait) = maps::WAIT.get(0) else { return Sent::Refused };
     let wait = *wait;
-    let Some(tag) = tag(ctx, direction, release) else { return Sent::Refused };
+    let Some(tag) = tag(ctx, interface, direction, release) else { return Sent::Refused };
     if !skb::push_tag(ctx, tag) {
         return Sent::Refused;
     }
@@ -77,8 +72,7 @@ fn count(matched: &mut Match, direction: Direction, wait: u64) {
 
 /// The tag of the packet. Also stores the release time.
 #[inline(always)]
-fn tag(ctx: &TcContext, direction: Direction, release: u64) -> Option<u16> {
-    let interface = skb::interface(ctx);
+fn tag(ctx: &TcContext, interface: u32, direction: Direction, release: u64) -> Option<u16> {
     skb::keep_hash(ctx);
     if maps::HOLD_IN_USERSPACE.load() == 0 {
         let key = u64::from(interface) << 1 | direction as u64;

@@ -7,6 +7,7 @@ mod impair;
 mod protect;
 mod scope;
 mod skb;
+mod wire;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
@@ -38,6 +39,8 @@ enum Fate {
     TurnedBack,
     /// Redirected to the hold device.
     Held,
+    /// Redirected to the device that segments it, see [`wire`].
+    Segmented,
 }
 
 /// A packet at a tc hook.
@@ -46,6 +49,8 @@ struct Case<'a> {
     packet: &'a Packet,
     direction: Direction,
     link: Link,
+    /// Index of the interface that sends or receives the packet.
+    interface: u32,
     /// The rule's number.
     number: u32,
 }
@@ -73,6 +78,7 @@ pub fn tc(ctx: &TcContext, direction: Direction, link: Link) -> i32 {
         Some(Fate::Replaced) => unsafe { bpf_redirect(0, 0) as i32 },
         Some(Fate::TurnedBack) => skb::turn_back(ctx),
         Some(Fate::Held) => hold::redirect(),
+        Some(Fate::Segmented) => wire::redirect(),
     }
 }
 
@@ -108,7 +114,14 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
     {
         return None;
     }
-    let mut matched = counted(number, &control, packet, direction, ctx.len())?;
+    let mut matched = active_rule(number, &control, packet, direction)?;
+    if wire::takes(ctx, packet, direction, link, &matched) {
+        // Counted as wire packets instead.
+        seen.packets[direction as usize] -= 1;
+        wire::send(ctx, direction, matched.index);
+        return Some(Fate::Segmented);
+    }
+    matched.count(direction, ctx.len());
     if impair::reset::is_astray(ctx, packet, direction, &matched) {
         // Without the owner mark: if received packets are classified too, they reset the connection.
         matched.counters.skipped += 1;
@@ -117,7 +130,40 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
     }
     skb::set_judged(ctx);
 
-    impair::impair(&Case { ctx, packet, direction, link, number }, &mut matched)
+    let interface = skb::interface(ctx);
+    impair::impair(&Case { ctx, packet, direction, link, interface, number }, &mut matched)
+}
+
+/// Applies a rule to a packet that was segmented; drops packets that injector did not send.
+#[inline(always)]
+pub fn wire(ctx: &TcContext) -> i32 {
+    let Some(origin) = wire::origin(ctx) else { return TC_ACT_SHOT };
+    // Without the owner mark, the interface's hook would send the packet here again.
+    skb::set_judged(ctx);
+    // A constant direction for each copy of the code, as at the other hooks.
+    let fate = match origin.direction {
+        Direction::Egress => impair_wire(ctx, &origin, Direction::Egress),
+        Direction::Ingress => impair_wire(ctx, &origin, Direction::Ingress),
+    };
+    match fate {
+        // SAFETY: no pointers are passed.
+        Some(Fate::Lost | Fate::Replaced) => unsafe { bpf_redirect(0, 0) as i32 },
+        Some(Fate::Held) => hold::redirect(),
+        _ => wire::leave(ctx, &origin),
+    }
+}
+
+#[inline(always)]
+fn impair_wire(ctx: &TcContext, origin: &wire::Origin, direction: Direction) -> Option<Fate> {
+    let link = Link::Ethernet;
+    let seen = seen(direction)?;
+    let packet = keep(|packet| skb::parse(ctx, link, packet), seen, direction)?;
+    let mut matched = rule_at(origin.index)?;
+    matched.count(direction, ctx.len());
+    let bank = maps::RULES_PER_BANK.load();
+    let number = if origin.index < bank { origin.index } else { origin.index - bank };
+    let interface = origin.interface;
+    impair::impair(&Case { ctx, packet, direction, link, interface, number }, &mut matched)
 }
 
 /// Sets a packet's release time in the hold device's queue; drops packets that injector did not
@@ -157,7 +203,8 @@ fn judge_frame(ctx: &XdpContext) -> Option<Fate> {
     )?;
     fragment::complete(packet);
     let number = find::search(packet, direction, set, control.bank)?;
-    let mut matched = counted(number, &control, packet, direction, length)?;
+    let mut matched = active_rule(number, &control, packet, direction)?;
+    matched.count(direction, length);
     impair::impair_frame(ctx, packet, &mut matched)
 }
 
@@ -211,31 +258,43 @@ fn keep(
     Some(unsafe { &mut *kept })
 }
 
-/// The rule and its counters, after counting the match; `None` if the rule must not act.
+impl Match<'_> {
+    /// Counts the match.
+    #[inline(always)]
+    fn count(&mut self, direction: Direction, length: u32) {
+        self.counters.packets[direction as usize] += 1;
+        self.counters.bytes[direction as usize] += u64::from(length);
+    }
+}
+
+/// The rule at this index, and its counters.
 #[inline(always)]
-fn counted(
+fn rule_at(index: u32) -> Option<Match<'static>> {
+    let rule = maps::RULES.get(index)?;
+    // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
+    let counters = unsafe { &mut *maps::COUNTERS.get_ptr_mut(index)? };
+    Some(Match { rule, index, counters })
+}
+
+/// The rule and its counters; `None` if the rule must not act, after counting why.
+#[inline(always)]
+fn active_rule(
     number: u32,
     control: &Control,
     packet: &Packet,
     direction: Direction,
-    length: u32,
 ) -> Option<Match<'static>> {
-    let index = control.bank * maps::RULES_PER_BANK.load() + number;
-    let rule = maps::RULES.get(index)?;
-    // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
-    let counters = unsafe { &mut *maps::COUNTERS.get_ptr_mut(index)? };
+    let matched = rule_at(control.bank * maps::RULES_PER_BANK.load() + number)?;
     if protect::protects(packet, direction) {
-        counters.protected += 1;
+        matched.counters.protected += 1;
         return None;
     }
     let now = clock::now_ns();
-    if now >= rule.deadline_ns || now >= control.lease_deadline_ns {
-        counters.expired += 1;
+    if now >= matched.rule.deadline_ns || now >= control.lease_deadline_ns {
+        matched.counters.expired += 1;
         return None;
     }
-    counters.packets[direction as usize] += 1;
-    counters.bytes[direction as usize] += u64::from(length);
-    Some(Match { rule, index, counters })
+    Some(matched)
 }
 
 /// Counts a packet that the rule should have impaired, but that may have receivers outside the

@@ -254,6 +254,20 @@ pub fn carried(ctx: &TcContext) -> (u32, u32) {
     (pinned(priority), pinned(queue & 0xffff))
 }
 
+/// A word of the control block (`skb->cb`).
+#[inline(always)]
+pub fn control(ctx: &TcContext, word: usize) -> u32 {
+    // SAFETY: tc programs may use the control block; the index is constant.
+    unsafe { (*raw(ctx)).cb[word] }
+}
+
+/// Sets a word of the control block.
+#[inline(always)]
+pub fn set_control(ctx: &TcContext, word: usize, value: u32) {
+    // SAFETY: tc programs may use the control block; the index is constant.
+    unsafe { (*raw(ctx)).cb[word] = value };
+}
+
 /// Words of the control block that carry a priority into the receive path.
 mod inbound {
     pub const SIGN: [u32; 2] = [0x6b9d_2e41, 0xc70f_58a3];

@@ -286,7 +286,7 @@ impl<K: Copy + Ord> Injection<K> {
             clocks.check(set.clock.as_ref().map(|(_, fault)| fault))?;
         }
         let (owners, rules) = (std::mem::take(&mut set.owners), std::mem::take(&mut set.rules));
-        self.network.prepare(owners, &rules, set.seed)?;
+        self.network.prepare(&mut self.instance.lock(), owners, &rules, set.seed)?;
         self.next = Some(set);
         Ok(())
     }

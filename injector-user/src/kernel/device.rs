@@ -1,4 +1,5 @@
-//! Hold devices: the veth pair or TAP that injector creates to hold packets.
+//! Injector's own devices: the veth pair or TAP that holds packets, and the macvlan that segments GSO
+//! packets.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -8,8 +9,8 @@ use std::{
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
-    LinkMessageBuilder, LinkUnspec, LinkVeth,
-    packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage},
+    LinkMacVlan, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, MacVlanMode},
 };
 
 use super::{
@@ -24,7 +25,19 @@ pub const NEAR: &str = "injhold";
 /// The name prefix for the end at which packets come back.
 pub const FAR: &str = "injback";
 
-/// The identity of a hold device.
+/// The name prefix of the devices that segment GSO packets.
+pub const WIRE: &str = "injwire";
+
+/// The name prefix of the devices below those, where rules act.
+pub const CUT: &str = "injcut";
+
+/// The name prefix of the other ends of these veth pairs.
+pub const CUT_PEER: &str = "injcutp";
+
+/// The name prefixes of all of injector's devices.
+pub const PREFIXES: [&str; 4] = [NEAR, FAR, WIRE, CUT];
+
+/// The identity of a device of injector's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The name, at most 15 bytes.
@@ -58,20 +71,90 @@ const TAP_QUEUE: u32 = 16_384;
 
 /// Creates a veth pair without IPv6 addresses and sets it up.
 pub fn add_veth(netns: &Netns, near: &Identity, far: &Identity) -> Result<(), KernelError> {
+    netns.run(|| add_veth_here(near, far))?
+}
+
+fn add_veth_here(near: &Identity, far: &Identity) -> Result<(), KernelError> {
+    block_on(async |handle| {
+        let peer = LinkUnspec::new_with_index(far.index).name(far.name.clone()).build();
+        let mut pair = LinkMessageBuilder::<LinkVeth>::new(&near.name, &far.name)
+            .index(near.index)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
+        if let Some(address) = near.address {
+            pair = pair.address(address.to_vec());
+        }
+        handle.link().add(pair.build()).execute().await.map_err(failed("making a veth pair"))
+    })?;
+    start(near, VETH_MTU, None)?;
+    start(far, VETH_MTU, None)
+}
+
+/// The devices that segment GSO packets: a macvlan, and the veth pair below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireDevices {
+    /// The macvlan.
+    pub upper: Identity,
+    /// The end of the veth pair below it. The macvlan is removed with it.
+    pub lower: Identity,
+    /// The other end, which receives nothing.
+    pub peer: Identity,
+}
+
+impl WireDevices {
+    /// All of them, in the order in which they must be set up.
+    #[must_use]
+    pub const fn all(&self) -> [&Identity; 3] {
+        [&self.peer, &self.lower, &self.upper]
+    }
+}
+
+/// Creates the devices that segment GSO packets and sets them up.
+pub fn add_wire(netns: &Netns, devices: &WireDevices) -> Result<(), KernelError> {
     netns.run(|| {
+        let WireDevices { upper, lower, peer } = devices;
+        add_veth_here(lower, peer)?;
+        // A private macvlan sends everything to the device below, within the sender's call. It adopts
+        // the carrier of that device, which must therefore be up.
         block_on(async |handle| {
-            let peer = LinkUnspec::new_with_index(far.index).name(far.name.clone()).build();
-            let mut pair = LinkMessageBuilder::<LinkVeth>::new(&near.name, &far.name)
-                .index(near.index)
-                .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
-            if let Some(address) = near.address {
-                pair = pair.address(address.to_vec());
-            }
-            handle.link().add(pair.build()).execute().await.map_err(failed("making a veth pair"))
+            let macvlan = LinkMacVlan::new(&upper.name, lower.index, MacVlanMode::Private);
+            let macvlan = macvlan.index(upper.index).build();
+            handle.link().add(macvlan).execute().await.map_err(failed("making a macvlan"))
         })?;
-        start(near, VETH_MTU, None)?;
-        start(far, VETH_MTU, None)
+        start_upper(upper)
     })?
+}
+
+/// Sets the devices that segment GSO packets up again.
+pub fn start_wire(netns: &Netns, devices: &WireDevices) -> Result<(), KernelError> {
+    netns.run(|| {
+        start(&devices.peer, VETH_MTU, None)?;
+        start(&devices.lower, VETH_MTU, None)?;
+        start_upper(&devices.upper)
+    })?
+}
+
+/// Configures a macvlan to segment all GSO packets and sets it up.
+fn start_upper(upper: &Identity) -> Result<(), KernelError> {
+    /// GSO packets from another machine may not tell their number of segments. The size limit makes
+    /// the kernel segment those too. Newer kernels refuse a smaller one.
+    const MAX_SIZE: u32 = 1024;
+
+    block_on(async |handle| {
+        let limits = LinkUnspec::new_with_index(upper.index)
+            .append_extra_attribute(LinkAttribute::GsoMaxSegs(1))
+            .append_extra_attribute(LinkAttribute::GsoMaxSize(MAX_SIZE));
+        let set = handle.link().set(limits.build()).execute().await;
+        set.map_err(failed("limiting the segments of a macvlan"))
+    })?;
+    start(upper, VETH_MTU, None)
+}
+
+/// Whether an error means that the kernel lacks a kind of device.
+#[must_use]
+pub fn is_unsupported(error: &KernelError) -> bool {
+    let KernelError::Request { source, .. } = error else { return false };
+    matches!(&**source, rtnetlink::Error::NetlinkError(error)
+        if -error.raw_code() == libc::EOPNOTSUPP)
 }
 
 /// Sets one end of a veth pair up again.

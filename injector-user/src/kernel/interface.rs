@@ -37,10 +37,10 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Whether it is a device on which an injector holds packets.
+    /// Whether it is a device that an injector created.
     #[must_use]
-    pub fn is_hold_device(&self) -> bool {
-        [device::NEAR, device::FAR].iter().any(|prefix| self.name.starts_with(prefix))
+    pub fn is_own_device(&self) -> bool {
+        device::PREFIXES.iter().any(|prefix| self.name.starts_with(prefix))
     }
 
     /// Whether the namespace still has it.

@@ -6,17 +6,37 @@
 use std::{
     ffi::CStr,
     io,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
 use aya_obj::generated::{
     BPF_F_BEFORE, bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_prog_info,
 };
 
+use nix::fcntl::{FcntlArg, fcntl};
+
 use super::bpf::{attributes, call, new_descriptor};
 
 /// The maximum number of programs at a hook of an interface (`BPF_MPROG_MAX`).
 const MAX_PROGRAMS: usize = 64;
+
+/// The minimum number of file descriptors that must be closed late.
+const LATE_FD: i32 = 900;
+
+/// Duplicates a descriptor to a high number, if available. The kernel closes the files of a dying
+/// process in order of their numbers, and the programs that redirect packets to a device must be
+/// detached before what makes it work.
+#[must_use]
+pub fn closed_late(fd: OwnedFd) -> OwnedFd {
+    match fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(LATE_FD)) {
+        // SAFETY: the descriptor is new and owned by nothing else.
+        Ok(number) => unsafe { OwnedFd::from_raw_fd(number) },
+        Err(error) => {
+            tracing::debug!(%error, fd = fd.as_raw_fd(), "no high descriptor number is available");
+            fd
+        }
+    }
+}
 
 /// The attachment of a program to an interface. Dropping it detaches the program.
 #[derive(Debug)]
@@ -66,6 +86,12 @@ impl Link {
         let fd = unsafe { new_descriptor(bpf_cmd::BPF_LINK_CREATE, &mut attributes) }?;
         let id = info(fd.as_fd())?.id;
         Ok(Self { fd, id })
+    }
+
+    /// Makes the kernel detach it after other links if this process dies, see [`closed_late`].
+    #[must_use]
+    pub fn closed_late(self) -> Self {
+        Self { fd: closed_late(self.fd), ..self }
     }
 
     /// Its ID.

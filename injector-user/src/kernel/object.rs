@@ -41,6 +41,8 @@ pub struct Constants {
     pub protect: bool,
     /// The device that holds packets; `None` if no rule does.
     pub hold: Option<HoldDevice>,
+    /// The index, the same in all namespaces, of the device that segments GSO packets; 0 if none.
+    pub wire: u32,
 }
 
 /// The device that holds packets.
@@ -125,6 +127,7 @@ impl Object {
             .override_global("PROTECT", &protect, true)
             .override_global("HOLD_INTERFACE", &hold, true)
             .override_global("HOLD_IN_USERSPACE", &in_userspace, true)
+            .override_global("WIRE_INTERFACE", &constants.wire, true)
             .override_global("RULES_PER_BANK", &capacity.rules, true)
             .override_global("MASKS_PER_BANK", &capacity.masks, true)
             .override_global(aya_log::LEVEL, &log_level, false)

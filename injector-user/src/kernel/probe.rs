@@ -132,6 +132,7 @@ fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError>
             judged_bit: 1,
             protect: true,
             hold: Some(HoldDevice { interface: 1, is_tap: false }),
+            wire: 1,
             ..Constants::default()
         },
         Capacity { rules: 1, entries: 1, masks: MAX_MASKS as u32, holds: 1 },

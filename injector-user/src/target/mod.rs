@@ -172,8 +172,8 @@ pub struct Place {
     pub netns: Netns,
     /// Interfaces in the namespace.
     pub interfaces: Vec<Interface>,
-    /// Hold devices of injectors in the namespace.
-    pub hold_devices: Vec<Interface>,
+    /// Devices that injectors created in the namespace.
+    pub own_devices: Vec<Interface>,
 }
 
 impl Target {
@@ -368,10 +368,10 @@ impl Target {
     /// The interfaces to attach to now. Call again to find interfaces that appear later.
     pub fn places(&self) -> Result<Vec<Place>, ResolveError> {
         let place = |netns: Netns| {
-            let (hold_devices, mut interfaces): (Vec<_>, Vec<_>) =
-                interface::list(&netns)?.into_iter().partition(Interface::is_hold_device);
+            let (own_devices, mut interfaces): (Vec<_>, Vec<_>) =
+                interface::list(&netns)?.into_iter().partition(Interface::is_own_device);
             interfaces.retain(|interface| self.wants(interface));
-            Ok(Place { netns, interfaces, hold_devices })
+            Ok(Place { netns, interfaces, own_devices })
         };
         self.namespaces().into_iter().map(place).collect()
     }

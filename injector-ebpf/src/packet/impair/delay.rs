@@ -53,7 +53,7 @@ pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) -> Fate {
     match schedule(ctx, matched.rule, matched.index, which, direction) {
         AT_ONCE => Fate::Pass,
         FULL => Fate::Lost,
-        release => match send(ctx, matched, direction, release, false) {
+        release => match send(case, matched, release, false) {
             Sent::Redirect => Fate::Held,
             Sent::Cloned => Fate::Replaced,
             Sent::Refused => {

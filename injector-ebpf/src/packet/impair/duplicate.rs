@@ -16,7 +16,7 @@ use crate::packet::{
 /// Sends a copy of the packet, delayed like the packet itself.
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
-    let &Case { ctx, direction, link, .. } = case;
+    let &Case { ctx, direction, link, interface, .. } = case;
     if !decision.duplicate {
         return;
     }
@@ -33,10 +33,10 @@ pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
         delay::AT_ONCE
     };
     let is_sent = match release {
-        delay::AT_ONCE => duplicate(ctx, direction),
+        delay::AT_ONCE => duplicate(ctx, interface, direction),
         // Duplicated, and the copy dropped.
         delay::FULL => true,
-        release => hold::send(ctx, matched, direction, release, true) == Sent::Cloned,
+        release => hold::send(case, matched, release, true) == Sent::Cloned,
     };
     if is_sent {
         matched.counters.duplicated += 1;
@@ -48,12 +48,12 @@ pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
 /// Sends a copy of the packet along the same path. The copy carries the owner mark, so the hook
 /// passes it.
 #[inline(always)]
-fn duplicate(ctx: &TcContext, direction: Direction) -> bool {
+fn duplicate(ctx: &TcContext, interface: u32, direction: Direction) -> bool {
     if direction == Direction::Egress {
-        return ctx.clone_redirect(skb::interface(ctx), 0).is_ok();
+        return ctx.clone_redirect(interface, 0).is_ok();
     }
     skb::send_priority(ctx, skb::metadata(ctx).priority);
-    let is_sent = ctx.clone_redirect(skb::interface(ctx), u64::from(BPF_F_INGRESS)).is_ok();
+    let is_sent = ctx.clone_redirect(interface, u64::from(BPF_F_INGRESS)).is_ok();
     // The packet itself keeps its priority, and must not have it restored again elsewhere.
     skb::take_priority(ctx);
     is_sent

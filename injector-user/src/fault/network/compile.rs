@@ -11,7 +11,7 @@ use injector_common::{
     control::{MAX_MASKS, PORTS, RuleSet},
     hold::{self, Hold, MAX_TABLES},
     model::random,
-    rule,
+    rule::{self, RULE_WIRE},
 };
 use ipnet::IpNet;
 use thiserror::Error;
@@ -100,6 +100,17 @@ impl Compiled {
     #[must_use]
     pub const fn needs_hold(&self) -> bool {
         !self.holds.is_empty()
+    }
+
+    /// Whether any rule acts on wire packets.
+    #[must_use]
+    pub fn needs_wire_packets(&self) -> bool {
+        self.rules.iter().any(|rule| rule.flags & RULE_WIRE != 0)
+    }
+
+    /// Makes all rules act on GSO packets as they are.
+    pub fn accept_pieces(&mut self) {
+        self.rules.iter_mut().for_each(|rule| rule.flags &= !RULE_WIRE);
     }
 
     /// The number of entries.
@@ -311,11 +322,13 @@ impl Ports {
 
 /// The eBPF form of a rule's actions.
 fn decisions(rule: &Rule, number: u32, seed: u64) -> rule::Rule {
+    let wire = if rule.impairment.acts_on_wire_packets() { RULE_WIRE } else { 0 };
     rule::Rule {
         // A duration until [`Compiled::start`] converts it.
         deadline_ns: rule.lasts.map_or(u64::MAX, Span::nanoseconds),
         stream: random::stream(seed, number),
         link: number,
+        flags: rule.impairment.rule.flags | wire,
         ..rule.impairment.rule
     }
 }

@@ -11,6 +11,7 @@ mod notices;
 mod protect;
 pub mod report;
 pub mod shared;
+mod wire;
 
 use std::{
     collections::BTreeSet,
@@ -47,6 +48,7 @@ use delays::Delays;
 use hold::{Engine, Holds};
 use monitors::Monitors;
 use notices::{Interference, Notices};
+use wire::Wire;
 
 /// Why packet faults cannot be installed or changed.
 #[derive(Debug, Error)]
@@ -102,6 +104,9 @@ pub enum NetworkError {
         "packets of {0} cannot be delayed or limited in their rate, as it has no link-layer header"
     )]
     NoHeader(String),
+    /// Packets cannot be segmented.
+    #[error("this kernel cannot create the devices that segment GSO packets: {0}")]
+    NoWireDevices(String),
     /// The loopback interface cannot be prepared.
     #[error("cannot have the loopback take held packets")]
     Loopback(#[source] std::io::Error),
@@ -188,6 +193,7 @@ pub struct Network {
     // Dropped in this order: programs are detached before their maps are freed.
     attachments: Attachments,
     holds: Option<Holds>,
+    wire: Wire,
     monitors: Monitors,
     notices: Notices,
     /// Final statistics of held packets.
@@ -271,6 +277,7 @@ impl Network {
             None => None,
         };
         let tells_receivers = target.cgroup.is_none() || needs.sides.ingress;
+        let wire = Wire::new(instance.slot());
         let constants = Constants {
             of_cgroup: target.cgroup.is_some(),
             layout: match target.cgroup {
@@ -283,11 +290,13 @@ impl Network {
                 interface: holds.interface(),
                 is_tap: holds.engine() == Engine::Tap,
             }),
+            wire: wire.interface(),
         };
         let object = Object::load(constants, needs.capacity, options.log_level)?;
         let mut network = Self {
             attachments: Attachments::new(options.hook),
             holds,
+            wire,
             monitors: Monitors::default(),
             notices: Notices::default(),
             ended: None,
@@ -305,6 +314,9 @@ impl Network {
         };
         if options.protect {
             network.object.protect(&protect::operator_connections())?;
+        }
+        if needs.wire && options.hook != HookChoice::Xdp {
+            network.wire.want();
         }
         // The programs find an empty bank until all are attached and the rules are in the other
         // bank.
@@ -336,7 +348,12 @@ impl Network {
     /// Prepares other rules, so that [`Self::commit`] is fast. Links continue, see [`links`]. No program may be reading the
     /// inactive bank: call [`clock::wait_for_readers`] after each change. Counters of the rules
     /// before the active ones are lost.
-    pub fn prepare(&mut self, rules: &[Rule], seed: u64) -> Result<(), NetworkError> {
+    pub fn prepare(
+        &mut self,
+        instance: &mut Instance,
+        rules: &[Rule],
+        seed: u64,
+    ) -> Result<(), NetworkError> {
         let mut compiled = compile(rules, seed)?;
         compiled.start(clock::monotonic_ns(), self.deadline_ns);
         let capacity = self.object.capacity();
@@ -355,6 +372,13 @@ impl Network {
         }
         if compiled.ingress && !self.tells_receivers {
             return Err(NetworkError::NoIngress);
+        }
+        if compiled.needs_wire_packets() && self.wire.want() {
+            let lease = self.lease();
+            for attachment in self.attachments.all() {
+                let Attachment { netns, interface, .. } = attachment;
+                self.wire.serve(&mut self.object, instance, netns, interface, &lease)?;
+            }
         }
         self.is_prepared = false;
         self.sides = Sides::of(&compiled);
@@ -445,9 +469,11 @@ impl Network {
                 self.notices.add(Interference::InterfaceGone, interface);
             }
         }
+        let is_there = |netns: &Netns| places.iter().any(|place| place.netns == *netns);
         if let Some(holds) = &mut self.holds {
-            holds.retain(|netns| places.iter().any(|place| place.netns == *netns));
+            holds.retain(is_there);
         }
+        self.wire.retain(is_there);
         // The kernel notifies about changes of filters and of hold devices' queues.
         let is_told = self.attachments.has_filters() || self.holds.is_some();
         let monitored = if is_told { &*places } else { &[] };
@@ -457,6 +483,7 @@ impl Network {
         if let Some(holds) = &mut self.holds {
             holds.look(object, instance, &places, &changed, notices, &lease)?;
         }
+        self.wire.look(object, instance, &places, &changed, notices, &lease)?;
         self.attachments.look(object, instance, &changed, notices, &lease)?;
         Ok(places)
     }
@@ -504,6 +531,7 @@ impl Network {
         } else if let Some(holds) = &mut self.holds {
             holds.serve(object, instance, netns, interface, direction, &lease)?;
         }
+        self.wire.serve(object, instance, netns, interface, &lease)?;
         Ok(self.attachments.add(object, instance, netns, interface, direction)?.into())
     }
 
@@ -525,6 +553,7 @@ impl Network {
             let lost = held.saturating_sub(released).saturating_sub(statistics.dropped);
             self.ended = Some(hold::Statistics { held: lost, ..statistics });
         }
+        self.wire.end(instance)?;
         Ok(())
     }
 
@@ -584,7 +613,10 @@ impl Network {
         (sides.egress || self.target.cgroup.is_some(), sides.ingress)
     }
 
-    fn fill(&mut self, bank: u32, compiled: Compiled) -> Result<(), NetworkError> {
+    fn fill(&mut self, bank: u32, mut compiled: Compiled) -> Result<(), NetworkError> {
+        if !self.wire.is_available() {
+            compiled.accept_pieces();
+        }
         let before = self.banks[bank as usize].as_ref();
         let before = before.map(|compiled| compiled.entries(bank)).unwrap_or_default();
         self.object.replace_entries(&before, &compiled.entries(bank))?;
@@ -612,6 +644,7 @@ impl Network {
                 let ingress = ingress.then(|| attach::program(interface, Direction::Ingress));
                 egress.into_iter().chain(ingress)
             })
+            .chain(self.wire.is_wanted().then_some(wire::PROGRAM))
             .collect();
         Ok(self.object.load_programs(&names)?)
     }
@@ -624,6 +657,8 @@ struct Needs {
     sides: Sides,
     /// The queue limit, if any set holds packets.
     hold: Option<u32>,
+    /// Whether any rule acts on wire packets.
+    wire: bool,
 }
 
 impl Needs {
@@ -636,6 +671,7 @@ impl Needs {
             holds: self.capacity.holds.max(room.holds),
         };
         self.sides = self.sides.or(Sides::of(compiled));
+        self.wire |= compiled.needs_wire_packets();
         if compiled.needs_hold() {
             let limit = hold::room_for(&compiled.holds);
             self.hold = Some(self.hold.unwrap_or_default().max(limit));

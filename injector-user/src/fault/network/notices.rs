@@ -20,6 +20,10 @@ pub enum Interference {
     DeviceRemoved,
     /// The settings of a hold device's qdisc were changed.
     QueueChanged,
+    /// A device that segments packets was set down.
+    WireDown,
+    /// A device that segments packets was removed, or something without which it is of no use.
+    WireRemoved,
     /// A tcx or XDP program was detached.
     ProgramDetached,
     /// A filter was removed, perhaps with its qdisc.
@@ -47,6 +51,12 @@ impl Interference {
             Self::QueueChanged => {
                 "qdisc changed by another process, which may have dropped packets held there or released them early: \
                  changed back"
+            }
+            Self::WireDown => {
+                "set down by another process, which lost the packets segmented there: set up again"
+            }
+            Self::WireRemoved => {
+                "removed or changed by another process, which lost the packets segmented there: made again"
             }
             Self::ProgramDetached => "eBPF program detached by another process: attached again",
             Self::FilterRemoved => "tc filter removed by another process: added again",

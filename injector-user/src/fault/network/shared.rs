@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Network, NetworkError, counts::Counts};
-use crate::spec::rule::Rule;
+use crate::{lifetime::instance::Instance, spec::rule::Rule};
 
 /// The packet faults of a target, if it has any, with the owner of each rule.
 #[derive(Debug)]
@@ -38,12 +38,13 @@ impl<K: Copy + Ord> Shared<K> {
     /// Gets other rules ready, see [`Network::prepare`].
     pub fn prepare(
         &mut self,
+        instance: &mut Instance,
         owners: Vec<K>,
         rules: &[Rule],
         seed: u64,
     ) -> Result<(), NetworkError> {
         if let Some(network) = &mut self.network {
-            network.prepare(rules, seed)?;
+            network.prepare(instance, rules, seed)?;
         }
         self.next = owners;
         Ok(())

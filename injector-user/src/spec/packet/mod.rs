@@ -7,6 +7,7 @@ pub mod duplicate;
 pub mod ecn;
 pub mod loss;
 pub mod partition;
+pub mod pieces;
 pub mod rate;
 pub mod reorder;
 pub mod reset;
@@ -40,6 +41,7 @@ macro_rules! packet_faults {
             { reorder, packet::reorder::Reorder, Option<packet::reorder::Reorder> }
             { rate, packet::rate::Rate, Option<packet::rate::Rate> }
             { ecn, packet::ecn::Ecn, bool }
+            { pieces, packet::pieces::Pieces, bool }
             {
                 #[arg(value_delimiter = ',')]
                 #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
@@ -119,6 +121,8 @@ pub struct Impairment {
     pub hold: Option<Hold>,
     /// The distribution of delays, if it requires a table.
     pub table: Option<Table>,
+    /// Whether to act on GSO packets rather than wire packets.
+    pub pieces: bool,
     /// The first fault of the rule that XDP cannot apply.
     pub not_by_xdp: Option<&'static str>,
 }

@@ -11,7 +11,6 @@ use std::{
     fmt::{self, Display, Formatter},
     fs::File,
     io,
-    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _},
     sync::atomic::Ordering::Relaxed,
     thread,
     time::{Duration, Instant},
@@ -21,7 +20,6 @@ use injector_common::{
     hold::{Hold, TAGS},
     packet::Direction,
 };
-use nix::fcntl::{FcntlArg, fcntl};
 use serde::Serialize;
 
 use crate::{
@@ -30,7 +28,7 @@ use crate::{
         device::{self, FAR, Identity, NEAR},
         fq::{self, Root},
         interface::Interface,
-        link::Link,
+        link::{self, Link},
         netns::Netns,
         object::Object,
         rps, sysctl,
@@ -85,10 +83,6 @@ impl Engine {
 
 /// The first interface index of hold devices. The kernel numbers other devices from 1.
 const FIRST_INDEX: u32 = 1_000_000_000;
-
-/// The minimum number of TAP file descriptors. The kernel closes the files of a dying process in order
-/// of their numbers, and the programs that redirect packets to a TAP must be detached first.
-const TAP_FD: i32 = 900;
 
 /// How long to wait for held packets after the faults have ended.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -287,7 +281,7 @@ impl Holds {
                 Ok(Device { netns: netns.clone(), near, far: Some(far), queue, programs, holder })
             }
             Engine::Tap => {
-                let tap = with_high_number(device::add_tap(netns, &near)?);
+                let tap = File::from(link::closed_late(device::add_tap(netns, &near)?.into()));
                 let queue = Root::of(netns, near.index)?;
                 let programs = vec![attach(&near, "hold_ingress", Direction::Ingress)?];
                 let (held, routes) = object.held_packets()?;
@@ -358,8 +352,8 @@ impl Holds {
         let devices = std::mem::take(&mut self.devices);
         for device in devices {
             let place = places.iter().find(|place| place.netns == device.netns);
-            let hold_devices = place.map(|place| &*place.hold_devices).unwrap_or_default();
-            match device.condition(hold_devices, changed)? {
+            let own_devices = place.map(|place| &*place.own_devices).unwrap_or_default();
+            match device.condition(own_devices, changed)? {
                 Condition::Whole => self.devices.push(device),
                 Condition::Down => {
                     // On failure, the device may be gone: the next check shows that.
@@ -463,15 +457,15 @@ enum Condition {
 }
 
 impl Device {
-    /// The condition, given the hold devices of its namespace.
+    /// The condition, given injectors' devices in its namespace.
     fn condition(
         &self,
-        hold_devices: &[Interface],
+        own_devices: &[Interface],
         changed: &Changed,
     ) -> Result<Condition, NetworkError> {
         let mut is_up = true;
         for end in [Some(&self.near), self.far.as_ref()].into_iter().flatten() {
-            let found = hold_devices.iter().find(|interface| interface.index == end.index);
+            let found = own_devices.iter().find(|interface| interface.index == end.index);
             match found {
                 Some(found) if found.name == end.name => is_up &= found.is_up,
                 _ => return Ok(Condition::Broken),
@@ -543,16 +537,4 @@ fn change_of(netns: u64, name: &str, before: String) -> Action {
         before,
         after: ENABLED.into(),
     })
-}
-
-/// Duplicates the file to a high descriptor number, if available.
-fn with_high_number(file: File) -> File {
-    match fcntl(file.as_fd(), FcntlArg::F_DUPFD_CLOEXEC(TAP_FD)) {
-        // SAFETY: the descriptor is new and owned by nothing else.
-        Ok(number) => unsafe { File::from_raw_fd(number) },
-        Err(error) => {
-            tracing::debug!(%error, fd = file.as_raw_fd(), "cannot give the TAP a high descriptor number");
-            file
-        }
-    }
 }

@@ -1,0 +1,118 @@
+//! Wire packets: how the packets of a GSO packet are classified one by one.
+//!
+//! TCP and UDP hand down pieces of up to 64 KiB, and GRO merges received packets into such pieces. A
+//! rule with [`RULE_WIRE`] redirects them to a device of injector's that does not take them whole, so
+//! that the kernel segments them. [`send`] says where a piece came from, [`origin`] reads that at the
+//! egress of the device below, where the rule acts, and [`leave`] returns each packet to its path.
+//! There it is recognized by its owner mark. All of it happens within the redirection, so the order of
+//! packets is kept.
+
+use aya_ebpf::{bindings::BPF_F_INGRESS, helpers::generated::bpf_redirect, programs::TcContext};
+use injector_common::{
+    packet::{Direction, Packet, parse::Link, protocol},
+    rule::RULE_WIRE,
+};
+
+use super::{Match, skb};
+use crate::maps;
+
+/// Where a packet came from.
+pub struct Origin {
+    /// Index of the interface that sends or receives the packet.
+    pub interface: u32,
+    /// The packet's direction there.
+    pub direction: Direction,
+    /// The rule's index in [`maps::RULES`].
+    pub index: u32,
+    /// The packet's queue.
+    queue: u32,
+}
+
+/// Whether the packet must be segmented before the rule acts.
+///
+/// A received packet waits in the backlog when it returns to its interface, so all packets of a flow
+/// take this way: others would overtake.
+#[inline(always)]
+pub fn takes(
+    ctx: &TcContext,
+    packet: &Packet,
+    direction: Direction,
+    link: Link,
+    matched: &Match,
+) -> bool {
+    if maps::WIRE_INTERFACE.load() == 0
+        || link == Link::None
+        || matched.rule.flags & RULE_WIRE == 0
+    {
+        return false;
+    }
+    match direction {
+        Direction::Egress => skb::segment_size(ctx) != 0,
+        // A packet that returns to the loopback has lost its route.
+        Direction::Ingress => {
+            !skb::comes_back(ctx)
+                && packet.protocol != protocol::ICMP
+                && packet.protocol != protocol::ICMPV6
+        }
+    }
+}
+
+/// Words of the control block (`skb->cb`), which segmentation copies to each packet.
+mod word {
+    pub const INTERFACE: usize = 0;
+    /// The direction in the lowest bit, the rule's index above.
+    pub const RULE: usize = 1;
+    /// The queue in the lower half, [`SIGN`] in the upper half.
+    pub const QUEUE: usize = 2;
+    pub const SIGN: u32 = 0x9d37;
+}
+
+/// Says where the packet comes from, before [`redirect`].
+#[inline(always)]
+pub fn send(ctx: &TcContext, direction: Direction, index: u32) {
+    let queue = skb::metadata(ctx).queue & 0xffff;
+    skb::set_control(ctx, word::INTERFACE, skb::interface(ctx));
+    skb::set_control(ctx, word::RULE, index << 1 | direction as u32);
+    skb::set_control(ctx, word::QUEUE, word::SIGN << 16 | queue);
+}
+
+/// Redirects the packet to the device that segments it.
+#[inline(always)]
+pub fn redirect() -> i32 {
+    // SAFETY: no pointers are passed.
+    unsafe { bpf_redirect(maps::WIRE_INTERFACE.load(), 0) as i32 }
+}
+
+/// Where the packet came from; `None` if injector did not send it.
+#[inline(always)]
+pub fn origin(ctx: &TcContext) -> Option<Origin> {
+    let queue = skb::control(ctx, word::QUEUE);
+    if queue >> 16 != word::SIGN {
+        return None;
+    }
+    let rule = skb::control(ctx, word::RULE);
+    let direction = if rule & 1 == Direction::Ingress as u32 {
+        Direction::Ingress
+    } else {
+        Direction::Egress
+    };
+    let interface = skb::control(ctx, word::INTERFACE);
+    Some(Origin { interface, direction, index: rule >> 1, queue: queue & 0xffff })
+}
+
+/// Returns the packet to its path.
+#[inline(always)]
+pub fn leave(ctx: &TcContext, origin: &Origin) -> i32 {
+    skb::set_control(ctx, word::QUEUE, 0);
+    // The queue of the devices in between must not determine that of the interface.
+    skb::set_queue(ctx, origin.queue);
+    let flags = match origin.direction {
+        Direction::Egress => 0,
+        Direction::Ingress => {
+            skb::send_priority(ctx, skb::metadata(ctx).priority);
+            u64::from(BPF_F_INGRESS)
+        }
+    };
+    // SAFETY: no pointers are passed.
+    unsafe { bpf_redirect(origin.interface, flags) as i32 }
+}
