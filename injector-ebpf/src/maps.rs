@@ -1,6 +1,6 @@
 //! Maps and load-time constants shared with userspace. Sizes are set at load time.
 
-use crate::clock::Reading;
+use crate::{clock::Reading, packet::backlog::Backlog};
 use aya_ebpf::{
     Global,
     bindings::BPF_F_MMAPABLE,
@@ -74,6 +74,14 @@ pub static HOLD_IN_USERSPACE: Global<u32> = Global::new(0);
 /// it.
 #[unsafe(no_mangle)]
 pub static WIRE_INTERFACE: Global<u32> = Global::new(0);
+
+/// Number of packets that may wait in the backlog of a CPU before segmenting more.
+#[unsafe(no_mangle)]
+pub static WIRE_BACKLOG: Global<u32> = Global::new(0);
+
+/// The packets that wait in the backlog.
+#[map]
+pub static BACKLOG: PerCpuArray<Backlog> = PerCpuArray::with_max_entries(1, 0);
 
 /// The packet being classified, by direction.
 ///

@@ -89,10 +89,15 @@ fn stop(injector: Injector) -> (Vec<String>, Value) {
 
 /// The names of the devices on which packets wait.
 fn hold_devices(host: &Host) -> Vec<String> {
+    own_devices(host, &["injhold", "injback"])
+}
+
+/// The names of the devices with these prefixes.
+fn own_devices(host: &Host, prefixes: &[&str]) -> Vec<String> {
     let links = host.run("ip -o link show");
     let names = links.lines().filter_map(|line| line.split([':', '@']).nth(1));
     let names = names.map(|name| name.trim().to_owned());
-    names.filter(|name| name.starts_with("injhold") || name.starts_with("injback")).collect()
+    names.filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix))).collect()
 }
 
 /// What injector leaves behind, which is nothing.
@@ -173,6 +178,51 @@ fn hold_devices_are_made_again_and_what_they_held_is_counted() {
         assert_eq!(told, ROUNDS, "{engine}: {warnings:#?}");
         assert_clean(left);
     }
+}
+
+#[test]
+fn devices_that_segment_packets_are_made_again() {
+    /// Indexes of these devices are not below it.
+    const WIRE_DEVICE: u32 = 1_100_000_000;
+    let lab = Lab::new();
+    let left = &lab.left;
+    let line = format!("--interface {INTERFACE} --protocol udp --loss 0.000001%");
+    let injector = Injector::start(left, &line);
+    let pid = injector.process.pid().as_raw();
+    let names = own_devices(left, &["injwire", "injcut"]);
+    assert_eq!(names.len(), 3, "{names:?}");
+    let links = || {
+        let mut links = bpf::links(pid);
+        links.retain(|link| link.interface >= WIRE_DEVICE);
+        links
+    };
+    let count = links().len();
+    let traffic = Traffic::start(&lab);
+    let mut moments = Moments::new(2);
+    for round in 0..ROUNDS {
+        moments.wait();
+        let name = moments.choose(&names);
+        let way = *moments.choose(&["down", "del", "detach"]);
+        match (way, links().first()) {
+            ("detach", Some(first)) => bpf::detach(*first).expect("it is attached"),
+            ("down", _) => drop(left.run(&format!("ip link set {name} down"))),
+            _ => drop(left.run(&format!("ip link del {name}"))),
+        }
+        wait_soon(&format!("round {round}: after {way} of {name}"), || {
+            let state = left.run("ip -o link show");
+            let is_up = |line: &&str| line.contains(": inj") && line.contains(",UP");
+            state.lines().filter(is_up).count() == names.len() && links().len() == count
+        });
+    }
+    let (sent, received) = traffic.end(Duration::from_millis(300));
+    let (warnings, summary) = stop(injector);
+    assert_eq!(number(&summary["egress"], "packets"), sent, "{summary}");
+    // Single datagrams are sent at once, and only GSO packets take the other way.
+    assert_eq!(received, sent, "{summary}");
+    let told = times(&warnings, "set down") + times(&warnings, "removed or changed");
+    assert_eq!(told, ROUNDS, "{warnings:#?}");
+    assert!(own_devices(left, &["inj"]).is_empty());
+    assert_clean(left);
 }
 
 #[test]

@@ -31,6 +31,7 @@ enum Bench {
     Delay(bench::delay::Args),
     Scenario(bench::scenario::Args),
     Agent(bench::agent::Args),
+    Wire(bench::wire::Args),
 }
 
 fn main() -> Result<ExitCode> {
@@ -40,6 +41,7 @@ fn main() -> Result<ExitCode> {
         Command::Bench(Bench::Delay(args)) => bench::delay::delay(&args),
         Command::Bench(Bench::Scenario(args)) => bench::scenario::run(&args),
         Command::Bench(Bench::Agent(args)) => bench::agent::run(&args),
+        Command::Bench(Bench::Wire(args)) => bench::wire::run(&args),
         Command::Vm(args) => vm::run(&args),
     }
 }

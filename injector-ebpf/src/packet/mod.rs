@@ -1,5 +1,6 @@
 //! The path of a packet: scope, parsing, rule lookup, faults.
 
+pub mod backlog;
 mod find;
 mod fragment;
 mod hold;
@@ -25,6 +26,7 @@ use injector_common::{
 };
 
 use crate::{clock, maps};
+use backlog::Arrival;
 
 /// The verdict on a packet after applying its rule.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,6 +43,8 @@ enum Fate {
     Held,
     /// Redirected to the device that segments it, see [`wire`].
     Segmented,
+    /// Redirected into the receive path of its own interface, see [`backlog`].
+    Deferred,
 }
 
 /// A packet at a tc hook.
@@ -76,7 +80,7 @@ pub fn tc(ctx: &TcContext, direction: Direction, link: Link) -> i32 {
         // This must not count as a drop on receipt either.
         // SAFETY: no pointers are passed.
         Some(Fate::Replaced) => unsafe { bpf_redirect(0, 0) as i32 },
-        Some(Fate::TurnedBack) => skb::turn_back(ctx),
+        Some(Fate::TurnedBack | Fate::Deferred) => skb::turn_back(ctx),
         Some(Fate::Held) => hold::redirect(),
         Some(Fate::Segmented) => wire::redirect(),
     }
@@ -85,6 +89,10 @@ pub fn tc(ctx: &TcContext, direction: Direction, link: Link) -> i32 {
 /// The verdict; `None` if the packet is out of scope.
 #[inline(always)]
 fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> {
+    let arrival = match direction {
+        Direction::Egress => Arrival::New,
+        Direction::Ingress => backlog::arrive(ctx),
+    };
     if skb::is_judged(ctx) {
         if direction == Direction::Ingress {
             skb::take_priority(ctx);
@@ -118,6 +126,10 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
     if wire::takes(ctx, packet, direction, link, &matched) {
         // Counted as wire packets instead.
         seen.packets[direction as usize] -= 1;
+        if direction == Direction::Ingress && backlog::must_wait(arrival, skb::segments(ctx)) {
+            backlog::enter(ctx);
+            return Some(Fate::Deferred);
+        }
         wire::send(ctx, direction, matched.index);
         return Some(Fate::Segmented);
     }

@@ -60,6 +60,14 @@ pub fn segment_size(ctx: &TcContext) -> u32 {
     unsafe { (*raw(ctx)).gso_size }
 }
 
+/// Number of segments of a GSO packet, if known; else 1.
+#[inline(always)]
+pub fn segments(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is readable.
+    let segments = unsafe { (*raw(ctx)).gso_segs };
+    if segments == 0 { 1 } else { segments }
+}
+
 /// Parses the headers after making them contiguous if necessary.
 ///
 /// Packets of the kernel's own protocols and of drivers have at least contiguous Ethernet, IPv4 and

@@ -13,7 +13,7 @@ use injector_common::{
     rule::RULE_WIRE,
 };
 
-use super::{Match, skb};
+use super::{Match, backlog, skb};
 use crate::maps;
 
 /// Where a packet came from.
@@ -40,9 +40,7 @@ pub fn takes(
     link: Link,
     matched: &Match,
 ) -> bool {
-    if maps::WIRE_INTERFACE.load() == 0
-        || link == Link::None
-        || matched.rule.flags & RULE_WIRE == 0
+    if maps::WIRE_INTERFACE.load() == 0 || link == Link::None || matched.rule.flags & RULE_WIRE == 0
     {
         return false;
     }
@@ -91,11 +89,8 @@ pub fn origin(ctx: &TcContext) -> Option<Origin> {
         return None;
     }
     let rule = skb::control(ctx, word::RULE);
-    let direction = if rule & 1 == Direction::Ingress as u32 {
-        Direction::Ingress
-    } else {
-        Direction::Egress
-    };
+    let direction =
+        if rule & 1 == Direction::Ingress as u32 { Direction::Ingress } else { Direction::Egress };
     let interface = skb::control(ctx, word::INTERFACE);
     Some(Origin { interface, direction, index: rule >> 1, queue: queue & 0xffff })
 }
@@ -109,7 +104,7 @@ pub fn leave(ctx: &TcContext, origin: &Origin) -> i32 {
     let flags = match origin.direction {
         Direction::Egress => 0,
         Direction::Ingress => {
-            skb::send_priority(ctx, skb::metadata(ctx).priority);
+            backlog::enter(ctx);
             u64::from(BPF_F_INGRESS)
         }
     };

@@ -41,8 +41,8 @@ pub struct Constants {
     pub protect: bool,
     /// The device that holds packets; `None` if no rule does.
     pub hold: Option<HoldDevice>,
-    /// The index, the same in all namespaces, of the device that segments GSO packets; 0 if none.
-    pub wire: u32,
+    /// The device that segments GSO packets.
+    pub wire: WireDevice,
 }
 
 /// The device that holds packets.
@@ -52,6 +52,15 @@ pub struct HoldDevice {
     pub interface: u32,
     /// Whether userspace holds the packets, rather than a qdisc.
     pub is_tap: bool,
+}
+
+/// The device that segments GSO packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WireDevice {
+    /// The index, the same in all namespaces; 0 if none.
+    pub interface: u32,
+    /// The number of received packets that may wait in the backlog of a CPU before segmenting more.
+    pub backlog: u32,
 }
 
 /// The capacity of the maps.
@@ -127,7 +136,8 @@ impl Object {
             .override_global("PROTECT", &protect, true)
             .override_global("HOLD_INTERFACE", &hold, true)
             .override_global("HOLD_IN_USERSPACE", &in_userspace, true)
-            .override_global("WIRE_INTERFACE", &constants.wire, true)
+            .override_global("WIRE_INTERFACE", &constants.wire.interface, true)
+            .override_global("WIRE_BACKLOG", &constants.wire.backlog, true)
             .override_global("RULES_PER_BANK", &capacity.rules, true)
             .override_global("MASKS_PER_BANK", &capacity.masks, true)
             .override_global(aya_log::LEVEL, &log_level, false)

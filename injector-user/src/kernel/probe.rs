@@ -10,13 +10,13 @@ use super::{
     KernelError,
     attach::{self, Hook},
     clock_probe, clsact,
-    device::{self, Identity},
+    device::{self, Identity, WireDevices},
     fq,
     interface::{self, Interface, block_on},
     layout::Layout,
     link::Link,
     netns::Netns,
-    object::{Capacity, Constants, HoldDevice, Object},
+    object::{Capacity, Constants, HoldDevice, Object, WireDevice},
     rps, vdso,
 };
 use crate::output;
@@ -132,7 +132,7 @@ fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError>
             judged_bit: 1,
             protect: true,
             hold: Some(HoldDevice { interface: 1, is_tap: false }),
-            wire: 1,
+            wire: WireDevice { interface: 1, backlog: 1 },
             ..Constants::default()
         },
         Capacity { rules: 1, entries: 1, masks: MAX_MASKS as u32, holds: 1 },
@@ -151,6 +151,7 @@ fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError>
     let native = native_xdp(&mut object, netns);
     let edt = edt(&mut object, netns, lo.index);
     let tap = tap(&mut object, netns);
+    let wire = wire(&mut object, netns);
     Ok(vec![
         Finding {
             subject: "tcx egress",
@@ -212,6 +213,15 @@ fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError>
                 "Linux 6.1 or later with CONFIG_TUN (modprobe tun) and /dev/net/tun",
             ),
         },
+        Finding {
+            subject: "wire packets",
+            faults: Vec::new(),
+            serves: "faults of single packets where the kernel hands down GSO packets of up to 64 KiB",
+            verdict: Verdict::of(
+                wire,
+                "Linux 6.1 or later with CONFIG_MACVLAN and CONFIG_VETH; faults act on GSO packets as a whole meanwhile",
+            ),
+        },
     ])
 }
 
@@ -256,6 +266,17 @@ fn tap(object: &mut Object, netns: &Netns) -> Result<(), KernelError> {
     object.load_programs(&BTreeSet::from(["hold_ingress"]))?;
     drop((tap, held));
     Ok(())
+}
+
+/// What segmenting GSO packets takes.
+fn wire(object: &mut Object, netns: &Netns) -> Result<(), KernelError> {
+    let identity = |number: u32| {
+        let (name, index) = (format!("injector{number}"), (1 << 30) + number);
+        Identity { name, index, address: None }
+    };
+    let devices = WireDevices { upper: identity(3), lower: identity(4), peer: identity(5) };
+    device::add_wire(netns, &devices)?;
+    object.load_programs(&BTreeSet::from(["wire_egress"]))
 }
 
 /// Native XDP on a veth pair that goes with the namespace.

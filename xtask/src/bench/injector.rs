@@ -110,12 +110,19 @@ impl Running {
     }
 
     /// Ends the faults. Returns the number of matched packets.
-    pub fn stop(mut self) -> Result<u64> {
+    pub fn stop(self) -> Result<u64> {
+        Ok(self.stop_counting()?.0)
+    }
+
+    /// Ends the faults. Returns the numbers of matched and dropped packets.
+    pub fn stop_counting(mut self) -> Result<(u64, u64)> {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT)?;
         let summary: Value = serde_json::from_str(&self.wait_for("summary")?)?;
         let status = self.child.wait()?;
         ensure!(status.success(), "the injector failed: {status}");
-        summary["matched"].as_u64().context("a summary without `matched`")
+        let count =
+            |key: &str| summary[key].as_u64().with_context(|| format!("no `{key}` in the summary"));
+        Ok((count("matched")?, count("dropped")?))
     }
 
     fn wait_for(&mut self, event: &str) -> Result<String> {

@@ -18,6 +18,7 @@ mod target;
 mod test_run;
 mod throughput;
 mod traffic;
+pub mod wire;
 
 use std::{
     process::{self, ExitCode},

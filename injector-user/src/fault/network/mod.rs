@@ -277,7 +277,7 @@ impl Network {
             None => None,
         };
         let tells_receivers = target.cgroup.is_none() || needs.sides.ingress;
-        let wire = Wire::new(instance.slot());
+        let wire = Wire::new(instance.slot(), options.hook);
         let constants = Constants {
             of_cgroup: target.cgroup.is_some(),
             layout: match target.cgroup {
@@ -290,7 +290,7 @@ impl Network {
                 interface: holds.interface(),
                 is_tap: holds.engine() == Engine::Tap,
             }),
-            wire: wire.interface(),
+            wire: wire.device(),
         };
         let object = Object::load(constants, needs.capacity, options.log_level)?;
         let mut network = Self {
@@ -315,7 +315,7 @@ impl Network {
         if options.protect {
             network.object.protect(&protect::operator_connections())?;
         }
-        if needs.wire && options.hook != HookChoice::Xdp {
+        if needs.wire {
             network.wire.want();
         }
         // The programs find an empty bank until all are attached and the rules are in the other

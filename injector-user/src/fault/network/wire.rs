@@ -12,7 +12,7 @@ use crate::{
         interface::Interface,
         link::Link,
         netns::Netns,
-        object::Object,
+        object::{Object, WireDevice},
     },
     lifetime::{action::Action, instance::Instance},
     output,
@@ -21,7 +21,7 @@ use crate::{
 use injector_common::packet::{Direction, parse};
 
 use super::{
-    Lease, NetworkError,
+    HookChoice, Lease, NetworkError,
     attachments::{ATTEMPTS, title},
     monitors::Changed,
     notices::{Interference, Notices},
@@ -32,6 +32,9 @@ pub const PROGRAM: &str = "wire_egress";
 
 /// The first interface index of these devices, above those of hold devices.
 const FIRST_INDEX: u32 = 1_100_000_000;
+
+/// The setting for the length of the backlog of a CPU.
+const BACKLOG: &str = "/proc/sys/net/core/netdev_max_backlog";
 
 /// The devices of one injector.
 #[derive(Debug)]
@@ -49,7 +52,7 @@ enum State {
     /// No rule has required the devices yet.
     Unwanted,
     Wanted,
-    /// The kernel lacks a kind of device.
+    /// The kernel lacks a kind of device, or the hook does not need them.
     Unavailable,
 }
 
@@ -75,16 +78,29 @@ enum Condition {
 }
 
 impl Wire {
-    /// No devices yet.
+    /// No devices yet. XDP sees packets before they are merged.
     #[must_use]
-    pub const fn new(slot: u32) -> Self {
-        Self { slot, state: State::Unwanted, devices: Vec::new(), missing: Vec::new() }
+    pub const fn new(slot: u32, hook: HookChoice) -> Self {
+        let state =
+            if matches!(hook, HookChoice::Xdp) { State::Unavailable } else { State::Unwanted };
+        Self { slot, state, devices: Vec::new(), missing: Vec::new() }
     }
 
     /// The index of the devices that segment packets.
-    #[must_use]
-    pub const fn interface(&self) -> u32 {
+    const fn index(&self) -> u32 {
         FIRST_INDEX + 4 * self.slot
+    }
+
+    /// The device for the eBPF programs.
+    #[must_use]
+    pub fn device(&self) -> WireDevice {
+        /// The kernel's default for [`BACKLOG`], which only the initial namespace shows.
+        const DEFAULT_BACKLOG: u32 = 1000;
+
+        let limit = std::fs::read_to_string(BACKLOG).ok();
+        let limit = limit.and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT_BACKLOG);
+        // Other packets wait there too.
+        WireDevice { interface: self.index(), backlog: limit / 2 }
     }
 
     /// Requires the devices. Returns whether they may have to be created.
@@ -150,7 +166,7 @@ impl Wire {
         netns: &Netns,
         lease: &Lease,
     ) -> Result<Set, Failed> {
-        let (slot, index) = (self.slot, self.interface());
+        let (slot, index) = (self.slot, self.index());
         let address = Some(device::random_address());
         let identity = |prefix, offset, address| {
             let (name, index) = (format!("{prefix}{slot}"), index + offset);
@@ -179,9 +195,9 @@ impl Wire {
             Some(reason) => Failed::Unsupported(reason),
             None => Failed::Other(error.into()),
         })?;
-        let attached = lease.renew(object).and_then(|()| {
-            Ok(attach::own(object, netns, lower, PROGRAM, Direction::Egress)?)
-        });
+        let attached = lease
+            .renew(object)
+            .and_then(|()| Ok(attach::own(object, netns, lower, PROGRAM, Direction::Egress)?));
         match attached {
             Ok(program) => {
                 // Until no program redirects packets to the device.

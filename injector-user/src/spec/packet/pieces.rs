@@ -13,8 +13,8 @@ impl PacketFault for Pieces {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "pieces",
-            help: "Act on GSO packets of up to 64 KiB, not on wire packets",
-            detail: "Costs less CPU time, but one decision then covers up to 45 packets of a TCP connection or of a UDP \
+            help: "Act on GSO packets instead of wire packets",
+            detail: "GSO packets have up to 64 KiB. This costs less CPU time, but one decision then covers up to 45 packets of a TCP connection or of a UDP \
                      sender that uses segmentation offload (QUIC).",
             ..Info::DEFAULT
         },

@@ -1,7 +1,7 @@
 //! `cargo xtask bench delay`: delays of injector compared with netem.
 
 mod contender;
-mod flow;
+pub mod flow;
 mod path;
 
 use std::{process::ExitCode, time::Duration};

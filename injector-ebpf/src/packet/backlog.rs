@@ -1,0 +1,118 @@
+//! Received packets that return to their interface through the backlog of the CPU.
+//!
+//! The kernel drops what exceeds `net.core.netdev_max_backlog`, 1000 packets by default. A CPU takes up
+//! to 64 GSO packets from its backlog in a row, and their segments would exceed that. So while many
+//! packets wait, a GSO packet is put into the backlog itself, unsegmented, and segmented when it returns.
+//!
+//! A backlog is a queue. Packets keep their order as long as no packet is segmented while an earlier one
+//! waits to be: a new packet while any waits, a returned one until the first that was sent back in the
+//! current turn has returned.
+//!
+//! Packets are numbered per CPU. With receive packet steering they wait in the backlog of another CPU.
+//! This CPU then sends back everything once it has filled its share, and the other one segments.
+
+use aya_ebpf::{helpers::generated::bpf_get_smp_processor_id, programs::TcContext};
+
+use super::skb;
+use crate::maps;
+
+/// The packets of a CPU that wait in its backlog, by number.
+#[repr(C)]
+pub struct Backlog {
+    /// The last number given.
+    sent: u32,
+    /// The last number that returned.
+    returned: u32,
+    /// The first unsegmented packet of the current turn.
+    first: u32,
+    /// The last unsegmented packet.
+    last: u32,
+}
+
+/// A packet that has returned, or a new one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// It comes from elsewhere.
+    New,
+    /// It returned from the backlog.
+    Returned,
+    /// It returned, and has the right to be segmented now.
+    First,
+}
+
+/// Words of the control block (`skb->cb`) of a packet in the backlog.
+mod word {
+    pub const NUMBER: usize = 3;
+    /// The CPU in the lower 12 bits, [`SIGN`] above.
+    pub const CPU: usize = 4;
+    pub const SIGN: u32 = 0x9_4e61;
+}
+
+#[inline(always)]
+fn this_cpu() -> u32 {
+    // SAFETY: no pointers are passed.
+    unsafe { bpf_get_smp_processor_id() & 0xfff }
+}
+
+#[inline(always)]
+fn backlog() -> Option<&'static mut Backlog> {
+    // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
+    Some(unsafe { &mut *maps::BACKLOG.get_ptr_mut(0)? })
+}
+
+/// Whether one number is after another.
+#[inline(always)]
+const fn is_after(number: u32, other: u32) -> bool {
+    number.wrapping_sub(other).cast_signed() > 0
+}
+
+/// Notes that a received packet has arrived.
+#[inline(always)]
+pub fn arrive(ctx: &TcContext) -> Arrival {
+    let cpu = skb::control(ctx, word::CPU);
+    if cpu >> 12 != word::SIGN {
+        return Arrival::New;
+    }
+    skb::set_control(ctx, word::CPU, 0);
+    skb::take_priority(ctx);
+    let number = skb::control(ctx, word::NUMBER);
+    match backlog() {
+        Some(backlog) if cpu & 0xfff == this_cpu() => {
+            backlog.returned = number;
+            if number == backlog.first { Arrival::First } else { Arrival::Returned }
+        }
+        _ => Arrival::New,
+    }
+}
+
+/// Whether a packet of `segments` segments must wait in the backlog before it is segmented. It must
+/// then [`enter`].
+#[inline(always)]
+pub fn must_wait(arrival: Arrival, segments: u32) -> bool {
+    let Some(backlog) = backlog() else { return false };
+    let waits_for_others = match arrival {
+        Arrival::New => is_after(backlog.last, backlog.returned),
+        Arrival::Returned => is_after(backlog.first, backlog.returned),
+        Arrival::First => return false,
+    };
+    let waiting = backlog.sent.wrapping_sub(backlog.returned);
+    let must_wait = waits_for_others || waiting.wrapping_add(segments) > maps::WIRE_BACKLOG.load();
+    if must_wait {
+        let number = backlog.sent.wrapping_add(1);
+        if !is_after(backlog.first, backlog.returned) {
+            backlog.first = number;
+        }
+        backlog.last = number;
+    }
+    must_wait
+}
+
+/// Numbers a packet that is about to be redirected into the receive path of an interface.
+#[inline(always)]
+pub fn enter(ctx: &TcContext) {
+    let Some(backlog) = backlog() else { return };
+    backlog.sent = backlog.sent.wrapping_add(1);
+    skb::send_priority(ctx, skb::metadata(ctx).priority);
+    skb::set_control(ctx, word::NUMBER, backlog.sent);
+    skb::set_control(ctx, word::CPU, word::SIGN << 12 | this_cpu());
+}

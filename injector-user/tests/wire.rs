@@ -1,0 +1,214 @@
+//! Faults that decide per packet act on wire packets, also where the kernel hands down GSO packets or has
+//! merged what it received.
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use testbed::{
+    FAMILIES, Family, Host, INTERFACE, Injector, Lab, Summary, binomial, number, serve, talk,
+};
+
+const PORT: u16 = 9000;
+
+/// The longest frame: the MTU and an Ethernet header.
+const FRAME: u64 = 1514;
+
+/// Sends bytes from one host to the other by TCP.
+fn transfer(from: &Host, to: &Host, family: Family, port: u16, bytes: usize) {
+    let at = to.at(family, port);
+    let server = serve(to, None, &format!("tcp-serve --bind {at}"));
+    let line = format!("tcp-connect --to {at} --bytes {bytes} --timeout-ms 60000");
+    let report = talk(from, None, &line);
+    assert_eq!(number(&report["written"], "bytes"), bytes as u64, "{report}");
+    server.finish();
+}
+
+/// The TCP segments that `sender` sent and `receiver` received during `work`, by the kernel's counters.
+fn segments(lab: &Lab, sender: &Host, receiver: &Host, work: impl FnOnce()) -> (u64, u64) {
+    let (sent, received) = (sender.segments_sent(), receiver.segments_received());
+    work();
+    lab.settle();
+    (sender.segments_sent() - sent, receiver.segments_received() - received)
+}
+
+/// The rule is on the left host; the sender is on the left for sent packets, else on the right.
+fn sides<'a>(lab: &'a Lab, direction: &str) -> (&'a Host, &'a Host, &'static str) {
+    match direction {
+        "egress" => (&lab.left, &lab.right, "--remote-port"),
+        _ => (&lab.right, &lab.left, "--local-port"),
+    }
+}
+
+#[test]
+fn tcp_loses_single_segments_in_both_directions() {
+    const BYTES: usize = 30_000_000;
+    for family in FAMILIES {
+        for direction in ["egress", "ingress"] {
+            let lab = Lab::new();
+            let (sender, receiver, port) = sides(&lab, direction);
+            let line = format!(
+                "--interface {INTERFACE} --direction {direction} --protocol tcp {port} {PORT} --loss 1%"
+            );
+            let injector = Injector::start(&lab.left, &line);
+            let (sent, received) = segments(&lab, sender, receiver, || {
+                transfer(sender, receiver, family, PORT, BYTES);
+            });
+            let Summary { total, .. } = injector.stop();
+            let context = format!("{family:?} {direction}: {total:?}");
+            assert!(sent > BYTES as u64 / FRAME, "{context}");
+            assert_eq!(
+                (total.matched, total.matched - total.dropped),
+                (sent, received),
+                "{context}"
+            );
+            assert!(binomial(total.matched, 0.01).contains(&total.dropped), "{context}");
+            let bytes = total.egress.bytes + total.ingress.bytes;
+            assert!(bytes > BYTES as u64 && bytes <= total.matched * FRAME, "{context}");
+        }
+    }
+}
+
+#[test]
+fn tcp_data_survives_corrupted_and_duplicated_segments() {
+    const BYTES: usize = 10_000_000;
+    for direction in ["egress", "ingress"] {
+        let lab = Lab::new();
+        // Receivers verify real checksums.
+        for host in [&lab.left, &lab.right] {
+            host.run(&format!("ethtool -K {INTERFACE} tx off rx off"));
+        }
+        let (sender, receiver, port) = sides(&lab, direction);
+        let line = format!(
+            "--interface {INTERFACE} --direction {direction} {port} {PORT} --corrupt 1% --duplicate 1%"
+        );
+        let injector = Injector::start(&lab.left, &line);
+        let (sent, received) = segments(&lab, sender, receiver, || {
+            transfer(sender, receiver, Family::V4, PORT, BYTES);
+        });
+        let Summary { total, .. } = injector.stop();
+        assert_eq!(total.matched, sent, "{direction}: {total:?}");
+        // A corrupted packet does not reach TCP. Its duplicate was made before and is intact.
+        assert_eq!(received, sent + total.duplicated - total.corrupted, "{direction}: {total:?}");
+        for count in [total.corrupted, total.duplicated] {
+            assert!(binomial(sent, 0.01).contains(&count), "{direction}: {total:?}");
+        }
+    }
+}
+
+#[test]
+fn pieces_are_kept_whole_if_asked_for() {
+    let lab = Lab::new();
+    let line = format!("--interface {INTERFACE} --direction egress --loss 0.000001% --pieces");
+    let injector = Injector::start(&lab.left, &line);
+    let (sent, _) = segments(&lab, &lab.left, &lab.right, || {
+        transfer(&lab.left, &lab.right, Family::V4, PORT, 30_000_000);
+    });
+    let Summary { total, .. } = injector.stop();
+    assert!(total.matched < sent / 4, "{total:?}, {sent} sent");
+}
+
+#[test]
+fn only_what_matches_is_segmented() {
+    let lab = Lab::new();
+    let line =
+        format!("--interface {INTERFACE} --direction egress --remote-port 9001 --loss 0.000001%");
+    let injector = Injector::start(&lab.left, &line);
+    let (sent, _) = segments(&lab, &lab.left, &lab.right, || {
+        transfer(&lab.left, &lab.right, Family::V4, PORT, 30_000_000);
+    });
+    let Summary { total, seen, .. } = injector.stop();
+    assert_eq!(total.matched, 0);
+    assert!(seen.egress < sent / 4, "{seen:?}, {sent} sent");
+}
+
+/// The number of datagrams that one call sends.
+const SEGMENTS: usize = 40;
+
+/// The length of each.
+const SEGMENT: usize = 1000;
+
+/// Sends datagrams by calls of [`SEGMENTS`] each, with every fifth call a single one if `mixed`. Returns
+/// the numbers of those that arrived, in order of arrival, and the number of sent ones.
+fn gso(lab: &Lab, from: &Host, to: &Host, family: Family, mixed: bool) -> (Vec<u32>, u32) {
+    const CALLS: u32 = 250;
+    let receiver = to.inside(|| UdpSocket::bind(to.at(family, PORT)).expect("it is free"));
+    setsockopt(&receiver, sockopt::RcvBufForce, &(64 << 20)).expect("root may");
+    receiver.set_read_timeout(Some(Duration::from_millis(500))).expect("it can be set");
+    let address: SocketAddr = from.at(family, 0);
+    let sender = from.inside(|| UdpSocket::bind(address).expect("it is free"));
+    setsockopt(&sender, sockopt::UdpGsoSegment, &(SEGMENT as i32)).expect("Linux 4.18");
+    sender.connect(to.at(family, PORT)).expect("there is a route");
+    let mut number = 0u32;
+    let arrived = thread::scope(|scope| {
+        let receiving = scope.spawn(|| {
+            let mut buffer = [0; 1 << 16];
+            let mut numbers = Vec::new();
+            let end = Instant::now() + testbed::TIMEOUT;
+            while let Ok(length) = receiver.recv(&mut buffer) {
+                assert!(length == SEGMENT && Instant::now() < end);
+                let (bytes, _) = buffer.split_first_chunk().expect("long enough");
+                numbers.push(u32::from_be_bytes(*bytes));
+            }
+            numbers
+        });
+        for call in 0..CALLS {
+            let count = if mixed && call % 5 == 4 { 1 } else { SEGMENTS };
+            let mut message = vec![0; count * SEGMENT];
+            for segment in message.chunks_mut(SEGMENT) {
+                segment[..4].copy_from_slice(&number.to_be_bytes());
+                number += 1;
+            }
+            assert_eq!(sender.send(&message).expect("it fits"), message.len());
+            // The backlog of a processor takes 1000 packets.
+            thread::sleep(Duration::from_millis(1));
+        }
+        receiving.join().expect("it does not panic")
+    });
+    lab.settle();
+    (arrived, number)
+}
+
+#[test]
+fn udp_sends_of_40_segments_lose_single_datagrams() {
+    for family in FAMILIES {
+        for direction in ["egress", "ingress"] {
+            let lab = Lab::new();
+            let (sender, receiver, _) = sides(&lab, direction);
+            let line = format!(
+                "--interface {INTERFACE} --direction {direction} --protocol udp --loss 20%"
+            );
+            let injector = Injector::start(&lab.left, &line);
+            let (arrived, sent) = gso(&lab, sender, receiver, family, false);
+            let Summary { total, .. } = injector.stop();
+            let context = format!("{family:?} {direction}: {total:?}");
+            let lost = u64::from(sent) - arrived.len() as u64;
+            assert_eq!((total.matched, total.dropped), (u64::from(sent), lost), "{context}");
+            assert!(binomial(total.matched, 0.2).contains(&lost), "{context}");
+            let mut lost_of_call = vec![SEGMENTS as u64; sent as usize / SEGMENTS];
+            arrived.iter().for_each(|&number| lost_of_call[number as usize / SEGMENTS] -= 1);
+            let bounds = binomial(SEGMENTS as u64, 0.2);
+            assert!(
+                lost_of_call.iter().all(|lost| bounds.contains(lost)),
+                "{context}: {lost_of_call:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn nothing_overtakes() {
+    for direction in ["egress", "ingress"] {
+        let lab = Lab::new();
+        let (sender, receiver, _) = sides(&lab, direction);
+        let line = format!("--interface {INTERFACE} --direction {direction} --loss 0.000001%");
+        let injector = Injector::start(&lab.left, &line);
+        let (arrived, sent) = gso(&lab, sender, receiver, Family::V4, true);
+        let Summary { total, .. } = injector.stop();
+        assert_eq!(total.matched, u64::from(sent), "{direction}: {total:?}");
+        assert!(arrived.iter().copied().eq(0..sent), "{direction}: {total:?}");
+    }
+}
