@@ -125,9 +125,9 @@ fn loss(args: &Args, injector: &Injector, targets: &mut Vec<Target>) -> Result<(
         "\nMbit/s of a flow; the prediction is for the loss and the round-trip time that were measured\n"
     );
     println!(
-        "| | RTT | loss | wire | reference | wire / reference | Mathis | wire / Mathis | reference / Mathis | `--pieces` |"
+        "| | RTT | measured RTT | loss | wire | reference | wire / reference | Mathis | wire / Mathis | reference / Mathis | `--pieces` |"
     );
-    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     for control in ["reno", "cubic"] {
         for rtt in RTTS {
             for percent in LOSSES {
@@ -138,7 +138,8 @@ fn loss(args: &Args, injector: &Injector, targets: &mut Vec<Target>) -> Result<(
                 let ratio = wire.rate / reference.rate;
                 let by_mathis = wire.rate / wire.mathis;
                 println!(
-                    "| {control} | {rtt} ms | {percent} % | {:.1} | {:.1} | {ratio:.2} | {:.1} | {by_mathis:.2} | {:.2} | {:.1} |",
+                    "| {control} | {rtt} ms | {:.2} ms | {percent} % | {:.1} | {:.1} | {ratio:.2} | {:.1} | {by_mathis:.2} | {:.2} | {:.1} |",
+                    wire.rtt * 1e3,
                     wire.rate / 1e6,
                     reference.rate / 1e6,
                     wire.mathis / 1e6,

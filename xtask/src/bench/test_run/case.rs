@@ -19,7 +19,7 @@ use injector_user::{
     fault::network::compile::compile,
     kernel::{
         layout::Layout,
-        object::{Capacity, Constants, Object},
+        object::{Capacity, Constants, Object, WireDevice},
     },
     spec::{Faults, file},
 };
@@ -231,6 +231,7 @@ fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
         judged_bit: 0,
         protect: setting.protect,
         hold: None,
+        wire: WireDevice::default(),
     };
     // The same capacity as in `Network`.
     let capacity = Capacity {
