@@ -29,23 +29,16 @@ pub struct Backlog {
     last: u32,
 }
 
-/// A packet that has returned, or a new one.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Arrival {
-    /// It comes from elsewhere.
-    New,
-    /// It returned from the backlog.
-    Returned,
-    /// It returned, and has the right to be segmented now.
-    First,
-}
-
 /// Words of the control block (`skb->cb`) of a packet in the backlog.
 mod word {
     pub const NUMBER: usize = 3;
     /// The CPU in the lower 12 bits, [`SIGN`] above.
     pub const CPU: usize = 4;
     pub const SIGN: u32 = 0x9_4e61;
+    /// In place of the CPU: the packet has returned.
+    pub const RETURNED: u32 = 0x51f2_c07a;
+    /// It has returned, and has the right to be segmented now.
+    pub const FIRST: u32 = 0x51f2_c07b;
 }
 
 #[inline(always)]
@@ -67,34 +60,36 @@ const fn is_after(number: u32, other: u32) -> bool {
 }
 
 /// Notes that a received packet has arrived.
+///
+/// The result is in the packet, so that the verifier follows the subsequent code only once.
 #[inline(always)]
-pub fn arrive(ctx: &TcContext) -> Arrival {
+pub fn arrive(ctx: &TcContext) {
     let cpu = skb::control(ctx, word::CPU);
     if cpu >> 12 != word::SIGN {
-        return Arrival::New;
+        return;
     }
-    skb::set_control(ctx, word::CPU, 0);
     skb::take_priority(ctx);
-    let number = skb::control(ctx, word::NUMBER);
-    match backlog() {
-        Some(backlog) if cpu & 0xfff == this_cpu() => {
-            backlog.returned = number;
-            if number == backlog.first { Arrival::First } else { Arrival::Returned }
-        }
-        _ => Arrival::New,
+    let mut arrival = 0;
+    if cpu & 0xfff == this_cpu()
+        && let Some(backlog) = backlog()
+    {
+        backlog.returned = skb::control(ctx, word::NUMBER);
+        let is_first = backlog.returned == backlog.first;
+        arrival = if is_first { word::FIRST } else { word::RETURNED };
     }
+    skb::set_control(ctx, word::CPU, arrival);
 }
 
-/// Whether a packet of `segments` segments must wait in the backlog before it is segmented. It must
-/// then [`enter`].
+/// Whether the packet must wait in the backlog before it is segmented. It must then [`enter`].
 #[inline(always)]
-pub fn must_wait(arrival: Arrival, segments: u32) -> bool {
+pub fn must_wait(ctx: &TcContext) -> bool {
     let Some(backlog) = backlog() else { return false };
-    let waits_for_others = match arrival {
-        Arrival::New => is_after(backlog.last, backlog.returned),
-        Arrival::Returned => is_after(backlog.first, backlog.returned),
-        Arrival::First => return false,
+    let waits_for_others = match skb::control(ctx, word::CPU) {
+        word::FIRST => return false,
+        word::RETURNED => is_after(backlog.first, backlog.returned),
+        _ => is_after(backlog.last, backlog.returned),
     };
+    let segments = skb::segments(ctx);
     let waiting = backlog.sent.wrapping_sub(backlog.returned);
     let must_wait = waits_for_others || waiting.wrapping_add(segments) > maps::WIRE_BACKLOG.load();
     if must_wait {

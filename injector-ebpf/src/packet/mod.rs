@@ -26,7 +26,6 @@ use injector_common::{
 };
 
 use crate::{clock, maps};
-use backlog::Arrival;
 
 /// The verdict on a packet after applying its rule.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -89,10 +88,9 @@ pub fn tc(ctx: &TcContext, direction: Direction, link: Link) -> i32 {
 /// The verdict; `None` if the packet is out of scope.
 #[inline(always)]
 fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> {
-    let arrival = match direction {
-        Direction::Egress => Arrival::New,
-        Direction::Ingress => backlog::arrive(ctx),
-    };
+    if direction == Direction::Ingress {
+        backlog::arrive(ctx);
+    }
     if skb::is_judged(ctx) {
         if direction == Direction::Ingress {
             skb::take_priority(ctx);
@@ -126,7 +124,7 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
     if wire::takes(ctx, packet, direction, link, &matched) {
         // Counted as wire packets instead.
         seen.packets[direction as usize] -= 1;
-        if direction == Direction::Ingress && backlog::must_wait(arrival, skb::segments(ctx)) {
+        if direction == Direction::Ingress && backlog::must_wait(ctx) {
             backlog::enter(ctx);
             return Some(Fate::Deferred);
         }
@@ -152,11 +150,7 @@ pub fn wire(ctx: &TcContext) -> i32 {
     let Some(origin) = wire::origin(ctx) else { return TC_ACT_SHOT };
     // Without the owner mark, the interface's hook would send the packet here again.
     skb::set_judged(ctx);
-    // A constant direction for each copy of the code, as at the other hooks.
-    let fate = match origin.direction {
-        Direction::Egress => impair_wire(ctx, &origin, Direction::Egress),
-        Direction::Ingress => impair_wire(ctx, &origin, Direction::Ingress),
-    };
+    let fate = impair_wire(ctx, &origin);
     match fate {
         // SAFETY: no pointers are passed.
         Some(Fate::Lost | Fate::Replaced) => unsafe { bpf_redirect(0, 0) as i32 },
@@ -166,15 +160,15 @@ pub fn wire(ctx: &TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn impair_wire(ctx: &TcContext, origin: &wire::Origin, direction: Direction) -> Option<Fate> {
+fn impair_wire(ctx: &TcContext, origin: &wire::Origin) -> Option<Fate> {
+    let &wire::Origin { interface, direction, index, .. } = origin;
     let link = Link::Ethernet;
     let seen = seen(direction)?;
     let packet = keep(|packet| skb::parse(ctx, link, packet), seen, direction)?;
-    let mut matched = rule_at(origin.index)?;
+    let mut matched = rule_at(index)?;
     matched.count(direction, ctx.len());
     let bank = maps::RULES_PER_BANK.load();
-    let number = if origin.index < bank { origin.index } else { origin.index - bank };
-    let interface = origin.interface;
+    let number = if index < bank { index } else { index - bank };
     impair::impair(&Case { ctx, packet, direction, link, interface, number }, &mut matched)
 }
 
