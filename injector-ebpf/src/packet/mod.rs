@@ -150,7 +150,14 @@ pub fn wire(ctx: &TcContext) -> i32 {
     let Some(origin) = wire::origin(ctx) else { return TC_ACT_SHOT };
     // Without the owner mark, the interface's hook would send the packet here again.
     skb::set_judged(ctx);
-    let fate = impair_wire(ctx, &origin);
+    let fate = match segment(ctx, &origin) {
+        None => None,
+        // A constant direction for each copy of the code, as at the other hooks.
+        Some((packet, matched)) => match origin.direction {
+            Direction::Egress => impair_wire(ctx, packet, &origin, Direction::Egress, matched),
+            Direction::Ingress => impair_wire(ctx, packet, &origin, Direction::Ingress, matched),
+        },
+    };
     match fate {
         // SAFETY: no pointers are passed.
         Some(Fate::Lost | Fate::Replaced) => unsafe { bpf_redirect(0, 0) as i32 },
@@ -159,16 +166,28 @@ pub fn wire(ctx: &TcContext) -> i32 {
     }
 }
 
+/// A packet that was segmented, and its rule, after counting both.
 #[inline(always)]
-fn impair_wire(ctx: &TcContext, origin: &wire::Origin) -> Option<Fate> {
-    let &wire::Origin { interface, direction, index, .. } = origin;
-    let link = Link::Ethernet;
-    let seen = seen(direction)?;
-    let packet = keep(|packet| skb::parse(ctx, link, packet), seen, direction)?;
-    let mut matched = rule_at(index)?;
-    matched.count(direction, ctx.len());
+fn segment(ctx: &TcContext, origin: &wire::Origin) -> Option<(&'static Packet, Match<'static>)> {
+    let seen = seen(origin.direction)?;
+    let packet = keep(|packet| skb::parse(ctx, Link::Ethernet, packet), seen, origin.direction)?;
+    let mut matched = rule_at(origin.index)?;
+    matched.count(origin.direction, ctx.len());
+    Some((packet, matched))
+}
+
+#[inline(always)]
+fn impair_wire(
+    ctx: &TcContext,
+    packet: &Packet,
+    origin: &wire::Origin,
+    direction: Direction,
+    mut matched: Match,
+) -> Option<Fate> {
+    let &wire::Origin { interface, index, .. } = origin;
     let bank = maps::RULES_PER_BANK.load();
     let number = if index < bank { index } else { index - bank };
+    let link = Link::Ethernet;
     impair::impair(&Case { ctx, packet, direction, link, interface, number }, &mut matched)
 }
 
