@@ -357,7 +357,7 @@ impl Holds {
                 Condition::Whole => self.devices.push(device),
                 Condition::Down => {
                     // On failure, the device may be gone: the next check shows that.
-                    match device.start(hold_devices) {
+                    match device.start(own_devices) {
                         Ok(()) => notices.add(Interference::DeviceDown, device.title()),
                         Err(error) => tracing::debug!(%error, "cannot set a device up yet"),
                     }
@@ -510,10 +510,10 @@ impl Device {
 
     /// Sets the ends up that are down. Others stay untouched, because another process may be changing
     /// them now, which the next check reports.
-    fn start(&self, hold_devices: &[Interface]) -> Result<(), KernelError> {
+    fn start(&self, own_devices: &[Interface]) -> Result<(), KernelError> {
         let Some(far) = &self.far else { return device::start_tap(&self.netns, &self.near) };
         let is_down = |end: &&&Identity| {
-            hold_devices.iter().any(|interface| interface.index == end.index && !interface.is_up)
+            own_devices.iter().any(|interface| interface.index == end.index && !interface.is_up)
         };
         let ends = [&self.near, far];
         ends.iter().filter(is_down).try_for_each(|end| device::start_veth(&self.netns, end))
