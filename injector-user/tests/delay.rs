@@ -603,3 +603,20 @@ fn round_trip_ms(output: &str) -> f64 {
         .reduce(f64::min)
         .unwrap_or_else(|| panic!("{output}"))
 }
+
+#[test]
+fn a_link_has_values_for_each_direction() {
+    const PINGS: u32 = 5;
+    let _turn = turn();
+    let lab = Lab::new();
+    let line = "--interface veth0 --protocol icmp --delay down=60ms,up=20ms --loss up=0%";
+    let injector = Injector::start(&lab.left, line);
+    let to = lab.right.address(Family::V4);
+    assert_eq!(lab.left.ping(None, to, PINGS), u64::from(PINGS));
+    let total = injector.stop().total;
+    for (direction, ms) in [("ingress", 60.0), ("egress", 20.0)] {
+        let told = &total.delay[direction];
+        assert_eq!((&told["count"], &told["min_ms"]), (&PINGS.into(), &ms.into()), "{total:?}");
+        assert_eq!(told["max_ms"], ms, "{total:?}");
+    }
+}

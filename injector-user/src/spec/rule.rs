@@ -10,7 +10,9 @@ use super::{
     info::fault_spec,
     interpolate::{Difference, Interpolate as _},
     list::{OneOrMany, one_or_many},
-    packet::{self, Compiler, Field as _, Impairment, PacketFault, PacketInfo, packet_faults},
+    packet::{
+        self, Compiler, Field as _, Impairment, PacketFault, PacketInfo, packet_faults, ways::Ways,
+    },
     value::{PortSet, Protocol, Remote, Span, TcpFlags, ValueError},
 };
 
@@ -48,6 +50,9 @@ pub enum RuleError {
     #[error("--xdp works on received packets of a whole host: --{0} cannot be had with it")]
     Xdp(&'static str),
 }
+
+/// Error for a rule that names directions by its values and otherwise as well.
+pub const ONE_DIRECTION: &str = "down= and up= are the directions of the rule: leave --direction and --rtt out, or give one value";
 
 /// Which way packets go, seen from the faulted host.
 #[derive(
@@ -219,8 +224,39 @@ impl RuleSpec {
         self.check_with(&mut Files::default())
     }
 
-    /// Validates one of several rules that share a file cache.
+    /// Validates one of several rules that share a file cache. Values that differ by direction make
+    /// it two rules.
     pub fn check_with(&self, files: &mut Files) -> Result<Vec<Rule>, RuleError> {
+        let differ = self.loss.as_ref().is_some_and(Ways::differ)
+            || self.delay.as_ref().is_some_and(Ways::differ)
+            || self.rate.as_ref().is_some_and(Ways::differ);
+        if !differ {
+            return self.check_one(files);
+        }
+        if self.direction.unwrap_or_default() != Direction::Both || self.rtt.is_some() {
+            return Err(RuleError::Fault(ONE_DIRECTION));
+        }
+        let mut rules = Vec::new();
+        for (way, direction) in [("down", Direction::Ingress), ("up", Direction::Egress)] {
+            let mut spec = self.clone();
+            spec.direction = Some(direction);
+            spec.loss = self.loss.as_ref().and_then(|loss| loss.of(direction));
+            spec.delay = self.delay.as_ref().and_then(|delay| delay.of(direction));
+            spec.rate = self.rate.as_ref().and_then(|rate| rate.of(direction));
+            if spec.given().iter().all(|(info, _)| info.is_modifier) {
+                continue;
+            }
+            let title = |rule: Rule| match &self.name {
+                Some(_) => rule,
+                None => Rule { name: format!("{way}: {}", rule.name), ..rule },
+            };
+            rules.extend(spec.check_one(files)?.into_iter().map(title));
+        }
+        Ok(rules)
+    }
+
+    /// Validates a rule whose values are the same in all its directions.
+    fn check_one(&self, files: &mut Files) -> Result<Vec<Rule>, RuleError> {
         self.r#for.map(Span::more_than_zero).transpose()?;
         let mut impairment = self.compile(files)?;
         let given = self.given();
@@ -359,9 +395,33 @@ mod tests {
             ("{ecn: true}", RuleError::Fault(packet::ecn::ALONE)),
             ("{ecn: true, corrupt: 1%, delay: 50ms}", RuleError::Fault(packet::ecn::ALONE)),
             ("{ecn: true, partition: 10.0.0.1}", RuleError::Fault(packet::ecn::ALONE)),
+            ("{rate: down=1mbit, direction: egress}", RuleError::Fault(ONE_DIRECTION)),
+            ("{rate: down=1mbit, rtt: 10ms}", RuleError::Fault(ONE_DIRECTION)),
+            ("{delay: down=1ms, loss: up=1%, ecn: true}", RuleError::Fault(packet::ecn::ALONE)),
         ] {
             assert_eq!(spec(yaml).check(), Err(error), "{yaml}");
         }
+    }
+
+    #[test]
+    fn values_by_direction_make_two_rules() {
+        let names = |yaml: &str| -> Vec<(Direction, String)> {
+            let rules = spec(yaml).check().expect(yaml);
+            rules.into_iter().map(|rule| (rule.matching.direction, rule.name)).collect()
+        };
+        let (down, up) = (Direction::Ingress, Direction::Egress);
+        assert_eq!(
+            names("{rate: 'down=1.6mbit,up=750kbit', delay: 20ms, loss: up=1%}"),
+            [
+                (down, "down: delay 20ms, rate 1600kbit".into()),
+                (up, "up: loss 1%, delay 20ms, rate 750kbit".into()),
+            ]
+        );
+        assert_eq!(names("{rate: {up: 1mbit}}"), [(up, "up: rate 1mbit".into())]);
+        assert_eq!(
+            names("{name: a, delay: 'down=1ms,up=2ms'}"),
+            [(down, "a".into()), (up, "a".into())]
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod rate;
 pub mod reorder;
 pub mod reset;
 pub mod rtt;
+pub mod ways;
 
 use injector_common::{hold::Hold, rule};
 
@@ -29,17 +30,17 @@ use super::{
 macro_rules! packet_faults {
     ($callback:ident! { $($args:tt)* }) => {
         $callback! { $($args)*
-            { #[arg(group = "loss-model")] loss, packet::loss::Loss, Option<packet::loss::Loss> }
+            { #[arg(group = "loss-model")] loss, packet::loss::Loss, Option<packet::ways::Ways<packet::loss::Loss>> }
             { #[arg(group = "loss-model")] loss_every, packet::loss::LossEvery, Option<packet::loss::LossEvery> }
             { #[arg(group = "loss-model")] loss_state, packet::loss::LossState, Option<packet::loss::LossState> }
             { #[arg(group = "loss-model")] loss_gemodel, packet::loss::LossGemodel, Option<packet::loss::LossGemodel> }
             { corrupt, packet::corrupt::Corrupt, Option<packet::corrupt::Corrupt> }
             { #[arg(hide_possible_values = true)] corrupt_mode, packet::corrupt::CorruptMode, Option<packet::corrupt::CorruptMode> }
             { duplicate, packet::duplicate::Duplicate, Option<packet::duplicate::Duplicate> }
-            { delay, packet::delay::DelaySpec, Option<packet::delay::DelaySpec> }
+            { delay, packet::delay::DelaySpec, Option<packet::ways::Ways<packet::delay::DelaySpec>> }
             { #[arg(conflicts_with = "delay")] rtt, packet::rtt::Rtt, Option<packet::rtt::Rtt> }
             { reorder, packet::reorder::Reorder, Option<packet::reorder::Reorder> }
-            { rate, packet::rate::Rate, Option<packet::rate::Rate> }
+            { rate, packet::rate::Rate, Option<packet::ways::Ways<packet::rate::Rate>> }
             { ecn, packet::ecn::Ecn, bool }
             { pieces, packet::pieces::Pieces, bool }
             {

@@ -121,7 +121,8 @@ impl PacketFault for Rate {
             detail: "R is 1kbit to 1tbit; units are tc's: 1.5mbit, 100kbps (bytes a second). After a pause, B bytes \
                      leave at once (default 0). N bytes are added to each packet's length. Packets that would wait \
                      longer than the queue limit (a time such as 200ms, or a size such as 64kb) are dropped; by \
-                     default 100ms or the time that 15,000 bytes take, whichever is longer.",
+                     default 100ms or the time that 15,000 bytes take, whichever is longer. down=...,up=... gives \
+                     one for received and one for sent packets.",
             examples: &["1mbit", "1mbit,queue=200ms", "64kbit,burst=16kb,overhead=24"],
             trial: Some(Trial {
                 options: "--rate 80kbit --direction egress",

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::spec::{
-    packet::loss::Loss,
+    packet::{loss::Loss, ways::Ways},
     rule::RuleSpec,
     value::{Protocol, TcpFlags},
 };
@@ -63,7 +63,7 @@ fn fits(matching: &Matching, packet: &Packet, direction: packet::Direction) -> b
 }
 
 fn rule(matching: Matching) -> Rule {
-    let spec = RuleSpec { loss: Some(Loss::default()), ..RuleSpec::default() };
+    let spec = RuleSpec { loss: Some(Ways::Both(Loss::default())), ..RuleSpec::default() };
     let mut rules = spec.check().expect("valid");
     let mut rule = rules.remove(0);
     rule.matching = matching;
