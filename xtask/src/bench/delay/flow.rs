@@ -30,7 +30,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const SMALL_PAYLOAD: usize = 64;
 
 /// The UDP payload in bytes for measuring bit rates.
-const LARGE_PAYLOAD: usize = 1400;
+pub const LARGE_PAYLOAD: usize = 1400;
 
 /// The results of a TCP flow.
 #[derive(Clone, Copy, Debug)]
@@ -203,6 +203,21 @@ impl<'a> Flows<'a> {
         pause: Duration,
         delay: Duration,
     ) -> Result<Delays> {
+        let (arrivals, took) = self.arrivals(size, count, pause, delay)?;
+        let mut sorted: Vec<f64> = arrivals.iter().map(Arrival::delay_ms).collect();
+        sorted.sort_by(f64::total_cmp);
+        Ok(Delays { sorted, sent: count as usize, took })
+    }
+
+    /// The arrivals of `count` UDP packets with `size` bytes of payload, in order, one sent each
+    /// `pause`, and the duration of sending. `delay` is the longest time on the way.
+    pub fn arrivals(
+        &self,
+        size: usize,
+        count: u32,
+        pause: Duration,
+        delay: Duration,
+    ) -> Result<(Vec<Arrival>, Duration)> {
         let (port, peer) = self.address();
         let far = self.link.far.run(|| {
             let far = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
@@ -222,10 +237,8 @@ impl<'a> Flows<'a> {
             let sent = send(&near, size, count, pause);
             thread::sleep(delay + Duration::from_millis(300));
             ends.store(true, Ordering::Relaxed);
-            let mut sorted = receiver.join().map_err(|_| anyhow!("the receiver panicked"))??;
-            let took = sent.context("cannot send")?;
-            sorted.sort_by(f64::total_cmp);
-            Ok(Delays { sorted, sent: count as usize, took })
+            let arrivals = receiver.join().map_err(|_| anyhow!("the receiver panicked"))??;
+            Ok((arrivals, sent.context("cannot send")?))
         })
     }
 }
@@ -252,10 +265,25 @@ fn send(socket: &UdpSocket, size: usize, count: u32, pause: Duration) -> Result<
     Ok(start.elapsed())
 }
 
-/// Receives until `ends` is set. Returns the delay of each packet in milliseconds.
-fn receive(socket: &UdpSocket, ends: &AtomicBool) -> Result<Vec<f64>> {
+/// A received packet, with wall-clock times in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// When it was sent.
+    pub sent_ns: u64,
+    /// When it was received.
+    pub received_ns: u64,
+}
+
+impl Arrival {
+    fn delay_ms(&self) -> f64 {
+        (self.received_ns as f64 - self.sent_ns as f64) / 1e6
+    }
+}
+
+/// Receives until `ends` is set. Returns all packets in the order of arrival.
+fn receive(socket: &UdpSocket, ends: &AtomicBool) -> Result<Vec<Arrival>> {
     let mut packet = [0; LARGE_PAYLOAD];
-    let mut delays = Vec::new();
+    let mut arrivals = Vec::new();
     let mut space = nix::cmsg_space!(libc::timespec);
     loop {
         let mut parts = [IoSliceMut::new(&mut packet)];
@@ -270,13 +298,15 @@ fn receive(socket: &UdpSocket, ends: &AtomicBool) -> Result<Vec<f64>> {
                 ControlMessageOwned::ScmTimestampns(time) => Some(Duration::from(time)),
                 _ => None,
             }),
-            Err(Errno::EAGAIN | Errno::EINTR) if ends.load(Ordering::Relaxed) => return Ok(delays),
+            Err(Errno::EAGAIN | Errno::EINTR) if ends.load(Ordering::Relaxed) => {
+                return Ok(arrivals);
+            }
             Err(Errno::EAGAIN | Errno::EINTR) => continue,
             Err(error) => return Err(error.into()),
         };
-        let time = time.context("no time of receipt")?.as_nanos() as f64;
+        let received_ns = u64::try_from(time.context("no time of receipt")?.as_nanos())?;
         let (stamp, _) = packet.split_first_chunk().context("a short packet")?;
-        delays.push((time - u64::from_be_bytes(*stamp) as f64) / 1e6);
+        arrivals.push(Arrival { sent_ns: u64::from_be_bytes(*stamp), received_ns });
     }
 }
 

@@ -1,5 +1,6 @@
 //! `cargo xtask bench delay`: delays of injector compared with netem.
 
+mod changes;
 mod contender;
 pub mod flow;
 mod path;
@@ -40,6 +41,8 @@ enum Part {
     Link,
     /// Packets held elsewhere on the path
     Paths,
+    /// The mean rate while it changes
+    Changes,
 }
 
 /// Delays in milliseconds.
@@ -52,9 +55,10 @@ const TAP_DELAY: u32 = 5;
 pub fn delay(args: &Args) -> Result<ExitCode> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark loads eBPF programs: run it as root");
     let runs: &[&[&str]] = match args.only {
-        None => &[&["--only", "link"], &["--only", "paths"]],
+        None => &[&["--only", "link"], &["--only", "paths"], &["--only", "changes"]],
         Some(Part::Link) => &[&["--only", "link"]],
         Some(Part::Paths) => &[&["--only", "paths"]],
+        Some(Part::Changes) => &[&["--only", "changes"]],
     };
     args.places.run("delay", runs, || here(args))
 }
@@ -62,11 +66,15 @@ pub fn delay(args: &Args) -> Result<ExitCode> {
 fn here(args: &Args) -> Result<bool> {
     let injector = args.places.injector()?;
     let mut targets = Vec::new();
-    if args.only != Some(Part::Paths) {
+    let is_wanted = |part| args.only.is_none_or(|only| only == part);
+    if is_wanted(Part::Link) {
         held_by_sender(args, &injector, &mut targets)?;
     }
-    if args.only != Some(Part::Link) {
+    if is_wanted(Part::Paths) {
         path::measure(args.places.quick, &injector, &mut targets)?;
+    }
+    if is_wanted(Part::Changes) {
+        changes::measure(args.places.quick, &injector, &mut targets)?;
     }
     Ok(target::report(&targets))
 }
