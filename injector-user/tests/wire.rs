@@ -9,7 +9,8 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 use testbed::{
-    FAMILIES, Family, Host, INTERFACE, Injector, Lab, Summary, binomial, number, serve, talk,
+    FAMILIES, Family, Host, INTERFACE, Injector, Lab, Summary, TestCgroup, binomial, engines,
+    number, serve, talk,
 };
 
 const PORT: u16 = 9000;
@@ -211,4 +212,76 @@ fn nothing_overtakes() {
         assert_eq!(total.matched, u64::from(sent), "{direction}: {total:?}");
         assert!(arrived.iter().copied().eq(0..sent), "{direction}: {total:?}");
     }
+}
+
+#[test]
+fn packets_are_held_one_by_one() {
+    for engine in engines() {
+        for direction in ["egress", "ingress"] {
+            let lab = Lab::new();
+            let (sender, receiver, _) = sides(&lab, direction);
+            let line = format!(
+                "--interface {INTERFACE} --direction {direction} --protocol udp --engine {engine} \
+                 --delay 20ms,jitter=20ms"
+            );
+            let injector = Injector::start(&lab.left, &line);
+            let (arrived, sent) = gso(&lab, sender, receiver, Family::V4, false);
+            let Summary { total, held, .. } = injector.stop();
+            let context = format!("{engine} {direction}: {total:?}, {held:?}");
+            let sent = u64::from(sent);
+            assert_eq!((total.matched, arrived.len() as u64), (sent, sent), "{context}");
+            // In most sends, a later datagram has a shorter delay.
+            let overtaken = arrived.windows(2).filter(|pair| pair[0] > pair[1]).count();
+            assert!(overtaken > arrived.len() / 10, "{context}: {overtaken}");
+        }
+    }
+}
+
+#[test]
+fn a_limited_rate_counts_and_sends_segments() {
+    const BYTES: usize = 1_000_000;
+    for engine in engines() {
+        let lab = Lab::new();
+        let line = format!(
+            "--interface {INTERFACE} --direction egress --remote-port {PORT} --engine {engine} --rate 20mbit"
+        );
+        let injector = Injector::start(&lab.left, &line);
+        let start = Instant::now();
+        let (sent, received) = segments(&lab, &lab.left, &lab.right, || {
+            transfer(&lab.left, &lab.right, Family::V4, PORT, BYTES);
+        });
+        let took = start.elapsed();
+        let Summary { total, .. } = injector.stop();
+        let context = format!("{engine}: {total:?}, {took:?}");
+        let passed = total.matched - total.queue_dropped;
+        assert_eq!((total.matched, passed), (sent, received), "{context}");
+        assert!(total.egress.bytes <= total.matched * FRAME, "{context}");
+        assert!(took >= Duration::from_secs_f64(BYTES as f64 * 8.0 / 20e6), "{context}");
+    }
+}
+
+#[test]
+fn packets_of_a_cgroup_are_wire_packets_and_others_are_not_touched() {
+    const BYTES: usize = 10_000_000;
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let injector = Injector::on(&lab.left, &cgroup, "--direction both --protocol tcp --loss 1%");
+    for (sender, receiver) in [(&lab.left, &lab.right), (&lab.right, &lab.left)] {
+        transfer(sender, receiver, Family::V4, PORT, BYTES);
+    }
+    let at = lab.right.at(Family::V4, PORT);
+    let server = serve(&lab.right, None, &format!("tcp-serve --bind {at}"));
+    let (sent, received) = (lab.left.segments_sent(), lab.right.segments_received());
+    let line = format!("tcp-connect --to {at} --bytes {BYTES} --timeout-ms 60000");
+    let report = talk(&lab.left, Some(&cgroup), &line);
+    assert_eq!(number(&report["written"], "bytes"), BYTES as u64, "{report}");
+    server.finish();
+    lab.settle();
+    let sent = lab.left.segments_sent() - sent;
+    let lost = sent - (lab.right.segments_received() - received);
+    let Summary { total, .. } = injector.stop();
+    // The kernel's own answers, such as the last acknowledgment, belong to no cgroup.
+    let (matched, most) = (total.egress.packets, sent);
+    assert!(matched <= most && matched + 3 >= most, "{total:?}: {sent} sent");
+    assert!(lost <= total.dropped && binomial(matched, 0.01).contains(&lost), "{total:?}: {lost}");
 }
