@@ -79,9 +79,9 @@ pub static WIRE_INTERFACE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static WIRE_BACKLOG: Global<u32> = Global::new(0);
 
-/// The packets that wait in the backlog.
+/// The packets that wait in the backlog, by CPU.
 #[map]
-pub static BACKLOG: PerCpuArray<Backlog> = PerCpuArray::with_max_entries(1, 0);
+pub static BACKLOG: Array<Backlog> = Array::with_max_entries(1, 0);
 
 /// The packet being classified, by direction.
 ///

@@ -285,3 +285,43 @@ fn packets_of_a_cgroup_are_wire_packets_and_others_are_not_touched() {
     assert!(matched <= most && matched + 3 >= most, "{total:?}: {sent} sent");
     assert!(lost <= total.dropped && binomial(matched, 0.01).contains(&lost), "{total:?}: {lost}");
 }
+
+#[test]
+fn two_injectors_segment_packets_of_one_interface() {
+    for direction in ["egress", "ingress"] {
+        let lab = Lab::new();
+        let (sender, receiver, _) = sides(&lab, direction);
+        let line =
+            format!("--interface {INTERFACE} --direction {direction} --protocol udp --loss 10%");
+        let injectors = [Injector::start(&lab.left, &line), Injector::start(&lab.left, &line)];
+        let (arrived, sent) = gso(&lab, sender, receiver, Family::V4, true);
+        let [first, second] = injectors.map(|injector| injector.stop().total);
+        // The one that started last is ahead.
+        let context = format!("{direction}: {first:?}, {second:?}");
+        assert_eq!(second.matched, u64::from(sent), "{context}");
+        assert_eq!(first.matched, second.matched - second.dropped, "{context}");
+        assert_eq!(arrived.len() as u64, first.matched - first.dropped, "{context}");
+        assert!(arrived.is_sorted(), "{context}");
+    }
+}
+
+#[test]
+fn no_burst_exceeds_the_backlog_and_nothing_overtakes() {
+    /// In GSO packets of 40 segments: several times the 1000 packets that the kernel accepts.
+    const FLOWS: u16 = 32;
+    let lab = Lab::new();
+    let line = format!("--interface {INTERFACE} --direction ingress --loss 0.000001%");
+    let injector = Injector::start(&lab.left, &line);
+    let (sent, received) = segments(&lab, &lab.right, &lab.left, || {
+        thread::scope(|scope| {
+            for flow in 0..FLOWS {
+                let lab = &lab;
+                scope.spawn(move || {
+                    transfer(&lab.right, &lab.left, Family::V4, PORT + flow, 4_000_000);
+                });
+            }
+        });
+    });
+    let Summary { total, .. } = injector.stop();
+    assert_eq!((total.matched, received), (sent, sent), "{total:?}");
+}

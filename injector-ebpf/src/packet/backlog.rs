@@ -8,16 +8,16 @@
 //! waits to be: a new packet while any waits, a returned one until the first that was sent back in the
 //! current turn has returned.
 //!
-//! Packets are numbered per CPU. With receive packet steering they wait in the backlog of another CPU.
-//! This CPU then sends back everything once it has filled its share, and the other one segments.
+//! Packets are numbered per CPU. With receive packet steering they wait in the backlog of another CPU,
+//! which takes an unsegmented one for a new one.
 
 use aya_ebpf::{helpers::generated::bpf_get_smp_processor_id, programs::TcContext};
 
 use super::skb;
 use crate::maps;
 
-/// The packets of a CPU that wait in its backlog, by number.
-#[repr(C)]
+/// The packets of a CPU that wait in a backlog, by number. It fills a cache line.
+#[repr(C, align(64))]
 pub struct Backlog {
     /// The last number given.
     sent: u32,
@@ -31,14 +31,22 @@ pub struct Backlog {
 
 /// Words of the control block (`skb->cb`) of a packet in the backlog.
 mod word {
+    use crate::maps;
+
     pub const NUMBER: usize = 3;
-    /// The CPU in the lower 12 bits, [`SIGN`] above.
+    /// The CPU in the lower 12 bits, the sign above.
     pub const CPU: usize = 4;
-    pub const SIGN: u32 = 0x9_4e61;
+    pub const SIGN: u32 = 0x94e6_1000;
     /// In place of the CPU: the packet has returned.
     pub const RETURNED: u32 = 0x51f2_c07a;
     /// It has returned, and has the right to be segmented now.
     pub const FIRST: u32 = 0x51f2_c07b;
+
+    /// Tells a word of this injector from those of others.
+    #[inline(always)]
+    pub fn own(word: u32) -> u32 {
+        word ^ maps::JUDGED_BIT.load() << 12
+    }
 }
 
 #[inline(always)]
@@ -48,9 +56,10 @@ fn this_cpu() -> u32 {
 }
 
 #[inline(always)]
-fn backlog() -> Option<&'static mut Backlog> {
-    // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
-    Some(unsafe { &mut *maps::BACKLOG.get_ptr_mut(0)? })
+fn backlog(cpu: u32) -> Option<&'static mut Backlog> {
+    // SAFETY: a map value. Only `returned` is written by other CPUs, and a stale value only delays
+    // segmenting.
+    Some(unsafe { &mut *maps::BACKLOG.get_ptr_mut(cpu)? })
 }
 
 /// Whether one number is after another.
@@ -64,18 +73,19 @@ const fn is_after(number: u32, other: u32) -> bool {
 /// The result is in the packet, so that the verifier follows the subsequent code only once.
 #[inline(always)]
 pub fn arrive(ctx: &TcContext) {
-    let cpu = skb::control(ctx, word::CPU);
-    if cpu >> 12 != word::SIGN {
+    let cpu = skb::control(ctx, word::CPU) ^ word::own(word::SIGN);
+    if cpu > 0xfff {
         return;
     }
     skb::take_priority(ctx);
     let mut arrival = 0;
-    if cpu & 0xfff == this_cpu()
-        && let Some(backlog) = backlog()
-    {
-        backlog.returned = skb::control(ctx, word::NUMBER);
-        let is_first = backlog.returned == backlog.first;
-        arrival = if is_first { word::FIRST } else { word::RETURNED };
+    if let Some(backlog) = backlog(cpu) {
+        let number = skb::control(ctx, word::NUMBER);
+        backlog.returned = number;
+        if cpu == this_cpu() {
+            let is_first = number == backlog.first;
+            arrival = word::own(if is_first { word::FIRST } else { word::RETURNED });
+        }
     }
     skb::set_control(ctx, word::CPU, arrival);
 }
@@ -83,15 +93,18 @@ pub fn arrive(ctx: &TcContext) {
 /// Whether the packet must wait in the backlog before it is segmented. It must then [`enter`].
 #[inline(always)]
 pub fn must_wait(ctx: &TcContext) -> bool {
-    let Some(backlog) = backlog() else { return false };
-    let waits_for_others = match skb::control(ctx, word::CPU) {
-        word::FIRST => return false,
-        word::RETURNED => is_after(backlog.first, backlog.returned),
-        _ => is_after(backlog.last, backlog.returned),
-    };
-    let segments = skb::segments(ctx);
+    let Some(backlog) = backlog(this_cpu()) else { return false };
+    let arrival = skb::control(ctx, word::CPU);
     let waiting = backlog.sent.wrapping_sub(backlog.returned);
-    let must_wait = waits_for_others || waiting.wrapping_add(segments) > maps::WIRE_BACKLOG.load();
+    let limit = maps::WIRE_BACKLOG.load();
+    // So many cannot wait: the numbers of returned packets are lost on their way.
+    if arrival == word::own(word::FIRST) || waiting > 8 * limit {
+        return false;
+    }
+    let is_returned = arrival == word::own(word::RETURNED);
+    let earlier = if is_returned { backlog.first } else { backlog.last };
+    let must_wait =
+        is_after(earlier, backlog.returned) || waiting.wrapping_add(skb::segments(ctx)) > limit;
     if must_wait {
         let number = backlog.sent.wrapping_add(1);
         if !is_after(backlog.first, backlog.returned) {
@@ -105,9 +118,9 @@ pub fn must_wait(ctx: &TcContext) -> bool {
 /// Numbers a packet that is about to be redirected into the receive path of an interface.
 #[inline(always)]
 pub fn enter(ctx: &TcContext) {
-    let Some(backlog) = backlog() else { return };
+    let Some(backlog) = backlog(this_cpu()) else { return };
     backlog.sent = backlog.sent.wrapping_add(1);
     skb::send_priority(ctx, skb::metadata(ctx).priority);
     skb::set_control(ctx, word::NUMBER, backlog.sent);
-    skb::set_control(ctx, word::CPU, word::SIGN << 12 | this_cpu());
+    skb::set_control(ctx, word::CPU, word::own(word::SIGN) | this_cpu());
 }

@@ -120,6 +120,8 @@ impl Object {
         let banks = 2 * capacity.rules;
         let hold = constants.hold.map_or(0, |hold| hold.interface);
         let in_userspace = u32::from(constants.hold.is_some_and(|hold| hold.is_tap));
+        let processors =
+            nr_cpus().map_err(|(_, error)| ebpf::map_error("BACKLOG", error.into()))? as u32;
         // Unused maps have the minimum size.
         let if_held = |entries| if constants.hold.is_some() { entries } else { 1 };
         let cells = 2 * cells_per_bank(capacity);
@@ -141,6 +143,7 @@ impl Object {
             .override_global("RULES_PER_BANK", &capacity.rules, true)
             .override_global("MASKS_PER_BANK", &capacity.masks, true)
             .override_global(aya_log::LEVEL, &log_level, false)
+            .map_max_entries("BACKLOG", processors)
             .map_max_entries("RULES", banks)
             .map_max_entries("STATES", banks)
             .map_max_entries("COUNTERS", banks)

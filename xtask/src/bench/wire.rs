@@ -24,6 +24,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 use super::{
     delay::flow::Flows,
     injector::{Injector, Running},
@@ -48,6 +50,10 @@ pub struct Args {
     /// The binary to measure, instead of building it
     #[arg(long, value_name = "PATH")]
     injector: Option<std::path::PathBuf>,
+
+    /// TCP congestion controls to measure
+    #[arg(long, value_delimiter = ',', default_value = "reno,cubic", value_name = "NAMES")]
+    control: Vec<String>,
 
     /// Part to measure
     #[arg(long, value_enum, value_name = "PART")]
@@ -128,7 +134,7 @@ fn loss(args: &Args, injector: &Injector, targets: &mut Vec<Target>) -> Result<(
         "| | RTT | measured RTT | loss | wire | reference | wire / reference | Mathis | wire / Mathis | reference / Mathis | `--pieces` |"
     );
     println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
-    for control in ["reno", "cubic"] {
+    for control in &args.control {
         for rtt in RTTS {
             for percent in LOSSES {
                 progress(&format!("TCP {control}, {rtt} ms, loss of {percent} %"));
@@ -200,11 +206,8 @@ fn flow(
     let link = Link::new()?;
     let _buffers = Flows::new(&link)?;
     link.near.run(|| {
-        for (name, value) in [("tcp_congestion_control", control), ("tcp_no_metrics_save", "1")] {
-            // Write to the namespace of the thread.
-            fs::write(format!("/proc/sys/net/ipv4/{name}"), value).context(name.to_owned())?;
-        }
-        Ok(())
+        // In the namespace of the thread: each flow begins without what an earlier one found out.
+        Ok(fs::write("/proc/sys/net/ipv4/tcp_no_metrics_save", "1")?)
     })?;
     if way == Way::Reference {
         switch_offload_off(&link)?;
@@ -224,7 +227,7 @@ fn flow(
     let predict = |rtt: f64, loss: f64| MSS * 8.0 / rtt * (1.5 / loss).sqrt();
     let expected = predict(f64::from(rtt) / 1e3, percent / 100.0);
     let count = (OFFERED / expected).clamp(1.0, 32.0) as usize;
-    let (rate, rtt) = transfer(&link, count, time)?;
+    let (rate, rtt) = transfer(&link, control, count, time)?;
     let (matched, dropped) = faults.stop_counting()?;
     let mathis = predict(rtt, dropped as f64 / matched as f64);
     Ok(Flow { rate: rate / count as f64, rtt, mathis })
@@ -232,7 +235,7 @@ fn flow(
 
 /// Sends on `count` connections for `time`, after a warm-up of 2 s. Returns the received bits a second of all
 /// and the mean round-trip time in seconds.
-fn transfer(link: &Link, count: usize, time: Duration) -> Result<(f64, f64)> {
+fn transfer(link: &Link, control: &str, count: usize, time: Duration) -> Result<(f64, f64)> {
     const PORT: u16 = 5201;
     const WARM_UP: Duration = Duration::from_secs(2);
     const SAMPLE: Duration = Duration::from_millis(20);
@@ -244,6 +247,7 @@ fn transfer(link: &Link, count: usize, time: Duration) -> Result<(f64, f64)> {
     for _ in 0..count {
         let near = link.near.run(|| Ok(TcpStream::connect_timeout(&peer.into(), CALL_TIMEOUT)?))?;
         let (far, _) = listener.accept()?;
+        setsockopt(&near, sockopt::TcpCongestion, &control.into()).context(control.to_owned())?;
         near.set_write_timeout(Some(CALL_TIMEOUT))?;
         far.set_read_timeout(Some(CALL_TIMEOUT))?;
         pairs.push((near, far));
