@@ -199,7 +199,9 @@ pub fn running() -> Result<Vec<Running>, LifetimeError> {
         if !journal::path(slot).exists() || Journal::lock_existing(slot)?.is_some() {
             continue;
         }
-        if let Some(owner) = journal::peek(slot).and_then(|contents| contents.owner) {
+        // The guardian of a dead injector locks the journal while it undoes the rest.
+        let contents = journal::peek(slot).filter(|contents| !contents.is_ending);
+        if let Some(owner) = contents.and_then(|contents| contents.owner) {
             found.push(Running { slot, owner });
         }
     }
