@@ -283,7 +283,9 @@ fn transfer(link: &Link, control: &str, count: usize, time: Duration) -> Result<
         let rate = bits / start.elapsed().as_secs_f64();
         ends.store(true, Ordering::Relaxed);
         // A writer may be blocked by a full window.
-        pairs.iter().for_each(|(near, _)| drop(near.shutdown(std::net::Shutdown::Both)));
+        for (near, _) in &pairs {
+            drop(near.shutdown(std::net::Shutdown::Both));
+        }
         Ok((rate, rtts.iter().sum::<f64>() / rtts.len() as f64))
     })
 }

@@ -106,10 +106,7 @@ impl Compiled {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::compile::{self, compile},
-        *,
-    };
+    use super::{super::compile::compile, *};
     use crate::spec::rule::RuleSpec;
 
     fn rules(texts: &[&str]) -> Vec<Rule> {
@@ -216,11 +213,11 @@ mod tests {
         let longer = r#"{"loss": "1%", "for": "60s"}"#;
         let mut old = first(&rules(&[timed]), 1);
         old.start(1_000, u64::MAX);
-        let mut new = compile::compile(&rules(&[timed]), 1).expect("it compiles");
+        let mut new = compile(&rules(&[timed]), 1).expect("it compiles");
         new.start(2_000, u64::MAX);
         assign(&mut new, Some(&old), 1, COUNT);
         assert_eq!(new.rules[0].deadline_ns, 30_000_001_000);
-        let mut new = compile::compile(&rules(&[longer]), 1).expect("it compiles");
+        let mut new = compile(&rules(&[longer]), 1).expect("it compiles");
         new.start(2_000, u64::MAX);
         assign(&mut new, Some(&old), 1, COUNT);
         assert_eq!(new.rules[0].deadline_ns, 60_000_002_000);
