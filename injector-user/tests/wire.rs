@@ -9,8 +9,8 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 use testbed::{
-    FAMILIES, Family, Host, INTERFACE, Injector, Lab, Summary, TestCgroup, binomial, engines,
-    number, serve, talk,
+    FAMILIES, Family, Host, INTERFACE, Injector, Lab, Summary, TIMEOUT, TestCgroup, binomial,
+    engines, number, serve, talk, wait_until,
 };
 
 const PORT: u16 = 9000;
@@ -326,4 +326,27 @@ fn no_burst_exceeds_the_backlog_and_nothing_overtakes() {
     });
     let Summary { total, .. } = injector.stop();
     assert_eq!((total.matched, arrived), (sent, sent), "{total:?}");
+}
+
+#[test]
+fn devices_go_and_come_with_the_processes_of_a_cgroup() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let has_devices = || {
+        let links = lab.right.run("ip -oneline link");
+        ["injcut", "injhold"].iter().any(|name| links.contains(name))
+    };
+    for engine in engines() {
+        let line = format!("--loss 1% --delay 10ms,jitter=1ms --engine {engine}");
+        let injector = Injector::on(&lab.left, &cgroup, &line);
+        for _ in 0..3 {
+            let mut process = lab.right.command("sleep", Some(&cgroup));
+            let mut process = process.arg("1000").spawn().expect("sleep");
+            wait_until(TIMEOUT, "the devices", has_devices);
+            process.kill().expect("it runs");
+            process.wait().expect("it was killed");
+            wait_until(TIMEOUT, "the end of the devices", || !has_devices());
+        }
+        injector.stop();
+    }
 }

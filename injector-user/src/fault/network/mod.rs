@@ -471,9 +471,9 @@ impl Network {
         }
         let is_there = |netns: &Netns| places.iter().any(|place| place.netns == *netns);
         if let Some(holds) = &mut self.holds {
-            holds.retain(is_there);
+            holds.retain(instance, is_there)?;
         }
-        self.wire.retain(is_there);
+        self.wire.retain(instance, is_there)?;
         // The kernel notifies about changes of filters and of hold devices' queues.
         let is_told = self.attachments.has_filters() || self.holds.is_some();
         let monitored = if is_told { &*places } else { &[] };

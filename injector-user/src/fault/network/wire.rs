@@ -211,10 +211,17 @@ impl Wire {
         }
     }
 
-    /// Forgets the devices of namespaces that are gone.
-    pub fn retain(&mut self, is_there: impl Fn(&Netns) -> bool) {
-        self.devices.retain(|set| is_there(&set.netns));
+    /// Removes the devices of namespaces in which the target no longer is.
+    pub fn retain(
+        &mut self,
+        instance: &mut Instance,
+        is_there: impl Fn(&Netns) -> bool,
+    ) -> Result<(), NetworkError> {
         self.missing.retain(|(netns, _)| is_there(netns));
+        for set in self.devices.extract_if(.., |set| !is_there(&set.netns)) {
+            instance.undo(set.action)?;
+        }
+        Ok(())
     }
 
     /// Checks all devices and repairs those that another process changed.

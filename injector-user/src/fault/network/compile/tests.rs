@@ -6,7 +6,7 @@ use injector_common::{
     classify::{first_rule, tuple},
     model::{chance::Chance, delay, rate},
     packet::{self, Family, Packet},
-    rule::{RULE_ECN, RULE_HOLDS, RULE_RESET, RULE_STATEFUL},
+    rule::{RULE_ECN, RULE_HOLDS, RULE_RESET, RULE_STATEFUL, RULE_WIRE},
 };
 use proptest::prelude::*;
 
@@ -243,7 +243,7 @@ fn rules_that_hold_no_packets_take_nothing_for_it() {
     let compiled = compiled(&["{loss: '1%,corr=5%', ecn: true}", "{reset: true}"]).expect("valid");
     assert!(!compiled.needs_hold());
     assert!(compiled.holds.is_empty() && compiled.tables.is_empty());
-    assert_eq!(compiled.rules[0].flags, RULE_ECN | RULE_STATEFUL);
+    assert_eq!(compiled.rules[0].flags, RULE_ECN | RULE_STATEFUL | RULE_WIRE);
     assert_eq!(compiled.rules[1].flags, RULE_RESET);
 }
 
@@ -259,7 +259,8 @@ fn each_rule_holds_packets_as_it_says() {
     assert!(compiled.needs_hold());
     assert!(compiled.tables.is_empty());
     let flags: Vec<u32> = compiled.rules.iter().map(|rule| rule.flags).collect();
-    assert_eq!(flags, [0, RULE_HOLDS, RULE_HOLDS, RULE_HOLDS | RULE_ECN]);
+    let held = RULE_HOLDS | RULE_WIRE;
+    assert_eq!(flags, [RULE_WIRE, RULE_HOLDS, held, held | RULE_ECN]);
     let [none, zero, delay, rate] = compiled.holds.as_slice() else { panic!("one for each rule") };
     assert_eq!(none, &Hold::default());
     assert_eq!(zero, &Hold::default());

@@ -333,10 +333,19 @@ impl Holds {
         Ok(sum)
     }
 
-    /// Forgets the devices of namespaces that are gone.
-    pub fn retain(&mut self, is_there: impl Fn(&Netns) -> bool) {
-        self.devices.retain(|device| is_there(&device.netns));
+    /// Removes the devices of namespaces in which the target no longer is.
+    pub fn retain(
+        &mut self,
+        instance: &mut Instance,
+        is_there: impl Fn(&Netns) -> bool,
+    ) -> Result<(), NetworkError> {
         self.missing.retain(|(netns, _)| is_there(netns));
+        for device in self.devices.extract_if(.., |device| !is_there(&device.netns)) {
+            if let Holder::Queue { action } = device.holder {
+                instance.undo(action)?;
+            }
+        }
+        Ok(())
     }
 
     /// Checks all devices and repairs those that another process changed.
