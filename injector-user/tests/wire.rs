@@ -148,7 +148,7 @@ fn gso(lab: &Lab, from: &Host, to: &Host, family: Family, mixed: bool) -> (Vec<u
         let receiving = scope.spawn(|| {
             let mut buffer = vec![0; 1 << 16];
             let mut numbers = Vec::new();
-            let end = Instant::now() + testbed::TIMEOUT;
+            let end = Instant::now() + TIMEOUT;
             while let Ok(length) = receiver.recv(&mut buffer) {
                 assert!(length == SEGMENT && Instant::now() < end);
                 let (bytes, _) = buffer.split_first_chunk().expect("long enough");
