@@ -13,7 +13,8 @@ use std::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use testbed::{
-    Family, Host, Lab, Process, RuleFile, TestCgroup, apply, number, scratch_file, start_scenario,
+    Family, Host, Lab, Process, RuleFile, TIMEOUT, TestCgroup, apply, number, scratch_file,
+    start_scenario, wait_until,
 };
 
 /// All events of a scenario that ends by itself.
@@ -237,9 +238,8 @@ fn clocks_go_wrong_and_right_again() {
 #[test]
 fn what_fails_undoes_all() {
     let lab = Lab::new();
-    testbed::ip(&["-n", &lab.left.netns], "link add extra0 type veth peer name extra1\n");
     let file = RuleFile::new(&format!(
-        "targets: {{l: {{netns: {}, interface: [veth0, extra0]}}, r: {{netns: {}}}}}\ntimeline:\n\
+        "targets: {{l: {{netns: {}, interface: [veth0]}}, r: {{netns: {}}}}}\ntimeline:\n\
          - {{on: r, faults: {{rules: [{{loss: 100%}}]}}}}\n\
          - {{at: 100ms, on: l, faults: {{rules: [{{delay: 10ms}}]}}}}\n",
         lab.left.netns, lab.right.netns
@@ -248,9 +248,18 @@ fn what_fails_undoes_all() {
     process.wait_for("change");
     process.wait_for("change");
     assert!(!answers(&lab));
-    // Its packets have no link-layer header, so they cannot be delayed.
-    let batch = "link del extra0\ntuntap add extra0 mode tun\n";
-    testbed::ip(&["-n", &lab.left.netns], batch);
+    // Another device takes the place of the one on which packets are held.
+    let links = lab.left.run("ip -json link");
+    let links: Value = serde_json::from_str(&links).expect("JSON");
+    let is_hold =
+        |link: &&Value| link["ifname"].as_str().is_some_and(|it| it.starts_with("injhold"));
+    let hold = links.as_array().into_iter().flatten().find(is_hold).expect("a hold device");
+    let (name, index) = (hold["ifname"].as_str().expect("a name"), number(hold, "ifindex"));
+    wait_until(TIMEOUT, "the free index", || {
+        lab.left.run_in(None, &format!("ip link del {name}"));
+        let add = format!("ip link add extra0 index {index} type veth peer name extra1");
+        lab.left.run_in(None, &add).0
+    });
     let failed = process.wait_for("failed");
     assert!(failed["error"].as_str().is_some_and(|text| text.contains("target l")), "{failed}");
     assert_eq!(process.wait_for("ended")["reason"], "failed");

@@ -280,11 +280,20 @@ impl Host {
         (output.status.success(), String::from_utf8(output.stdout).expect("text"))
     }
 
-    /// A TCP counter of the kernel, for both IP versions together (RFC 4022).
-    fn counter(&self, name: &str) -> u64 {
+    /// Datagrams delivered to the UDP sockets of the host, for both IP versions together.
+    #[must_use]
+    pub fn datagrams_received(&self) -> u64 {
+        let snmp6 = self.run("cat /proc/self/net/snmp6");
+        let line = snmp6.lines().find_map(|line| line.strip_prefix("Udp6InDatagrams"));
+        let v6: u64 = line.expect("such a counter").trim().parse().expect("a number");
+        v6 + self.counter("Udp: ", "InDatagrams")
+    }
+
+    /// A counter of the kernel by its protocol: of TCP for both IP versions together (RFC 4022).
+    fn counter(&self, protocol: &str, name: &str) -> u64 {
         let snmp = self.run("cat /proc/self/net/snmp");
         // A line of names, then a line of numbers.
-        let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let mut lines = snmp.lines().filter_map(|line| line.strip_prefix(protocol));
         let names = lines.next().expect("names");
         let numbers = lines.next().expect("numbers");
         let mut pairs = names.split(' ').zip(numbers.split(' '));
@@ -294,13 +303,13 @@ impl Host {
     /// TCP segments sent by the host. A retransmitted SYN-ACK counts twice.
     #[must_use]
     pub fn segments_sent(&self) -> u64 {
-        self.counter("OutSegs") + self.counter("RetransSegs")
+        self.counter("Tcp: ", "OutSegs") + self.counter("Tcp: ", "RetransSegs")
     }
 
     /// TCP segments received by the host.
     #[must_use]
     pub fn segments_received(&self) -> u64 {
-        self.counter("InSegs")
+        self.counter("Tcp: ", "InSegs")
     }
 
     /// Sends `count` echo requests from `cgroup`. Returns the number of replies.

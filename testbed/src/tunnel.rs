@@ -18,7 +18,7 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Family, Host, ip};
+use super::{Family, Host, TIMEOUT, ip, wait_until};
 
 /// The name of its interface at both ends.
 pub const TUNNEL: &str = "tun0";
@@ -49,7 +49,7 @@ impl Tunnel {
     /// `fd08::1`, the second 10.8.0.2 and `fd08::2`.
     #[must_use]
     pub fn new(hosts: [&Host; 2]) -> Self {
-        let ends = hosts.map(|host| host.inside(|| open().expect("a TUN can be made")));
+        let ends = hosts.map(|host| host.inside(open));
         for (host, n) in hosts.iter().zip(1..) {
             let (v4, v6) = (address(Family::V4, n), address(Family::V6, n));
             ip(
@@ -76,8 +76,21 @@ pub fn address(family: Family, n: u8) -> IpAddr {
     }
 }
 
-/// A TUN in the namespace of this thread.
-fn open() -> io::Result<File> {
+/// A TUN in the namespace of this thread. The one of an earlier tunnel lasts until no process that is being started
+/// by another thread has a copy of its descriptor.
+fn open() -> File {
+    let mut opened = None;
+    wait_until(TIMEOUT, "a TUN", || match try_open() {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => false,
+        result => {
+            opened = Some(result.expect("a TUN can be made"));
+            true
+        }
+    });
+    opened.expect("it was opened")
+}
+
+fn try_open() -> io::Result<File> {
     let file = File::options()
         .read(true)
         .write(true)

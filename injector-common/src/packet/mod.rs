@@ -110,6 +110,17 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// Adjusts the offsets to `length` bytes inserted before the first.
+    #[inline(always)]
+    pub fn prepend(&mut self, length: u16) {
+        self.l3 += length;
+        self.l4 += length;
+        self.payload += length;
+        self.end = self.end.saturating_add(u32::from(length));
+    }
+}
+
+impl Packet {
     /// An all-zero packet to parse into.
     pub const EMPTY: Self = Self {
         source: [0; 4],

@@ -44,6 +44,8 @@ enum Fate {
     Segmented,
     /// Redirected into the receive path of its own interface, see [`backlog`].
     Deferred,
+    /// Continues without the Ethernet header that it was given.
+    Restored,
 }
 
 /// A packet at a tc hook.
@@ -82,12 +84,13 @@ pub fn tc(ctx: &TcContext, direction: Direction, link: Link) -> i32 {
         Some(Fate::TurnedBack | Fate::Deferred) => skb::turn_back(ctx),
         Some(Fate::Held) => hold::redirect(),
         Some(Fate::Segmented) => wire::redirect(),
+        Some(Fate::Restored) => skb::remove_header(ctx, direction),
     }
 }
 
 /// The verdict; `None` if the packet is out of scope.
 #[inline(always)]
-fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> {
+fn judge_skb(ctx: &TcContext, direction: Direction, device: Link) -> Option<Fate> {
     if direction == Direction::Ingress {
         backlog::arrive(ctx);
     }
@@ -102,7 +105,7 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
         return None;
     }
     let seen = seen(direction)?;
-    let link = if skb::is_own_copy(ctx) { Link::None } else { link };
+    let link = if skb::is_own_copy(ctx) { Link::None } else { device };
     let packet = keep(|packet| skb::parse(ctx, link, packet), seen, direction)?;
     fragment::complete(packet);
     scope::remember(packet, direction);
@@ -121,15 +124,19 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
         return None;
     }
     let mut matched = active_rule(number, &control, packet, direction)?;
-    if wire::takes(ctx, packet, direction, link, &matched) {
-        // Counted as wire packets instead.
-        seen.packets[direction as usize] -= 1;
+    // This host's own copy of a multicast lacks the header that its interface has.
+    if link == device && wire::takes(ctx, packet, direction, &matched) {
         if direction == Direction::Ingress && backlog::must_wait(ctx) {
+            // Counted as wire packets instead.
+            seen.packets[direction as usize] -= 1;
             backlog::enter(ctx);
             return Some(Fate::Deferred);
         }
-        wire::send(ctx, direction, matched.index);
-        return Some(Fate::Segmented);
+        if device != Link::None || skb::add_header(ctx) {
+            seen.packets[direction as usize] -= 1;
+            wire::send(ctx, direction, device, matched.index);
+            return Some(Fate::Segmented);
+        }
     }
     matched.count(direction, ctx.len());
     if impair::reset::is_astray(ctx, packet, direction, &matched) {
@@ -140,8 +147,21 @@ fn judge_skb(ctx: &TcContext, direction: Direction, link: Link) -> Option<Fate> 
     }
     skb::set_judged(ctx);
 
+    // The hold device requires an Ethernet header.
+    let is_extended =
+        device == Link::None && impair::delay::holds(&matched) && skb::add_header(ctx);
+    let link = if is_extended {
+        packet.prepend(skb::ETHERNET_HEADER);
+        Link::Ethernet
+    } else {
+        link
+    };
     let interface = skb::interface(ctx);
-    impair::impair(&Case { ctx, packet, direction, link, interface, number }, &mut matched)
+    let case = Case { ctx, packet, direction, link, interface, number };
+    match impair::impair(&case, &mut matched) {
+        None | Some(Fate::Pass) if is_extended => Some(Fate::Restored),
+        fate => fate,
+    }
 }
 
 /// Applies a rule to a packet that was segmented; drops packets that injector did not send.
@@ -172,7 +192,7 @@ fn segment(ctx: &TcContext, origin: &wire::Origin) -> Option<(&'static Packet, M
     let seen = seen(origin.direction)?;
     let packet = keep(|packet| skb::parse(ctx, Link::Ethernet, packet), seen, origin.direction)?;
     let mut matched = rule_at(origin.index)?;
-    matched.count(origin.direction, ctx.len());
+    matched.count(origin.direction, ctx.len() - origin.added);
     Some((packet, matched))
 }
 

@@ -3,15 +3,16 @@
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS},
     helpers::generated::{
-        bpf_get_hash_recalc, bpf_redirect, bpf_set_hash, bpf_skb_change_tail, bpf_skb_change_type,
-        bpf_skb_ecn_set_ce, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+        bpf_get_hash_recalc, bpf_redirect, bpf_set_hash, bpf_skb_change_head, bpf_skb_change_tail,
+        bpf_skb_change_type, bpf_skb_ecn_set_ce, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+        bpf_skb_vlan_push,
     },
     programs::TcContext,
 };
 use injector_common::{
     hold::{Metadata, TAG_PROTOCOL},
     packet::{
-        Packet,
+        Direction, Packet,
         parse::{self, Link, Unparsed},
     },
     verifier,
@@ -121,6 +122,36 @@ pub fn comes_back(ctx: &TcContext) -> bool {
 pub fn turn_back(ctx: &TcContext) -> i32 {
     // SAFETY: no pointers are passed.
     unsafe { bpf_redirect(interface(ctx), u64::from(BPF_F_INGRESS)) as i32 }
+}
+
+/// Length of an Ethernet header.
+pub const ETHERNET_HEADER: u16 = 14;
+
+/// Gives a packet of an interface without link-layer headers an Ethernet header, as the hold device
+/// requires. The kernel removes it on redirection to such an interface.
+#[inline(always)]
+pub fn add_header(ctx: &TcContext) -> bool {
+    const PROTOCOL_OFFSET: u32 = 12;
+    let skb = raw(ctx);
+    // SAFETY: the context is readable.
+    let protocol = unsafe { (*skb).protocol } as u16;
+    // SAFETY: the context's own skb; the kernel reads two bytes of `protocol`.
+    unsafe {
+        bpf_skb_change_head(skb, u32::from(ETHERNET_HEADER), 0) == 0
+            && bpf_skb_store_bytes(skb, PROTOCOL_OFFSET, (&raw const protocol).cast(), 2, 0) == 0
+    }
+}
+
+/// Redirects a packet with the header of [`add_header`] to its own interface, so that it continues
+/// without.
+#[inline(always)]
+pub fn remove_header(ctx: &TcContext, direction: Direction) -> i32 {
+    if direction == Direction::Ingress {
+        send_priority(ctx, metadata(ctx).priority);
+        return turn_back(ctx);
+    }
+    // SAFETY: no pointers are passed.
+    unsafe { bpf_redirect(interface(ctx), 0) as i32 }
 }
 
 /// Truncates the packet to `length` bytes; a GSO packet becomes a plain one.

@@ -26,6 +26,8 @@ pub struct Origin {
     pub index: u32,
     /// The packet's queue.
     queue: u32,
+    /// Bytes of the Ethernet header that the interface does not have.
+    pub added: u32,
 }
 
 /// Whether the packet must be segmented before the rule acts.
@@ -33,15 +35,8 @@ pub struct Origin {
 /// A received packet waits in the backlog when it returns to its interface, so all packets of a flow
 /// take this way: others would overtake.
 #[inline(always)]
-pub fn takes(
-    ctx: &TcContext,
-    packet: &Packet,
-    direction: Direction,
-    link: Link,
-    matched: &Match,
-) -> bool {
-    if maps::WIRE_INTERFACE.load() == 0 || link == Link::None || matched.rule.flags & RULE_WIRE == 0
-    {
+pub fn takes(ctx: &TcContext, packet: &Packet, direction: Direction, matched: &Match) -> bool {
+    if maps::WIRE_INTERFACE.load() == 0 || matched.rule.flags & RULE_WIRE == 0 {
         return false;
     }
     match direction {
@@ -58,7 +53,8 @@ pub fn takes(
 /// Words of the control block (`skb->cb`), which segmentation copies to each packet.
 mod word {
     pub const INTERFACE: usize = 0;
-    /// The direction in the lowest bit, the rule's index above.
+    /// The direction in the lowest bit, whether the packet was given an Ethernet header, and the rule's
+    /// index above.
     pub const RULE: usize = 1;
     /// The queue in the lower half, [`SIGN`] in the upper half.
     pub const QUEUE: usize = 2;
@@ -67,10 +63,14 @@ mod word {
 
 /// Says where the packet comes from, before [`redirect`].
 #[inline(always)]
-pub fn send(ctx: &TcContext, direction: Direction, index: u32) {
+pub fn send(ctx: &TcContext, direction: Direction, link: Link, index: u32) {
     let queue = skb::metadata(ctx).queue & 0xffff;
     skb::set_control(ctx, word::INTERFACE, skb::interface(ctx));
-    skb::set_control(ctx, word::RULE, index << 1 | direction as u32);
+    skb::set_control(
+        ctx,
+        word::RULE,
+        index << 2 | u32::from(link == Link::None) << 1 | direction as u32,
+    );
     skb::set_control(ctx, word::QUEUE, word::SIGN << 16 | queue);
 }
 
@@ -92,7 +92,8 @@ pub fn origin(ctx: &TcContext) -> Option<Origin> {
     let direction =
         if rule & 1 == Direction::Ingress as u32 { Direction::Ingress } else { Direction::Egress };
     let interface = skb::control(ctx, word::INTERFACE);
-    Some(Origin { interface, direction, index: rule >> 1, queue: queue & 0xffff })
+    let added = (rule >> 1 & 1) * u32::from(skb::ETHERNET_HEADER);
+    Some(Origin { interface, direction, index: rule >> 2, queue: queue & 0xffff, added })
 }
 
 /// Returns the packet to its path.

@@ -45,7 +45,7 @@ pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) -> Fate {
         return Fate::Pass;
     }
     if link == Link::None {
-        // A packet without a link-layer header cannot be redirected to the hold device.
+        // This host's own copy of a multicast has no link-layer header, which the hold device requires.
         matched.counters.skipped += 1;
         return Fate::Pass;
     }

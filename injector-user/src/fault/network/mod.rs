@@ -22,7 +22,7 @@ use clap::ValueEnum;
 use injector_common::{
     control::{Control, MAX_MASKS},
     counter::SeenCounters,
-    packet::{Direction, parse::Link},
+    packet::Direction,
     rule::{MAX_RULES, RULE_HOLDS},
 };
 use thiserror::Error;
@@ -99,11 +99,6 @@ pub enum NetworkError {
     /// More interfaces than tags for the routes of held packets.
     #[error("packets of more than {} interfaces cannot be held", injector_common::hold::TAGS / 2)]
     TooManyInterfaces,
-    /// Packets of an interface cannot be held.
-    #[error(
-        "packets of {0} cannot be delayed or limited in their rate, as it has no link-layer header"
-    )]
-    NoHeader(String),
     /// Packets cannot be segmented.
     #[error("this kernel cannot create the devices that segment GSO packets: {0}")]
     NoWireDevices(String),
@@ -377,7 +372,7 @@ impl Network {
             let lease = self.lease();
             for attachment in self.attachments.all() {
                 let Attachment { netns, interface, .. } = attachment;
-                self.wire.serve(&mut self.object, instance, netns, interface, &lease)?;
+                self.wire.serve(&mut self.object, instance, netns, &lease)?;
             }
         }
         self.is_prepared = false;
@@ -520,18 +515,10 @@ impl Network {
         let object = &mut self.object;
         // There may be many interfaces, each of which takes a while.
         lease.renew(object)?;
-        if interface.link == Some(Link::None) && self.holds.is_some() {
-            if self.target.names_interfaces() {
-                return Err(NetworkError::NoHeader(interface.name.clone()));
-            }
-            tracing::warn!(
-                interface = interface.name,
-                "has no link-layer header: its packets cannot be delayed, and count as skipped"
-            );
-        } else if let Some(holds) = &mut self.holds {
+        if let Some(holds) = &mut self.holds {
             holds.serve(object, instance, netns, interface, direction, &lease)?;
         }
-        self.wire.serve(object, instance, netns, interface, &lease)?;
+        self.wire.serve(object, instance, netns, &lease)?;
         Ok(self.attachments.add(object, instance, netns, interface, direction)?.into())
     }
 

@@ -18,7 +18,7 @@ use crate::{
     output,
     target::Place,
 };
-use injector_common::packet::{Direction, parse};
+use injector_common::packet::Direction;
 
 use super::{
     HookChoice, Lease, NetworkError,
@@ -124,24 +124,16 @@ impl Wire {
         self.state != State::Unavailable
     }
 
-    /// Prepares segmenting packets of an interface. Must be called before rules require it.
+    /// Prepares segmenting packets of a namespace. Must be called before rules require it.
     pub fn serve(
         &mut self,
         object: &mut Object,
         instance: &mut Instance,
         netns: &Netns,
-        interface: &Interface,
         lease: &Lease,
     ) -> Result<(), NetworkError> {
         let is_served = self.devices.iter().any(|set| set.netns == *netns);
         if !self.is_wanted() || is_served {
-            return Ok(());
-        }
-        if interface.link == Some(parse::Link::None) {
-            tracing::warn!(
-                interface = interface.name,
-                "has no link-layer header: faults act on its GSO packets as a whole"
-            );
             return Ok(());
         }
         match self.add(object, instance, netns, lease) {
