@@ -27,8 +27,10 @@ pub mod field {
     pub const HAS_DATA: u32 = 1 << 18;
     /// The ports are known (absent for ICMP and for all fragments except the first).
     pub const HAS_PORTS: u32 = 1 << 19;
+    /// Class of the packet's length, 4 bits, see [`crate::control::LengthClasses`].
+    pub const LENGTH_SHIFT: u32 = 20;
     /// Number of bits in use.
-    pub const BITS: u32 = 20;
+    pub const BITS: u32 = 24;
 }
 
 /// A packet's matchable fields, or the subset selected by a mask.
@@ -186,11 +188,18 @@ impl TupleMask {
     pub const EMPTY: Self = Self { tuple: [0; TUPLE_WORDS], first_rule: u32::MAX };
 }
 
-/// The packet's tuple, given its port classes (0 if no rule matches ports).
+/// The packet's tuple, given its port classes (0 if no rule matches ports) and its length class.
 #[inline(always)]
 #[must_use]
-pub fn tuple(packet: &Packet, direction: Direction, local_class: u16, remote_class: u16) -> Tuple {
-    let mut fields = u32::from(packet.protocol) << field::PROTOCOL_SHIFT
+pub fn tuple(
+    packet: &Packet,
+    direction: Direction,
+    local_class: u16,
+    remote_class: u16,
+    length_class: u8,
+) -> Tuple {
+    let mut fields = u32::from(length_class) << field::LENGTH_SHIFT
+        | u32::from(packet.protocol) << field::PROTOCOL_SHIFT
         | u32::from(packet.tcp_flags) << field::TCP_FLAGS_SHIFT;
     if packet.family == Family::V6 {
         fields |= field::FAMILY;

@@ -5,6 +5,9 @@ use crate::classify::TupleMask;
 /// Maximum number of mask combinations in a rule set; each costs one hash lookup per packet.
 pub const MAX_MASKS: usize = 32;
 
+/// Maximum number of distinct length limits in a rule set.
+pub const MAX_LENGTHS: usize = 15;
+
 /// The one element of the `CONTROL` map, rewritten at every lease renewal and rule change.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,14 +33,20 @@ pub struct RuleSet {
     pub mask_count: u32,
     /// Non-zero if a rule matches ports, which requires the port-class tables.
     pub uses_ports: u32,
+    /// Non-zero if a rule matches lengths, which requires the length-class table.
+    pub uses_lengths: u32,
     /// The masks, in ascending order of [`TupleMask::first_rule`].
     pub masks: [TupleMask; MAX_MASKS],
 }
 
 impl RuleSet {
     /// A rule set without rules.
-    pub const EMPTY: Self =
-        Self { mask_count: 0, uses_ports: 0, masks: [TupleMask::EMPTY; MAX_MASKS] };
+    pub const EMPTY: Self = Self {
+        mask_count: 0,
+        uses_ports: 0,
+        uses_lengths: 0,
+        masks: [TupleMask::EMPTY; MAX_MASKS],
+    };
 }
 
 /// Number of ports, and of entries in a [`PortClasses`] table.
@@ -47,6 +56,20 @@ pub const PORTS: usize = 1 << 16;
 /// distinguishes share a class, so a range or an exclusion costs one table lookup instead of many
 /// masks.
 pub type PortClasses = [u16; PORTS];
+
+/// Number of entries in a [`LengthClasses`] table.
+pub const LENGTHS: usize = 1 << 16;
+
+/// Maps the lengths of IP packets to classes: the number of limits that the length exceeds. The
+/// last entry also stands for all greater lengths.
+pub type LengthClasses = [u8; LENGTHS];
+
+/// The entry of a length in a [`LengthClasses`] table.
+#[inline(always)]
+#[must_use]
+pub const fn length_index(length: u32) -> usize {
+    if length < LENGTHS as u32 { length as usize } else { LENGTHS - 1 }
+}
 
 /// A TCP connection excluded by `--protect`. Addresses as in [`crate::packet::Packet`].
 #[repr(C)]

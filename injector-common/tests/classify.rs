@@ -5,7 +5,7 @@
 
 use injector_common::{
     classify::{Found, ShortKey, Slot, Tuple, TupleKey, TupleMask, field, is_short, masked, tuple},
-    control::MAX_MASKS,
+    control::{LENGTHS, MAX_MASKS, length_index},
     packet::{Direction, Family, IcmpKind, Packet, protocol},
 };
 use proptest::{
@@ -29,7 +29,7 @@ struct Seen {
 
 impl Seen {
     fn tuple(&self) -> Tuple {
-        tuple(&self.packet, self.direction, self.local_class, self.remote_class)
+        tuple(&self.packet, self.direction, self.local_class, self.remote_class, 0)
     }
 
     /// The peer's address as bytes, computed without the functions under test.
@@ -469,4 +469,21 @@ fn consecutive_addresses_spread_over_the_slots() {
     taken.dedup();
     // Randomly distributed, 65,536 keys occupy 57,985 of 262,144 slots.
     assert!(taken.len() > 57_000, "{}", taken.len());
+}
+
+#[test]
+fn a_length_beyond_the_table_is_at_its_end() {
+    for (length, index) in [(0, 0), (1500, 1500), (65_535, 65_535), (65_536, 65_535)] {
+        assert_eq!(length_index(length), index);
+    }
+    assert_eq!(length_index(u32::MAX), LENGTHS - 1);
+}
+
+#[test]
+fn the_wire_length_of_a_packet_to_be_split_is_that_of_its_segments() {
+    let packet = Packet { l3: 14, l4: 34, payload: 66, end: 14 + 52 + 10_000, ..Packet::EMPTY };
+    assert_eq!(packet.ip_length(), 10_052);
+    for (segment_size, length) in [(0, 10_052), (1448, 1500), (10_000, 10_052), (20_000, 10_052)] {
+        assert_eq!(packet.wire_length(segment_size), length, "{segment_size}");
+    }
 }

@@ -9,7 +9,9 @@ use aya_ebpf::{
 };
 use injector_common::{
     classify::{ShortKey, Slot, TupleKey},
-    control::{Connection, Control, Flow, FragmentKey, FragmentPorts, PortClasses, RuleSet},
+    control::{
+        Connection, Control, Flow, FragmentKey, FragmentPorts, LengthClasses, PortClasses, RuleSet,
+    },
     counter::{RuleCounters, SeenCounters},
     hold::{self, Hold, HoldState, Route, TAGS, Table},
     packet::Packet,
@@ -109,6 +111,10 @@ pub static LOCAL_CLASSES: Array<PortClasses> = Array::with_max_entries(2, 0);
 /// Classes of remote ports, by bank.
 #[map]
 pub static REMOTE_CLASSES: Array<PortClasses> = Array::with_max_entries(2, 0);
+
+/// Classes of packet lengths, by bank.
+#[map]
+pub static LENGTH_CLASSES: Array<LengthClasses> = Array::with_max_entries(2, 0);
 
 /// Masked tuple to rule number for packets with a short form; a cache of [`SHORT_ENTRIES`].
 #[map]

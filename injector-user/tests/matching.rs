@@ -606,3 +606,55 @@ fn what_a_host_receives_of_its_own_multicast_and_broadcast_is_known_for_ip() {
         assert_eq!(summary.seen.not_ip, 0, "{fault}");
     }
 }
+
+#[test]
+fn a_path_mtu_black_hole_loses_long_packets_only() {
+    let lab = Lab::new();
+    let line = "--for 60s --direction egress --longer-than 1000 --loss 100%";
+    let injector = Injector::start(&lab.left, &format!("--interface {INTERFACE} {line}"));
+    for family in FAMILIES {
+        let to = lab.right.address(family);
+        // With the IP and the ICMP header, the length of the packet.
+        let headers = if family == Family::V4 { 28 } else { 48 };
+        for (length, passes) in [(100, true), (1000, true), (1001, false), (1400, false)] {
+            let line = format!("ping -n -c 3 -i 0.2 -W 1 -s {} {to}", length - headers);
+            let (passed, output) = lab.left.run_in(None, &line);
+            assert_eq!(passed, passes, "{length} bytes: {output}");
+        }
+    }
+    let counts = injector.stop().total;
+    // Two lengths, three packets each, in both families.
+    assert_eq!((counts.matched, counts.dropped), (12, 12));
+}
+
+#[test]
+fn a_packet_to_be_split_is_as_long_as_its_wire_packets() {
+    const BYTES: u64 = 2_000_000;
+
+    let lab = Lab::new();
+    let _sink = serve(&lab.right, None, "tcp-serve --mode echo --bind [::]:9000");
+    for direction in ["egress", "ingress"] {
+        let line = format!(
+            "--interface {INTERFACE} --protocol tcp --direction {direction} --longer-than 1500 --loss 100%"
+        );
+        let injector = Injector::start(&lab.left, &line);
+        for family in FAMILIES {
+            let to = lab.right.at(family, 9000);
+            let line = format!("tcp-connect --mode echo --to {to} --bytes {BYTES}");
+            let report = talk(&lab.left, None, &line);
+            assert_eq!(number(&report["read"], "bytes"), BYTES, "{direction} {family:?}: {report}");
+        }
+        let summary = injector.stop();
+        assert_eq!(summary.total.matched, 0, "{direction}");
+        // The hook saw fewer packets than the wire: they were to be split, or merged.
+        let seen = summary.seen.egress.max(summary.seen.ingress);
+        assert!(seen < 2 * BYTES / 1500, "{direction}: {seen}");
+
+        let injector = Injector::start(&lab.left, &line.replace("1500", "1499"));
+        let to = lab.right.at(Family::V4, 9000);
+        let line = format!("tcp-connect --mode echo --to {to} --bytes {BYTES} --timeout-ms 500");
+        let report = talk(&lab.left, None, &line);
+        assert_eq!((&report["connected"], number(&report["read"], "bytes")), (&true.into(), 0));
+        assert!(injector.stop().total.dropped > 0, "{direction}");
+    }
+}

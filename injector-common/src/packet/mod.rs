@@ -118,9 +118,24 @@ impl Packet {
         self.payload += length;
         self.end = self.end.saturating_add(u32::from(length));
     }
-}
 
-impl Packet {
+    /// The length of the IP packet, its header included.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ip_length(&self) -> u32 {
+        self.end.saturating_sub(self.l3 as u32)
+    }
+
+    /// The length of the IP packet on the wire. `segment_size` is the payload of each segment if
+    /// the kernel has not split the packet yet, or has merged it (GSO, GRO); else 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn wire_length(&self, segment_size: u32) -> u32 {
+        let length = self.ip_length();
+        let segment = self.payload.saturating_sub(self.l3) as u32 + segment_size;
+        if segment_size == 0 || segment > length { length } else { segment }
+    }
+
     /// An all-zero packet to parse into.
     pub const EMPTY: Self = Self {
         source: [0; 4],

@@ -110,7 +110,7 @@ fn judge_skb(ctx: &TcContext, direction: Direction, device: Link) -> Option<Fate
     fragment::complete(packet);
     scope::remember(packet, direction);
 
-    let number = find::rule(packet, direction, set, control.bank);
+    let number = find::rule(packet, direction, set, control.bank, skb::segment_size(ctx));
     if number == find::NO_RULE {
         return None;
     }
@@ -247,7 +247,7 @@ fn judge_frame(ctx: &XdpContext) -> Option<Fate> {
         direction,
     )?;
     fragment::complete(packet);
-    let number = find::search(packet, direction, set, control.bank)?;
+    let number = find::search(packet, direction, set, control.bank, 0)?;
     let mut matched = active_rule(number, &control, packet, direction)?;
     matched.count(direction, length);
     impair::impair_frame(ctx, packet, &mut matched)

@@ -14,7 +14,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use injector_common::{
     classify::{ShortKey, Slot, TupleKey},
-    control::{Connection, Control, PortClasses, RuleSet},
+    control::{Connection, Control, LengthClasses, PortClasses, RuleSet},
     counter::{RuleCounters, SeenCounters},
     histogram::{self, MAX_RESOLUTION, MIN_RESOLUTION},
     hold::{self, Hold, HoldState, MAX_TABLES, Route, TAGS, Table},
@@ -236,6 +236,13 @@ impl Object {
             self.array(map, |array: &mut Array<_, PortClasses>| array.set(bank, table, 0))?;
         }
         Ok(())
+    }
+
+    /// Sets the length classes of bank `bank`, one for each length.
+    pub fn set_length_classes(&mut self, bank: u32, classes: &[u8]) -> Result<(), KernelError> {
+        const MAP: &str = "LENGTH_CLASSES";
+        let table: &LengthClasses = classes.try_into().map_err(|_| KernelError::Missing(MAP))?;
+        self.array(MAP, |array: &mut Array<_, LengthClasses>| array.set(bank, table, 0))
     }
 
     /// Replaces the rules of bank `bank` and resets their counters.

@@ -123,6 +123,13 @@ packet_faults!(fault_spec! {
         /// TCP segments with payload only
         #[arg(long, help_heading = "Match")]
         pub data_only: bool,
+
+        /// IP packets longer than BYTES, header included
+        ///
+        /// The length is that on the wire, also if the kernel has yet to split the packet, or has merged it. With --loss 100%, a path-MTU black hole:
+        /// small packets pass, large ones are dropped.
+        #[arg(long, value_name = "BYTES", help_heading = "Match")]
+        pub longer_than: Option<u16>,
     ]
 });
 
@@ -176,6 +183,8 @@ pub struct Matching {
     pub tcp_flags: Option<TcpFlags>,
     /// Match only TCP segments with payload.
     pub data_only: bool,
+    /// Match only IP packets longer than this on the wire.
+    pub longer_than: Option<u16>,
 }
 
 impl Matching {
@@ -319,6 +328,7 @@ impl RuleSpec {
             local_ports: self.local_port.clone(),
             tcp_flags: self.tcp_flags,
             data_only: self.data_only,
+            longer_than: self.longer_than,
         })
     }
 }

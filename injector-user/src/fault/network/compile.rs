@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use injector_common::{
     classify::{TUPLE_WORDS, Tuple, TupleKey, TupleMask, field},
-    control::{MAX_MASKS, PORTS, RuleSet},
+    control::{LENGTHS, MAX_LENGTHS, MAX_MASKS, PORTS, RuleSet},
     hold::{self, Hold, MAX_TABLES},
     model::random,
     rule::{self, RULE_WIRE},
@@ -50,6 +50,9 @@ pub enum CompileError {
          and each file count): use fewer of them, or uniform jitter, which does not count"
     )]
     TooManyTables,
+    /// Too many lengths.
+    #[error("--longer-than has {0} different values in the rules; the most is {MAX_LENGTHS}")]
+    TooManyLengths(usize),
     /// A host name is unresolved.
     #[error("the host name {0} has not been resolved")]
     Unresolved(String),
@@ -62,6 +65,8 @@ pub struct Compiled {
     pub set: Box<RuleSet>,
     /// Local and remote port classes, if any rule matches ports.
     pub classes: Option<[Box<[u16]>; 2]>,
+    /// Length classes, if any rule matches lengths.
+    pub length_classes: Option<Vec<u8>>,
     /// Masked tuple and mask number, with the number of the matching rule.
     entries: Vec<((Tuple, u32), u32)>,
     /// The rules as specified.
@@ -126,12 +131,17 @@ pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
         Ports::of(rules.iter().filter_map(|rule| rule.matching.local_ports.as_ref())),
         Ports::of(rules.iter().filter_map(|rule| rule.matching.remote_ports.as_ref())),
     ];
+    let lengths: BTreeSet<u32> =
+        rules.iter().filter_map(|rule| rule.matching.longer_than).map(u32::from).collect();
+    if lengths.len() > MAX_LENGTHS {
+        return Err(CompileError::TooManyLengths(lengths.len()));
+    }
     let mut masks: Vec<TupleMask> = Vec::new();
     let mut mask_numbers: HashMap<Tuple, u32> = HashMap::new();
     let mut entries: HashMap<(Tuple, u32), u32> = HashMap::new();
     let mut combinations = 0;
     for (number, rule) in (0u32..).zip(rules) {
-        for Entry { mask, tuple } in matches(&rule.matching, &ports)? {
+        for Entry { mask, tuple } in matches(&rule.matching, &ports, &lengths)? {
             let mask_number = *mask_numbers.entry(mask).or_insert_with(|| {
                 masks.push(TupleMask { tuple: mask, first_rule: number });
                 masks.len() as u32 - 1
@@ -153,6 +163,7 @@ pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
     let mut set = Box::new(RuleSet {
         mask_count: masks.len() as u32,
         uses_ports: u32::from(uses_ports),
+        uses_lengths: u32::from(!lengths.is_empty()),
         ..RuleSet::EMPTY
     });
     // Masks are numbered by the first rule that uses them, so they are already in search order.
@@ -162,6 +173,7 @@ pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
     Ok(Compiled {
         set,
         classes: uses_ports.then(|| [ports[0].classes(), ports[1].classes()]),
+        length_classes: (!lengths.is_empty()).then(|| length_classes(&lengths)),
         entries: entries.into_iter().collect(),
         spec: rules.to_vec(),
         rules: (0..).zip(rules).map(|(n, rule)| decisions(rule, n, seed)).collect(),
@@ -173,6 +185,12 @@ pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
     })
 }
 
+/// The class of each length: the number of limits that it exceeds.
+fn length_classes(limits: &BTreeSet<u32>) -> Vec<u8> {
+    let class = |length| limits.range(..length).count() as u8;
+    (0..LENGTHS as u32).map(class).collect()
+}
+
 /// The required values of one combination of significant bits.
 struct Entry {
     mask: Tuple,
@@ -180,7 +198,11 @@ struct Entry {
 }
 
 /// All combinations that `matching` covers.
-fn matches(matching: &Matching, ports: &[Ports; 2]) -> Result<Vec<Entry>, CompileError> {
+fn matches(
+    matching: &Matching,
+    ports: &[Ports; 2],
+    lengths: &BTreeSet<u32>,
+) -> Result<Vec<Entry>, CompileError> {
     let mut base = Entry { mask: [0; TUPLE_WORDS], tuple: [0; TUPLE_WORDS] };
     let fields = TUPLE_WORDS - 1;
     if matching.direction != Direction::Both {
@@ -215,7 +237,16 @@ fn matches(matching: &Matching, ports: &[Ports; 2]) -> Result<Vec<Entry>, Compil
         [] => vec![None],
         some => some.iter().map(net).collect::<Result<_, _>>()?,
     };
-    let count = [local.len(), remote.len(), protocols.len(), remotes.len()];
+    // A length above a limit belongs to any of the classes above it.
+    let classes: Vec<u32> = match matching.longer_than {
+        Some(limit) => {
+            base.mask[fields] |= 0xf << field::LENGTH_SHIFT;
+            let least = lengths.range(..=u32::from(limit)).count() as u32;
+            (least..=lengths.len() as u32).collect()
+        }
+        None => vec![0],
+    };
+    let count = [local.len(), remote.len(), protocols.len(), remotes.len(), classes.len()];
     let count = count.into_iter().fold(1usize, usize::saturating_mul);
     if count > MAX_ENTRIES {
         return Err(CompileError::TooManyEntries);
@@ -225,7 +256,11 @@ fn matches(matching: &Matching, ports: &[Ports; 2]) -> Result<Vec<Entry>, Compil
         for &protocol in &protocols {
             for &local in &local {
                 for &remote in &remote {
-                    entries.push(base.with(net, protocol, local, remote));
+                    for class in &classes {
+                        let mut entry = base.with(net, protocol, local, remote);
+                        entry.tuple[fields] |= class << field::LENGTH_SHIFT;
+                        entries.push(entry);
+                    }
                 }
             }
         }

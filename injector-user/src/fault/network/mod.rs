@@ -610,6 +610,9 @@ impl Network {
         if let Some([local, remote]) = &compiled.classes {
             self.object.set_port_classes(bank, local, remote)?;
         }
+        if let Some(classes) = &compiled.length_classes {
+            self.object.set_length_classes(bank, classes)?;
+        }
         self.object.set_rules(bank, &compiled.rules)?;
         self.object.reset_links(&compiled.new_links())?;
         self.object.set_holds(bank, &compiled.rules, &compiled.holds, &compiled.tables)?;

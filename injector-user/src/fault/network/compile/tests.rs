@@ -4,6 +4,7 @@ use std::{collections::HashMap, net::IpAddr};
 
 use injector_common::{
     classify::{first_rule, tuple},
+    control::length_index,
     model::{chance::Chance, delay, rate},
     packet::{self, Family, Packet},
     rule::{RULE_ECN, RULE_HOLDS, RULE_RESET, RULE_STATEFUL, RULE_WIRE},
@@ -26,7 +27,9 @@ fn classified(compiled: &Compiled, packet: &Packet, direction: packet::Direction
     let local = class(0, packet.local_port(direction));
     let remote = class(1, packet.remote_port(direction));
     let entries: HashMap<TupleKey, u32> = compiled.entries(1).into_iter().collect();
-    let tuple = tuple(packet, direction, local, remote);
+    let classes = compiled.length_classes.as_ref();
+    let length = classes.map_or(0, |classes| classes[length_index(packet.wire_length(0))]);
+    let tuple = tuple(packet, direction, local, remote, length);
     first_rule(&tuple, &compiled.set, 1, u32::MAX, |key| entries.get(key).copied())
 }
 
@@ -60,6 +63,7 @@ fn fits(matching: &Matching, packet: &Packet, direction: packet::Direction) -> b
         && port_fits(&matching.remote_ports, packet.remote_port(direction))
         && matching.tcp_flags.is_none_or(|flags| packet.tcp_flags & flags.mask == flags.set)
         && (!matching.data_only || packet.has_data)
+        && matching.longer_than.is_none_or(|limit| packet.ip_length() > limit.into())
 }
 
 fn rule(matching: Matching) -> Rule {
@@ -101,9 +105,10 @@ prop_compose! {
         local_ports in ports(),
         tcp_flags in prop::option::weighted(0.2, (0u8..32, 0u8..32)),
         data_only in prop::bool::weighted(0.2),
+        longer_than in prop::option::weighted(0.3, prop::sample::select(vec![0u16, 85, 86, 87, 1400])),
     ) -> Matching {
         let tcp_flags = tcp_flags.map(|(set, mask)| TcpFlags { set: set & mask, mask });
-        Matching { direction, protocols, remotes, remote_ports, local_ports, tcp_flags, data_only }
+        Matching { direction, protocols, remotes, remote_ports, local_ports, tcp_flags, data_only, longer_than }
     }
 }
 
@@ -116,6 +121,7 @@ prop_compose! {
         tcp_flags in 0u8..32,
         has_data in any::<bool>(),
         later_fragment in prop::bool::weighted(0.1),
+        end in prop::sample::select(vec![14u32, 100, 101, 1500, 70_000]),
     ) -> Packet {
         let v4s = [[10, 1, 2, 3], [10, 1, 9, 9], [10, 9, 9, 9], [192, 0, 2, 1]];
         let v6s = ["fd00::1", "fd00::2", "fd01::", "::1"];
@@ -145,7 +151,7 @@ prop_compose! {
             l3: 14,
             l4: 34,
             payload: 54,
-            end: 100,
+            end,
         }
     }
 }
