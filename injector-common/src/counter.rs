@@ -16,6 +16,8 @@ macro_rules! packet_counters {
             { corrupted, "corrupted", "corrupted", "Packets corrupted on purpose." }
             { duplicated, "duplicated", "duplicated", "Packets of which a second copy was sent." }
             { reset, "reset", "connections reset", "Connections reset." }
+            { too_big, "tooBig", "answered as too big",
+                "Packets answered as too big for the path instead of being passed on." }
             { delayed, "delayed", "delayed", "Packets held back, by a delay or a limited rate." }
             { reordered, "reordered", "reordered", "Packets let go at once, ahead of delayed ones." }
             { queued, "queued", "queued", "Packets that waited for others at a limited rate." }

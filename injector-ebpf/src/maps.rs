@@ -92,6 +92,18 @@ pub static BACKLOG: Array<Backlog> = Array::with_max_entries(1, 0);
 #[map]
 pub static PACKETS: PerCpuArray<Packet> = PerCpuArray::with_max_entries(2, 0);
 
+/// An ICMP message that answers a packet, in network byte order.
+#[repr(C)]
+pub struct IcmpMessage {
+    pub header: [u32; 2],
+    /// The beginning of the packet.
+    pub quote: [u8; 128],
+}
+
+/// The answer to the packet being classified: it would be too large for the stack.
+#[map]
+pub static MESSAGE: PerCpuArray<IcmpMessage> = PerCpuArray::with_max_entries(1, 0);
+
 /// The cached clock, see [`crate::clock`].
 #[map]
 pub static CLOCK: PerCpuArray<Reading> = PerCpuArray::with_max_entries(1, 0);

@@ -6,12 +6,13 @@ use injector_user::kernel::{clock_probe, vdso};
 use serde_json::Value;
 use testbed::{INJECTOR, Lab};
 
-const FAULTS: [&str; 16] = [
+const FAULTS: [&str; 17] = [
     "loss",
     "corrupt",
     "duplicate",
     "partition",
     "reset",
+    "too-big",
     "delay",
     "rtt",
     "reorder",
@@ -77,6 +78,7 @@ fn what_is_ok_works_and_what_is_not_has_a_reason() {
         ("duplicate", "--duplicate 1%"),
         ("partition", "--partition 127.0.0.1"),
         ("reset", "--reset"),
+        ("too-big", "--longer-than 1000 --too-big"),
         ("delay", "--delay 1ms"),
         ("rtt", "--rtt 1ms"),
         ("reorder", "--delay 1ms --reorder 1%"),

@@ -38,6 +38,8 @@ enum Fate {
     Replaced,
     /// Redirected into this host's receive path.
     TurnedBack,
+    /// Redirected out of the interface on which it was received.
+    SentBack,
     /// Redirected to the hold device.
     Held,
     /// Redirected to the device that segments it, see [`wire`].
@@ -82,6 +84,7 @@ pub fn tc(ctx: &TcContext, direction: Direction, link: Link) -> i32 {
         // SAFETY: no pointers are passed.
         Some(Fate::Replaced) => unsafe { bpf_redirect(0, 0) as i32 },
         Some(Fate::TurnedBack | Fate::Deferred) => skb::turn_back(ctx),
+        Some(Fate::SentBack) => skb::send_back(ctx),
         Some(Fate::Held) => hold::redirect(),
         Some(Fate::Segmented) => wire::redirect(),
         Some(Fate::Restored) => skb::remove_header(ctx, direction),

@@ -1,11 +1,11 @@
 //! Access to an skb: headers, metadata, owner mark, redirection.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_INGRESS},
+    bindings::{__sk_buff, BPF_F_INGRESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::generated::{
         bpf_get_hash_recalc, bpf_redirect, bpf_set_hash, bpf_skb_change_head, bpf_skb_change_tail,
-        bpf_skb_change_type, bpf_skb_ecn_set_ce, bpf_skb_store_bytes, bpf_skb_vlan_pop,
-        bpf_skb_vlan_push,
+        bpf_skb_change_type, bpf_skb_ecn_set_ce, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_skb_vlan_pop, bpf_skb_vlan_push,
     },
     programs::TcContext,
 };
@@ -150,8 +150,33 @@ pub fn remove_header(ctx: &TcContext, direction: Direction) -> i32 {
         send_priority(ctx, metadata(ctx).priority);
         return turn_back(ctx);
     }
+    send_back(ctx)
+}
+
+/// Redirects the packet out of its own interface.
+#[inline(always)]
+pub fn send_back(ctx: &TcContext) -> i32 {
     // SAFETY: no pointers are passed.
     unsafe { bpf_redirect(interface(ctx), 0) as i32 }
+}
+
+/// Fills `bytes` from an offset of the packet.
+#[inline(always)]
+pub fn load_into<const N: usize>(
+    ctx: &TcContext,
+    offset: u32,
+    bytes: &mut [u8; N],
+) -> Result<(), ()> {
+    let to = bytes.as_mut_ptr().cast();
+    // SAFETY: the context's own skb, and N writable bytes.
+    let result = unsafe { bpf_skb_load_bytes(raw(ctx).cast(), offset, to, N as u32) };
+    if result == 0 { Ok(()) } else { Err(()) }
+}
+
+/// Removes bytes behind the link-layer header.
+#[inline(always)]
+pub fn cut(ctx: &TcContext, bytes: u32) -> Result<(), ()> {
+    ctx.skb.adjust_room(-(bytes as i32), BPF_ADJ_ROOM_MAC, 0).map_err(drop)
 }
 
 /// Truncates the packet to `length` bytes; a GSO packet becomes a plain one.

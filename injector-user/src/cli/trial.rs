@@ -62,6 +62,7 @@ fn packets(effect: Effect, options: &str, more: &[&str]) -> Result<()> {
     let injector = Injector::start(options, more)?;
     let observed = match effect {
         Effect::Reset => reset(),
+        Effect::TooBig => too_big(),
         Effect::Lost => match arrivals(1, 1, ABSENCE)?.len() {
             0 => Ok(()),
             _ => bail!("the packet arrived unharmed"),
@@ -125,6 +126,18 @@ fn reset() -> Result<()> {
     match client.read(&mut [0]) {
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
         other => bail!("the connection was not reset: {other:?}"),
+    }
+}
+
+fn too_big() -> Result<()> {
+    let sender = UdpSocket::bind("127.0.0.1:0")?;
+    let receiver = UdpSocket::bind("127.0.0.1:0")?;
+    sender.connect(receiver.local_addr()?)?;
+    sender.send(&[0; 1200])?;
+    sender.set_read_timeout(Some(TIMEOUT))?;
+    match sender.recv(&mut [0]) {
+        Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => Ok(()),
+        other => bail!("the sender was not told the MTU: {other:?}"),
     }
 }
 

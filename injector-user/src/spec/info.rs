@@ -94,6 +94,8 @@ pub enum Effect {
     Marked,
     /// A connection is reset.
     Reset,
+    /// A sender learns that its packet is too big for the path.
+    TooBig,
     /// A process of this command observes the effect itself.
     Process,
 }

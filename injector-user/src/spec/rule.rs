@@ -408,6 +408,8 @@ mod tests {
             ("{rate: down=1mbit, direction: egress}", RuleError::Fault(ONE_DIRECTION)),
             ("{rate: down=1mbit, rtt: 10ms}", RuleError::Fault(ONE_DIRECTION)),
             ("{delay: down=1ms, loss: up=1%, ecn: true}", RuleError::Fault(packet::ecn::ALONE)),
+            ("{too-big: true}", RuleError::Fault(packet::too_big::NO_MTU)),
+            ("{too-big: true, longer-than: 551}", RuleError::Fault(packet::too_big::NO_MTU)),
         ] {
             assert_eq!(spec(yaml).check(), Err(error), "{yaml}");
         }

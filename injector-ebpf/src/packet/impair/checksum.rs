@@ -30,7 +30,13 @@ pub fn fold(sum: u64) -> u16 {
 /// memory order.
 #[inline(always)]
 pub fn pseudo_header(packet: &Packet, length: u32) -> u16 {
-    let mut sum = u64::from(length.to_be()) + u64::from(u32::from(packet.protocol).to_be());
+    pseudo_header_of(packet, packet.protocol, length)
+}
+
+/// As [`pseudo_header`], for another protocol between the same addresses.
+#[inline(always)]
+pub fn pseudo_header_of(packet: &Packet, protocol: u8, length: u32) -> u16 {
+    let mut sum = u64::from(length.to_be()) + u64::from(u32::from(protocol).to_be());
     for word in packet.source {
         sum += u64::from(word);
     }

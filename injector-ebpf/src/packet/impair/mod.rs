@@ -8,6 +8,7 @@ pub mod ecn;
 pub mod loss;
 pub mod rate;
 pub mod reset;
+pub mod too_big;
 
 use aya_ebpf::programs::XdpContext;
 use injector_common::{
@@ -24,6 +25,9 @@ use crate::{atomic, maps};
 #[inline(always)]
 pub fn impair(case: &Case, matched: &mut Match) -> Option<Fate> {
     if let Some(fate) = reset::apply(case, matched) {
+        return Some(fate);
+    }
+    if let Some(fate) = too_big::apply(case, matched) {
         return Some(fate);
     }
     let decision = draw(matched)?;

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use injector_common::{
     packet::{Direction, Family, Packet, protocol, tcp_flag},
-    rule::{RULE_RESET, RULE_RESET_SYN},
+    rule::{RULE_MTU_SHIFT, RULE_RESET, RULE_RESET_SYN},
 };
 
 use super::checksum;
@@ -33,11 +33,11 @@ const FIRST_RESET: u32 = 1;
 /// The packet was replaced by another RST of its connection.
 const RESET_AGAIN: u32 = 2;
 
-/// Whether the rule requires a reset that would not arrive: a loopback packet keeps the NAT
+/// Whether the rule requires an answer that would not arrive: a loopback packet keeps the NAT
 /// translation of its own direction, so an answer made from it would be misrouted.
 #[inline(always)]
 pub fn is_astray(ctx: &TcContext, packet: &Packet, direction: Direction, matched: &Match) -> bool {
-    matched.rule.flags & RULE_RESET != 0
+    (matched.rule.flags & RULE_RESET != 0 || matched.rule.flags >> RULE_MTU_SHIFT != 0)
         && direction == Direction::Egress
         && skb::comes_back(ctx)
         && scope::is_translated(ctx, packet)
@@ -232,7 +232,7 @@ impl Segment {
 
 /// Swaps source and destination, in the link-layer header (if any) and the IP header.
 #[inline(always)]
-fn swap_addresses(ctx: &TcContext, packet: &Packet) -> Option<()> {
+pub fn swap_addresses(ctx: &TcContext, packet: &Packet) -> Option<()> {
     let l3 = usize::from(packet.l3);
     if l3 != 0 {
         let macs: [[u8; 6]; 2] = ctx.load(0).ok()?;

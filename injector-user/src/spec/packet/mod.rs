@@ -12,6 +12,7 @@ pub mod rate;
 pub mod reorder;
 pub mod reset;
 pub mod rtt;
+pub mod too_big;
 pub mod ways;
 
 use injector_common::{hold::Hold, rule};
@@ -50,6 +51,7 @@ macro_rules! packet_faults {
                 partition, packet::partition::Partition, Vec<Remote>
             }
             { reset, packet::reset::Reset, bool }
+            { too_big, packet::too_big::TooBig, bool }
         }
     };
 }
