@@ -192,6 +192,10 @@ pub static DELAYS: Array<u64> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
 pub static WAIT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
+/// The number of held packets, too high by those that were lost while held.
+#[map]
+pub static IN_FLIGHT: Array<u64> = Array::with_max_entries(1, 0);
+
 /// Distribution tables, by bank.
 #[map]
 pub static TABLES: Array<Table> = Array::with_max_entries(2 * hold::MAX_TABLES, 0);

@@ -287,19 +287,35 @@ fn a_delay_that_falls_keeps_the_order() {
     let _turn = turn();
     for engine in engines() {
         for how in ALL {
-            let lab = Lab::new();
-            let rules = ["delay: 100ms", "delay: 10ms"];
-            let matching = "protocol: udp, direction: egress";
-            let mut changing = Changing::start(&lab.left, engine, how, rules, matching);
-            let arrivals = datagrams(&lab, &mut changing, 64, 300);
-            changing.stop();
-            assert_eq!(out_of_order(&arrivals), 0, "{engine} {how:?}: of {}", arrivals.len());
-            let early = arrivals.iter().find(|(_, delay, _)| *delay < 10.0);
-            assert!(early.is_none(), "{engine} {how:?}: {early:?}");
-            let last = arrivals.last().expect("some arrived").0;
-            assert_eq!(arrivals.len() as u64, last + 1, "{engine} {how:?}: some are lost");
+            keeps_order(engine, how, ["delay: 100ms", "delay: 10ms"], 10.0);
         }
     }
+}
+
+#[test]
+fn a_delay_that_ends_keeps_the_order_while_the_rule_goes_on() {
+    let _turn = turn();
+    for engine in engines() {
+        for how in [How::Steps, How::Reload] {
+            keeps_order(engine, how, ["delay: 10ms", "loss: 0%"], 0.0);
+            keeps_order(engine, how, ["delay: 20ms", "delay: 0s"], 0.0);
+        }
+    }
+}
+
+/// Checks that all datagrams arrive in order and with at least this delay while rules alternate.
+fn keeps_order(engine: &str, how: How, rules: [&str; 2], least_ms: f64) {
+    let lab = Lab::new();
+    let matching = "protocol: udp, direction: egress";
+    let mut changing = Changing::start(&lab.left, engine, how, rules, matching);
+    let arrivals = datagrams(&lab, &mut changing, 64, 300);
+    changing.stop();
+    let what = format!("{engine} {how:?} {rules:?}");
+    assert_eq!(out_of_order(&arrivals), 0, "{what}: of {}", arrivals.len());
+    let early = arrivals.iter().find(|(_, delay, _)| *delay < least_ms);
+    assert!(early.is_none(), "{what}: {early:?}");
+    let last = arrivals.last().expect("some arrived").0;
+    assert_eq!(arrivals.len() as u64, last + 1, "{what}: some are lost");
 }
 
 #[test]

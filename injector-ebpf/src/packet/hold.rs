@@ -60,6 +60,7 @@ fn count(matched: &mut Match, direction: Direction, wait: u64) {
         // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
         unsafe { (*seen).held += 1 };
     }
+    add_in_flight(1);
     matched.counters.count_delay(direction as usize, wait);
     let Some(&Hold { cells, resolution, .. }) = maps::HOLDS.get(matched.index) else { return };
     let first = cells + direction as u32 * histogram::buckets(resolution);
@@ -68,6 +69,22 @@ fn count(matched: &mut Match, direction: Direction, wait: u64) {
         // SAFETY: a map value, aligned to 8.
         unsafe { atomic::fetch_add(count, 1) };
     }
+}
+
+/// Changes the number of held packets, by 1 or by -1 (`u64::MAX`).
+#[inline(always)]
+fn add_in_flight(change: u64) {
+    if let Some(count) = maps::IN_FLIGHT.get_ptr_mut(0) {
+        // SAFETY: a map value, aligned to 8.
+        unsafe { atomic::fetch_add(count, change) };
+    }
+}
+
+/// Whether any packet is held.
+#[inline(always)]
+pub fn is_any_in_flight() -> bool {
+    // Briefly negative if a packet returns before it is counted.
+    maps::IN_FLIGHT.get(0).is_some_and(|count| count.cast_signed() > 0)
 }
 
 /// The tag of the packet. Also stores the release time.
@@ -120,6 +137,7 @@ pub fn leave(ctx: &TcContext) -> Option<i32> {
         // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
         unsafe { (*seen).released += 1 };
     }
+    add_in_flight(u64::MAX);
     skb::forget_addressee(ctx);
     skb::set_departure(ctx, 0);
     let (priority, queue) = if route.restores == 0 {

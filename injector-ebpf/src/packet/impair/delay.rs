@@ -16,7 +16,7 @@ use crate::{
     atomic, maps,
     packet::{
         Case, Fate, Match,
-        hold::{Sent, send},
+        hold::{Sent, is_any_in_flight, send},
         skb,
     },
 };
@@ -30,6 +30,9 @@ pub const FULL: u64 = u64::MAX;
 /// Maximum number of attempts to update a rule's state. Another CPU can invalidate an attempt; if
 /// all fail, the last result is used.
 pub const ATTEMPTS: usize = 4;
+
+/// How late a held packet may leave without being overtaken by one that need not wait.
+const LATENESS_NS: u64 = 1_000_000_000;
 
 /// Whether the rule holds packets.
 #[inline(always)]
@@ -136,8 +139,10 @@ fn in_order(
     let keeps_order = hold.delay.keeps_order();
     // SAFETY: a map value, aligned to 8; the exchange detects a torn or stale read.
     let ahead = unsafe { last.read_volatile() };
-    if due <= now && !(keeps_order && ahead > now) {
-        return None;
+    if due <= now && (!keeps_order || ahead <= now) {
+        // A packet ahead may be due, but not have left the hold device.
+        let is_behind = keeps_order && ahead + LATENESS_NS > now && is_any_in_flight();
+        return if is_behind { Some(now) } else { None };
     }
     // SAFETY: a map value, aligned to 8.
     let latest = unsafe { raise(last, ahead, due) };
