@@ -58,7 +58,7 @@ const _: () = {
     assert!(size_of::<RuleCounters>() == 184);
     assert!(size_of::<SeenCounters>() == 64);
     assert!(size_of::<Rule>() == 72);
-    assert!(size_of::<Hold>() == 80);
+    assert!(size_of::<Hold>() == 96);
     assert!(size_of::<HoldState>() == 40);
     assert!(size_of::<Route>() == 32);
     assert!(size_of::<hold::Slot>() == 40);

@@ -496,3 +496,55 @@ mod any_traffic {
         }
     }
 }
+
+mod a_change_known_in_advance {
+    use super::*;
+
+    /// Sends packets back to back over a link whose rate changes at `change_ns`.
+    fn ends(before: u64, after: u64, change_ns: u64, lengths: &[u32]) -> Vec<u64> {
+        let next_cost = plain(after).cost;
+        let mut link = Link::new(Rate { next_ns: change_ns, next_cost, ..plain(before) });
+        let sent = lengths.iter().map(|&bytes| link.send(1_000, bytes).expect("is sent").ends_ns);
+        sent.collect()
+    }
+
+    #[test]
+    fn splits_the_packet_on_the_wire() {
+        // A byte takes 1 µs, then 4 µs.
+        let found = ends(8_000_000, 2_000_000, 501_000, &[400, 200, 100]);
+        assert_eq!(found, [401_000, 501_000 + 400_000, 501_000 + 800_000]);
+        let found = ends(2_000_000, 8_000_000, 501_000, &[100, 100, 100]);
+        assert_eq!(found, [401_000, 501_000 + 75_000, 501_000 + 175_000]);
+    }
+
+    proptest! {
+        #![proptest_config(cases(256))]
+
+        // The bytes up to any packet take the time of a link that changes its rate in the middle.
+        #[test]
+        fn is_that_of_a_link_that_changes(
+            before in 1_000_000..10_000_000_000u64,
+            after in 1_000_000..10_000_000_000u64,
+            change_ns in 1_001..10_000_000_000u64,
+            lengths in prop::collection::vec(1..65_536u32, 1..100),
+        ) {
+            let mut bytes = 0.0;
+            let ends = ends(before, after, change_ns, &lengths);
+            for (count, (end, length)) in (1u32..).zip(ends.into_iter().zip(&lengths)) {
+                bytes += f64::from(*length);
+                let at = |rate: u64, bytes: f64| bytes * 8e9 / rate as f64;
+                let early = (change_ns - 1_000) as f64;
+                let until = early / at(before, 1.0);
+                let expected = if bytes <= until {
+                    at(before, bytes)
+                } else {
+                    early + at(after, bytes - until)
+                };
+                // A byte is split at the change, and each time rounded to a nanosecond.
+                let rounding = at(after, 1.0).max(at(before, 1.0)) + 2.0 * f64::from(count) + expected * 1e-5;
+                let found = (end - 1_000) as f64;
+                prop_assert!((found - expected).abs() <= rounding, "{found} for {expected}");
+            }
+        }
+    }
+}

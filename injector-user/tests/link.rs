@@ -51,13 +51,78 @@ const ALL: [How; 3] = [How::Steps, How::Ramp, How::Reload];
 struct Phase {
     bits_a_second: f64,
     packets: u64,
+    /// Bytes of all packets that matched.
     bytes: u64,
+    /// Packets that matched.
+    matched: u64,
 }
 
 impl Phase {
+    /// The bytes that passed: of packets of the same size, or all.
+    fn bytes_passed(self) -> u64 {
+        self.bytes * self.packets / self.matched.max(1)
+    }
+
     /// The time for this many bytes, in milliseconds.
     fn ms_of(self, bytes: u64) -> f64 {
         bytes as f64 * 8e3 / self.bits_a_second
+    }
+}
+
+/// A change of a scenario.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    /// The planned time in milliseconds, by `CLOCK_MONOTONIC`.
+    at_ms: f64,
+    /// How much later it happened.
+    late_ms: f64,
+    /// The new rate.
+    bits_a_second: f64,
+}
+
+impl Step {
+    /// Reads it from an event; `None` if there is no rate afterwards.
+    fn of(event: &Value) -> Option<Self> {
+        let ms = |key: &str| event[key].as_f64().expect("a time") / 1e6;
+        let at_ms = ms("planned_monotonic_ns");
+        let name = event["targets"][0]["active"][0].as_str()?;
+        let bits_a_second = name.contains("rate ").then(|| rate_in(name))?;
+        Some(Self { at_ms, late_ms: ms("actual_monotonic_ns") - at_ms, bits_a_second })
+    }
+}
+
+/// What a link passed, and what it may pass.
+enum Passed {
+    /// The changes of a scenario, which the link knows in advance.
+    Planned(Vec<Step>),
+    /// What passed in each phase, if nobody knew when it ends.
+    Counted(Vec<Phase>),
+}
+
+impl Passed {
+    /// Panics if the link passed `bytes` bytes faster than its rates allow.
+    fn check(&self, bytes: u64, from_ms: f64, to_ms: f64, what: &str) {
+        match self {
+            Self::Counted(phases) => {
+                let time: f64 = phases.iter().map(|phase| phase.ms_of(phase.bytes_passed())).sum();
+                // Each packet's time is rounded down to a nanosecond.
+                let taken = to_ms - from_ms;
+                assert!(taken + 1.0 > time, "{what}: {taken} ms, at least {time} ms");
+            }
+            Self::Planned(steps) => {
+                let ends = steps.iter().skip(1).map(|step| step.at_ms).chain([f64::MAX]);
+                let allowed = steps.iter().zip(ends).map(|(step, end)| {
+                    let time = (end.min(to_ms) - step.at_ms.max(from_ms)).max(0.0);
+                    // A link knows one change in advance, so if that is late, it may miss the next.
+                    let missed = if step.late_ms > 5.0 { 2.0 * STEP_MS as f64 } else { 0.0 };
+                    let is_inside = step.at_ms < to_ms && end > from_ms;
+                    let missed = if is_inside { step.late_ms + missed } else { 0.0 };
+                    time * step.bits_a_second + missed * 6e6
+                });
+                let allowed = allowed.sum::<f64>() / 8e3 + 1514.0;
+                assert!(bytes as f64 <= allowed, "{what}: {bytes} bytes, allowed {allowed}");
+            }
+        }
     }
 }
 
@@ -70,6 +135,7 @@ struct Changing {
     rules: [String; 2],
     changes: u64,
     phases: Vec<Phase>,
+    steps: Vec<Step>,
 }
 
 /// The rate that is said in the name of a rule or fault.
@@ -113,19 +179,24 @@ impl Changing {
             let line = format!("--engine {engine} --interface veth0 {}", file.option());
             Injector::start(host, &line).process
         } else {
-            let mut process =
-                testbed::start_scenario(host, &file.path, &["--engine", engine, "--sample", "1h"]);
-            process.wait_for("change");
-            process
+            testbed::start_scenario(host, &file.path, &["--engine", engine, "--sample", "1h"])
         };
-        Self { how, process, file, rules: [first, second], changes: 0, phases: Vec::new() }
+        let rules = [first, second];
+        let (phases, steps) = (Vec::new(), Vec::new());
+        let mut changing = Self { how, process, file, rules, changes: 0, phases, steps };
+        if how != How::Reload {
+            // From the second one on, each change is known in advance.
+            (0..3).for_each(|_| changing.change());
+        }
+        changing
     }
 
     /// Waits for a change, or makes one.
     fn change(&mut self) {
         self.changes += 1;
         if self.how != How::Reload {
-            self.process.wait_for("change");
+            let event = self.process.wait_for("change");
+            self.steps.extend(Step::of(&event));
             return;
         }
         self.file.write(&format!("rules: [{}]\n", self.rules[self.changes as usize % 2]));
@@ -136,29 +207,31 @@ impl Changing {
         thread::sleep(Duration::from_millis(STEP_MS));
     }
 
-    /// Ends the faults. Returns what passed in each phase.
-    fn stop(mut self) -> Vec<Phase> {
+    /// Ends the faults. Returns the number of packets that passed, and the rates.
+    fn stop(mut self) -> (u64, Passed) {
         self.process.signal(Signal::SIGTERM);
-        let end = self.process.finish();
+        let (_, events) = self.process.end();
+        self.steps
+            .extend(events.iter().filter(|event| event["event"] == "change").filter_map(Step::of));
+        let end = events.last().expect("a report");
         if self.how == How::Reload {
             let rule = &end["rules"][0];
             self.phases.extend(phase(rule["name"].as_str().expect("a name"), rule));
-        } else {
-            let faults = end["faults"]["l"].as_object().expect("faults");
-            self.phases.extend(faults.iter().filter_map(|(name, counts)| phase(name, counts)));
+            let packets = self.phases.iter().map(|phase| phase.packets).sum();
+            return (packets, Passed::Counted(self.phases));
         }
-        self.phases
+        let faults = end["faults"]["l"].as_object().expect("faults");
+        let packets = faults.values().map(|counts| number(counts, "delayed")).sum();
+        (packets, Passed::Planned(self.steps))
     }
 }
 
 /// What passed the link by these counters; `None` if it had no rate.
 fn phase(name: &str, counts: &Value) -> Option<Phase> {
-    let bytes = match counts["egress"]["bytes"].as_u64() {
-        Some(bytes) => bytes,
-        None => number(counts, "egress_bytes"),
-    };
+    let bytes = number(&counts["egress"], "bytes");
     let bits_a_second = if name.contains("rate ") { rate_in(name) } else { return None };
-    Some(Phase { bits_a_second, packets: number(counts, "delayed"), bytes })
+    let matched = number(counts, "matched");
+    Some(Phase { bits_a_second, packets: number(counts, "delayed"), bytes, matched })
 }
 
 /// A received datagram: its number, its delay and its time of arrival in milliseconds.
@@ -206,21 +279,19 @@ fn a_changing_rate_is_never_exceeded_and_keeps_the_order_of_datagrams() {
     for engine in engines() {
         for how in ALL {
             let lab = Lab::new();
-            let rules = ["rate: 8mbit", "rate: 2mbit"];
+            // Shorter than a step, so that each packet waits for one change at most.
+            let rules = ["rate: '8mbit,queue=50ms'", "rate: '2mbit,queue=50ms'"];
             let matching = "protocol: udp, direction: egress";
             let mut changing = Changing::start(&lab.left, engine, how, rules, matching);
             // 16 Mbit/s.
             let arrivals = datagrams(&lab, &mut changing, SIZE, 500);
-            let phases = changing.stop();
-            let passed: u64 = phases.iter().map(|phase| phase.packets).sum();
-            assert_eq!(arrivals.len() as u64, passed, "{engine} {how:?}: {phases:?}");
-            assert_eq!(out_of_order(&arrivals), 0, "{engine} {how:?}: of {}", arrivals.len());
-            let time = |phase: &Phase| phase.ms_of(phase.packets * (SIZE + HEADERS));
-            let allowed: f64 = phases.iter().map(time).sum();
+            let (packets, passed) = changing.stop();
+            let what = format!("{engine} {how:?}");
+            assert_eq!(arrivals.len() as u64, packets, "{what}");
+            assert_eq!(out_of_order(&arrivals), 0, "{what}: of {}", arrivals.len());
             let (_, delay, first) = arrivals[0];
-            let taken = arrivals.last().expect("some arrived").2 - (first - delay);
-            // Each packet's time is rounded down to a nanosecond.
-            assert!(taken + 1.0 > allowed, "{engine} {how:?}: {taken} ms, allowed {allowed} ms");
+            let last = arrivals.last().expect("some arrived").2;
+            passed.check(packets * (SIZE + HEADERS), first - delay, last, &what);
         }
     }
 }
@@ -233,7 +304,7 @@ fn a_changing_rate_is_never_exceeded_and_keeps_the_order_of_a_tcp_connection() {
         for how in ALL {
             let lab = Lab::new();
             // A connection never fills the queue, so that each packet that matches passes.
-            let memory = || fs::write("/proc/sys/net/ipv4/tcp_rmem", "4096 32768 32768");
+            let memory = || fs::write("/proc/sys/net/ipv4/tcp_rmem", "4096 16384 16384");
             lab.right.inside(memory).expect("it can be set");
             let rules = ["rate: '8mbit,queue=10s'", "rate: '2mbit,queue=10s'"];
             let matching = "protocol: tcp, direction: egress";
@@ -242,6 +313,7 @@ fn a_changing_rate_is_never_exceeded_and_keeps_the_order_of_a_tcp_connection() {
             let server = serve(&lab.right, None, &format!("tcp-serve --bind {at}"));
             let line = format!("tcp-connect --to {at} --bytes {BYTES} --timeout-ms 60000");
             let is_over = AtomicBool::new(false);
+            let start_ms = now_ms();
             let reports = thread::scope(|scope| {
                 let client = scope.spawn(|| {
                     let mut reports = Vec::new();
@@ -257,18 +329,22 @@ fn a_changing_rate_is_never_exceeded_and_keeps_the_order_of_a_tcp_connection() {
                 client.join().expect("it does not panic")
             });
             drop(server);
-            let phases = changing.stop();
+            let end_ms = now_ms();
+            let (_, passed) = changing.stop();
             for report in &reports {
                 assert_eq!(number(&report["written"], "bytes"), BYTES, "{report}");
             }
-            let allowed: f64 = phases.iter().map(|phase| phase.ms_of(phase.bytes)).sum();
-            let taken: u64 = reports.iter().map(|report| number(report, "elapsed_ms")).sum();
-            // What a client sends after the end of the server takes no part.
-            let taken = taken as f64 + 20.0 * reports.len() as f64;
-            assert!(taken > allowed, "{engine} {how:?}: {taken} ms, allowed {allowed} ms");
+            let what = format!("{engine} {how:?}");
+            passed.check(BYTES * reports.len() as u64, start_ms, end_ms, &what);
             assert_eq!(queued_out_of_order(&lab.right), 0, "{engine} {how:?}");
         }
     }
+}
+
+/// The time by `CLOCK_MONOTONIC` in milliseconds.
+fn now_ms() -> f64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("it is there");
+    Duration::from(now).as_secs_f64() * 1e3
 }
 
 /// TCP segments that arrived before an earlier one.

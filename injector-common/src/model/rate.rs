@@ -27,6 +27,10 @@ pub struct Rate {
     pub overhead: i32,
     /// Explicit padding to a multiple of 8 bytes.
     pub reserved: u32,
+    /// When the rate changes, if that is known in advance, on the clock of `now_ns`; 0 for never.
+    pub next_ns: u64,
+    /// [`Self::cost`] from then on.
+    pub next_cost: u64,
 }
 
 /// The transmission of one packet.
@@ -58,6 +62,24 @@ impl Rate {
         u64::try_from(time).unwrap_or(u64::MAX)
     }
 
+    /// When `length` bytes have left that start at `starts_ns`, both shifted by a burst.
+    #[inline(always)]
+    const fn end(&self, starts_ns: u64, length: u64) -> u64 {
+        // Below 2^63 for 1 kbit/s and 2^20 bytes: no overflow.
+        let ends_ns = starts_ns + ((self.cost * length) >> COST_SHIFT);
+        let change_ns = self.next_ns + self.burst_ns;
+        if self.next_ns == 0 || self.cost == 0 || ends_ns <= change_ns {
+            return ends_ns;
+        }
+        let (starts_ns, length) = if starts_ns >= change_ns {
+            (starts_ns, length)
+        } else {
+            // The bytes that are left at the change; at most `length`, so this does not overflow.
+            (change_ns, ((ends_ns - change_ns) << COST_SHIFT) / self.cost)
+        };
+        starts_ns + ((self.next_cost * length) >> COST_SHIFT)
+    }
+
     /// The transmission of a packet of `bytes` at `now_ns`. `free_ns` is the link state: 0 at first, then
     /// that of the last packet sent.
     #[inline(always)]
@@ -73,8 +95,7 @@ impl Rate {
         };
         // The shift by a burst makes a link that was idle for a burst free now.
         let starts_ns = if free_ns > now_ns { free_ns } else { now_ns };
-        // Below 2^63 for 1 kbit/s and 2^20 bytes: no overflow.
-        let free_ns = starts_ns + ((self.cost * length) >> COST_SHIFT);
+        let free_ns = self.end(starts_ns, length);
         Transmission {
             waits_ns: starts_ns.saturating_sub(now_ns).saturating_sub(self.burst_ns),
             ends_ns: free_ns.saturating_sub(self.burst_ns),

@@ -15,7 +15,9 @@ use thiserror::Error;
 use crate::{
     fault::{
         clock::{ClockFaultError, Clocks, engine::Engine as ClockEngine, report::ClocksReport},
-        network::{self, Attached, Network, NetworkError, counts::Counts, shared::Shared},
+        network::{
+            self, Attached, Network, NetworkError, counts::Counts, links::Upcoming, shared::Shared,
+        },
         process::{ProcessFaultError, Processes, Scope, Statistics},
     },
     kernel::{clock, hook},
@@ -84,6 +86,8 @@ pub struct FaultSet<K> {
     pub clock: Option<(K, ClockFault)>,
     /// The process faults.
     pub processes: Vec<OwnedProcesses<K>>,
+    /// The packet faults that will replace these, if that is known in advance.
+    pub upcoming: Option<Upcoming>,
 }
 
 /// The process faults of an owner.
@@ -102,7 +106,7 @@ pub struct OwnedProcesses<K> {
 impl<K> Default for FaultSet<K> {
     fn default() -> Self {
         let (owners, rules, processes) = (Vec::new(), Vec::new(), Vec::new());
-        Self { seed: 0, owners, rules, clock: None, processes }
+        Self { seed: 0, owners, rules, clock: None, processes, upcoming: None }
     }
 }
 
@@ -124,6 +128,7 @@ impl FaultSet<u32> {
                     OwnedProcesses { owner: 0, name, faults, seed }
                 })
                 .collect(),
+            upcoming: None,
         }
     }
 }
@@ -286,7 +291,10 @@ impl<K: Copy + Ord> Injection<K> {
             clocks.check(set.clock.as_ref().map(|(_, fault)| fault))?;
         }
         let (owners, rules) = (std::mem::take(&mut set.owners), std::mem::take(&mut set.rules));
-        self.network.prepare(&mut self.instance.lock(), owners, &rules, set.seed)?;
+        let (seed, upcoming) = (set.seed, set.upcoming.take());
+        let mut instance = self.instance.lock();
+        self.network.prepare(&mut instance, owners, &rules, seed, upcoming.as_ref())?;
+        drop(instance);
         self.next = Some(set);
         Ok(())
     }

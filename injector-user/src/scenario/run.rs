@@ -111,7 +111,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
             late: Vec::new(),
             renewed_ns: monotonic_ns(),
         };
-        run.prepare()?;
+        run.prepare(None)?;
         // Time starts when everything is ready.
         run.origin = Origin::now();
         run.say(Event::Started {
@@ -129,9 +129,10 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         (self.tell)(self.origin.line(event));
     }
 
-    fn prepare(&mut self) -> Result<(), StageError> {
+    /// Prepares the next change, given when the scenario started, if it has.
+    fn prepare(&mut self, origin_ns: Option<u64>) -> Result<(), StageError> {
         if !self.is_prepared && self.next < self.request.plan.changes.len() {
-            self.stage.prepare(self.request.plan, self.next)?;
+            self.stage.prepare(self.request.plan, self.next, origin_ns)?;
             self.is_prepared = true;
         }
         Ok(())
@@ -200,13 +201,13 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         let number = self.next;
         let planned_ns =
             self.origin.monotonic_ns + self.request.plan.changes[number].at.as_nanos() as u64;
-        self.prepare()?;
+        self.prepare(Some(self.origin.monotonic_ns))?;
         let actual_ns = self.stage.commit(self.request.plan, number)?;
         self.next += 1;
         self.is_prepared = false;
         let changed = self.stage.settle(self.request.plan, number)?;
         // The next change may be close, so it is prepared before any output.
-        self.prepare()?;
+        self.prepare(Some(self.origin.monotonic_ns))?;
         self.late.push(Duration::from_nanos(actual_ns.saturating_sub(planned_ns)));
         let targets = changed.into_iter().map(|changed| self.describe(changed)).collect();
         self.say(Event::Change {

@@ -1,13 +1,16 @@
 //! The targets of a scenario and their injections. Each target has its own slot, so they coexist
 //! like separate injectors.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use thiserror::Error;
 
 use super::timeline::{Counts, Event};
 use crate::{
-    fault::{clock::Clocks, network::Attached},
+    fault::{
+        clock::Clocks,
+        network::{Attached, links::Upcoming},
+    },
     injection::{self, FaultSet, Injection, InjectionError, Options, OwnedProcesses},
     kernel::{clock, interface},
     lifetime::{LifetimeError, instance::SharedInstance, journal::Owner},
@@ -21,6 +24,9 @@ use crate::{
     },
     target::{ResolveError, Target, host},
 };
+
+/// How long before a change links take it into account. Packets rarely wait longer in a queue.
+const FORESIGHT: Duration = Duration::from_mins(1);
 
 /// Why a scenario cannot run.
 #[derive(Debug, Error)]
@@ -151,16 +157,43 @@ impl Stage {
         Ok(resolved)
     }
 
-    /// Prepares a change.
-    pub fn prepare(&mut self, plan: &Plan, number: usize) -> Result<(), StageError> {
+    /// Prepares a change. `origin_ns` is when the scenario started, by `CLOCK_MONOTONIC`, if it has.
+    pub fn prepare(
+        &mut self,
+        plan: &Plan,
+        number: usize,
+        origin_ns: Option<u64>,
+    ) -> Result<(), StageError> {
         for (target, parts) in &plan.changes[number].sets {
             let seed = packet_seed(self.seed, *target as u32, number as u64);
-            let set = set(plan, *target, parts, &self.addresses, seed);
+            let mut set = set(plan, *target, parts, &self.addresses, seed);
+            set.upcoming =
+                origin_ns.and_then(|origin| self.upcoming(plan, *target, number, origin));
             let actor = &mut self.actors[*target];
             actor.do_it(|injection| injection.prepare_next(set))?;
             actor.next.clone_from(parts);
         }
         Ok(())
+    }
+
+    /// The packet faults after the next change of a target, if that comes soon after change `number`.
+    fn upcoming(
+        &self,
+        plan: &Plan,
+        target: usize,
+        number: usize,
+        origin_ns: u64,
+    ) -> Option<Upcoming> {
+        let end = plan.changes[number].at + FORESIGHT;
+        let soon = plan.changes[number + 1..].iter().take_while(|change| change.at <= end);
+        let (at, parts) = soon
+            .flat_map(|change| change.sets.iter().map(|(target, parts)| (change.at, target, parts)))
+            .find_map(|(at, changed, parts)| (*changed == target).then_some((at, parts)))?;
+        let rules = plan.rules(target, parts, &self.addresses);
+        Some(Upcoming {
+            at_ns: origin_ns.saturating_add(at.as_nanos() as u64),
+            rules: rules.into_iter().map(|(_, rule)| rule).collect(),
+        })
     }
 
     /// Commits the prepared change at all targets. Returns the time of completion, by
@@ -355,7 +388,7 @@ fn set(
             seed: process_seed(seed, part as u64),
         })
         .collect();
-    FaultSet { seed, owners, rules, clock, processes }
+    FaultSet { seed, owners, rules, clock, processes, upcoming: None }
 }
 
 /// Formats where programs are attached.

@@ -70,6 +70,29 @@ pub fn assign(new: &mut Compiled, active: Option<&Compiled>, seed: u64, count: u
     }
 }
 
+/// Rules that will replace others at a known time.
+#[derive(Clone, Debug)]
+pub struct Upcoming {
+    /// The time by `CLOCK_MONOTONIC`.
+    pub at_ns: u64,
+    /// The rules.
+    pub rules: Vec<Rule>,
+}
+
+/// Tells the links of a set how their rates will change. Packets that wait in a queue at that time
+/// then leave at the new rate.
+pub fn foresee(set: &mut Compiled, upcoming: &Upcoming) {
+    for (next, pair) in upcoming.rules.iter().zip(pairs(&set.spec, &upcoming.rules)) {
+        if let (Some(hold), Some(next)) =
+            (pair.and_then(|number| set.holds.get_mut(number)), next.impairment.hold)
+            && hold.rate.cost != 0
+            && next.rate.cost != 0
+        {
+            (hold.rate.next_ns, hold.rate.next_cost) = (upcoming.at_ns, next.rate.cost);
+        }
+    }
+}
+
 impl Compiled {
     /// The links that start with this set.
     #[must_use]
@@ -205,6 +228,18 @@ mod tests {
         let new = change(&old, &rules(&[r#"{"loss": "1%"}"#]), 1);
         assert!(new.needs_hold() && new.rules[0].flags & RULE_HOLDS != 0);
         assert_eq!(new.holds, [Hold::default()]);
+    }
+
+    #[test]
+    fn an_upcoming_rate_is_that_of_the_rule_that_continues_the_link() {
+        let fast_tcp = r#"{"rate": "2mbit", "protocol": "tcp"}"#;
+        let slow_udp = r#"{"rate": "1mbit", "protocol": "udp"}"#;
+        let mut set = first(&rules(&[SLOW_TCP, slow_udp, ALL]), 1);
+        let next = rules(&[UDP, ALL, fast_tcp]);
+        foresee(&mut set, &Upcoming { at_ns: 5, rules: next });
+        let known: Vec<(u64, u64)> =
+            set.holds.iter().map(|hold| (hold.rate.next_ns, hold.rate.next_cost)).collect();
+        assert_eq!(known, [(5, set.holds[0].rate.cost / 2), (0, 0), (0, 0)]);
     }
 
     #[test]

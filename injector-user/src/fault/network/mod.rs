@@ -46,6 +46,7 @@ use compile::{CompileError, Compiled, compile};
 use counts::Counts;
 use delays::Delays;
 use hold::{Engine, Holds};
+use links::Upcoming;
 use monitors::Monitors;
 use notices::{Interference, Notices};
 use wire::Wire;
@@ -348,6 +349,7 @@ impl Network {
         instance: &mut Instance,
         rules: &[Rule],
         seed: u64,
+        upcoming: Option<&Upcoming>,
     ) -> Result<(), NetworkError> {
         let mut compiled = compile(rules, seed)?;
         compiled.start(clock::monotonic_ns(), self.deadline_ns);
@@ -362,6 +364,9 @@ impl Network {
         }
         let active = self.banks[self.active as usize].as_ref();
         links::assign(&mut compiled, active, seed, capacity.links());
+        if let Some(upcoming) = upcoming {
+            links::foresee(&mut compiled, upcoming);
+        }
         if compiled.needs_hold() && self.holds.is_none() {
             return Err(NetworkError::NoHold);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Network, NetworkError, counts::Counts};
+use super::{Network, NetworkError, counts::Counts, links::Upcoming};
 use crate::{lifetime::instance::Instance, spec::rule::Rule};
 
 /// The packet faults of a target, if it has any, with the owner of each rule.
@@ -42,9 +42,10 @@ impl<K: Copy + Ord> Shared<K> {
         owners: Vec<K>,
         rules: &[Rule],
         seed: u64,
+        upcoming: Option<&Upcoming>,
     ) -> Result<(), NetworkError> {
         if let Some(network) = &mut self.network {
-            network.prepare(instance, rules, seed)?;
+            network.prepare(instance, rules, seed, upcoming)?;
         }
         self.next = owners;
         Ok(())

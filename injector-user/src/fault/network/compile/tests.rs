@@ -287,7 +287,7 @@ fn each_rule_holds_packets_as_it_says() {
         burst_ns: 10_000_000,
         queue_ns: 2_000_000_000,
         overhead: -4,
-        reserved: 0,
+        ..rate::Rate::default()
     };
     assert_eq!(rate.rate, expected);
 }
