@@ -63,7 +63,9 @@ impl Rate {
     }
 
     /// When `length` bytes have left that start at `starts_ns`, both shifted by a burst.
-    #[inline(always)]
+    ///
+    /// A separate function, so that the verifier follows the subsequent code only once.
+    #[inline(never)]
     const fn end(&self, starts_ns: u64, length: u64) -> u64 {
         // Below 2^63 for 1 kbit/s and 2^20 bytes: no overflow.
         let ends_ns = starts_ns + ((self.cost * length) >> COST_SHIFT);

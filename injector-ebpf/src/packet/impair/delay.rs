@@ -155,7 +155,7 @@ fn in_order(
 /// # Safety
 ///
 /// `target` must point to an aligned `u64` in a map value.
-#[inline(always)]
+#[inline(never)]
 unsafe fn raise(target: *mut u64, mut found: u64, value: u64) -> u64 {
     for _ in 0..ATTEMPTS {
         if found >= value {
