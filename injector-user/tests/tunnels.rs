@@ -64,11 +64,13 @@ const EVERYWHERE: &[Place] = &[
     Place::Client("ingress"),
 ];
 
-const KINDS: [Kind; 4] = [
+const KINDS: [Kind; 5] = [
     Kind { name: "wireguard", families: &FAMILIES, places: EVERYWHERE },
     Kind { name: "gre", families: &FAMILIES, places: BELOW },
     Kind { name: "ipip", families: &[Family::V4], places: ENDS },
     Kind { name: "sit", families: &[Family::V6], places: ENDS },
+    // Without IPv6, whose neighbour discovery would be counted with the pings.
+    Kind { name: "vxlan id 5 dstport 4789", families: &[Family::V4], places: ENDS },
 ];
 
 /// The address of one end of the tunnel.
@@ -188,8 +190,7 @@ impl Net {
                 Family::V6 => ("fd08::/64", "fd09::/64"),
             };
             client.run(&format!("ip route add {way} via {} mtu 1400", router.address(family)));
-            // A tunnel needs no neighbours.
-            server.run(&format!("ip route add {back} dev {TUNNEL}"));
+            server.run(&format!("ip route add {back} via {} dev {TUNNEL}", inside(family, 1)));
         }
     }
 
@@ -244,11 +245,11 @@ fn streams_that_are_forwarded_arrive_right() {
                 assert_eq!((number(read, "bytes"), number(read, "wrong")), (BYTES, 0), "{what}");
             }
             let total = injector.stop().total;
-            // Below GRE, some merged packets are counted as skipped.
-            let is_whole = total.skipped == 0 || matches!(place, Place::Cable(_));
-            assert!(total.corrupted > 0 && is_whole, "{} {line}: {total:?}", kind.name);
+            assert!(total.matched > 0 && total.skipped == 0, "{} {line}: {total:?}", kind.name);
             corrupted += total.corrupted;
         }
+        // There are too few packets to expect one at each place.
+        assert!(corrupted > 0, "{}", kind.name);
         println!("{}: {corrupted} packets corrupted, no wrong byte", kind.name);
     }
 }

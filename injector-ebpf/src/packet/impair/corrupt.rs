@@ -104,10 +104,21 @@ fn wire(ctx: &TcContext, packet: &Packet, position: u32) -> bool {
         // application.
         let length = u32::from(packet.payload) + segment;
         if length < ctx.len() && skb::truncate(ctx, length).is_err() {
-            return false;
+            return break_version(ctx, packet, position);
         }
     }
     break_ip_header(ctx, packet, position)
+}
+
+/// Corrupts the IP version, which every receiver verifies too.
+///
+/// The kernel does not truncate a packet that it has put into a tunnel. Segmentation copies the version
+/// to all segments of it, so none reaches the application.
+#[inline(always)]
+fn break_version(ctx: &TcContext, packet: &Packet, position: u32) -> bool {
+    let mask = u16::from_ne_bytes([0x10 << (position & 3), 0]);
+    let recompute = u64::from(BPF_F_RECOMPUTE_CSUM);
+    flip(ctx, u32::from(packet.l3), mask, packet.end, recompute).is_some()
 }
 
 /// Corrupts a field that every receiver verifies: the IPv4 header checksum, or the IPv6 payload
