@@ -376,7 +376,7 @@ impl Network {
         if compiled.needs_wire_packets() && self.wire.want() {
             let lease = self.lease();
             for attachment in self.attachments.all() {
-                let Attachment { netns, interface, .. } = attachment;
+                let Attachment { netns, .. } = attachment;
                 self.wire.serve(&mut self.object, instance, netns, &lease)?;
             }
         }
