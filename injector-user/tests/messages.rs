@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs, process::Command};
 
 use testbed::{INJECTOR, scratch_file};
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 11] = [
     "run",
     "inject",
     "apply",
@@ -13,6 +13,7 @@ const COMMANDS: [&str; 10] = [
     "report",
     "doctor",
     "list",
+    "profiles",
     "cleanup",
     "completions",
     "man",
@@ -56,6 +57,18 @@ fn long_help_fits_the_terminal() {
     insta::assert_snapshot!("injector-long", help("", "--help"));
 }
 
+#[test]
+fn profiles_are_listed_with_their_values_and_sources() {
+    let list = |options: &[&str]| {
+        let output = Command::new(INJECTOR).arg("profiles").args(options).output();
+        let output = output.expect("it can be run");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    insta::assert_snapshot!("profiles", list(&[]));
+    insta::assert_snapshot!("profiles-json", list(&["--output", "json"]));
+}
+
 /// Wrong command lines. None of them gets as far as a target.
 const WRONG_LINES: &[&str] = &[
     "run --loss 10% true",
@@ -71,6 +84,9 @@ const WRONG_LINES: &[&str] = &[
     "run --rate 1m -- true",
     "run --rate 8mbit,queue=1m -- true",
     "run --ecn -- true",
+    "run --profile 3gg -- true",
+    "run --profile 3g --loss 1% --loss-every 3 -- true",
+    "run --rules wrong-profile.yaml -- true",
     "run --remote nowhere..example --loss 1% -- true",
     "run --remote 10.0.0.0/33 --loss 1% -- true",
     "run --remote-port 80-70 --loss 1% -- true",
@@ -105,10 +121,11 @@ const WRONG_LINES: &[&str] = &[
 ];
 
 /// Files that some of them name.
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
     ("wrong-key.yaml", "rules:\n  - los: 1%\n"),
     ("wrong-value.yaml", "rules:\n  - loss: 1%\n  - loss: 0.2\n"),
     ("empty-list.yaml", "rules:\n  - {loss: 1%, remote: []}\n"),
+    ("wrong-profile.yaml", "rules:\n  - profile: 5g\n"),
     ("rules.yaml", "rules:\n  - loss: 1%\n"),
     (
         "wrong-scenario.yaml",

@@ -16,6 +16,7 @@ mod man;
 mod page;
 mod preflight;
 mod privileges;
+mod profiles;
 mod reload;
 #[cfg(feature = "agent")]
 mod remote;
@@ -81,6 +82,7 @@ enum Command {
     Report(page::ReportArgs),
     Doctor(doctor::DoctorArgs),
     List(list::ListArgs),
+    Profiles(profiles::ProfilesArgs),
     Cleanup(cleanup::CleanupArgs),
     Completions(man::CompletionsArgs),
     Man(man::ManArgs),
@@ -116,6 +118,7 @@ fn carry_out(cli: Cli) -> ExitCode {
         Command::Report(args) => page::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::List(args) => list::run(&args),
+        Command::Profiles(args) => profiles::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Completions(args) => man::completions(&args, &mut Cli::command()),
         Command::Man(args) => man::man(&args, Cli::command()),

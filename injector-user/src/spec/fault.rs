@@ -9,6 +9,7 @@ use injector_common::model::chance::{Chance, Probability};
 use thiserror::Error;
 
 use super::{
+    packet::profile::PROFILES,
     parameters::Given,
     value::{Percent, ValueError},
 };
@@ -43,6 +44,9 @@ pub enum FaultError {
         "`{0}`: dist and corr are about the jitter; give jitter=J as well, for instance jitter=10ms"
     )]
     NoJitter(String),
+    /// Not the name of a link profile.
+    #[error("`{0}` is not a profile: write one of {names}", names = profile_names())]
+    Profile(String),
     /// Not a rate.
     #[error(
         "`{0}` is not a rate: write a number and a unit as tc does (bit, kbit, mbit, gbit, tbit; kibit, …; bps, \
@@ -149,6 +153,11 @@ macro_rules! odds {
     };
 }
 pub(super) use odds;
+
+/// The names of all link profiles.
+fn profile_names() -> String {
+    PROFILES.iter().map(|profile| profile.name).collect::<Vec<_>>().join(", ")
+}
 
 /// Every N-th packet, with N of at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use super::{
     packet::{
         corrupt::CorruptMode,
         delay::Distribution,
+        profile::Profile,
         rate::{BitRate, Size},
     },
     process::{Syscall, errno::Hook, kill::SignalNumber},
@@ -38,7 +39,7 @@ macro_rules! fixed {
 }
 
 fixed!(bool, String, PathBuf, IpNet, Errno, &'static Hook);
-fixed!(Clocks, CorruptMode, Distribution, Remote, SignalNumber, Syscall);
+fixed!(Clocks, CorruptMode, Distribution, Profile, Remote, SignalNumber, Syscall);
 
 /// Implements [`Interpolate`] for structs of such values.
 macro_rules! interpolate {

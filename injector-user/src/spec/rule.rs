@@ -236,6 +236,14 @@ impl RuleSpec {
     /// Validates one of several rules that share a file cache. Values that differ by direction make
     /// it two rules.
     pub fn check_with(&self, files: &mut Files) -> Result<Vec<Rule>, RuleError> {
+        let Some(profile) = self.profile else { return self.check_directions(files) };
+        let mut spec = self.clone();
+        profile.fill(&mut spec)?;
+        spec.check_directions(files)
+    }
+
+    /// Validates a rule that has the values of its profile.
+    fn check_directions(&self, files: &mut Files) -> Result<Vec<Rule>, RuleError> {
         let differ = self.loss.as_ref().is_some_and(Ways::differ)
             || self.delay.as_ref().is_some_and(Ways::differ)
             || self.rate.as_ref().is_some_and(Ways::differ);
@@ -252,7 +260,8 @@ impl RuleSpec {
             spec.loss = self.loss.as_ref().and_then(|loss| loss.of(direction));
             spec.delay = self.delay.as_ref().and_then(|delay| delay.of(direction));
             spec.rate = self.rate.as_ref().and_then(|rate| rate.of(direction));
-            if spec.given().iter().all(|(info, _)| info.is_modifier) {
+            let is_profile = |info: &PacketInfo| info.name == packet::profile::Profile::INFO.name;
+            if spec.given().iter().all(|(info, _)| info.is_modifier || is_profile(info)) {
                 continue;
             }
             let title = |rule: Rule| match &self.name {

@@ -8,6 +8,7 @@ pub mod ecn;
 pub mod loss;
 pub mod partition;
 pub mod pieces;
+pub mod profile;
 pub mod rate;
 pub mod reorder;
 pub mod reset;
@@ -31,6 +32,7 @@ use super::{
 macro_rules! packet_faults {
     ($callback:ident! { $($args:tt)* }) => {
         $callback! { $($args)*
+            { #[arg(hide_possible_values = true)] profile, packet::profile::Profile, Option<packet::profile::Profile> }
             { #[arg(group = "loss-model")] loss, packet::loss::Loss, Option<packet::ways::Ways<packet::loss::Loss>> }
             { #[arg(group = "loss-model")] loss_every, packet::loss::LossEvery, Option<packet::loss::LossEvery> }
             { #[arg(group = "loss-model")] loss_state, packet::loss::LossState, Option<packet::loss::LossState> }

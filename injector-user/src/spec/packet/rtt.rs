@@ -7,7 +7,7 @@ use crate::spec::{
     info::{Effect, Info, Trial},
     interpolate::interpolate,
     parameters::{Given, Parameter, Value, values},
-    rule::{Direction, RuleError},
+    rule::{Direction, RuleError, RuleSpec},
     value::{Span, ValueError},
 };
 
@@ -69,17 +69,24 @@ impl PacketFault for Rtt {
     };
 
     fn compile(rtt: &Self, compiler: &mut Compiler) -> Result<(), RuleError> {
-        let Self(rtt) = *rtt;
-        if compiler.rule.delay.is_some() {
+        compiler.impairment.hold().delay.latency_ns = rtt.half(compiler.rule)?.nanoseconds();
+        Ok(())
+    }
+}
+
+impl Rtt {
+    /// The delay in each direction of a rule.
+    pub fn half(self, rule: &RuleSpec) -> Result<Span, RuleError> {
+        let Self(rtt) = self;
+        if rule.delay.is_some() {
             return Err(RuleError::Fault(WITH_DELAY));
         }
-        if compiler.rule.direction.unwrap_or_default() != Direction::Both {
+        if rule.direction.unwrap_or_default() != Direction::Both {
             return Err(RuleError::Fault(ONE_WAY));
         }
         if rtt.0 > 2 * delay::LONGEST {
             return Err(RuleError::Fault(TOO_LONG));
         }
-        compiler.impairment.hold().delay.latency_ns = Span(rtt.0 / 2).nanoseconds();
-        Ok(())
+        Ok(Span(rtt.0 / 2))
     }
 }

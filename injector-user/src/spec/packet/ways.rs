@@ -52,7 +52,9 @@ impl<T: Clone> Ways<T> {
 }
 
 impl<T: Display> Ways<T> {
-    fn text(&self) -> String {
+    /// The text form.
+    #[must_use]
+    pub fn text(&self) -> String {
         match self {
             Self::Both(value) => value.to_string(),
             Self::Each { down, up } => {
