@@ -23,6 +23,7 @@ const WANTED: &[&str] = &[
     "ipip",
     "sit",
     "ip_gre",
+    "vxlan",
     // Queueing, and the classic way of attaching programs.
     "sch_ingress",
     "cls_bpf",
