@@ -440,7 +440,7 @@ impl<K: Copy + Ord> Injection<K> {
         // Schedule from now, so that a slow machine does not accumulate overdue renewals.
         self.renewal = Instant::now() + RENEWAL;
         while let Some(followed) = self.follow_once()? {
-            if followed != Followed::Again {
+            if followed != Followed::Replaced {
                 // Report this event before faulting the target's successor, which takes a while.
                 // The rest of the renewal is due at once.
                 self.renewal = Instant::now();
@@ -478,7 +478,7 @@ impl<K: Copy + Ord> Injection<K> {
         let event = match followed {
             Followed::Gone => Event::Gone { target, is_final: false },
             Followed::Lost => Event::Gone { target, is_final: true },
-            Followed::Again => {
+            Followed::Replaced => {
                 self.rebind()?;
                 Event::Restarted { target, attached: self.attached() }
             }

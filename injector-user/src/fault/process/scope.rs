@@ -28,13 +28,13 @@ impl Scope {
         let cgroup = target.cgroup.clone().ok_or(ProcessFaultError::NoProcesses)?;
         let mut own = vec![std::process::id().cast_signed()];
         own.extend(instance.guardian());
-        if let Some((pid, started)) = target.process {
+        if let Some((pid, started)) = target.process() {
             if own.contains(&pid) {
                 return Err(ProcessFaultError::Itself(pid));
             }
             Handle::find(pid, started).ok_or(ProcessFaultError::Gone(pid))?;
         }
-        Ok(Self { cgroup, process: target.process, own })
+        Ok(Self { cgroup, process: target.process(), own })
     }
 
     /// The PID of the single target process, if any.

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::super::cgroup::for_each_below;
+use crate::target::cgroup::for_each_below;
 
 /// Length of an ID in hexadecimal digits.
 const ID_LENGTH: usize = 64;

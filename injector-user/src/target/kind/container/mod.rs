@@ -10,13 +10,21 @@ use std::{
     collections::BTreeMap,
     fmt::{self, Display, Formatter},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use procfs::process::Process;
 use thiserror::Error;
 
-use super::cgroup::{Hierarchy, says};
-use crate::{kernel::host, spec::target::PodName};
+use super::{Processes, Resolved, Successor};
+use crate::{
+    kernel::host,
+    spec::target::{PodName, TargetSpec},
+    target::{
+        ResolveError,
+        cgroup::{Cgroup, Hierarchy, says},
+    },
+};
 
 /// Minimum length of an ID prefix. A shorter one is easily confused with a name.
 const SHORTEST_ID: usize = 4;
@@ -194,6 +202,46 @@ impl Wanted {
             Self::PodUid { name, uid } => find_pod_by_uid(roots, name, uid),
         }
     }
+}
+
+impl Found {
+    /// Opens the cgroup. Packets of a container are matched in its own namespace, not in the host's
+    /// as well.
+    pub(super) fn open(self, hierarchy: &Hierarchy) -> Result<Resolved, ResolveError> {
+        Ok(Resolved {
+            cgroup: hierarchy.open(&self.cgroup)?,
+            processes: Arc::new(self),
+            namespaces: Vec::new(),
+            follows: true,
+        })
+    }
+}
+
+impl Processes for Found {
+    fn identity(&self) -> String {
+        format!("{:?}", self.wanted)
+    }
+
+    fn title(&self) -> Option<&str> {
+        Some(&self.title)
+    }
+
+    /// A runtime may leave the cgroup of a stopped container behind.
+    fn is_gone(&self, cgroup: &Cgroup) -> bool {
+        !cgroup.is_populated()
+    }
+
+    fn successor(&self, hierarchy: &Hierarchy, _cgroup: &Cgroup) -> Option<Successor> {
+        let found = self.wanted.find(&Roots::of_v2(hierarchy)).ok()?;
+        Some((hierarchy.open(&found.cgroup).ok()?, Arc::new(found)))
+    }
+}
+
+/// The container that a target names, if it names one.
+pub(super) fn find_named(spec: &TargetSpec) -> Result<Option<Resolved>, ResolveError> {
+    let Some(wanted) = &spec.container else { return Ok(None) };
+    let hierarchy = Hierarchy::find()?;
+    find(&Roots::of_host(&hierarchy), wanted)?.open(&hierarchy).map(Some)
 }
 
 /// Finds a container by ID, name, or ID prefix, in this order, as Docker does.

@@ -1,0 +1,31 @@
+//! The processes of a command that injector starts.
+
+use std::sync::Arc;
+
+use super::{Processes, Resolved};
+use crate::{
+    kernel::netns::Netns,
+    target::{ResolveError, cgroup::Cgroup},
+};
+
+struct Command;
+
+/// The processes of a new command in its cgroup, in any namespace that they enter.
+pub fn of_command(cgroup: Cgroup) -> Result<Resolved, ResolveError> {
+    Ok(Resolved {
+        cgroup,
+        processes: Arc::new(Command),
+        namespaces: vec![Netns::current()?],
+        follows: true,
+    })
+}
+
+impl Processes for Command {
+    fn identity(&self) -> String {
+        "command".into()
+    }
+
+    fn can_return(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,82 @@
+//! The kinds of targets that name processes, one module each: how their cgroup is found, when they
+//! are gone, and what replaces them.
+
+mod cgroup;
+mod command;
+pub mod container;
+mod pid;
+mod pod;
+
+use std::sync::Arc;
+
+use super::{
+    ResolveError,
+    cgroup::{Cgroup, Hierarchy},
+};
+use crate::{kernel::netns::Netns, spec::target::TargetSpec};
+
+pub use command::of_command;
+pub use pod::of_pod;
+
+/// Finds the processes that a target names, if they are of its kind.
+type Find = fn(&TargetSpec) -> Result<Option<Resolved>, ResolveError>;
+
+/// All kinds. A target names at most one.
+const KINDS: [Find; 4] = [cgroup::find, pid::find, container::find_named, pod::find];
+
+/// Processes that were found.
+pub struct Resolved {
+    /// Their cgroup.
+    pub cgroup: Cgroup,
+    /// Their kind.
+    pub processes: Arc<dyn Processes>,
+    /// Namespaces to attach in, regardless of the processes.
+    pub namespaces: Vec<Netns>,
+    /// Whether to follow the processes into other namespaces.
+    pub follows: bool,
+}
+
+/// The processes of a target, which may go and be replaced.
+pub trait Processes: Send + Sync {
+    /// Tells apart targets that share a cgroup.
+    fn identity(&self) -> String;
+
+    /// The PID and start time of a single process.
+    fn process(&self) -> Option<(i32, u64)> {
+        None
+    }
+
+    /// Display name, if they are not named by their cgroup.
+    fn title(&self) -> Option<&str> {
+        None
+    }
+
+    /// Whether they are gone.
+    fn is_gone(&self, cgroup: &Cgroup) -> bool {
+        !cgroup.is_there()
+    }
+
+    /// Whether others may replace them after they are gone.
+    fn can_return(&self) -> bool {
+        true
+    }
+
+    /// Those that replace them, with their cgroup. The cause of a failure is irrelevant: what cannot
+    /// be opened is being removed.
+    fn successor(&self, _hierarchy: &Hierarchy, _cgroup: &Cgroup) -> Option<Successor> {
+        None
+    }
+}
+
+/// The cgroup of the processes that replace others, and how it is named.
+pub type Successor = (Cgroup, Arc<dyn Processes>);
+
+/// Finds the processes that a target names, if it names any.
+pub fn find(spec: &TargetSpec) -> Result<Option<Resolved>, ResolveError> {
+    for find in KINDS {
+        if let Some(found) = find(spec)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}

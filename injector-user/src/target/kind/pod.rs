@@ -1,0 +1,23 @@
+//! The containers of a pod.
+
+use super::{
+    Resolved,
+    container::{Roots, find_pod, find_pod_by_uid},
+};
+use crate::{
+    spec::target::{PodName, TargetSpec},
+    target::{ResolveError, cgroup::Hierarchy},
+};
+
+pub(super) fn find(spec: &TargetSpec) -> Result<Option<Resolved>, ResolveError> {
+    let Some(name) = &spec.pod else { return Ok(None) };
+    let hierarchy = Hierarchy::find()?;
+    find_pod(&Roots::of_host(&hierarchy), name)?.open(&hierarchy).map(Some)
+}
+
+/// A pod that Kubernetes runs on this machine, by its UID. In the host's namespace, its packets are
+/// matched by cgroup.
+pub fn of_pod(name: &PodName, uid: &str) -> Result<Resolved, ResolveError> {
+    let hierarchy = Hierarchy::find()?;
+    find_pod_by_uid(&Roots::of_host(&hierarchy), name, uid)?.open(&hierarchy)
+}
