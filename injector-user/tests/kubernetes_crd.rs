@@ -44,6 +44,8 @@ fn check(schema: &Value, path: &str, is_spec: bool) {
     for never in ["$ref", "anyOf", "allOf", "default", "const"] {
         assert!(schema[never].is_null(), "{path}: {never}");
     }
+    let values = schema["enum"].as_array();
+    assert!(values.is_none_or(|values| !values.contains(&Value::Null)), "{path}: {schema}");
     let properties = schema["properties"].as_object();
     assert_ne!(schema["additionalProperties"], false, "{path}");
     assert!(properties.is_none() || schema["additionalProperties"].is_null(), "{path}");

@@ -32,6 +32,10 @@ fn rewrite(schema: &mut Map<String, Value>, is_closed: bool) {
     }
     while merge(schema, "anyOf") || merge(schema, "allOf") {}
     merge_enum(schema);
+    // Servers refuse a definition with `null` as a value.
+    if let Some(Value::Array(values)) = schema.get_mut("enum") {
+        values.retain(|value| !value.is_null());
+    }
     single_type(schema);
     if schema.get("additionalProperties") == Some(&Value::Bool(false)) {
         schema.remove("additionalProperties");
