@@ -3,10 +3,13 @@
 //! A held packet is redirected to the hold device with an extra VLAN tag. Its 16 bits are an index
 //! into the routes or, for packets held in userspace, into the slots.
 
-use crate::model::{
-    delay::{Delay, MAX_TABLE, Memory, Tables},
-    random,
-    rate::Rate,
+use crate::{
+    model::{
+        delay::{Delay, MAX_TABLE, Memory, Tables},
+        random,
+        rate::Rate,
+    },
+    packet::Packet,
 };
 
 /// Protocol of the tag, which never leaves the host.
@@ -17,6 +20,9 @@ pub const TAGS: u32 = 1 << 16;
 
 /// Maximum number of distribution tables of a rule set.
 pub const MAX_TABLES: u32 = 8;
+
+/// Number of slots for the release times of flows, a power of 2, see [`flow_slot`].
+pub const FLOW_SLOTS: u32 = 1 << 16;
 
 /// How a rule holds packets.
 #[repr(C)]
@@ -42,8 +48,45 @@ pub struct HoldState {
     /// A [`Memory`].
     pub memory: u64,
     /// The latest release time so far, by [`crate::packet::Direction`], see
-    /// [`Delay::keeps_order`].
+    /// [`Delay::keeps_order`]. Does not include packets ordered by flow.
     pub last_ns: [u64; 2],
+    /// The latest release time of packets ordered by flow, see [`Delay::orders_flows`].
+    pub last_of_flows_ns: [u64; 2],
+    /// A number that no earlier queue had: distinguishes the flows of queues, see [`flow_slot`].
+    pub queue: u64,
+}
+
+/// When a packet that is due at `due_ns` is released behind packets with the latest release time
+/// `ahead_ns`.
+#[inline(always)]
+#[must_use]
+pub const fn in_order(due_ns: u64, ahead_ns: u64) -> u64 {
+    if ahead_ns > due_ns { ahead_ns } else { due_ns }
+}
+
+/// The slot with the latest release time of a packet's flow in a queue: its addresses and protocol,
+/// and its ports if it has any.
+///
+/// Flows that share a slot by chance keep their order among each other as well.
+#[inline(always)]
+#[must_use]
+pub const fn flow_slot(packet: &Packet, queue: u64) -> u32 {
+    const fn mix(hash: u64, word: u64) -> u64 {
+        let hash = (hash ^ word).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        hash ^ (hash >> 32)
+    }
+    const fn pair(high: u32, low: u32) -> u64 {
+        (high as u64) << 32 | low as u64
+    }
+
+    let Packet { source, destination, .. } = packet;
+    let ports = (packet.source_port as u32) << 16 | packet.destination_port as u32;
+    let mut hash = mix(queue, pair(ports, packet.protocol as u32));
+    hash = mix(hash, pair(source[0], source[1]));
+    hash = mix(hash, pair(source[2], source[3]));
+    hash = mix(hash, pair(destination[0], destination[1]));
+    hash = mix(hash, pair(destination[2], destination[3]));
+    (hash.wrapping_mul(0x94d0_49bb_1331_11eb) >> 32) as u32 & (FLOW_SLOTS - 1)
 }
 
 /// Packet metadata: fields of `struct sk_buff`.

@@ -59,7 +59,7 @@ const _: () = {
     assert!(size_of::<SeenCounters>() == 64);
     assert!(size_of::<Rule>() == 72);
     assert!(size_of::<Hold>() == 96);
-    assert!(size_of::<HoldState>() == 40);
+    assert!(size_of::<HoldState>() == 64);
     assert!(size_of::<Route>() == 32);
     assert!(size_of::<hold::Slot>() == 40);
     assert!(size_of::<Skew>() == 144);

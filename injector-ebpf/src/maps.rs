@@ -182,6 +182,10 @@ pub static HOLDS: Array<Hold> = Array::with_max_entries(2, 0);
 #[map]
 pub static HOLD_STATES: Array<HoldState> = Array::with_max_entries(2, 0);
 
+/// The latest release times of flows, see [`hold::flow_slot`].
+#[map]
+pub static FLOW_RELEASES: Array<u64> = Array::with_max_entries(1, 0);
+
 /// The cells of all delay histograms, see [`Hold::cells`].
 ///
 /// All CPUs share them: holding a packet costs more than an atomic increment.

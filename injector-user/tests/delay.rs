@@ -227,6 +227,78 @@ fn only_every_gapth_packet_overtakes_and_so_often_as_asked() {
 }
 
 #[test]
+fn ordered_delays_vary_but_keep_the_order_of_each_flow() {
+    const FLOWS: u64 = 2;
+    const COUNT: usize = 2000;
+    /// Mean and jitter: far more than the interval of the packets of a flow, 1 ms.
+    const DELAY: [f64; 2] = [30.0, 20.0];
+    let _turn = turn();
+    let lab = Lab::new();
+    let (left, right) = (&lab.left, &lab.right);
+    let [mean, jitter] = DELAY;
+    for engine in engines() {
+        // Over the loopback, to this host, and from it.
+        for (interface, direction, from, to) in [
+            ("lo", "egress", left, left),
+            ("veth0", "ingress", right, left),
+            ("veth0", "egress", left, right),
+        ] {
+            for ordered in ["", ",ordered"] {
+                let line = format!(
+                    "--engine {engine} --interface {interface} --protocol udp --direction {direction} \
+                     --delay {mean}ms,jitter={jitter}ms{ordered}"
+                );
+                let injector = Injector::start(left, &line);
+                let line = format!("--count {COUNT} --every-us 500 --flows {FLOWS}");
+                let arrivals = stamped(from, None, to, &line, 200);
+                let summary = injector.stop();
+                let what = format!("{engine} {interface} {direction}{ordered}");
+                assert_eq!(arrivals.len(), COUNT, "{what}: {summary:?}");
+                for flow in 0..FLOWS {
+                    let of_flow = |arrival: &&Arrival| arrival.number % FLOWS == flow;
+                    let numbers = arrivals.iter().filter(of_flow).map(|arrival| arrival.number);
+                    assert_eq!(numbers.is_sorted(), !ordered.is_empty(), "{what}");
+                }
+                let mut delays: Vec<f64> =
+                    arrivals.iter().map(|arrival| arrival.delay_ms).collect();
+                delays.sort_by(f64::total_cmp);
+                assert!(delays[0] >= mean - jitter, "{what}: {} ms", delays[0]);
+                // The medium 80 % of the running maximum are 9 ms apart, those of the draws 32 ms.
+                let spread = delays[COUNT * 9 / 10] - delays[COUNT / 10];
+                assert!(spread > 4.0, "{what}: {spread} ms");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_order_of_a_flow_ends_with_its_rule() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let to = lab.right.address(Family::V4);
+    for engine in engines() {
+        let rule = |delay: &str, matching: &str| {
+            format!("rules: [{{delay: '{delay},ordered', protocol: icmp{matching}}}]")
+        };
+        // Packets of one flow, which leave after a minute at the latest.
+        let file = RuleFile::new(&rule("50s,jitter=10s", ""));
+        let line = format!("--interface veth0 --engine {engine} {}", file.option());
+        let mut injector = Injector::start(&lab.left, &line);
+        assert_eq!(lab.left.ping(None, to, 3), 0);
+        // Another link each time, at last the first one again.
+        for matching in [", direction: egress", ", direction: both, remote: 10.0.0.0/8"] {
+            file.write(&rule("20ms,jitter=10ms", matching));
+            injector.process.signal(Signal::SIGHUP);
+            injector.process.wait_for("changed");
+            let (_, output) = lab.left.run_in(None, &format!("ping -n -c 3 -i 0.2 -W 5 {to}"));
+            let rtt = round_trip_ms(&output);
+            assert!((10.0..5000.0).contains(&rtt), "{engine} {matching}: {rtt} ms");
+        }
+        drop(injector);
+    }
+}
+
+#[test]
 fn both_directions_of_both_families_are_delayed_and_others_are_not() {
     let _turn = turn();
     let lab = Lab::new();

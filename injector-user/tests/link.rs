@@ -379,6 +379,19 @@ fn a_delay_that_ends_keeps_the_order_while_the_rule_goes_on() {
     }
 }
 
+#[test]
+fn a_delay_that_is_ordered_by_flow_keeps_the_order_when_it_changes() {
+    let _turn = turn();
+    let ordered = "delay: '10ms,jitter=5ms,ordered'";
+    for engine in engines() {
+        for how in [How::Steps, How::Reload] {
+            keeps_order(engine, how, ["delay: 50ms", ordered], 5.0);
+            keeps_order(engine, how, ["delay: '60ms,jitter=20ms,ordered'", ordered], 5.0);
+            keeps_order(engine, how, [ordered, "loss: 0%"], 0.0);
+        }
+    }
+}
+
 /// Checks that all datagrams arrive in order and with at least this delay while rules alternate.
 fn keeps_order(engine: &str, how: How, rules: [&str; 2], least_ms: f64) {
     let lab = Lab::new();

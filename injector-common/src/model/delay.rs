@@ -32,8 +32,8 @@ pub struct Delay {
     pub reorder: Chance,
     /// Every `gap`-th packet is a candidate for reordering; 0 for none.
     pub gap: u32,
-    /// Explicit padding to a multiple of 8 bytes.
-    pub reserved: u32,
+    /// Non-zero: each flow keeps its order although the delay varies, see [`Self::orders_flows`].
+    pub ordered: u32,
 }
 
 /// The state of the delay model: the last random number in the upper half; below it, whether the last
@@ -72,6 +72,13 @@ impl Delay {
     #[must_use]
     pub const fn keeps_order(&self) -> bool {
         self.jitter_ns == 0 && self.gap == 0
+    }
+
+    /// Whether no packet may leave before an earlier one of the same link and flow.
+    #[inline(always)]
+    #[must_use]
+    pub const fn orders_flows(&self) -> bool {
+        self.ordered != 0
     }
 
     /// Whether a step needs a random number.

@@ -17,7 +17,7 @@ use injector_common::{
     control::{Connection, Control, LengthClasses, PortClasses, RuleSet},
     counter::{RuleCounters, SeenCounters},
     histogram::{self, MAX_RESOLUTION, MIN_RESOLUTION},
-    hold::{self, Hold, HoldState, MAX_TABLES, Route, TAGS, Table},
+    hold::{self, FLOW_SLOTS, Hold, HoldState, MAX_TABLES, Route, TAGS, Table},
     model::delay::Memory,
     packet::Direction,
     rule::{RULE_HOLDS, Rule},
@@ -102,6 +102,8 @@ pub struct Object {
     used: [bool; 2],
     /// The states of links from this one on are zero.
     unused_link: u32,
+    /// How many queues there have been.
+    queues: u64,
     /// The cells of the delay histograms; `None` if no rule holds packets.
     delays: Option<Mapped<u64>>,
 }
@@ -153,6 +155,7 @@ impl Object {
             .map_max_entries("SHORT_ENTRIES", 2 * capacity.entries)
             .map_max_entries("HOLDS", if_held(banks))
             .map_max_entries("HOLD_STATES", if_held(banks))
+            .map_max_entries("FLOW_RELEASES", if_held(FLOW_SLOTS))
             .map_max_entries("DELAYS", if_held(cells))
             .map_max_entries("TABLES", if_held(2 * MAX_TABLES))
             .map_max_entries("ROUTES", if_held(TAGS))
@@ -161,7 +164,7 @@ impl Object {
             .map_err(|error| KernelError::Load(error.into()))?;
         let delays =
             constants.hold.map(|_| ebpf::mapped(&mut ebpf, "DELAYS", cells)).transpose()?;
-        Ok(Self { ebpf, capacity, used: [false; 2], unused_link: 0, delays })
+        Ok(Self { ebpf, capacity, used: [false; 2], unused_link: 0, queues: 0, delays })
     }
 
     /// The capacity of the maps.
@@ -278,11 +281,13 @@ impl Object {
 
     /// Resets the queues of links, each given with its random stream.
     pub fn reset_queues(&mut self, links: &[(u32, u64)]) -> Result<(), KernelError> {
+        let first = self.queues;
+        self.queues += links.len() as u64;
         self.array("HOLD_STATES", |array: &mut Array<_, HoldState>| {
-            links.iter().try_for_each(|(link, stream)| {
+            links.iter().zip(first..).try_for_each(|((link, stream), queue)| {
                 // A correlated delay starts at a random value, as in netem.
                 let memory = Memory::from_last((stream >> 32) as u32).0;
-                array.set(*link, HoldState { memory, ..HoldState::default() }, 0)
+                array.set(*link, HoldState { memory, queue, ..HoldState::default() }, 0)
             })
         })
     }

@@ -41,7 +41,7 @@ pub enum FaultError {
     DelayRange(String),
     /// A distribution or correlation was given without jitter.
     #[error(
-        "`{0}`: dist and corr are about the jitter; give jitter=J as well, for instance jitter=10ms"
+        "`{0}`: dist, corr and ordered are about the jitter; give jitter=J as well, for instance jitter=10ms"
     )]
     NoJitter(String),
     /// Not the name of a link profile.

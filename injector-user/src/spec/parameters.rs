@@ -30,19 +30,30 @@ pub struct Parameter {
     pub help: &'static str,
     /// Pattern of the text, if there is one; bare numbers are then refused.
     pub pattern: Option<&'static str>,
+    /// Whether the parameter is a switch: its name alone in text, a boolean in objects.
+    pub is_switch: bool,
 }
+
+/// The text of a switch in [`Given`].
+const ON: &str = "true";
 
 impl Parameter {
     /// A parameter with arbitrary text.
     #[must_use]
     pub const fn new(name: &'static str, help: &'static str) -> Self {
-        Self { name, alias: None, help, pattern: None }
+        Self { name, alias: None, help, pattern: None, is_switch: false }
     }
 
     /// A percentage.
     #[must_use]
     pub const fn percent(name: &'static str, help: &'static str) -> Self {
         Self { pattern: Some("^[0-9.]+ *%$"), ..Self::new(name, help) }
+    }
+
+    /// A switch.
+    #[must_use]
+    pub const fn switch(name: &'static str, help: &'static str) -> Self {
+        Self { is_switch: true, ..Self::new(name, help) }
     }
 
     /// Adds an alternative name.
@@ -56,6 +67,9 @@ impl Parameter {
     }
 
     fn schema(&self) -> Schema {
+        if self.is_switch {
+            return json_schema!({"description": self.help, "type": "boolean"});
+        }
         text_schema(self.help, self.pattern)
     }
 }
@@ -111,7 +125,13 @@ pub trait Value: Sized {
         let first = Self::PARAMETERS.first().map(|first| first.name);
         let write = |(name, value): &(&'static str, String)| {
             let is_bare = Self::POSITIONAL || Some(*name) == first;
-            if is_bare { value.clone() } else { format!("{name}={value}") }
+            if is_bare {
+                value.clone()
+            } else if is_switch::<Self>(name) {
+                (*name).to_owned()
+            } else {
+                format!("{name}={value}")
+            }
         };
         parameters.iter().map(write).collect::<Vec<_>>().join(",")
     }
@@ -120,8 +140,16 @@ pub trait Value: Sized {
     #[must_use]
     fn to_object(&self) -> Json {
         let entries = self.parameters().into_iter();
-        Json::Object(entries.map(|(name, value)| (name.into(), value.into())).collect())
+        let entry = |(name, value): (&str, String)| {
+            (name.into(), if is_switch::<Self>(name) { true.into() } else { value.into() })
+        };
+        Json::Object(entries.map(entry).collect())
     }
+}
+
+/// Whether the parameter of this name is a switch.
+fn is_switch<V: Value>(name: &str) -> bool {
+    V::PARAMETERS.iter().any(|parameter| parameter.name == name && parameter.is_switch)
 }
 
 /// The error for text that does not match the value's syntax.
@@ -196,7 +224,12 @@ fn split<V: Value>(text: &str) -> Option<Given<'_>> {
             given.add(V::PARAMETERS.get(number)?.name, part);
             continue;
         }
-        let (name, value) = part.split_once('=').filter(|(_, value)| !value.is_empty())?;
+        let (name, value) = if is_switch::<V>(part) {
+            (part, ON)
+        } else {
+            part.split_once('=')
+                .filter(|(name, value)| !value.is_empty() && !is_switch::<V>(name))?
+        };
         let parameter = V::PARAMETERS.iter().find(|parameter| parameter.has_name(name))?;
         // In text, the first parameter has no name.
         if std::ptr::eq(parameter, &raw const V::PARAMETERS[0]) || !given.add(parameter.name, value)
@@ -271,7 +304,12 @@ fn from_map<'de, V: Value, A: MapAccess<'de>>(mut map: A) -> Result<V, A::Error>
             return Err(de::Error::custom(message));
         };
         let name = parameter.name;
-        let Some(Scalar(text)) = map.next_value()? else { continue };
+        let text = if parameter.is_switch {
+            map.next_value::<Option<bool>>()?.filter(|is_on| *is_on).map(|_| Scalar(ON.into()))
+        } else {
+            map.next_value()?
+        };
+        let Some(Scalar(text)) = text else { continue };
         let wrong = |what| de::Error::custom(format!("`{key}` of {} {what}", V::NAME));
         let text = text.trim();
         if text.is_empty() {

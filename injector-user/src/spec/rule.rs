@@ -411,6 +411,10 @@ mod tests {
             ("{reorder: 25%, rate: 1mbit}", RuleError::Fault(packet::reorder::ALONE)),
             ("{reorder: 25%, delay: 0s}", RuleError::Fault(packet::reorder::ALONE)),
             ("{reorder: 25%, delay: '0s,jitter=5ms'}", RuleError::Fault(packet::reorder::ALONE)),
+            (
+                "{reorder: 25%, delay: '9ms,jitter=5ms,ordered'}",
+                RuleError::Fault(packet::reorder::ORDERED),
+            ),
             ("{ecn: true}", RuleError::Fault(packet::ecn::ALONE)),
             ("{ecn: true, corrupt: 1%, delay: 50ms}", RuleError::Fault(packet::ecn::ALONE)),
             ("{ecn: true, partition: 10.0.0.1}", RuleError::Fault(packet::ecn::ALONE)),

@@ -114,14 +114,20 @@ pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction:
         }
         Some(delay) => delay,
     };
-    let Some(due) = in_order(hold, state, direction, ready + delay, now) else { return AT_ONCE };
-    let Some(wait) = maps::WAIT.get_ptr_mut(0) else { return AT_ONCE };
-    // SAFETY: per CPU; `send` reads it on this CPU before another packet is classified.
-    unsafe { *wait = due - now };
     // A pacing queue will not recognize this packet's flow after the hold device, so pacing is
     // applied here. It concerns one flow, so it must not hold up other packets of the link.
     let paced = if direction == Direction::Egress { skb::departure(ctx, now) } else { now };
-    if paced + delay > due { paced + delay } else { due }
+    let (due, paced) = (ready + delay, paced + delay);
+    let due = if hold.delay.orders_flows() {
+        in_flow_order(state, direction, hold::in_order(due, paced), now)
+    } else {
+        in_order(hold, state, direction, due, now)
+    };
+    let Some(due) = due else { return AT_ONCE };
+    let Some(wait) = maps::WAIT.get_ptr_mut(0) else { return AT_ONCE };
+    // SAFETY: per CPU; `send` reads it on this CPU before another packet is classified.
+    unsafe { *wait = due - now };
+    hold::in_order(due, paced)
 }
 
 /// When a packet that is due at `due` may leave its link: if the link keeps the order, not before
@@ -134,19 +140,56 @@ fn in_order(
     due: u64,
     now: u64,
 ) -> Option<u64> {
+    let way = direction as usize & 1;
     // SAFETY: within a map value.
-    let last = unsafe { &raw mut (*state).last_ns[direction as usize & 1] };
+    let (last, of_flows) =
+        unsafe { (&raw mut (*state).last_ns[way], &raw const (*state).last_of_flows_ns[way]) };
     let keeps_order = hold.delay.keeps_order();
-    // SAFETY: a map value, aligned to 8; the exchange detects a torn or stale read.
-    let ahead = unsafe { last.read_volatile() };
+    // SAFETY: map values, aligned to 8; the exchange detects a torn or stale read.
+    let (found, of_flows) = unsafe { (last.read_volatile(), of_flows.read_volatile()) };
+    let ahead = hold::in_order(found, of_flows);
     if due <= now && (!keeps_order || ahead <= now) {
-        // A packet ahead may be due, but not have left the hold device.
-        let is_behind = keeps_order && ahead + LATENESS_NS > now && is_any_in_flight();
-        return if is_behind { Some(now) } else { None };
+        return if keeps_order { behind(ahead, now) } else { None };
     }
+    let due = if keeps_order { hold::in_order(due, ahead) } else { due };
     // SAFETY: a map value, aligned to 8.
-    let latest = unsafe { raise(last, ahead, due) };
+    let latest = unsafe { raise(last, found, due) };
     Some(if keeps_order { latest } else { due })
+}
+
+/// When a packet that is due at `due` may leave, which is not before the packets ahead of it in its
+/// flow. `None` means now.
+#[inline(always)]
+fn in_flow_order(state: *mut HoldState, direction: Direction, due: u64, now: u64) -> Option<u64> {
+    let way = direction as usize & 1;
+    let packet = maps::PACKETS.get(direction as u32)?;
+    // SAFETY: within a map value; only userspace writes the queue's number, before its first packet.
+    let (last, of_flows, queue) = unsafe {
+        (&raw const (*state).last_ns[way], &raw mut (*state).last_of_flows_ns[way], (*state).queue)
+    };
+    let slot = maps::FLOW_RELEASES.get_ptr_mut(hold::flow_slot(packet, queue))?;
+    // SAFETY: map values, aligned to 8; the exchange detects a torn or stale read.
+    let (last, latest, found) =
+        unsafe { (last.read_volatile(), of_flows.read_volatile(), slot.read_volatile()) };
+    // An earlier rule of the link may have held packets without regard to flows.
+    let ahead = hold::in_order(found, last);
+    if due <= now && ahead <= now {
+        return behind(ahead, now);
+    }
+    let due = hold::in_order(due, ahead);
+    // SAFETY: map values, aligned to 8.
+    unsafe {
+        let due = raise(slot, found, due);
+        raise(of_flows, latest, due);
+        Some(due)
+    }
+}
+
+/// When a packet leaves that need not wait, but was preceded by one that was due at `ahead`. That one
+/// may not have left the hold device yet. `None` means now.
+#[inline(always)]
+fn behind(ahead: u64, now: u64) -> Option<u64> {
+    (ahead + LATENESS_NS > now && is_any_in_flight()).then_some(now)
 }
 
 /// Raises `*target`, where `found` was read, to at least `value`. Returns the larger of `value` and

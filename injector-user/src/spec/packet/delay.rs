@@ -20,7 +20,7 @@ use crate::spec::{
 };
 
 values!(DelaySpec);
-interpolate!(Jitter { scale, distribution, correlation });
+interpolate!(Jitter { scale, distribution, correlation, ordered });
 
 /// Maximum delay and maximum jitter.
 pub const LONGEST: Duration = Duration::from_nanos(MAX_NS);
@@ -41,6 +41,8 @@ pub enum DelaySpec {
         path: PathBuf,
         /// Correlation of the random numbers of consecutive packets.
         correlation: Percent,
+        /// Whether each flow keeps its order.
+        ordered: bool,
     },
 }
 
@@ -53,6 +55,8 @@ pub struct Jitter {
     pub distribution: Distribution,
     /// Correlation of the random numbers of consecutive packets.
     pub correlation: Percent,
+    /// Whether each flow keeps its order.
+    pub ordered: bool,
 }
 
 /// The distribution of jitter.
@@ -75,7 +79,8 @@ impl Value for DelaySpec {
     type Error = FaultError;
 
     const NAME: &'static str = "a delay";
-    const SYNTAX: &'static str = "T[,jitter=J[,dist=D][,corr=C]] or samples=FILE[,corr=C]";
+    const SYNTAX: &'static str =
+        "T[,jitter=J[,dist=D][,corr=C][,ordered]] or samples=FILE[,corr=C][,ordered]";
     const EXAMPLE: &'static str = "50ms or 50ms,jitter=10ms,dist=normal,corr=25%";
     const REQUIRED: usize = 0;
     const PARAMETERS: &'static [Parameter] = &[
@@ -87,16 +92,17 @@ impl Value for DelaySpec {
         Parameter::new("jitter", "How far delays vary around `time`, 0s to 60s."),
         DISTRIBUTION,
         CORRELATION,
+        Parameter::switch("ordered", "Packets of the same flow do not overtake each other."),
     ];
 
     fn from_parameters(given: &Given) -> Result<Self, FaultError> {
-        let correlation = correlation(given)?;
+        let (correlation, ordered) = (correlation(given)?, given.has("ordered"));
         let (jitter, distribution) = (given.get("jitter"), given.get("dist"));
         if let Some(path) = given.get("samples") {
             if given.has("time") || jitter.is_some() || distribution.is_some() {
                 return Err(malformed::<Self>(given.text()).into());
             }
-            return Ok(Self::Samples { path: path.into(), correlation });
+            return Ok(Self::Samples { path: path.into(), correlation, ordered });
         }
         let Some(time) = given.get("time") else {
             return Err(malformed::<Self>(given.text()).into());
@@ -107,8 +113,9 @@ impl Value for DelaySpec {
                 scale: span(jitter)?,
                 distribution: distribution.map(Distribution::named).unwrap_or_default(),
                 correlation,
+                ordered,
             }),
-            None if distribution.is_some() || given.has("corr") => {
+            None if distribution.is_some() || given.has("corr") || ordered => {
                 return Err(FaultError::NoJitter(given.text().into()));
             }
             None => None,
@@ -117,7 +124,7 @@ impl Value for DelaySpec {
     }
 
     fn parameters(&self) -> Vec<(&'static str, String)> {
-        let (mut parameters, correlation) = match self {
+        let (mut parameters, correlation, ordered) = match self {
             Self::Around { latency, jitter: None } => return vec![("time", latency.to_string())],
             Self::Around { latency, jitter: Some(jitter) } => {
                 let mut parameters =
@@ -125,14 +132,17 @@ impl Value for DelaySpec {
                 if jitter.distribution != Distribution::Uniform {
                     parameters.push(("dist", jitter.distribution.to_string()));
                 }
-                (parameters, jitter.correlation)
+                (parameters, jitter.correlation, jitter.ordered)
             }
-            Self::Samples { path, correlation } => {
-                (vec![("samples", path.display().to_string())], *correlation)
+            Self::Samples { path, correlation, ordered } => {
+                (vec![("samples", path.display().to_string())], *correlation, *ordered)
             }
         };
         if correlation > Percent::default() {
             parameters.push(("corr", correlation.to_string()));
+        }
+        if ordered {
+            parameters.push(("ordered", true.to_string()));
         }
         parameters
     }
@@ -165,15 +175,20 @@ impl PacketFault for DelaySpec {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "delay",
-            value: "T[,jitter=J[,dist=D][,corr=C]]|samples=FILE[,corr=C]",
+            value: "T[,jitter=J[,dist=D][,corr=C][,ordered]]|samples=F[,corr=C][,ordered]",
             placeholder: "T[,...]",
             help: "Delay packets by T in each direction",
             detail: "By default the rule is for both directions, so that a round trip over a link takes 2T longer: \
                      see --rtt and --direction. T and J are 0s to 60s, with their unit: 250us, 50ms, 1.5s. J is how \
                      much more or less; D is uniform (the default), normal, pareto, paretonormal or a file, of \
                      netem's values or of samples; C is the correlation of one delay with the next. Or the delays \
-                     are drawn from a file of samples. down=...,up=... gives one for received and one for sent packets.",
-            examples: &["50ms", "0s", "50ms,jitter=10ms,dist=normal,corr=25%"],
+                     are drawn from a file of samples. With ordered, packets of the same flow do not overtake each other. down=...,up=... gives one for received and one for sent packets.",
+            examples: &[
+                "50ms",
+                "0s",
+                "50ms,jitter=10ms,dist=normal,corr=25%",
+                "50ms,jitter=10ms,ordered",
+            ],
             trial: Some(Trial {
                 options: "--delay 100ms --direction egress",
                 effect: Effect::Late(1, Duration::from_millis(99)),
@@ -238,6 +253,8 @@ pub struct Delay {
     pub table: Option<Table>,
     /// Correlation of the random numbers of consecutive packets.
     pub correlation: Percent,
+    /// Whether each flow keeps its order.
+    pub ordered: bool,
 }
 
 impl Delay {
@@ -248,6 +265,7 @@ impl Delay {
             latency_ns: self.latency.nanoseconds(),
             jitter_ns: self.jitter.nanoseconds(),
             correlation: model::Delay::correlation_from(self.correlation.fraction()),
+            ordered: self.ordered.into(),
             ..model::Delay::default()
         }
     }
@@ -265,10 +283,12 @@ impl DelaySpec {
                 jitter: jitter.scale,
                 table: jitter.distribution.table(files)?,
                 correlation: jitter.correlation,
+                ordered: jitter.ordered,
             },
-            Self::Samples { path, correlation } => {
+            Self::Samples { path, correlation, ordered } => {
                 let (table, latency, jitter) = files.samples(path)?;
-                Delay { latency, jitter, table: Some(table), correlation: *correlation }
+                let (correlation, ordered) = (*correlation, *ordered);
+                Delay { latency, jitter, table: Some(table), correlation, ordered }
             }
         })
     }
@@ -293,7 +313,10 @@ mod tests {
             "50ms,jitter=250µs,dist=paretonormal",
             "50ms,jitter=10ms,dist=./normal",
             "50ms,jitter=10ms,dist=/usr/lib/tc/experimental.dist,corr=99.99%",
+            "50ms,jitter=10ms,ordered",
+            "50ms,jitter=10ms,dist=pareto,corr=25%,ordered",
             "samples=ping.txt",
+            "samples=ping.txt,ordered",
             "samples=a=b c,corr=1%",
         ] {
             let printed = text.parse::<DelaySpec>().map(|delay| delay.to_string());
@@ -304,10 +327,29 @@ mod tests {
             ("1m", "60s"),
             (" 50ms , corr=25% , jitter=1500us", "50ms,jitter=1.5ms,corr=25%"),
             ("50ms,dist=uniform,jitter=10ms,corr=0%", "50ms,jitter=10ms"),
+            ("50ms, ordered, jitter=10ms", "50ms,jitter=10ms,ordered"),
         ] {
             let delay = text.parse::<DelaySpec>().map(|delay| delay.to_string());
             assert_eq!(delay, Ok(printed.into()), "{text}");
         }
+    }
+
+    #[test]
+    fn the_order_is_a_boolean_in_objects() {
+        let read = |ordered| {
+            let object = serde_json::json!({"time": "5ms", "jitter": "1ms", "ordered": ordered});
+            serde_json::from_value::<DelaySpec>(object).map(|delay| delay.to_string())
+        };
+        assert_eq!(read(Some(true.into())).expect("valid"), "5ms,jitter=1ms,ordered");
+        for absent in [Some(false.into()), None::<serde_json::Value>] {
+            assert_eq!(read(absent).expect("valid"), "5ms,jitter=1ms");
+        }
+        assert!(read(Some("true".into())).is_err());
+        let load = |text: &str| {
+            text.parse::<DelaySpec>().expect(text).load(&mut Files::default()).expect(text)
+        };
+        assert!(load("5ms,jitter=1ms,ordered").compile().orders_flows());
+        assert!(!load("5ms,jitter=1ms").compile().orders_flows());
     }
 
     #[test]
@@ -320,6 +362,9 @@ mod tests {
             "50ms,jitter=10ms,dist=",
             "50ms,jitter=10ms,jitter=20ms",
             "50ms,jiter=10ms",
+            "50ms,jitter=10ms,order",
+            "50ms,jitter=10ms,ordered=true",
+            "50ms,jitter=10ms,ordered,ordered",
             "50ms,",
             "samples=",
             "samples=a,jitter=10ms",
@@ -328,7 +373,7 @@ mod tests {
         ] {
             assert_eq!(error(text), malformed::<DelaySpec>(text).into());
         }
-        for text in ["50ms,dist=normal", "50ms,corr=25%"] {
+        for text in ["50ms,dist=normal", "50ms,corr=25%", "50ms,ordered"] {
             assert_eq!(error(text), FaultError::NoJitter(text.into()));
         }
         for text in ["", "50", "-1ms", "50ms jitter=10ms", "50%"] {

@@ -52,6 +52,10 @@ impl Value for Reorder {
 pub const ALONE: &str =
     "--reorder lets packets overtake delayed ones: give --delay or --rtt of more than 0 as well";
 
+/// Error for a rule whose flows keep their order.
+pub const ORDERED: &str =
+    "--reorder lets packets overtake others, and `ordered` in --delay prevents it: leave one out";
+
 impl PacketFault for Reorder {
     type Value = Self;
 
@@ -77,6 +81,9 @@ impl PacketFault for Reorder {
         let delay = &mut compiler.impairment.hold().delay;
         if delay.latency_ns == 0 {
             return Err(RuleError::Fault(ALONE));
+        }
+        if delay.orders_flows() {
+            return Err(RuleError::Fault(ORDERED));
         }
         delay.reorder = reorder.odds.chance();
         delay.gap = reorder.gap.0;

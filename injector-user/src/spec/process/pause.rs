@@ -55,6 +55,7 @@ impl Around {
             scale,
             distribution,
             correlation: Percent::default(),
+            ordered: false,
         });
         DelaySpec::Around { latency: self.mean, jitter }.load(files)
     }

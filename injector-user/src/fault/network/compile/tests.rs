@@ -277,7 +277,7 @@ fn each_rule_holds_packets_as_it_says() {
         correlation: 1 << 31,
         reorder: Chance::new(0.25, 0.5),
         gap: 5,
-        reserved: 0,
+        ordered: 0,
     };
     assert_eq!(delay, &Hold { delay: expected, ..Hold::default() });
     assert_eq!(rate.delay, delay::Delay { latency_ns: 15_000_000, ..delay::Delay::default() });
