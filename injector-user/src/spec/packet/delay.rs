@@ -182,7 +182,8 @@ impl PacketFault for DelaySpec {
                      see --rtt and --direction. T and J are 0s to 60s, with their unit: 250us, 50ms, 1.5s. J is how \
                      much more or less; D is uniform (the default), normal, pareto, paretonormal or a file, of \
                      netem's values or of samples; C is the correlation of one delay with the next. Or the delays \
-                     are drawn from a file of samples. With ordered, packets of the same flow do not overtake each other. down=...,up=... gives one for received and one for sent packets.",
+                     are drawn from a file of samples. With ordered, packets of the same flow do not \
+                     overtake each other. down=...,up=... gives one for received and one for sent packets.",
             examples: &[
                 "50ms",
                 "0s",
