@@ -276,26 +276,26 @@ fn the_order_of_a_flow_ends_with_its_rule() {
     let _turn = turn();
     let lab = Lab::new();
     let to = lab.right.address(Family::V4);
-    for engine in engines() {
-        let rule = |delay: &str, matching: &str| {
-            format!("rules: [{{delay: '{delay},ordered', protocol: icmp{matching}}}]")
-        };
-        // Packets of one flow, which leave after a minute at the latest.
-        let file = RuleFile::new(&rule("50s,jitter=10s", ""));
-        let line = format!("--interface veth0 --engine {engine} {}", file.option());
-        let mut injector = Injector::start(&lab.left, &line);
-        assert_eq!(lab.left.ping(None, to, 3), 0);
-        // Another link each time, at last the first one again.
-        for matching in [", direction: egress", ", direction: both, remote: 10.0.0.0/8"] {
-            file.write(&rule("20ms,jitter=10ms", matching));
-            injector.process.signal(Signal::SIGHUP);
-            injector.process.wait_for("changed");
-            let (_, output) = lab.left.run_in(None, &format!("ping -n -c 3 -i 0.2 -W 5 {to}"));
-            let rtt = round_trip_ms(&output);
-            assert!((10.0..5000.0).contains(&rtt), "{engine} {matching}: {rtt} ms");
-        }
-        drop(injector);
+    // Not edt: fq keeps later packets of a flow behind those that it holds already.
+    let engine = "tap";
+    let rule = |delay: &str, matching: &str| {
+        format!("rules: [{{delay: '{delay},ordered', protocol: icmp{matching}}}]")
+    };
+    // Packets of one flow, which leave after a minute at the latest.
+    let file = RuleFile::new(&rule("50s,jitter=10s", ""));
+    let line = format!("--interface veth0 --engine {engine} {}", file.option());
+    let mut injector = Injector::start(&lab.left, &line);
+    assert_eq!(lab.left.ping(None, to, 3), 0);
+    // Another link each time, at last the first one again.
+    for matching in [", direction: egress", ", direction: both, remote: 10.0.0.0/8"] {
+        file.write(&rule("20ms,jitter=10ms", matching));
+        injector.process.signal(Signal::SIGHUP);
+        injector.process.wait_for("changed");
+        let (_, output) = lab.left.run_in(None, &format!("ping -n -c 3 -i 0.2 -W 5 {to}"));
+        let rtt = round_trip_ms(&output);
+        assert!((10.0..5000.0).contains(&rtt), "{engine} {matching}: {rtt} ms");
     }
+    drop(injector);
 }
 
 #[test]
