@@ -6,10 +6,10 @@ use core::ops::AddAssign;
 pub const CALLS: u32 = 1024;
 
 /// Maximum length of a path that can be matched, in bytes.
-pub const LONGEST_PATH: usize = 512;
+pub const MAX_PATH: usize = 512;
 
 /// Maximum length of a file name (`NAME_MAX`).
-pub const LONGEST_NAME: usize = 255;
+pub const MAX_NAME: usize = 255;
 
 /// Maximum number of programs that match paths on one processor at once; each may be preempted.
 pub const SCRATCHES: u32 = 4;
@@ -23,9 +23,9 @@ pub struct Scratch {
     /// The start of the path. It is in memory rather than a register so that the verifier forgets
     /// the path by which it was computed.
     pub start: u64,
-    /// The path, at the end of the first [`LONGEST_PATH`] bytes. The rest is never used, but
+    /// The path, at the end of the first [`MAX_PATH`] bytes. The rest is never used, but
     /// required by the verifier, which does not know that a name ends there.
-    pub bytes: [u8; LONGEST_PATH + LONGEST_NAME + 1],
+    pub bytes: [u8; MAX_PATH + MAX_NAME + 1],
 }
 
 /// The network of a call's remote address, for both IP versions in IPv6 form; IPv4 is
@@ -67,7 +67,7 @@ pub struct ErrnoCounters {
     pub matched: u64,
     /// Matching calls that failed.
     pub failed: u64,
-    /// Calls whose path could not be determined: longer than [`LONGEST_PATH`], or nested too
+    /// Calls whose path could not be determined: longer than [`MAX_PATH`], or nested too
     /// deeply.
     pub unknown: u64,
 }

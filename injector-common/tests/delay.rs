@@ -243,13 +243,13 @@ mod ordered_by_flow {
         const COUNT: u32 = 10_000;
         // Of so many slots drawn at random, about 9,270 differ, with a deviation of 25.
         const LEAST: usize = 9_100;
-        let fields: [&dyn Fn(&mut Packet, u32); 6] = [
-            &|packet, n| packet.source_port = n as u16,
-            &|packet, n| packet.destination_port = n as u16,
-            &|packet, n| packet.source[0] = n,
-            &|packet, n| packet.source[3] = n,
-            &|packet, n| packet.destination[1] = n,
-            &|packet, n| packet.destination[2] = n.swap_bytes(),
+        let fields: [fn(&mut Packet, u32); 6] = [
+            |packet, n| packet.source_port = n as u16,
+            |packet, n| packet.destination_port = n as u16,
+            |packet, n| packet.source[0] = n,
+            |packet, n| packet.source[3] = n,
+            |packet, n| packet.destination[1] = n,
+            |packet, n| packet.destination[2] = n.swap_bytes(),
         ];
         for (field, set) in fields.into_iter().enumerate() {
             let slot = |n| {

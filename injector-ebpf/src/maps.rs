@@ -46,7 +46,7 @@ pub static KERNFS_ID_AT: Global<u32> = Global::new(0);
 /// The owner mark: the bit of `skb->tc_index` that marks packets already classified by this
 /// instance. It keeps a packet from being classified twice (loopback, bridge, veth, duplicates).
 #[unsafe(no_mangle)]
-pub static JUDGED_BIT: Global<u32> = Global::new(0);
+pub static OWNER_MARK: Global<u32> = Global::new(0);
 
 /// Non-zero: exclude TCP port 22 and the connections in [`PROTECTED`].
 #[unsafe(no_mangle)]

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::map,
     maps::Array,
 };
-use injector_common::errno::CALLS as MOST_CALLS;
+use injector_common::errno::CALLS as MAX_CALLS;
 
 use crate::{
     arch,
@@ -27,7 +27,7 @@ static GUARDIAN: Global<u32> = Global::new(0);
 
 /// Whether a system call is selected, by number.
 #[map]
-static CALLS: Array<u32> = Array::with_max_entries(MOST_CALLS, 0);
+static CALLS: Array<u32> = Array::with_max_entries(MAX_CALLS, 0);
 
 /// The lease of the failures, by `CLOCK_MONOTONIC`; renewed while injector lives.
 #[map]

@@ -14,7 +14,7 @@ use aya_ebpf::{
     maps::Array,
 };
 use injector_common::{
-    errno::{LONGEST_NAME, LONGEST_PATH, SCRATCHES, Scratch},
+    errno::{MAX_NAME, MAX_PATH, SCRATCHES, Scratch},
     glob::Glob,
 };
 
@@ -114,7 +114,7 @@ pub fn is_of_entry(path: u64, entry: u64) -> bool {
     write(scratch, mount, entry);
     // SAFETY: in the map.
     let start = unsafe { (&raw const (*scratch).start).read_volatile() };
-    let is_match = start <= LONGEST_PATH as u64 && matches(scratch) != 0;
+    let is_match = start <= MAX_PATH as u64 && matches(scratch) != 0;
     if start == TOO_LONG {
         count_unknown();
     }
@@ -155,13 +155,13 @@ fn count_unknown() {
     }
 }
 
-/// Writes the path to the end of the first [`LONGEST_PATH`] bytes, and stores where it starts.
+/// Writes the path to the end of the first [`MAX_PATH`] bytes, and stores where it starts.
 #[inline(never)]
 fn write(scratch: *mut Scratch, mount: u64, entry: u64) {
     // SAFETY: in the map.
     let start = unsafe { &raw mut (*scratch).start };
     // SAFETY: in the map.
-    unsafe { start.write_volatile(LONGEST_PATH as u64) };
+    unsafe { start.write_volatile(MAX_PATH as u64) };
     let problem = try_write(scratch, mount, entry).unwrap_or(UNREACHABLE);
     if problem != NONE {
         // SAFETY: in the map.
@@ -215,11 +215,11 @@ const NO_ROOM: u32 = 2;
 fn prepend(scratch: *mut Scratch, name: u64, length: u32) -> u32 {
     // SAFETY: in the map.
     let before = unsafe { (&raw const (*scratch).start).read_volatile() } as u32;
-    if length > LONGEST_NAME as u32 || before <= length {
+    if length > MAX_NAME as u32 || before <= length {
         return NO_ROOM;
     }
-    let at = masked::<{ LONGEST_PATH as u64 - 1 }>(before - length - 1);
-    let length = masked::<{ LONGEST_NAME as u64 }>(length);
+    let at = masked::<{ MAX_PATH as u64 - 1 }>(before - length - 1);
+    let length = masked::<{ MAX_NAME as u64 }>(length);
     // SAFETY: within the bytes, which have room for a name of maximum length at any position; a
     // failing read is an error.
     unsafe {
@@ -239,9 +239,9 @@ fn end(scratch: *mut Scratch) {
     // SAFETY: in the map.
     unsafe {
         let start = &raw mut (*scratch).start;
-        if start.read_volatile() == LONGEST_PATH as u64 {
-            start.write_volatile(LONGEST_PATH as u64 - 1);
-            (*scratch).bytes[LONGEST_PATH - 1] = b'/';
+        if start.read_volatile() == MAX_PATH as u64 {
+            start.write_volatile(MAX_PATH as u64 - 1);
+            (*scratch).bytes[MAX_PATH - 1] = b'/';
         }
     }
 }
@@ -258,12 +258,12 @@ fn matches(scratch: *const Scratch) -> u32 {
         )
     };
     let mut state = Glob::start();
-    for number in 0..LONGEST_PATH as u32 {
+    for number in 0..MAX_PATH as u32 {
         let at = start.wrapping_add(number);
-        if at >= LONGEST_PATH as u32 {
+        if at >= MAX_PATH as u32 {
             break;
         }
-        let at = masked::<{ LONGEST_PATH as u64 - 1 }>(at);
+        let at = masked::<{ MAX_PATH as u64 - 1 }>(at);
         // SAFETY: within the bytes.
         state = glob.step(state, unsafe { *bytes.add(at as usize) });
         // A single comparison: the verifier would follow a separate path for each word.

@@ -45,7 +45,7 @@ mod word {
     /// Tells a word of this injector from those of others.
     #[inline(always)]
     pub fn own(word: u32) -> u32 {
-        word ^ maps::JUDGED_BIT.load() << 12
+        word ^ maps::OWNER_MARK.load() << 12
     }
 }
 

@@ -29,7 +29,7 @@ use crate::{clock, maps};
 
 /// The verdict on a packet after applying its rule.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum Verdict {
     /// Continues, perhaps altered.
     Pass,
     /// Dropped, as if lost on the wire.
@@ -73,31 +73,33 @@ struct Match<'a> {
 /// Classifies a packet at a tc hook and applies its rule.
 #[inline(always)]
 pub fn tc(ctx: &TcContext, direction: Direction, link: Link) -> i32 {
-    match judge_skb(ctx, direction, link) {
-        None | Some(Fate::Pass) => TC_ACT_UNSPEC,
+    match classify_skb(ctx, direction, link) {
+        None | Some(Verdict::Pass) => TC_ACT_UNSPEC,
         // tcx would report a drop to the sender as congestion (`NET_XMIT_DROP`), which a wire never
         // does. A redirect to no interface frees the packet and reports success.
         // SAFETY: no pointers are passed.
-        Some(Fate::Lost) if direction == Direction::Egress => unsafe { bpf_redirect(0, 0) as i32 },
-        Some(Fate::Lost) => TC_ACT_SHOT,
+        Some(Verdict::Lost) if direction == Direction::Egress => unsafe {
+            bpf_redirect(0, 0) as i32
+        },
+        Some(Verdict::Lost) => TC_ACT_SHOT,
         // This must not count as a drop on receipt either.
         // SAFETY: no pointers are passed.
-        Some(Fate::Replaced) => unsafe { bpf_redirect(0, 0) as i32 },
-        Some(Fate::TurnedBack | Fate::Deferred) => skb::turn_back(ctx),
-        Some(Fate::SentBack) => skb::send_back(ctx),
-        Some(Fate::Held) => hold::redirect(),
-        Some(Fate::Segmented) => wire::redirect(),
-        Some(Fate::Restored) => skb::remove_header(ctx, direction),
+        Some(Verdict::Replaced) => unsafe { bpf_redirect(0, 0) as i32 },
+        Some(Verdict::TurnedBack | Verdict::Deferred) => skb::turn_back(ctx),
+        Some(Verdict::SentBack) => skb::send_back(ctx),
+        Some(Verdict::Held) => hold::redirect(),
+        Some(Verdict::Segmented) => wire::redirect(),
+        Some(Verdict::Restored) => skb::remove_header(ctx, direction),
     }
 }
 
 /// The verdict; `None` if the packet is out of scope.
 #[inline(always)]
-fn judge_skb(ctx: &TcContext, direction: Direction, device: Link) -> Option<Fate> {
+fn classify_skb(ctx: &TcContext, direction: Direction, device: Link) -> Option<Verdict> {
     if direction == Direction::Ingress {
         backlog::arrive(ctx);
     }
-    if skb::is_judged(ctx) {
+    if skb::has_owner_mark(ctx) {
         if direction == Direction::Ingress {
             skb::take_priority(ctx);
         }
@@ -133,12 +135,12 @@ fn judge_skb(ctx: &TcContext, direction: Direction, device: Link) -> Option<Fate
             // Counted as wire packets instead.
             seen.packets[direction as usize] -= 1;
             backlog::enter(ctx);
-            return Some(Fate::Deferred);
+            return Some(Verdict::Deferred);
         }
         if device != Link::None || skb::add_header(ctx) {
             seen.packets[direction as usize] -= 1;
             wire::send(ctx, direction, device, matched.index);
-            return Some(Fate::Segmented);
+            return Some(Verdict::Segmented);
         }
     }
     matched.count(direction, ctx.len());
@@ -146,9 +148,9 @@ fn judge_skb(ctx: &TcContext, direction: Direction, device: Link) -> Option<Fate
         // Without the owner mark: if received packets are classified too, they reset the connection.
         matched.counters.skipped += 1;
         note(|seen| seen.translated += 1);
-        return Some(Fate::Pass);
+        return Some(Verdict::Pass);
     }
-    skb::set_judged(ctx);
+    skb::set_owner_mark(ctx);
 
     // The hold device requires an Ethernet header.
     let is_extended =
@@ -162,8 +164,8 @@ fn judge_skb(ctx: &TcContext, direction: Direction, device: Link) -> Option<Fate
     let interface = skb::interface(ctx);
     let case = Case { ctx, packet, direction, link, interface, number };
     match impair::impair(&case, &mut matched) {
-        None | Some(Fate::Pass) if is_extended => Some(Fate::Restored),
-        fate => fate,
+        None | Some(Verdict::Pass) if is_extended => Some(Verdict::Restored),
+        verdict => verdict,
     }
 }
 
@@ -172,8 +174,8 @@ fn judge_skb(ctx: &TcContext, direction: Direction, device: Link) -> Option<Fate
 pub fn wire(ctx: &TcContext) -> i32 {
     let Some(origin) = wire::origin(ctx) else { return TC_ACT_SHOT };
     // Without the owner mark, the interface's hook would send the packet here again.
-    skb::set_judged(ctx);
-    let fate = match segment(ctx, &origin) {
+    skb::set_owner_mark(ctx);
+    let verdict = match segment(ctx, &origin) {
         None => None,
         // A constant direction for each copy of the code, as at the other hooks.
         Some((packet, matched)) => match origin.direction {
@@ -181,10 +183,10 @@ pub fn wire(ctx: &TcContext) -> i32 {
             Direction::Ingress => impair_wire(ctx, packet, &origin, Direction::Ingress, matched),
         },
     };
-    match fate {
+    match verdict {
         // SAFETY: no pointers are passed.
-        Some(Fate::Lost | Fate::Replaced) => unsafe { bpf_redirect(0, 0) as i32 },
-        Some(Fate::Held) => hold::redirect(),
+        Some(Verdict::Lost | Verdict::Replaced) => unsafe { bpf_redirect(0, 0) as i32 },
+        Some(Verdict::Held) => hold::redirect(),
         _ => wire::leave(ctx, &origin),
     }
 }
@@ -206,7 +208,7 @@ fn impair_wire(
     origin: &wire::Origin,
     direction: Direction,
     mut matched: Match,
-) -> Option<Fate> {
+) -> Option<Verdict> {
     let &wire::Origin { interface, index, .. } = origin;
     let bank = maps::RULES_PER_BANK.load();
     let number = if index < bank { index } else { index - bank };
@@ -230,14 +232,14 @@ pub fn hold_ingress(ctx: &TcContext) -> i32 {
 /// Classifies a packet at the XDP hook: host scope, ingress, loss and corruption only.
 #[inline(always)]
 pub fn xdp(ctx: &XdpContext) -> u32 {
-    match judge_frame(ctx) {
-        Some(Fate::Lost) => xdp_action::XDP_DROP,
+    match classify_frame(ctx) {
+        Some(Verdict::Lost) => xdp_action::XDP_DROP,
         _ => xdp_action::XDP_PASS,
     }
 }
 
 #[inline(always)]
-fn judge_frame(ctx: &XdpContext) -> Option<Fate> {
+fn classify_frame(ctx: &XdpContext) -> Option<Verdict> {
     let direction = Direction::Ingress;
     let (control, set) = active()?;
     let seen = seen(direction)?;

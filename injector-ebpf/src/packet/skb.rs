@@ -25,7 +25,7 @@ use crate::maps;
 const HEADERS: u32 = 256;
 
 /// Ethernet, IPv4 and TCP without options.
-const LEAST_HEADERS: u32 = 14 + 20 + 20;
+const MIN_HEADERS: u32 = 14 + 20 + 20;
 
 #[inline(always)]
 fn raw(ctx: &TcContext) -> *mut __sk_buff {
@@ -34,17 +34,17 @@ fn raw(ctx: &TcContext) -> *mut __sk_buff {
 
 /// Whether this instance has already classified the packet at another hook.
 #[inline(always)]
-pub fn is_judged(ctx: &TcContext) -> bool {
+pub fn has_owner_mark(ctx: &TcContext) -> bool {
     // SAFETY: the context is readable.
-    unsafe { (*raw(ctx)).tc_index & maps::JUDGED_BIT.load() != 0 }
+    unsafe { (*raw(ctx)).tc_index & maps::OWNER_MARK.load() != 0 }
 }
 
 /// Sets the owner mark. It is in `tc_index` rather than the packet mark, because no routing or
 /// filtering depends on `tc_index`.
 #[inline(always)]
-pub fn set_judged(ctx: &TcContext) {
+pub fn set_owner_mark(ctx: &TcContext) {
     // SAFETY: tc programs may write this field.
-    unsafe { (*raw(ctx)).tc_index |= maps::JUDGED_BIT.load() };
+    unsafe { (*raw(ctx)).tc_index |= maps::OWNER_MARK.load() };
 }
 
 /// The packet's interface.
@@ -77,7 +77,7 @@ pub fn segments(ctx: &TcContext) -> u32 {
 #[inline(always)]
 pub fn parse(ctx: &TcContext, link: Link, packet: &mut Packet) -> Result<(), Unparsed> {
     let linear = (ctx.data_end() - ctx.data()) as u32;
-    if linear < LEAST_HEADERS && linear < ctx.len() {
+    if linear < MIN_HEADERS && linear < ctx.len() {
         let wanted = if ctx.len() < HEADERS { ctx.len() } else { HEADERS };
         // Without memory for it, the packet counts as unparsed.
         let _ = ctx.pull_data(wanted);
@@ -176,7 +176,7 @@ pub fn load_into<const N: usize>(
 /// Removes bytes behind the link-layer header.
 #[inline(always)]
 pub fn cut(ctx: &TcContext, bytes: u32) -> Result<(), ()> {
-    ctx.skb.adjust_room(-(bytes as i32), BPF_ADJ_ROOM_MAC, 0).map_err(drop)
+    ctx.skb.adjust_room(-bytes.cast_signed(), BPF_ADJ_ROOM_MAC, 0).map_err(drop)
 }
 
 /// Truncates the packet to `length` bytes; a GSO packet becomes a plain one.

@@ -34,7 +34,7 @@ static GROUP_AT: Global<u32> = Global::new(0);
 
 /// Maximum time that a program may wait in the kernel, in nanoseconds; 0 disables that.
 #[unsafe(no_mangle)]
-static LONGEST_WAIT: Global<u64> = Global::new(0);
+static MAX_WAIT: Global<u64> = Global::new(0);
 
 /// Userspace's lease, by `CLOCK_MONOTONIC`: nothing is held after it, so no program waits for a
 /// dead injector.
@@ -70,7 +70,7 @@ pub fn executed() {
     // SAFETY: takes no pointers.
     event.processor = unsafe { bpf_get_smp_processor_id() };
     let wait =
-        WAITS.get_ptr_mut(event.processor).filter(|_| LONGEST_WAIT.load() != 0 && has_own_group());
+        WAITS.get_ptr_mut(event.processor).filter(|_| MAX_WAIT.load() != 0 && has_own_group());
     let Some(wait) = wait else {
         event.held = if stop() { STOPPED } else { FREE };
         entry.write(event);
@@ -84,11 +84,8 @@ pub fn executed() {
     unsafe { (&raw mut (*wait).number).write_volatile(event.number) };
     entry.write(event);
     entry.submit(0);
-    let mut turn = Turn {
-        processor: event.processor,
-        number: event.number,
-        until: now() + LONGEST_WAIT.load(),
-    };
+    let mut turn =
+        Turn { processor: event.processor, number: event.number, until: now() + MAX_WAIT.load() };
     // SAFETY: the context lives until the loop ends.
     unsafe { bpf_loop(LOOKS, is_over as *mut c_void, (&raw mut turn).cast(), 0) };
     if !is_released(&turn) && stop() {

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Interval of reports to watchers, in renewals.
-pub const TOLD: u32 = 4;
+pub const REPORT_ROUNDS: u32 = 4;
 
 /// An active fault.
 pub struct Active {
@@ -51,7 +51,7 @@ impl Active {
         let is_changed = is_changed || self.is_warned;
         self.is_warned = false;
         self.is_news |= is_changed;
-        if self.is_news && rounds.is_multiple_of(TOLD) {
+        if self.is_news && rounds.is_multiple_of(REPORT_ROUNDS) {
             self.is_news = false;
             board.put(What::Counted, self.fault.clone());
         } else if is_changed {

@@ -17,7 +17,7 @@ use crate::{
     output::chain,
     spec::{
         clock::ClockSpec, list::list, process::ProcessSpec, rule::RuleSpec, target::TargetSpec,
-        value::Span,
+        value::HumanDuration,
     },
     target::{host::Resolved, pods::PodStatus},
 };
@@ -45,10 +45,10 @@ pub struct FaultRequest {
     pub processes: ProcessSpec,
     /// How long it lasts, at most 24h. This, a lease or both must be given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub r#for: Option<Span>,
+    pub r#for: Option<HumanDuration>,
     /// For how long it outlives its last renewal, 1s to 10m. A fault with a lease ends after 24h in any case.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub lease: Option<Span>,
+    pub lease: Option<HumanDuration>,
 }
 
 /// Older warnings beyond this number are dropped.

@@ -10,7 +10,7 @@ use crate::{
     injection::{Event, FaultSet, Injection, InjectionError, Options},
     kernel::clock,
     lifetime::{instance::SharedInstance, journal::Owner},
-    spec::{rule::Rule, scenario::random::packet_seed, target::TargetSpec, value::Span},
+    spec::{rule::Rule, scenario::random::packet_seed, target::TargetSpec, value::HumanDuration},
 };
 
 /// Maximum number of rule comparisons for one fault.
@@ -151,7 +151,7 @@ impl Group {
         let owned = self.members.iter().flat_map(|member| {
             (0..).zip(&member.rules).map(move |(number, rule)| {
                 let left = member.deadline_ns(rule).saturating_sub(now);
-                let lasts = Some(Span(Duration::from_nanos(left)));
+                let lasts = Some(HumanDuration(Duration::from_nanos(left)));
                 ((member.fault, number), Rule { lasts, ..rule.clone() })
             })
         });

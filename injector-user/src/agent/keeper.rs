@@ -13,8 +13,8 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    LONGEST_LIFE,
-    active::{Active, TOLD, left, new_fault, note, wall},
+    MAX_LIFE,
+    active::{Active, REPORT_ROUNDS, left, new_fault, note, wall},
     api::{Code, Fault, Phase, Problem, Reason, text},
     board::{Board, What},
     group::{Group, Member},
@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// Capacity of the request channel.
-const WAITING: usize = 64;
+const QUEUE_LEN: usize = 64;
 
 /// Beyond this many rules, counters are not read at each renewal.
 const COUNTED_RULES: usize = 4096;
@@ -92,7 +92,7 @@ impl Handle {
         self.0.try_send(order(reply)).map_err(|error| match error {
             TrySendError::Full(_) => Problem::new(
                 Code::Busy,
-                format!("{WAITING} requests wait for the kernel already: try again"),
+                format!("{QUEUE_LEN} requests wait for the kernel already: try again"),
             ),
             TrySendError::Disconnected(_) => stopping(),
         })?;
@@ -122,7 +122,7 @@ impl Running {
         let instance = SharedInstance::start(owner.clone())?;
         // If the agent is killed, its guardian settles the journals of all its slots.
         instance.lock().guard()?;
-        let (sender, orders) = mpsc::sync_channel(WAITING);
+        let (sender, orders) = mpsc::sync_channel(QUEUE_LEN);
         let keeper = Keeper {
             owner,
             board,
@@ -573,7 +573,7 @@ impl Keeper {
         let mut lost: BTreeMap<u64, String> = BTreeMap::new();
         for (&number, group) in &mut self.groups {
             let counted = group.renew().and_then(|()| {
-                if group.rules() > COUNTED_RULES && !self.rounds.is_multiple_of(4 * TOLD) {
+                if group.rules() > COUNTED_RULES && !self.rounds.is_multiple_of(4 * REPORT_ROUNDS) {
                     return Ok(BTreeMap::new());
                 }
                 group.all_counts()
@@ -637,7 +637,7 @@ impl Keeper {
 impl Terms {
     /// How long the fault lasts without renewal, and how long at most.
     fn times(&self) -> (Duration, Duration) {
-        let lasts = self.lasts.unwrap_or(LONGEST_LIFE);
+        let lasts = self.lasts.unwrap_or(MAX_LIFE);
         (self.lease.map_or(lasts, |lease| lease.min(lasts)), lasts)
     }
 }

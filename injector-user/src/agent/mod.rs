@@ -25,13 +25,13 @@ use std::time::Duration;
 pub const SOCKET: &str = "/run/injector/agent.sock";
 
 /// Minimum lease, which leaves time for renewals.
-pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+pub const MIN_LEASE: Duration = Duration::from_secs(1);
 
 /// Maximum lease, which is how long a fault can outlive its client.
-pub const LONGEST_LEASE: Duration = Duration::from_mins(10);
+pub const MAX_LEASE: Duration = Duration::from_mins(10);
 
 /// Maximum duration of a fault, with or without renewals.
-pub const LONGEST_LIFE: Duration = Duration::from_hours(24);
+pub const MAX_LIFE: Duration = Duration::from_hours(24);
 
 /// Limits of the agent.
 #[derive(Clone, Copy, Debug)]

@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use super::{
-    LONGEST_LEASE, LONGEST_LIFE, SHORTEST_LEASE,
+    MAX_LEASE, MAX_LIFE, MIN_LEASE,
     api::{Code, Fault, FaultRequest, Kind, Problem},
 };
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
         distribution::Files,
         file::FaultsSpec,
         target::{PodSelection, TargetSpec},
-        value::Span,
+        value::HumanDuration,
     },
     target::{
         ResolveError, Target,
@@ -22,10 +22,10 @@ use crate::{
 };
 
 /// Maximum length of a fault name.
-const LONGEST_NAME: usize = 128;
+const MAX_NAME: usize = 128;
 
 /// Maximum number of interfaces of a target: they are stored and reported with the fault.
-const LONGEST_LIST: usize = 1024;
+const MAX_LIST: usize = 1024;
 
 /// The faults and how long they last.
 #[derive(Debug)]
@@ -85,11 +85,11 @@ impl Terms {
     #[must_use]
     pub fn summary(&self) -> String {
         /// Further rules are only counted.
-        const NAMED: usize = 8;
+        const MAX_LISTED: usize = 8;
         let Faults { rules, clock, processes, .. } = &self.faults;
         let mut words: Vec<&str> =
-            rules.iter().take(NAMED).map(|rule| rule.name.as_str()).collect();
-        let more = rules.len().saturating_sub(NAMED);
+            rules.iter().take(MAX_LISTED).map(|rule| rule.name.as_str()).collect();
+        let more = rules.len().saturating_sub(MAX_LISTED);
         let more = (more > 0).then(|| format!("and {more} more rules"));
         words.extend(more.as_deref());
         words.extend(clock.as_ref().map(|clock| clock.name.as_str()));
@@ -173,7 +173,7 @@ fn unresolved(error: ResolveError) -> Problem {
 }
 
 fn is_name(name: &str) -> bool {
-    name.len() <= LONGEST_NAME
+    name.len() <= MAX_NAME
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
 }
@@ -186,11 +186,15 @@ fn check_times(lasts: Option<Duration>, lease: Option<Duration>) -> Result<(), P
                 .into(),
         );
     }
-    if lasts.is_some_and(|lasts| lasts.is_zero() || lasts > LONGEST_LIFE) {
-        return invalid(format!("`for` is more than 0s and at most {}", Span(LONGEST_LIFE)));
+    if lasts.is_some_and(|lasts| lasts.is_zero() || lasts > MAX_LIFE) {
+        return invalid(format!("`for` is more than 0s and at most {}", HumanDuration(MAX_LIFE)));
     }
-    if lease.is_some_and(|lease| !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&lease)) {
-        return invalid(format!("`lease` is {} to {}", Span(SHORTEST_LEASE), Span(LONGEST_LEASE)));
+    if lease.is_some_and(|lease| !(MIN_LEASE..=MAX_LEASE).contains(&lease)) {
+        return invalid(format!(
+            "`lease` is {} to {}",
+            HumanDuration(MIN_LEASE),
+            HumanDuration(MAX_LEASE)
+        ));
     }
     Ok(())
 }
@@ -202,8 +206,8 @@ fn check_target(spec: &TargetSpec) -> Result<(), Problem> {
     if spec.host && spec.netns.is_some() {
         return Err(Problem::new(Code::Invalid, "a host has no netns beside it"));
     }
-    if spec.interface.len().max(spec.address.len()) > LONGEST_LIST {
-        let message = format!("a target has up to {LONGEST_LIST} interfaces and addresses");
+    if spec.interface.len().max(spec.address.len()) > MAX_LIST {
+        let message = format!("a target has up to {MAX_LIST} interfaces and addresses");
         return Err(Problem::new(Code::Invalid, message));
     }
     Ok(())

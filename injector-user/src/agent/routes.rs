@@ -47,13 +47,13 @@ use super::{
 const ALIVE: Duration = Duration::from_secs(15);
 
 /// Maximum length of a library's error message in a response.
-const LONGEST_MESSAGE: usize = 4096;
+const MAX_MESSAGE: usize = 4096;
 
 /// Maximum length of a logged path: fits the longest name.
-const LONGEST_PATH: usize = 256;
+const MAX_PATH: usize = 256;
 
 /// Maximum length of a logged method; clients may send arbitrary ones.
-const LONGEST_METHOD: usize = 32;
+const MAX_METHOD: usize = 32;
 
 /// A fault manager that was not seen for this long counts as hung.
 pub const HUNG: Duration = Duration::from_secs(10);
@@ -339,8 +339,8 @@ async fn oversee(State(agent): Shared, mut request: Request, next: Next) -> Resp
         let written = agent.audit.write(&Record {
             peer,
             token: audit::token_name(token.as_ref()),
-            method: method.as_str().get(..LONGEST_METHOD).unwrap_or(method.as_str()),
-            path: &path[..path.floor_char_boundary(LONGEST_PATH)],
+            method: method.as_str().get(..MAX_METHOD).unwrap_or(method.as_str()),
+            path: &path[..path.floor_char_boundary(MAX_PATH)],
             status: status.as_u16(),
             error: problem.map(|problem| audit::cut(problem.message.clone())).as_deref(),
             subject: response.extensions().get::<Subject>(),
@@ -366,7 +366,7 @@ async fn in_json(response: Response) -> Response {
         return response;
     }
     let (parts, body) = response.into_parts();
-    let text = to_bytes(body, LONGEST_MESSAGE).await.unwrap_or_default();
+    let text = to_bytes(body, MAX_MESSAGE).await.unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let message = match text.as_ref() {
         "" => status.canonical_reason().unwrap_or("refused").to_lowercase(),

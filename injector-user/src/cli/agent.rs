@@ -31,7 +31,7 @@ use crate::{
 #[cfg(feature = "kubernetes")]
 use crate::{
     kubernetes::{self, Kubernetes},
-    spec::value::Span,
+    spec::value::HumanDuration,
 };
 
 /// Maximum number of threads that validate requests. They mostly wait for I/O.
@@ -138,7 +138,7 @@ struct ClusterArgs {
     ///
     /// Faults of the cluster end when its API server was unreachable for T, which is 3s to 10m.
     #[arg(long, value_name = "T", default_value = "30s", help_heading = "Kubernetes")]
-    api_patience: Span,
+    api_patience: HumanDuration,
 }
 
 /// Serves until SIGTERM or SIGINT.

@@ -34,7 +34,7 @@ use crate::{
             self,
             plan::{Plan, plan},
         },
-        value::Span,
+        value::HumanDuration,
     },
 };
 
@@ -68,7 +68,7 @@ pub struct ApplyArgs {
 
     /// Sample the counters this often
     #[arg(long, value_name = "T", default_value = "1s")]
-    sample: Span,
+    sample: HumanDuration,
 
     #[command(flatten)]
     engines: Engines,

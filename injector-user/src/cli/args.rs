@@ -15,7 +15,7 @@ use crate::spec::{
     file::FaultsSpec,
     process::ProcessSpec,
     rule::RuleSpec,
-    value::{Lifetime, Span},
+    value::{HumanDuration, Lifetime},
 };
 
 /// How results are printed.
@@ -158,7 +158,7 @@ impl FaultArgs {
 impl SessionArgs {
     /// Duration of the faults; `None` if they last until they are ended.
     #[must_use]
-    pub fn lasts(&self) -> Option<Span> {
+    pub fn lasts(&self) -> Option<HumanDuration> {
         match self.duration {
             Some(Lifetime::For(span)) => Some(span),
             Some(Lifetime::Forever) | None => None,

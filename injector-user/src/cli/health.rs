@@ -12,7 +12,7 @@ use crate::agent::{
 };
 
 /// An agent that does not answer within this time is unhealthy.
-const HEALTH_PATIENCE: Duration = Duration::from_secs(4);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Prints the agent's health.
 ///
@@ -20,7 +20,7 @@ const HEALTH_PATIENCE: Duration = Duration::from_secs(4);
 pub fn print(options: &AgentOptions, output: Output) -> Result<ExitCode> {
     let mut client = options.client(options.agent.as_deref().unwrap_or(SOCKET))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let asked = async { tokio::time::timeout(HEALTH_PATIENCE, client.health()).await };
+    let asked = async { tokio::time::timeout(HEALTH_TIMEOUT, client.health()).await };
     let health = runtime.block_on(asked).context("the agent does not answer")??;
     let text = match output {
         Output::Json => serde_json::to_string(&health)?,

@@ -10,7 +10,7 @@ use super::remote::{self, AgentOptions};
 use super::{
     args::{FaultArgs, SessionArgs},
     report::{Reporter, Stream},
-    session::{self, Asked, Plan, Session},
+    session::{self, Plan, RequestedFaults, Session},
     signals::Signals,
 };
 use crate::{
@@ -85,7 +85,7 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
         let client = args.agent.client(at)?;
         return remote::run(client, &request, &args.session, &title(&args.target, None));
     }
-    let asked = Asked::read(&args.faults, &args.session, verbose)?;
+    let asked = RequestedFaults::read(&args.faults, &args.session, verbose)?;
     args.target.check(args.xdp).map_err(SpecError::from)?;
     if asked.faults.clock.is_some() {
         args.target.check_for_clocks().map_err(SpecError::from)?;

@@ -9,19 +9,19 @@ use rand::{TryRng as _, rngs::SysRng};
 
 /// Minimum stack size of the main thread, in bytes. The command-line parser alone takes more than
 /// 256 KiB in a debug build.
-const LEAST_STACK: u64 = 1 << 20;
+const MIN_STACK: u64 = 1 << 20;
 
 /// Minimum limit of open files. The maps, programs and links of a session take about 60.
-const LEAST_FILES: u64 = 128;
+const MIN_FILES: u64 = 128;
 
 /// Checks the stack limit. Must run first, because the command-line parser needs the stack.
 pub fn check_stack() -> Result<()> {
     let (soft, _) = getrlimit(Resource::RLIMIT_STACK).context("cannot read the stack limit")?;
-    if soft < LEAST_STACK {
+    if soft < MIN_STACK {
         bail!(
             "the stack limit is {} KiB, but injector needs {} KiB: raise it with `ulimit -s {1}`",
             soft >> 10,
-            LEAST_STACK >> 10
+            MIN_STACK >> 10
         );
     }
     Ok(())
@@ -31,9 +31,9 @@ pub fn check_stack() -> Result<()> {
 pub fn check() -> Result<()> {
     let (soft, _) =
         getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
-    if soft < LEAST_FILES {
+    if soft < MIN_FILES {
         bail!(
-            "the limit of open files is {soft}, but injector needs {LEAST_FILES}: raise it with \
+            "the limit of open files is {soft}, but injector needs {MIN_FILES}: raise it with \
              `ulimit -n 1024`"
         );
     }

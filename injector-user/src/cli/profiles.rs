@@ -29,7 +29,9 @@ pub struct ProfilesArgs {
 /// Prints one line per profile.
 pub fn run(args: &ProfilesArgs) -> Result<ExitCode> {
     let text = match args.output {
-        Output::Json => PROFILES.iter().map(|profile| format!("{}\n", json(profile))).collect(),
+        Output::Json => {
+            PROFILES.iter().flat_map(|profile| [json(profile).to_string(), "\n".into()]).collect()
+        }
         Output::Human => table()?,
     };
     output::print(text)?;

@@ -20,7 +20,7 @@ use crate::{
         client::{Client, ClientError, Endpoint},
     },
     output,
-    spec::{SpecError, file::FaultsSpec, source, target::TargetSpec, value::Span},
+    spec::{SpecError, file::FaultsSpec, source, target::TargetSpec, value::HumanDuration},
     target::pods::{PodState, PodStatus},
 };
 
@@ -31,7 +31,7 @@ const LEASE: Duration = Duration::from_secs(10);
 const RENEWAL: Duration = Duration::from_secs(2);
 
 /// Maximum time that an agent may be unreachable. After that, the lease has expired.
-const PATIENCE: Duration = LEASE;
+const UNREACHABLE_TIMEOUT: Duration = LEASE;
 
 /// Maximum size of the token file.
 const MAX_TOKEN: u64 = 1 << 20;
@@ -102,7 +102,7 @@ pub fn request(
         clocks,
         processes,
         r#for: session.lasts(),
-        lease: Some(Span(LEASE)),
+        lease: Some(HumanDuration(LEASE)),
     })
 }
 
@@ -209,7 +209,7 @@ impl Remote {
                             self.say_progress(&fault)?;
                         }
                         Err(error @ ClientError::Refused(_)) => return Err(error.into()),
-                        Err(error) if heard.elapsed() > PATIENCE => return Err(error.into()),
+                        Err(error) if heard.elapsed() > UNREACHABLE_TIMEOUT => return Err(error.into()),
                         Err(error) => tracing::warn!(%error, "trying again"),
                     }
                 }
@@ -218,7 +218,8 @@ impl Remote {
     }
 
     async fn delete(&mut self) -> Result<Fault> {
-        let deleted = tokio::time::timeout(PATIENCE, self.client.delete(&self.name)).await;
+        let deleted =
+            tokio::time::timeout(UNREACHABLE_TIMEOUT, self.client.delete(&self.name)).await;
         let late =
             || format!("the agent does not answer: the fault ends {LEASE:?} after it last did");
         Ok(deleted.with_context(late)??)

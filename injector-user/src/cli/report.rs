@@ -31,7 +31,7 @@ use crate::{
         process,
     },
     output::{self, Importance, Writer},
-    spec::value::Span,
+    spec::value::HumanDuration,
     target::{
         host::Resolved,
         pods::{PodState, PodStatus},
@@ -40,7 +40,7 @@ use crate::{
 
 /// Duration of faults: printed as given in text, and in milliseconds in JSON.
 #[derive(Clone, Copy, Debug)]
-pub struct Lasts(pub Span);
+pub struct Lasts(pub HumanDuration);
 
 impl Serialize for Lasts {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

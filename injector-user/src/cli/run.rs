@@ -16,7 +16,7 @@ use super::{
     FAILED,
     args::{FaultArgs, SessionArgs},
     report::{Reporter, Stream},
-    session::{self, Asked, End, Plan, Session},
+    session::{self, End, Plan, RequestedFaults, Session},
     signals::Signals,
 };
 use crate::{
@@ -57,7 +57,7 @@ pub struct RunArgs {
 
 /// Runs the command and returns its exit code.
 pub fn run(args: &RunArgs, verbose: bool) -> Result<ExitCode> {
-    let asked = Asked::read(&args.faults, &args.session, verbose)?;
+    let asked = RequestedFaults::read(&args.faults, &args.session, verbose)?;
     let instance = session::start_instance()?;
     let asked = asked.resolve()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -77,7 +77,7 @@ pub fn run(args: &RunArgs, verbose: bool) -> Result<ExitCode> {
 
 async fn under_faults(
     args: &RunArgs,
-    mut asked: Asked,
+    mut asked: RequestedFaults,
     instance: &SharedInstance,
     reporter: Reporter,
 ) -> Result<ExitCode> {

@@ -36,7 +36,7 @@ use crate::{
     kernel::clock,
     lifetime::{instance::SharedInstance, journal::Owner},
     output::{self, OutputError, Writer},
-    spec::{Faults, SpecError, rule::Rule, value::Span},
+    spec::{Faults, SpecError, rule::Rule, value::HumanDuration},
     target::{
         Target,
         cgroup::{self, populated_below},
@@ -51,14 +51,14 @@ pub const VERBOSE_LOG: u8 = aya_log::Level::Debug as u8;
 const COUNTED_RULES: usize = 4096;
 
 /// Time for processes to exit that the command left in its cgroup.
-const BREATH: Duration = Duration::from_millis(200);
+const END_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How a session ended.
 pub enum End {
     /// The command exited.
     Command(ExitStatus),
     /// The time limit or a signal ended it.
-    Asked,
+    RequestedFaults,
 }
 
 /// Active faults.
@@ -78,14 +78,14 @@ pub struct Session<'a> {
 }
 
 /// The requested faults, validated and resolved.
-pub struct Asked {
+pub struct RequestedFaults {
     pub faults: Faults,
     pub seed: u64,
     pub options: Options,
     pub resolved: Vec<host::Resolved>,
 }
 
-impl Asked {
+impl RequestedFaults {
     /// Reads and validates the faults without applying anything.
     pub fn read(
         faults: &FaultArgs,
@@ -107,7 +107,7 @@ impl Asked {
 
 /// A validated session that is ready to start.
 pub struct Plan {
-    pub asked: Asked,
+    pub asked: RequestedFaults,
     pub target: Target,
     /// Display name of the target.
     pub title: String,
@@ -151,7 +151,7 @@ pub fn finish(reports: &Writer, code: Result<ExitCode>) -> Result<ExitCode> {
 /// Builds the injection options.
 pub fn options(
     engines: &Engines,
-    lasts: Option<Span>,
+    lasts: Option<HumanDuration>,
     verbose: bool,
 ) -> Result<Options, SpecError> {
     let network = network::Options {
@@ -173,7 +173,12 @@ impl<'a> Session<'a> {
         plan: Plan,
         mut reporter: Reporter,
     ) -> Result<Self> {
-        let Plan { asked: Asked { faults, seed, options, resolved }, target, title, made } = plan;
+        let Plan {
+            asked: RequestedFaults { faults, seed, options, resolved },
+            target,
+            title,
+            made,
+        } = plan;
         let mut injection =
             Injection::prepare(target, instance, FaultSet::of(&faults, seed), &[], options)?;
         injection.start()?;
@@ -226,14 +231,14 @@ impl<'a> Session<'a> {
                         },
                         None if arrived.signal == Signal::SIGHUP && self.reload.is_some() => self.ask_for_change()?,
                         None if matches!(arrived.signal, Signal::SIGUSR1 | Signal::SIGUSR2) => {}
-                        None => return Ok(End::Asked),
+                        None => return Ok(End::RequestedFaults),
                     }
                 }
                 read = reread(&mut self.reload) => self.change(read)?,
                 tick = driver.next(&mut self.injection) => match (tick?, &mut command) {
                     (Tick::Event(event), _) => self.say(&event)?,
                     (Tick::Progress, _) => self.progress()?,
-                    (Tick::Expired, None) => return Ok(End::Asked),
+                    (Tick::Expired, None) => return Ok(End::RequestedFaults),
                     (Tick::Expired, Some(child)) => {
                         // The command continues without faults.
                         self.end_faults()?;
@@ -335,7 +340,7 @@ impl<'a> Session<'a> {
         let (Some(made), Some(cgroup)) = (self.made, &self.injection.target().cgroup) else {
             return Ok(());
         };
-        let end = Instant::now() + BREATH;
+        let end = Instant::now() + END_TIMEOUT;
         while !populated_below(&cgroup.path).is_empty() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -202,7 +202,7 @@ impl<K: Copy + Ord> Injection<K> {
     ) -> Result<Self, InjectionError> {
         let sets = || later.iter().chain([&first]);
         let mut guard = instance.lock();
-        options.network.judged_bit = 1 << guard.slot();
+        options.network.owner_mark = 1 << guard.slot();
         options.network.seed = first.seed;
         let mut scope = None;
         if sets().any(|set| !set.processes.is_empty()) {

@@ -35,8 +35,8 @@ pub struct Constants {
     pub of_cgroup: bool,
     /// Offsets for reading the cgroup of a receiving socket.
     pub layout: Layout,
-    /// The bit of `skb->tc_index` that marks judged packets.
-    pub judged_bit: u32,
+    /// The bit of `skb->tc_index` that marks packets that were classified.
+    pub owner_mark: u32,
     /// Whether to skip SSH and the operator's connections.
     pub protect: bool,
     /// The device that holds packets; `None` if no rule does.
@@ -136,7 +136,7 @@ impl Object {
             .override_global("CGROUP_ANCESTORS_AT", &layout.cgroup_ancestors, true)
             .override_global("CGROUP_KN_AT", &layout.cgroup_kn, true)
             .override_global("KERNFS_ID_AT", &layout.kernfs_id, true)
-            .override_global("JUDGED_BIT", &constants.judged_bit, true)
+            .override_global("OWNER_MARK", &constants.owner_mark, true)
             .override_global("PROTECT", &protect, true)
             .override_global("HOLD_INTERFACE", &hold, true)
             .override_global("HOLD_IN_USERSPACE", &in_userspace, true)

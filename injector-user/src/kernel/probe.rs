@@ -129,7 +129,7 @@ fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError>
         // packets.
         Constants {
             of_cgroup: true,
-            judged_bit: 1,
+            owner_mark: 1,
             protect: true,
             hold: Some(HoldDevice { interface: 1, is_tap: false }),
             wire: WireDevice { interface: 1, backlog: 1 },

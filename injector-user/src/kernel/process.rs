@@ -99,7 +99,7 @@ impl ProcessEvents {
             .override_global("PARENT_AT", &layout.parent, true)
             .override_global("SIGNAL_AT", &layout.signal, true)
             .override_global("GROUP_AT", &layout.group, true)
-            .override_global("LONGEST_WAIT", &(wait.as_nanos() as u64), true)
+            .override_global("MAX_WAIT", &(wait.as_nanos() as u64), true)
             .map_max_entries("WAITS", processors)
             .map_max_entries("RELEASED", processors)
             .load(OBJECT)

@@ -29,7 +29,7 @@ use crate::{
         process::ProcessSpec,
         rule::RuleSpec,
         target::{PodName, TargetSpec},
-        value::Span,
+        value::HumanDuration,
     },
     target::pods::PodStatus,
 };
@@ -56,7 +56,7 @@ pub struct FaultInjectionSpec {
     /// The pods to fault.
     pub target: PodTarget,
     /// The duration, at most 24h, from the start of the first pod's fault.
-    pub r#for: Span,
+    pub r#for: HumanDuration,
     /// The seed of random decisions, which makes them repeatable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
@@ -293,7 +293,7 @@ impl FaultInjectionSpec {
             rules,
             clocks,
             processes,
-            r#for: Some(Span(left)),
+            r#for: Some(HumanDuration(left)),
             lease: None,
         }
     }

@@ -26,7 +26,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::agent::{LONGEST_LEASE, SHORTEST_LEASE, routes::Agent};
+use crate::agent::{MAX_LEASE, MIN_LEASE, routes::Agent};
 use heartbeat::Heartbeat;
 use reconcile::Reconciler;
 use selection::Selections;
@@ -35,7 +35,7 @@ use selection::Selections;
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The minimum of `--api-patience`: it must leave time for requests to the API server.
-pub const MIN_API_PATIENCE: Duration = Duration::from_secs(3);
+pub const MIN_API_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why the Kubernetes integration cannot start.
 #[derive(Debug, Error)]
@@ -51,8 +51,8 @@ pub enum KubernetesError {
     /// `--api-patience` is out of range.
     #[error(
         "--api-patience must be {} to {}",
-        crate::spec::value::Span(MIN_API_PATIENCE),
-        crate::spec::value::Span(LONGEST_LEASE)
+        crate::spec::value::HumanDuration(MIN_API_TIMEOUT),
+        crate::spec::value::HumanDuration(MAX_LEASE)
     )]
     Patience,
 }
@@ -106,9 +106,7 @@ pub struct Kubernetes {
 impl Kubernetes {
     /// Starts the integration. While the API server is unreachable, it keeps retrying.
     pub async fn start(agent: Arc<Agent>, options: Options) -> Result<Self, KubernetesError> {
-        if options.patience < MIN_API_PATIENCE.max(SHORTEST_LEASE)
-            || options.patience > LONGEST_LEASE
-        {
+        if options.patience < MIN_API_TIMEOUT.max(MIN_LEASE) || options.patience > MAX_LEASE {
             return Err(KubernetesError::Patience);
         }
         let timeouts = Timeouts { patience: options.patience };

@@ -27,7 +27,7 @@ use crate::{
     fault::counts::ProcessCounts,
     spec::{
         target::{PodName, TargetSpec},
-        value::Span,
+        value::HumanDuration,
     },
     target::{
         Target,
@@ -434,7 +434,7 @@ async fn resolve(
         }
     };
     let mut request = spec.request(name, target, left);
-    request.lease = Some(Span(lease));
+    request.lease = Some(HumanDuration(lease));
     let (pod, uid, scope) = (pod.clone(), uid.to_owned(), scope.clone());
     let resolution = tokio::task::spawn_blocking(move || match scope {
         PodScope::Whole => plan::plan_for(request, |_, _| Target::of_pod(&pod, &uid)),

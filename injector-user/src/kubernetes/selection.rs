@@ -22,13 +22,13 @@ use super::{
 };
 use crate::{
     agent::{
-        LONGEST_LIFE,
+        MAX_LIFE,
         api::{Code, Fault, FaultRequest, Phase, Problem},
         board::ended,
         routes::{Agent, shutdown_requested},
         selection::Order,
     },
-    spec::{target::PodSelection, value::Span},
+    spec::{target::PodSelection, value::HumanDuration},
 };
 
 /// The interval of periodic reconciliation.
@@ -150,7 +150,7 @@ impl Selections {
                 // The selected pods are unknown.
                 state.suspend(agent, "the Kubernetes API server was not reached").await;
             } else if self.heartbeat.is_connected() {
-                for (pod, plan) in state.plan(&spec, LONGEST_LIFE, self.timeouts.patience).await {
+                for (pod, plan) in state.plan(&spec, MAX_LIFE, self.timeouts.patience).await {
                     state.begin(agent, &pod, plan).await;
                 }
             }
@@ -164,7 +164,7 @@ fn spec(request: &FaultRequest) -> FaultInjectionSpec {
     let FaultRequest { seed, rules, clocks, processes, .. } = request.clone();
     FaultInjectionSpec {
         target: PodTarget::default(),
-        r#for: Span(LONGEST_LIFE),
+        r#for: HumanDuration(MAX_LIFE),
         seed,
         rules,
         clocks,

@@ -165,10 +165,10 @@ pub enum Undone {
 }
 
 /// How long a signalled process may take to stop.
-const SETTLING: Duration = Duration::from_millis(300);
+const STOP_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// How long to wait for a cgroup to empty: exiting processes keep it busy for a moment.
-const PATIENCE: Duration = Duration::from_secs(2);
+const EMPTYING_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Action {
     /// Whether a single kernel request performs the action. If that request fails, nothing changed,
@@ -356,7 +356,7 @@ fn let_stopped_go(process: &StoppedProcess) {
 /// A program that is just being held or patched stops only when it is scheduled, so this keeps
 /// searching for a while.
 fn let_go(cgroup: &Path) {
-    let end = Instant::now() + SETTLING;
+    let end = Instant::now() + STOP_TIMEOUT;
     loop {
         for pid in processes_below(cgroup) {
             // The handle refers to this process or none, even if its ID is reused.
@@ -394,7 +394,7 @@ fn remove_cgroup(path: &Path, home: &Path, inode: Option<u64>) -> io::Result<Und
     }
     // The origin may have been removed; then its nearest existing ancestor is used.
     let home = home.ancestors().find(|cgroup| cgroup.join("cgroup.procs").exists()).unwrap_or(home);
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + EMPTYING_TIMEOUT;
     loop {
         let processes = processes_in(path);
         for pid in &processes {

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// How long to wait for other injectors that are ending.
-const PATIENCE: Duration = Duration::from_secs(1);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Settles the journals of dead injectors. Returns the undone actions and the failures.
 #[must_use]
@@ -50,7 +50,7 @@ fn settle_all() -> (Vec<Action>, Vec<LifetimeError>) {
 /// therefore removed by them or here.
 pub fn sweep() {
     let is_ending = |slot| journal::peek(slot).is_some_and(|contents| contents.is_ending);
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + EXIT_TIMEOUT;
     loop {
         let (_, failures) = cleanup();
         for error in failures {

@@ -30,7 +30,7 @@ const FOLDER: &str = "/run/injector";
 
 /// How long a process may take to end once its lock is free. The kernel closes its files one by
 /// one, and its eBPF programs act until theirs are closed.
-const PATIENCE: Duration = Duration::from_secs(1);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The owner of a journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -248,7 +248,7 @@ impl Journal {
         if let Some(owner) = owner
             && owner.pid != std::process::id()
             // If the owner is still acting, later actions could be missed.
-            && let Err(error) = pidfd::wait_for_end(owner.pid, owner.ticks, PATIENCE)
+            && let Err(error) = pidfd::wait_for_end(owner.pid, owner.ticks, EXIT_TIMEOUT)
         {
             tracing::debug!(%error, "cannot wait for the end of a dead injector");
         }

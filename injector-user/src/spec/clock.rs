@@ -18,7 +18,7 @@ use super::{
     interpolate::{Difference, Interpolate as _, interpolate},
     packet::Field as _,
     parameters::{Given, Parameter, Value, values},
-    value::{Span, ValueError},
+    value::{HumanDuration, ValueError},
 };
 
 /// Maximum clock offset in either direction. The kernel's own clocks end in 2262.
@@ -28,7 +28,7 @@ pub const FURTHEST: SignedDuration = SignedDuration::from_hours(100 * 365 * 24);
 const FASTEST_PPM: f64 = 9e6;
 
 /// Minimum interval between steps.
-const SHORTEST: Duration = Duration::from_micros(1);
+const MIN_PERIOD: Duration = Duration::from_micros(1);
 
 /// Why a clock fault is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -270,7 +270,7 @@ pub struct Shift {
     /// Drift in ppm; positive values run fast.
     pub drift_ppm: f64,
     /// Time over which the offset is reached; 0 applies it immediately.
-    pub slew: Span,
+    pub slew: HumanDuration,
 }
 
 impl Default for Shift {
@@ -279,7 +279,7 @@ impl Default for Shift {
             offset: Offset::By(SignedDuration::ZERO),
             clocks: Clocks::default(),
             drift_ppm: 0.0,
-            slew: Span::default(),
+            slew: HumanDuration::default(),
         }
     }
 }
@@ -372,9 +372,9 @@ pub struct Jump {
     /// The offset of each step.
     pub offset: SignedDuration,
     /// Time from the start to the first step.
-    pub at: Span,
+    pub at: HumanDuration,
     /// Interval of repetitions; `None` steps once.
-    pub every: Option<Span>,
+    pub every: Option<HumanDuration>,
 }
 
 impl Value for Jump {
@@ -424,7 +424,7 @@ pub struct Strobe {
     /// The offset.
     pub offset: SignedDuration,
     /// Length of each phase with and without the offset.
-    pub period: Span,
+    pub period: HumanDuration,
 }
 
 impl Value for Strobe {
@@ -481,9 +481,9 @@ impl ClockFaultPart for AllowBackward {
     };
 }
 
-fn parse_period(text: &str) -> Result<Span, ClockError> {
-    let period: Span = text.parse()?;
-    if period.0 < SHORTEST { Err(ClockError::Period(text.into())) } else { Ok(period) }
+fn parse_period(text: &str) -> Result<HumanDuration, ClockError> {
+    let period: HumanDuration = text.parse()?;
+    if period.0 < MIN_PERIOD { Err(ClockError::Period(text.into())) } else { Ok(period) }
 }
 
 fn relative(text: &str) -> Result<SignedDuration, ClockError> {

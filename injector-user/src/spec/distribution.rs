@@ -17,7 +17,7 @@ use injector_common::model::delay::{DISTRIBUTION_SCALE_SHIFT, MAX_TABLE};
 use statrs::function::erf::erfc_inv;
 use thiserror::Error;
 
-use super::{packet::delay::LONGEST, source, value::Span};
+use super::{packet::delay::MAX_DELAY, source, value::HumanDuration};
 
 /// Equally likely values, in units of 1/8192 of the jitter.
 pub type Table = Arc<[i32]>;
@@ -77,7 +77,7 @@ pub struct Custom {
     /// The table of the distribution.
     pub table: Table,
     /// Mean and standard deviation of the samples; `None` if the file is a table.
-    pub moments: Option<(Span, Span)>,
+    pub moments: Option<(HumanDuration, HumanDuration)>,
 }
 
 /// A cache that reads each file once, however many rules name it.
@@ -98,7 +98,7 @@ impl Files {
     pub fn distribution(&mut self, path: &Path) -> Result<Table, DistributionError> {
         let custom = self.read(path)?;
         match custom.moments {
-            Some((_, deviation)) if deviation == Span::default() => {
+            Some((_, deviation)) if deviation == HumanDuration::default() => {
                 Err(DistributionError::Constant(path.into()))
             }
             _ => Ok(custom.table.clone()),
@@ -106,7 +106,10 @@ impl Files {
     }
 
     /// The distribution of the samples in the file, with their mean and standard deviation.
-    pub fn samples(&mut self, path: &Path) -> Result<(Table, Span, Span), DistributionError> {
+    pub fn samples(
+        &mut self,
+        path: &Path,
+    ) -> Result<(Table, HumanDuration, HumanDuration), DistributionError> {
         let custom = self.read(path)?;
         let (mean, deviation) =
             custom.moments.ok_or_else(|| DistributionError::NoUnits { path: path.into() })?;
@@ -208,7 +211,8 @@ fn parse(path: &Path, text: &str) -> Result<Custom, DistributionError> {
     }
     let mut samples = Vec::new();
     for value in values {
-        let sample: Option<Span> = value.0.parse().ok().filter(|sample: &Span| sample.0 <= LONGEST);
+        let sample: Option<HumanDuration> =
+            value.0.parse().ok().filter(|sample: &HumanDuration| sample.0 <= MAX_DELAY);
         let sample = sample.ok_or_else(|| wrong(value, A_SAMPLE))?;
         samples.push(sample.0.as_nanos() as u64);
     }
@@ -230,7 +234,7 @@ fn empirical(mut samples: Vec<u64>) -> Custom {
     let normalised = |value: &f64| {
         if deviation > 0.0 { scaled((value - mean) / deviation) } else { 0 }
     };
-    let span = |nanoseconds: f64| Span(Duration::from_nanos(nanoseconds.round() as u64));
+    let span = |nanoseconds: f64| HumanDuration(Duration::from_nanos(nanoseconds.round() as u64));
     Custom {
         table: values.iter().map(normalised).collect(),
         moments: Some((span(mean), span(deviation))),

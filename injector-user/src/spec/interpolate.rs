@@ -18,7 +18,7 @@ use super::{
         rate::{BitRate, Size},
     },
     process::{Syscall, errno::Hook, kill::SignalNumber},
-    value::{Percent, Remote, Span},
+    value::{HumanDuration, Percent, Remote},
 };
 
 /// A value that can be interpolated.
@@ -92,7 +92,7 @@ impl Interpolate for Percent {
     }
 }
 
-impl Interpolate for Span {
+impl Interpolate for HumanDuration {
     fn between(&self, to: &Self, part: f64) -> Option<Self> {
         let ns = mix(self.0.as_nanos() as f64, to.0.as_nanos() as f64, part);
         Some(Self(Duration::from_nanos(ns.round() as u64)))

@@ -13,7 +13,7 @@ use super::{
     packet::{
         self, Compiler, Field as _, Impairment, PacketFault, PacketInfo, packet_faults, ways::Ways,
     },
-    value::{PortSet, Protocol, Remote, Span, TcpFlags, ValueError},
+    value::{HumanDuration, PortSet, Protocol, Remote, TcpFlags, ValueError},
 };
 
 /// Why a rule is invalid.
@@ -79,7 +79,7 @@ packet_faults!(fault_spec! {
 
         /// How long the rule acts, from the start of the run or from the change that brought it; files only.
         #[arg(skip)]
-        pub r#for: Option<Span>,
+        pub r#for: Option<HumanDuration>,
     ]
     [
         /// egress, ingress or both [default: both]
@@ -222,7 +222,7 @@ pub struct Rule {
     /// Which packets to match.
     pub matching: Matching,
     /// Duration of the rule; `None` lasts until the end of the run.
-    pub lasts: Option<Span>,
+    pub lasts: Option<HumanDuration>,
     /// What to do with matching packets.
     pub impairment: Impairment,
 }
@@ -275,7 +275,7 @@ impl RuleSpec {
 
     /// Validates a rule whose values are the same in all its directions.
     fn check_one(&self, files: &mut Files) -> Result<Vec<Rule>, RuleError> {
-        self.r#for.map(Span::more_than_zero).transpose()?;
+        self.r#for.map(HumanDuration::more_than_zero).transpose()?;
         let mut impairment = self.compile(files)?;
         let given = self.given();
         let is_partition = |info: &PacketInfo| info.name == packet::partition::Partition::INFO.name;
@@ -398,7 +398,7 @@ mod tests {
             ("{partition: 10.0.0.1, remote: 10.0.0.2}", RuleError::RemoteWithPartition),
             (
                 "{loss: 1%, for: 0s}",
-                RuleError::Value(ValueError::NoTime(Span(std::time::Duration::ZERO))),
+                RuleError::Value(ValueError::NoTime(HumanDuration(std::time::Duration::ZERO))),
             ),
             ("{reset: true, protocol: udp}", RuleError::TcpOnly("reset")),
             ("{loss: 1%, data-only: true, protocol: [tcp, udp]}", RuleError::TcpOnly("data-only")),

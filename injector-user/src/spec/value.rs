@@ -43,12 +43,12 @@ pub enum ValueError {
     },
     /// A fault duration of 0.
     #[error("`{0}` is no time: faults last longer than 0s")]
-    NoTime(Span),
+    NoTime(HumanDuration),
     /// Not a duration.
     #[error(
         "`{0}` is not a duration: write a number and a unit (us, ms, s, m, h), for instance 50ms, 1.5s or 1m30s"
     )]
-    Span(String),
+    HumanDuration(String),
     /// Not an address, prefix or host name.
     #[error(
         "`{0}` is not an address: write an IP address, a CIDR prefix (10.0.0.0/8, prefix length 0 to 32; \
@@ -166,7 +166,7 @@ where
 
 serde_as_text! {
     Percent: "a percentage such as 20%" pattern "^[0-9.]+ *%$",
-    Span: "a duration such as 50ms",
+    HumanDuration: "a duration such as 50ms",
     Remote: "an address, a CIDR prefix or a host name",
     PortSet: "ports such as 80,8000-8100,!8080",
     Protocol: "a protocol such as tcp",
@@ -248,9 +248,9 @@ impl Display for Percent {
 
 /// A duration of 0 or more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span(pub Duration);
+pub struct HumanDuration(pub Duration);
 
-impl Span {
+impl HumanDuration {
     /// The duration in nanoseconds, for the kernel.
     #[must_use]
     pub fn nanoseconds(self) -> u64 {
@@ -263,17 +263,17 @@ impl Span {
     }
 }
 
-impl FromStr for Span {
+impl FromStr for HumanDuration {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let error = || ValueError::Span(text.into());
+        let error = || ValueError::HumanDuration(text.into());
         let span: jiff::SignedDuration = text.trim().parse().map_err(|_| error())?;
         Duration::try_from(span).map(Self).map_err(|_| error())
     }
 }
 
-impl Display for Span {
+impl Display for HumanDuration {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         write!(f, "{:?}", self.0)
     }
@@ -283,7 +283,7 @@ impl Display for Span {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
     /// The faults end after this duration.
-    For(Span),
+    For(HumanDuration),
     /// The faults last until they are ended.
     Forever,
 }
@@ -294,7 +294,7 @@ impl FromStr for Lifetime {
     fn from_str(text: &str) -> Result<Self, ValueError> {
         match text.trim() {
             "forever" => Ok(Self::Forever),
-            text => Ok(Self::For(text.parse::<Span>()?.more_than_zero()?)),
+            text => Ok(Self::For(text.parse::<HumanDuration>()?.more_than_zero()?)),
         }
     }
 }
@@ -580,7 +580,7 @@ mod tests {
 
     #[test]
     fn faults_last_for_more_than_no_time() {
-        let second = Lifetime::For(Span(Duration::from_secs(1)));
+        let second = Lifetime::For(HumanDuration(Duration::from_secs(1)));
         assert_eq!("1s".parse(), Ok(second));
         assert_eq!("forever".parse(), Ok(Lifetime::Forever));
         for text in ["0s", "0", "0ms", "", "ever", "-1s"] {
@@ -606,10 +606,14 @@ mod tests {
             ("0s", 0),
             ("1000us", 1),
         ] {
-            assert_eq!(text.parse(), Ok(Span(Duration::from_millis(milliseconds))), "{text}");
+            assert_eq!(
+                text.parse(),
+                Ok(HumanDuration(Duration::from_millis(milliseconds))),
+                "{text}"
+            );
         }
         for text in ["", "5", "-5s", "5 parsecs", "ms"] {
-            assert!(text.parse::<Span>().is_err(), "{text}");
+            assert!(text.parse::<HumanDuration>().is_err(), "{text}");
         }
     }
 

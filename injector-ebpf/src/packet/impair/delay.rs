@@ -15,7 +15,7 @@ use super::rate;
 use crate::{
     atomic, maps,
     packet::{
-        Case, Fate, Match,
+        Case, Match, Verdict,
         hold::{Sent, is_any_in_flight, send},
         skb,
     },
@@ -42,26 +42,26 @@ pub fn holds(matched: &Match) -> bool {
 
 /// Holds the packet if its rule requires it.
 #[inline(always)]
-pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) -> Fate {
+pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) -> Verdict {
     let &Case { ctx, direction, link, .. } = case;
     if !holds(matched) {
-        return Fate::Pass;
+        return Verdict::Pass;
     }
     if link == Link::None {
         // This host's own copy of a multicast has no link-layer header, which the hold device requires.
         matched.counters.skipped += 1;
-        return Fate::Pass;
+        return Verdict::Pass;
     }
     let which = decision.index.wrapping_mul(2);
     match schedule(ctx, matched.rule, matched.index, which, direction) {
-        AT_ONCE => Fate::Pass,
-        FULL => Fate::Lost,
+        AT_ONCE => Verdict::Pass,
+        FULL => Verdict::Lost,
         release => match send(case, matched, release, false) {
-            Sent::Redirect => Fate::Held,
-            Sent::Cloned => Fate::Replaced,
+            Sent::Redirect => Verdict::Held,
+            Sent::Cloned => Verdict::Replaced,
             Sent::Refused => {
                 matched.counters.skipped += 1;
-                Fate::Pass
+                Verdict::Pass
             }
         },
     }

@@ -17,23 +17,23 @@ use injector_common::{
     rule::{RULE_ALTERS, RULE_HOLDS, RULE_STATEFUL},
 };
 
-use super::{Case, Fate, Match};
+use super::{Case, Match, Verdict};
 use crate::{atomic, maps};
 
 /// Applies a rule to a packet in netem's order: duplicate, lose, corrupt, delay. The first fault
 /// that decides the packet's verdict ends the sequence.
 #[inline(always)]
-pub fn impair(case: &Case, matched: &mut Match) -> Option<Fate> {
-    if let Some(fate) = reset::apply(case, matched) {
-        return Some(fate);
+pub fn impair(case: &Case, matched: &mut Match) -> Option<Verdict> {
+    if let Some(verdict) = reset::apply(case, matched) {
+        return Some(verdict);
     }
-    if let Some(fate) = too_big::apply(case, matched) {
-        return Some(fate);
+    if let Some(verdict) = too_big::apply(case, matched) {
+        return Some(verdict);
     }
     let decision = draw(matched)?;
     duplicate::apply(case, matched, &decision);
-    if let Some(fate) = loss::apply(case, matched, &decision) {
-        return Some(fate);
+    if let Some(verdict) = loss::apply(case, matched, &decision) {
+        return Some(verdict);
     }
     corrupt::apply(case, matched, &decision);
     Some(delay::apply(case, matched, &decision))
@@ -41,14 +41,14 @@ pub fn impair(case: &Case, matched: &mut Match) -> Option<Fate> {
 
 /// Applies a rule at the XDP hook, with the faults supported there.
 #[inline(always)]
-pub fn impair_frame(ctx: &XdpContext, packet: &Packet, matched: &mut Match) -> Option<Fate> {
+pub fn impair_frame(ctx: &XdpContext, packet: &Packet, matched: &mut Match) -> Option<Verdict> {
     let decision = draw(matched)?;
     if decision.lost {
         matched.counters.dropped += 1;
-        return Some(Fate::Lost);
+        return Some(Verdict::Lost);
     }
     corrupt::apply_to_frame(ctx, packet, matched, &decision);
-    Some(Fate::Pass)
+    Some(Verdict::Pass)
 }
 
 /// Advances the rule's state by one packet and makes the packet's decision.

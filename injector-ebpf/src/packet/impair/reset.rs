@@ -14,7 +14,7 @@ use injector_common::{
 use super::checksum;
 use crate::{
     maps,
-    packet::{Case, Fate, Match, protect::connection, scope, skb},
+    packet::{Case, Match, Verdict, protect::connection, scope, skb},
 };
 
 /// Interval before a receiving connection gets another RST, which is not counted again: it may have
@@ -45,7 +45,7 @@ pub fn is_astray(ctx: &TcContext, packet: &Packet, direction: Direction, matched
 
 /// Resets the packet's connection if the rule requires it.
 #[inline(always)]
-pub fn apply(case: &Case, matched: &mut Match) -> Option<Fate> {
+pub fn apply(case: &Case, matched: &mut Match) -> Option<Verdict> {
     let &Case { ctx, packet, direction, .. } = case;
     let flags = matched.rule.flags;
     if flags & RULE_RESET == 0 {
@@ -63,9 +63,9 @@ pub fn apply(case: &Case, matched: &mut Match) -> Option<Fate> {
         debug!(ctx, "rule {}: connection reset", case.number);
     }
     Some(if direction == Direction::Egress && !skb::comes_back(ctx) {
-        Fate::TurnedBack
+        Verdict::TurnedBack
     } else {
-        Fate::Pass
+        Verdict::Pass
     })
 }
 

@@ -12,7 +12,7 @@ use injector_common::{
 use super::{checksum, reset::swap_addresses};
 use crate::{
     maps,
-    packet::{Case, Fate, Match, skb},
+    packet::{Case, Match, Verdict, skb},
 };
 
 /// How much of the packet the answer contains, beginning with the IP header.
@@ -29,7 +29,7 @@ const MIN_MTU_V6: u32 = 1280;
 /// Replaces the packet with the answer to its sender, if the rule requires it. A packet that cannot
 /// be answered passes: a router would fragment it.
 #[inline(always)]
-pub fn apply(case: &Case, matched: &mut Match) -> Option<Fate> {
+pub fn apply(case: &Case, matched: &mut Match) -> Option<Verdict> {
     let &Case { ctx, packet, direction, .. } = case;
     let mtu = matched.rule.flags >> RULE_MTU_SHIFT;
     if mtu == 0 {
@@ -37,13 +37,13 @@ pub fn apply(case: &Case, matched: &mut Match) -> Option<Fate> {
     }
     if !answer(ctx, packet, direction, mtu) {
         matched.counters.skipped += 1;
-        return Some(Fate::Pass);
+        return Some(Verdict::Pass);
     }
     matched.counters.too_big += 1;
     Some(match direction {
-        Direction::Egress if skb::comes_back(ctx) => Fate::Pass,
-        Direction::Egress => Fate::TurnedBack,
-        Direction::Ingress => Fate::SentBack,
+        Direction::Egress if skb::comes_back(ctx) => Verdict::Pass,
+        Direction::Egress => Verdict::TurnedBack,
+        Direction::Ingress => Verdict::SentBack,
     })
 }
 
@@ -121,7 +121,7 @@ fn sum(message: &mut maps::IcmpMessage, seed: u32) -> u16 {
 #[inline(always)]
 fn ip_v4(ctx: &TcContext, packet: &Packet) -> Option<()> {
     let mut words = [
-        (0x4500_0000 | 20 + MESSAGE).to_be(),
+        (0x4500_0000 | (20 + MESSAGE)).to_be(),
         0,
         (64 << 24 | u32::from(protocol::ICMP) << 16).to_be(),
     ];

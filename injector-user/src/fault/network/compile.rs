@@ -20,7 +20,7 @@ use super::links::Continued;
 use crate::spec::{
     distribution::Table,
     rule::{Direction, Matching, Rule},
-    value::{PortSet, Remote, Span},
+    value::{HumanDuration, PortSet, Remote},
 };
 
 /// Maximum number of entries of a rule set.
@@ -360,7 +360,7 @@ fn decisions(rule: &Rule, number: u32, seed: u64) -> rule::Rule {
     let wire = if rule.impairment.acts_on_wire_packets() { RULE_WIRE } else { 0 };
     rule::Rule {
         // A duration until [`Compiled::start`] converts it.
-        deadline_ns: rule.lasts.map_or(u64::MAX, Span::nanoseconds),
+        deadline_ns: rule.lasts.map_or(u64::MAX, HumanDuration::nanoseconds),
         stream: random::stream(seed, number),
         link: number,
         flags: rule.impairment.rule.flags | wire,

@@ -147,7 +147,7 @@ pub enum HookChoice {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// The owner mark: the bit that marks classified packets, unique for each running injector.
-    pub judged_bit: u32,
+    pub owner_mark: u32,
     /// Excludes SSH and the operator's connections.
     pub protect: bool,
     /// Where to attach.
@@ -201,11 +201,11 @@ pub struct Network {
     banks: [Option<Compiled>; 2],
     active: u32,
     /// The directions that the active rules match.
-    sides: Sides,
+    sides: Directions,
     /// The directions that later rules will match, as far as known.
-    later: Sides,
+    later: Directions,
     /// Whether the receiver of a packet can be matched.
-    tells_receivers: bool,
+    can_match_receiver: bool,
     /// The rules that [`Self::begin`] activates.
     first: Option<Compiled>,
     /// Whether the inactive bank is ready for activation.
@@ -234,12 +234,12 @@ impl Lease {
 
 /// The directions that the rules of a set match.
 #[derive(Clone, Copy, Debug, Default)]
-struct Sides {
+struct Directions {
     egress: bool,
     ingress: bool,
 }
 
-impl Sides {
+impl Directions {
     const fn of(compiled: &Compiled) -> Self {
         Self { egress: compiled.egress, ingress: compiled.ingress }
     }
@@ -272,7 +272,7 @@ impl Network {
             }
             None => None,
         };
-        let tells_receivers = target.cgroup.is_none() || needs.sides.ingress;
+        let can_match_receiver = target.cgroup.is_none() || needs.sides.ingress;
         let wire = Wire::new(instance.slot(), options.hook);
         let constants = Constants {
             of_cgroup: target.cgroup.is_some(),
@@ -280,7 +280,7 @@ impl Network {
                 Some(_) if needs.sides.ingress => Layout::of_kernel().map_err(KernelError::from)?,
                 _ => Layout::default(),
             },
-            judged_bit: options.judged_bit,
+            owner_mark: options.owner_mark,
             protect: options.protect,
             hold: holds.as_ref().map(|holds| HoldDevice {
                 interface: holds.interface(),
@@ -301,9 +301,9 @@ impl Network {
             options,
             banks: [None, None],
             active: 0,
-            sides: Sides::of(&compiled),
+            sides: Directions::of(&compiled),
             later: needs.sides,
-            tells_receivers,
+            can_match_receiver,
             first: None,
             is_prepared: false,
             deadline_ns: u64::MAX,
@@ -370,7 +370,7 @@ impl Network {
         if compiled.needs_hold() && self.holds.is_none() {
             return Err(NetworkError::NoHold);
         }
-        if compiled.ingress && !self.tells_receivers {
+        if compiled.ingress && !self.can_match_receiver {
             return Err(NetworkError::NoIngress);
         }
         if compiled.needs_wire_packets() && self.wire.want() {
@@ -381,7 +381,7 @@ impl Network {
             }
         }
         self.is_prepared = false;
-        self.sides = Sides::of(&compiled);
+        self.sides = Directions::of(&compiled);
         self.fill(1 - self.active, compiled)?;
         self.is_prepared = true;
         Ok(())
@@ -649,7 +649,7 @@ impl Network {
 #[derive(Default)]
 struct Needs {
     capacity: Capacity,
-    sides: Sides,
+    sides: Directions,
     /// The queue limit, if any set holds packets.
     hold: Option<u32>,
     /// Whether any rule acts on wire packets.
@@ -665,7 +665,7 @@ impl Needs {
             masks: self.capacity.masks.max(room.masks),
             holds: self.capacity.holds.max(room.holds),
         };
-        self.sides = self.sides.or(Sides::of(compiled));
+        self.sides = self.sides.or(Directions::of(compiled));
         self.wire |= compiled.needs_wire_packets();
         if compiled.needs_hold() {
             let limit = hold::room_for(&compiled.holds);
@@ -677,10 +677,10 @@ impl Needs {
 /// Capacity for the rules and for a change to twice as many.
 fn room_for(compiled: &Compiled) -> Capacity {
     const LEAST: usize = 1024;
-    const LEAST_MASKS: usize = 8;
+    const MIN_MASKS: usize = 8;
     let rules = (2 * compiled.rules.len()).clamp(LEAST, MAX_RULES);
     let entries = (2 * compiled.entry_count()).clamp(LEAST, compile::MAX_ENTRIES);
-    let masks = (2 * compiled.set.mask_count as usize).clamp(LEAST_MASKS, MAX_MASKS);
+    let masks = (2 * compiled.set.mask_count as usize).clamp(MIN_MASKS, MAX_MASKS);
     let holds = 2 * compiled.rules.iter().filter(|rule| rule.flags & RULE_HOLDS != 0).count();
     Capacity {
         rules: rules as u32,

@@ -21,7 +21,7 @@ use crate::{
     lifetime::instance::Instance,
     spec::{
         packet::delay::Delay,
-        process::{SHORTEST, pause::Pause},
+        process::{MIN_DURATION, pause::Pause},
     },
 };
 
@@ -72,7 +72,7 @@ fn sample(distribution: &Delay, random: u64) -> Duration {
         ..DelayModel::default()
     };
     let (sample, _) = model.step(Memory::default(), random, &Table(distribution));
-    Duration::from_nanos(sample.unwrap_or_default()).max(SHORTEST)
+    Duration::from_nanos(sample.unwrap_or_default()).max(MIN_DURATION)
 }
 
 impl Schedule {
@@ -157,7 +157,7 @@ impl Pauser {
     ) -> Result<(), ProcessFaultError> {
         let (length, interval) = self.schedule.next();
         // The target must run for a moment between two pauses.
-        self.next = interval.map(|interval| (planned + interval).max(now + length + SHORTEST));
+        self.next = interval.map(|interval| (planned + interval).max(now + length + MIN_DURATION));
         let outcome = self.stopper.stop(instance)?;
         if outcome == Outcome::Nothing {
             self.statistics.skipped += 1;

@@ -16,14 +16,14 @@ use crate::spec::{
     interpolate::{Interpolate, interpolate},
     parameters::{CORRELATION, DISTRIBUTION, Given, Parameter, Value, malformed, values},
     rule::RuleError,
-    value::{Percent, Span},
+    value::{HumanDuration, Percent},
 };
 
 values!(DelaySpec);
 interpolate!(Jitter { scale, distribution, correlation, ordered });
 
 /// Maximum delay and maximum jitter.
-pub const LONGEST: Duration = Duration::from_nanos(MAX_NS);
+pub const MAX_DELAY: Duration = Duration::from_nanos(MAX_NS);
 
 /// A delay, as specified.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +31,7 @@ pub enum DelaySpec {
     /// A mean delay with optional jitter.
     Around {
         /// The mean.
-        latency: Span,
+        latency: HumanDuration,
         /// Jitter around the mean; `None` for a constant delay.
         jitter: Option<Jitter>,
     },
@@ -50,7 +50,7 @@ pub enum DelaySpec {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Jitter {
     /// Half the width of a uniform distribution, else the unit of the distribution's values.
-    pub scale: Span,
+    pub scale: HumanDuration,
     /// The distribution.
     pub distribution: Distribution,
     /// Correlation of the random numbers of consecutive packets.
@@ -164,9 +164,9 @@ impl Interpolate for DelaySpec {
 }
 
 /// Parses a duration for which packets can be held.
-fn span(text: &str) -> Result<Span, FaultError> {
-    let span: Span = text.parse()?;
-    if span.0 > LONGEST { Err(FaultError::DelayRange(text.into())) } else { Ok(span) }
+fn span(text: &str) -> Result<HumanDuration, FaultError> {
+    let span: HumanDuration = text.parse()?;
+    if span.0 > MAX_DELAY { Err(FaultError::DelayRange(text.into())) } else { Ok(span) }
 }
 
 impl PacketFault for DelaySpec {
@@ -202,7 +202,8 @@ impl PacketFault for DelaySpec {
     fn compile(delay: &Self, compiler: &mut Compiler) -> Result<(), RuleError> {
         let delay = delay.load(compiler.files)?;
         compiler.impairment.hold().delay = delay.compile();
-        compiler.impairment.table = delay.table.filter(|_| delay.jitter != Span::default());
+        compiler.impairment.table =
+            delay.table.filter(|_| delay.jitter != HumanDuration::default());
         Ok(())
     }
 }
@@ -247,9 +248,9 @@ impl Display for Distribution {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Delay {
     /// The mean delay.
-    pub latency: Span,
+    pub latency: HumanDuration,
     /// The jitter, in the units of the distribution.
-    pub jitter: Span,
+    pub jitter: HumanDuration,
     /// The distribution; `None` is uniform.
     pub table: Option<Table>,
     /// Correlation of the random numbers of consecutive packets.
@@ -378,7 +379,7 @@ mod tests {
             assert_eq!(error(text), FaultError::NoJitter(text.into()));
         }
         for text in ["", "50", "-1ms", "50ms jitter=10ms", "50%"] {
-            assert_eq!(error(text), ValueError::Span(text.into()).into());
+            assert_eq!(error(text), ValueError::HumanDuration(text.into()).into());
         }
         assert_eq!(error("61s"), FaultError::DelayRange("61s".into()));
         assert_eq!(error("1s,jitter=60.1s"), FaultError::DelayRange("60.1s".into()));

@@ -22,7 +22,7 @@ use crate::spec::{
     fault::{FaultError, Odds},
     info::Info,
     rule::{Direction, RuleError, RuleSpec},
-    value::{Percent, Span},
+    value::{HumanDuration, Percent},
 };
 
 /// A link as its user sees it: `down` is for received packets, `up` for sent ones.
@@ -138,7 +138,7 @@ impl Profile {
     }
 
     fn delay(&self) -> Ways<DelaySpec> {
-        self.ways(|link| constant(Span(Duration::from_millis(link.delay_ms.into()))))
+        self.ways(|link| constant(HumanDuration(Duration::from_millis(link.delay_ms.into()))))
     }
 
     fn loss(&self) -> Option<Ways<Loss>> {
@@ -185,7 +185,7 @@ impl Profile {
 }
 
 /// A delay without jitter.
-const fn constant(latency: Span) -> DelaySpec {
+const fn constant(latency: HumanDuration) -> DelaySpec {
     DelaySpec::Around { latency, jitter: None }
 }
 
@@ -320,7 +320,7 @@ mod tests {
                 let expected = RuleSpec { rate: Some(Ways::Both(rate)), ..RuleSpec::default() };
                 let expected = expected.check().expect("valid").remove(0).impairment;
                 assert_eq!(hold.rate, expected.hold.expect("it holds packets").rate, "{name}");
-                let delay = Some(Ways::Both(constant(Span(Duration::from_millis(ms)))));
+                let delay = Some(Ways::Both(constant(HumanDuration(Duration::from_millis(ms)))));
                 let odds: Loss = format!("{loss}%").parse().expect("a loss");
                 let odds = (loss > 0).then_some(Ways::Both(odds));
                 let expected = RuleSpec { loss: odds, delay, ..RuleSpec::default() };

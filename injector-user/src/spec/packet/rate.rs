@@ -15,7 +15,7 @@ use crate::spec::{
     interpolate::{Interpolate, interpolate},
     parameters::{Given, Parameter, Value, values},
     rule::RuleError,
-    value::Span,
+    value::HumanDuration,
 };
 
 values!(Rate);
@@ -28,13 +28,13 @@ const QUEUE_NS: u64 = 100_000_000;
 const QUEUE_BYTES: u64 = 15_000;
 
 /// Minimum rate, in bits per second.
-const LEAST: f64 = 1e3;
+const MIN_BITS: f64 = 1e3;
 
 /// Maximum rate, in bits per second.
-const MOST: f64 = 1e12;
+const MAX_BITS: f64 = 1e12;
 
 /// Maximum queue limit as a time.
-const LONGEST_QUEUE: Duration = Duration::from_hours(1);
+const MAX_QUEUE: Duration = Duration::from_hours(1);
 
 /// A rate limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub struct Size(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queue {
     /// Maximum time that a packet waits.
-    Time(Span),
+    Time(HumanDuration),
     /// Maximum number of bytes ahead of a packet.
     Size(Size),
 }
@@ -190,7 +190,7 @@ impl FromStr for BitRate {
             Some(number * factor * scale)
         });
         let bits = bits.ok_or_else(|| FaultError::BitRate(text.into()))?;
-        if (LEAST..=MOST).contains(&bits) {
+        if (MIN_BITS..=MAX_BITS).contains(&bits) {
             Ok(Self(bits.round() as u64))
         } else {
             Err(FaultError::BitRateRange(text.into()))
@@ -250,7 +250,7 @@ impl FromStr for Queue {
     type Err = FaultError;
 
     fn from_str(text: &str) -> Result<Self, FaultError> {
-        let time = text.parse().ok().filter(|time: &Span| time.0 <= LONGEST_QUEUE);
+        let time = text.parse().ok().filter(|time: &HumanDuration| time.0 <= MAX_QUEUE);
         match (time, text.parse::<Size>().ok()) {
             (Some(time), None) => Ok(Self::Time(time)),
             (None, Some(size)) => Ok(Self::Size(size)),
@@ -337,7 +337,10 @@ mod tests {
     #[test]
     fn a_queue_is_a_time_or_a_size_but_not_both() {
         for (text, milliseconds) in [("200ms", 200), ("1.5s", 1500), ("0s", 0), ("1h", 3_600_000)] {
-            assert_eq!(text.parse(), Ok(Queue::Time(Span(Duration::from_millis(milliseconds)))));
+            assert_eq!(
+                text.parse(),
+                Ok(Queue::Time(HumanDuration(Duration::from_millis(milliseconds))))
+            );
         }
         for (text, bytes) in [("0", 0), ("1500", 1500), ("64kb", 65_536), ("1mb", 1 << 20)] {
             assert_eq!(text.parse(), Ok(Queue::Size(Size(bytes))), "{text}");

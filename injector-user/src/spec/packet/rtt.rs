@@ -8,7 +8,7 @@ use crate::spec::{
     interpolate::interpolate,
     parameters::{Given, Parameter, Value, values},
     rule::{Direction, RuleError, RuleSpec},
-    value::{Span, ValueError},
+    value::{HumanDuration, ValueError},
 };
 
 values!(Rtt);
@@ -16,7 +16,7 @@ interpolate!(Rtt { 0 });
 
 /// Additional round-trip time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rtt(pub Span);
+pub struct Rtt(pub HumanDuration);
 
 impl Value for Rtt {
     type Error = ValueError;
@@ -76,7 +76,7 @@ impl PacketFault for Rtt {
 
 impl Rtt {
     /// The delay in each direction of a rule.
-    pub fn half(self, rule: &RuleSpec) -> Result<Span, RuleError> {
+    pub fn half(self, rule: &RuleSpec) -> Result<HumanDuration, RuleError> {
         let Self(rtt) = self;
         if rule.delay.is_some() {
             return Err(RuleError::Fault(WITH_DELAY));
@@ -84,9 +84,9 @@ impl Rtt {
         if rule.direction.unwrap_or_default() != Direction::Both {
             return Err(RuleError::Fault(ONE_WAY));
         }
-        if rtt.0 > 2 * delay::LONGEST {
+        if rtt.0 > 2 * delay::MAX_DELAY {
             return Err(RuleError::Fault(TOO_LONG));
         }
-        Ok(Span(rtt.0 / 2))
+        Ok(HumanDuration(rtt.0 / 2))
     }
 }

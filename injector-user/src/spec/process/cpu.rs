@@ -12,10 +12,10 @@ values!(CpuLimit);
 interpolate!(CpuLimit { 0 });
 
 /// Maximum CPU limit, in percent of one CPU.
-const MOST_PERCENT: f64 = 1e6;
+const MAX_PERCENT: f64 = 1e6;
 
 /// Minimum CPU limit: the kernel grants at least 1 ms in at most 1 s.
-const LEAST_PERCENT: f64 = 0.1;
+const MIN_PERCENT: f64 = 0.1;
 
 /// CPU limit of the target, as a fraction of one CPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,8 +44,8 @@ impl Value for CpuLimit {
     fn from_parameters(given: &Given) -> Result<Self, ProcessError> {
         let text = given.get("share").unwrap_or_default();
         let wrong = || ProcessError::Cpu(text.into());
-        let percent = percent_number(text, MOST_PERCENT)?.ok_or_else(wrong)?;
-        if (LEAST_PERCENT..=MOST_PERCENT).contains(&percent) {
+        let percent = percent_number(text, MAX_PERCENT)?.ok_or_else(wrong)?;
+        if (MIN_PERCENT..=MAX_PERCENT).contains(&percent) {
             Ok(Self(percent))
         } else {
             Err(wrong())

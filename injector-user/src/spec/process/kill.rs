@@ -5,12 +5,12 @@ use std::{
     str::FromStr,
 };
 
-use super::{ProcessError, ProcessFault, SHORTEST, Syscall};
+use super::{MIN_DURATION, ProcessError, ProcessFault, Syscall};
 use crate::spec::{
     info::{Effect, Info, Trial},
     interpolate::{Interpolate, interpolate},
     parameters::{Given, Parameter, Value, malformed, values},
-    value::Span,
+    value::HumanDuration,
 };
 
 values!(Kill);
@@ -66,9 +66,9 @@ pub enum When {
     /// Send to all processes.
     Timed {
         /// Time from the start.
-        at: Span,
+        at: HumanDuration,
         /// Interval of repetitions; `None` sends once.
-        every: Option<Span>,
+        every: Option<HumanDuration>,
     },
     /// Send to the process that makes the `count`-th call, counted over all processes.
     Call {
@@ -123,8 +123,8 @@ impl Value for Kill {
                 When::Call { count, syscall: syscall.parse()? }
             }
             (at, every, None) if at.is_some() || every.is_some() => {
-                let every: Option<Span> = every.map(str::parse).transpose()?;
-                if every.is_some_and(|every| every.0 < SHORTEST) {
+                let every: Option<HumanDuration> = every.map(str::parse).transpose()?;
+                if every.is_some_and(|every| every.0 < MIN_DURATION) {
                     return Err(ProcessError::PauseRange(given.text().into()));
                 }
                 let at = at.map(str::parse).transpose()?.or(every).unwrap_or_default();

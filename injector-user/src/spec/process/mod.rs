@@ -33,14 +33,14 @@ use kill::{Kill, When};
 use pause::{Pause, PauseSpec};
 
 /// Minimum length of a pause, and minimum interval between pauses.
-pub const SHORTEST: Duration = Duration::from_millis(1);
+pub const MIN_DURATION: Duration = Duration::from_millis(1);
 
 /// Maximum number of signals on system calls. Each attaches a separate program to every system
 /// call.
-const MOST_CALL_KILLS: usize = 8;
+const MAX_CALL_KILLS: usize = 8;
 
 /// Maximum number of syscall failures. Each attaches a separate program to a kernel hook.
-const MOST_FAILURES: usize = 16;
+const MAX_FAILURES: usize = 16;
 
 /// The table of process faults, in the format of the table of packet faults.
 macro_rules! process_faults {
@@ -109,13 +109,13 @@ pub enum ProcessError {
     #[error("`{0}` is not a system call of this architecture (syscalls(2) lists them)")]
     Syscall(String),
     /// Too many signals on system calls.
-    #[error("at most {MOST_CALL_KILLS} --kill can wait for calls, as each costs on every call")]
+    #[error("at most {MAX_CALL_KILLS} --kill can wait for calls, as each costs on every call")]
     TooManyCallKills,
     /// A syscall failure is invalid.
     #[error(transparent)]
     Errno(#[from] ErrnoError),
     /// Too many syscall failures.
-    #[error("at most {MOST_FAILURES} --errno can be given, as each is a program of its own")]
+    #[error("at most {MAX_FAILURES} --errno can be given, as each is a program of its own")]
     TooManyFailures,
     /// Not a CPU share.
     #[error(
@@ -179,10 +179,10 @@ impl ProcessSpec {
             return Ok(None);
         }
         let calls = self.kill.iter().filter(|kill| matches!(kill.when, When::Call { .. }));
-        if calls.count() > MOST_CALL_KILLS {
+        if calls.count() > MAX_CALL_KILLS {
             return Err(ProcessError::TooManyCallKills);
         }
-        if self.errno.len() > MOST_FAILURES {
+        if self.errno.len() > MAX_FAILURES {
             return Err(ProcessError::TooManyFailures);
         }
         Ok(Some(ProcessFaults {

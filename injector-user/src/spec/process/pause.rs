@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::{ProcessError, ProcessFault, SHORTEST};
+use super::{MIN_DURATION, ProcessError, ProcessFault};
 use crate::spec::{
     distribution::{DistributionError, Files},
     info::{Effect, Info, Trial},
     interpolate::interpolate,
-    packet::delay::{Delay, DelaySpec, Distribution, Jitter, LONGEST},
+    packet::delay::{Delay, DelaySpec, Distribution, Jitter, MAX_DELAY},
     parameters::{DISTRIBUTION, Given, Parameter, Value, values},
-    value::{Percent, Span},
+    value::{HumanDuration, Percent},
 };
 
 values!(PauseSpec);
@@ -19,27 +19,27 @@ interpolate! {
 }
 
 /// Maximum length of a pause, and maximum interval between pauses.
-const LONGEST_PAUSE: Duration = Duration::from_hours(24);
+const MAX_PAUSE: Duration = Duration::from_hours(24);
 
 /// A time and its jitter.
 #[derive(Clone, Debug, PartialEq)]
 struct Around {
-    mean: Span,
-    jitter: Option<(Span, Distribution)>,
+    mean: HumanDuration,
+    jitter: Option<(HumanDuration, Distribution)>,
 }
 
 impl Around {
     fn parse(given: &Given, names: [&str; 3]) -> Result<Self, ProcessError> {
         let text = given.text();
         let [mean, jitter, dist] = names.map(|name| given.get(name));
-        let mean: Span = mean.unwrap_or_default().parse()?;
-        if !(SHORTEST..=LONGEST_PAUSE).contains(&mean.0) {
+        let mean: HumanDuration = mean.unwrap_or_default().parse()?;
+        if !(MIN_DURATION..=MAX_PAUSE).contains(&mean.0) {
             return Err(ProcessError::PauseRange(text.into()));
         }
         let jitter = match jitter {
             Some(jitter) => {
-                let scale: Span = jitter.parse()?;
-                if scale.0 > LONGEST {
+                let scale: HumanDuration = jitter.parse()?;
+                if scale.0 > MAX_DELAY {
                     return Err(ProcessError::JitterRange(jitter.into()));
                 }
                 Some((scale, dist.map(Distribution::named).unwrap_or_default()))
@@ -74,7 +74,7 @@ impl Around {
 #[derive(Clone, Debug, PartialEq)]
 pub struct PauseSpec {
     length: Around,
-    at: Option<Span>,
+    at: Option<HumanDuration>,
     interval: Option<Around>,
 }
 

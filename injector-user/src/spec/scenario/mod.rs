@@ -24,7 +24,7 @@ use super::{
     list::{OneOrMany, list, one_or_many},
     source,
     target::{TargetError, TargetSpec},
-    value::Span,
+    value::HumanDuration,
     yaml::{self, YamlError},
 };
 use partition::Shape;
@@ -130,9 +130,9 @@ pub enum StepError {
     #[error("it comes at {at}, but the scenario ends at {end}")]
     TooLate {
         /// Start of the step.
-        at: Span,
+        at: HumanDuration,
         /// End of the scenario.
-        end: Span,
+        end: HumanDuration,
     },
     /// The weights of all choices are 0.
     #[error("the weights of a choice must not all be 0")]
@@ -168,7 +168,7 @@ pub enum StepError {
     )]
     Two {
         /// Time of the conflict.
-        at: Span,
+        at: HumanDuration,
         /// The kind of fault.
         what: &'static str,
         /// The target.
@@ -188,7 +188,7 @@ pub struct Scenario {
     pub seed: Option<u64>,
     /// When the scenario ends; by default when its last step does, or not by itself if a step does not end.
     #[serde(default)]
-    pub r#for: Option<Span>,
+    pub r#for: Option<HumanDuration>,
     /// What is faulted, by names of your own: the options of `injector inject`.
     pub targets: BTreeMap<String, TargetSpec>,
     /// Faults, by names of your own: each is written as a rule file.
@@ -206,11 +206,11 @@ pub struct Scenario {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Step {
     /// When it begins, from the start of the scenario.
-    pub at: Span,
+    pub at: HumanDuration,
     /// How long it lasts; until the end of the scenario if absent.
-    pub r#for: Option<Span>,
+    pub r#for: Option<HumanDuration>,
     /// And again so much after each beginning.
-    pub every: Option<Span>,
+    pub every: Option<HumanDuration>,
     /// How many times altogether; as often as there is time if absent.
     pub times: Option<u32>,
     /// At which targets; at all if absent.

@@ -19,7 +19,7 @@ use crate::spec::{
     packet::Impairment,
     process::ProcessFaults,
     rule::{Direction, Matching, Rule},
-    value::{Remote, Span},
+    value::{HumanDuration, Remote},
 };
 
 /// Maximum number of changes in a timeline.
@@ -384,7 +384,7 @@ impl Planner<'_> {
         if let Some(end) = end
             && step.at.0 >= end
         {
-            return Err(StepError::TooLate { at: step.at, end: Span(end) });
+            return Err(StepError::TooLate { at: step.at, end: HumanDuration(end) });
         }
         if step.r#for.is_some_and(|length| length.0.is_zero()) {
             return Err(StepError::NoTime);
@@ -617,7 +617,10 @@ impl Planner<'_> {
                     let claims = parts[*part].claims();
                     if let Some(what) = others.find(|other| claims.contains(other)) {
                         let target = targets[target].clone();
-                        return Err(step(*part, StepError::Two { at: Span(at), what, target }));
+                        return Err(step(
+                            *part,
+                            StepError::Two { at: HumanDuration(at), what, target },
+                        ));
                     }
                     now[target].insert(*part);
                 }

@@ -44,7 +44,7 @@ impl Display for PodName {
 }
 
 /// Maximum length of a label selector.
-const LONGEST_SELECTOR: usize = 4096;
+const MAX_SELECTOR: usize = 4096;
 
 /// Kubernetes pods selected by labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl FromStr for PodSelection {
         let is_namespace = !namespace.is_empty()
             && namespace.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-');
         let selector = selector.trim();
-        if !is_namespace || selector.is_empty() || selector.len() > LONGEST_SELECTOR {
+        if !is_namespace || selector.is_empty() || selector.len() > MAX_SELECTOR {
             return Err(TargetError::Pods(text.into()));
         }
         Ok(Self { namespace: namespace.into(), selector: selector.into() })

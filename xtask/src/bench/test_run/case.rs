@@ -228,7 +228,7 @@ fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
         of_cgroup: setting.cgroup.is_some(),
         layout: if looks_up { Layout::of_kernel()? } else { Layout::default() },
         // No mark.
-        judged_bit: 0,
+        owner_mark: 0,
         protect: setting.protect,
         hold: None,
         wire: WireDevice::default(),

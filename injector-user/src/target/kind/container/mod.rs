@@ -27,10 +27,10 @@ use crate::{
 };
 
 /// Minimum length of an ID prefix. A shorter one is easily confused with a name.
-const SHORTEST_ID: usize = 4;
+const MIN_ID: usize = 4;
 
 /// Maximum number of containers listed in a message.
-const NAMED: usize = 8;
+const MAX_LISTED: usize = 8;
 
 /// Why a container or pod cannot be a target.
 #[derive(Debug, PartialEq, Eq, Error)]
@@ -314,7 +314,7 @@ pub fn find_pod_by_uid(roots: &Roots, name: &PodName, uid: &str) -> Result<Found
 
 /// Whether `beginning` is a valid prefix of that ID.
 fn begins(id: &str, beginning: &str) -> bool {
-    beginning.len() >= SHORTEST_ID && id.starts_with(beginning)
+    beginning.len() >= MIN_ID && id.starts_with(beginning)
 }
 
 /// Lists all visible containers, running or not.
@@ -426,8 +426,8 @@ fn listed(names: impl IntoIterator<Item: Display>) -> String {
     let mut names: Vec<String> = names.into_iter().map(|name| name.to_string()).collect();
     names.sort();
     names.dedup();
-    let more = names.len().saturating_sub(NAMED);
-    names.truncate(NAMED);
+    let more = names.len().saturating_sub(MAX_LISTED);
+    names.truncate(MAX_LISTED);
     let names = names.join(", ");
     if more == 0 { names } else { format!("{names} and {more} more") }
 }

@@ -42,7 +42,7 @@ const LARGEST_FILE: u64 = 32 << 20;
 
 /// Maximum length of a name. Namespace, pod and container names are up to 63, 253 and 63
 /// characters.
-const LONGEST_NAME: usize = 512;
+const MAX_NAME: usize = 512;
 
 /// Which annotations or labels are trusted, because the runtime sets them itself. All others may be
 /// set by the pod's author.
@@ -284,9 +284,7 @@ impl Container {
 /// Whether the text is a plausible name. Names are printed on terminals, so control characters must
 /// not pass.
 fn is_name(text: &str) -> bool {
-    !text.is_empty()
-        && text.len() <= LONGEST_NAME
-        && text.bytes().all(|byte| byte.is_ascii_graphic())
+    !text.is_empty() && text.len() <= MAX_NAME && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// The entries of a directory; empty if it does not exist.
