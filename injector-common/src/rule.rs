@@ -42,13 +42,13 @@ pub struct Rule {
     pub corrupt: Corrupt,
     /// Selects duplicated packets.
     pub duplicate: Chance,
-    /// A combination of the `RULE_*` flags, and an MTU, see [`RULE_MTU_SHIFT`].
+    /// A combination of the `RULE_*` flags.
     pub flags: u32,
     /// Index of the rule's mutable state. A rule that replaces another one on the same link has the
     /// same index, so that the state survives the change.
     pub link: u32,
-    /// Explicit padding to a multiple of 8 bytes.
-    pub reserved: u32,
+    /// If not 0, packets are answered as too big for the path, and this is the MTU of the answer.
+    pub mtu: u32,
 }
 
 /// [`Rule::flags`]: reset the matching TCP connections.
@@ -65,6 +65,3 @@ pub const RULE_HOLDS: u32 = 1 << 4;
 pub const RULE_ECN: u32 = 1 << 5;
 /// [`Rule::flags`]: the rule acts on wire packets, so GSO packets are segmented first.
 pub const RULE_WIRE: u32 = 1 << 6;
-/// [`Rule::flags`]: if the upper half is not 0, packets are answered as too big, and this is the MTU
-/// of the answer.
-pub const RULE_MTU_SHIFT: u32 = 16;

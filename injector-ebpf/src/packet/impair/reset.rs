@@ -8,7 +8,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use injector_common::{
     packet::{Direction, Family, Packet, protocol, tcp_flag},
-    rule::{RULE_MTU_SHIFT, RULE_RESET, RULE_RESET_SYN},
+    rule::{RULE_RESET, RULE_RESET_SYN},
 };
 
 use super::checksum;
@@ -37,7 +37,7 @@ const RESET_AGAIN: u32 = 2;
 /// translation of its own direction, so an answer made from it would be misrouted.
 #[inline(always)]
 pub fn is_astray(ctx: &TcContext, packet: &Packet, direction: Direction, matched: &Match) -> bool {
-    (matched.rule.flags & RULE_RESET != 0 || matched.rule.flags >> RULE_MTU_SHIFT != 0)
+    (matched.rule.flags & RULE_RESET != 0 || matched.rule.mtu != 0)
         && direction == Direction::Egress
         && skb::comes_back(ctx)
         && scope::is_translated(ctx, packet)

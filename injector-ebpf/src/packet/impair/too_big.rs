@@ -4,10 +4,7 @@
 use aya_ebpf::{
     bindings::BPF_F_RECOMPUTE_CSUM, helpers::generated::bpf_csum_diff, programs::TcContext,
 };
-use injector_common::{
-    packet::{Direction, Family, Packet, protocol},
-    rule::RULE_MTU_SHIFT,
-};
+use injector_common::packet::{Direction, Family, Packet, protocol};
 
 use super::{checksum, reset::swap_addresses};
 use crate::{
@@ -31,7 +28,7 @@ const MIN_MTU_V6: u32 = 1280;
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match) -> Option<Verdict> {
     let &Case { ctx, packet, direction, .. } = case;
-    let mtu = matched.rule.flags >> RULE_MTU_SHIFT;
+    let mtu = matched.rule.mtu;
     if mtu == 0 {
         return None;
     }

@@ -1,7 +1,5 @@
 //! Answers to packets that are too big for the path.
 
-use injector_common::rule::RULE_MTU_SHIFT;
-
 use super::{Compiler, PacketFault, PacketInfo};
 use crate::spec::{
     info::{Effect, Info, Trial},
@@ -38,7 +36,7 @@ impl PacketFault for TooBig {
     fn compile(_: &bool, compiler: &mut Compiler) -> Result<(), RuleError> {
         match compiler.rule.longer_than {
             Some(mtu) if mtu >= MIN_MTU => {
-                compiler.impairment.rule.flags |= u32::from(mtu) << RULE_MTU_SHIFT;
+                compiler.impairment.rule.mtu = mtu.into();
                 Ok(())
             }
             _ => Err(RuleError::Fault(NO_MTU)),
