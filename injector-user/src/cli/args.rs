@@ -28,6 +28,20 @@ pub enum Output {
     Json,
 }
 
+/// `--output` of commands that list what there is.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct OutputArgs {
+    /// Output format
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "human|json",
+        hide_possible_values = true
+    )]
+    pub output: Output,
+}
+
 /// Ways to fault of which there is more than one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Engine {

@@ -6,7 +6,10 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use super::{args::Output, cleanup, privileges, trial};
+use super::{
+    args::{Output, OutputArgs},
+    cleanup, privileges, trial,
+};
 use crate::{
     fault::process,
     kernel::probe::{self, Finding, Mechanism, Verdict},
@@ -22,15 +25,8 @@ use crate::{
 /// an engine) or a `fault`, with its `verdict` (`ok` or `unavailable`) and `reason`.
 #[derive(Args, Debug)]
 pub struct DoctorArgs {
-    /// Output format
-    #[arg(
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "human|json",
-        hide_possible_values = true
-    )]
-    output: Output,
+    #[command(flatten)]
+    format: OutputArgs,
 }
 
 /// Whether a fault works here, and through which kernel mechanism.
@@ -65,13 +61,13 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
     let faults = probe::on_loopback(|| try_all(&mut findings))?;
     let mut text = String::new();
     for finding in &findings {
-        match args.output {
+        match args.format.output {
             Output::Json => writeln!(text, "{}", serde_json::to_string(&finding)?)?,
             Output::Human => describe(&mut text, finding)?,
         }
     }
     for finding in &faults {
-        match args.output {
+        match args.format.output {
             Output::Json => writeln!(text, "{}", serde_json::to_string(&finding)?)?,
             Output::Human => finding.describe(&mut text)?,
         }

@@ -5,7 +5,10 @@ use std::{fmt::Write as _, process::ExitCode};
 use anyhow::Result;
 use clap::Args;
 
-use super::{args::Output, cleanup, privileges};
+use super::{
+    args::{Output, OutputArgs},
+    cleanup, privileges,
+};
 #[cfg(feature = "agent")]
 use super::{health, remote::AgentOptions};
 use crate::{lifetime::instance, output};
@@ -13,15 +16,8 @@ use crate::{lifetime::instance, output};
 /// List running injectors and the faults of the agent
 #[derive(Args, Debug)]
 pub struct ListArgs {
-    /// Output format
-    #[arg(
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "human|json",
-        hide_possible_values = true
-    )]
-    output: Output,
+    #[command(flatten)]
+    format: OutputArgs,
 
     /// Check only whether the agent is healthy
     #[cfg(feature = "agent")]
@@ -37,7 +33,7 @@ pub struct ListArgs {
 pub fn run(args: &ListArgs) -> Result<ExitCode> {
     #[cfg(feature = "agent")]
     if args.health {
-        return health::print(&args.agent, args.output);
+        return health::print(&args.agent, args.format.output);
     }
     privileges::check()?;
     cleanup::undo_first();
@@ -50,15 +46,15 @@ pub fn run(args: &ListArgs) -> Result<ExitCode> {
         is_new
     });
     #[cfg(feature = "agent")]
-    let faults = health::faults(&args.agent, args.output)?;
+    let faults = health::faults(&args.agent, args.format.output)?;
     #[cfg(not(feature = "agent"))]
     let faults = String::new();
     let mut text = String::new();
-    if args.output == Output::Human && running.is_empty() && faults.is_empty() {
+    if args.format.output == Output::Human && running.is_empty() && faults.is_empty() {
         text.push_str("no injector is running\n");
     }
     for injector in running {
-        match args.output {
+        match args.format.output {
             Output::Json => writeln!(text, "{}", serde_json::to_string(&injector)?)?,
             Output::Human => {
                 let owner = &injector.owner;

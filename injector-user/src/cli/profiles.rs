@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::{Value as Json, json};
 
-use super::args::Output;
+use super::args::{Output, OutputArgs};
 use crate::{
     output,
     spec::packet::profile::{Link, PROFILES, Profile},
@@ -15,27 +15,26 @@ use crate::{
 /// List the link profiles of `--profile` with their values and sources
 #[derive(Args, Debug)]
 pub struct ProfilesArgs {
-    /// Output format
-    #[arg(
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "human|json",
-        hide_possible_values = true
-    )]
-    output: Output,
+    #[command(flatten)]
+    format: OutputArgs,
 }
 
 /// Prints one line per profile.
 pub fn run(args: &ProfilesArgs) -> Result<ExitCode> {
-    let text = match args.output {
-        Output::Json => {
-            PROFILES.iter().flat_map(|profile| [json(profile).to_string(), "\n".into()]).collect()
-        }
+    let text = match args.format.output {
+        Output::Json => lines()?,
         Output::Human => table()?,
     };
     output::print(text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn lines() -> Result<String> {
+    let mut text = String::new();
+    for profile in PROFILES {
+        writeln!(text, "{}", json(profile))?;
+    }
+    Ok(text)
 }
 
 fn json(profile: &Profile) -> Json {
