@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde_json::Value;
 use testbed::{
-    FAMILIES, Host, Injector, Lab, TIMEOUT, binomial, engines, number, serve, talk,
+    FAMILIES, Family, Host, Injector, Lab, TIMEOUT, binomial, engines, number, serve, talk,
     tunnel::{self, TUNNEL, Tunnel},
     wait_until,
 };
@@ -27,6 +27,17 @@ fn everywhere(test: impl Fn(&str, &Lab, &Host, &Host)) {
             test(&options, &lab, from, to);
         }
     }
+}
+
+/// Sends data over a new connection through the tunnel; all of it must be echoed.
+fn transfer(from: &Host, family: Family, bytes: u64, options: &str) {
+    let at = SocketAddr::from((tunnel::address(family, 2), 9000));
+    let line = format!("tcp-connect --mode echo --to {at} --bytes {bytes} --timeout-ms 60000");
+    let report = talk(from, None, &line);
+    assert_eq!(report["error"], Value::Null, "{options} {report}");
+    let read = &report["read"];
+    let got = (number(read, "bytes"), number(read, "wrong"));
+    assert_eq!(got, (bytes, 0), "{options} {report}");
 }
 
 #[test]
@@ -72,14 +83,7 @@ fn a_stream_is_whole() {
             "--delay 5ms,jitter=1ms --loss 0.5% --duplicate 1% --corrupt 0.5% --reorder 2%";
         let injector = Injector::start(&lab.left, &format!("{options} {faults}"));
         for family in FAMILIES {
-            let at = SocketAddr::from((tunnel::address(family, 2), 9000));
-            let line =
-                format!("tcp-connect --mode echo --to {at} --bytes {BYTES} --timeout-ms 60000");
-            let report = talk(from, None, &line);
-            assert_eq!(report["error"], Value::Null, "{options} {report}");
-            let read = &report["read"];
-            let got = (number(read, "bytes"), number(read, "wrong"));
-            assert_eq!(got, (BYTES, 0), "{options} {report}");
+            transfer(from, family, BYTES, options);
         }
         let total = injector.stop().total;
         let done = [total.delayed, total.reordered, total.duplicated, total.dropped];
@@ -126,12 +130,7 @@ fn tcp_loses_single_segments() {
         let _server = serve(to, None, "tcp-serve --mode echo --bind [::]:9000");
         let injector = Injector::start(&lab.left, &format!("{options} --loss 1%"));
         for family in FAMILIES {
-            let at = SocketAddr::from((tunnel::address(family, 2), 9000));
-            let line =
-                format!("tcp-connect --mode echo --to {at} --bytes {BYTES} --timeout-ms 60000");
-            let report = talk(from, None, &line);
-            assert_eq!(report["error"], Value::Null, "{options} {report}");
-            assert_eq!(number(&report["read"], "wrong"), 0, "{options} {report}");
+            transfer(from, family, BYTES, options);
         }
         let total = injector.stop().total;
         let bytes = total.egress.bytes + total.ingress.bytes;
