@@ -375,8 +375,7 @@ impl Network {
         }
         if compiled.needs_wire_packets() && self.wire.want() {
             let lease = self.lease();
-            for attachment in self.attachments.all() {
-                let Attachment { netns, .. } = attachment;
+            for Attachment { netns, .. } in self.attachments.all() {
                 self.wire.serve(&mut self.object, instance, netns, &lease)?;
             }
         }
@@ -676,10 +675,10 @@ impl Needs {
 
 /// Capacity for the rules and for a change to twice as many.
 fn room_for(compiled: &Compiled) -> Capacity {
-    const LEAST: usize = 1024;
+    const MIN_ROOM: usize = 1024;
     const MIN_MASKS: usize = 8;
-    let rules = (2 * compiled.rules.len()).clamp(LEAST, MAX_RULES);
-    let entries = (2 * compiled.entry_count()).clamp(LEAST, compile::MAX_ENTRIES);
+    let rules = (2 * compiled.rules.len()).clamp(MIN_ROOM, MAX_RULES);
+    let entries = (2 * compiled.entry_count()).clamp(MIN_ROOM, compile::MAX_ENTRIES);
     let masks = (2 * compiled.set.mask_count as usize).clamp(MIN_MASKS, MAX_MASKS);
     let holds = 2 * compiled.rules.iter().filter(|rule| rule.flags & RULE_HOLDS != 0).count();
     Capacity {
