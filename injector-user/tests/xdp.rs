@@ -1,12 +1,16 @@
 //! XDP, and protection of port 22.
 
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
 use serde_json::Value;
-use testbed::{FAMILIES, Family, Host, INTERFACE, Injector, Lab, binomial, number, serve, talk};
+use testbed::{
+    FAMILIES, Family, Host, INTERFACE, Injector, Lab, TIMEOUT, binomial, number, serve, talk,
+};
 
 const COUNT: u64 = 800;
 
 /// Sends datagrams to a new receiver. Returns its report.
-fn datagrams(from: &Host, to: &Host, at: std::net::SocketAddr) -> Value {
+fn datagrams(from: &Host, to: &Host, at: SocketAddr) -> Value {
     let receiver = serve(to, None, &format!("udp-receive --bind {at}"));
     let sent = talk(from, None, &format!("udp-send --to {at} --count {COUNT} --size 65"));
     assert_eq!(number(&sent, "sent"), COUNT, "{sent}");
@@ -14,7 +18,7 @@ fn datagrams(from: &Host, to: &Host, at: std::net::SocketAddr) -> Value {
 }
 
 /// The paths of datagrams: over the cable with native XDP, and over loopback with generic XDP.
-fn ways(lab: &Lab) -> Vec<(&'static str, &'static str, &Host, std::net::SocketAddr)> {
+fn ways(lab: &Lab) -> Vec<(&'static str, &'static str, &Host, SocketAddr)> {
     let mut ways = Vec::new();
     for family in FAMILIES {
         ways.push((INTERFACE, "xdp-native", &lab.right, lab.left.at(family, 9000)));
@@ -93,6 +97,56 @@ fn silent_corruption_holds_where_checksums_are_verified() {
         wrong += number(&report, "corrupted");
     }
     assert_eq!(injector.stop().total.corrupted, wrong);
+}
+
+/// A payload for datagrams with a complete checksum that equals the pseudo-header sum.
+fn payload_like_a_partial_checksum(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    const LENGTH: usize = 65;
+    let add = |sum: u16, word: u16| {
+        let (sum, carry) = sum.overflowing_add(word);
+        sum + u16::from(carry)
+    };
+    let octets = |at: SocketAddr| match at.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let length = LENGTH as u16 + 8;
+    let addresses = [octets(from), octets(to)].concat();
+    let pseudo = addresses
+        .chunks(2)
+        .map(|word| u16::from_be_bytes([word[0], word[1]]))
+        .chain([17, length])
+        .fold(0, add);
+    let header = [from.port(), to.port(), length].into_iter().fold(0, add);
+    // pseudo = !(pseudo + header + word)
+    let word = !add(add(pseudo, pseudo), header);
+    let mut payload = vec![0; LENGTH];
+    payload[..2].copy_from_slice(&word.to_be_bytes());
+    payload
+}
+
+#[test]
+fn a_checksum_that_looks_partial_is_repaired() {
+    const SENT: usize = 20;
+    let lab = Lab::new();
+    lab.right.run(&format!("ethtool -K {INTERFACE} tx off"));
+    let injector = start(&lab, INTERFACE, "xdp-native", "--corrupt 100% --corrupt-mode silent");
+    for family in FAMILIES {
+        let (from, to) = (lab.right.at(family, 9001), lab.left.at(family, 9000));
+        let [sender, receiver] = [(&lab.right, from), (&lab.left, to)]
+            .map(|(host, at)| host.inside(|| UdpSocket::bind(at).expect("a free port")));
+        receiver.set_read_timeout(Some(TIMEOUT)).expect("a socket");
+        let payload = payload_like_a_partial_checksum(from, to);
+        for _ in 0..SENT {
+            sender.send_to(&payload, to).expect("a route");
+            let mut received = [0; 100];
+            let length = receiver.recv(&mut received).expect("a datagram");
+            let flipped: u32 =
+                payload.iter().zip(&received[..length]).map(|(a, b)| (a ^ b).count_ones()).sum();
+            assert_eq!((length, flipped), (payload.len(), 1), "{family:?}");
+        }
+    }
+    assert_eq!(injector.stop().total.corrupted, 2 * SENT as u64);
 }
 
 #[test]

@@ -17,6 +17,9 @@ use crate::packet::{Case, Match, skb};
 /// Number of payload bytes in which bits are flipped. They must be made contiguous and private.
 const REACH: u32 = 1024;
 
+/// The longest segment whose checksum is verified at the XDP hook, in bytes: what an Ethernet frame holds.
+const MAX_VERIFIED: u32 = 1500;
+
 /// Corrupts the packet if the decision selected it.
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
@@ -174,26 +177,56 @@ fn corrupt_frame(ctx: &XdpContext, packet: &Packet, mode: u32, position: u32) ->
     unsafe {
         let (from, stored) = (*data, *field);
         let to = from ^ mask;
-        *data = to;
         let without = packet.protocol == protocol::UDP && stored == 0;
-        if !without && !checksum::is_partial(packet, stored) {
+        if !without && (!checksum::is_partial(packet, stored) || verifies(ctx, packet)) {
             // RFC 1624: HC' = ~(~HC + ~m + m').
             let sum = u64::from(!stored) + u64::from(!from) + u64::from(to);
             let repaired = !checksum::fold(sum);
             *field =
                 if packet.protocol == protocol::UDP && repaired == 0 { u16::MAX } else { repaired };
         }
+        *data = to;
     }
     true
+}
+
+/// Whether the checksum is right as it stands: one in 65,536 complete checksums equals the
+/// pseudo-header sum, and the XDP hook does not see which of them the kernel has stored.
+///
+/// `false` for segments of more than [`MAX_VERIFIED`] bytes.
+#[inline(never)]
+fn verifies(ctx: &XdpContext, packet: &Packet) -> bool {
+    let mut at = u32::from(packet.l4);
+    let length = packet.end.wrapping_sub(at);
+    let mut sum = u64::from(checksum::pseudo_header(packet, length));
+    for _ in 0..MAX_VERIFIED / 2 {
+        if at + 2 > packet.end {
+            break;
+        }
+        let Some(word) = word(ctx, at) else { return false };
+        // SAFETY: within the frame, as checked by `word`.
+        sum += u64::from(unsafe { *word });
+        at += 2;
+    }
+    if at + 1 == packet.end {
+        // Checksums pad an odd last byte with zero.
+        let Some(word) = word(ctx, at - 1) else { return false };
+        // SAFETY: within the frame, as checked by `word`.
+        let [_, last] = unsafe { *word }.to_ne_bytes();
+        sum += u64::from(u16::from_ne_bytes([last, 0]));
+        at += 1;
+    }
+    at == packet.end && checksum::fold(sum) == u16::MAX
 }
 
 /// The 16-bit word at `offset` of the frame, if the frame is long enough.
 #[inline(always)]
 fn word(ctx: &XdpContext, offset: u32) -> Option<*mut u16> {
-    // The verifier requires a bound on offsets added to a packet pointer.
+    // The verifier requires a bound on what is added to a packet pointer, in the same register.
+    let offset = pin(offset as usize);
     if offset > 0x3fff {
         return None;
     }
-    let at = pin(ctx.data() + offset as usize);
+    let at = pin(ctx.data() + offset);
     if at + 2 > ctx.data_end() { None } else { Some(at as *mut u16) }
 }
