@@ -29,6 +29,9 @@ pub const STDOUT: &str = "standard output";
 /// How long the process waits at its end for all that is not yet written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long it waits besides for a busy machine to let the threads begin to write.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Progress is dropped while more bytes than this wait.
 const MAX_PROGRESS: usize = 64 << 10;
 
@@ -106,6 +109,8 @@ struct Queue {
     /// Lines that were not written yet, that which is being written included.
     lines: usize,
     bytes: usize,
+    /// A line is being written: if that takes long, its reader is to blame.
+    is_writing: bool,
     /// Lines that were dropped, or could not be written.
     dropped: u64,
     /// The first failure.
@@ -186,7 +191,8 @@ impl Writer {
         self.shared.queue().dropped
     }
 
-    /// Waits until all lines are written: together with all other writers, for at most a second.
+    /// Waits until all lines are written: together with all other writers, for at most a second for
+    /// their readers.
     ///
     /// Fails if a line could not be written. A reader that went away (EPIPE) is no failure.
     pub fn finish(&self) -> Result<(), OutputError> {
@@ -197,17 +203,32 @@ impl Writer {
 
     fn finish_by(&self, deadline: Instant) -> Result<(), OutputError> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let queue = self.shared.queue();
-        let (queue, _) = self
-            .shared
-            .written
-            .wait_timeout_while(queue, left, |queue| queue.lines > 0)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.wait(self.shared.queue(), left, |queue| queue.lines > 0);
+        while queue.lines > 0 && !queue.is_writing {
+            let before = queue.lines;
+            queue =
+                self.wait(queue, START_TIMEOUT, |queue| queue.lines == before && !queue.is_writing);
+            if !queue.is_writing && queue.lines == before {
+                break;
+            }
+            queue = self.wait(queue, FLUSH_TIMEOUT, |queue| queue.lines == before);
+        }
         match &queue.failure {
             Some(failure) => Err(failure.clone()),
             None if queue.lines > 0 => Err(OutputError::Blocked(self.shared.sink.clone())),
             None => Ok(()),
         }
+    }
+
+    /// Waits while this is so, for a limited time.
+    fn wait<'a>(
+        &self,
+        queue: MutexGuard<'a, Queue>,
+        time: Duration,
+        is_so: impl FnMut(&mut Queue) -> bool,
+    ) -> MutexGuard<'a, Queue> {
+        let waited = self.shared.written.wait_timeout_while(queue, time, is_so);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -215,6 +236,8 @@ impl Writer {
 fn work(lines: &Receiver<Line>, shared: &Shared, mut sink: Sink) {
     let mut was_written = true;
     for Line { text, importance, done } in lines {
+        shared.queue().is_writing = true;
+        shared.written.notify_all();
         let written = sink(&text, importance);
         let is_broken = matches!(&written, Err(error) if error.kind() != io::ErrorKind::BrokenPipe);
         let failure = written.as_ref().err().filter(|_| is_broken);
@@ -228,6 +251,7 @@ fn work(lines: &Receiver<Line>, shared: &Shared, mut sink: Sink) {
         }
         was_written = written.is_ok();
         let mut queue = shared.queue();
+        queue.is_writing = false;
         queue.lines -= 1;
         queue.bytes -= text.len();
         queue.dropped += u64::from(!was_written);
@@ -393,6 +417,18 @@ mod tests {
         assert_eq!(writer.finish_by(soon()), Ok(()));
         assert_eq!(taken(&lines), (0..100).map(|number| format!("{number}\n")).collect::<Vec<_>>());
         assert_eq!(writer.dropped(), 0);
+    }
+
+    #[test]
+    fn what_the_thread_has_had_no_time_for_is_waited_for() {
+        for _ in 0..100 {
+            let (writer, allow, lines) = writer();
+            drop(allow);
+            writer.push("a line".into(), Importance::Event);
+            // Another writer has used up the second.
+            assert_eq!(writer.finish_by(Instant::now()), Ok(()));
+            assert_eq!(taken(&lines), ["a line"]);
+        }
     }
 
     #[test]
