@@ -1,7 +1,8 @@
 //! Types shared by both sides for packets held on injector's hold device.
 //!
 //! A held packet is redirected to the hold device with an extra VLAN tag. Its 16 bits are an index
-//! into the routes or, for packets held in userspace, into the slots.
+//! into the slots of packets held in userspace; else [`ROUTE_BITS`] of them are an index into the
+//! routes, and the rest is the [`check`].
 
 use crate::{
     model::{
@@ -15,8 +16,14 @@ use crate::{
 /// Protocol of the tag, which never leaves the host.
 pub const TAG_PROTOCOL: u16 = 0x8100;
 
-/// Number of routes or slots that a tag can distinguish.
+/// Number of slots that a tag can distinguish.
 pub const TAGS: u32 = 1 << 16;
+
+/// Number of bits of a tag that are the index of a route.
+pub const ROUTE_BITS: u32 = 12;
+
+/// Number of routes that a tag can distinguish.
+pub const ROUTES: u32 = 1 << ROUTE_BITS;
 
 /// Maximum number of distribution tables of a rule set.
 pub const MAX_TABLES: u32 = 8;
@@ -54,6 +61,58 @@ pub struct HoldState {
     pub last_of_flows_ns: [u64; 2],
     /// A number that no earlier queue had: distinguishes the flows of queues, see [`flow_slot`].
     pub queue: u64,
+}
+
+/// Which packets share a queue of `sch_fq`, which releases none of a queue before the one that was
+/// first when it last looked, whatever is due earlier by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// None: the packet may overtake any other. The number is another one for each packet.
+    Packet(u32),
+    /// Those of a flow, which keep their order: its hash, and the number of [`HoldState::queue`].
+    Flow(u32, u32),
+    /// Those of a link, which keep their order: a number for each queue and direction.
+    Link(u32),
+}
+
+impl Lane {
+    /// The number of the queue, of 16 bits.
+    ///
+    /// The numbers of packets start anew after 32,768, those of flows and links after 16,384. A packet
+    /// that meets another in its queue by this may be released as late as that one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn queue(self) -> u32 {
+        match self {
+            Self::Packet(number) => number & 0x7fff,
+            Self::Flow(hash, queue) => {
+                let hash = (hash ^ queue).wrapping_mul(0x9e37_79b1);
+                0x8000 | hash >> 18
+            }
+            Self::Link(link) => 0xc000 | link & 0x3fff,
+        }
+    }
+}
+
+/// How late `sch_fq` may release a packet without that one of another [`Lane`] overtakes it: a lane in
+/// which nothing waited comes first.
+const LANE_CHANGE_NS: u64 = 2_000_000;
+
+/// The earliest release time behind a packet of another [`Lane`] that is released at `ahead_ns`.
+#[inline(always)]
+#[must_use]
+pub const fn after_other_lane(ahead_ns: u64) -> u64 {
+    if ahead_ns == 0 { 0 } else { ahead_ns + LANE_CHANGE_NS }
+}
+
+/// Four bits by which words that were carried in a packet's control block are recognized.
+#[inline(always)]
+#[must_use]
+pub const fn check(words: [u32; 2]) -> u32 {
+    let sum = words[0] ^ words[1].rotate_left(7) ^ 0xa5c3_6b9d;
+    let sum = sum ^ sum >> 16;
+    let sum = sum ^ sum >> 8;
+    (sum ^ sum >> 4) & 0xf
 }
 
 /// When a packet that is due at `due_ns` is released behind packets with the latest release time

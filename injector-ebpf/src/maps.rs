@@ -192,9 +192,18 @@ pub static FLOW_RELEASES: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static DELAYS: Array<u64> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 
-/// The delay of the packet being classified, in nanoseconds.
+/// How a packet is held.
+#[derive(Clone, Copy)]
+pub struct Schedule {
+    /// The delay in nanoseconds.
+    pub wait_ns: u64,
+    /// The queue of `sch_fq` it waits in, see [`hold::Lane`].
+    pub queue: u64,
+}
+
+/// How the packet being classified is held.
 #[map]
-pub static WAIT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+pub static SCHEDULE: PerCpuArray<Schedule> = PerCpuArray::with_max_entries(1, 0);
 
 /// The number of held packets, too high by those that were lost while held.
 #[map]
@@ -210,7 +219,7 @@ pub static ROUTES: Array<Route> = Array::with_max_entries(TAGS, BPF_F_MMAPABLE);
 
 /// The tag of an interface (its index times 2) and direction, if the hold device has a queue.
 #[map]
-pub static ROUTE_TAGS: HashMap<u64, u32> = HashMap::with_max_entries(4096, 0);
+pub static ROUTE_TAGS: HashMap<u64, u32> = HashMap::with_max_entries(hold::ROUTES, 0);
 
 /// The release time of the packet being sent to the hold device, if that has a queue.
 #[map]
@@ -220,6 +229,6 @@ pub static RELEASE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static HELD: Array<hold::Slot> = Array::with_max_entries(TAGS, BPF_F_MMAPABLE);
 
-/// The number of the next tag for [`HELD`].
+/// The number of the next packet: its tag for [`HELD`], or its [`hold::Lane`].
 #[map]
 pub static NEXT_SLOT: Array<u64> = Array::with_max_entries(1, 0);

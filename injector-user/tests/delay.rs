@@ -2,12 +2,16 @@
 
 use std::{
     collections::BTreeSet,
+    net::UdpSocket,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use nix::sys::signal::Signal;
+use nix::sys::{
+    signal::Signal,
+    socket::{setsockopt, sockopt},
+};
 use serde_json::Value;
 use statrs::distribution::{ContinuousCDF as _, Normal};
 use testbed::{
@@ -196,6 +200,56 @@ fn each_distribution_is_the_one_that_it_is_called_after() {
 }
 
 #[test]
+fn a_packet_does_not_wait_for_one_that_is_due_later() {
+    const COUNT: u64 = 300;
+    let [short, long] = [10.0, 110.0];
+    let _turn = turn();
+    let lab = Lab::new();
+    let samples = RuleFile::new(&format!("{short}ms\n{long}ms"));
+    for engine in engines() {
+        let line = format!(
+            "--engine {engine} --direction egress --interface veth0 --protocol udp \
+             --delay samples={}",
+            samples.path.display()
+        );
+        let injector = Injector::start(&lab.left, &line);
+        // Few are held at a time, so that most short delays begin while a long one is under way.
+        let line = format!("--count {COUNT} --every-us 10000");
+        let arrivals = stamped(&lab.left, None, &lab.right, &line, 200);
+        drop(injector);
+        assert_eq!(arrivals.len() as u64, COUNT, "{engine}");
+        let early = arrivals.iter().filter(|arrival| arrival.delay_ms < long / 2.0).count() as u64;
+        assert!(binomial(COUNT, 0.5).contains(&early), "{engine}: {early} of {COUNT}");
+    }
+}
+
+#[test]
+fn packets_of_the_highest_priority_are_delayed_as_well() {
+    const DELAY: Duration = Duration::from_millis(200);
+    let _turn = turn();
+    let lab = Lab::new();
+    let to = lab.right.at(Family::V4, 9000);
+    for engine in engines() {
+        let line = format!(
+            "--engine {engine} --direction egress --interface veth0 --protocol udp --delay 200ms"
+        );
+        let injector = Injector::start(&lab.left, &line);
+        let receiver = lab.right.inside(|| UdpSocket::bind(to).expect("a free port"));
+        receiver.set_read_timeout(Some(testbed::TIMEOUT)).expect("a socket");
+        let sender = lab.left.inside(|| UdpSocket::bind("0.0.0.0:0").expect("a free port"));
+        // TC_PRIO_CONTROL, and a class whose lowest bits are the same.
+        for priority in [7, 0x1_0007] {
+            setsockopt(&sender, sockopt::Priority, &priority).expect("root may");
+            let start = Instant::now();
+            sender.send_to(b"a", to).expect("a route");
+            receiver.recv(&mut [0]).expect("a datagram");
+            assert!(start.elapsed() >= DELAY, "{engine} {priority}: {:?}", start.elapsed());
+        }
+        assert_eq!(injector.stop().total.delayed, 2, "{engine}");
+    }
+}
+
+#[test]
 fn only_every_gapth_packet_overtakes_and_so_often_as_asked() {
     const GAP: u64 = 5;
     const N: u64 = 4000;
@@ -276,26 +330,26 @@ fn the_order_of_a_flow_ends_with_its_rule() {
     let _turn = turn();
     let lab = Lab::new();
     let to = lab.right.address(Family::V4);
-    // Not edt: fq keeps later packets of a flow behind those that it holds already.
-    let engine = "tap";
-    let rule = |delay: &str, matching: &str| {
-        format!("rules: [{{delay: '{delay},ordered', protocol: icmp{matching}}}]")
-    };
-    // Packets of one flow, which leave after a minute at the latest.
-    let file = RuleFile::new(&rule("50s,jitter=10s", ""));
-    let line = format!("--interface veth0 --engine {engine} {}", file.option());
-    let mut injector = Injector::start(&lab.left, &line);
-    assert_eq!(lab.left.ping(None, to, 3), 0);
-    // Another link each time, at last the first one again.
-    for matching in [", direction: egress", ", direction: both, remote: 10.0.0.0/8"] {
-        file.write(&rule("20ms,jitter=10ms", matching));
-        injector.process.signal(Signal::SIGHUP);
-        injector.process.wait_for("changed");
-        let (_, output) = lab.left.run_in(None, &format!("ping -n -c 3 -i 0.2 -W 5 {to}"));
-        let rtt = round_trip_ms(&output);
-        assert!((10.0..5000.0).contains(&rtt), "{engine} {matching}: {rtt} ms");
+    for engine in engines() {
+        let rule = |delay: &str, matching: &str| {
+            format!("rules: [{{delay: '{delay},ordered', protocol: icmp{matching}}}]")
+        };
+        // Packets of one flow, which leave after a minute at the latest.
+        let file = RuleFile::new(&rule("50s,jitter=10s", ""));
+        let line = format!("--interface veth0 --engine {engine} {}", file.option());
+        let mut injector = Injector::start(&lab.left, &line);
+        assert_eq!(lab.left.ping(None, to, 3), 0);
+        // Another link each time, at last the first one again.
+        for matching in [", direction: egress", ", direction: both, remote: 10.0.0.0/8"] {
+            file.write(&rule("20ms,jitter=10ms", matching));
+            injector.process.signal(Signal::SIGHUP);
+            injector.process.wait_for("changed");
+            let (_, output) = lab.left.run_in(None, &format!("ping -n -c 3 -i 0.2 -W 5 {to}"));
+            let rtt = round_trip_ms(&output);
+            assert!((10.0..5000.0).contains(&rtt), "{engine} {matching}: {rtt} ms");
+        }
+        drop(injector);
     }
-    drop(injector);
 }
 
 #[test]

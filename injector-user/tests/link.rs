@@ -46,6 +46,9 @@ enum How {
 
 const ALL: [How; 3] = [How::Steps, How::Ramp, How::Reload];
 
+/// The ways of changing a rule at once.
+const SWITCHES: [How; 2] = [How::Steps, How::Reload];
+
 /// What passed a link while its rule was the same.
 #[derive(Clone, Copy, Debug)]
 struct Phase {
@@ -358,53 +361,52 @@ fn queued_out_of_order(host: &Host) -> u64 {
     number.parse().expect("a number")
 }
 
+const ORDERED: &str = "delay: '10ms,jitter=5ms,ordered'";
+
 #[test]
 fn a_delay_that_falls_keeps_the_order() {
-    let _turn = turn();
-    for engine in engines() {
-        for how in ALL {
-            keeps_order(engine, how, ["delay: 100ms", "delay: 10ms"], 10.0);
-        }
-    }
+    keeps_order(&ALL, ["delay: 100ms", "delay: 10ms"], 10.0);
 }
 
 #[test]
 fn a_delay_that_ends_keeps_the_order_while_the_rule_goes_on() {
-    let _turn = turn();
-    for engine in engines() {
-        for how in [How::Steps, How::Reload] {
-            keeps_order(engine, how, ["delay: 10ms", "loss: 0%"], 0.0);
-            keeps_order(engine, how, ["delay: 20ms", "delay: 0s"], 0.0);
-        }
-    }
+    keeps_order(&SWITCHES, ["delay: 10ms", "loss: 0%"], 0.0);
+    keeps_order(&SWITCHES, ["delay: 20ms", "delay: 0s"], 0.0);
 }
 
 #[test]
-fn a_delay_that_is_ordered_by_flow_keeps_the_order_when_it_changes() {
-    let _turn = turn();
-    let ordered = "delay: '10ms,jitter=5ms,ordered'";
-    for engine in engines() {
-        for how in [How::Steps, How::Reload] {
-            keeps_order(engine, how, ["delay: 50ms", ordered], 5.0);
-            keeps_order(engine, how, ["delay: '60ms,jitter=20ms,ordered'", ordered], 5.0);
-            keeps_order(engine, how, [ordered, "loss: 0%"], 0.0);
-        }
-    }
+fn order_by_flow_and_the_order_of_a_link_go_together() {
+    keeps_order(&SWITCHES, ["delay: 50ms", ORDERED], 5.0);
+}
+
+#[test]
+fn order_by_flow_is_kept_when_the_delay_changes() {
+    keeps_order(&SWITCHES, ["delay: '60ms,jitter=20ms,ordered'", ORDERED], 5.0);
+}
+
+#[test]
+fn order_by_flow_is_kept_when_the_rule_no_longer_delays() {
+    keeps_order(&SWITCHES, [ORDERED, "loss: 0%"], 0.0);
 }
 
 /// Checks that all datagrams arrive in order and with at least this delay while rules alternate.
-fn keeps_order(engine: &str, how: How, rules: [&str; 2], least_ms: f64) {
-    let lab = Lab::new();
-    let matching = "protocol: udp, direction: egress";
-    let mut changing = Changing::start(&lab.left, engine, how, rules, matching);
-    let arrivals = datagrams(&lab, &mut changing, 64, 300);
-    changing.stop();
-    let what = format!("{engine} {how:?} {rules:?}");
-    assert_eq!(out_of_order(&arrivals), 0, "{what}: of {}", arrivals.len());
-    let early = arrivals.iter().find(|(_, delay, _)| *delay < least_ms);
-    assert!(early.is_none(), "{what}: {early:?}");
-    let last = arrivals.last().expect("some arrived").0;
-    assert_eq!(arrivals.len() as u64, last + 1, "{what}: some are lost");
+fn keeps_order(ways: &[How], rules: [&str; 2], least_ms: f64) {
+    let _turn = turn();
+    for (engine, &how) in
+        engines().iter().flat_map(|engine| ways.iter().map(move |how| (engine, how)))
+    {
+        let lab = Lab::new();
+        let matching = "protocol: udp, direction: egress";
+        let mut changing = Changing::start(&lab.left, engine, how, rules, matching);
+        let arrivals = datagrams(&lab, &mut changing, 64, 300);
+        changing.stop();
+        let what = format!("{engine} {how:?} {rules:?}");
+        assert_eq!(out_of_order(&arrivals), 0, "{what}: of {}", arrivals.len());
+        let early = arrivals.iter().find(|(_, delay, _)| *delay < least_ms);
+        assert!(early.is_none(), "{what}: {early:?}");
+        let last = arrivals.last().expect("some arrived").0;
+        assert_eq!(arrivals.len() as u64, last + 1, "{what}: some are lost");
+    }
 }
 
 #[test]

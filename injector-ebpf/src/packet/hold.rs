@@ -5,15 +5,26 @@
 //! (EDT engine only) sets the time in the device's fq queue, and [`leave`] returns it to its path.
 //! There it is recognized by its owner mark.
 
-use aya_ebpf::{bindings::BPF_F_INGRESS, helpers::generated::bpf_redirect, programs::TcContext};
+use aya_ebpf::{
+    bindings::BPF_F_INGRESS,
+    helpers::generated::{bpf_ktime_get_ns, bpf_redirect},
+    programs::TcContext,
+};
 use injector_common::{
     histogram,
-    hold::{Hold, Route, Slot, TAGS},
+    hold::{Hold, ROUTE_BITS, ROUTES, Route, Slot, TAGS},
     packet::Direction,
 };
 
 use super::{Case, Match, skb};
-use crate::{atomic, maps};
+use crate::{
+    atomic,
+    maps::{self, Schedule},
+};
+
+/// A packet is due at least this long after it enters the hold device: `sch_fq` would send one that is
+/// due at once ahead of those that are due and that it has yet to look at.
+const LEAST_WAIT_NS: u64 = 20_000;
 
 /// The remaining step for the packet after [`send`].
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -30,9 +41,12 @@ pub enum Sent {
 #[inline(always)]
 pub fn send(case: &Case, matched: &mut Match, release: u64, is_copy: bool) -> Sent {
     let &Case { ctx, direction, interface, .. } = case;
-    let Some(wait) = maps::WAIT.get(0) else { return Sent::Refused };
-    let wait = *wait;
-    let Some(tag) = tag(ctx, interface, direction, release) else { return Sent::Refused };
+    let Some(&Schedule { wait_ns: wait, queue }) = maps::SCHEDULE.get(0) else {
+        return Sent::Refused;
+    };
+    let Some(tag) = tag(ctx, interface, direction, release, queue as u32) else {
+        return Sent::Refused;
+    };
     if !skb::push_tag(ctx, tag) {
         return Sent::Refused;
     }
@@ -87,10 +101,24 @@ pub fn is_any_in_flight() -> bool {
     maps::IN_FLIGHT.get(0).is_some_and(|count| count.cast_signed() > 0)
 }
 
-/// The tag of the packet. Also stores the release time.
+/// The number of the next packet; 0 if it cannot be counted.
 #[inline(always)]
-fn tag(ctx: &TcContext, interface: u32, direction: Direction, release: u64) -> Option<u16> {
-    skb::keep_hash(ctx);
+pub fn next_number() -> u32 {
+    let Some(next) = maps::NEXT_SLOT.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a map value, aligned to 8.
+    unsafe { atomic::fetch_add(next, 1) as u32 }
+}
+
+/// The tag of the packet. Also stores the release time, and the queue of the hold device.
+#[inline(always)]
+fn tag(
+    ctx: &TcContext,
+    interface: u32,
+    direction: Direction,
+    release: u64,
+    queue: u32,
+) -> Option<u16> {
+    let hash = skb::hash(ctx);
     if maps::HOLD_IN_USERSPACE.load() == 0 {
         let key = u64::from(interface) << 1 | direction as u64;
         // SAFETY: userspace adds entries and never changes them.
@@ -98,12 +126,10 @@ fn tag(ctx: &TcContext, interface: u32, direction: Direction, release: u64) -> O
         let until = maps::RELEASE.get_ptr_mut(0)?;
         // SAFETY: per CPU; `enter` reads it on this CPU before another packet is sent.
         unsafe { *until = release };
-        skb::carry(ctx);
-        return Some(tag as u16);
+        let check = skb::carry(ctx, hash ^ queue);
+        return Some((tag | check << ROUTE_BITS) as u16);
     }
-    let next = maps::NEXT_SLOT.get_ptr_mut(0)?;
-    // SAFETY: a map value, aligned to 8.
-    let number = unsafe { atomic::fetch_add(next, 1) } as u32 & (TAGS - 1);
+    let number = next_number() & (TAGS - 1);
     let slot = maps::HELD.get_ptr_mut(number)?;
     let metadata = skb::metadata(ctx);
     let route = Route { interface, direction: direction as u32, restores: 1, metadata };
@@ -112,8 +138,8 @@ fn tag(ctx: &TcContext, interface: u32, direction: Direction, release: u64) -> O
     Some(number as u16)
 }
 
-/// At the egress of the hold device: sets the release time. Returns whether injector sent the
-/// packet.
+/// At the egress of the hold device: sets the release time, and the hash by which `sch_fq` finds the
+/// queue. Returns whether injector sent the packet.
 #[inline(always)]
 pub fn enter(ctx: &TcContext) -> bool {
     let Some(until) = maps::RELEASE.get_ptr_mut(0) else { return false };
@@ -122,14 +148,21 @@ pub fn enter(ctx: &TcContext) -> bool {
     if release == 0 || skb::tag(ctx).is_none() {
         return false;
     }
-    skb::set_departure(ctx, release);
+    // SAFETY: no pointers are passed.
+    let earliest = unsafe { bpf_ktime_get_ns() } + LEAST_WAIT_NS;
+    skb::set_departure(ctx, if release > earliest { release } else { earliest });
+    skb::change_hash(ctx, skb::carried(ctx).hash);
+    // `sch_fq` sends packets of the highest priority at once.
+    skb::set_priority(ctx, 0);
     true
 }
 
 /// At the ingress of the hold device: returns a packet that injector held to its path.
 #[inline(always)]
 pub fn leave(ctx: &TcContext) -> Option<i32> {
-    let route = maps::ROUTES.get(u32::from(skb::tag(ctx)?))?;
+    let tag = u32::from(skb::tag(ctx)?);
+    let is_in_userspace = maps::HOLD_IN_USERSPACE.load() != 0;
+    let route = maps::ROUTES.get(if is_in_userspace { tag } else { tag & (ROUTES - 1) })?;
     if route.interface == 0 || !skb::pop_tag(ctx) {
         return None;
     }
@@ -141,7 +174,9 @@ pub fn leave(ctx: &TcContext) -> Option<i32> {
     skb::forget_addressee(ctx);
     skb::set_departure(ctx, 0);
     let (priority, queue) = if route.restores == 0 {
-        skb::carried(ctx)
+        let carried = skb::carried(ctx).checked(tag >> ROUTE_BITS);
+        skb::change_hash(ctx, carried.hash);
+        (carried.priority, carried.queue)
     } else {
         skb::set_metadata(ctx, &route.metadata);
         (route.metadata.priority, route.metadata.queue)

@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use injector_common::{
-    hold::{Metadata, TAG_PROTOCOL},
+    hold::{self, Metadata, TAG_PROTOCOL},
     packet::{
         Direction, Packet,
         parse::{self, Link, Unparsed},
@@ -230,11 +230,24 @@ pub fn has_socket(ctx: &TcContext) -> bool {
     unsafe { !(*raw(ctx)).__bindgen_anon_2.sk.is_null() }
 }
 
-/// Computes the packet's hash now if it has none: with injector's tag on top it would differ.
+/// The packet's hash, computed now if it has none: with injector's tag on top it would differ.
 #[inline(always)]
-pub fn keep_hash(ctx: &TcContext) {
-    // SAFETY: the context's own skb. The returned hash is stored in the packet too.
-    unsafe { bpf_get_hash_recalc(raw(ctx)) };
+pub fn hash(ctx: &TcContext) -> u32 {
+    // SAFETY: the context's own skb. The hash is stored in the packet too.
+    unsafe { bpf_get_hash_recalc(raw(ctx)) }
+}
+
+/// Flips these bits of the packet's hash, if it has one.
+#[inline(always)]
+pub fn change_hash(ctx: &TcContext, bits: u32) {
+    let skb = raw(ctx);
+    // SAFETY: the context's own skb, whose hash is readable.
+    unsafe {
+        if bits == 0 || (*skb).hash == 0 {
+            return;
+        }
+        bpf_set_hash(skb, (*skb).hash ^ bits);
+    }
 }
 
 /// The packet's metadata.
@@ -282,40 +295,63 @@ pub fn set_priority(ctx: &TcContext, priority: u32) {
     unsafe { (*raw(ctx)).priority = priority };
 }
 
-/// Words of the control block (`skb->cb`) that carry `priority` and `queue` across the hold device.
-/// `sch_fq` uses the first 12 bytes, and neither a veth nor the backlog touches any.
-mod carried {
-    pub const PRIORITY: usize = 3;
-    /// The upper half contains [`SIGN`].
-    pub const QUEUE: usize = 4;
-    /// Distinguishes carried values from those that another kernel's queue may leave there.
-    pub const SIGN: u32 = 0xa5c3;
+/// Words of the control block (`skb->cb`) that carry metadata across the hold device. `sch_fq` uses the
+/// first 12 bytes, and neither a veth nor the backlog touches any.
+const CARRIED: [usize; 2] = [3, 4];
+
+/// Metadata that the hold device loses or changes.
+#[derive(Clone, Copy, Default)]
+pub struct Carried {
+    /// `skb->priority`.
+    pub priority: u32,
+    /// `skb->queue_mapping`.
+    pub queue: u32,
+    /// The lower 16 bits of `skb->hash` that differ on the hold device.
+    pub hash: u32,
 }
 
-/// Stores the packet's priority and queue in the control block, because the hold device loses both.
+impl Carried {
+    /// The words of the control block.
+    #[inline(always)]
+    const fn words(self) -> [u32; 2] {
+        [self.priority, self.hash << 16 | self.queue & 0xffff]
+    }
+
+    /// Itself if this is its [`hold::check`]; else nothing: another kernel's queue may change the words.
+    #[inline(always)]
+    pub fn checked(self, check: u32) -> Self {
+        // Pinned: the compiler would merge conditional reads into one from a computed address, which
+        // the verifier rejects.
+        let pinned = |value: u32| verifier::pin(value as usize) as u32;
+        if hold::check(self.words()) != check {
+            return Self::default();
+        }
+        Self { priority: pinned(self.priority), queue: pinned(self.queue), hash: pinned(self.hash) }
+    }
+}
+
+/// Stores the packet's priority and queue in the control block, and the bits of its hash that are to
+/// differ. Returns their [`hold::check`].
 #[inline(always)]
-pub fn carry(ctx: &TcContext) {
+pub fn carry(ctx: &TcContext, hash: u32) -> u32 {
     let skb = raw(ctx);
-    // SAFETY: tc programs may use the control block.
+    // SAFETY: tc programs may use the control block; the indices are constant.
     unsafe {
-        (*skb).cb[carried::PRIORITY] = (*skb).priority;
-        (*skb).cb[carried::QUEUE] = carried::SIGN << 16 | (*skb).queue_mapping & 0xffff;
+        let carried = Carried { priority: (*skb).priority, queue: (*skb).queue_mapping, hash };
+        let words = carried.words();
+        (*skb).cb[CARRIED[0]] = words[0];
+        (*skb).cb[CARRIED[1]] = words[1];
+        hold::check(words)
     }
 }
 
-/// The priority and queue stored in the control block.
+/// What [`carry`] has stored.
 #[inline(always)]
-pub fn carried(ctx: &TcContext) -> (u32, u32) {
+pub fn carried(ctx: &TcContext) -> Carried {
     let skb = raw(ctx);
-    // SAFETY: tc programs may use the control block.
-    let (priority, queue) = unsafe { ((*skb).cb[carried::PRIORITY], (*skb).cb[carried::QUEUE]) };
-    if queue >> 16 != carried::SIGN {
-        return (0, 0);
-    }
-    // Pinned: the compiler would merge two conditional reads into one from a computed address,
-    // which the verifier rejects.
-    let pinned = |value: u32| verifier::pin(value as usize) as u32;
-    (pinned(priority), pinned(queue & 0xffff))
+    // SAFETY: tc programs may use the control block; the indices are constant.
+    let [priority, word] = unsafe { [(*skb).cb[CARRIED[0]], (*skb).cb[CARRIED[1]]] };
+    Carried { priority, queue: word & 0xffff, hash: word >> 16 }
 }
 
 /// A word of the control block (`skb->cb`).

@@ -26,6 +26,8 @@ mod option {
     pub const QUANTUM: u16 = 3;
     pub const INITIAL_QUANTUM: u16 = 4;
     pub const RATE_ENABLE: u16 = 5;
+    pub const BUCKETS_LOG: u16 = 8;
+    pub const ORPHAN_MASK: u16 = 10;
     pub const TIMER_SLACK: u16 = 13;
     pub const HORIZON: u16 = 14;
 }
@@ -35,6 +37,12 @@ const QUANTUM: u32 = 1 << 18;
 
 /// The maximum time until a packet is due, in microseconds: more than the longest delay and queue.
 const HORIZON_US: u32 = 4_000_000_000;
+
+/// The bits of a packet's hash that are the number of its queue, see `injector_common::hold::Lane`.
+const ORPHAN_MASK: u32 = 0xffff;
+
+/// The logarithm of the number of trees in which fq looks for queues.
+const BUCKETS_LOG: u32 = 12;
 
 /// The maximum lateness in nanoseconds, which coalesces timer interrupts.
 const TIMER_SLACK_NS: u32 = 1000;
@@ -65,6 +73,8 @@ async fn add_here(
         (option::INITIAL_QUANTUM, QUANTUM),
         // Pacing rates of sockets do not apply to held packets.
         (option::RATE_ENABLE, 0),
+        (option::BUCKETS_LOG, BUCKETS_LOG),
+        (option::ORPHAN_MASK, ORPHAN_MASK),
         (option::TIMER_SLACK, TIMER_SLACK_NS),
         (option::HORIZON, HORIZON_US),
     ];

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use injector_common::{
-    hold::{self, HoldState},
+    hold::{self, HoldState, Lane},
     model::{
         Decision,
         delay::{Memory, Tables},
@@ -13,10 +13,11 @@ use injector_common::{
 
 use super::rate;
 use crate::{
-    atomic, maps,
+    atomic,
+    maps::{self, Schedule},
     packet::{
         Case, Match, Verdict,
-        hold::{Sent, is_any_in_flight, send},
+        hold::{Sent, is_any_in_flight, next_number, send},
         skb,
     },
 };
@@ -124,9 +125,18 @@ pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction:
         in_order(hold, state, direction, due, now)
     };
     let Some(due) = due else { return AT_ONCE };
-    let Some(wait) = maps::WAIT.get_ptr_mut(0) else { return AT_ONCE };
+    // SAFETY: within a map value; only userspace writes it, before the queue's first packet.
+    let queue = unsafe { (&raw const (*state).queue).read_volatile() } as u32;
+    let lane = if hold.delay.orders_flows() || paced > due {
+        Lane::Flow(skb::hash(ctx), queue)
+    } else if hold.delay.keeps_order() {
+        Lane::Link(queue << 1 | direction as u32)
+    } else {
+        Lane::Packet(next_number())
+    };
+    let Some(schedule) = maps::SCHEDULE.get_ptr_mut(0) else { return AT_ONCE };
     // SAFETY: per CPU; `send` reads it on this CPU before another packet is classified.
-    unsafe { *wait = due - now };
+    unsafe { *schedule = Schedule { wait_ns: due - now, queue: lane.queue().into() } };
     hold::in_order(due, paced)
 }
 
@@ -147,7 +157,7 @@ fn in_order(
     let keeps_order = hold.delay.keeps_order();
     // SAFETY: map values, aligned to 8; the exchange detects a torn or stale read.
     let (found, of_flows) = unsafe { (last.read_volatile(), of_flows.read_volatile()) };
-    let ahead = hold::in_order(found, of_flows);
+    let ahead = hold::in_order(found, hold::after_other_lane(of_flows));
     if due <= now && (!keeps_order || ahead <= now) {
         return if keeps_order { behind(ahead, now) } else { None };
     }
@@ -172,7 +182,7 @@ fn in_flow_order(state: *mut HoldState, direction: Direction, due: u64, now: u64
     let (last, latest, found) =
         unsafe { (last.read_volatile(), of_flows.read_volatile(), slot.read_volatile()) };
     // An earlier rule of the link may have held packets without regard to flows.
-    let ahead = hold::in_order(found, last);
+    let ahead = hold::in_order(found, hold::after_other_lane(last));
     if due <= now && ahead <= now {
         return behind(ahead, now);
     }

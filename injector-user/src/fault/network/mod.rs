@@ -98,7 +98,7 @@ pub enum NetworkError {
     )]
     NoFq(#[source] KernelError),
     /// More interfaces than tags for the routes of held packets.
-    #[error("packets of more than {} interfaces cannot be held", injector_common::hold::TAGS / 2)]
+    #[error("packets of more than {} interfaces cannot be held", injector_common::hold::ROUTES / 2)]
     TooManyInterfaces,
     /// Packets cannot be segmented.
     #[error("this kernel cannot create the devices that segment GSO packets: {0}")]

@@ -17,7 +17,7 @@ use std::{
 };
 
 use injector_common::{
-    hold::{Hold, TAGS},
+    hold::{Hold, ROUTES},
     packet::Direction,
 };
 use serde::Serialize;
@@ -222,7 +222,7 @@ impl Holds {
         let route = (interface.index, direction);
         if self.engine == Engine::Edt && !self.routes.contains(&route) {
             let tag = self.routes.len() as u32;
-            if tag >= TAGS {
+            if tag >= ROUTES {
                 return Err(NetworkError::TooManyInterfaces);
             }
             object.set_route(tag, interface.index, direction)?;
