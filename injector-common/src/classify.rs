@@ -5,7 +5,7 @@
 //! rules, the first in the user's order wins.
 
 use crate::{
-    control::{MAX_MASKS, RuleSet},
+    control::{MAX_MASKS, Masks},
     packet::{Direction, Family, Packet},
     verifier::forget,
 };
@@ -238,29 +238,31 @@ pub fn masked(tuple: &Tuple, mask: &Tuple) -> Tuple {
     ]
 }
 
-/// The number of the first rule of `set`, in bank `bank`, that matches `tuple`; `look_up` searches
-/// the entries. The set has at most `most` masks, which bounds the loop for the verifier.
+/// The number of the first rule with one of `masks`, of which the first has the number `first_mask`,
+/// in bank `bank` that matches `tuple`; `look_up` searches the entries. There are at most `most`
+/// masks, which bounds the loop for the verifier.
 #[inline(always)]
 #[must_use]
 pub fn first_rule(
     tuple: &Tuple,
-    set: &RuleSet,
+    masks: &Masks,
+    first_mask: u32,
     bank: u32,
     most: u32,
     look_up: impl Fn(&TupleKey) -> Option<u32>,
 ) -> Option<u32> {
     let mut first = u32::MAX;
     for number in 0..MAX_MASKS {
-        if number as u32 >= most || number as u32 >= set.mask_count {
+        if number as u32 >= most || number as u32 >= masks.count {
             break;
         }
-        let mask = &set.masks[number];
+        let mask = &masks.masks[number];
         if mask.first_rule >= first {
             break;
         }
         let key = TupleKey {
             tuple: masked(tuple, &mask.tuple),
-            space: TupleKey::space(number as u32, bank),
+            space: TupleKey::space(first_mask + number as u32, bank),
         };
         if let Some(found) = look_up(&key)
             && found < first

@@ -5,6 +5,9 @@ use crate::classify::TupleMask;
 /// Maximum number of mask combinations in a rule set; each costs one hash lookup per packet.
 pub const MAX_MASKS: usize = 32;
 
+/// The number of the first mask in [`RuleSet::connections`].
+pub const FIRST_CONNECTION_MASK: u32 = MAX_MASKS as u32;
+
 /// Maximum number of distinct length limits in a rule set.
 pub const MAX_LENGTHS: usize = 15;
 
@@ -29,24 +32,35 @@ pub struct Control {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleSet {
-    /// Number of `masks` in use, at most [`MAX_MASKS`].
-    pub mask_count: u32,
     /// Non-zero if a rule matches ports, which requires the port-class tables.
     pub uses_ports: u32,
     /// Non-zero if a rule matches lengths, which requires the length-class table.
     pub uses_lengths: u32,
+    /// The masks of the packets that rules match.
+    pub packets: Masks,
+    /// The masks of the connections whose MSS rules clamp, see [`crate::rule::Rule::clamp_mtu`].
+    pub connections: Masks,
+}
+
+/// The masks of a search.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Masks {
+    /// Number of `masks` in use, at most [`MAX_MASKS`].
+    pub count: u32,
     /// The masks, in ascending order of [`TupleMask::first_rule`].
     pub masks: [TupleMask; MAX_MASKS],
 }
 
+impl Masks {
+    /// No masks.
+    pub const EMPTY: Self = Self { count: 0, masks: [TupleMask::EMPTY; MAX_MASKS] };
+}
+
 impl RuleSet {
     /// A rule set without rules.
-    pub const EMPTY: Self = Self {
-        mask_count: 0,
-        uses_ports: 0,
-        uses_lengths: 0,
-        masks: [TupleMask::EMPTY; MAX_MASKS],
-    };
+    pub const EMPTY: Self =
+        Self { uses_ports: 0, uses_lengths: 0, packets: Masks::EMPTY, connections: Masks::EMPTY };
 }
 
 /// Number of ports, and of entries in a [`PortClasses`] table.

@@ -48,7 +48,10 @@ pub struct Rule {
     /// same index, so that the state survives the change.
     pub link: u32,
     /// If not 0, packets are answered as too big for the path, and this is the MTU of the answer.
-    pub mtu: u32,
+    pub mtu: u16,
+    /// If not 0, the MSS of new TCP connections is clamped, so that IP packets have at most this
+    /// length.
+    pub clamp_mtu: u16,
 }
 
 /// [`Rule::flags`]: reset the matching TCP connections.

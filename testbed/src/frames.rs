@@ -4,6 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Family, Host};
 
+/// IP protocol number of TCP.
+pub const TCP: u8 = 6;
+
 /// IP protocol number of UDP.
 pub const UDP: u8 = 17;
 
@@ -85,6 +88,40 @@ pub fn udp(source: IpAddr, destination: IpAddr, ports: (u16, u16), payload: &[u8
         datagram.extend(field.to_be_bytes());
     }
     datagram.extend(payload);
+    let checksum = match checksum(source, destination, UDP, &datagram) {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
+    datagram
+}
+
+/// A TCP segment without payload, with its checksum. `numbers` are those of the sequence and the
+/// acknowledgment; the length of `options` is a multiple of 4.
+#[must_use]
+pub fn tcp(
+    (source, destination): (IpAddr, IpAddr),
+    ports: (u16, u16),
+    numbers: (u32, u32),
+    flags: u8,
+    options: &[u8],
+) -> Vec<u8> {
+    const WINDOW: u16 = 65_535;
+
+    let mut segment = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();
+    segment.extend(numbers.0.to_be_bytes());
+    segment.extend(numbers.1.to_be_bytes());
+    segment.extend([(20 + options.len() as u8) << 2, flags]);
+    segment.extend(WINDOW.to_be_bytes());
+    segment.extend([0; 4]);
+    segment.extend(options);
+    let checksum = checksum(source, destination, TCP, &segment);
+    segment[16..18].copy_from_slice(&checksum.to_be_bytes());
+    segment
+}
+
+/// The checksum of an upper-layer packet whose own field is 0.
+fn checksum(source: IpAddr, destination: IpAddr, protocol: u8, packet: &[u8]) -> u16 {
     let mut covered = Vec::new();
     for address in [source, destination] {
         match address {
@@ -92,15 +129,10 @@ pub fn udp(source: IpAddr, destination: IpAddr, ports: (u16, u16), payload: &[u8
             IpAddr::V6(address) => covered.extend(address.octets()),
         }
     }
-    covered.extend([0, UDP]);
-    covered.extend(length.to_be_bytes());
-    covered.extend(&datagram);
-    let checksum = match !sum(&covered) {
-        0 => 0xffff,
-        checksum => checksum,
-    };
-    datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
-    datagram
+    covered.extend([0, protocol]);
+    covered.extend((packet.len() as u16).to_be_bytes());
+    covered.extend(packet);
+    !sum(&covered)
 }
 
 /// An IP packet with a UDP datagram.

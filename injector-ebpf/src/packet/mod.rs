@@ -5,6 +5,7 @@ mod find;
 mod fragment;
 mod hold;
 mod impair;
+mod mss;
 mod protect;
 mod scope;
 mod skb;
@@ -114,6 +115,7 @@ fn classify_skb(ctx: &TcContext, direction: Direction, device: Link) -> Option<V
     let packet = keep(|packet| skb::parse(ctx, link, packet), seen, direction)?;
     fragment::complete(packet);
     scope::remember(packet, direction);
+    mss::clamp(ctx, packet, direction, set, &control);
 
     let number = find::rule(packet, direction, set, control.bank, skb::segment_size(ctx));
     if number == find::NO_RULE {
@@ -264,7 +266,7 @@ fn classify_frame(ctx: &XdpContext) -> Option<Verdict> {
 fn active() -> Option<(Control, &'static RuleSet)> {
     let control = *maps::CONTROL.get(0)?;
     let set = maps::RULE_SETS.get(control.bank)?;
-    if set.mask_count == 0 {
+    if set.packets.count == 0 {
         return None;
     }
     Some((control, set))

@@ -176,6 +176,7 @@ impl Remote {
             for_ms: session.lasts().map(Lasts),
             attached: fault.attached.clone(),
             rules: fault.rules.iter().map(|rule| rule.name.as_str()).collect(),
+            loopback_mtu: None,
             resolved: &fault.resolved,
             engine: None,
             clock: None,

@@ -68,6 +68,9 @@ pub enum Event<'a> {
         attached: Vec<AttachedReport>,
         /// Names of the rules.
         rules: Vec<&'a str>,
+        /// The limit for packets of new TCP connections over the loopback, if it was not requested.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        loopback_mtu: Option<u16>,
         /// Addresses of the host names.
         resolved: &'a [Resolved],
         /// Engine that delays packets, if any rule does.
@@ -412,6 +415,7 @@ fn human(event: &Event) -> String {
             for_ms,
             attached,
             rules,
+            loopback_mtu,
             resolved,
             engine,
             clock,
@@ -420,6 +424,10 @@ fn human(event: &Event) -> String {
             process,
             ..
         } => started(&mut text, target, *seed, *for_ms, attached, rules, resolved)
+            .and_then(|()| {
+                let Some(mtu) = loopback_mtu else { return Ok(()) };
+                writeln!(text, "injector:   new TCP connections over loopback: mtu {mtu} (default)")
+            })
             .and_then(|()| {
                 let Some(engine) = engine else { return Ok(()) };
                 writeln!(text, "injector:   packets are held by the {engine} engine")

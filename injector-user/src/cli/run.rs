@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use injector_common::packet::protocol;
 use nix::sys::signal::SigSet;
 use tokio::process::{Child, Command};
 
@@ -26,6 +27,7 @@ use crate::{
         instance::{Instance, SharedInstance},
     },
     output,
+    spec::{packet::mtu::Mtu, rule::Rule},
     target::{
         Target,
         cgroup::{Cgroup, Hierarchy},
@@ -89,10 +91,11 @@ async fn under_faults(
         .open(cgroup.path.join("cgroup.procs"))
         .with_context(|| format!("cannot use the cgroup {}", cgroup.path.display()))?;
     let target = Target::of_command(cgroup)?;
+    let loopback_mtu = limit_loopback_packets(&mut asked.faults.rules, &target)?;
     let title = session::words(&args.command);
     // Without a time limit, the faults end with the command.
     asked.options.outlived = args.session.lasts().is_some();
-    let plan = Plan { asked, target, title, made: Some(made) };
+    let plan = Plan { asked, target, title, made: Some(made), loopback_mtu };
     let mut session =
         Session::start(instance.clone(), &args.session, &args.faults, plan, reporter)?;
     let mut child = match spawn(&args.command, &procs, signals.mask_before(), files) {
@@ -122,6 +125,27 @@ async fn under_faults(
         }
         _ => own,
     })
+}
+
+/// Limits the packets of new connections to those of Ethernet for rules that act on wire packets, and
+/// on loopback alone, where TCP sends packets of up to 64 KiB. Returns the limit if it applies to any
+/// rule.
+fn limit_loopback_packets(rules: &mut [Rule], target: &Target) -> Result<Option<Mtu>> {
+    let places = target.places()?;
+    let mut interfaces = places.iter().flat_map(|place| &place.interfaces);
+    let is_loopback_alone = interfaces.all(|interface| interface.is_loopback);
+    let mut limit = None;
+    for Rule { matching, impairment, .. } in rules {
+        if impairment.rule.clamp_mtu == 0
+            && impairment.acts_on_wire_packets()
+            && matching.may_match(protocol::TCP)
+            && (is_loopback_alone || matching.is_of_loopback())
+        {
+            impairment.rule.clamp_mtu = Mtu::ETHERNET.0;
+            limit = Some(Mtu::ETHERNET);
+        }
+    }
+    Ok(limit)
 }
 
 /// Creates the command's cgroup inside injector's own, so that the same resource limits apply.

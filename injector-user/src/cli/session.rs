@@ -36,7 +36,7 @@ use crate::{
     kernel::clock,
     lifetime::{instance::SharedInstance, journal::Owner},
     output::{self, OutputError, Writer},
-    spec::{Faults, SpecError, rule::Rule, value::HumanDuration},
+    spec::{Faults, SpecError, packet::mtu::Mtu, rule::Rule, value::HumanDuration},
     target::{
         Target,
         cgroup::{self, populated_below},
@@ -113,6 +113,8 @@ pub struct Plan {
     pub title: String,
     /// Journal number of the target's cgroup, if it was created for this session.
     pub made: Option<u32>,
+    /// The limit for packets of new connections over the loopback, if it was not requested.
+    pub loopback_mtu: Option<Mtu>,
 }
 
 /// Undoes the changes of dead injectors and registers this one.
@@ -178,6 +180,7 @@ impl<'a> Session<'a> {
             target,
             title,
             made,
+            loopback_mtu,
         } = plan;
         let mut injection =
             Injection::prepare(target, instance, FaultSet::of(&faults, seed), &[], options)?;
@@ -190,6 +193,7 @@ impl<'a> Session<'a> {
             for_ms: args.lasts().map(report::Lasts),
             attached: injection.attached().iter().map(Into::into).collect(),
             rules: names(&faults.rules),
+            loopback_mtu: loopback_mtu.map(|mtu| mtu.0),
             resolved: &resolved,
             engine: injection.network().and_then(Network::engine),
             clock: faults.clock.as_ref().map(|fault| fault.name.as_str()),

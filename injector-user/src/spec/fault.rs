@@ -36,6 +36,9 @@ pub enum FaultError {
     /// Not a packet count.
     #[error("`{0}` is not a count of packets: write a whole number from 1 to 4294967295")]
     Every(String),
+    /// An MTU is out of range.
+    #[error("`{0}` is not an MTU: write a number of bytes from 576 to 65535")]
+    Mtu(String),
     /// A delay or jitter is out of range.
     #[error("`{0}` is too long: a delay and its jitter are 0s to 60s each")]
     DelayRange(String),

@@ -83,7 +83,7 @@ macro_rules! integers {
     )+};
 }
 
-integers!(i32, u32, u64);
+integers!(i32, u16, u32, u64);
 
 impl Interpolate for Percent {
     fn between(&self, to: &Self, part: f64) -> Option<Self> {

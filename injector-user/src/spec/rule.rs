@@ -1,6 +1,8 @@
 //! Packet rules: which packets to match, and what to do with them.
 
 use clap::{Args, ValueEnum};
+use injector_common::packet::protocol;
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -202,6 +204,36 @@ impl Matching {
             && share(self.local_ports.as_ref(), other.local_ports.as_ref())
             && self.tcp_flags.is_none_or(|a| other.tcp_flags.is_none_or(|b| a.overlaps(b)))
     }
+
+    /// Whether packets of a protocol may match.
+    #[must_use]
+    pub fn may_match(&self, protocol: u8) -> bool {
+        self.protocols.is_empty() || self.protocols.contains(&Protocol(protocol))
+    }
+
+    /// Whether only packets on a loopback match, by their addresses.
+    #[must_use]
+    pub fn is_of_loopback(&self) -> bool {
+        let is_of_loopback = |remote: &Remote| match remote {
+            Remote::Net(IpNet::V4(net)) => net.network().is_loopback() && net.prefix_len() >= 8,
+            Remote::Net(IpNet::V6(net)) => net.addr().is_loopback() && net.prefix_len() == 128,
+            Remote::Host(_) => false,
+        };
+        !self.remotes.is_empty() && self.remotes.iter().all(is_of_loopback)
+    }
+
+    /// The TCP connections to which matching packets belong.
+    #[must_use]
+    pub fn connection(&self) -> Self {
+        Self {
+            direction: Direction::Both,
+            protocols: vec![Protocol(protocol::TCP)],
+            tcp_flags: None,
+            data_only: false,
+            longer_than: None,
+            ..self.clone()
+        }
+    }
 }
 
 /// Whether the lists may have something in common. An empty list contains everything.
@@ -225,6 +257,14 @@ pub struct Rule {
     pub lasts: Option<HumanDuration>,
     /// What to do with matching packets.
     pub impairment: Impairment,
+}
+
+impl Rule {
+    /// Whether the rule clamps the MSS of new connections.
+    #[must_use]
+    pub fn clamps_mss(&self) -> bool {
+        self.impairment.rule.clamp_mtu != 0 && self.matching.may_match(protocol::TCP)
+    }
 }
 
 impl RuleSpec {
@@ -313,7 +353,7 @@ impl RuleSpec {
         &self,
         given: &[(&'static PacketInfo, Option<String>)],
     ) -> Result<Matching, RuleError> {
-        use injector_common::packet::protocol::{ICMP, ICMPV6, TCP};
+        use protocol::{ICMP, ICMPV6, TCP};
 
         let tcp = Protocol(TCP);
         let only_tcp = self.protocol.iter().all(|&protocol| protocol == tcp);
@@ -421,6 +461,8 @@ mod tests {
             ("{rate: down=1mbit, direction: egress}", RuleError::Fault(ONE_DIRECTION)),
             ("{rate: down=1mbit, rtt: 10ms}", RuleError::Fault(ONE_DIRECTION)),
             ("{delay: down=1ms, loss: up=1%, ecn: true}", RuleError::Fault(packet::ecn::ALONE)),
+            ("{mtu: 1500}", RuleError::NoFault),
+            ("{loss: 1%, mtu: 1500, protocol: udp}", RuleError::Fault(packet::mtu::NO_TCP)),
             ("{too-big: true}", RuleError::Fault(packet::too_big::NO_MTU)),
             ("{too-big: true, longer-than: 551}", RuleError::Fault(packet::too_big::NO_MTU)),
         ] {
@@ -447,6 +489,23 @@ mod tests {
             names("{name: a, delay: 'down=1ms,up=2ms'}"),
             [(down, "a".into()), (up, "a".into())]
         );
+    }
+
+    #[test]
+    fn rules_of_the_loopback_are_known_by_their_addresses() {
+        for (remote, is_of_loopback) in [
+            ("127.0.0.1", true),
+            ("127.0.0.0/8", true),
+            ("[127.0.0.1, '::1']", true),
+            ("127.0.0.0/7", false),
+            ("'::/127'", false),
+            ("[127.0.0.1, 10.0.0.1]", false),
+            ("localhost", false),
+        ] {
+            let rules = spec(&format!("{{loss: 1%, remote: {remote}}}")).check().expect(remote);
+            assert_eq!(rules[0].matching.is_of_loopback(), is_of_loopback, "{remote}");
+        }
+        assert!(!spec("{loss: 1%}").check().expect("valid")[0].matching.is_of_loopback());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::{
         delay::DelaySpec,
         duplicate::Duplicate,
         loss::{Loss, LossEvery, LossGemodel, LossState},
+        mtu::Mtu,
         rate::Rate,
         reorder::Reorder,
         rtt::Rtt,
@@ -130,7 +131,7 @@ fn values_are_the_same_in_both_forms() {
         };
     }
     check_all!(PacketFault: Loss, LossEvery, LossState, LossGemodel, Corrupt, Duplicate);
-    check_all!(PacketFault: DelaySpec, Rtt, Reorder, Rate);
+    check_all!(PacketFault: DelaySpec, Rtt, Reorder, Rate, Mtu);
     check_all!(ClockFaultPart: Shift, Jump, Strobe);
     check_all!(ProcessFault: PauseSpec, Kill, Failure, CpuLimit, IoLimit);
 }
@@ -166,6 +167,7 @@ fn objects_say_what_their_text_says() {
         ("{loss-gemodel: {p: 1%, 1-h: 70%}}", "{loss-gemodel: '1%,99%,70%,0%'}"),
         ("{loss-state: {p13: 1%, p31: 10%}}", "{loss-state: '1%,10%'}"),
         ("{loss-every: {every: 3}}", "{loss-every: 3}"),
+        ("{loss: 1%, mtu: {bytes: 1500}}", "{loss: 1%, mtu: 1500}"),
         (
             "{rate: {rate: 1mbit, queue: 64kb, overhead: -4}}",
             "{rate: '1mbit,overhead=-4,queue=64kb'}",

@@ -32,7 +32,7 @@ pub fn apply(case: &Case, matched: &mut Match) -> Option<Verdict> {
     if mtu == 0 {
         return None;
     }
-    if !answer(ctx, packet, direction, mtu) {
+    if !answer(ctx, packet, direction, u32::from(mtu)) {
         matched.counters.skipped += 1;
         return Some(Verdict::Pass);
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use injector_common::{
     classify::{TUPLE_WORDS, Tuple, TupleKey, TupleMask, field},
-    control::{LENGTHS, MAX_LENGTHS, MAX_MASKS, PORTS, RuleSet},
+    control::{FIRST_CONNECTION_MASK, LENGTHS, MAX_LENGTHS, MAX_MASKS, Masks, PORTS, RuleSet},
     hold::{self, Hold, MAX_TABLES},
     model::random,
     rule::{self, RULE_WIRE},
@@ -118,6 +118,12 @@ impl Compiled {
         self.rules.iter_mut().for_each(|rule| rule.flags &= !RULE_WIRE);
     }
 
+    /// The number of masks of the search that has most.
+    #[must_use]
+    pub fn mask_count(&self) -> usize {
+        self.set.packets.count.max(self.set.connections.count) as usize
+    }
+
     /// The number of entries.
     #[must_use]
     pub fn entry_count(&self) -> usize {
@@ -136,40 +142,39 @@ pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
     if lengths.len() > MAX_LENGTHS {
         return Err(CompileError::TooManyLengths(lengths.len()));
     }
-    let mut masks: Vec<TupleMask> = Vec::new();
-    let mut mask_numbers: HashMap<Tuple, u32> = HashMap::new();
+    let mut packets = Numbering::default();
+    let mut connections = Numbering { first: FIRST_CONNECTION_MASK, ..Numbering::default() };
     let mut entries: HashMap<(Tuple, u32), u32> = HashMap::new();
     let mut combinations = 0;
     for (number, rule) in (0u32..).zip(rules) {
-        for Entry { mask, tuple } in matches(&rule.matching, &ports, &lengths)? {
-            let mask_number = *mask_numbers.entry(mask).or_insert_with(|| {
-                masks.push(TupleMask { tuple: mask, first_rule: number });
-                masks.len() as u32 - 1
-            });
-            // If several rules match exactly the same packets, the first wins.
-            entries.entry((tuple, mask_number)).or_insert(number);
-            combinations += 1;
-            if entries.len() > MAX_ENTRIES || combinations > MAX_COMBINATIONS {
-                return Err(CompileError::TooManyEntries);
+        let connection = rule.clamps_mss().then(|| rule.matching.connection());
+        let searches =
+            [(&mut packets, Some(&rule.matching)), (&mut connections, connection.as_ref())];
+        for (masks, matching) in searches {
+            let Some(matching) = matching else { continue };
+            for Entry { mask, tuple } in matches(matching, &ports, &lengths)? {
+                // If several rules match exactly the same packets, the first wins.
+                entries.entry((tuple, masks.number(mask, number))).or_insert(number);
+                combinations += 1;
+                if entries.len() > MAX_ENTRIES || combinations > MAX_COMBINATIONS {
+                    return Err(CompileError::TooManyEntries);
+                }
             }
         }
-    }
-    if masks.len() > MAX_MASKS {
-        return Err(CompileError::TooManyMasks(masks.len()));
     }
     let uses_ports = rules
         .iter()
         .any(|rule| rule.matching.local_ports.is_some() || rule.matching.remote_ports.is_some());
-    let mut set = Box::new(RuleSet {
-        mask_count: masks.len() as u32,
+    let set = Box::new(RuleSet {
         uses_ports: u32::from(uses_ports),
         uses_lengths: u32::from(!lengths.is_empty()),
-        ..RuleSet::EMPTY
+        packets: packets.masks()?,
+        connections: connections.masks()?,
     });
-    // Masks are numbered by the first rule that uses them, so they are already in search order.
-    set.masks[..masks.len()].copy_from_slice(&masks);
     let (holds, tables) = holds(rules)?;
-    let acts = |other| rules.iter().any(|rule| rule.matching.direction != other);
+    // The MSS of both sides of a connection is clamped.
+    let acts =
+        |other| rules.iter().any(|rule| rule.matching.direction != other || rule.clamps_mss());
     Ok(Compiled {
         set,
         classes: uses_ports.then(|| [ports[0].classes(), ports[1].classes()]),
@@ -183,6 +188,34 @@ pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
         egress: acts(Direction::Ingress),
         ingress: acts(Direction::Egress),
     })
+}
+
+/// The masks of a search, numbered by the first rule that uses them.
+#[derive(Default)]
+struct Numbering {
+    /// The number of the first mask.
+    first: u32,
+    masks: Vec<TupleMask>,
+    numbers: HashMap<Tuple, u32>,
+}
+
+impl Numbering {
+    /// The number of a mask, which a rule uses.
+    fn number(&mut self, mask: Tuple, rule: u32) -> u32 {
+        *self.numbers.entry(mask).or_insert_with(|| {
+            self.masks.push(TupleMask { tuple: mask, first_rule: rule });
+            self.first + self.masks.len() as u32 - 1
+        })
+    }
+
+    /// The masks in search order.
+    fn masks(&self) -> Result<Masks, CompileError> {
+        let count = self.masks.len();
+        let mut masks = Masks { count: count as u32, ..Masks::EMPTY };
+        let used = masks.masks.get_mut(..count).ok_or(CompileError::TooManyMasks(count))?;
+        used.copy_from_slice(&self.masks);
+        Ok(masks)
+    }
 }
 
 /// The class of each length: the number of limits that it exceeds.

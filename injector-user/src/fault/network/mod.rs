@@ -355,7 +355,7 @@ impl Network {
         compiled.start(clock::monotonic_ns(), self.deadline_ns);
         let capacity = self.object.capacity();
         let (rules, entries) = (compiled.rules.len(), compiled.entry_count());
-        let masks = compiled.set.mask_count as usize;
+        let masks = compiled.mask_count();
         if rules > capacity.rules as usize
             || entries > capacity.entries as usize
             || masks > capacity.masks as usize
@@ -679,7 +679,7 @@ fn room_for(compiled: &Compiled) -> Capacity {
     const MIN_MASKS: usize = 8;
     let rules = (2 * compiled.rules.len()).clamp(MIN_ROOM, MAX_RULES);
     let entries = (2 * compiled.entry_count()).clamp(MIN_ROOM, compile::MAX_ENTRIES);
-    let masks = (2 * compiled.set.mask_count as usize).clamp(MIN_MASKS, MAX_MASKS);
+    let masks = (2 * compiled.mask_count()).clamp(MIN_MASKS, MAX_MASKS);
     let holds = 2 * compiled.rules.iter().filter(|rule| rule.flags & RULE_HOLDS != 0).count();
     Capacity {
         rules: rules as u32,

@@ -6,6 +6,7 @@ pub mod delay;
 pub mod duplicate;
 pub mod ecn;
 pub mod loss;
+pub mod mtu;
 pub mod partition;
 pub mod pieces;
 pub mod profile;
@@ -46,6 +47,7 @@ macro_rules! packet_faults {
             { rate, packet::rate::Rate, Option<packet::ways::Ways<packet::rate::Rate>> }
             { ecn, packet::ecn::Ecn, bool }
             { pieces, packet::pieces::Pieces, bool }
+            { mtu, packet::mtu::Mtu, Option<packet::mtu::Mtu> }
             {
                 #[arg(value_delimiter = ',')]
                 #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]

@@ -36,7 +36,7 @@ impl PacketFault for TooBig {
     fn compile(_: &bool, compiler: &mut Compiler) -> Result<(), RuleError> {
         match compiler.rule.longer_than {
             Some(mtu) if mtu >= MIN_MTU => {
-                compiler.impairment.rule.mtu = mtu.into();
+                compiler.impairment.rule.mtu = mtu;
                 Ok(())
             }
             _ => Err(RuleError::Fault(NO_MTU)),

@@ -547,7 +547,7 @@ fn tcp_serve(
     let ended = end_of_input();
     ready();
     let streams = Arc::new(Mutex::new(Vec::new()));
-    let mut accepted = 0usize;
+    let mut mss = Vec::new();
     while !ended.load(Ordering::SeqCst) {
         let connection = match listener.accept() {
             Ok((connection, _)) => connection,
@@ -557,7 +557,7 @@ fn tcp_serve(
             }
             Err(error) => return Err(error),
         };
-        accepted += 1;
+        mss.push(tcp_info(&connection)["mss"].clone());
         connection.set_nonblocking(false)?;
         connection.set_nodelay(true)?;
         let streams = Arc::clone(&streams);
@@ -577,9 +577,9 @@ fn tcp_serve(
         let Ok(streams) = streams.lock() else {
             return Err(io::Error::other("a thread panicked"));
         };
-        if streams.len() == accepted || Instant::now() > end {
+        if streams.len() == mss.len() || Instant::now() > end {
             let reports: Vec<Value> = streams.iter().map(Stream::report).collect();
-            return Ok(json!({"accepted": accepted, "streams": reports}));
+            return Ok(json!({"accepted": mss.len(), "mss": mss, "streams": reports}));
         }
         drop(streams);
         thread::sleep(Duration::from_millis(5));
@@ -691,6 +691,7 @@ fn tcp_info(connection: &TcpStream) -> Value {
     let states = ["open", "disorder", "cwr", "recovery", "loss"];
     json!({
         "congestion": states.get(usize::from(info.tcpi_ca_state)),
+        "mss": info.tcpi_snd_mss,
         "window": info.tcpi_snd_cwnd,
         "unacknowledged": info.tcpi_unacked,
         "retransmits": info.tcpi_total_retrans,

@@ -18,8 +18,13 @@ use crate::spec::{
     value::{Protocol, TcpFlags},
 };
 
-/// The rule that the tables lead to.
-fn classified(compiled: &Compiled, packet: &Packet, direction: packet::Direction) -> Option<u32> {
+/// The rule that the tables lead to: of the packet, or of its connection.
+fn classified(
+    compiled: &Compiled,
+    packet: &Packet,
+    direction: packet::Direction,
+    is_connection: bool,
+) -> Option<u32> {
     let class = |side: usize, port: u16| match &compiled.classes {
         Some(classes) if packet.has_ports => classes[side][usize::from(port)],
         _ => 0,
@@ -29,8 +34,13 @@ fn classified(compiled: &Compiled, packet: &Packet, direction: packet::Direction
     let entries: HashMap<TupleKey, u32> = compiled.entries(1).into_iter().collect();
     let classes = compiled.length_classes.as_ref();
     let length = classes.map_or(0, |classes| classes[length_index(packet.wire_length(0))]);
+    let (masks, first_mask, length) = if is_connection {
+        (&compiled.set.connections, FIRST_CONNECTION_MASK, 0)
+    } else {
+        (&compiled.set.packets, 0, length)
+    };
     let tuple = tuple(packet, direction, local, remote, length);
-    first_rule(&tuple, &compiled.set, 1, u32::MAX, |key| entries.get(key).copied())
+    first_rule(&tuple, masks, first_mask, 1, u32::MAX, |key| entries.get(key).copied())
 }
 
 /// Whether the words of the rule fit the packet.
@@ -167,8 +177,31 @@ proptest! {
         for (packet, sent) in packets {
             let direction = if sent { packet::Direction::Egress } else { packet::Direction::Ingress };
             let expected = rules.iter().position(|rule| fits(&rule.matching, &packet, direction));
-            let found = classified(&compiled, &packet, direction).map(|number| number as usize);
-            prop_assert_eq!(found, expected, "{:?}", packet);
+            let found = classified(&compiled, &packet, direction, false);
+            prop_assert_eq!(found.map(|number| number as usize), expected, "{:?}", packet);
+        }
+    }
+
+    #[test]
+    fn the_mss_of_a_connection_is_clamped_by_the_first_rule_that_clamps(
+        rules in prop::collection::vec((matching(), any::<bool>()), 1..12),
+        packets in prop::collection::vec((packet(), any::<bool>()), 20),
+    ) {
+        let rules: Vec<Rule> = rules.into_iter().map(|(matching, clamps)| {
+            let mut rule = rule(matching);
+            rule.impairment.rule.clamp_mtu = if clamps { 1500 } else { 0 };
+            rule
+        }).collect();
+        let compiled = compile(&rules, 1).expect("few rules");
+        let clamps = rules.iter().any(Rule::clamps_mss);
+        prop_assert!(!clamps || compiled.egress && compiled.ingress);
+        for (packet, sent) in packets {
+            let direction = if sent { packet::Direction::Egress } else { packet::Direction::Ingress };
+            let expected = rules.iter().position(|rule| {
+                rule.clamps_mss() && fits(&rule.matching.connection(), &packet, direction)
+            });
+            let found = classified(&compiled, &packet, direction, true);
+            prop_assert_eq!(found.map(|number| number as usize), expected, "{:?}", packet);
         }
     }
 }
@@ -183,7 +216,7 @@ fn as_many_rules_as_promised_share_one_mask() {
         })
         .collect();
     let compiled = compile(&rules, 1).expect("as many as promised");
-    assert_eq!(compiled.set.mask_count, 1);
+    assert_eq!(compiled.mask_count(), 1);
     assert_eq!(compiled.entry_count(), rule::MAX_RULES);
 }
 
