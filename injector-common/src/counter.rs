@@ -23,6 +23,8 @@ macro_rules! packet_counters {
             { queued, "queued", "queued", "Packets that waited for others at a limited rate." }
             { queue_dropped, "queueDropped", "dropped by the full queue",
                 "Packets dropped because the queue of a limited rate was full." }
+            { unsegmented, "unsegmented", "could not be segmented",
+                "GSO packets dropped because the kernel could not segment them into wire packets." }
             { marked, "marked", "marked (ECN)", "Packets given an ECN mark instead of being dropped." }
             { protected, "protected", "protected",
                 "Packets that matched, but passed unchanged because `--protect` spares them." }

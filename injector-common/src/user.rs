@@ -55,7 +55,7 @@ const _: () = {
     assert!(size_of::<TupleKey>() == 28);
     assert!(size_of::<Connection>() == 36);
     assert!(size_of::<Control>() == 24);
-    assert!(size_of::<RuleCounters>() == 184);
+    assert!(size_of::<RuleCounters>() == 192);
     assert!(size_of::<SeenCounters>() == 64);
     assert!(size_of::<Rule>() == 72);
     assert!(size_of::<Hold>() == 96);

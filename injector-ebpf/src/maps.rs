@@ -81,6 +81,10 @@ pub static WIRE_INTERFACE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static WIRE_BACKLOG: Global<u32> = Global::new(0);
 
+/// Non-zero from sending a packet to the device that segments it until a packet comes out.
+#[map]
+pub static SEGMENTING: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+
 /// The packets that wait in the backlog, by CPU.
 #[map]
 pub static BACKLOG: Array<Backlog> = Array::with_max_entries(1, 0);

@@ -2,15 +2,22 @@
 //! merged what it received.
 
 use std::{
+    io::Write as _,
     net::{SocketAddr, UdpSocket},
+    os::fd::{AsRawFd as _, OwnedFd},
     thread,
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::{
+    net::if_::if_nametoindex,
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, setsockopt, socket, sockopt},
+};
 use testbed::{
     FAMILIES, Family, Host, INTERFACE, Injector, Lab, Summary, TIMEOUT, TestCgroup, binomial,
-    engines, number, serve, talk, wait_until,
+    engines, frames, number, serve, talk,
+    tunnel::{self, TUNNEL},
+    wait_until,
 };
 
 const PORT: u16 = 9000;
@@ -98,6 +105,88 @@ fn tcp_data_survives_corrupted_and_duplicated_segments() {
             assert!(binomial(sent, 0.01).contains(&count), "{direction}: {total:?}");
         }
     }
+}
+
+/// A GSO packet of a protocol that the kernel cannot segment, as a device or a packet socket takes it.
+fn unsegmentable(from: &Host, to: &Host, link_header: &[u8]) -> Vec<u8> {
+    /// Of `struct virtio_net_hdr`: the checksum is missing; a TCP packet over IPv4.
+    const NEEDS_CHECKSUM: u8 = 1;
+    const TCP_V4: u8 = 1;
+    /// For experiments (RFC 3692).
+    const PROTOCOL: u8 = 253;
+
+    let packet = frames::ipv4(from.v4, to.v4, PROTOCOL, &[0; 3000]);
+    let upper = link_header.len() as u16 + 20;
+    let fields = [upper + 20, 1000, upper, 16].map(u16::to_ne_bytes);
+    [&[NEEDS_CHECKSUM, TCP_V4][..], &fields.concat(), link_header, &packet].concat()
+}
+
+/// A packet socket of an interface that takes a `virtio_net_hdr` before each packet.
+fn packet_socket(host: &Host) -> OwnedFd {
+    const PACKET_VNET_HDR: i32 = 15;
+
+    host.inside(|| {
+        let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None);
+        let socket = socket.expect("root may");
+        // SAFETY: plain data, for which zeroes are valid.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_ifindex = if_nametoindex(INTERFACE).expect("it is there").cast_signed();
+        let (length, on) = (size_of_val(&address) as u32, 1i32);
+        // SAFETY: the values have these lengths.
+        let results = unsafe {
+            let option = (&raw const on).cast();
+            let size = size_of_val(&on) as u32;
+            [
+                libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length),
+                libc::setsockopt(
+                    socket.as_raw_fd(),
+                    libc::SOL_PACKET,
+                    PACKET_VNET_HDR,
+                    option,
+                    size,
+                ),
+            ]
+        };
+        assert_eq!(results, [0, 0]);
+        socket
+    })
+}
+
+#[test]
+fn packets_that_cannot_be_segmented_are_counted() {
+    const COUNT: u64 = 5;
+    let options = "--loss 0.000001% --direction";
+    let lab = Lab::new();
+    let [left, right] = [&lab.left, &lab.right];
+
+    let injector = Injector::start(left, &format!("--interface {INTERFACE} {options} egress"));
+    let socket = packet_socket(left);
+    let header = frames::ethernet(left, right, &[], frames::ethertype(Family::V4), &[]);
+    let packet = unsegmentable(left, right, &header);
+    let flood = || {
+        for _ in 0..COUNT {
+            let sent = send(socket.as_raw_fd(), &packet, MsgFlags::empty());
+            assert_eq!(sent, Ok(packet.len()));
+        }
+    };
+    let (sent, _) = segments(&lab, left, right, || {
+        flood();
+        transfer(left, right, Family::V4, PORT, 1_000_000);
+        flood();
+    });
+    let Summary { total, .. } = injector.stop();
+    assert_eq!((total.unsegmented, total.matched), (2 * COUNT, sent), "{total:?}");
+
+    let mut tun = left.inside(tunnel::open);
+    left.run(&format!("ip link set {TUNNEL} up"));
+    let injector = Injector::start(left, &format!("--interface {TUNNEL} {options} ingress"));
+    let packet = unsegmentable(right, left, &[]);
+    for _ in 0..COUNT {
+        tun.write_all(&packet).expect("the device takes it");
+    }
+    let Summary { total, .. } = injector.stop();
+    assert_eq!((total.unsegmented, total.matched), (COUNT, 0), "{total:?}");
 }
 
 #[test]

@@ -76,9 +76,10 @@ pub fn address(family: Family, n: u8) -> IpAddr {
     }
 }
 
-/// A TUN in the namespace of this thread. The one of an earlier tunnel lasts until no process that is being started
+/// A TUN in the namespace of this thread, whose packets have a `virtio_net_hdr` before them. The one of an earlier tunnel lasts until no process that is being started
 /// by another thread has a copy of its descriptor.
-fn open() -> File {
+#[must_use]
+pub fn open() -> File {
     let mut opened = None;
     wait_until(TIMEOUT, "a TUN", || match try_open() {
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => false,

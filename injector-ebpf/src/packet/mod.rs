@@ -141,7 +141,7 @@ fn classify_skb(ctx: &TcContext, direction: Direction, device: Link) -> Option<V
         }
         if device != Link::None || skb::add_header(ctx) {
             seen.packets[direction as usize] -= 1;
-            wire::send(ctx, direction, device, matched.index);
+            wire::send(ctx, direction, device, &mut matched);
             return Some(Verdict::Segmented);
         }
     }
@@ -196,9 +196,10 @@ pub fn wire(ctx: &TcContext) -> i32 {
 /// A packet that was segmented, and its rule, after counting both.
 #[inline(always)]
 fn segment(ctx: &TcContext, origin: &wire::Origin) -> Option<(&'static Packet, Match<'static>)> {
+    let mut matched = rule_at(origin.index)?;
+    wire::arrive(&mut matched);
     let seen = seen(origin.direction)?;
     let packet = keep(|packet| skb::parse(ctx, Link::Ethernet, packet), seen, origin.direction)?;
-    let mut matched = rule_at(origin.index)?;
     matched.count(origin.direction, ctx.len() - origin.added);
     Some((packet, matched))
 }

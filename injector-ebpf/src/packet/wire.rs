@@ -62,16 +62,32 @@ mod word {
 }
 
 /// Says where the packet comes from, before [`redirect`].
+///
+/// The packet counts as lost until [`arrive`]: the kernel drops what it cannot segment.
 #[inline(always)]
-pub fn send(ctx: &TcContext, direction: Direction, link: Link, index: u32) {
+pub fn send(ctx: &TcContext, direction: Direction, link: Link, matched: &mut Match) {
+    if let Some(segmenting) = maps::SEGMENTING.get_ptr_mut(0) {
+        // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
+        unsafe { *segmenting = 1 };
+        matched.counters.unsegmented += 1;
+    }
     let queue = skb::metadata(ctx).queue & 0xffff;
     skb::set_control(ctx, word::INTERFACE, skb::interface(ctx));
     skb::set_control(
         ctx,
         word::RULE,
-        index << 2 | u32::from(link == Link::None) << 1 | direction as u32,
+        matched.index << 2 | u32::from(link == Link::None) << 1 | direction as u32,
     );
     skb::set_control(ctx, word::QUEUE, word::SIGN << 16 | queue);
+}
+
+/// Notes that a packet comes out of the device. It is the first one of those that [`send`] sent if no
+/// other came out since: all of them come out within the redirection.
+#[inline(always)]
+pub fn arrive(matched: &mut Match) {
+    let Some(segmenting) = maps::SEGMENTING.get_ptr_mut(0) else { return };
+    // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
+    matched.counters.unsegmented -= u64::from(unsafe { core::mem::take(&mut *segmenting) });
 }
 
 /// Redirects the packet to the device that segments it.
