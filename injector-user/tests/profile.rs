@@ -1,6 +1,7 @@
 //! Link profiles on real traffic.
 
-use testbed::{Family, Injector, Lab, binomial, engines};
+use serde_json::json;
+use testbed::{Family, INJECTOR, Injector, Lab, RuleFile, binomial, engines};
 
 /// The minimum round-trip time in ms of a ping from the faulted host.
 fn round_trip_ms(lab: &Lab) -> f64 {
@@ -64,4 +65,40 @@ fn a_profile_has_its_loss_in_each_direction() {
     let total = injector.stop().total;
     assert!(total.matched > PINGS, "{total:?}");
     assert!(binomial(total.matched, 0.02).contains(&total.dropped), "{total:?}");
+}
+
+#[test]
+fn what_a_profile_stands_for_is_told_for_each_rule_also_if_it_has_a_name() {
+    let lab = Lab::new();
+    let file = RuleFile::new(
+        "rules:\n- {name: bus, profile: 3g, loss: 2%}\n- {loss: 1%}\n\
+         - {name: train, profile: edge, direction: egress, delay: 5ms}\n- {profile: dsl}\n",
+    );
+    let (injector, rules) = start(&lab, &file.option());
+    let dsl = [("down", 1500), ("up", 384)]
+        .map(|(way, rate)| format!("{way}: profile dsl, delay 25ms, rate {rate}kbit"));
+    assert_eq!(rules, ["bus", "bus", "loss 1%", "train", &dsl[0], &dsl[1]]);
+    let told = |rule, profile: &str, faults: &str| json!({"rule": rule, "profile": profile, "faults": faults});
+    assert_eq!(
+        injector.started["profiles"],
+        json!([
+            told(0, "3g", "loss 2%, delay 150ms, rate 1600kbit"),
+            told(1, "3g", "loss 2%, delay 150ms, rate 768kbit"),
+            told(3, "edge", "delay 5ms, rate 200kbit"),
+            told(4, "dsl", "delay 25ms, rate 1500kbit"),
+            told(5, "dsl", "delay 25ms, rate 384kbit"),
+        ])
+    );
+    let mut command = lab.left.command(INJECTOR, None);
+    command.args(["inject", "--interface", "veth0", "--for", "10ms", "--rules"]).arg(&file.path);
+    let output = command.output().expect("it can be run");
+    let text = String::from_utf8(output.stdout).expect("text");
+    for line in [
+        "rule 0: bus (profile 3g: loss 2%, delay 150ms, rate 1600kbit)\n",
+        "rule 2: loss 1%\n",
+        "rule 3: train (profile edge: delay 5ms, rate 200kbit)\n",
+        &format!("rule 4: {}\n", dsl[0]),
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
 }

@@ -10,7 +10,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 use super::{
     FAILED, NOTHING_MATCHED,
     args::{FaultArgs, SessionArgs},
-    report::{Event, Lasts, Reporter, RuleReport, Stream},
+    report::{self, Event, Lasts, Reporter, RuleReport, Stream},
     session,
     signals::Signals,
 };
@@ -20,7 +20,14 @@ use crate::{
         client::{Client, ClientError, Endpoint},
     },
     output,
-    spec::{SpecError, file::FaultsSpec, source, target::TargetSpec, value::HumanDuration},
+    spec::{
+        SpecError,
+        file::FaultsSpec,
+        rule::{Rule, RuleSpec},
+        source,
+        target::TargetSpec,
+        value::HumanDuration,
+    },
     target::pods::{PodState, PodStatus},
 };
 
@@ -139,7 +146,8 @@ pub fn run(
             pods: Vec::new(),
             has_faulted_pods: false,
         };
-        remote.say_started(&fault, title, session)?;
+        let rules = request.rules.iter().map(RuleSpec::check).collect::<Result<Vec<_>, _>>()?;
+        remote.say_started(&fault, &rules.concat(), title, session)?;
         let ended = remote.watch(&mut signals).await;
         match ended {
             Ok(fault) => remote.finish(&fault, session.require_match),
@@ -167,7 +175,13 @@ struct Remote {
 }
 
 impl Remote {
-    fn say_started(&mut self, fault: &Fault, title: &str, session: &SessionArgs) -> Result<()> {
+    fn say_started(
+        &mut self,
+        fault: &Fault,
+        rules: &[Rule],
+        title: &str,
+        session: &SessionArgs,
+    ) -> Result<()> {
         let target = format!("{title} by the agent, as {}", fault.name);
         self.reporter.say(&Event::Started {
             target: &target,
@@ -176,6 +190,7 @@ impl Remote {
             for_ms: session.lasts().map(Lasts),
             attached: fault.attached.clone(),
             rules: fault.rules.iter().map(|rule| rule.name.as_str()).collect(),
+            profiles: report::profiles(rules),
             loopback_mtu: None,
             resolved: &fault.resolved,
             engine: None,

@@ -31,7 +31,7 @@ use crate::{
         process,
     },
     output::{self, Importance, Writer},
-    spec::value::HumanDuration,
+    spec::{packet::profile::Expansion, rule::Rule, value::HumanDuration},
     target::{
         host::Resolved,
         pods::{PodState, PodStatus},
@@ -68,6 +68,9 @@ pub enum Event<'a> {
         attached: Vec<AttachedReport>,
         /// Names of the rules.
         rules: Vec<&'a str>,
+        /// The faults of rules with a profile.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        profiles: Vec<ProfileReport<'a>>,
         /// The limit for packets of new TCP connections over the loopback, if it was not requested.
         #[serde(skip_serializing_if = "Option::is_none")]
         loopback_mtu: Option<u16>,
@@ -175,6 +178,25 @@ pub enum Event<'a> {
 #[must_use]
 pub fn total(counts: &[Counts]) -> Totals {
     (&counts.iter().sum::<Counts>()).into()
+}
+
+/// The faults of a rule with a profile.
+#[derive(Debug, Serialize)]
+pub struct ProfileReport<'a> {
+    rule: usize,
+    #[serde(flatten)]
+    expansion: &'a Expansion,
+}
+
+/// The faults of rules with a profile.
+#[must_use]
+pub fn profiles(rules: &[Rule]) -> Vec<ProfileReport<'_>> {
+    let rules = rules.iter().enumerate();
+    rules
+        .filter_map(|(rule, spec)| {
+            Some(ProfileReport { rule, expansion: spec.expansion.as_ref()? })
+        })
+        .collect()
 }
 
 /// Counters of one rule.
@@ -415,6 +437,7 @@ fn human(event: &Event) -> String {
             for_ms,
             attached,
             rules,
+            profiles,
             loopback_mtu,
             resolved,
             engine,
@@ -423,7 +446,7 @@ fn human(event: &Event) -> String {
             clocks,
             process,
             ..
-        } => started(&mut text, target, *seed, *for_ms, attached, rules, resolved)
+        } => started(&mut text, target, *seed, *for_ms, attached, (rules, profiles), resolved)
             .and_then(|()| {
                 let Some(mtu) = loopback_mtu else { return Ok(()) };
                 writeln!(text, "injector:   new TCP connections over loopback: mtu {mtu} (default)")
@@ -496,7 +519,7 @@ fn started(
     seed: u64,
     for_ms: Option<Lasts>,
     attached: &[AttachedReport],
-    rules: &[&str],
+    (rules, profiles): (&[&str], &[ProfileReport]),
     resolved: &[Resolved],
 ) -> std::fmt::Result {
     /// Maximum number of rules listed.
@@ -513,7 +536,15 @@ fn started(
     };
     writeln!(text, "injector: faulting {target}{end}{places} (seed {seed})")?;
     for (number, name) in rules.iter().enumerate().take(LISTED) {
-        writeln!(text, "injector:   rule {number}: {name}")?;
+        let profile = profiles.iter().find(|profile| profile.rule == number);
+        let hidden = profile.map(|profile| profile.expansion).filter(|expansion| {
+            // A rule without a name has the name of its faults.
+            !name.ends_with(&expansion.faults)
+        });
+        let hidden = hidden
+            .map(|Expansion { profile, faults }| format!(" (profile {profile}: {faults})"))
+            .unwrap_or_default();
+        writeln!(text, "injector:   rule {number}: {name}{hidden}")?;
     }
     if rules.len() > LISTED {
         writeln!(text, "injector:   and {} more rules", rules.len() - LISTED)?;

@@ -193,6 +193,7 @@ impl<'a> Session<'a> {
             for_ms: args.lasts().map(report::Lasts),
             attached: injection.attached().iter().map(Into::into).collect(),
             rules: names(&faults.rules),
+            profiles: report::profiles(&faults.rules),
             loopback_mtu: loopback_mtu.map(|mtu| mtu.0),
             resolved: &resolved,
             engine: injection.network().and_then(Network::engine),

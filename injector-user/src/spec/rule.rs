@@ -13,7 +13,8 @@ use super::{
     interpolate::{Difference, Interpolate as _},
     list::{OneOrMany, one_or_many},
     packet::{
-        self, Compiler, Field as _, Impairment, PacketFault, PacketInfo, packet_faults, ways::Ways,
+        self, Compiler, Field as _, Impairment, PacketFault, PacketInfo, packet_faults,
+        profile::Expansion, ways::Ways,
     },
     value::{HumanDuration, PortSet, Protocol, Remote, TcpFlags, ValueError},
 };
@@ -257,6 +258,8 @@ pub struct Rule {
     pub lasts: Option<HumanDuration>,
     /// What to do with matching packets.
     pub impairment: Impairment,
+    /// The profile, if the rule has one.
+    pub expansion: Option<Expansion>,
 }
 
 impl Rule {
@@ -300,7 +303,6 @@ impl RuleSpec {
             spec.loss = self.loss.as_ref().and_then(|loss| loss.of(direction));
             spec.delay = self.delay.as_ref().and_then(|delay| delay.of(direction));
             spec.rate = self.rate.as_ref().and_then(|rate| rate.of(direction));
-            let is_profile = |info: &PacketInfo| info.name == packet::profile::Profile::INFO.name;
             if spec.given().iter().all(|(info, _)| info.is_modifier || is_profile(info)) {
                 continue;
             }
@@ -336,14 +338,21 @@ impl RuleSpec {
                 matching: Matching { remotes: self.partition.clone(), ..matching.clone() },
                 lasts: self.r#for,
                 impairment: Impairment::drop_all(),
+                expansion: None,
             });
         }
         if impairs {
+            let expansion = self.profile.map(|profile| {
+                let given: Vec<_> =
+                    given.iter().filter(|(info, _)| !is_profile(info)).cloned().collect();
+                Expansion { profile: profile.name, faults: title(&given) }
+            });
             rules.push(Rule {
                 name: self.name.clone().unwrap_or_else(|| title(&given)),
                 matching,
                 lasts: self.r#for,
                 impairment,
+                expansion,
             });
         }
         Ok(rules)
@@ -380,6 +389,10 @@ impl RuleSpec {
             longer_than: self.longer_than,
         })
     }
+}
+
+fn is_profile(info: &PacketInfo) -> bool {
+    info.name == packet::profile::Profile::INFO.name
 }
 
 /// Display name of a rule without a name. Omits the corruption mode and partitions.

@@ -49,6 +49,15 @@ pub struct Link {
     pub loss_percent: u32,
 }
 
+/// The profile of a rule, and the faults of the rule with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Expansion {
+    /// The name of the profile.
+    pub profile: &'static str,
+    /// The faults.
+    pub faults: String,
+}
+
 const WEBPAGETEST: &str = "WebPageTest, www/settings/connectivity.ini.sample";
 const WEBPAGETEST_2015: &str =
     "WebPageTest, www/settings/connectivity.ini.sample of 2015-04-16 (commit 0c6c27a05)";
