@@ -65,7 +65,7 @@ fn both_sides_of_a_connection_get_it_in_whichever_direction_the_rule_acts() {
     let inside = Some(&cgroup);
     for family in FAMILIES {
         let expected = [payload(family, 1000); 2];
-        for direction in ["egress", "ingress", "both"] {
+        for direction in ["egress", "ingress"] {
             for (target, client, server) in [
                 ("--interface lo", (left, None), (left, None)),
                 ("--cgroup", (left, inside), (left, None)),

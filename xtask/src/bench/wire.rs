@@ -5,7 +5,8 @@
 //! - wire: by injector at the sender's egress, with segmentation offload;
 //! - reference: by injector at the receiver, which gets single segments because the sender's offloads are
 //!   off;
-//! - pieces: at the sender's egress with `--pieces`, a decision for each GSO packet.
+//! - pieces: at the sender's egress with `--pieces`, a decision for each GSO packet;
+//! - netem: by netem at the sender's egress, where the kernel has it.
 //!
 //! Mathis et al. predict the rate of Reno as MSS / RTT * sqrt(3/2) / sqrt(p). The round-trip time and the
 //! loss are those measured during the flow.
@@ -27,11 +28,12 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{
-    delay::flow::Flows,
+    delay::{contender::Contender, flow::Flows},
     injector::{Injector, Running},
     link::{Link, NEAR},
     namespace::Namespace,
     numbers::median,
+    places::Places,
     progress,
     rules::remote,
     target::{self, Target},
@@ -39,21 +41,25 @@ use super::{
 
 /// Measure faults of wire packets: TCP under loss, and what segmenting costs
 ///
-/// Compares TCP under loss with a reference without offloads and with the formula of Mathis. Needs root,
-/// ethtool, and TCP Reno and Cubic. Exits with 1 if a target is missed.
+/// Compares TCP under loss with a reference without offloads and with the formula of Mathis, on this
+/// machine, and beside netem in virtual machines of Linux 6.12 and 7.3. Needs root, ethtool, and TCP Reno
+/// and Cubic. Exits with 1 if a target is missed; there are none for the virtual machines.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Take less time, with more noise in the figures
-    #[arg(long)]
-    quick: bool,
-
-    /// The binary to measure, instead of building it
-    #[arg(long, value_name = "PATH")]
-    injector: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    places: Places,
 
     /// TCP congestion controls to measure
     #[arg(long, value_delimiter = ',', default_value = "reno,cubic", value_name = "NAMES")]
     control: Vec<String>,
+
+    /// Round-trip times in milliseconds to measure
+    #[arg(long, value_delimiter = ',', default_value = "1,2,10,50", value_name = "MS")]
+    rtt: Vec<u32>,
+
+    /// Losses in percent to measure
+    #[arg(long, value_delimiter = ',', default_value = "0.1,1", value_name = "PERCENT")]
+    loss: Vec<f64>,
 
     /// Part to measure
     #[arg(long, value_enum, value_name = "PART")]
@@ -72,18 +78,15 @@ enum Part {
 /// The interface of the far end.
 const FAR: &str = "far0";
 
-/// Round-trip times in milliseconds.
-const RTTS: [u32; 4] = [1, 2, 10, 50];
-
-/// Loss in percent.
-const LOSSES: [f64; 2] = [0.1, 1.0];
-
 /// Payload bytes of a full segment: the MTU without headers and timestamps.
 const MSS: f64 = 1448.0;
 
 /// The approximate rate of all flows of a measurement in bits a second: below what this machine can
 /// send, but with many losses.
 const OFFERED: f64 = 250e6;
+
+/// The same for an emulated machine.
+const OFFERED_EMULATED: f64 = 50e6;
 
 /// The timeout of socket calls.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -94,16 +97,32 @@ const MIN_RATE: f64 = 3e9;
 /// Runs the benchmark and prints the report.
 pub fn run(args: &Args) -> Result<ExitCode> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark loads eBPF programs: run it as root");
-    let injector =
-        args.injector.clone().map_or_else(Injector::build, |path| Ok(Injector::at(path)))?;
+    let list = |values: Vec<String>| values.join(",");
+    let rtts = list(args.rtt.iter().map(ToString::to_string).collect());
+    let losses = list(args.loss.iter().map(ToString::to_string).collect());
+    let controls = list(args.control.clone());
+    let loss = ["--only", "loss", "--control", &controls, "--rtt", &rtts, "--loss", &losses];
+    let cost = ["--only", "cost"];
+    let runs: &[&[&str]] = match args.only {
+        None => &[&loss, &cost],
+        Some(Part::Loss) => &[&loss],
+        Some(Part::Cost) => &[&cost],
+    };
+    args.places.run("wire", runs, || here(args))
+}
+
+fn here(args: &Args) -> Result<bool> {
+    let injector = args.places.injector()?;
+    // Only the virtual machines have it, whose emulated processors have no targets.
+    let has_netem = Contender::here(&Link::new()?)?.contains(&Contender::Netem);
     let mut targets = Vec::new();
     if args.only != Some(Part::Cost) {
-        loss(args, &injector, &mut targets)?;
+        loss(args, &injector, has_netem, &mut targets)?;
     }
     if args.only != Some(Part::Loss) {
-        cost(args, &injector, &mut targets)?;
+        cost(args, &injector, has_netem, &mut targets)?;
     }
-    Ok(if target::report(&targets) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(has_netem || target::report(&targets))
 }
 
 /// How packets are lost.
@@ -112,6 +131,7 @@ enum Way {
     Wire,
     Reference,
     Pieces,
+    Netem,
 }
 
 /// The results of concurrent TCP flows.
@@ -125,32 +145,41 @@ struct Flow {
     mathis: f64,
 }
 
-fn loss(args: &Args, injector: &Injector, targets: &mut Vec<Target>) -> Result<()> {
-    let time = Duration::from_secs(if args.quick { 4 } else { 12 });
+fn loss(
+    args: &Args,
+    injector: &Injector,
+    has_netem: bool,
+    targets: &mut Vec<Target>,
+) -> Result<()> {
+    let time = Duration::from_secs(if args.places.quick { 4 } else { 12 });
+    let offered = if has_netem { OFFERED_EMULATED } else { OFFERED };
     println!(
         "\nMbit/s of a flow; the prediction is for the loss and the round-trip time that were measured\n"
     );
     println!(
-        "| | RTT | measured RTT | loss | wire | reference | wire / reference | Mathis | wire / Mathis | reference / Mathis | `--pieces` |"
+        "| | RTT | measured RTT | loss | wire | reference | wire / reference | Mathis | wire / Mathis | reference / Mathis | `--pieces` | netem |"
     );
-    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     for control in &args.control {
-        for rtt in RTTS {
-            for percent in LOSSES {
+        for &rtt in &args.rtt {
+            for &percent in &args.loss {
                 progress(&format!("TCP {control}, {rtt} ms, loss of {percent} %"));
-                let measure = |way| flow(injector, control, rtt, percent, way, time);
+                let measure = |way| flow(injector, control, rtt, percent, way, time, offered);
                 let [wire, reference, pieces] =
                     [measure(Way::Wire)?, measure(Way::Reference)?, measure(Way::Pieces)?];
+                let netem = has_netem.then(|| measure(Way::Netem)).transpose()?;
+                let netem = netem.map(|netem| format!("{:.1}", netem.rate / 1e6));
                 let ratio = wire.rate / reference.rate;
                 let by_mathis = wire.rate / wire.mathis;
                 println!(
-                    "| {control} | {rtt} ms | {:.2} ms | {percent} % | {:.1} | {:.1} | {ratio:.2} | {:.1} | {by_mathis:.2} | {:.2} | {:.1} |",
+                    "| {control} | {rtt} ms | {:.2} ms | {percent} % | {:.1} | {:.1} | {ratio:.2} | {:.1} | {by_mathis:.2} | {:.2} | {:.1} | {} |",
                     wire.rtt * 1e3,
                     wire.rate / 1e6,
                     reference.rate / 1e6,
                     wire.mathis / 1e6,
                     reference.rate / reference.mathis,
                     pieces.rate / 1e6,
+                    netem.as_deref().unwrap_or("-"),
                 );
                 let name = format!("{control}, {rtt} ms, {percent} %");
                 let mut within = |name: String, measured| {
@@ -195,6 +224,18 @@ fn switch_offload_off(link: &Link) -> Result<()> {
     Ok(())
 }
 
+/// Loses packets at the sender by netem.
+fn netem(link: &Link, percent: f64) -> Result<()> {
+    /// More than are ever queued.
+    const LIMIT: &str = "1000000";
+
+    let percent = format!("{percent}%");
+    let add = ["qdisc", "add", "dev", NEAR, "root", "netem", "limit", LIMIT, "loss", &percent];
+    let status = link.near.command("tc")?.args(add).status().context("cannot run tc")?;
+    ensure!(status.success(), "tc failed");
+    Ok(())
+}
+
 fn flow(
     injector: &Injector,
     control: &str,
@@ -202,6 +243,7 @@ fn flow(
     percent: f64,
     way: Way,
     time: Duration,
+    offered: f64,
 ) -> Result<Flow> {
     let link = Link::new()?;
     let _buffers = Flows::new(&link)?;
@@ -214,22 +256,33 @@ fn flow(
     }
     let _path = inject(injector, &link.far, FAR, &format!("--rtt {rtt}ms"))?;
     let loss = format!("--protocol tcp --loss {percent}%");
+    let (near, far) = ((&link.near, NEAR), (&link.far, FAR));
     let faults = match way {
-        Way::Wire => inject(injector, &link.near, NEAR, &format!("{loss} --direction egress"))?,
-        Way::Pieces => {
-            inject(injector, &link.near, NEAR, &format!("{loss} --direction egress --pieces"))?
-        }
+        Way::Wire => Some((near, "--direction egress")),
+        Way::Pieces => Some((near, "--direction egress --pieces")),
         // After the other one, and therefore ahead of it.
-        Way::Reference => {
-            inject(injector, &link.far, FAR, &format!("{loss} --direction ingress --pieces"))?
+        Way::Reference => Some((far, "--direction ingress --pieces")),
+        Way::Netem => {
+            netem(&link, percent)?;
+            None
         }
     };
+    let faults = faults.map(|((end, interface), options)| {
+        inject(injector, end, interface, &format!("{loss} {options}"))
+    });
+    let faults = faults.transpose()?;
     let predict = |rtt: f64, loss: f64| MSS * 8.0 / rtt * (1.5 / loss).sqrt();
     let expected = predict(f64::from(rtt) / 1e3, percent / 100.0);
-    let count = (OFFERED / expected).clamp(1.0, 32.0) as usize;
+    let count = (offered / expected).clamp(1.0, 32.0) as usize;
     let (rate, rtt) = transfer(&link, control, count, time)?;
-    let (matched, dropped) = faults.stop_counting()?;
-    let mathis = predict(rtt, dropped as f64 / matched as f64);
+    let share = match faults {
+        Some(faults) => {
+            let (matched, dropped) = faults.stop_counting()?;
+            dropped as f64 / matched as f64
+        }
+        None => percent / 100.0,
+    };
+    let mathis = predict(rtt, share);
     Ok(Flow { rate: rate / count as f64, rtt, mathis })
 }
 
@@ -317,12 +370,13 @@ struct Setting {
     /// The options of an injector at the receiver.
     far: Option<&'static str>,
     is_without_offload: bool,
+    by_netem: bool,
 }
 
 /// A loss that decides about each packet, and practically never hits.
-const SETTINGS: [Setting; 6] = {
+const SETTINGS: [Setting; 7] = {
     const fn setting(name: &'static str) -> Setting {
-        Setting { name, near: None, far: None, is_without_offload: false }
+        Setting { name, near: None, far: None, is_without_offload: false, by_netem: false }
     }
     [
         setting("nothing attached"),
@@ -346,19 +400,30 @@ const SETTINGS: [Setting; 6] = {
             is_without_offload: true,
             ..setting("nothing attached, the sender's offloads off")
         },
+        Setting { by_netem: true, ..setting("egress, netem") },
     ]
 };
 
-fn cost(args: &Args, injector: &Injector, targets: &mut Vec<Target>) -> Result<()> {
-    let (rounds, time) = if args.quick { (3, 1) } else { (7, 2) };
-    let mut rates = SETTINGS.each_ref().map(|_| (Vec::new(), Vec::new()));
+fn cost(
+    args: &Args,
+    injector: &Injector,
+    has_netem: bool,
+    targets: &mut Vec<Target>,
+) -> Result<()> {
+    let (rounds, time) = if args.places.quick { (3, 1) } else { (7, 2) };
+    let settings: Vec<&Setting> =
+        SETTINGS.iter().filter(|setting| has_netem || !setting.by_netem).collect();
+    let mut rates = vec![(Vec::new(), Vec::new()); settings.len()];
     for round in 1..=rounds {
         progress(&format!("cost, round {round} of {rounds}"));
-        for (setting, (rates, cpu)) in SETTINGS.iter().zip(&mut rates) {
+        for (setting, (rates, cpu)) in settings.iter().zip(&mut rates) {
             let link = Link::new()?;
             let flows = Flows::new(&link)?;
             if setting.is_without_offload {
                 switch_offload_off(&link)?;
+            }
+            if setting.by_netem {
+                netem(&link, 1e-6)?;
             }
             let ends = [(&link.near, NEAR, setting.near), (&link.far, FAR, setting.far)];
             let running: Vec<Running> = ends
@@ -376,7 +441,7 @@ fn cost(args: &Args, injector: &Injector, targets: &mut Vec<Target>) -> Result<(
     }
     println!("\nOne TCP flow without loss, medians of {rounds} rounds\n");
     println!("| | Gbit/s | CPU s per GB |\n|---|--:|--:|");
-    for (setting, (rates, cpu)) in SETTINGS.iter().zip(&rates) {
+    for (setting, (rates, cpu)) in settings.iter().zip(&rates) {
         let rate = median(rates);
         println!("| {} | {:.2} | {:.2} |", setting.name, rate / 1e9, median(cpu));
         if setting.name.ends_with("wire packets") {

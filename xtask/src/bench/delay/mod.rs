@@ -1,7 +1,7 @@
 //! `cargo xtask bench delay`: delays of injector compared with netem.
 
 mod changes;
-mod contender;
+pub mod contender;
 pub mod flow;
 mod path;
 
