@@ -125,9 +125,14 @@ pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction:
         in_order(hold, state, direction, due, now)
     };
     let Some(due) = due else { return AT_ONCE };
-    // SAFETY: within a map value; only userspace writes it, before the queue's first packet.
-    let queue = unsafe { (&raw const (*state).queue).read_volatile() } as u32;
-    let lane = if hold.delay.orders_flows() || paced > due {
+    let way = direction as usize & 1;
+    // SAFETY: within a map value; only userspace writes the queue's number, before its first packet.
+    let (queue, of_flows) = unsafe {
+        let of_flows = &raw const (*state).last_of_flows_ns[way];
+        ((&raw const (*state).queue).read_volatile() as u32, of_flows.read_volatile())
+    };
+    // Order holds within a lane: a link that was ordered by flow stays with the lanes of flows.
+    let lane = if of_flows != 0 || paced > due {
         Lane::Flow(skb::hash(ctx), queue)
     } else if hold.delay.keeps_order() {
         Lane::Link(queue << 1 | direction as u32)
@@ -157,7 +162,7 @@ fn in_order(
     let keeps_order = hold.delay.keeps_order();
     // SAFETY: map values, aligned to 8; the exchange detects a torn or stale read.
     let (found, of_flows) = unsafe { (last.read_volatile(), of_flows.read_volatile()) };
-    let ahead = hold::in_order(found, hold::after_other_lane(of_flows));
+    let ahead = hold::in_order(found, of_flows);
     if due <= now && (!keeps_order || ahead <= now) {
         return if keeps_order { behind(ahead, now) } else { None };
     }
@@ -182,7 +187,8 @@ fn in_flow_order(state: *mut HoldState, direction: Direction, due: u64, now: u64
     let (last, latest, found) =
         unsafe { (last.read_volatile(), of_flows.read_volatile(), slot.read_volatile()) };
     // An earlier rule of the link may have held packets without regard to flows.
-    let ahead = hold::in_order(found, hold::after_other_lane(last));
+    let ahead =
+        hold::in_order(found, if latest == 0 { hold::after_other_lane(last) } else { last });
     if due <= now && ahead <= now {
         return behind(ahead, now);
     }
