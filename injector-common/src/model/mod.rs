@@ -10,6 +10,7 @@ pub mod delay;
 pub mod loss;
 pub mod random;
 pub mod rate;
+pub mod trace;
 
 use crate::rule::{RULE_ALTERS, Rule};
 
