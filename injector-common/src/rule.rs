@@ -52,6 +52,10 @@ pub struct Rule {
     /// If not 0, the MSS of new TCP connections is clamped, so that IP packets have at most this
     /// length.
     pub clamp_mtu: u16,
+    /// 0, or 1 + the index of the rule's [`crate::model::trace::Player`].
+    pub trace: u32,
+    /// Explicit padding to a multiple of 8 bytes.
+    pub reserved: u32,
 }
 
 /// [`Rule::flags`]: reset the matching TCP connections.

@@ -7,7 +7,10 @@ use crate::{
     errno::{ErrnoCounters, Remote},
     glob::Glob,
     hold::{self, Hold, HoldState, Route},
-    model::clock::Skew,
+    model::{
+        clock::Skew,
+        trace::{Player, Step},
+    },
     probe::{DeadlineKey, ProbeControl, ProbeCounters, Replaced, TimerKey},
     process::{CallCounters, Wait},
     rule::Rule,
@@ -37,6 +40,8 @@ pod!(
     hold::Slot,
     hold::Table,
     Skew,
+    Step,
+    Player,
     DeadlineKey,
     ProbeControl,
     ProbeCounters,
@@ -57,7 +62,9 @@ const _: () = {
     assert!(size_of::<Control>() == 24);
     assert!(size_of::<RuleCounters>() == 192);
     assert!(size_of::<SeenCounters>() == 64);
-    assert!(size_of::<Rule>() == 72);
+    assert!(size_of::<Rule>() == 80);
+    assert!(size_of::<Step>() == 24);
+    assert!(size_of::<Player>() == 80);
     assert!(size_of::<Hold>() == 96);
     assert!(size_of::<HoldState>() == 64);
     assert!(size_of::<Route>() == 32);

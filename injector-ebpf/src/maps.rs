@@ -14,6 +14,7 @@ use injector_common::{
     },
     counter::{RuleCounters, SeenCounters},
     hold::{self, Hold, HoldState, Route, TAGS, Table},
+    model::trace::{Player, Step},
     packet::Packet,
     rule::Rule,
 };
@@ -76,6 +77,10 @@ pub static HOLD_IN_USERSPACE: Global<u32> = Global::new(0);
 /// it.
 #[unsafe(no_mangle)]
 pub static WIRE_INTERFACE: Global<u32> = Global::new(0);
+
+/// Non-zero: rules may play traces.
+#[unsafe(no_mangle)]
+pub static TRACES: Global<u32> = Global::new(0);
 
 /// Number of packets that may wait in the backlog of a CPU before segmenting more.
 #[unsafe(no_mangle)]
@@ -216,6 +221,14 @@ pub static IN_FLIGHT: Array<u64> = Array::with_max_entries(1, 0);
 /// Distribution tables, by bank.
 #[map]
 pub static TABLES: Array<Table> = Array::with_max_entries(2 * hold::MAX_TABLES, 0);
+
+/// The traces that rules play, see [`Rule::trace`].
+#[map]
+pub static PLAYERS: Array<Player> = Array::with_max_entries(1, 0);
+
+/// The tables of all traces.
+#[map]
+pub static STEPS: Array<Step> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Routes of held packets, by tag.
 #[map]

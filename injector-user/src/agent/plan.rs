@@ -249,6 +249,14 @@ mod tests {
                 "reads no files",
             ),
             (
+                r#"{"target": {"host": true}, "rules": [{"rate": "trace=/etc/shadow"}], "for": "1s"}"#,
+                "does not read traces",
+            ),
+            (
+                r#"{"target": {"host": true}, "rules": [{"trace": "/etc/shadow"}], "for": "1s"}"#,
+                "does not read traces",
+            ),
+            (
                 r#"{"target": {"pid": 1}, "processes": {"pause": "1s,jitter=1s,dist=/etc/shadow"}, "for": "1s"}"#,
                 "reads no files",
             ),

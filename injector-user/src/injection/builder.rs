@@ -94,6 +94,8 @@ impl Builder {
         duplicate "duplicate"
         /// Limits the rate, for instance `1mbit`.
         rate "rate"
+        /// Plays rate, delay and loss from a CSV file, for instance `lte.csv,loop`.
+        trace "trace"
         /// Acts like a link, for instance `3g`; see `injector profiles`.
         profile "profile"
         /// Faults only packets to and from these addresses.

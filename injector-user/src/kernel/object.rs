@@ -18,7 +18,10 @@ use injector_common::{
     counter::{RuleCounters, SeenCounters},
     histogram::{self, MAX_RESOLUTION, MIN_RESOLUTION},
     hold::{self, FLOW_SLOTS, Hold, HoldState, MAX_TABLES, Route, TAGS, Table},
-    model::delay::Memory,
+    model::{
+        delay::Memory,
+        trace::{Player, Step},
+    },
     packet::Direction,
     rule::{RULE_HOLDS, Rule},
 };
@@ -74,6 +77,10 @@ pub struct Capacity {
     pub masks: u32,
     /// Rules per bank whose delay histograms have the highest resolution, if memory suffices.
     pub holds: u32,
+    /// Traces of both banks.
+    pub traces: u32,
+    /// Steps of the tables of all traces.
+    pub steps: u32,
 }
 
 /// The delay histogram of a rule.
@@ -106,6 +113,8 @@ pub struct Object {
     queues: u64,
     /// The cells of the delay histograms; `None` if no rule holds packets.
     delays: Option<Mapped<u64>>,
+    /// The steps of traces; `None` if no rule plays one.
+    steps: Option<Mapped<Step>>,
 }
 
 impl Object {
@@ -145,6 +154,7 @@ impl Object {
             .override_global("RULES_PER_BANK", &capacity.rules, true)
             .override_global("MASKS_PER_BANK", &capacity.masks, true)
             .override_global(aya_log::LEVEL, &log_level, false)
+            .override_global("TRACES", &capacity.traces, true)
             .map_max_entries("BACKLOG", processors)
             .map_max_entries("RULES", banks)
             .map_max_entries("STATES", banks)
@@ -158,13 +168,18 @@ impl Object {
             .map_max_entries("FLOW_RELEASES", if_held(FLOW_SLOTS))
             .map_max_entries("DELAYS", if_held(cells))
             .map_max_entries("TABLES", if_held(2 * MAX_TABLES))
+            .map_max_entries("PLAYERS", capacity.traces.max(1))
+            .map_max_entries("STEPS", capacity.steps.max(1))
             .map_max_entries("ROUTES", if_held(TAGS))
             .map_max_entries("HELD", if_held(TAGS))
             .load(OBJECT)
             .map_err(|error| KernelError::Load(error.into()))?;
         let delays =
             constants.hold.map(|_| ebpf::mapped(&mut ebpf, "DELAYS", cells)).transpose()?;
-        Ok(Self { ebpf, capacity, used: [false; 2], unused_link: 0, queues: 0, delays })
+        let steps = (capacity.steps > 0)
+            .then(|| ebpf::mapped(&mut ebpf, "STEPS", capacity.steps))
+            .transpose()?;
+        Ok(Self { ebpf, capacity, used: [false; 2], unused_link: 0, queues: 0, delays, steps })
     }
 
     /// The capacity of the maps.
@@ -337,6 +352,18 @@ impl Object {
         let with_histograms = holds.iter().zip(rules).map(with_histogram).collect();
         (first..next).for_each(|cell| delays.set(cell, 0));
         with_histograms
+    }
+
+    /// Writes the table of a trace, from the step `first` on. It must be within [`Capacity::steps`].
+    pub fn set_steps(&self, first: u32, table: &[Step]) {
+        if let Some(steps) = &self.steps {
+            (first..).zip(table).for_each(|(index, step)| steps.set(index, *step));
+        }
+    }
+
+    /// Writes a trace that a rule plays, with its state.
+    pub fn set_player(&mut self, number: u32, player: Player) -> Result<(), KernelError> {
+        self.array("PLAYERS", |array: &mut Array<_, Player>| array.set(number, player, 0))
     }
 
     /// Assigns a tag to an interface and a direction.

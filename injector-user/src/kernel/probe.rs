@@ -135,7 +135,7 @@ fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError>
             wire: WireDevice { interface: 1, backlog: 1 },
             ..Constants::default()
         },
-        Capacity { rules: 1, entries: 1, masks: MAX_MASKS as u32, holds: 1 },
+        Capacity { rules: 1, entries: 1, masks: MAX_MASKS as u32, holds: 1, ..Capacity::default() },
         0,
     )?;
     let lo = find(netns, |interface| interface.is_loopback)?;

@@ -17,7 +17,7 @@ use injector_common::model::delay::{DISTRIBUTION_SCALE_SHIFT, MAX_TABLE};
 use statrs::function::erf::erfc_inv;
 use thiserror::Error;
 
-use super::{packet::delay::MAX_DELAY, source, value::HumanDuration};
+use super::{packet::delay::MAX_DELAY, source, trace::Traces, value::HumanDuration};
 
 /// Equally likely values, in units of 1/8192 of the jitter.
 pub type Table = Arc<[i32]>;
@@ -84,7 +84,8 @@ pub struct Custom {
 #[derive(Debug, Default)]
 pub struct Files {
     read: HashMap<PathBuf, Custom>,
-    is_closed: bool,
+    pub(super) traces: Traces,
+    pub(super) is_closed: bool,
 }
 
 impl Files {

@@ -14,6 +14,7 @@ pub mod rule;
 pub mod scenario;
 pub mod source;
 pub mod target;
+pub mod trace;
 pub mod value;
 #[cfg(test)]
 mod values_tests;

@@ -16,6 +16,7 @@ use super::{
         self, Compiler, Field as _, Impairment, PacketFault, PacketInfo, packet_faults,
         profile::Expansion, ways::Ways,
     },
+    trace::TraceError,
     value::{HumanDuration, PortSet, Protocol, Remote, TcpFlags, ValueError},
 };
 
@@ -43,6 +44,9 @@ pub enum RuleError {
     /// A delay file is invalid.
     #[error(transparent)]
     Distribution(#[from] DistributionError),
+    /// A trace is invalid.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
     /// No rules were given.
     #[error("there is no rule in it")]
     NoRules,
@@ -290,10 +294,15 @@ impl RuleSpec {
         let differ = self.loss.as_ref().is_some_and(Ways::differ)
             || self.delay.as_ref().is_some_and(Ways::differ)
             || self.rate.as_ref().is_some_and(Ways::differ);
-        if !differ {
+        let traced = match &self.trace {
+            Some(trace) => trace.ways(files)?,
+            None => Ways::Both(()),
+        };
+        let is_one = self.direction.unwrap_or_default() != Direction::Both;
+        if !differ && (is_one || !traced.differ()) {
             return self.check_one(files);
         }
-        if self.direction.unwrap_or_default() != Direction::Both || self.rtt.is_some() {
+        if is_one || self.rtt.is_some() {
             return Err(RuleError::Fault(ONE_DIRECTION));
         }
         let mut rules = Vec::new();
@@ -303,6 +312,7 @@ impl RuleSpec {
             spec.loss = self.loss.as_ref().and_then(|loss| loss.of(direction));
             spec.delay = self.delay.as_ref().and_then(|delay| delay.of(direction));
             spec.rate = self.rate.as_ref().and_then(|rate| rate.of(direction));
+            spec.trace = self.trace.clone().filter(|_| traced.of(direction).is_some());
             if spec.given().iter().all(|(info, _)| info.is_modifier || is_profile(info)) {
                 continue;
             }

@@ -19,6 +19,7 @@ use super::{
         rate::Rate,
         reorder::Reorder,
         rtt::Rtt,
+        trace::Trace,
     },
     parameters::Value,
     process::{
@@ -131,7 +132,7 @@ fn values_are_the_same_in_both_forms() {
         };
     }
     check_all!(PacketFault: Loss, LossEvery, LossState, LossGemodel, Corrupt, Duplicate);
-    check_all!(PacketFault: DelaySpec, Rtt, Reorder, Rate, Mtu);
+    check_all!(PacketFault: DelaySpec, Rtt, Reorder, Rate, Trace, Mtu);
     check_all!(ClockFaultPart: Shift, Jump, Strobe);
     check_all!(ProcessFault: PauseSpec, Kill, Failure, CpuLimit, IoLimit);
 }
@@ -172,6 +173,8 @@ fn objects_say_what_their_text_says() {
             "{rate: {rate: 1mbit, queue: 64kb, overhead: -4}}",
             "{rate: '1mbit,overhead=-4,queue=64kb'}",
         ),
+        ("{rate: {trace: /a b, loop: true}}", "{rate: 'trace=/a b,loop'}"),
+        ("{trace: {file: /a b, queue: 64kb}}", "{trace: '/a b,queue=64kb'}"),
         ("{delay: 1s, reorder: {probability: 25%, gap: 5}}", "{delay: 1s, reorder: '25%,gap=5'}"),
     ] {
         let read = |yaml| {
@@ -206,6 +209,8 @@ fn wrong_objects_are_refused_by_what_is_wrong() {
         ("{delay: {time: 50ms, jitter: 1ms, dist: normal, distribution: normal}}", "given twice"),
         ("{delay: {time: [50ms]}}", "text or a number"),
         ("{delay: {}}", "T[,jitter=J"),
+        ("{rate: {burst: 16kb}}", "R[,burst"),
+        ("{trace: {loop: true}}", "missing field `file`"),
         ("{reset: {}}", "expected"),
     ] {
         let error = refused(yaml);

@@ -11,7 +11,7 @@ use injector_common::{
     rule::{RULE_HOLDS, Rule},
 };
 
-use super::rate;
+use super::{rate, trace};
 use crate::{
     atomic,
     maps::{self, Schedule},
@@ -102,6 +102,14 @@ pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction:
             None => return FULL,
         }
     }
+    let mut traced = 0;
+    if trace::plays(rule) {
+        match trace::transmit(ctx, rule, direction, now, counters) {
+            trace::FULL => return FULL,
+            ends => ready = ends,
+        }
+        traced = trace::delay(rule, now);
+    }
     let bank = Bank(u32::from(index >= maps::RULES_PER_BANK.load()));
     let wait = if hold.delay.has_memory() {
         remembered(hold, rule, which, state, &bank)
@@ -113,7 +121,7 @@ pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction:
             counters.reordered += 1;
             0
         }
-        Some(delay) => delay,
+        Some(delay) => delay + traced,
     };
     // A pacing queue will not recognize this packet's flow after the hold device, so pacing is
     // applied here. It concerns one flow, so it must not hold up other packets of the link.

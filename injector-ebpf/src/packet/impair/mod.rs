@@ -9,6 +9,7 @@ pub mod loss;
 pub mod rate;
 pub mod reset;
 pub mod too_big;
+pub mod trace;
 
 use aya_ebpf::programs::XdpContext;
 use injector_common::{
@@ -30,7 +31,8 @@ pub fn impair(case: &Case, matched: &mut Match) -> Option<Verdict> {
     if let Some(verdict) = too_big::apply(case, matched) {
         return Some(verdict);
     }
-    let decision = draw(matched)?;
+    let mut decision = draw(matched)?;
+    trace::lose(matched, &mut decision);
     duplicate::apply(case, matched, &decision);
     if let Some(verdict) = loss::apply(case, matched, &decision) {
         return Some(verdict);

@@ -10,7 +10,7 @@ use injector_common::{
     classify::{TUPLE_WORDS, Tuple, TupleKey, TupleMask, field},
     control::{FIRST_CONNECTION_MASK, LENGTHS, MAX_LENGTHS, MAX_MASKS, Masks, PORTS, RuleSet},
     hold::{self, Hold, MAX_TABLES},
-    model::random,
+    model::{random, trace::Player},
     rule::{self, RULE_WIRE},
 };
 use ipnet::IpNet;
@@ -79,6 +79,8 @@ pub struct Compiled {
     pub holds: Vec<Hold>,
     /// The delay distributions.
     pub tables: Vec<Box<hold::Table>>,
+    /// The traces that start with this set, by number, see [`super::traces`].
+    pub players: Vec<(u32, Player)>,
     /// Whether any rule matches sent packets.
     pub egress: bool,
     /// Whether any rule matches received packets.
@@ -185,6 +187,7 @@ pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
         continued: vec![Continued::default(); rules.len()],
         holds,
         tables,
+        players: Vec::new(),
         egress: acts(Direction::Ingress),
         ingress: acts(Direction::Egress),
     })

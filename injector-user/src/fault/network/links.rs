@@ -56,7 +56,7 @@ pub fn assign(new: &mut Compiled, active: Option<&Compiled>, seed: u64, count: u
     let mut next = 0;
     for (number, pair) in pairs.into_iter().enumerate() {
         if let Some(pair) = pair {
-            new.carry_on(number, &old[pair], new.spec[number] == old_spec[pair]);
+            new.carry_on(number, &old[pair], &old_spec[pair]);
             continue;
         }
         // Links of the same number make runs with the same seed alike.
@@ -110,13 +110,19 @@ impl Compiled {
     }
 
     /// Makes a rule continue the link of the rule `old`.
-    fn carry_on(&mut self, number: usize, old: &rule::Rule, is_same: bool) {
+    fn carry_on(&mut self, number: usize, old: &rule::Rule, old_spec: &Rule) {
+        let spec = &self.spec[number];
+        let is_same = spec == old_spec;
+        let plays_on = spec.impairment.trace == old_spec.impairment.trace;
         let holds = old.flags & RULE_HOLDS != 0;
         if holds && self.holds.is_empty() {
             self.holds = vec![Hold::default(); self.rules.len()];
         }
         let rule = &mut self.rules[number];
         (rule.link, rule.stream) = (old.link, old.stream);
+        if plays_on {
+            rule.trace = old.trace;
+        }
         if is_same {
             // Its time goes on.
             rule.deadline_ns = old.deadline_ns;

@@ -11,10 +11,12 @@ mod notices;
 mod protect;
 pub mod report;
 pub mod shared;
+mod traces;
 mod wire;
 
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -38,7 +40,7 @@ use crate::{
         object::{Capacity, Constants, HoldDevice, Object},
     },
     lifetime::{LifetimeError, instance::Instance, lease::LEASE},
-    spec::rule::Rule,
+    spec::{rule::Rule, trace::Table},
     target::{Place, ResolveError, Target},
 };
 use attachments::{Attachment, Attachments};
@@ -49,6 +51,7 @@ use hold::{Engine, Holds};
 use links::Upcoming;
 use monitors::Monitors;
 use notices::{Interference, Notices};
+use traces::Traces;
 use wire::Wire;
 
 /// Why packet faults cannot be installed or changed.
@@ -87,6 +90,22 @@ pub enum NetworkError {
         "the new rules delay packets or limit their rate, which none of the first ones did: restart with them"
     )]
     NoHold,
+    /// The traces of a change take more room than was reserved at the start.
+    #[error(
+        "the traces of the rules take {steps} steps, but there is room for {room}: restart with them"
+    )]
+    NoRoomForTraces {
+        /// Number of steps.
+        steps: usize,
+        /// The reserved number of steps.
+        room: u32,
+    },
+    /// The traces of all rules take too much room.
+    #[error("the traces of all rules have more than 2^31 steps")]
+    TooManySteps,
+    /// A change has more traces than were reserved at the start.
+    #[error("the new rules play more traces than the {0} of the first ones: restart with them")]
+    TooManyTraces(u32),
     /// The change adds the first rule for received packets of a cgroup.
     #[error(
         "the new rules are for received packets, which none of the first ones were: restart with them"
@@ -190,6 +209,7 @@ pub struct Network {
     attachments: Attachments,
     holds: Option<Holds>,
     wire: Wire,
+    traces: Traces,
     monitors: Monitors,
     notices: Notices,
     /// Final statistics of held packets.
@@ -265,6 +285,7 @@ impl Network {
         for rules in later {
             needs.add(&compile(rules, options.seed)?);
         }
+        needs.capacity.steps = traces::room_for(&needs.tables)?;
         let holds = match needs.hold {
             Some(limit) => {
                 let engine = Engine::choose(options.engine)?;
@@ -293,6 +314,7 @@ impl Network {
             attachments: Attachments::new(options.hook),
             holds,
             wire,
+            traces: Traces::default(),
             monitors: Monitors::default(),
             notices: Notices::default(),
             ended: None,
@@ -336,7 +358,7 @@ impl Network {
             self.deadline_ns = self.options.lasts.map_or(u64::MAX, clock::deadline_ns);
             compiled.start(now, self.deadline_ns);
             self.fill(1, compiled)?;
-            self.active = 1;
+            self.activate()?;
         }
         self.renew()
     }
@@ -390,9 +412,18 @@ impl Network {
     /// nothing.
     pub fn commit(&mut self) -> Result<(), NetworkError> {
         if std::mem::take(&mut self.is_prepared) {
-            self.active = 1 - self.active;
+            self.activate()?;
         }
         self.renew()
+    }
+
+    /// Makes the other bank the active one from the next [`Self::renew`] on.
+    fn activate(&mut self) -> Result<(), NetworkError> {
+        self.active = 1 - self.active;
+        if let Some(set) = &mut self.banks[self.active as usize] {
+            traces::start(&mut self.object, set, clock::monotonic_ns())?;
+        }
+        Ok(())
     }
 
     /// Changes the deadlines, by `CLOCK_MONOTONIC`, of active rules, by number.
@@ -608,6 +639,8 @@ impl Network {
         if !self.wire.is_available() {
             compiled.accept_pieces();
         }
+        let active = self.banks[1 - bank as usize].as_ref();
+        self.traces.fill(&mut self.object, active, &mut compiled)?;
         let before = self.banks[bank as usize].as_ref();
         let before = before.map(|compiled| compiled.entries(bank)).unwrap_or_default();
         self.object.replace_entries(&before, &compiled.entries(bank))?;
@@ -653,6 +686,8 @@ struct Needs {
     hold: Option<u32>,
     /// Whether any rule acts on wire packets.
     wire: bool,
+    /// The tables of traces.
+    tables: Vec<Arc<Table>>,
 }
 
 impl Needs {
@@ -663,11 +698,18 @@ impl Needs {
             entries: self.capacity.entries.max(room.entries),
             masks: self.capacity.masks.max(room.masks),
             holds: self.capacity.holds.max(room.holds),
+            traces: self.capacity.traces.max(room.traces),
+            steps: 0,
         };
+        for table in traces::tables([compiled]) {
+            if !self.tables.contains(&table) {
+                self.tables.push(table);
+            }
+        }
         self.sides = self.sides.or(Directions::of(compiled));
         self.wire |= compiled.needs_wire_packets();
         if compiled.needs_hold() {
-            let limit = hold::room_for(&compiled.holds);
+            let limit = hold::room_for(&compiled.holds, room.traces > 0);
             self.hold = Some(self.hold.unwrap_or_default().max(limit));
         }
     }
@@ -681,10 +723,13 @@ fn room_for(compiled: &Compiled) -> Capacity {
     let entries = (2 * compiled.entry_count()).clamp(MIN_ROOM, compile::MAX_ENTRIES);
     let masks = (2 * compiled.mask_count()).clamp(MIN_MASKS, MAX_MASKS);
     let holds = 2 * compiled.rules.iter().filter(|rule| rule.flags & RULE_HOLDS != 0).count();
+    let traces = 2 * compiled.spec.iter().filter(|rule| rule.impairment.trace.is_some()).count();
     Capacity {
         rules: rules as u32,
         entries: entries as u32,
         masks: masks as u32,
         holds: holds as u32,
+        traces: traces as u32,
+        steps: 0,
     }
 }

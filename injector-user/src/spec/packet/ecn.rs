@@ -13,7 +13,7 @@ use crate::spec::{
 pub struct Ecn;
 
 /// Error for a rule without a fault that drops packets.
-pub const ALONE: &str = "--ecn marks packets that would be lost: give --rate or one of --loss, --loss-every, \
+pub const ALONE: &str = "--ecn marks packets that would be lost: give --rate, --trace or one of --loss, --loss-every, \
                          --loss-state, --loss-gemodel as well";
 
 impl PacketFault for Ecn {
@@ -23,7 +23,7 @@ impl PacketFault for Ecn {
         info: Info {
             name: "ecn",
             help: "Set the ECN CE mark instead of dropping",
-            detail: "Applies to ECN-capable packets; others are dropped. Goes with --rate or one of --loss, --loss-every, --loss-state, --loss-gemodel.",
+            detail: "Applies to ECN-capable packets; others are dropped. Goes with --rate, --trace or one of --loss, --loss-every, --loss-state, --loss-gemodel.",
             trial: Some(Trial {
                 options: "--loss 100% --ecn --direction egress",
                 effect: Effect::Marked,
@@ -35,7 +35,9 @@ impl PacketFault for Ecn {
     };
 
     fn compile(_: &bool, compiler: &mut Compiler) -> Result<(), RuleError> {
-        if compiler.impairment.rule.loss.kind == loss::NONE && compiler.rule.rate.is_none() {
+        let impairment = &compiler.impairment;
+        let limits = compiler.rule.rate.is_some() || impairment.trace.is_some();
+        if impairment.rule.loss.kind == loss::NONE && !limits {
             return Err(RuleError::Fault(ALONE));
         }
         compiler.impairment.rule.flags |= RULE_ECN;

@@ -15,6 +15,7 @@ pub mod reorder;
 pub mod reset;
 pub mod rtt;
 pub mod too_big;
+pub mod trace;
 pub mod ways;
 
 use injector_common::{hold::Hold, rule};
@@ -23,6 +24,7 @@ use super::{
     distribution::{Files, Table},
     info::Info,
     rule::{RuleError, RuleSpec},
+    trace::Played,
 };
 
 /// The table of packet faults, in the order of options and titles.
@@ -45,6 +47,7 @@ macro_rules! packet_faults {
             { #[arg(conflicts_with = "delay")] rtt, packet::rtt::Rtt, Option<packet::rtt::Rtt> }
             { reorder, packet::reorder::Reorder, Option<packet::reorder::Reorder> }
             { rate, packet::rate::Rate, Option<packet::ways::Ways<packet::rate::Rate>> }
+            { trace, packet::trace::Trace, Option<packet::trace::Trace> }
             { ecn, packet::ecn::Ecn, bool }
             { pieces, packet::pieces::Pieces, bool }
             { mtu, packet::mtu::Mtu, Option<packet::mtu::Mtu> }
@@ -128,6 +131,8 @@ pub struct Impairment {
     pub hold: Option<Hold>,
     /// The distribution of delays, if it requires a table.
     pub table: Option<Table>,
+    /// The trace that the rule plays.
+    pub trace: Option<Played>,
     /// Whether to act on GSO packets rather than wire packets.
     pub pieces: bool,
     /// The first fault of the rule that XDP cannot apply.
@@ -139,6 +144,12 @@ impl Impairment {
     pub fn hold(&mut self) -> &mut Hold {
         self.rule.flags |= rule::RULE_HOLDS;
         self.hold.get_or_insert_default()
+    }
+
+    /// Makes the rule play a trace, which holds packets.
+    pub fn play(&mut self, trace: Played) {
+        self.hold();
+        self.trace = Some(trace);
     }
 }
 

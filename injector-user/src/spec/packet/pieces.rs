@@ -38,6 +38,7 @@ impl Impairment {
 
         let decides = self.rule.loss.certain().is_none() || self.rule.flags & RULE_ALTERS != 0;
         let varies = self.hold.is_some_and(|hold| hold.rate.cost != 0 || hold.delay.is_random());
-        !self.pieces && self.rule.flags & RULE_RESET == 0 && (decides || varies)
+        let acts = decides || varies || self.trace.is_some();
+        !self.pieces && self.rule.flags & RULE_RESET == 0 && acts
     }
 }

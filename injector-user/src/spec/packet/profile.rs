@@ -15,7 +15,7 @@ use super::{
     Compiler, PacketFault, PacketInfo,
     delay::DelaySpec,
     loss::Loss,
-    rate::{BitRate, Rate, Size},
+    rate::{BitRate, Limit, Rate, Size},
     ways::Ways,
 };
 use crate::spec::{
@@ -138,11 +138,13 @@ impl Profile {
     }
 
     fn rate(&self) -> Ways<Rate> {
-        self.ways(|link| Rate {
-            bits: BitRate(u64::from(link.rate_kbit) * 1000),
-            burst: Size::default(),
-            overhead: 0,
-            queue: None,
+        self.ways(|link| {
+            Rate::Constant(Limit {
+                bits: BitRate(u64::from(link.rate_kbit) * 1000),
+                burst: Size::default(),
+                overhead: 0,
+                queue: None,
+            })
         })
     }
 

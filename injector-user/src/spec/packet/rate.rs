@@ -2,30 +2,38 @@
 
 use std::{
     fmt::{self, Display, Formatter},
+    path::PathBuf,
     str::FromStr,
     time::Duration,
 };
 
 use injector_common::model::rate as model;
 
-use super::{Compiler, PacketFault, PacketInfo};
+use super::{
+    Compiler, PacketFault, PacketInfo,
+    trace::{LOOP, overhead, played},
+};
 use crate::spec::{
     fault::FaultError,
     info::{Effect, Info, Trial},
     interpolate::{Interpolate, interpolate},
-    parameters::{Given, Parameter, Value, values},
+    parameters::{Given, Parameter, Value, malformed, values},
     rule::RuleError,
+    trace::Played,
     value::HumanDuration,
 };
 
 values!(Rate);
-interpolate!(Rate { bits, burst, overhead, queue });
+interpolate!(Limit { bits, burst, overhead, queue });
 
 /// Minimum default queue limit, in nanoseconds.
 const QUEUE_NS: u64 = 100_000_000;
 
 /// Minimum default queue limit in bytes, ten large packets, for slow links.
 const QUEUE_BYTES: u64 = 15_000;
+
+/// Length of an Ethernet header.
+const ETHERNET_HEADER: i32 = 14;
 
 /// Minimum rate, in bits per second.
 const MIN_BITS: f64 = 1e3;
@@ -37,8 +45,26 @@ const MAX_BITS: f64 = 1e12;
 const MAX_QUEUE: Duration = Duration::from_hours(1);
 
 /// A rate limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rate {
+    /// A constant rate.
+    Constant(Limit),
+    /// The opportunities of a trace of mahimahi.
+    Trace {
+        /// Path of the file.
+        path: PathBuf,
+        /// Whether the trace starts again at its last time.
+        is_loop: bool,
+        /// Bytes that the link adds to each packet; may be negative.
+        overhead: i32,
+        /// Queue limit, above which packets are dropped; `None` for the default.
+        queue: Option<Size>,
+    },
+}
+
+/// A constant rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
+pub struct Limit {
     /// Rate at which packets leave.
     pub bits: BitRate,
     /// Amount that may leave immediately after an idle time.
@@ -70,42 +96,82 @@ impl Value for Rate {
     type Error = FaultError;
 
     const NAME: &'static str = "a limited rate";
-    const SYNTAX: &'static str = "R[,burst=B][,overhead=N][,queue=T|N]";
-    const EXAMPLE: &'static str = "1mbit or 1mbit,burst=16kb,overhead=24,queue=200ms";
+    const SYNTAX: &'static str =
+        "R[,burst=B][,overhead=N][,queue=T|SIZE] or trace=FILE[,loop][,overhead=N][,queue=SIZE]";
+    const EXAMPLE: &'static str =
+        "1mbit or 1mbit,burst=16kb,overhead=24,queue=200ms or trace=lte.up,loop";
+    const REQUIRED: usize = 0;
     const PARAMETERS: &'static [Parameter] = &[
         Parameter::new("rate", "Bits a second, 1kbit to 1tbit, in tc's units, such as 1.5mbit."),
+        Parameter::new(
+            "trace",
+            "A packet-delivery trace of mahimahi, instead of `rate`: a time in ms in each line, at which 1500 bytes pass.",
+        ),
+        LOOP,
         Parameter::new("burst", "Bytes that leave at once after a pause, such as 16kb; default 0."),
         Parameter::new("overhead", "Bytes added to each packet's length; may be negative."),
         Parameter::new(
             "queue",
-            "Length of the queue as a time, such as 200ms, or a size, such as 64kb; packets beyond it are dropped.",
+            "Length of the queue as a time, such as 200ms, or a size, such as 64kb; packets beyond it are dropped. A trace requires a size.",
         ),
     ];
 
     fn from_parameters(given: &Given) -> Result<Self, FaultError> {
-        let overhead = |text: &str| text.parse().map_err(|_| FaultError::Overhead(text.into()));
-        Ok(Self {
+        if let Some(path) = given.get("trace") {
+            if given.has("rate") || given.has("burst") {
+                return Err(malformed::<Self>(given.text()).into());
+            }
+            return Ok(Self::Trace {
+                path: path.into(),
+                is_loop: given.has("loop"),
+                overhead: overhead(given)?,
+                queue: given.parse("queue")?,
+            });
+        }
+        if given.has("loop") || !given.has("rate") {
+            return Err(malformed::<Self>(given.text()).into());
+        }
+        Ok(Self::Constant(Limit {
             bits: given.required("rate")?,
             burst: given.parse("burst")?.unwrap_or_default(),
-            overhead: given.get("overhead").map_or(Ok(0), overhead)?,
+            overhead: overhead(given)?,
             queue: given.parse("queue")?,
-        })
+        }))
     }
 
     fn parameters(&self) -> Vec<(&'static str, String)> {
-        let mut parameters = vec![("rate", self.bits.to_string())];
-        if self.burst > Size::default() {
-            parameters.push(("burst", self.burst.to_string()));
+        let limit = match self {
+            Self::Constant(limit) => limit,
+            Self::Trace { path, is_loop, overhead, queue } => {
+                let mut parameters = vec![("trace", path.display().to_string())];
+                parameters.extend(played(*is_loop, *overhead, *queue));
+                return parameters;
+            }
+        };
+        let mut parameters = vec![("rate", limit.bits.to_string())];
+        if limit.burst > Size::default() {
+            parameters.push(("burst", limit.burst.to_string()));
         }
-        if self.overhead != 0 {
-            parameters.push(("overhead", self.overhead.to_string()));
+        if limit.overhead != 0 {
+            parameters.push(("overhead", limit.overhead.to_string()));
         }
-        match self.queue {
+        match limit.queue {
             Some(Queue::Time(time)) => parameters.push(("queue", time.to_string())),
             Some(Queue::Size(size)) => parameters.push(("queue", size.to_string())),
             None => {}
         }
         parameters
+    }
+}
+
+impl Interpolate for Rate {
+    fn between(&self, to: &Self, part: f64) -> Option<Self> {
+        match (self, to) {
+            (Self::Constant(from), Self::Constant(to)) => {
+                from.between(to, part).map(Self::Constant)
+            }
+            _ => (self == to).then(|| self.clone()),
+        }
     }
 }
 
@@ -115,14 +181,16 @@ impl PacketFault for Rate {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "rate",
-            value: "R[,burst=B][,overhead=N][,queue=T|SIZE]",
+            value: "R[,burst=B][,overhead=N][,queue=T|SIZE]|trace=F[,loop][,queue=SIZE]",
             placeholder: "R[,...]",
             help: "Limit the rate to R in each direction",
             detail: "R is 1kbit to 1tbit; units are tc's: 1.5mbit, 100kbps (bytes a second). After a pause, B bytes \
                      leave at once (default 0). N bytes are added to each packet's length. Packets that would wait \
                      longer than the queue limit (a time such as 200ms, or a size such as 64kb) are dropped; by \
-                     default 100ms or the time that 15,000 bytes take, whichever is longer. down=...,up=... gives \
-                     one for received and one for sent packets.",
+                     default 100ms or the time that 15,000 bytes take, whichever is longer. With trace=F, packets leave \
+                     as in mahimahi: each line of the file F is a time in ms at which 1,500 bytes of IP packets may \
+                     leave; with loop, the trace starts again at its last time. down=...,up=... gives one for \
+                     received and one for sent packets.",
             examples: &["1mbit", "1mbit,queue=200ms", "64kbit,burst=16kb,overhead=24"],
             trial: Some(Trial {
                 options: "--rate 80kbit --direction egress",
@@ -135,14 +203,30 @@ impl PacketFault for Rate {
     };
 
     fn compile(rate: &Self, compiler: &mut Compiler) -> Result<(), RuleError> {
-        let link = model::Rate::new(rate.bits.0, rate.burst.0, 0, rate.overhead);
-        let queue_ns = match rate.queue {
+        match rate {
+            Self::Constant(limit) => compiler.impairment.hold().rate = limit.compile(),
+            Self::Trace { path, is_loop, overhead, queue } => {
+                let table = compiler.files.opportunities(path, *is_loop)?;
+                let queue = queue.map(|queue| queue.0);
+                // Opportunities are for the bytes of IP packets.
+                let overhead = overhead.saturating_sub(ETHERNET_HEADER);
+                compiler.impairment.play(Played { table, queue, overhead });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Limit {
+    /// The rate in the kernel's format.
+    fn compile(&self) -> model::Rate {
+        let link = model::Rate::new(self.bits.0, self.burst.0, 0, self.overhead);
+        let queue_ns = match self.queue {
             Some(Queue::Time(time)) => time.nanoseconds(),
             Some(Queue::Size(size)) => link.time_of(size.0),
             None => link.time_of(QUEUE_BYTES).max(QUEUE_NS),
         };
-        compiler.impairment.hold().rate = model::Rate { queue_ns, ..link };
-        Ok(())
+        model::Rate { queue_ns, ..link }
     }
 }
 
@@ -365,6 +449,8 @@ mod tests {
             "1mbit,queue=0b",
             "1mbit,queue=0ns",
             "1mbit,queue=3gb",
+            "trace=lte.up",
+            "trace=a=b c,loop,overhead=4,queue=64kb",
         ] {
             assert_eq!(text.parse::<Rate>().map(|rate| rate.to_string()), Ok(text.into()));
         }
@@ -379,9 +465,13 @@ mod tests {
         for text in
             ["1mbit,16kb", "1mbit,burst=", "1mbit,burst=1,burst=2", "1mbit,limit=5", "1mbit,"]
         {
-            assert_eq!(error(text), crate::spec::parameters::malformed::<Rate>(text).into());
+            assert_eq!(error(text), malformed::<Rate>(text).into());
         }
         assert_eq!(error(""), FaultError::BitRate(String::new()));
+        for text in ["trace=", "trace=a,burst=1", "1mbit,loop", "1mbit,trace=a", "trace=a,"] {
+            assert_eq!(error(text), malformed::<Rate>(text).into());
+        }
+        assert_eq!(error("trace=a,queue=1s"), FaultError::Size("1s".into()));
         assert_eq!(error("10bit"), FaultError::BitRateRange("10bit".into()));
         assert_eq!(error("1mbit,burst=1s"), FaultError::Size("1s".into()));
         assert_eq!(error("1mbit,overhead=1kb"), FaultError::Overhead("1kb".into()));

@@ -271,8 +271,8 @@ mod tests {
         for (object, error) in [
             (json!({"down": "1mbit", "rate": "2mbit"}), "unknown field `rate` beside"),
             (json!({"rat": "1mbit"}), "unknown field `rat`"),
-            (json!({}), "missing field `rate`"),
-            (json!({"up": {}}), "missing field `rate`"),
+            (json!({}), "`` is not a limited rate"),
+            (json!({"up": {}}), "`` is not a limited rate"),
         ] {
             let text = read(object.clone()).expect_err("invalid").to_string();
             assert!(text.starts_with(error), "{object}: {text}");

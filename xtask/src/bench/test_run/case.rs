@@ -238,7 +238,7 @@ fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
         rules: compiled.rules.len() as u32,
         entries: 2 * compiled.entry_count() as u32,
         masks: 8,
-        holds: 0,
+        ..Capacity::default()
     };
     let mut object = Object::load(constants, capacity, 0)?;
     object.replace_entries(&[], &compiled.entries(0))?;

@@ -18,6 +18,7 @@ use std::{
 
 use injector_common::{
     hold::{Hold, ROUTES},
+    model::delay::MAX_NS,
     packet::Direction,
 };
 use serde::Serialize;
@@ -98,7 +99,7 @@ const ENABLED: &str = "2";
 /// The capacity of a kernel queue in packets: enough for line rate over the longest delay, but at
 /// most a quarter of the memory.
 #[must_use]
-pub fn room_for(holds: &[Hold]) -> u32 {
+pub fn room_for(holds: &[Hold], is_traced: bool) -> u32 {
     /// 10 Gbit/s of full-sized frames.
     const PACKETS_PER_SECOND: u64 = 820_000;
     /// The memory of such a frame.
@@ -109,7 +110,9 @@ pub fn room_for(holds: &[Hold]) -> u32 {
         let delay = hold.delay.latency_ns + 4 * hold.delay.jitter_ns;
         if hold.rate.cost == 0 { delay } else { delay.saturating_add(2 * hold.rate.queue_ns) }
     });
-    let seconds = longest.max().unwrap_or(0).div_ceil(1_000_000_000);
+    // The queue of a trace is limited in bytes, and its delay is not known here.
+    let traced = is_traced.then_some(MAX_NS);
+    let seconds = longest.chain(traced).max().unwrap_or(0).div_ceil(1_000_000_000);
     let memory =
         <procfs::Meminfo as procfs::Current>::current().map_or(1 << 30, |info| info.mem_total);
     let packets = seconds
