@@ -14,6 +14,7 @@ use injector_user::{
         process::{self, ProcessSpec},
         rule::{self, RuleSpec},
         target::TargetSpec,
+        trace::{Table, Timeline},
     },
 };
 use proptest::prelude::*;
@@ -28,7 +29,7 @@ fn keys<T: JsonSchema>() -> Vec<String> {
 }
 
 /// Keys of values that are objects.
-const PARAMETERS: [&str; 14] = [
+const PARAMETERS: [&str; 17] = [
     "time",
     "jitter",
     "dist",
@@ -36,6 +37,9 @@ const PARAMETERS: [&str; 14] = [
     "probability",
     "gap",
     "rate",
+    "trace",
+    "file",
+    "loop",
     "queue",
     "offset",
     "at",
@@ -86,6 +90,7 @@ fn word() -> impl Strategy<Value = String> {
         "25%",
         "1mbps,device=/dev/null",
         "samples=/etc/passwd",
+        "trace=/etc/passwd,loop",
         "../..",
         "/proc/self/mem",
         "nosuchnamespace",
@@ -223,6 +228,22 @@ proptest! {
     #[test]
     fn rules_of_any_text_are_taken_or_refused(text in "[ -~\n]{0,200}|.{0,200}") {
         check_rules(&text);
+    }
+
+    #[test]
+    fn traces_of_any_text_are_taken_or_refused(
+        text in prop_oneof![
+            "[0-9\n]{0,200}",
+            "((time|rate|loss|delay|direction|[0-9.]{1,9}(ns|ms|s|h|%|mbit|bps)|0|up|down)[,\n]){0,60}",
+            "[ -~\n]{0,200}",
+            ".{0,200}",
+        ],
+        is_loop in any::<bool>(),
+    ) {
+        let _ = Table::opportunities(&text, is_loop);
+        for text in [format!("time,rate,loss\n0s,{text}"), format!("time,delay,direction\n0s,{text}"), text] {
+            let _ = Timeline::parse(&text, is_loop);
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
-use testbed::{Family, Injector, Lab, serve, wait_until};
+use testbed::{Family, Injector, Lab, RuleFile, serve, wait_until};
 
 /// The maximum time of cleanup by the guardian and the kernel.
 const PROMISED: Duration = Duration::from_secs(2);
@@ -32,6 +32,8 @@ fn killed_at_any_of_50_random_moments_it_leaves_no_device() {
     let devices = || lab.left.run("ip -o link show") + &lab.left.run("tc qdisc show");
     let before = devices();
     let at = lab.right.at(Family::V4, 9000);
+    let trace =
+        RuleFile::new("time,rate,delay,loss\n0s,1gbit,1ms,1%\n100ms,2gbit,0s,0%\n200ms,0,0s,0%\n");
     for round in 0..ROUNDS {
         let server = serve(&lab.right, None, &format!("tcp-serve --bind {at}"));
         let line = format!("tcp-flood --to {at} --connections 4 --seconds 2");
@@ -41,7 +43,11 @@ fn killed_at_any_of_50_random_moments_it_leaves_no_device() {
             command.spawn()
         };
         let mut flood = flood.expect("it starts");
-        let line = format!("--netns {} --no-protect --loss 1% --duplicate 1%", lab.left.netns);
+        let line = format!(
+            "--netns {} --no-protect --trace {},loop --duplicate 1%",
+            lab.left.netns,
+            trace.path.display()
+        );
         let mut command = Injector::command(&lab.left, &line);
         let mut inject = command.stdout(Stdio::null()).spawn().expect("it starts");
         // From start-up until packets are segmented.
