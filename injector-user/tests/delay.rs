@@ -409,9 +409,9 @@ fn a_packet_over_loopback_is_delayed_once() {
         }
         drop(injector);
         let settings = "sysctl -n net.ipv4.conf.lo.accept_local net.ipv4.conf.lo.route_localnet";
-        let end = std::time::Instant::now() + Duration::from_secs(2);
+        let end = Instant::now() + Duration::from_secs(2);
         while lab.left.run(settings) != "0\n0\n" {
-            assert!(std::time::Instant::now() < end, "{engine}: {}", lab.left.run(settings));
+            assert!(Instant::now() < end, "{engine}: {}", lab.left.run(settings));
             thread::sleep(Duration::from_millis(20));
         }
     }

@@ -139,10 +139,10 @@ fn a_checksum_that_looks_partial_is_repaired() {
         let payload = payload_like_a_partial_checksum(from, to);
         for _ in 0..SENT {
             sender.send_to(&payload, to).expect("a route");
-            let mut received = [0; 100];
-            let length = receiver.recv(&mut received).expect("a datagram");
+            let mut buffer = [0; 100];
+            let length = receiver.recv(&mut buffer).expect("a datagram");
             let flipped: u32 =
-                payload.iter().zip(&received[..length]).map(|(a, b)| (a ^ b).count_ones()).sum();
+                payload.iter().zip(&buffer[..length]).map(|(a, b)| (a ^ b).count_ones()).sum();
             assert_eq!((length, flipped), (payload.len(), 1), "{family:?}");
         }
     }
