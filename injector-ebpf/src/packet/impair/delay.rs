@@ -133,6 +133,25 @@ pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction:
         in_order(hold, state, direction, due, now)
     };
     let Some(due) = due else { return AT_ONCE };
+    let queue = match maps::HOLD_IN_USERSPACE.load() {
+        0 => lane(ctx, hold, state, direction, paced > due).queue(),
+        _ => 0,
+    };
+    let Some(schedule) = maps::SCHEDULE.get_ptr_mut(0) else { return AT_ONCE };
+    // SAFETY: per CPU; `send` reads it on this CPU before another packet is classified.
+    unsafe { *schedule = Schedule { wait_ns: due - now, queue: queue.into() } };
+    hold::in_order(due, paced)
+}
+
+/// The lane of a packet on the hold device with a queue. `is_paced` if it waits for its own pacing.
+#[inline(always)]
+fn lane(
+    ctx: &TcContext,
+    hold: &hold::Hold,
+    state: *mut HoldState,
+    direction: Direction,
+    is_paced: bool,
+) -> Lane {
     let way = direction as usize & 1;
     // SAFETY: within a map value; only userspace writes the queue's number, before its first packet.
     let (queue, of_flows) = unsafe {
@@ -140,17 +159,13 @@ pub fn schedule(ctx: &TcContext, rule: &Rule, index: u32, which: u64, direction:
         ((&raw const (*state).queue).read_volatile() as u32, of_flows.read_volatile())
     };
     // Order holds within a lane: a link that was ordered by flow stays with the lanes of flows.
-    let lane = if of_flows != 0 || paced > due {
+    if of_flows != 0 || is_paced {
         Lane::Flow(skb::hash(ctx), queue)
     } else if hold.delay.keeps_order() {
         Lane::Link(queue << 1 | direction as u32)
     } else {
         Lane::Packet(next_number())
-    };
-    let Some(schedule) = maps::SCHEDULE.get_ptr_mut(0) else { return AT_ONCE };
-    // SAFETY: per CPU; `send` reads it on this CPU before another packet is classified.
-    unsafe { *schedule = Schedule { wait_ns: due - now, queue: lane.queue().into() } };
-    hold::in_order(due, paced)
+    }
 }
 
 /// When a packet that is due at `due` may leave its link: if the link keeps the order, not before
