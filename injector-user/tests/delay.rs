@@ -15,8 +15,8 @@ use nix::sys::{
 use serde_json::Value;
 use statrs::distribution::{ContinuousCDF as _, Normal};
 use testbed::{
-    FAMILIES, Family, Host, Injector, Lab, RuleFile, TestCgroup, binomial, engines, number, serve,
-    talk,
+    FAMILIES, Family, Host, Injector, Lab, RuleFile, TestCgroup, binomial, engines, median, number,
+    serve, talk,
 };
 
 /// The number of datagrams for each measurement of accuracy.
@@ -45,18 +45,8 @@ struct Arrival {
 }
 
 fn arrivals(report: &Value) -> Vec<Arrival> {
-    let list = |key: &str| report[key].as_array().cloned().unwrap_or_default();
-    let ms = |ns: &Value| ns.as_f64().expect("a number") / 1e6;
-    let (numbers, delays, times) = (list("numbers"), list("delays_ns"), list("times_ns"));
-    numbers
-        .iter()
-        .zip(delays.iter().zip(&times))
-        .map(|(number, (delay, time))| Arrival {
-            number: number.as_u64().expect("a number"),
-            delay_ms: ms(delay),
-            at_ms: ms(time),
-        })
-        .collect()
+    let arrivals = testbed::arrivals(report).into_iter();
+    arrivals.map(|(number, delay_ms, at_ms)| Arrival { number, delay_ms, at_ms }).collect()
 }
 
 /// Sends stamped datagrams. `wait_ms` is the maximum delay of the last one.
@@ -73,11 +63,6 @@ fn stamped(
     talk(from, cgroup, &format!("stamp-send --to {at} {line}"));
     thread::sleep(Duration::from_millis(wait_ms));
     arrivals(&receiver.finish())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// The maximum distance of the empirical distribution from `cdf`.

@@ -16,7 +16,9 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use testbed::{Family, Host, Injector, Lab, Process, RuleFile, engines, number, serve, talk};
+use testbed::{
+    Arrival, Family, Host, Injector, Lab, Process, RuleFile, arrivals, engines, number, serve, talk,
+};
 
 /// The number of changes in each test.
 const CHANGES: u64 = 100;
@@ -236,10 +238,6 @@ fn phase(name: &str, counts: &Value) -> Option<Phase> {
     let matched = number(counts, "matched");
     Some(Phase { bits_a_second, packets: number(counts, "delayed"), bytes, matched })
 }
-
-/// A received datagram: its number, its delay and its time of arrival in milliseconds.
-type Arrival = (u64, f64, f64);
-
 /// Sends datagrams of `size` bytes while the rules change.
 fn datagrams(lab: &Lab, changing: &mut Changing, size: u64, every_us: u64) -> Vec<Arrival> {
     let at = lab.right.at(Family::V4, 9000);
@@ -252,16 +250,7 @@ fn datagrams(lab: &Lab, changing: &mut Changing, size: u64, every_us: u64) -> Ve
     sender.finish();
     // The longest queue and delay.
     thread::sleep(Duration::from_millis(500));
-    let report = receiver.finish();
-    let list = |key: &str| report[key].as_array().cloned().unwrap_or_default();
-    let ms = |ns: &Value| ns.as_f64().expect("a number") / 1e6;
-    let (numbers, delays, times) = (list("numbers"), list("delays_ns"), list("times_ns"));
-    let numbers = numbers.iter().map(|number| number.as_u64().expect("a number"));
-    numbers
-        .zip(delays.iter().map(ms))
-        .zip(times.iter().map(ms))
-        .map(|((n, d), t)| (n, d, t))
-        .collect()
+    arrivals(&receiver.finish())
 }
 
 /// The number of packets that arrived before an earlier one.

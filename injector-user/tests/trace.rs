@@ -8,7 +8,9 @@ use std::{
 
 use nix::sys::signal::Signal;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
-use testbed::{Family, Host, Injector, Lab, RuleFile, engines, is_guest, serve};
+use testbed::{
+    Arrival, Family, Host, Injector, Lab, RuleFile, arrivals, engines, is_guest, median, serve,
+};
 
 /// IPv4 and UDP headers.
 const HEADERS: u64 = 28;
@@ -50,9 +52,6 @@ fn file(times: &[u64]) -> RuleFile {
     RuleFile::new(&text)
 }
 
-/// Datagrams as they arrived: number, delay and time of arrival in milliseconds.
-type Arrival = (u64, f64, f64);
-
 /// Sends datagrams with `size` bytes of payload.
 fn send(from: &Host, to: &Host, size: u64, every_us: u64, time: Duration) -> Vec<Arrival> {
     let at = to.at(Family::V4, 9000);
@@ -61,19 +60,7 @@ fn send(from: &Host, to: &Host, size: u64, every_us: u64, time: Duration) -> Vec
     let sender = serve(from, None, &line);
     thread::sleep(time);
     sender.finish();
-    let report = receiver.finish();
-    let list = |key: &str| report[key].as_array().cloned().unwrap_or_default();
-    let ms = |ns: &serde_json::Value| ns.as_f64().expect("a number") / 1e6;
-    let (numbers, delays, times) = (list("numbers"), list("delays_ns"), list("times_ns"));
-    let numbers = numbers.iter().map(|number| number.as_u64().expect("a number"));
-    let arrivals = numbers.zip(delays.iter().map(ms)).zip(times.iter().map(ms));
-    arrivals.map(|((number, delay), time)| (number, delay, time)).collect()
-}
-
-/// The middle of the values.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    arrivals(&receiver.finish())
 }
 
 /// A trace that loops, as a list of times in milliseconds, not falling, with the bytes that have passed

@@ -593,6 +593,28 @@ pub fn number(report: &Value, key: &str) -> u64 {
     report[key].as_u64().unwrap_or_else(|| panic!("no number {key} in {report}"))
 }
 
+/// A datagram in a report of `stamp-receive`: its number, its one-way delay, and the time of arrival by
+/// the common clock, both in milliseconds.
+pub type Arrival = (u64, f64, f64);
+
+/// The datagrams in a report of `stamp-receive`, in the order of their arrival.
+#[must_use]
+pub fn arrivals(report: &Value) -> Vec<Arrival> {
+    let list = |key: &str| report[key].as_array().cloned().unwrap_or_default();
+    let ms = |ns: &Value| ns.as_f64().expect("a number") / 1e6;
+    let (numbers, delays, times) = (list("numbers"), list("delays_ns"), list("times_ns"));
+    let numbers = numbers.iter().map(|number| number.as_u64().expect("a number"));
+    let arrivals = numbers.zip(delays.iter().map(ms)).zip(times.iter().map(ms));
+    arrivals.map(|((number, delay), time)| (number, delay, time)).collect()
+}
+
+/// The middle of the values.
+#[must_use]
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// Whether this is a virtual machine of `cargo xtask vm`, which has few programs.
 #[must_use]
 pub fn is_guest() -> bool {
