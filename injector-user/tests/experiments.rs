@@ -27,7 +27,10 @@ impl Experiment {
     fn start(name: &'static str, spaces: &'static [&'static str]) -> Self {
         let folder = testbed::scratch_file();
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/experiments");
-        let child = Command::new(format!("{root}/{name}"))
+        // A shell cannot trap a signal that it was started to ignore, as programs in the background are.
+        let child = Command::new("env")
+            .arg("--default-signal=INT")
+            .arg(format!("{root}/{name}"))
             .args(["--short", "--out"])
             .arg(&folder)
             .env("INJECTOR", INJECTOR)

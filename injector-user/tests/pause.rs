@@ -82,7 +82,7 @@ fn a_cgroup_stands_for_as_long_as_asked_and_its_neighbour_runs() {
     let below = cgroup.child("below");
     let (faulted, deep, spared) =
         (Ticker::start(&lab, &cgroup), Ticker::start(&lab, &below), Ticker::start(&lab, &beside));
-    let injector = Injector::on(&lab.left, &cgroup, "--pause 1500ms,at=200ms --for 3s");
+    let injector = Injector::on(&lab.left, &cgroup, "--pause 4s,at=200ms --for 6s");
     wait_until(TIMEOUT, "frozen", || cgroup.is_frozen());
     thread::sleep(Duration::from_millis(50));
     assert!(!faulted.runs() && !deep.runs(), "it runs though it is paused");
@@ -92,9 +92,9 @@ fn a_cgroup_stands_for_as_long_as_asked_and_its_neighbour_runs() {
     let summary = injector.process.finish();
     let pauses = pauses(&summary);
     assert_eq!((&pauses["done"], &pauses["by"]), (&1.into(), &"cgroup.freeze".into()), "{summary}");
-    assert_eq!(pauses["planned_ms"].as_f64(), Some(1500.0), "{summary}");
+    assert_eq!(pauses["planned_ms"].as_f64(), Some(4000.0), "{summary}");
     let stopped = pauses["stopped_ms"].as_f64().expect("a time");
-    assert!((1500.0..1600.0).contains(&stopped), "{summary}");
+    assert!((4000.0..4200.0).contains(&stopped), "{summary}");
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn a_pid_is_that_process_alone_and_what_was_stopped_stays_so() {
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
     let (faulted, beside) = (Ticker::start(&lab, &cgroup), Ticker::start(&lab, &cgroup));
-    let line = format!("--pid {} --pause 800ms,at=100ms --for 2s", faulted.child.id());
+    let line = format!("--pid {} --pause 3s,at=100ms --for 6s", faulted.child.id());
     let injector = Injector::start(&lab.left, &line);
     wait_until(TIMEOUT, "stopped", || state(faulted.child.id()) == 'T');
     // Its child, sleep, may end, but nothing follows.

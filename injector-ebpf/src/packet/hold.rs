@@ -26,6 +26,10 @@ use crate::{
 /// due at once ahead of those that are due and that it has yet to look at.
 const LEAST_WAIT_NS: u64 = 20_000;
 
+/// What a device's queue returns for a packet that it dropped (`include/linux/netdevice.h`). A device that
+/// is down returns `NET_XMIT_CN` instead.
+const NET_XMIT_DROP: i64 = 1;
+
 /// The remaining step for the packet after [`send`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
@@ -57,7 +61,9 @@ pub fn send(case: &Case, matched: &mut Match, release: u64, is_copy: bool) -> Se
         count(matched, direction, wait);
         return Sent::Redirect;
     }
-    let is_sent = ctx.clone_redirect(maps::HOLD_INTERFACE.load(), 0).is_ok();
+    // The queue counts what it drops.
+    let is_sent =
+        matches!(ctx.clone_redirect(maps::HOLD_INTERFACE.load(), 0), Ok(()) | Err(NET_XMIT_DROP));
     if is_sent {
         count(matched, direction, wait);
     }

@@ -33,7 +33,7 @@ pub const FULL: u64 = u64::MAX;
 pub const ATTEMPTS: usize = 4;
 
 /// How late a held packet may leave without being overtaken by one that need not wait.
-const LATENESS_NS: u64 = 1_000_000_000;
+const LATENESS_NS: u64 = 10_000_000_000;
 
 /// Whether the rule holds packets.
 #[inline(always)]
