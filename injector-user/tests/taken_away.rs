@@ -521,7 +521,10 @@ fn what_cannot_be_put_back_ends_the_faults() {
 fn a_command_goes_on_without_faults_that_cannot_be_put_back() {
     let lab = Lab::new();
     let (left, right) = (&lab.left, lab.right.address(Family::V4));
-    // It ends once a ping is answered, which none is until the faults have ended.
+    // It ends once a ping is answered, which none is until the faults have ended: also where packets that cannot
+    // be held pass at once.
+    let file =
+        RuleFile::new("rules: [{delay: 1ms, protocol: tcp}, {loss: 100%, protocol: icmp}]\n");
     let script = format!(
         "ping -c 1 -W 2 {right}; name=$(ip -o link | grep -o 'injhold[0-9]*' | head -n 1); \
          until printf 'link del %s\nlink add name %s type veth peer name other\n' $name $name | \
@@ -530,7 +533,8 @@ fn a_command_goes_on_without_faults_that_cannot_be_put_back() {
     );
     for (code, expected) in [("0", 1), ("7", 7)] {
         let mut command = left.command(testbed::INJECTOR, None);
-        command.args(["run", "--delay", "1ms", "--", "bash", "-c", &script, code]);
+        command.args(["run", "--rules"]).arg(&file.path);
+        command.args(["--", "bash", "-c", &script, code]);
         let output = command.output().expect("it runs");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(expected), "{said}");

@@ -140,8 +140,7 @@ pub struct Holds {
     /// The capacity of a kernel queue in packets.
     limit: u32,
     devices: Vec<Device>,
-    /// Namespaces whose device was removed, with the number of failed attempts to create it again.
-    missing: Vec<(Netns, u32)>,
+    missing: Vec<Missing>,
     /// Packets dropped by removed devices.
     dropped: u64,
     /// Journaled actions of changed settings, by namespace.
@@ -161,6 +160,16 @@ struct Device {
     queue: Root,
     programs: Vec<Program>,
     holder: Holder,
+}
+
+/// A namespace whose device was removed.
+#[derive(Debug)]
+struct Missing {
+    netns: Netns,
+    /// The original qdisc of the near end. That of the next device may be changed before it is read.
+    queue: Root,
+    /// Failed attempts to create the device again.
+    failures: u32,
 }
 
 /// A program on a hold device.
@@ -342,7 +351,7 @@ impl Holds {
         instance: &mut Instance,
         is_there: impl Fn(&Netns) -> bool,
     ) -> Result<(), NetworkError> {
-        self.missing.retain(|(netns, _)| is_there(netns));
+        self.missing.retain(|missing| is_there(&missing.netns));
         for device in self.devices.extract_if(.., |device| !is_there(&device.netns)) {
             if let Holder::Queue { action } = device.holder {
                 instance.undo(action)?;
@@ -389,15 +398,15 @@ impl Holds {
             }
             lease.renew(object)?;
         }
-        for (netns, failures) in std::mem::take(&mut self.missing) {
+        for Missing { netns, queue, failures } in std::mem::take(&mut self.missing) {
             match self.add(object, instance, &netns, lease) {
                 Ok(device) => {
                     notices.add(Interference::DeviceRemoved, device.title());
-                    self.devices.push(device);
+                    self.devices.push(Device { queue, ..device });
                 }
                 Err(error) if failures + 1 < ATTEMPTS => {
                     tracing::debug!(%error, "cannot create a device again yet");
-                    self.missing.push((netns, failures + 1));
+                    self.missing.push(Missing { netns, queue, failures: failures + 1 });
                 }
                 Err(error) => {
                     let name = format!("{NEAR}{}", self.slot);
@@ -411,7 +420,7 @@ impl Holds {
 
     /// Removes the rest of a device, so that it is created again.
     fn discard(&mut self, device: Device, instance: &mut Instance) -> Result<(), NetworkError> {
-        self.missing.push((device.netns, 0));
+        self.missing.push(Missing { netns: device.netns, queue: device.queue, failures: 0 });
         match device.holder {
             Holder::Queue { action } => instance.undo(action)?,
             Holder::Userspace(queue) => self.dropped += queue.end().dropped.load(Relaxed),
