@@ -215,7 +215,7 @@ fn a_lock_has_two_holders_when_the_clock_runs_too_fast() {
 
 /// Takes the lock and writes some time later, believing that it still holds it.
 const WORKER: &str = "redis='redis-cli -h 10.65.0.1'; \
-    [ \"$($redis set lock $1 nx px 3000)\" = OK ] || exit 3; sleep 2; $redis rpush log $1";
+    [ \"$($redis set lock $1 nx px 3000)\" = OK ] || exit 3; sleep 2.5; $redis rpush log $1";
 
 #[test]
 fn who_is_paused_past_a_lease_comes_back_and_finds_another_one_in_its_place() {
