@@ -314,7 +314,7 @@ impl Host {
 
     /// Sends `count` echo requests from `cgroup`. Returns the number of replies.
     pub fn ping(&self, cgroup: Option<&TestCgroup>, to: IpAddr, count: u32) -> u64 {
-        let line = format!("ping -n -q -i 0.002 -W 1 -c {count} {to}");
+        let line = format!("ping -n -q -i 0.002 -W 0.5 -c {count} {to}");
         // ping fails without replies.
         let (_, text) = self.run_in(cgroup, &line);
         let received = text.split(", ").find_map(|part| part.strip_suffix(" received"));
