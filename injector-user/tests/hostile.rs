@@ -9,7 +9,8 @@ use std::{
 
 use serde_json::{Value, json};
 use testbed::{
-    Family, Host, INJECTOR, Lab, TIMEOUT, TestCgroup, agent::Agent, number, scratch_file, wait_until,
+    Family, Host, INJECTOR, Lab, TIMEOUT, TestCgroup, agent::Agent, number, scratch_file,
+    wait_until,
 };
 
 fn text(bytes: &[u8]) -> String {

@@ -304,6 +304,8 @@ fn after_sigkill_of_the_guardian_too_the_next_start_lets_the_target_go_on() {
         let injector = Injector::start(&lab.left, &format!("{option} --pause 30s"));
         wait_until(TIMEOUT, "paused", || cgroup.is_frozen() || state(ticker.child.id()) == 'T');
         let guardian = guardian(injector.process.pid()).expect("there is a guardian");
+        // So that it does not see the guardian's end.
+        injector.process.signal(Signal::SIGSTOP);
         kill(guardian, Signal::SIGKILL).expect("it is ours");
         injector.process.signal(Signal::SIGKILL);
         drop(injector);

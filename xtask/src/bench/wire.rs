@@ -431,7 +431,7 @@ fn cost(
                 .filter_map(|(end, interface, options)| Some((end, interface, options?)))
                 .map(|(end, interface, options)| inject(injector, end, interface, options))
                 .collect::<Result<_>>()?;
-            let tcp = flows.tcp(Duration::from_secs(time))?;
+            let tcp = flows.tcp(Duration::from_secs(time), None)?;
             rates.push(tcp.rate);
             cpu.push(tcp.cpu_per_gigabyte);
             for one in running {

@@ -101,7 +101,7 @@ pub fn measure(quick: bool, injector: &Injector, targets: &mut Vec<Target>) -> R
             let window = step * how.period() * periods;
             let (udp, disorder, tcp) = changing.during(|| {
                 let (udp, disorder) = udp(&flows, step * how.period(), window)?;
-                Ok((udp, disorder, flows.tcp(window)?.rate / TCP_PAYLOAD))
+                Ok((udp, disorder, flows.tcp(window, None)?.rate / TCP_PAYLOAD))
             })?;
             println!(
                 "| {} | {engine} | {:.3} | {disorder} | {:.3} |",

@@ -110,8 +110,9 @@ impl<'a> Flows<'a> {
         (port, SocketAddrV4::new(remote(1), port))
     }
 
-    /// Measures a TCP flow for `time`, after a warm-up of the same length but at most 2 s.
-    pub fn tcp(&self, time: Duration) -> Result<Tcp> {
+    /// Measures a TCP flow for `time`, after a warm-up of the same length but at most 2 s. Its application
+    /// offers this many bits a second, or as many as the flow takes.
+    pub fn tcp(&self, time: Duration, offered: Option<f64>) -> Result<Tcp> {
         let (port, peer) = self.address();
         let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
         let listener = self.link.far.run(|| Ok(TcpListener::bind(any)?))?;
@@ -137,8 +138,14 @@ impl<'a> Flows<'a> {
             let sender = scope.spawn(move || {
                 let chunk = vec![1; 128 << 10];
                 let mut near = &near;
+                let (begun, mut sent) = (Instant::now(), 0);
                 while !ends.load(Ordering::Relaxed) {
                     near.write_all(&chunk)?;
+                    sent += chunk.len();
+                    if let Some(rate) = offered {
+                        let next = Duration::from_secs_f64(sent as f64 * 8.0 / rate);
+                        thread::sleep(next.saturating_sub(begun.elapsed()));
+                    }
                 }
                 Ok::<_, anyhow::Error>(near.shutdown(std::net::Shutdown::Both)?)
             });

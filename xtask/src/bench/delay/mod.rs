@@ -130,7 +130,7 @@ fn beside_netem(
                 let active = contender.start(link, injector, ms).context(contender.to_string())?;
                 let figures = &mut figures[number];
                 let delay = Duration::from_millis(ms.into());
-                let tcp = flows.tcp(tcp_time)?;
+                let tcp = flows.tcp(tcp_time, None)?;
                 figures.tcp.push(tcp.rate);
                 figures.cpu.push(tcp.cpu_per_gigabyte);
                 figures.udp.push(flows.lossless_udp(Duration::from_millis(500), delay)?);
@@ -184,9 +184,9 @@ fn alone(
     let mut delays: Vec<Delays> = Vec::new();
     for round in 0..rounds {
         progress(&format!("round {}", round + 1));
-        bare.push(flows.tcp(time)?.rate);
+        bare.push(flows.tcp(time, None)?.rate);
         let active = Contender::Tap.start(link, injector, TAP_DELAY)?;
-        let tcp = flows.tcp(time)?;
+        let tcp = flows.tcp(time, None)?;
         ours.push(tcp.rate);
         cpu.push(tcp.cpu_per_gigabyte);
         let delay = Duration::from_millis(TAP_DELAY.into());
