@@ -245,7 +245,8 @@ fn however_it_ends_nothing_stays_stopped() {
         process.signal(signal);
         let asked = Instant::now();
         while cgroup.is_frozen() || state(stopped.id()) == 'T' {
-            assert!(asked.elapsed() < Duration::from_secs(1), "after {signal} it stays stopped");
+            // A second, and what a busy machine adds.
+            assert!(asked.elapsed() < Duration::from_secs(5), "after {signal} it stays stopped");
             thread::sleep(Duration::from_millis(2));
         }
         if signal != Signal::SIGKILL {
