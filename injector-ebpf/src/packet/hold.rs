@@ -59,13 +59,17 @@ pub fn send(case: &Case, matched: &mut Match, release: u64, is_copy: bool) -> Se
     let is_orphan = maps::HOLD_IN_USERSPACE.load() != 0 || !skb::has_socket(ctx);
     if is_orphan && !is_copy {
         count(matched, direction, wait);
+        add_in_flight(1);
         return Sent::Redirect;
     }
+    let result = ctx.clone_redirect(maps::HOLD_INTERFACE.load(), 0);
     // The queue counts what it drops.
-    let is_sent =
-        matches!(ctx.clone_redirect(maps::HOLD_INTERFACE.load(), 0), Ok(()) | Err(NET_XMIT_DROP));
+    let is_sent = matches!(result, Ok(()) | Err(NET_XMIT_DROP));
     if is_sent {
         count(matched, direction, wait);
+    }
+    if result.is_ok() {
+        add_in_flight(1);
     }
     if is_copy || !is_sent {
         skb::pop_tag(ctx);
@@ -80,7 +84,6 @@ fn count(matched: &mut Match, direction: Direction, wait: u64) {
         // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
         unsafe { (*seen).held += 1 };
     }
-    add_in_flight(1);
     matched.counters.count_delay(direction as usize, wait);
     let Some(&Hold { cells, resolution, .. }) = maps::HOLDS.get(matched.index) else { return };
     let first = cells + direction as u32 * histogram::buckets(resolution);
