@@ -395,7 +395,7 @@ fn faults_outlive_an_api_server_that_is_away_for_a_moment_and_no_longer() {
     wait_until(&container, true, to);
     wait_until(&second, true, to);
     let lasted = away.elapsed();
-    assert!((Duration::from_secs(30)..Duration::from_mins(1)).contains(&lasted), "{lasted:?}");
+    assert!((Duration::from_secs(32)..Duration::from_secs(50)).contains(&lasted), "{lasted:?}");
     let active = agent.wait_for_active(1);
     assert_eq!(active[0]["name"], "own");
 
@@ -407,7 +407,7 @@ fn faults_outlive_an_api_server_that_is_away_for_a_moment_and_no_longer() {
     cluster.signal_server(Signal::SIGSTOP);
     let away = Instant::now();
     wait_until(&container, true, to);
-    assert!(away.elapsed() < Duration::from_mins(1), "{:?}", away.elapsed());
+    assert!(away.elapsed() < Duration::from_secs(50), "{:?}", away.elapsed());
     cluster.signal_server(Signal::SIGCONT);
     wait_until(&container, false, to);
     cluster.wait_for("lost", |fault| fault["status"]["pods"] == 2);

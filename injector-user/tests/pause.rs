@@ -94,7 +94,7 @@ fn a_cgroup_stands_for_as_long_as_asked_and_its_neighbour_runs() {
     assert_eq!((&pauses["done"], &pauses["by"]), (&1.into(), &"cgroup.freeze".into()), "{summary}");
     assert_eq!(pauses["planned_ms"].as_f64(), Some(4000.0), "{summary}");
     let stopped = pauses["stopped_ms"].as_f64().expect("a time");
-    assert!((4000.0..4200.0).contains(&stopped), "{summary}");
+    assert!((4000.0..4100.0).contains(&stopped), "{summary}");
 }
 
 #[test]
@@ -131,7 +131,10 @@ fn a_pid_is_that_process_alone_and_what_was_stopped_stays_so() {
     let line = format!("--pid {} --pause 3s,at=100ms --for 6s", faulted.child.id());
     let injector = Injector::start(&lab.left, &line);
     wait_until(TIMEOUT, "stopped", || state(faulted.child.id()) == 'T');
-    // Its child, sleep, may end, but nothing follows.
+    // Its child may end, and mv then counts once more, but nothing follows.
+    wait_until(TIMEOUT, "its child has ended", || {
+        children(faulted.child.id()).iter().all(|child| state(*child) == 'Z')
+    });
     assert!(!faulted.runs());
     assert!(beside.runs());
     assert!(!cgroup.is_frozen());
@@ -246,16 +249,20 @@ fn a_paused_command_is_terminated_at_once_and_the_end_of_time_lets_it_go_on() {
     assert!(said.contains("1 pauses by cgroup.freeze"), "{said}");
 }
 
+/// The children of a process's main thread.
+fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|child| child.parse().expect("a number")).collect()
+}
+
 /// The guardian, a child of injector.
 fn guardian(injector: Pid) -> Option<Pid> {
-    let children = fs::read_to_string(format!("/proc/{injector}/task/{injector}/children"))
-        .unwrap_or_default();
-    let is_guardian = |pid: &&str| {
+    let is_guardian = |pid: &u32| {
         fs::read(format!("/proc/{pid}/cmdline"))
             .is_ok_and(|line| line.split(|&byte| byte == 0).any(|word| word == b"guardian"))
     };
-    let pid = children.split_whitespace().find(is_guardian)?;
-    pid.parse().ok().map(Pid::from_raw)
+    let pid = children(injector.as_raw().cast_unsigned()).into_iter().find(is_guardian)?;
+    Some(Pid::from_raw(pid.cast_signed()))
 }
 
 #[test]
@@ -288,8 +295,8 @@ fn after_sigkill_the_target_runs_within_a_second_fifty_times() {
         thread::sleep(Duration::from_millis(20));
         assert!(!cgroup.is_frozen() && state(ticker.child.id()) != 'T', "round {round}");
     }
-    let median = testbed::median(times);
-    assert!(median < 1.0, "the target runs again {median} s after");
+    times.sort_by(f64::total_cmp);
+    assert!(times[44] < 1.0, "the target runs again after these seconds: {times:?}");
 }
 
 #[test]

@@ -237,6 +237,7 @@ fn however_it_ends_nothing_stays_stopped() {
         cgroup.path.display(),
         stopped.id()
     ));
+    let mut times = Vec::new();
     for signal in [Signal::SIGINT, Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
         let mut process = start_scenario(&lab.left, &file.path, &[]);
         process.wait_for("change");
@@ -249,12 +250,15 @@ fn however_it_ends_nothing_stays_stopped() {
             assert!(asked.elapsed() < Duration::from_secs(5), "after {signal} it stays stopped");
             thread::sleep(Duration::from_millis(2));
         }
+        times.push(asked.elapsed().as_secs_f64());
         if signal != Signal::SIGKILL {
             let ended = process.finish();
             assert_eq!(ended["reason"], "asked", "{ended}");
             assert_eq!(number(&ended["targets"]["p"], "pauses"), 1, "{ended}");
         }
     }
+    let median = testbed::median(times);
+    assert!(median < 1.0, "it runs again {median} s after");
     end(frozen);
     end(stopped);
 }
