@@ -220,9 +220,12 @@ pub fn measure(quick: bool, injector: &Injector, targets: &mut Vec<Target>) -> R
                         let name = format!("{what}, {}, {engine} to {who} at {ms} ms", place.what);
                         targets.push(Target { name, is_minimum: true, limit: MIN_RATIO, measured });
                     };
-                    // At full rate, the processors are the limit, and differ by a fifth from run to run.
                     add("UDP", ours_udp / udp);
-                    add("TCP", ours_steady / steady);
+                    add("TCP of 100 Mbit/s", ours_steady / steady);
+                    // Emulated machines are too slow for the thread of the TAP engine.
+                    if has_netem && engine == Contender::Edt {
+                        add("TCP", ours_tcp / tcp);
+                    }
                 }
             }
         }
