@@ -26,6 +26,9 @@ const BUFFERS: [(&str, &str); 2] =
 /// The timeout of socket calls.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The time that a late sender of a given rate makes up for.
+const CATCH_UP: Duration = Duration::from_millis(50);
+
 /// The UDP payload in bytes for measuring packet rates.
 const SMALL_PAYLOAD: usize = 64;
 
@@ -138,13 +141,15 @@ impl<'a> Flows<'a> {
             let sender = scope.spawn(move || {
                 let chunk = vec![1; 128 << 10];
                 let mut near = &near;
-                let (begun, mut sent) = (Instant::now(), 0);
+                let mut next = Instant::now();
                 while !ends.load(Ordering::Relaxed) {
                     near.write_all(&chunk)?;
-                    sent += chunk.len();
                     if let Some(rate) = offered {
-                        let next = Duration::from_secs_f64(sent as f64 * 8.0 / rate);
-                        thread::sleep(next.saturating_sub(begun.elapsed()));
+                        let now = Instant::now();
+                        // What a slow start has held up is not sent afterwards.
+                        next = next.max(now.checked_sub(CATCH_UP).unwrap_or(now))
+                            + Duration::from_secs_f64(chunk.len() as f64 * 8.0 / rate);
+                        thread::sleep(next.saturating_duration_since(now));
                     }
                 }
                 Ok::<_, anyhow::Error>(near.shutdown(std::net::Shutdown::Both)?)

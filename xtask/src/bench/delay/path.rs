@@ -163,7 +163,7 @@ impl Figures {
 /// Measures all places with each available engine, compared with netem or else with the bare path.
 pub fn measure(quick: bool, injector: &Injector, targets: &mut Vec<Target>) -> Result<()> {
     let (rounds, time) =
-        if quick { (1, Duration::from_secs(1)) } else { (2, Duration::from_secs(2)) };
+        if quick { (1, Duration::from_secs(1)) } else { (3, Duration::from_secs(2)) };
     println!(
         "\n| delay | held | | TCP Mbit/s | to netem | of 100 | to netem | UDP Mbit/s of 50 | to netem |"
     );
