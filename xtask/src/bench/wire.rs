@@ -91,6 +91,9 @@ const OFFERED_EMULATED: f64 = 50e6;
 /// The timeout of socket calls.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The minimum time before a measurement.
+const MIN_WARM_UP: Duration = Duration::from_secs(2);
+
 /// The minimum rate of a flow whose packets are segmented, in bits a second.
 const MIN_RATE: f64 = 3e9;
 
@@ -274,7 +277,9 @@ fn flow(
     let predict = |rtt: f64, loss: f64| MSS * 8.0 / rtt * (1.5 / loss).sqrt();
     let expected = predict(f64::from(rtt) / 1e3, percent / 100.0);
     let count = (offered / expected).clamp(1.0, 32.0) as usize;
-    let (rate, rtt) = transfer(&link, control, count, time)?;
+    // Many times that in which Reno returns to its mean window after the slow start.
+    let warm_up = MIN_WARM_UP.max(200 * Duration::from_millis(rtt.into()));
+    let (rate, rtt) = transfer(&link, control, count, warm_up, time)?;
     let share = match faults {
         Some(faults) => {
             let (matched, dropped) = faults.stop_counting()?;
@@ -286,11 +291,16 @@ fn flow(
     Ok(Flow { rate: rate / count as f64, rtt, mathis })
 }
 
-/// Sends on `count` connections for `time`, after a warm-up of 2 s. Returns the received bits a second of all
-/// and the mean round-trip time in seconds.
-fn transfer(link: &Link, control: &str, count: usize, time: Duration) -> Result<(f64, f64)> {
+/// Sends on `count` connections for `time`, after a warm-up. Returns the received bits a second of all and
+/// the mean round-trip time in seconds.
+fn transfer(
+    link: &Link,
+    control: &str,
+    count: usize,
+    warm_up: Duration,
+    time: Duration,
+) -> Result<(f64, f64)> {
     const PORT: u16 = 5201;
-    const WARM_UP: Duration = Duration::from_secs(2);
     const SAMPLE: Duration = Duration::from_millis(20);
 
     let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT);
@@ -323,7 +333,7 @@ fn transfer(link: &Link, control: &str, count: usize, time: Duration) -> Result<
                 near.shutdown(std::net::Shutdown::Both)
             });
         }
-        thread::sleep(WARM_UP);
+        thread::sleep(warm_up);
         let (start, before) = (Instant::now(), received.load(Ordering::Relaxed));
         let mut rtts = Vec::new();
         while start.elapsed() < time {
