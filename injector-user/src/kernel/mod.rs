@@ -20,6 +20,7 @@ pub mod link;
 pub mod mapped;
 pub mod memory;
 pub mod monitor;
+mod mount;
 pub mod netns;
 pub mod object;
 pub mod pidfd;
