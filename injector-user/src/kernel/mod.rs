@@ -18,6 +18,7 @@ pub mod layout;
 pub mod limits;
 pub mod link;
 pub mod mapped;
+pub mod members;
 pub mod memory;
 pub mod monitor;
 mod mount;
@@ -27,7 +28,9 @@ pub mod pidfd;
 pub mod probe;
 pub mod process;
 pub mod rps;
+pub mod sockets;
 pub mod sysctl;
+pub mod tree;
 pub mod vdso;
 
 use std::{io, path::PathBuf};
@@ -134,6 +137,18 @@ pub enum KernelError {
         /// The cause.
         source: Box<aya::maps::MapError>,
     },
+    /// The map of a target's processes cannot be shared among eBPF objects.
+    #[error("cannot mount a BPF file system of its own (fsopen(2), Linux 5.2)")]
+    Pins(#[source] io::Error),
+    /// The hierarchy of cgroups cannot be reached.
+    #[error("cannot reach the cgroup v2 hierarchy, at which new sockets are seen")]
+    Hierarchy(#[source] io::Error),
+    /// New sockets cannot be seen.
+    #[error(
+        "cannot see new sockets (cgroup/sock_create; another program may be attached at the root cgroup that allows \
+         no second one)"
+    )]
+    Sockets(#[source] Box<aya::programs::ProgramError>),
     /// A map cannot be mapped into memory.
     #[error("cannot map the eBPF map {map} into memory")]
     Mapping {
