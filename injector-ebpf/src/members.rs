@@ -13,7 +13,7 @@ pub static MEMBERS: HashMap<u32, u32> = HashMap::with_max_entries(1, BPF_F_NO_PR
 #[inline(always)]
 pub fn has(process: u32) -> bool {
     // SAFETY: only the presence matters.
-    unsafe { MEMBERS.get(&process) }.is_some()
+    unsafe { MEMBERS.get(process) }.is_some()
 }
 
 /// Whether the current process is one of them.

@@ -365,7 +365,11 @@ fn children_that_run_already_are_faulted_with_tree_only() {
 fn clocks_are_wrong_for_the_process_and_what_it_starts_only() {
     let mut stage = Stage::new(Family::V4, None);
     let injector = stage.inject("--clock +1h");
-    for line in ["skewed", "fork skewed", "child skewed", "child child skewed"] {
+    let engines = injector.started["clock_engines"].as_array().expect("a list");
+    // Where only the probes are available, running programs read the true time from their vDSO.
+    let is_patched = engines.iter().any(|engine| engine == "vdso");
+    let old: &[&str] = if is_patched { &["skewed", "fork skewed"] } else { &[] };
+    for line in old.iter().chain(&["child skewed", "child child skewed"]) {
         let line = format!("{line} {}", testbed::scratch_file().display());
         assert!(stage.victim.does(&line), "{line}");
         assert!(!stage.neighbour.does(&line), "{line}");

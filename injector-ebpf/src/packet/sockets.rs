@@ -48,7 +48,7 @@ static TAGS: Tags = Tags {
     map_flags: ptr::null(),
 };
 
-/// For how long a connection that has sent its FIN may answer. Longer than TIME_WAIT.
+/// For how long a connection that has sent its FIN may answer. Longer than `TIME_WAIT`.
 const CLOSING_NS: u64 = 120_000_000_000;
 
 /// `SOCK_STREAM`, on all Linux architectures except MIPS.

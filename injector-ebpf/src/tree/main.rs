@@ -7,7 +7,6 @@
 #[path = "../kernel.rs"]
 mod kernel;
 #[allow(dead_code, reason = "this object needs a part of it")]
-#[allow(dead_code, reason = "this object needs a part of it")]
 #[path = "../members.rs"]
 mod members;
 #[path = "../object.rs"]
@@ -47,7 +46,7 @@ pub fn member_forks(ctx: RawTracePointContext) -> i32 {
         // SAFETY: the arguments are the parent and the child (include/trace/events/sched.h).
         let child = unsafe { *ctx.as_ptr().cast::<u64>().add(1) };
         let process = field::<u32>(child, TGID_AT.load()).unwrap_or(parent);
-        if process != parent && members::MEMBERS.insert(&process, &1, 0).is_err() {
+        if process != parent && members::MEMBERS.insert(process, 1, 0).is_err() {
             missed();
         }
     }
@@ -57,12 +56,23 @@ pub fn member_forks(ctx: RawTracePointContext) -> i32 {
 /// The current thread ends.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn member_exits(_: RawTracePointContext) -> i32 {
+    ended()
+}
+
+/// The same as another program: Linux 6.1 refuses to attach one twice.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn member_exits_too(_: RawTracePointContext) -> i32 {
+    ended()
+}
+
+#[inline(always)]
+fn ended() -> i32 {
     let process = current();
     // SAFETY: takes no pointers.
     let task = unsafe { bpf_get_current_task() };
     if members::has(process) && threads(task) == Some(0) {
         // It may have been removed meanwhile.
-        let _ = members::MEMBERS.remove(&process);
+        let _ = members::MEMBERS.remove(process);
     }
     0
 }

@@ -60,7 +60,8 @@ pub enum KernelError {
     },
     /// Injector does not run in the initial PID namespace.
     #[error(
-        "process faults require the host's PID namespace: run injector there (in a container: --pid host)"
+        "faults of processes, and --pid and --process, require the host's PID namespace: run injector there (in a \
+         container: --pid host)"
     )]
     PidNamespace,
     /// A thread cannot be started.

@@ -29,7 +29,10 @@ const MAP: &str = "MEMBERS";
 
 /// The programs and their tracepoints.
 const FORKS: (&str, &str) = ("member_forks", "sched_process_fork");
-const EXITS: (&str, &str) = ("member_exits", "sched_process_exit");
+const EXITS: &str = "sched_process_exit";
+
+/// The same program twice, of which one is attached.
+const EXIT_PROGRAMS: [&str; 2] = ["member_exits", "member_exits_too"];
 
 /// A set of processes. Dropping it, or the death of this process, detaches the programs.
 pub struct ProcessTree {
@@ -43,6 +46,8 @@ pub struct ProcessTree {
 struct Programs {
     /// Detaches the program on drop.
     exits: RawTracePointLink,
+    /// Which of [`EXIT_PROGRAMS`] is attached.
+    attached: usize,
     ebpf: Ebpf,
 }
 
@@ -65,12 +70,10 @@ impl ProcessTree {
             .load(OBJECT)
             .map_err(|error| KernelError::Load(error.into()))?;
         ebpf::attach_raw_tracepoint(&mut ebpf, FORKS.0, FORKS.1)?;
-        let program: &mut RawTracePoint = ebpf::program(&mut ebpf, EXITS.0)?;
-        ebpf::load(EXITS.0, || program.load())?;
-        let exits = attach_exits(&mut ebpf)?;
+        let exits = attach_exits(&mut ebpf, 0)?;
         let members = ebpf::take_map(&mut ebpf, MAP)?;
         let missed = ebpf::take_map(&mut ebpf, "MISSED")?;
-        let programs = Mutex::new(Programs { exits, ebpf });
+        let programs = Mutex::new(Programs { exits, attached: 0, ebpf });
         Ok(Self { members, missed, pins, programs })
     }
 
@@ -91,7 +94,9 @@ impl ProcessTree {
     pub(super) fn remove_last(&self) -> Result<(), KernelError> {
         let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
         // Both are attached for a moment, which is harmless.
-        programs.exits = attach_exits(&mut programs.ebpf)?;
+        let next = 1 - programs.attached;
+        programs.exits = attach_exits(&mut programs.ebpf, next)?;
+        programs.attached = next;
         Ok(())
     }
 
@@ -120,10 +125,13 @@ impl ProcessTree {
     }
 }
 
-fn attach_exits(ebpf: &mut Ebpf) -> Result<RawTracePointLink, KernelError> {
-    let (name, tracepoint) = EXITS;
+fn attach_exits(ebpf: &mut Ebpf, number: usize) -> Result<RawTracePointLink, KernelError> {
+    let name = EXIT_PROGRAMS[number];
     let program: &mut RawTracePoint = ebpf::program(ebpf, name)?;
-    let link = program.attach(tracepoint).and_then(|id| program.take_link(id));
+    if program.fd().is_err() {
+        ebpf::load(name, || program.load())?;
+    }
+    let link = program.attach(EXITS).and_then(|id| program.take_link(id));
     link.map_err(|source| KernelError::Program { program: name.into(), source: source.into() })
 }
 

@@ -191,7 +191,7 @@ mod tests {
     fn options_conflict_as_kinds_do() {
         let given = |kind: &Kind| match kind.name {
             "host" => vec!["--host".to_owned()],
-            "pid" | "cgroup-of" => vec![format!("--{}=1", kind.name)],
+            "pid" | "cgroup-of" | "process" => vec![format!("--{}=1", kind.name)],
             name => vec![format!("--{name}=a/b")],
         };
         for one in &KINDS {
