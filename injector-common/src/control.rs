@@ -11,6 +11,23 @@ pub const FIRST_CONNECTION_MASK: u32 = MAX_MASKS as u32;
 /// Maximum number of distinct length limits in a rule set.
 pub const MAX_LENGTHS: usize = 15;
 
+/// Whose packets match: a constant of the running programs, so that the verifier removes the code of
+/// the others.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScopeKind {
+    /// All packets on the attached interfaces.
+    #[default]
+    All = 0,
+    /// Those of the cgroup in [`Control`].
+    Cgroup = 1,
+    /// Those of tagged sockets.
+    Processes = 2,
+}
+
+/// The largest number of processes that are tracked at once.
+pub const MAX_MEMBERS: u32 = 16_384;
+
 /// The one element of the `CONTROL` map, rewritten at every lease renewal and rule change.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

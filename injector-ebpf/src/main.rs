@@ -12,12 +12,13 @@
 mod atomic;
 mod clock;
 mod maps;
+mod members;
 mod object;
 mod packet;
 
 use aya_ebpf::{
-    macros::{classifier, xdp},
-    programs::{TcContext, XdpContext},
+    macros::{cgroup_sock, classifier, xdp},
+    programs::{SockContext, TcContext, XdpContext},
 };
 use injector_common::packet::{
     Direction::{Egress, Ingress},
@@ -70,4 +71,12 @@ pub fn wire_egress(ctx: TcContext) -> i32 {
 #[xdp]
 pub fn xdp_ingress(ctx: XdpContext) -> u32 {
     packet::xdp(&ctx)
+}
+
+/// A process of the host has created a socket.
+#[cgroup_sock(sock_create)]
+pub fn socket_created(ctx: SockContext) -> i32 {
+    packet::sockets::created(&ctx);
+    // Allowed.
+    1
 }

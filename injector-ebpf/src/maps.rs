@@ -19,10 +19,13 @@ use injector_common::{
     rule::Rule,
 };
 
-/// Non-zero: only packets of the cgroup in [`CONTROL`]; zero: every packet on the attached
-/// interfaces.
+/// The [`injector_common::control::ScopeKind`].
 #[unsafe(no_mangle)]
-pub static OF_CGROUP: Global<u32> = Global::new(0);
+pub static SCOPE: Global<u32> = Global::new(0);
+
+/// Non-zero: the kernel has MPTCP, and tells the MPTCP socket of a subflow.
+#[unsafe(no_mangle)]
+pub static MPTCP: Global<u32> = Global::new(0);
 
 /// Offset of `sk_cgrp_data.cgroup` in the kernel's `struct sock`. All offsets are in bytes.
 #[unsafe(no_mangle)]
@@ -174,9 +177,13 @@ pub static PROTECTED: HashMap<Connection, u8> = HashMap::with_max_entries(1024, 
 #[map]
 pub static RESET: LruHashMap<Connection, u64> = LruHashMap::with_max_entries(65_536, 0);
 
-/// Flows started by the target cgroup for which there is no socket lookup.
+/// Flows started by the target for which there is no socket lookup.
 #[map]
 pub static FLOWS: LruHashMap<Flow, u8> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Connections of tagged sockets that are closing, with the time by `CLOCK_MONOTONIC` of their FIN.
+#[map]
+pub static CLOSING: LruHashMap<Connection, u64> = LruHashMap::with_max_entries(1, 0);
 
 /// Data of first fragments for later ones.
 #[map]

@@ -19,6 +19,7 @@ use injector_user::kernel::{
     cgroup::CgroupKey,
     clock::true_time,
     clock_probe::{ClockProbe, ClockProbeError, Config, refusal},
+    members::Members,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -43,8 +44,11 @@ fn is_locked_down() -> bool {
 /// made by the vDSO, which makes them if it cannot read the machine's clock source (QEMU's hpet).
 fn attach(cgroup: &TestCgroup, config: impl FnOnce(&mut Config)) -> Option<ClockProbe> {
     let id = cgroup.path.metadata().expect("it is there").ino();
-    let mut parameters =
-        Config { cgroup: CgroupKey { id, level: 1 }, skip_vdso: true, hide_vdso: false };
+    let mut parameters = Config {
+        members: Members::Cgroup(CgroupKey { id, level: 1 }),
+        skip_vdso: true,
+        hide_vdso: false,
+    };
     config(&mut parameters);
     match ClockProbe::attach(&parameters) {
         Ok(probe) => Some(probe),

@@ -99,7 +99,7 @@ fn without_cgroup_v2_only_faults_of_processes_are_refused() {
         "run --clock +1h -- true",
         "run --pause 1ms -- true",
         "inject --cgroup /a --loss 0% --for 100ms",
-        "inject --pid $$ --loss 0% --for 100ms",
+        "inject --cgroup-of $$ --loss 0% --for 100ms",
         "inject --container a --loss 0% --for 100ms",
         "inject --pod a/b --loss 0% --for 100ms",
         &format!("apply {}", scenario.path.display()),
@@ -111,6 +111,9 @@ fn without_cgroup_v2_only_faults_of_processes_are_refused() {
     for line in [
         "inject --interface veth0 --loss 0% --for 100ms",
         "inject --interface veth0 --xdp --loss 0% --for 100ms",
+        // With `&&`, $$ is the shell and not injector.
+        "inject --pid $$ --loss 0% --for 100ms && true",
+        "inject --pid $$ --kill CONT,at=10ms --for 100ms && true",
         &format!("inject --netns {netns} --delay 1ms --for 100ms"),
     ] {
         assert_says(&lab, &format!("{UNMOUNT}; {INJECTOR} {line}"), 0, &[]);

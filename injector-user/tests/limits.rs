@@ -139,7 +139,11 @@ fn a_pid_is_no_cgroup() {
     let line = format!("--pid {} --cpu 10%", sleep.id());
     let output = Injector::command(&lab.left, &line).output().expect("it runs");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("whole cgroup") && !output.status.success(), "{said}");
+    let remedy = format!("--cgroup-of {}", sleep.id());
+    assert!(
+        said.contains("whole cgroup") && said.contains(&remedy) && !output.status.success(),
+        "{said}"
+    );
     sleep.kill().expect("it runs");
     sleep.wait().expect("it ends");
 }

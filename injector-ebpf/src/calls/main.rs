@@ -11,8 +11,11 @@ mod arch;
 #[allow(dead_code, reason = "this object needs a part of it")]
 #[path = "../atomic.rs"]
 mod atomic;
+#[allow(dead_code, reason = "this object needs a part of it")]
 #[path = "../current.rs"]
 mod current;
+#[path = "../members.rs"]
+mod members;
 #[path = "../object.rs"]
 mod object;
 
@@ -25,11 +28,7 @@ use aya_ebpf::{
 };
 use injector_common::process::CallCounters;
 
-use current::{is_in_target, process_and_thread};
-
-/// The process to match; 0 for all of the cgroup.
-#[unsafe(no_mangle)]
-static PROCESS: Global<u32> = Global::new(0);
+use current::is_in_target;
 
 /// The number of the system call.
 #[unsafe(no_mangle)]
@@ -58,18 +57,10 @@ pub fn call_enter(ctx: RawTracePointContext) -> i32 {
     // SAFETY: the arguments are the call's registers and number (include/trace/events/syscalls.h).
     let (registers, syscall) = unsafe { (*arguments, *arguments.add(1)) };
     // Cheapest check first: this runs for every system call of every process.
-    if syscall == SYSCALL.load() && is_meant() && arch::is_native(registers) {
+    if syscall == SYSCALL.load() && is_in_target() && arch::is_native(registers) {
         count();
     }
     0
-}
-
-#[inline(always)]
-fn is_meant() -> bool {
-    match PROCESS.load() {
-        0 => is_in_target(),
-        process => process_and_thread().0 == process,
-    }
 }
 
 #[inline(always)]

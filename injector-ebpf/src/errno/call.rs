@@ -13,11 +13,7 @@ use crate::{
     current::{is_in_target, process_and_thread},
 };
 
-/// The process to match; 0 for all of the cgroup.
-#[unsafe(no_mangle)]
-static PROCESS: Global<u32> = Global::new(0);
-
-/// Injector's own process, which may be in the cgroup.
+/// Injector's own process, which may be in the target.
 #[unsafe(no_mangle)]
 static INJECTOR: Global<u32> = Global::new(0);
 
@@ -38,11 +34,11 @@ static LEASE: Array<u64> = Array::with_max_entries(1, 0);
 pub fn is_meant() -> bool {
     // Cheapest check first: this runs for every process of the host.
     let process = process_and_thread().0;
-    let is_ours = match PROCESS.load() {
-        0 => is_in_target() && process != INJECTOR.load() && process != GUARDIAN.load(),
-        meant => process == meant,
-    };
-    is_ours && is_named() && has_lease()
+    is_in_target()
+        && process != INJECTOR.load()
+        && process != GUARDIAN.load()
+        && is_named()
+        && has_lease()
 }
 
 #[inline(always)]

@@ -17,6 +17,8 @@ mod call;
 mod current;
 #[path = "../kernel.rs"]
 mod kernel;
+#[path = "../members.rs"]
+mod members;
 #[path = "../object.rs"]
 mod object;
 mod path;

@@ -9,6 +9,7 @@ mod mss;
 mod protect;
 mod scope;
 mod skb;
+pub mod sockets;
 mod wire;
 
 use aya_ebpf::{
@@ -27,6 +28,7 @@ use injector_common::{
 };
 
 use crate::{clock, maps};
+use scope::Owner;
 
 /// The verdict on a packet after applying its rule.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -107,13 +109,18 @@ fn classify_skb(ctx: &TcContext, direction: Direction, device: Link) -> Option<V
         return None;
     }
     let (control, set) = active()?;
-    if direction == Direction::Egress && !scope::sends(ctx, &control) {
+    let sender =
+        if direction == Direction::Egress { scope::sender(ctx, &control) } else { Owner::Unknown };
+    if sender == Owner::Other {
         return None;
     }
     let seen = seen(direction)?;
     let link = if skb::is_own_copy(ctx) { Link::None } else { device };
     let packet = keep(|packet| skb::parse(ctx, link, packet), seen, direction)?;
     fragment::complete(packet);
+    if direction == Direction::Egress && sender == Owner::Unknown && !scope::has_closed(packet) {
+        return None;
+    }
     scope::remember(packet, direction);
     mss::clamp(ctx, packet, direction, set, &control);
 

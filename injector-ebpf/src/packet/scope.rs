@@ -1,36 +1,75 @@
-//! Packet scope: whether the target cgroup, or a descendant, sends or receives a packet.
+//! Packet scope: whether the target sends or receives a packet. A target is a cgroup with its
+//! descendants, or a set of processes, whose sockets are tagged ([`sockets`]).
 
-use core::{mem, ptr::read_volatile};
+use core::{ffi::c_void, mem, ptr::read_volatile};
 
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_ANY, BPF_TCP_LISTEN, bpf_sock, bpf_sock_tuple},
     helpers::generated::{
         bpf_probe_read_kernel, bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
-        bpf_sk_release, bpf_skb_ancestor_cgroup_id,
+        bpf_sk_release, bpf_skb_ancestor_cgroup_id, bpf_skc_lookup_tcp,
     },
     programs::TcContext,
 };
 use injector_common::{
-    control::{Control, Flow},
+    control::{Control, Flow, ScopeKind},
     packet::{Direction, Family, Packet, protocol},
 };
 
-use super::skb;
+use super::{skb, sockets};
 use crate::maps;
 
 /// Selects the network namespace of the interface for socket lookups.
 const CURRENT_NETNS: u64 = u64::MAX;
 
-/// Whether the target sends this packet.
-#[inline(always)]
-pub fn sends(ctx: &TcContext, control: &Control) -> bool {
-    if maps::OF_CGROUP.load() == 0 {
-        return true;
+/// Whose packet it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// The target's.
+    Target,
+    /// Not the target's.
+    Other,
+    /// That of a closed connection, which may have been the target's.
+    Unknown,
+}
+
+impl Owner {
+    #[inline(always)]
+    pub const fn target_if(is_target: bool) -> Self {
+        if is_target { Self::Target } else { Self::Other }
     }
-    // SAFETY: the context's own skb.
-    control.cgroup_id
-        == unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, control.cgroup_level.cast_signed()) }
+}
+
+#[inline(always)]
+fn kind() -> ScopeKind {
+    match maps::SCOPE.load() {
+        0 => ScopeKind::All,
+        1 => ScopeKind::Cgroup,
+        _ => ScopeKind::Processes,
+    }
+}
+
+/// Whose packet a sent packet is.
+#[inline(always)]
+pub fn sender(ctx: &TcContext, control: &Control) -> Owner {
+    match kind() {
+        ScopeKind::All => Owner::Target,
+        // SAFETY: the context's own skb.
+        ScopeKind::Cgroup => Owner::target_if(
+            control.cgroup_id
+                == unsafe {
+                    bpf_skb_ancestor_cgroup_id(ctx.skb.skb, control.cgroup_level.cast_signed())
+                },
+        ),
+        ScopeKind::Processes => sockets::sender(ctx),
+    }
+}
+
+/// Whether a packet of [`Owner::Unknown`] was sent for a closed connection of the target.
+#[inline(always)]
+pub fn has_closed(packet: &Packet) -> bool {
+    kind() == ScopeKind::Processes && sockets::is_closing(packet, Direction::Egress)
 }
 
 /// Whether a sent packet's addresses or ports differ from its socket's because of NAT.
@@ -69,10 +108,16 @@ pub fn is_translated(ctx: &TcContext, packet: &Packet) -> bool {
     }
 }
 
-/// Remembers the target's peer where [`receives`] has no socket lookup.
+/// Remembers the target's peer where [`receives`] has no socket lookup, or soon has no socket.
 #[inline(always)]
 pub fn remember(packet: &Packet, direction: Direction) {
-    if maps::OF_CGROUP.load() == 0 || direction == Direction::Ingress || has_socket_lookup(packet) {
+    if kind() == ScopeKind::All || direction == Direction::Ingress {
+        return;
+    }
+    if has_socket_lookup(packet) {
+        if kind() == ScopeKind::Processes {
+            sockets::remember(packet);
+        }
         return;
     }
     let flow = flow(packet, direction);
@@ -83,12 +128,12 @@ pub fn remember(packet: &Packet, direction: Direction) {
     }
 }
 
-/// Whether the target, the cgroup with this ID and level, receives the packet.
+/// Whether the target receives the packet: the cgroup with this ID and level, or the processes.
 ///
 /// A separate function, so that the verifier follows the subsequent code only once.
 #[inline(never)]
 pub fn receives(ctx: &TcContext, packet: &Packet, id: u64, level: u32) -> bool {
-    if maps::OF_CGROUP.load() == 0 {
+    if kind() == ScopeKind::All {
         return true;
     }
     if !has_socket_lookup(packet) {
@@ -96,7 +141,12 @@ pub fn receives(ctx: &TcContext, packet: &Packet, id: u64, level: u32) -> bool {
         return unsafe { maps::FLOWS.get(&flow(packet, Direction::Ingress)) }.is_some();
     }
     // A fragment has no known receiver if its first fragment was not seen.
-    packet.has_ports && receiver_is_in(ctx, packet, id, level)
+    packet.has_ports
+        && if kind() == ScopeKind::Cgroup {
+            receiver_is_in(ctx, packet, id, level)
+        } else {
+            receiver_is_tagged(ctx, packet)
+        }
 }
 
 /// Whether a received packet may have several receivers, of which the lookup finds only one. If
@@ -104,7 +154,7 @@ pub fn receives(ctx: &TcContext, packet: &Packet, id: u64, level: u32) -> bool {
 /// not made a copy for each yet.
 #[inline(always)]
 pub fn may_be_shared(ctx: &TcContext, packet: &Packet) -> bool {
-    maps::OF_CGROUP.load() != 0
+    kind() != ScopeKind::All
         && packet.protocol == protocol::UDP
         && (packet.is_for_group() || skb::is_broadcast(ctx) || skb::is_own_copy(ctx))
 }
@@ -126,7 +176,19 @@ fn flow(packet: &Packet, direction: Direction) -> Flow {
 
 #[inline(always)]
 fn receiver_is_in(ctx: &TcContext, packet: &Packet, id: u64, level: u32) -> bool {
-    with_receiver(ctx, packet, |socket| cgroup_of(socket as usize, level)) == Some(Some(id))
+    with_receiver(ctx, packet, bpf_sk_lookup_tcp, |socket| cgroup_of(socket as usize, level))
+        == Some(Some(id))
+}
+
+#[inline(always)]
+fn receiver_is_tagged(ctx: &TcContext, packet: &Packet) -> bool {
+    // Also finds sockets in TIME_WAIT.
+    let owner = with_receiver(ctx, packet, bpf_skc_lookup_tcp, sockets::owner);
+    match owner {
+        Some(Owner::Target) => true,
+        Some(Owner::Unknown) => sockets::is_closing(packet, Direction::Ingress),
+        Some(Owner::Other) | None => false,
+    }
 }
 
 /// Whether the TCP connection of a received packet (still) exists on this host, not only a listener
@@ -136,14 +198,19 @@ fn receiver_is_in(ctx: &TcContext, packet: &Packet, id: u64, level: u32) -> bool
 #[inline(never)]
 pub fn has_connection(ctx: &TcContext, packet: &Packet) -> bool {
     // SAFETY: the socket is there.
-    with_receiver(ctx, packet, |socket| unsafe { (*socket).state } != BPF_TCP_LISTEN) == Some(true)
+    let is_connected = |socket: *mut bpf_sock| unsafe { (*socket).state } != BPF_TCP_LISTEN;
+    with_receiver(ctx, packet, bpf_sk_lookup_tcp, is_connected) == Some(true)
 }
+
+/// A helper that finds the TCP socket of a tuple.
+type LookUp = unsafe fn(*mut c_void, *mut bpf_sock_tuple, u32, u64, u64) -> *mut bpf_sock;
 
 /// Calls `work` with the socket that receives the packet; `None` if there is none.
 #[inline(always)]
 fn with_receiver<T>(
     ctx: &TcContext,
     packet: &Packet,
+    look_up_tcp: LookUp,
     work: impl FnOnce(*mut bpf_sock) -> T,
 ) -> Option<T> {
     // SAFETY: a tuple is plain data, for which zeroes are valid.
@@ -167,7 +234,7 @@ fn with_receiver<T>(
     // SAFETY: the tuple is on the stack with at least `size` bytes; a found socket is released.
     unsafe {
         let socket = if packet.protocol == protocol::TCP {
-            bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0)
+            look_up_tcp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0)
         } else {
             bpf_sk_lookup_udp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0)
         };

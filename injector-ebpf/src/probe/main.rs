@@ -25,6 +25,8 @@ mod deadlines;
 #[path = "../kernel.rs"]
 mod kernel;
 mod maps;
+#[path = "../members.rs"]
+mod members;
 #[path = "../object.rs"]
 mod object;
 mod results;

@@ -10,6 +10,8 @@ mod current;
 mod hold;
 #[path = "../kernel.rs"]
 mod kernel;
+#[path = "../members.rs"]
+mod members;
 #[path = "../object.rs"]
 mod object;
 

@@ -429,7 +429,7 @@ impl Keeper {
         }
         let has_its_clocks = |active: &&Active| {
             active.worker.as_ref().map(Worker::status).is_some_and(|status| {
-                status.clocks.is_some() && status.cgroup == plan.target.cgroup
+                status.clocks.is_some() && status.whose.as_ref() == Some(&plan.target.whose)
             })
         };
         if clock.is_some()

@@ -235,7 +235,7 @@ mod tests {
             (r#"{"target": {}, "rules": [{"loss": "1%"}], "for": "1s"}"#, "no target"),
             (
                 r#"{"target": {"host": true, "pid": 1}, "rules": [{"loss": "1%"}], "for": "1s"}"#,
-                "a target has one of cgroup, pid",
+                "a target has one of cgroup, cgroup-of, pid",
             ),
             (
                 r#"{"target": {"host": true, "netns": "x"}, "rules": [{"loss": "1%"}], "for": "1s"}"#,
@@ -262,7 +262,7 @@ mod tests {
             ),
             (
                 r#"{"target": {"host": true}, "clocks": {"clock": "1s"}, "for": "1s"}"#,
-                "clocks are faulted for the processes of a cgroup",
+                "clocks are faulted for processes",
             ),
             (
                 r#"{"target": {"netns": "no-such"}, "rules": [{"loss": "1%"}], "for": "1s"}"#,

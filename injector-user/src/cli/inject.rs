@@ -16,7 +16,7 @@ use super::{
 use crate::{
     fault::network::HookChoice,
     spec::{SpecError, rule::check_for_xdp, target::TargetSpec},
-    target::Target,
+    target::{Target, Whose},
 };
 
 /// Fault an existing target until a deadline or a signal
@@ -139,10 +139,14 @@ fn title(spec: &TargetSpec, found: Option<&Target>) -> String {
     let whose = match found {
         Some(target) => vec![
             target.title().map(str::to_owned),
-            target.cgroup.as_ref().map(|cgroup| {
-                let count = cgroup.processes().len();
-                format!("cgroup {} ({count} processes)", cgroup.path.display())
-            }),
+            match &target.whose {
+                Whose::All => None,
+                Whose::Cgroup(cgroup) => {
+                    let count = cgroup.processes().len();
+                    Some(format!("cgroup {} ({count} processes)", cgroup.path.display()))
+                }
+                Whose::Processes(set) => Some(set.title()),
+            },
         ],
         None => spec.titles(true).map(Some).collect(),
     };
@@ -159,7 +163,7 @@ mod tests {
         for (spec, expected) in [
             (TargetSpec { cgroup: Some("/a".into()), ..TargetSpec::default() }, "cgroup /a"),
             (
-                TargetSpec { pid: Some(1), netns: netns(), ..TargetSpec::default() },
+                TargetSpec { pid: vec![1], netns: netns(), ..TargetSpec::default() },
                 "process 1, network namespace left",
             ),
             (

@@ -342,7 +342,7 @@ impl<'a> Session<'a> {
 
     /// Removes the cgroup that was created for the command, if no other process uses it.
     fn leave_cgroup(&mut self) -> Result<()> {
-        let (Some(made), Some(cgroup)) = (self.made, &self.injection.target().cgroup) else {
+        let (Some(made), Some(cgroup)) = (self.made, self.injection.target().cgroup()) else {
             return Ok(());
         };
         let end = Instant::now() + END_TIMEOUT;

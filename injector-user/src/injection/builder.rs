@@ -81,6 +81,8 @@ impl Builder {
         netns "netns"
         /// Faults the processes of a container, by its name or ID.
         container "container"
+        /// Faults the processes of this name, or of a name that matches `/REGEX/`.
+        processes_named "process"
     }
 
     keys! { rule:
@@ -126,9 +128,14 @@ impl Builder {
         cpu "cpu"
     }
 
-    /// Faults a process. Unless packets are faulted, other processes of its cgroup are unaffected.
+    /// Faults a process and what it starts from then on. May be called several times.
     pub fn pid(self, pid: i32) -> Result<Self, BuildError> {
-        self.target("pid", pid)
+        let mut pids = match self.target.get("pid") {
+            Some(Value::Array(pids)) => pids.clone(),
+            _ => Vec::new(),
+        };
+        pids.push(pid.into());
+        self.target("pid", pids)
     }
 
     /// Faults the packets on an interface. May be called several times.

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use injector_common::control::MAX_MEMBERS;
 use thiserror::Error;
 
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
         lease::RENEWAL,
     },
     spec::{Faults, clock::ClockFault, process::ProcessFaults, rule::Rule},
-    target::{Followed, ResolveError, Target},
+    target::{Followed, ResolveError, Target, Whose},
     threads::Panicked,
 };
 
@@ -180,6 +181,8 @@ pub struct Injection<K> {
     clock: Option<(K, ClockFault)>,
     /// Whether any fault sends signals, which may end the target.
     kills: bool,
+    /// The number of the target's processes that are not faulted, as far as it was reported.
+    missed: u64,
     /// Process faults that start once the target returns.
     waiting: Vec<OwnedProcesses<K>>,
     next: Option<FaultSet<K>>,
@@ -201,6 +204,7 @@ impl<K: Copy + Ord> Injection<K> {
         mut options: Options,
     ) -> Result<Self, InjectionError> {
         let sets = || later.iter().chain([&first]);
+        target.track()?;
         let mut guard = instance.lock();
         options.network.owner_mark = 1 << guard.slot();
         options.network.seed = first.seed;
@@ -234,8 +238,8 @@ impl<K: Copy + Ord> Injection<K> {
             None
         };
         let clocks = if sets().any(|set| set.clock.is_some()) {
-            let cgroup = target.cgroup.as_ref();
-            Some(Clocks::install(&mut guard, cgroup, options.outlived, &options.clock)?)
+            let whose = &target.whose;
+            Some(Clocks::install(&mut guard, whose, options.outlived, &options.clock)?)
         } else {
             None
         };
@@ -252,6 +256,7 @@ impl<K: Copy + Ord> Injection<K> {
             scope,
             clock: None,
             kills,
+            missed: 0,
             waiting: Vec::new(),
             next: Some(first),
             ended: Vec::new(),
@@ -453,11 +458,27 @@ impl<K: Copy + Ord> Injection<K> {
         if let Some(network) = self.network.network_mut() {
             network.renew()?;
         }
+        self.report_missed()?;
         let new = self.attach()?;
         if !new.is_empty() {
             self.events.push_back(Event::Attached(new));
         }
         self.collect_warnings(false);
+        Ok(())
+    }
+
+    /// Warns of processes for which there is no room in the set of processes.
+    fn report_missed(&mut self) -> Result<(), InjectionError> {
+        let Whose::Processes(set) = &self.target.whose else { return Ok(()) };
+        let missed = set.missed()?;
+        if missed > 0 && self.missed == 0 {
+            let message = format!(
+                "{} has more than {MAX_MEMBERS} processes: those that start now are not faulted",
+                set.name()
+            );
+            self.events.push_back(Event::Warning(message));
+        }
+        self.missed = missed;
         Ok(())
     }
 
@@ -504,8 +525,8 @@ impl<K: Copy + Ord> Injection<K> {
         if let Some(network) = self.network.network_mut() {
             network.rebind(&mut instance, self.target.clone())?;
         }
-        if let (Some(clocks), Some(cgroup)) = (&mut self.clocks, &self.target.cgroup) {
-            clocks.rebind(&mut instance, cgroup)?;
+        if let Some(clocks) = &mut self.clocks {
+            clocks.rebind(&mut instance, &self.target.whose)?;
         }
         if let Some(scope) = &mut self.scope {
             *scope = Scope::of(&self.target, &instance)?;

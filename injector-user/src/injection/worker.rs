@@ -11,7 +11,7 @@ use super::{Event, Injection, InjectionError, until};
 use crate::{
     fault::{clock::report::ClocksReport, network::counts::Counts, process::Statistics},
     lifetime::lease::RENEWAL,
-    target::cgroup::Cgroup,
+    target::Whose,
     threads,
 };
 
@@ -26,8 +26,8 @@ pub struct Status {
     pub processes: Option<Statistics>,
     /// Warnings about faults that probably do not act as intended.
     pub warnings: Vec<String>,
-    /// The target's current cgroup.
-    pub cgroup: Option<Cgroup>,
+    /// The target's current processes.
+    pub whose: Option<Whose>,
     /// Whether the target is gone.
     pub is_gone: bool,
 }
@@ -169,7 +169,7 @@ fn tell(
     }
     let target = injection.target();
     status.is_gone = !target.is_there();
-    status.cgroup.clone_from(&target.cgroup);
+    status.whose = Some(target.whose.clone());
     Ok(())
 }
 

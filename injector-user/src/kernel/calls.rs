@@ -6,7 +6,7 @@ use aya::{
 };
 use injector_common::process::CallCounters;
 
-use super::{KernelError, cgroup::CgroupKey, ebpf, process::check_namespace};
+use super::{KernelError, ebpf, members::Members};
 
 /// The object, as the build script made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector-calls"));
@@ -25,26 +25,19 @@ pub struct CallWatch {
 }
 
 impl CallWatch {
-    /// Waits for the `count`-th call of the system call number `syscall` by the processes of the cgroup, or by the
-    /// one process `pid` of it.
+    /// Waits for the `count`-th call of the system call number `syscall` by these processes.
     pub fn start(
-        cgroup: CgroupKey,
-        pid: Option<i32>,
+        members: &Members,
         syscall: u32,
         count: u64,
         signal: u32,
         ends_ns: u64,
     ) -> Result<Self, KernelError> {
-        if pid.is_some() {
-            check_namespace()?;
-        }
-        let process = pid.unwrap_or_default().cast_unsigned();
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        members.set_in(&mut loader);
+        let mut ebpf = loader
             // Nothing in the object is relocated by the kernel's types; reading them takes long.
             .btf(None)
-            .override_global("CGROUP_ID", &cgroup.id, true)
-            .override_global("CGROUP_LEVEL", &cgroup.level, true)
-            .override_global("PROCESS", &process, true)
             .override_global("SYSCALL", &u64::from(syscall), true)
             .override_global("COUNT", &count, true)
             .override_global("SIGNAL", &signal, true)

@@ -1,4 +1,13 @@
-//! A cgroup as eBPF programs know it.
+//! Cgroups as eBPF programs know them.
+
+use std::{fs::File, io, os::unix::fs::MetadataExt as _, path::Path, thread};
+
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs},
+};
+
+use super::mount::Context;
 
 /// Identifies a cgroup to the programs of a process: they compare the ancestor at `level` with `id`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -7,4 +16,36 @@ pub struct CgroupKey {
     pub id: u64,
     /// Its depth below the hierarchy's root.
     pub level: u32,
+}
+
+/// The inode of the hierarchy's root.
+const ROOT: u64 = 1;
+
+/// Where hosts mount the hierarchy.
+const MOUNTS: [&str; 2] = ["sys/fs/cgroup", "sys/fs/cgroup/unified"];
+
+/// The directory of the root of the cgroup v2 hierarchy, as far as this process's namespaces show it.
+/// The hierarchy need not be mounted here: every kernel with cgroups has it.
+pub(super) fn root_directory() -> io::Result<File> {
+    let roots = [Path::new("/"), Path::new("/proc/1/root")];
+    let paths = roots.iter().flat_map(|root| MOUNTS.map(|mount| root.join(mount)));
+    for path in paths {
+        if let Ok(directory) = File::open(path)
+            && fstatfs(&directory).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC)
+            && directory.metadata()?.ino() == ROOT
+        {
+            return Ok(directory);
+        }
+    }
+    let context = Context::open(c"cgroup2")?;
+    // Mounting from the initial cgroup namespace would reset the mount options of the whole host.
+    thread::scope(|scope| {
+        let mount = || {
+            unshare(CloneFlags::CLONE_NEWCGROUP)?;
+            File::open(context.mount()?.path())
+        };
+        let mounted = thread::Builder::new().spawn_scoped(scope, mount)?;
+        // Propagate panics.
+        mounted.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }

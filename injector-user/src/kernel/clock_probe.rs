@@ -38,11 +38,11 @@ use thiserror::Error;
 
 use super::{
     KernelError,
-    cgroup::CgroupKey,
     clock::{monotonic_ns, true_time, wait_for_readers},
     ebpf,
     layout::{LayoutError, ProbeLayout},
     mapped::Mapped,
+    members::Members,
 };
 use crate::arch::{self, ClockProbes, NotBuiltIn};
 
@@ -96,10 +96,10 @@ pub enum ClockProbeError {
 }
 
 /// What is fixed when the probes are loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// The target.
-    pub cgroup: CgroupKey,
+    pub members: Members,
     /// Leave calls from inside the vDSO alone: it is hooked, and skews what they return.
     pub skip_vdso: bool,
     /// Hide the vDSO from programs that are started from now on.
@@ -123,7 +123,7 @@ pub struct ClockProbe {
 #[must_use]
 pub fn refusal() -> Option<ClockProbeError> {
     // No cgroup has this id; nothing is attached.
-    let config = Config { cgroup: CgroupKey::default(), skip_vdso: true, hide_vdso: true };
+    let config = Config { members: Members::default(), skip_vdso: true, hide_vdso: true };
     ClockProbe::loaded(&config).err()
 }
 
@@ -183,16 +183,15 @@ impl ClockProbe {
             return Err(ClockProbeError::Lockdown(mode));
         }
         let layout = ProbeLayout::of_kernel(known.vdso)?;
-        let CgroupKey { id, level } = config.cgroup;
         let (skip_vdso, hide_vdso) = (u32::from(config.skip_vdso), u32::from(config.hide_vdso));
         let processors =
             nr_cpus().map_err(|(_, error)| ebpf::map_error("COUNTERS", error.into()))? as u32;
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        config.members.set_in(&mut loader);
+        let mut ebpf = loader
             .map_max_entries("COUNTERS", processors)
             // Nothing in the object is relocated by the kernel's types; reading them takes long.
             .btf(None)
-            .override_global("CGROUP_ID", &id, true)
-            .override_global("CGROUP_LEVEL", &level, true)
             .override_global("SKIP_VDSO", &skip_vdso, true)
             .override_global("HIDE_VDSO", &hide_vdso, true)
             .override_global("TASK_MM", &layout.task_mm, true)
@@ -219,9 +218,9 @@ impl ClockProbe {
             generation: 0,
         };
         probe.set(&Skew::TRUE);
-        let mut loaded = HashSet::new();
+        let mut names = HashSet::new();
         for (name, ..) in PROBES {
-            if loaded.insert(name) {
+            if names.insert(name) {
                 let program: &mut KProbe = ebpf::program(&mut probe.ebpf, name)?;
                 ebpf::load(name, || program.load()).map_err(load_error)?;
             }

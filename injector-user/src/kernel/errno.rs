@@ -12,11 +12,10 @@ use injector_common::{
 };
 
 use super::{
-    KernelError,
-    cgroup::CgroupKey,
-    ebpf,
+    KernelError, ebpf,
     hook::{Engine, HookError, Hooked},
     layout::{self, ErrnoLayout},
+    members::Members,
     process::check_namespace,
 };
 
@@ -26,10 +25,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/in
 /// The parameters of a syscall failure.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The cgroup of the processes.
-    pub cgroup: CgroupKey,
-    /// The only process to match, if any.
-    pub pid: Option<i32>,
+    /// The processes.
+    pub members: Members,
     /// The processes of injector and its guardian, whose calls never fail.
     pub own: [i32; 2],
     /// The numbers of the system calls.
@@ -91,17 +88,14 @@ impl FailingCalls {
         // Injector is excluded by its PID.
         check_namespace()?;
         let number = hooks.number(config.hook)?;
-        let process = config.pid.unwrap_or_default().cast_unsigned();
         let [injector, guardian] = config.own.map(i32::cast_unsigned);
         let result = -i64::from(config.errno);
         let probability = Probability::from_fraction(config.probability).0;
         let mut loader = EbpfLoader::new();
         // The object has no CO-RE relocations; loading the kernel's BTF takes long.
+        config.members.set_in(&mut loader);
         loader
             .btf(None)
-            .override_global("CGROUP_ID", &config.cgroup.id, true)
-            .override_global("CGROUP_LEVEL", &config.cgroup.level, true)
-            .override_global("PROCESS", &process, true)
             .override_global("INJECTOR", &injector, true)
             .override_global("GUARDIAN", &guardian, true)
             .override_global("RESULT", &result, true)

@@ -176,7 +176,9 @@ fn instructions(
     let maps: Vec<(&str, RawFd, &aya_obj::Map)> = maps
         .iter()
         .map(|(name, map)| match ebpf.map(name) {
-            Some(Map::Array(data)) => Ok((name.as_str(), data.fd().as_fd().as_raw_fd(), map)),
+            Some(Map::Array(data) | Map::HashMap(data)) => {
+                Ok((name.as_str(), data.fd().as_fd().as_raw_fd(), map))
+            }
             _ => Err(KernelError::Missing("map")),
         })
         .collect::<Result<_, _>>()?;

@@ -40,6 +40,8 @@ pub struct TaskLayout {
     pub signal: u32,
     /// Of `pids[PIDTYPE_PGID]` in `struct signal_struct` (Linux 4.19).
     pub group: u32,
+    /// Of `live` in `struct signal_struct`.
+    pub live: u32,
 }
 
 impl TaskLayout {
@@ -47,14 +49,15 @@ impl TaskLayout {
     pub fn of_kernel() -> Result<Self, LayoutError> {
         /// `PIDTYPE_PGID`, in bytes.
         const PGID: u32 = 2 * 8;
-        let [pid, tgid, parent, signal, pids] = offsets_of_kernel([
+        let [pid, tgid, parent, signal, pids, live] = offsets_of_kernel([
             ("task_struct", "pid"),
             ("task_struct", "tgid"),
             ("task_struct", "real_parent"),
             ("task_struct", "signal"),
             ("signal_struct", "pids"),
+            ("signal_struct", "live"),
         ])?;
-        Ok(Self { pid, tgid, parent, signal, group: pids + PGID })
+        Ok(Self { pid, tgid, parent, signal, group: pids + PGID, live })
     }
 }
 
@@ -203,6 +206,13 @@ pub fn errno_layout(names: &[String]) -> Result<(ErrnoLayout, Vec<Option<u32>>),
 /// The numbers that functions of the running kernel have in BTF; `None` for those that it does not have.
 pub fn functions(names: &[String]) -> Result<Vec<Option<u32>>, LayoutError> {
     functions_in(&fs::read(VMLINUX).map_err(LayoutError::Read)?, names)
+}
+
+/// Whether the running kernel tells the MPTCP socket of a subflow (Linux 6.0 with `CONFIG_MPTCP`).
+#[must_use]
+pub fn has_mptcp() -> bool {
+    let names = ["bpf_mptcp_sock_from_subflow".to_owned()];
+    functions(&names).is_ok_and(|found| found[0].is_some())
 }
 
 fn functions_in(btf: &[u8], names: &[String]) -> Result<Vec<Option<u32>>, LayoutError> {
@@ -420,6 +430,7 @@ mod tests {
             parent: offset("task_struct", "real_parent"),
             signal: offset("task_struct", "signal"),
             group: offset("signal_struct", "pids") + 16,
+            live: offset("signal_struct", "live"),
         };
         assert_eq!(TaskLayout::of_kernel().expect("readable"), expected);
         // Where no members are known, there is no clock probe either.

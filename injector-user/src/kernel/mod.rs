@@ -18,15 +18,19 @@ pub mod layout;
 pub mod limits;
 pub mod link;
 pub mod mapped;
+pub mod members;
 pub mod memory;
 pub mod monitor;
+mod mount;
 pub mod netns;
 pub mod object;
 pub mod pidfd;
 pub mod probe;
 pub mod process;
 pub mod rps;
+pub mod sockets;
 pub mod sysctl;
+pub mod tree;
 pub mod vdso;
 
 use std::{io, path::PathBuf};
@@ -56,7 +60,8 @@ pub enum KernelError {
     },
     /// Injector does not run in the initial PID namespace.
     #[error(
-        "process faults require the host's PID namespace: run injector there (in a container: --pid host)"
+        "faults of processes, and --pid and --process, require the host's PID namespace: run injector there (in a \
+         container: --pid host)"
     )]
     PidNamespace,
     /// A thread cannot be started.
@@ -133,6 +138,18 @@ pub enum KernelError {
         /// The cause.
         source: Box<aya::maps::MapError>,
     },
+    /// The map of a target's processes cannot be shared among eBPF objects.
+    #[error("cannot mount a BPF file system of its own (fsopen(2), Linux 5.2)")]
+    Pins(#[source] io::Error),
+    /// The hierarchy of cgroups cannot be reached.
+    #[error("cannot reach the cgroup v2 hierarchy, at which new sockets are seen")]
+    Hierarchy(#[source] io::Error),
+    /// New sockets cannot be seen.
+    #[error(
+        "cannot see new sockets (cgroup/sock_create; another program may be attached at the root cgroup that allows \
+         no second one)"
+    )]
+    Sockets(#[source] Box<aya::programs::ProgramError>),
     /// A map cannot be mapped into memory.
     #[error("cannot map the eBPF map {map} into memory")]
     Mapping {

@@ -2,19 +2,20 @@
 
 use std::{
     collections::{self, BTreeSet},
+    os::fd::AsRawFd,
     thread,
 };
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues},
-    programs::{Program, SchedClassifier, Xdp},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues, SkStorage},
+    programs::{CgroupAttachMode, CgroupSock, Program, SchedClassifier, Xdp},
     util::nr_cpus,
 };
 use aya_log::EbpfLogger;
 use injector_common::{
     classify::{ShortKey, Slot, TupleKey},
-    control::{Connection, Control, LengthClasses, PortClasses, RuleSet},
+    control::{Connection, Control, LengthClasses, PortClasses, RuleSet, ScopeKind},
     counter::{RuleCounters, SeenCounters},
     histogram::{self, MAX_RESOLUTION, MIN_RESOLUTION},
     hold::{self, FLOW_SLOTS, Hold, HoldState, MAX_TABLES, Route, TAGS, Table},
@@ -26,7 +27,9 @@ use injector_common::{
     rule::{RULE_HOLDS, Rule},
 };
 
-use super::{KernelError, ebpf, layout::Layout, mapped::Mapped};
+use super::{
+    KernelError, cgroup::root_directory, ebpf, layout::Layout, mapped::Mapped, tree::ProcessTree,
+};
 
 /// The object that the build script compiled.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector"));
@@ -34,8 +37,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/in
 /// Constants fixed at load time, which let the verifier remove unused code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Constants {
-    /// Whether only packets of the cgroup in [`Control`] match.
-    pub of_cgroup: bool,
+    /// Whose packets match.
+    pub scope: ScopeKind,
+    /// Whether the kernel has MPTCP.
+    pub mptcp: bool,
     /// Offsets for reading the cgroup of a receiving socket.
     pub layout: Layout,
     /// The bit of `skb->tc_index` that marks packets that were classified.
@@ -47,6 +52,9 @@ pub struct Constants {
     /// The device that segments GSO packets.
     pub wire: WireDevice,
 }
+
+/// The number of closing connections that are remembered.
+const CLOSING: u32 = 16_384;
 
 /// The device that holds packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,8 +133,18 @@ impl Object {
         capacity: Capacity,
         log_level: u8,
     ) -> Result<Self, KernelError> {
+        Self::load_for(constants, capacity, log_level, None)
+    }
+
+    /// Like [`Self::load`], for the packets of these processes.
+    pub fn load_for(
+        constants: Constants,
+        capacity: Capacity,
+        log_level: u8,
+        processes: Option<&ProcessTree>,
+    ) -> Result<Self, KernelError> {
         let layout = &constants.layout;
-        let of_cgroup = u32::from(constants.of_cgroup);
+        let (scope, mptcp) = (constants.scope as u32, u32::from(constants.mptcp));
         let protect = u32::from(constants.protect);
         let banks = 2 * capacity.rules;
         let hold = constants.hold.map_or(0, |hold| hold.interface);
@@ -136,10 +154,16 @@ impl Object {
         // Unused maps have the minimum size.
         let if_held = |entries| if constants.hold.is_some() { entries } else { 1 };
         let cells = 2 * cells_per_bank(capacity);
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        if let Some(processes) = processes {
+            processes.share(&mut loader);
+            loader.map_max_entries("CLOSING", CLOSING);
+        }
+        let mut ebpf = loader
             // The object has no CO-RE relocations; loading the kernel's BTF takes long.
             .btf(None)
-            .override_global("OF_CGROUP", &of_cgroup, true)
+            .override_global("SCOPE", &scope, true)
+            .override_global("MPTCP", &mptcp, true)
             .override_global("SOCK_CGROUP", &layout.sock_cgroup, true)
             .override_global("CGROUP_LEVEL_AT", &layout.cgroup_level, true)
             .override_global("CGROUP_ANCESTORS_AT", &layout.cgroup_ancestors, true)
@@ -225,6 +249,23 @@ impl Object {
             ebpf::load(name, || program.load())?;
         }
         Ok(program)
+    }
+
+    /// Tags new sockets of the processes, see [`ProcessTree`], from now on.
+    pub fn tag_new_sockets(&mut self) -> Result<(), KernelError> {
+        const NAME: &str = "socket_created";
+        let root = root_directory().map_err(KernelError::Hierarchy)?;
+        let program: &mut CgroupSock = ebpf::program(&mut self.ebpf, NAME)?;
+        ebpf::load(NAME, || program.load())?;
+        // The mode is one of attaching without a link; links always allow others.
+        let attached = program.attach(root, CgroupAttachMode::Single).map(drop);
+        attached.map_err(|source| KernelError::Sockets(source.into()))
+    }
+
+    /// Tags a socket.
+    pub fn tag(&mut self, socket: &impl AsRawFd) -> Result<(), KernelError> {
+        let mut tags: SkStorage<&mut MapData, u32> = ebpf::map(&mut self.ebpf, "TAGS")?;
+        tags.insert(socket, 1u32, 0).map_err(|source| ebpf::map_error("TAGS", source))
     }
 
     /// A reader of the eBPF side's log. Its file descriptor is readable when there are records.

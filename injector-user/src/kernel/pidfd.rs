@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd, FromRawFd as _, OwnedFd, RawFd},
     time::Duration,
 };
 
@@ -66,12 +66,25 @@ impl Handle {
         stat(self.pid).is_some_and(|stat| stat.starttime == self.started && stat.state == 'T')
     }
 
+    /// Whether it has not ended, though its parent may not have been told.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
+    }
+
     /// Whether it is runnable or waiting: neither stopped nor ended.
     #[must_use]
     pub fn runs(&self) -> bool {
         stat(self.pid).is_some_and(|stat| {
             stat.starttime == self.started && !matches!(stat.state, 'T' | 't' | 'Z' | 'X')
         })
+    }
+}
+
+impl AsRawFd for Handle {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 }
 

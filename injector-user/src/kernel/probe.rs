@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use injector_common::{control::MAX_MASKS, packet::Direction};
+use injector_common::{
+    control::{MAX_MASKS, ScopeKind},
+    packet::Direction,
+};
 use rtnetlink::{LinkUnspec, LinkVeth};
 use serde::Serialize;
 
@@ -13,11 +16,13 @@ use super::{
     device::{self, Identity, WireDevices},
     fq,
     interface::{self, Interface, block_on},
-    layout::Layout,
+    layout::{self, Layout},
     link::Link,
     netns::Netns,
     object::{Capacity, Constants, HoldDevice, Object, WireDevice},
-    rps, vdso,
+    rps,
+    tree::ProcessTree,
+    vdso,
 };
 use crate::output;
 
@@ -101,8 +106,35 @@ pub fn on_loopback<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Kernel
 pub fn hooks(served: Served) -> Result<Vec<Finding>, KernelError> {
     let here = Netns::current()?;
     let mut findings = Netns::scratch(|| try_hooks(&Netns::current()?, served))?;
+    findings.push(socket_tags());
     findings.push(steering(&here));
     Ok(findings)
+}
+
+/// Tries what tells the packets of single processes, for a set of none.
+fn socket_tags() -> Finding {
+    let tried = || {
+        let tree = ProcessTree::load()?;
+        let constants = Constants {
+            scope: ScopeKind::Processes,
+            mptcp: layout::has_mptcp(),
+            owner_mark: 1,
+            ..Constants::default()
+        };
+        let capacity = Capacity { rules: 1, entries: 1, masks: 1, ..Capacity::default() };
+        let mut object = Object::load_for(constants, capacity, 0, Some(&tree))?;
+        object.tag_new_sockets()?;
+        object.load_programs(&BTreeSet::from(["tc_egress", "tc_ingress"]))
+    };
+    Finding {
+        subject: "socket tags",
+        faults: Vec::new(),
+        serves: "packets of single processes (--pid, --process)",
+        verdict: Verdict::of(
+            tried(),
+            "Linux 6.1 or later with CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF, in the PID namespace of the host",
+        ),
+    }
 }
 
 /// Tries what keeps packets of the EDT engine in order: in full on a device that goes, and as far as nothing is
@@ -128,7 +160,7 @@ fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError>
         // So that the verifier sees the code that tells whose packet it is; any interface will do for that which holds
         // packets.
         Constants {
-            of_cgroup: true,
+            scope: ScopeKind::Cgroup,
             owner_mark: 1,
             protect: true,
             hold: Some(HoldDevice { interface: 1, is_tap: false }),
@@ -177,7 +209,7 @@ fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError>
         Finding {
             subject: "kernel BTF",
             faults: Vec::new(),
-            serves: "received packets of a cgroup (run, --cgroup, --pid)",
+            serves: "received packets of a cgroup (run, --cgroup)",
             verdict: Verdict::of(
                 Layout::of_kernel(),
                 "Linux 6.1 or later with CONFIG_DEBUG_INFO_BTF; --direction egress works without",

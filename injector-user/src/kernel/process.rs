@@ -17,7 +17,7 @@ use aya::{
 };
 use injector_common::process::{Event, Wait};
 
-use super::{KernelError, cgroup::CgroupKey, clock, ebpf, layout::TaskLayout, mapped::Mapped};
+use super::{KernelError, clock, ebpf, layout::TaskLayout, mapped::Mapped, members::Members};
 
 /// The object that the build script compiled.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/injector-process"));
@@ -69,7 +69,7 @@ impl ExecGate {
     }
 }
 
-/// Events of the processes of one cgroup. Dropping it, or the death of this process, detaches the
+/// Events of the processes of a target. Dropping it, or the death of this process, detaches the
 /// programs.
 pub struct ProcessEvents {
     events: RingBuf<MapData>,
@@ -80,20 +80,19 @@ pub struct ProcessEvents {
 }
 
 impl ProcessEvents {
-    /// Attaches to the processes of this cgroup and its descendants. New
-    /// programs are held only after [`Self::hold_execs`].
-    pub fn load(cgroup: CgroupKey) -> Result<Self, KernelError> {
+    /// Attaches to these processes. New programs are held only after [`Self::hold_execs`].
+    pub fn load(members: &Members) -> Result<Self, KernelError> {
         check_namespace()?;
         let layout = TaskLayout::of_kernel()?;
         let processors = nr_cpus().map_err(|(_, error)| ebpf::map_error("WAITS", error.into()))?;
         // On a single CPU, spinning would keep the patcher from running.
         let wait = if processors > 1 { MAX_WAIT } else { Duration::ZERO };
         let processors = processors as u32;
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        members.set_in(&mut loader);
+        let mut ebpf = loader
             // The object has no CO-RE relocations; loading the kernel's BTF takes long.
             .btf(None)
-            .override_global("CGROUP_ID", &cgroup.id, true)
-            .override_global("CGROUP_LEVEL", &cgroup.level, true)
             .override_global("PID_AT", &layout.pid, true)
             .override_global("TGID_AT", &layout.tgid, true)
             .override_global("PARENT_AT", &layout.parent, true)
@@ -108,6 +107,9 @@ impl ProcessEvents {
         let listening_until = ebpf::take_map(&mut ebpf, "LISTENING_UNTIL")?;
         for (name, tracepoint) in PROGRAMS {
             ebpf::attach_raw_tracepoint(&mut ebpf, name, tracepoint)?;
+        }
+        if let Members::Set(tree) = members {
+            tree.remove_last()?;
         }
         let gate = ExecGate {
             waits: ebpf::mapped(&mut ebpf, "WAITS", processors)?,

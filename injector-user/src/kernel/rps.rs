@@ -4,11 +4,9 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-    path::{Path, PathBuf},
 };
 
-use super::{KernelError, netns::Netns};
+use super::{KernelError, mount::Context, netns::Netns};
 
 /// Steers each flow of a device to one CPU, which keeps its packets in order.
 pub fn spread(netns: &Netns, device: &str) -> Result<(), KernelError> {
@@ -31,7 +29,9 @@ fn for_each_queue(
     device: &str,
     mut work: impl FnMut(&mut fs::File) -> io::Result<()>,
 ) -> io::Result<()> {
-    let sysfs = Sysfs::mount()?;
+    // `/sys` shows the devices of the namespace in which it was mounted, and may be read-only or
+    // missing.
+    let sysfs = Context::open(c"sysfs")?.mount()?;
     for queue in fs::read_dir(sysfs.path().join("class/net").join(device).join("queues"))? {
         let mask = queue?.path().join("rps_cpus");
         if mask.exists() {
@@ -39,43 +39,6 @@ fn for_each_queue(
         }
     }
     Ok(())
-}
-
-/// A detached sysfs mount of the current network namespace. `/sys` shows the devices of the namespace
-/// in which it was mounted, and may be read-only or missing. Unmounted on drop.
-struct Sysfs(OwnedFd);
-
-impl Sysfs {
-    fn mount() -> io::Result<Self> {
-        let none = std::ptr::null::<libc::c_char>();
-        // SAFETY: the name is terminated; returns a new descriptor.
-        let context = owned(unsafe {
-            libc::syscall(libc::SYS_fsopen, c"sysfs".as_ptr(), libc::FSOPEN_CLOEXEC)
-        })?;
-        let fd = context.as_raw_fd();
-        // SAFETY: this command takes neither key nor value.
-        if unsafe {
-            libc::syscall(libc::SYS_fsconfig, fd, libc::FSCONFIG_CMD_CREATE, none, none, 0)
-        } != 0
-        {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: takes no pointers; returns a new descriptor.
-        owned(unsafe { libc::syscall(libc::SYS_fsmount, fd, libc::FSMOUNT_CLOEXEC, 0) }).map(Self)
-    }
-
-    fn path(&self) -> PathBuf {
-        Path::new("/proc/self/fd").join(self.0.as_raw_fd().to_string())
-    }
-}
-
-/// The descriptor that a system call returned, or its error.
-fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and owned by nothing else.
-    Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
 }
 
 /// Converts a CPU list ("0-3,5") to a mask of hexadecimal words, the highest first.

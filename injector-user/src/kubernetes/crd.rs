@@ -28,7 +28,7 @@ use crate::{
         list::list,
         process::ProcessSpec,
         rule::RuleSpec,
-        target::{PodName, TargetSpec},
+        target::{PodName, ProcessName, TargetSpec},
         value::HumanDuration,
     },
     target::pods::PodStatus,
@@ -90,6 +90,10 @@ pub struct PodTarget {
     /// The container to fault in each pod; defaults to all containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// The processes of that container to fault, with what they start: by name, or by a regular
+    /// expression between slashes. Defaults to all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProcessName>,
 }
 
 /// A label selector. All requirements must hold.
@@ -301,6 +305,9 @@ impl FaultInjectionSpec {
 
 impl PodTarget {
     fn check(&self) -> Result<(), String> {
+        if self.process.is_some() && self.container.is_none() {
+            return Err("target: `process` requires `container`".into());
+        }
         match (&self.pods, &self.pod) {
             (Some(pods), None) => pods.check(),
             (None, Some(name)) if name.is_empty() => Err("target: `pod` must not be empty".into()),

@@ -430,7 +430,8 @@ async fn resolve(
     let target = match scope {
         PodScope::Whole => TargetSpec { pod: Some(pod.clone()), ..TargetSpec::default() },
         PodScope::Container(id) => {
-            TargetSpec { container: Some(id.clone()), ..TargetSpec::default() }
+            let process = spec.target.process.clone();
+            TargetSpec { container: Some(id.clone()), process, ..TargetSpec::default() }
         }
     };
     let mut request = spec.request(name, target, left);

@@ -11,6 +11,7 @@ use std::{
 
 use injector_common::packet::Direction;
 use nix::sys::signal::Signal;
+use procfs::process::all_processes;
 use serde::{Deserialize, Serialize};
 
 use super::journal;
@@ -84,15 +85,19 @@ pub enum Action {
         #[serde(default)]
         address: Option<[u8; 6]>,
     },
-    /// The clocks of a cgroup's processes were skewed; new programs may be held at exec.
+    /// The clocks of processes were skewed; new programs may be held at exec.
     SkewClocks {
         /// ID of the injector that patched their vDSO.
         owner: u64,
-        /// The cgroup's directory.
-        cgroup: PathBuf,
+        /// The cgroup's directory, if they are those of a cgroup.
+        #[serde(default)]
+        cgroup: Option<PathBuf>,
         /// Inode of the cgroup's directory. Protects processes in another cgroup of the same name.
         #[serde(default)]
         inode: Option<u64>,
+        /// The processes at the start, if they are a set of processes.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        processes: Vec<i32>,
     },
     /// A cgroup was frozen.
     FreezeCgroup {
@@ -213,9 +218,11 @@ impl Action {
                     Identity { name: name.clone(), index: *interface, address: *address };
                 device::remove(*netns, &identity).map_err(io::Error::other)
             }
-            Self::SkewClocks { owner, cgroup, inode } => {
-                if inode.is_none_or(|inode| is_same(cgroup, inode)) {
-                    let_go(cgroup);
+            Self::SkewClocks { owner, cgroup, inode, processes } => {
+                match cgroup {
+                    Some(cgroup) if inode.is_some_and(|inode| !is_same(cgroup, inode)) => {}
+                    Some(cgroup) => let_go(|| processes_below(cgroup)),
+                    None => let_go(|| started_by(processes, *owner)),
                 }
                 vdso::restore_all(*owner)
             }
@@ -266,8 +273,12 @@ impl Display for Action {
                 write!(f, "adding a tc filter to {name} {side}")
             }
             Self::AddDevice { name, .. } => write!(f, "making the network device {name}"),
-            Self::SkewClocks { cgroup, .. } => {
+            Self::SkewClocks { cgroup: Some(cgroup), .. } => {
                 write!(f, "making the clocks of {} go wrong", cgroup.display())
+            }
+            Self::SkewClocks { processes, .. } => {
+                let pids: Vec<String> = processes.iter().map(i32::to_string).collect();
+                write!(f, "making the clocks of the processes {} go wrong", pids.join(", "))
             }
             Self::FreezeCgroup { path, .. } => write!(f, "freezing the cgroup {}", path.display()),
             Self::EnableController { cgroup, controller, .. } => {
@@ -355,10 +366,10 @@ fn let_stopped_go(process: &StoppedProcess) {
 ///
 /// A program that is just being held or patched stops only when it is scheduled, so this keeps
 /// searching for a while.
-fn let_go(cgroup: &Path) {
+fn let_go(processes: impl Fn() -> Vec<i32>) {
     let end = Instant::now() + STOP_TIMEOUT;
     loop {
-        for pid in processes_below(cgroup) {
+        for pid in processes() {
             // The handle refers to this process or none, even if its ID is reused.
             let Some(process) = Handle::open(pid) else { continue };
             if process.is_stopped() && matches!(vdso::owner_of(pid), Ok(None)) {
@@ -371,6 +382,19 @@ fn let_go(cgroup: &Path) {
         }
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The named processes, and those whose parent has clocks skewed by this injector.
+fn started_by(named: &[i32], owner: u64) -> Vec<i32> {
+    let is_skewed = |pid| matches!(vdso::owner_of(pid), Ok(Some(found)) if found == owner);
+    let all = all_processes().into_iter().flatten().flatten();
+    let stats = all.filter_map(|process| process.stat().ok());
+    // Few processes are stopped, and only those are to be resumed.
+    let stopped = stats.filter(|stat| stat.state == 'T');
+    let found = stopped.filter(|stat| {
+        [stat.pid, stat.ppid].iter().any(|pid| named.contains(pid)) || is_skewed(stat.ppid)
+    });
+    found.map(|stat| stat.pid).collect()
 }
 
 /// Restores a sysctl, unless another process has changed it since.

@@ -34,7 +34,9 @@ pub enum ResolveError {
     )]
     NotV2(PathBuf, PathBuf),
     /// The target is the root cgroup.
-    #[error("{0} in the root cgroup, which holds the whole host; use --host if that is meant")]
+    #[error(
+        "{0} in the root cgroup, which holds the whole host; use --host if that is meant, or --pid for single processes"
+    )]
     Root(String),
     /// Only a part of the hierarchy is mounted.
     #[error(
@@ -53,6 +55,17 @@ pub enum ResolveError {
     /// The process does not exist.
     #[error("there is no process {0}")]
     NoProcess(i32),
+    /// No process has the name.
+    #[error("no process {place}is named {name}")]
+    NoProcessNamed {
+        /// The name or expression.
+        name: String,
+        /// Where it was searched for: empty, or words with a space behind.
+        place: String,
+    },
+    /// All processes have ended.
+    #[error("{0} has ended")]
+    Ended(String),
     /// The interface does not exist.
     #[error("there is no interface {name} in the network namespace {netns}; there are {known}")]
     NoInterface {

@@ -5,6 +5,7 @@ mod error;
 pub mod host;
 pub mod kind;
 pub mod pods;
+pub mod processes;
 
 use std::{
     fmt::{self, Debug, Formatter},
@@ -14,20 +15,53 @@ use std::{
 use crate::{
     kernel::{
         interface::{self, Interface},
+        members::Members,
         netns::Netns,
-        pidfd::Handle,
     },
     spec::target::{PodName, TargetSpec},
 };
 use cgroup::{Cgroup, Hierarchy};
 pub use error::ResolveError;
 use kind::{Processes, Resolved};
+use processes::ProcessSet;
+
+/// Whose packets, clocks and processes are faulted.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Whose {
+    /// Everybody's packets.
+    All,
+    /// Those of a cgroup and its descendants.
+    Cgroup(Cgroup),
+    /// Those of a set of processes.
+    Processes(ProcessSet),
+}
+
+impl Whose {
+    /// The present processes, if they are told apart.
+    #[must_use]
+    pub fn processes(&self) -> Vec<i32> {
+        match self {
+            Self::All => Vec::new(),
+            Self::Cgroup(cgroup) => cgroup.processes(),
+            Self::Processes(set) => set.processes(),
+        }
+    }
+
+    /// The processes as eBPF programs know them, if they are told apart.
+    pub fn members(&self) -> Result<Option<Members>, ResolveError> {
+        match self {
+            Self::All => Ok(None),
+            Self::Cgroup(cgroup) => Ok(Some(Members::Cgroup(cgroup.key()))),
+            Self::Processes(set) => set.members().map(Some),
+        }
+    }
+}
 
 /// A resolved target: which packets to match, and where to attach.
 #[derive(Clone)]
 pub struct Target {
-    /// The cgroup; `None` matches all packets.
-    pub cgroup: Option<Cgroup>,
+    /// Whose packets match, and whose clocks and processes are faulted.
+    pub whose: Whose,
     /// The processes in the cgroup, if there is one.
     processes: Option<Arc<dyn Processes>>,
     /// Whether they existed at the last check.
@@ -45,7 +79,7 @@ pub struct Target {
 impl Debug for Target {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         f.debug_struct("Target")
-            .field("cgroup", &self.cgroup)
+            .field("whose", &self.whose)
             .field("processes", &self.identity())
             .field("namespaces", &self.namespaces)
             .field("interfaces", &self.interfaces)
@@ -95,7 +129,7 @@ impl Target {
         let mut target = match kind::find(spec)? {
             Some(resolved) => Self::from(resolved),
             None => Self {
-                cgroup: None,
+                whose: Whose::All,
                 processes: None,
                 is_there: true,
                 namespaces: if netns.is_none() { vec![Netns::current()?] } else { Vec::new() },
@@ -117,7 +151,7 @@ impl Target {
     /// Whether both targets resolve to the same processes and places.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        self.cgroup == other.cgroup
+        self.whose == other.whose
             && self.identity() == other.identity()
             && self.namespaces == other.namespaces
             && self.interfaces == other.interfaces
@@ -127,11 +161,21 @@ impl Target {
         self.processes.as_ref().map(|processes| processes.identity())
     }
 
-    /// The process that named the cgroup, if any: its PID and start time, which together survive
-    /// PID reuse.
+    /// The cgroup, if the target is one.
     #[must_use]
-    pub fn process(&self) -> Option<(i32, u64)> {
-        self.processes.as_ref()?.process()
+    pub const fn cgroup(&self) -> Option<&Cgroup> {
+        match &self.whose {
+            Whose::Cgroup(cgroup) => Some(cgroup),
+            Whose::All | Whose::Processes(_) => None,
+        }
+    }
+
+    /// Follows the target's processes from now on, if it is a set of processes.
+    pub fn track(&self) -> Result<(), ResolveError> {
+        match &self.whose {
+            Whose::Processes(set) => set.track(),
+            Whose::All | Whose::Cgroup(_) => Ok(()),
+        }
     }
 
     /// Display name, if the target is a container or pod.
@@ -143,11 +187,11 @@ impl Target {
     /// Display name of the processes, which may be gone.
     #[must_use]
     pub fn name(&self) -> String {
-        match (self.title(), self.process(), &self.cgroup) {
-            (Some(title), ..) => title.to_owned(),
-            (None, Some((pid, _)), _) => format!("process {pid}"),
-            (None, None, Some(cgroup)) => format!("cgroup {}", cgroup.path.display()),
-            (None, None, None) => String::new(),
+        match (self.title(), &self.whose) {
+            (Some(title), _) => title.to_owned(),
+            (None, Whose::Cgroup(cgroup)) => format!("cgroup {}", cgroup.path.display()),
+            (None, Whose::Processes(set)) => set.name().to_owned(),
+            (None, Whose::All) => String::new(),
         }
     }
 
@@ -166,19 +210,21 @@ impl Target {
     /// Whether the cgroup was removed while faults were active. `kills` tells whether a fault sends
     /// signals.
     ///
-    /// True if the cgroup was gone at the last check, its process did not exit on its own, and no
-    /// fault can have killed it.
+    /// True if the cgroup was gone at the last check, and no fault can have killed it. Single
+    /// processes that have ended were not removed.
     #[must_use]
     pub fn is_taken(&self, kills: bool) -> bool {
-        let has_ended = |(pid, started)| Handle::find(pid, started).is_none();
-        !self.is_there && !kills && !self.process().is_some_and(has_ended)
+        !self.is_there && !kills && !matches!(self.whose, Whose::Processes(_))
     }
 
     /// Whether the target is gone now.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        let (Some(processes), Some(cgroup)) = (&self.processes, &self.cgroup) else { return false };
-        processes.is_gone(cgroup)
+        match (&self.whose, &self.processes) {
+            (Whose::Processes(set), _) => set.is_gone(),
+            (Whose::Cgroup(cgroup), Some(processes)) => processes.is_gone(cgroup),
+            _ => false,
+        }
     }
 
     /// Checks whether the cgroup is gone or was replaced.
@@ -186,7 +232,11 @@ impl Target {
     /// Call it periodically, and repeat until it returns `None`: a cgroup may be replaced
     /// immediately.
     pub fn follow(&mut self) -> Result<Option<Followed>, ResolveError> {
-        let (Some(processes), Some(cgroup)) = (&self.processes, &self.cgroup) else {
+        if let Whose::Processes(set) = &self.whose {
+            let is_lost = set.is_gone() && std::mem::take(&mut self.is_there);
+            return Ok(is_lost.then_some(Followed::Lost));
+        }
+        let (Some(processes), Whose::Cgroup(cgroup)) = (&self.processes, &self.whose) else {
             return Ok(None);
         };
         if !processes.is_gone(cgroup) {
@@ -198,7 +248,7 @@ impl Target {
             // Report that the target is gone first: following it takes a moment.
             Some(_) if std::mem::take(&mut self.is_there) => Ok(Some(Followed::Gone)),
             Some((next, processes)) => {
-                self.cgroup = Some(next);
+                self.whose = Whose::Cgroup(next);
                 self.processes = Some(processes);
                 self.is_there = true;
                 Ok(Some(Followed::Replaced))
@@ -223,10 +273,8 @@ impl Target {
     /// The namespaces that the target is in now.
     fn namespaces(&self) -> Vec<Netns> {
         let mut namespaces = self.namespaces.clone();
-        if self.follows
-            && let Some(cgroup) = &self.cgroup
-        {
-            for pid in cgroup.processes() {
+        if self.follows {
+            for pid in self.whose.processes() {
                 // An exited process has no packets to fault.
                 let Ok(netns) = Netns::of_process(pid) else { continue };
                 if !namespaces.contains(&netns) {
@@ -286,10 +334,10 @@ impl Target {
 
 impl From<Resolved> for Target {
     fn from(resolved: Resolved) -> Self {
-        let Resolved { cgroup, processes, namespaces, follows } = resolved;
+        let Resolved { whose, processes, namespaces, follows } = resolved;
         Self {
-            cgroup: Some(cgroup),
-            processes: Some(processes),
+            whose,
+            processes,
             is_there: true,
             namespaces,
             follows,

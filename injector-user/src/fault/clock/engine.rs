@@ -5,12 +5,10 @@ use std::fmt::{self, Display, Formatter};
 use serde::Serialize;
 
 use super::ClockFaultError;
-use crate::{
-    kernel::{
-        clock_probe::{ClockProbe, ClockProbeError, Config},
-        vdso,
-    },
-    target::cgroup::Cgroup,
+use crate::kernel::{
+    clock_probe::{ClockProbe, ClockProbeError, Config},
+    members::Members,
+    vdso,
 };
 
 /// An engine of clock faults.
@@ -47,7 +45,7 @@ const FALLBACK: &str = "only engine probe is available for clock faults: new pro
 
 /// Chooses all requested engines, or by default every available one: the vDSO engine, and the probe
 /// engine for reads that bypass the vDSO.
-pub(super) fn choose(requested: &[Engine], cgroup: &Cgroup) -> Result<Chosen, ClockFaultError> {
+pub(super) fn choose(requested: &[Engine], members: &Members) -> Result<Chosen, ClockFaultError> {
     let wants = |engine| requested.is_empty() || requested.contains(&engine);
     let vdso = wants(Engine::Vdso);
     let unwritable = if vdso { vdso::check().err() } else { None };
@@ -60,7 +58,7 @@ pub(super) fn choose(requested: &[Engine], cgroup: &Cgroup) -> Result<Chosen, Cl
     if !wants(Engine::Probe) {
         return Ok(Chosen { vdso, probe: None });
     }
-    match (attach(cgroup, vdso), unwritable) {
+    match (attach(members, vdso), unwritable) {
         (Ok(probe), None) => Ok(Chosen { vdso, probe: Some(probe) }),
         (Ok(probe), Some(error)) => {
             tracing::warn!("{FALLBACK}: {error}");
@@ -75,9 +73,9 @@ pub(super) fn choose(requested: &[Engine], cgroup: &Cgroup) -> Result<Chosen, Cl
     }
 }
 
-fn attach(cgroup: &Cgroup, is_patched: bool) -> Result<ClockProbe, ClockProbeError> {
+fn attach(members: &Members, is_patched: bool) -> Result<ClockProbe, ClockProbeError> {
     ClockProbe::attach(&Config {
-        cgroup: cgroup.key(),
+        members: members.clone(),
         skip_vdso: is_patched,
         hide_vdso: !is_patched,
     })

@@ -25,14 +25,16 @@ use crate::{
         KernelError,
         clock::{TrueTime, true_time},
         clock_probe::{ClockProbe, ClockProbeError},
-        limits, vdso,
+        limits,
+        members::Members,
+        vdso,
     },
     lifetime::{LifetimeError, action::Action, instance::Instance},
     spec::{
         clock::{ClockError, ClockFault},
         target::TargetError,
     },
-    target::cgroup::Cgroup,
+    target::{ResolveError, Whose},
 };
 
 /// Why clock faults cannot be installed or changed.
@@ -44,6 +46,9 @@ pub enum ClockFaultError {
     /// The target has no processes.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// The processes cannot be followed.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
     /// A kernel operation failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -99,19 +104,20 @@ struct Patched {
 }
 
 impl Clocks {
-    /// Prepares all processes of `cgroup` for clock faults; clocks stay true until [`Self::set`].
+    /// Prepares all processes of a target for clock faults; clocks stay true until [`Self::set`].
     /// `outlived` says whether processes may outlive the faults. `engines` are the requested
     /// engines; if empty, the best available ones.
     pub fn install(
         instance: &mut Instance,
-        cgroup: Option<&Cgroup>,
+        whose: &Whose,
         outlived: bool,
         engines: &[Engine],
     ) -> Result<Self, ClockFaultError> {
-        let cgroup = cgroup.ok_or(TargetError::Clock)?;
-        let Chosen { vdso, probe } = engine::choose(engines, cgroup)?;
+        let members = whose.members()?.ok_or(TargetError::Clock)?;
+        let Chosen { vdso, probe } = engine::choose(engines, &members)?;
         let (timed, ends) = (Timed::right(), skew::later(true_time(), None));
-        let patched = if vdso { Some(Patched::start(instance, cgroup, timed)?) } else { None };
+        let patched =
+            if vdso { Some(Patched::start(instance, whose, &members, timed)?) } else { None };
         let before = Statistics::default();
         let chosen = Vec::new();
         let mut clocks =
@@ -133,15 +139,16 @@ impl Clocks {
     pub fn rebind(
         &mut self,
         instance: &mut Instance,
-        cgroup: &Cgroup,
+        whose: &Whose,
     ) -> Result<(), ClockFaultError> {
+        let members = whose.members()?.ok_or(TargetError::Clock)?;
         self.before = self.statistics();
         self.end(instance)?;
         self.patched = None;
-        let Chosen { vdso, probe } = engine::choose(&self.chosen, cgroup)?;
+        let Chosen { vdso, probe } = engine::choose(&self.chosen, &members)?;
         self.probe = probe;
         if vdso {
-            self.patched = Some(Patched::start(instance, cgroup, self.timed)?);
+            self.patched = Some(Patched::start(instance, whose, &members, self.timed)?);
         }
         self.renew()
     }
@@ -218,19 +225,26 @@ impl Clocks {
 impl Patched {
     fn start(
         instance: &mut Instance,
-        cgroup: &Cgroup,
+        whose: &Whose,
+        members: &Members,
         timed: Timed,
     ) -> Result<Self, ClockFaultError> {
         // The tracker keeps a file open for each process.
         limits::raise_files().map_err(ClockFaultError::Files)?;
         let owner = u64::from(std::process::id()) << 32 | u64::from(rand::random::<u32>());
-        let inode = Some(cgroup.id);
-        let action = Action::SkewClocks { owner, cgroup: cgroup.path.clone(), inode };
+        let (cgroup, processes) = match whose {
+            Whose::All => return Err(TargetError::Clock.into()),
+            Whose::Cgroup(cgroup) => (Some(cgroup), Vec::new()),
+            Whose::Processes(set) => (None, set.processes()),
+        };
+        let inode = cgroup.map(|cgroup| cgroup.id);
+        let cgroup = cgroup.map(|cgroup| cgroup.path.clone());
+        let action = Action::SkewClocks { owner, cgroup, inode, processes };
         // The tracker thread acts; the journal entry must come first.
         let action = instance.perform(action, || Ok(()))?;
         let mut excluded = vec![std::process::id().cast_signed()];
         excluded.extend(instance.guardian());
-        match ProcessTracker::start(owner, cgroup.clone(), excluded, timed) {
+        match ProcessTracker::start(owner, whose.clone(), members, excluded, timed) {
             Ok(tracker) => Ok(Self { tracker, action }),
             Err(error) => {
                 instance.undo(action)?;

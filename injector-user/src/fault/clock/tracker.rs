@@ -1,5 +1,5 @@
 //! The process tracker: a thread that skews the clocks of all present and future processes of a
-//! cgroup.
+//! target.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -34,10 +34,11 @@ use crate::{
         KernelError,
         clock::true_time,
         limits,
+        members::Members,
         process::{ExecGate, ProcessEvents},
         vdso::{self, Patched, Patcher, Refusal},
     },
-    target::cgroup::Cgroup,
+    target::Whose,
     threads::{self, Panicked},
 };
 
@@ -108,11 +109,12 @@ impl ProcessTracker {
     /// Starts the thread. Returns once the clocks of all present processes are skewed.
     pub fn start(
         owner: u64,
-        cgroup: Cgroup,
+        whose: Whose,
+        members: &Members,
         excluded: Vec<i32>,
         timed: Timed,
     ) -> Result<Self, KernelError> {
-        let events = ProcessEvents::load(cgroup.key())?;
+        let events = ProcessEvents::load(members)?;
         let (commands, requests) = mpsc::channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wakeup =
@@ -121,7 +123,7 @@ impl ProcessTracker {
         let statistics = Arc::new(Mutex::new(Statistics::default()));
         let mut worker = Worker {
             events,
-            cgroup,
+            whose,
             patcher: ProcessPatcher {
                 vdso: Patcher::new(owner),
                 excluded,
@@ -215,7 +217,7 @@ impl Drop for ProcessTracker {
 /// The state of the thread.
 struct Worker {
     events: ProcessEvents,
-    cgroup: Cgroup,
+    whose: Whose,
     patcher: ProcessPatcher,
     timed: Timed,
     /// When `timed` was set.
@@ -374,7 +376,7 @@ impl Worker {
     /// cgroup. Returns whether there was any.
     fn rescan(&mut self) -> bool {
         let mut is_new = false;
-        let present: HashSet<i32> = self.cgroup.processes().into_iter().collect();
+        let present: HashSet<i32> = self.whose.processes().into_iter().collect();
         let mut stopped = HashSet::new();
         for &pid in &present {
             if self.processes.contains_key(&pid) || self.forked.contains(&pid) {
@@ -481,7 +483,7 @@ impl Worker {
             resume(&gate, event);
         }
         let pids: HashSet<i32> =
-            self.processes.keys().copied().chain(self.cgroup.processes()).collect();
+            self.processes.keys().copied().chain(self.whose.processes()).collect();
         self.processes.clear();
         for pid in pids {
             self.restore(pid);

@@ -11,6 +11,7 @@ mod notices;
 mod protect;
 pub mod report;
 pub mod shared;
+mod sockets;
 mod traces;
 mod wire;
 
@@ -22,7 +23,7 @@ use std::{
 
 use clap::ValueEnum;
 use injector_common::{
-    control::{Control, MAX_MASKS},
+    control::{Control, MAX_MASKS, ScopeKind},
     counter::SeenCounters,
     packet::Direction,
     rule::{MAX_RULES, RULE_HOLDS},
@@ -35,13 +36,13 @@ use crate::{
         attach::{self, Hook},
         clock,
         interface::Interface,
-        layout::Layout,
+        layout::{self, Layout},
         netns::Netns,
         object::{Capacity, Constants, HoldDevice, Object},
     },
     lifetime::{LifetimeError, instance::Instance, lease::LEASE},
     spec::{rule::Rule, trace::Table},
-    target::{Place, ResolveError, Target},
+    target::{Place, ResolveError, Target, Whose, processes::ProcessSet},
 };
 use attachments::{Attachment, Attachments};
 use compile::{CompileError, Compiled, compile};
@@ -51,6 +52,7 @@ use hold::{Engine, Holds};
 use links::Upcoming;
 use monitors::Monitors;
 use notices::{Interference, Notices};
+use sockets::Sockets;
 use traces::Traces;
 use wire::Wire;
 
@@ -212,6 +214,8 @@ pub struct Network {
     traces: Traces,
     monitors: Monitors,
     notices: Notices,
+    /// The sockets of the target, if it is a set of processes.
+    sockets: Option<Sockets>,
     /// Final statistics of held packets.
     ended: Option<hold::Statistics>,
     object: Object,
@@ -293,12 +297,24 @@ impl Network {
             }
             None => None,
         };
-        let can_match_receiver = target.cgroup.is_none() || needs.sides.ingress;
+        // Receivers are matched by the layout of the kernel's structures only for a cgroup.
+        let can_match_receiver = target.cgroup().is_none() || needs.sides.ingress;
         let wire = Wire::new(instance.slot(), options.hook);
+        let set = match &target.whose {
+            Whose::Processes(set) => Some(set),
+            Whose::All | Whose::Cgroup(_) => None,
+        };
         let constants = Constants {
-            of_cgroup: target.cgroup.is_some(),
-            layout: match target.cgroup {
-                Some(_) if needs.sides.ingress => Layout::of_kernel().map_err(KernelError::from)?,
+            scope: match target.whose {
+                Whose::All => ScopeKind::All,
+                Whose::Cgroup(_) => ScopeKind::Cgroup,
+                Whose::Processes(_) => ScopeKind::Processes,
+            },
+            mptcp: set.is_some() && layout::has_mptcp(),
+            layout: match target.whose {
+                Whose::Cgroup(_) if needs.sides.ingress => {
+                    Layout::of_kernel().map_err(KernelError::from)?
+                }
                 _ => Layout::default(),
             },
             owner_mark: options.owner_mark,
@@ -309,7 +325,14 @@ impl Network {
             }),
             wire: wire.device(),
         };
-        let object = Object::load(constants, needs.capacity, options.log_level)?;
+        let tree = set.map(ProcessSet::tree).transpose()?;
+        let mut object = Object::load_for(
+            constants,
+            needs.capacity,
+            options.log_level,
+            tree.map(|tree| &**tree),
+        )?;
+        let sockets = set.map(|set| Sockets::tag(&mut object, set)).transpose()?;
         let mut network = Self {
             attachments: Attachments::new(options.hook),
             holds,
@@ -317,6 +340,7 @@ impl Network {
             traces: Traces::default(),
             monitors: Monitors::default(),
             notices: Notices::default(),
+            sockets,
             ended: None,
             object,
             target,
@@ -448,7 +472,7 @@ impl Network {
     }
 
     fn lease(&self) -> Lease {
-        let cgroup = self.target.cgroup.as_ref();
+        let cgroup = self.target.cgroup();
         let (cgroup_id, cgroup_level) =
             cgroup.map(|cgroup| (cgroup.id, cgroup.level)).unwrap_or_default();
         Lease { cgroup_id, cgroup_level, bank: self.active }
@@ -492,6 +516,9 @@ impl Network {
     /// Checks that everything is still installed, and restores it if not.
     fn look(&mut self, instance: &mut Instance) -> Result<Vec<Place>, NetworkError> {
         let places = self.target.places()?;
+        if let Some(sockets) = &mut self.sockets {
+            sockets.look(&mut self.object);
+        }
         let gone = self.attachments.retain(instance, &places)?;
         // Only named interfaces are expected to exist.
         if self.target.names_interfaces() {
@@ -631,8 +658,8 @@ impl Network {
             return (false, true);
         }
         let sides = self.sides.or(self.later);
-        // Packets without a socket are assigned to a cgroup by earlier egress packets.
-        (sides.egress || self.target.cgroup.is_some(), sides.ingress)
+        // Packets without a socket are assigned to their owner by earlier egress packets.
+        (sides.egress || self.target.whose != Whose::All, sides.ingress)
     }
 
     fn fill(&mut self, bank: u32, mut compiled: Compiled) -> Result<(), NetworkError> {

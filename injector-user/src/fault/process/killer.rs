@@ -151,7 +151,7 @@ fn watch(
     ends_ns: u64,
 ) -> Result<CallWatch, KernelError> {
     let (number, signal) = (syscall.number(), kill.signal.0.cast_unsigned());
-    CallWatch::start(scope.cgroup.key(), scope.pid(), number, count, signal, ends_ns)
+    CallWatch::start(scope.members(), number, count, signal, ends_ns)
 }
 
 /// Sends the signal to all present processes.

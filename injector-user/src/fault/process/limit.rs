@@ -10,7 +10,10 @@ use nix::sys::stat::{major, minor, stat};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ProcessFaultError, scope::Scope};
+use super::{
+    ProcessFaultError,
+    scope::{Group, Scope},
+};
 use crate::{
     lifetime::{action::Action, instance::Instance},
     spec::process::{cpu::CpuLimit, io::IoLimit},
@@ -50,45 +53,44 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Sets the limits. Fails or keeps the value where a tighter limit exists.
+    /// Sets the limits, if there are any. Fails or keeps the value where a tighter limit exists.
     pub fn install(
         instance: &mut Instance,
         scope: &Scope,
         cpu: Option<CpuLimit>,
         io: Option<&IoLimit>,
-    ) -> Result<Self, ProcessFaultError> {
-        let cgroup = scope.cgroup.clone();
+    ) -> Result<Option<Self>, ProcessFaultError> {
+        let Some(cgroup) = check(scope, cpu, io)? else { return Ok(None) };
         let mut limits = Self {
-            cgroup,
+            cgroup: cgroup.clone(),
             statistics: Vec::new(),
             throttled_us: 0,
             before_ms: 0.0,
             actions: Vec::new(),
         };
-        check(scope, cpu, io)?;
         if let Some(cpu) = cpu {
-            limits.enable(instance, scope, "cpu")?;
+            limits.enable(instance, "cpu")?;
             limits.throttled_us = limits.read_throttled().unwrap_or_default();
             limits.set_cpu(instance, cpu)?;
         }
         if let Some(io) = io {
-            limits.enable(instance, scope, "io")?;
+            limits.enable(instance, "io")?;
             for device in devices(io)? {
                 limits.set_io(instance, &device, io.rate.0 / 8)?;
             }
         }
-        Ok(limits)
+        Ok(Some(limits))
     }
 
     /// Enables a controller in the cgroup, from the root of the hierarchy down.
     fn enable(
         &mut self,
         instance: &mut Instance,
-        scope: &Scope,
         controller: &'static str,
     ) -> Result<(), ProcessFaultError> {
+        let target = self.cgroup.clone();
         let mut above: Vec<&Path> =
-            scope.cgroup.path.ancestors().skip(1).take(scope.cgroup.level as usize).collect();
+            target.path.ancestors().skip(1).take(target.level as usize).collect();
         above.reverse();
         for cgroup in above {
             let control = cgroup.join("cgroup.subtree_control");
@@ -259,16 +261,23 @@ fn why_not(controller: &str) -> String {
     }
 }
 
-/// Checks that limits can be set on these processes, as far as possible beforehand.
-pub fn check(
-    scope: &Scope,
+/// Checks that limits, if there are any, can be set on these processes, as far as possible
+/// beforehand. Returns the cgroup to limit.
+pub fn check<'a>(
+    scope: &'a Scope,
     cpu: Option<CpuLimit>,
     io: Option<&IoLimit>,
-) -> Result<(), ProcessFaultError> {
-    if (cpu.is_some() || io.is_some()) && scope.pid().is_some() {
-        return Err(ProcessFaultError::LimitOfProcess(scope.cgroup.path.clone()));
+) -> Result<Option<&'a Cgroup>, ProcessFaultError> {
+    if cpu.is_none() && io.is_none() {
+        return Ok(None);
     }
-    let cgroup = &scope.cgroup;
+    let cgroup = match scope.group() {
+        Group::Cgroup(cgroup) => cgroup,
+        Group::Set(set) => {
+            let pid = set.named().first().map_or(0, |(pid, _)| *pid);
+            return Err(ProcessFaultError::LimitOfProcess(pid));
+        }
+    };
     let mount = cgroup.path.ancestors().nth(cgroup.level as usize).unwrap_or(&cgroup.path);
     if cpu.is_some() {
         check_controller(mount, "cpu")?;
@@ -277,7 +286,7 @@ pub fn check(
         check_controller(mount, "io")?;
         devices(io)?;
     }
-    Ok(())
+    Ok(Some(cgroup))
 }
 
 /// Checks that the hierarchy mounted at `mount` has the controller.

@@ -32,6 +32,7 @@ use crate::{
         process::{ProcessFaults, cpu::CpuLimit, io::IoLimit},
         target::process_options,
     },
+    target::ResolveError,
 };
 pub use killer::KillStatistics;
 use killer::Killer;
@@ -39,7 +40,7 @@ pub use limit::LimitStatistics;
 use limit::Limits;
 pub use pauser::PauseStatistics;
 use pauser::Pauser;
-pub use scope::Scope;
+pub use scope::{Group, Scope};
 use stopper::Stopper;
 pub use syscall_failure::ErrnoStatistics;
 use syscall_failure::SyscallFailures;
@@ -59,9 +60,9 @@ pub enum ProcessFaultError {
         process_options()
     )]
     NoProcesses,
-    /// The process has ended.
-    #[error("process {0} has ended")]
-    Gone(i32),
+    /// The processes cannot be followed.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
     /// Injector cannot stop itself.
     #[error("process {0} is injector itself")]
     Itself(i32),
@@ -70,9 +71,9 @@ pub enum ProcessFaultError {
     Frozen(PathBuf),
     /// Limits apply to cgroups, not to processes.
     #[error(
-        "--cpu and --io limit a whole cgroup with all its processes: to do so, use --cgroup {0}"
+        "--cpu and --io limit a whole cgroup with all its processes: to do so, use --cgroup-of {0}"
     )]
-    LimitOfProcess(PathBuf),
+    LimitOfProcess(i32),
     /// The controller is not available.
     #[error("cgroup v2 has no {controller} controller on this system: {reason}")]
     NoController {
@@ -150,7 +151,7 @@ pub struct Processes {
     pauser: Option<Pauser>,
     killer: Killer,
     syscall_failures: SyscallFailures,
-    limits: Limits,
+    limits: Option<Limits>,
     cpu: Option<CpuLimit>,
     io: Option<IoLimit>,
 }
@@ -197,9 +198,11 @@ impl Processes {
     ) -> Result<(), ProcessFaultError> {
         self.killer.rebind(scope)?;
         self.syscall_failures.rebind(scope)?;
-        self.limits.end(instance)?;
-        let limits = Limits::install(instance, scope, self.cpu, self.io.as_ref())?;
-        self.limits = limits.after(&self.limits);
+        if let Some(before) = &mut self.limits {
+            before.end(instance)?;
+            let limits = Limits::install(instance, scope, self.cpu, self.io.as_ref())?;
+            self.limits = limits.map(|limits| limits.after(before));
+        }
         match &mut self.pauser {
             Some(pauser) => pauser.rebind(instance, scope.clone()),
             None => Ok(()),
@@ -255,7 +258,7 @@ impl Processes {
             pauses: self.pauser.as_ref().map(Pauser::statistics),
             kills: self.killer.statistics()?,
             errnos: self.syscall_failures.statistics()?,
-            limits: self.limits.statistics(),
+            limits: self.limits.as_mut().map(Limits::statistics).unwrap_or_default(),
         })
     }
 
@@ -266,7 +269,9 @@ impl Processes {
         }
         self.killer.end()?;
         self.syscall_failures.end()?;
-        self.limits.end(instance)?;
-        Ok(())
+        match &mut self.limits {
+            Some(limits) => limits.end(instance),
+            None => Ok(()),
+        }
     }
 }

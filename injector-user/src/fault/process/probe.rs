@@ -6,9 +6,9 @@ use super::{limit, syscall_failure};
 use crate::{
     kernel::{
         calls::CallWatch,
-        cgroup::CgroupKey,
         hook::Engine,
         layout,
+        members::Members,
         probe::{Finding, Verdict},
     },
     spec::process::errno::HOOKS,
@@ -21,7 +21,7 @@ pub fn findings() -> Vec<Finding> {
     // No such system call exists on any architecture, so none is ever counted.
     const NO_CALL: u32 = u32::MAX;
 
-    let watch = CallWatch::start(CgroupKey::default(), None, NO_CALL, 1, 0, 0);
+    let watch = CallWatch::start(&Members::default(), NO_CALL, 1, 0, 0);
     let signals = "signals sent by injector, and SIGSTOP where there is no freezer";
     let mut findings = vec![
         Finding {

@@ -1,46 +1,63 @@
-//! The processes of a target: all of a cgroup, or a single one.
+//! The processes of a target: all of a cgroup, or a set.
 
 use super::ProcessFaultError;
 use crate::{
-    kernel::pidfd::Handle,
+    kernel::{members::Members, pidfd::Handle},
     lifetime::instance::Instance,
     target::{
-        Target,
+        Target, Whose,
         cgroup::{Cgroup, Hierarchy},
+        processes::ProcessSet,
     },
 };
 
 /// The processes to fault.
 #[derive(Clone, Debug)]
 pub struct Scope {
-    /// Their cgroup.
-    pub cgroup: Cgroup,
-    /// The PID and start time of the single target process, if any. The start time tells it from a
-    /// later process with the same PID.
-    process: Option<(i32, u64)>,
-    /// Processes of the injector, which may be in the cgroup.
+    group: Group,
+    members: Members,
+    /// Processes of the injector, which may be among them.
     own: Vec<i32>,
 }
 
+/// How they belong together.
+#[derive(Clone, Debug)]
+pub enum Group {
+    /// They are in a cgroup.
+    Cgroup(Cgroup),
+    /// They were named, or started by such.
+    Set(ProcessSet),
+}
+
 impl Scope {
-    /// The processes of a target. `--pid` selects a single process, not its cgroup.
+    /// The processes of a target.
     pub fn of(target: &Target, instance: &Instance) -> Result<Self, ProcessFaultError> {
-        let cgroup = target.cgroup.clone().ok_or(ProcessFaultError::NoProcesses)?;
         let mut own = vec![std::process::id().cast_signed()];
         own.extend(instance.guardian());
-        if let Some((pid, started)) = target.process() {
-            if own.contains(&pid) {
-                return Err(ProcessFaultError::Itself(pid));
+        let members = target.whose.members()?.ok_or(ProcessFaultError::NoProcesses)?;
+        let group = match &target.whose {
+            Whose::All => return Err(ProcessFaultError::NoProcesses),
+            Whose::Cgroup(cgroup) => Group::Cgroup(cgroup.clone()),
+            Whose::Processes(set) => {
+                if let Some((pid, _)) = set.named().iter().find(|(pid, _)| own.contains(pid)) {
+                    return Err(ProcessFaultError::Itself(*pid));
+                }
+                Group::Set(set.clone())
             }
-            Handle::find(pid, started).ok_or(ProcessFaultError::Gone(pid))?;
-        }
-        Ok(Self { cgroup, process: target.process(), own })
+        };
+        Ok(Self { group, members, own })
     }
 
-    /// The PID of the single target process, if any.
+    /// How they belong together.
     #[must_use]
-    pub fn pid(&self) -> Option<i32> {
-        self.process.map(|(pid, _)| pid)
+    pub const fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// The processes as eBPF programs know them.
+    #[must_use]
+    pub const fn members(&self) -> &Members {
+        &self.members
     }
 
     /// The PIDs of injector and its guardian; 0 if there is no guardian.
@@ -49,30 +66,37 @@ impl Scope {
         [0, 1].map(|number| self.own.get(number).copied().unwrap_or_default())
     }
 
-    /// Whether injector or its guardian is in the cgroup.
-    #[must_use]
-    pub fn contains_injector(&self) -> bool {
-        let there = self.cgroup.processes();
-        self.own.iter().any(|pid| there.contains(pid))
-    }
-
     /// The present processes, without those of the injector.
     #[must_use]
     pub fn processes(&self) -> Vec<Handle> {
-        if let Some((pid, started)) = self.process {
-            return Handle::find(pid, started).into_iter().collect();
+        match &self.group {
+            Group::Cgroup(cgroup) => self.of_cgroup(cgroup),
+            // Check it again after opening the pidfd, which keeps the PID from being reused.
+            Group::Set(set) => self.others(set.processes(), |pid| set.contains(pid)),
         }
+    }
+
+    fn of_cgroup(&self, cgroup: &Cgroup) -> Vec<Handle> {
         let Ok(hierarchy) = Hierarchy::find() else { return Vec::new() };
         let contains = |pid| {
             let path = hierarchy.path_of_process(pid);
-            path.is_ok_and(|path| path.starts_with(&self.cgroup.path))
+            path.is_ok_and(|path| path.starts_with(&cgroup.path))
         };
-        let pids = self.cgroup.processes();
-        let handles =
-            pids.into_iter().filter(|pid| !self.own.contains(pid)).filter_map(Handle::open);
         // Check the cgroup after opening the pidfd, which keeps the PID from being reused.
-        let handles = handles.filter(|handle| contains(handle.pid)).collect();
+        let handles = self.others(cgroup.processes(), contains);
         // A cgroup recreated at the same path is a different target.
-        if self.cgroup.is_there() { handles } else { Vec::new() }
+        if cgroup.is_there() { handles } else { Vec::new() }
+    }
+
+    fn others(&self, pids: Vec<i32>, contains: impl Fn(i32) -> bool) -> Vec<Handle> {
+        let others = pids.into_iter().filter(|pid| !self.own.contains(pid));
+        others.filter_map(Handle::open).filter(|handle| contains(handle.pid)).collect()
+    }
+
+    /// Whether injector or its guardian is in the cgroup.
+    #[must_use]
+    pub fn contains_injector(&self, cgroup: &Cgroup) -> bool {
+        let there = cgroup.processes();
+        self.own.iter().any(|pid| there.contains(pid))
     }
 }

@@ -8,13 +8,16 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use super::{ProcessFaultError, scope::Scope};
+use super::{
+    ProcessFaultError,
+    scope::{Group, Scope},
+};
 use crate::{
     lifetime::{
         action::{Action, StoppedProcess},
         instance::Instance,
     },
-    target::cgroup::{FREEZE, says},
+    target::cgroup::{Cgroup, FREEZE, says},
 };
 
 /// How long to wait until all processes have stopped.
@@ -27,7 +30,7 @@ const MAX_ROUNDS: u32 = 8;
 #[derive(Debug)]
 enum Mechanism {
     /// The cgroup freezer, which processes cannot observe.
-    Freezer,
+    Freezer(Cgroup),
     /// `SIGSTOP` to each process.
     Signals,
 }
@@ -55,15 +58,16 @@ pub enum Outcome {
 impl Stopper {
     /// Chooses the mechanism. Fails if the cgroup is frozen already.
     pub fn new(scope: Scope) -> Result<Self, ProcessFaultError> {
-        let freeze = scope.cgroup.path.join(FREEZE);
-        let is_partial = scope.pid().is_some() || scope.contains_injector();
-        let mechanism = match fs::read_to_string(freeze) {
-            Ok(state) if state.trim() == "1" && scope.pid().is_none() => {
-                return Err(ProcessFaultError::Frozen(scope.cgroup.path));
-            }
-            Ok(_) if !is_partial => Mechanism::Freezer,
-            // Before Linux 5.2, or where the freezer would stop other processes or injector itself.
-            _ => Mechanism::Signals,
+        let mechanism = match scope.group() {
+            Group::Cgroup(cgroup) => match fs::read_to_string(cgroup.path.join(FREEZE)) {
+                Ok(state) if state.trim() == "1" => {
+                    return Err(ProcessFaultError::Frozen(cgroup.path.clone()));
+                }
+                Ok(_) if !scope.contains_injector(cgroup) => Mechanism::Freezer(cgroup.clone()),
+                // Before Linux 5.2, or where the freezer would stop injector itself.
+                _ => Mechanism::Signals,
+            },
+            Group::Set(_) => Mechanism::Signals,
         };
         Ok(Self { scope, mechanism, actions: Vec::new() })
     }
@@ -71,21 +75,27 @@ impl Stopper {
     /// The name of the mechanism, for reports.
     pub fn name(&self) -> &'static str {
         match self.mechanism {
-            Mechanism::Freezer => "cgroup.freeze",
+            Mechanism::Freezer(_) => "cgroup.freeze",
             Mechanism::Signals => "SIGSTOP",
         }
     }
 
     /// Stops all present processes.
     pub fn stop(&mut self, instance: &mut Instance) -> Result<Outcome, ProcessFaultError> {
-        match self.mechanism {
-            Mechanism::Freezer => self.freeze(instance),
+        match &self.mechanism {
+            Mechanism::Freezer(cgroup) => {
+                let cgroup = cgroup.clone();
+                self.freeze(instance, &cgroup)
+            }
             Mechanism::Signals => self.stop_each(instance),
         }
     }
 
-    fn freeze(&mut self, instance: &mut Instance) -> Result<Outcome, ProcessFaultError> {
-        let cgroup = &self.scope.cgroup;
+    fn freeze(
+        &mut self,
+        instance: &mut Instance,
+        cgroup: &Cgroup,
+    ) -> Result<Outcome, ProcessFaultError> {
         let path = cgroup.path.clone();
         let state = fs::read_to_string(path.join(FREEZE));
         let is_running = state.is_ok_and(|state| state.trim() == "0");

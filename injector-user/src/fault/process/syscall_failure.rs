@@ -9,11 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::scope::Scope;
 use crate::{
     kernel::{
-        KernelError,
-        cgroup::CgroupKey,
-        clock,
+        KernelError, clock,
         errno::{Config, FailingCalls, Hooks},
         hook::{Engine, HookError},
+        members::Members,
     },
     lifetime::lease::{LEASE, RENEWAL},
     spec::process::errno::{Failure, Subject},
@@ -177,8 +176,7 @@ impl SyscallFailures {
 /// Checks that a program can be attached at a hook, by one that matches no call.
 pub fn check(engine: Engine, hook: &'static str) -> Result<(), HookError> {
     let config = Config {
-        cgroup: CgroupKey::default(),
-        pid: None,
+        members: Members::default(),
         own: [0; 2],
         calls: Vec::new(),
         hook,
@@ -194,8 +192,7 @@ pub fn check(engine: Engine, hook: &'static str) -> Result<(), HookError> {
 
 fn config(scope: &Scope, failure: &Failure, stream: u64) -> Config {
     Config {
-        cgroup: scope.cgroup.key(),
-        pid: scope.pid(),
+        members: scope.members().clone(),
         own: scope.own_processes(),
         calls: failure.calls.iter().map(|call| call.number()).collect(),
         hook: failure.hook.name,

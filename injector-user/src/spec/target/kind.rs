@@ -21,8 +21,10 @@ pub struct Kind {
 pub enum Names {
     /// A group of processes. A target has at most one.
     Processes,
-    /// A single process, instead of a group.
+    /// Single processes, instead of a group.
     Process,
+    /// Processes by name: alone, or those of a group.
+    Named,
     /// A network namespace, which can restrict a group of processes.
     Namespace,
     /// Interfaces, which can restrict other targets. Alone, they cover all traffic on them.
@@ -32,16 +34,26 @@ pub enum Names {
 }
 
 /// All kinds.
-pub static KINDS: [Kind; 8] = [
+pub static KINDS: [Kind; 10] = [
     Kind {
         name: "cgroup",
         names: Names::Processes,
         title: |spec| Some(format!("cgroup {}", spec.cgroup.as_deref()?.display())),
     },
     Kind {
+        name: "cgroup-of",
+        names: Names::Processes,
+        title: |spec| Some(format!("cgroup of process {}", spec.cgroup_of?)),
+    },
+    Kind {
         name: "pid",
         names: Names::Process,
-        title: |spec| Some(format!("process {}", spec.pid?)),
+        title: |spec| (!spec.pid.is_empty()).then(|| pids(&spec.pid)),
+    },
+    Kind {
+        name: "process",
+        names: Names::Named,
+        title: |spec| Some(format!("processes {}", spec.process.as_ref()?)),
     },
     Kind {
         name: "container",
@@ -73,6 +85,14 @@ pub static KINDS: [Kind; 8] = [
     Kind { name: "host", names: Names::Host, title: |spec| spec.host.then(|| "host".into()) },
 ];
 
+/// Display name of processes.
+#[must_use]
+pub fn pids(pids: &[i32]) -> String {
+    let numbers: Vec<String> = pids.iter().map(i32::to_string).collect();
+    let noun = if pids.len() == 1 { "process" } else { "processes" };
+    format!("{noun} {}", numbers.join(", "))
+}
+
 impl Kind {
     /// Whether a target is of this kind, possibly among others.
     #[must_use]
@@ -89,12 +109,12 @@ impl Kind {
     /// Whether it names processes.
     #[must_use]
     pub const fn names_processes(&self) -> bool {
-        matches!(self.names, Names::Processes | Names::Process)
+        matches!(self.names, Names::Processes | Names::Process | Names::Named)
     }
 
     /// Whether the kind is mutually exclusive with other processes and the host.
     const fn is_exclusive(&self) -> bool {
-        self.names_processes() || matches!(self.names, Names::Host)
+        matches!(self.names, Names::Processes | Names::Process | Names::Host)
     }
 }
 
@@ -125,7 +145,8 @@ pub(super) fn options() -> String {
 #[must_use]
 pub fn process_options() -> String {
     let those = |names| KINDS.iter().filter(move |kind| kind.names == names);
-    list("--", " or ", those(Names::Processes).chain(those(Names::Process)))
+    let processes = those(Names::Process).chain(those(Names::Named));
+    list("--", " or ", those(Names::Processes).chain(processes))
 }
 
 /// The options that name places, as alternatives.
@@ -158,6 +179,8 @@ mod tests {
         let command = TargetSpec::augment_args(Command::new("test"));
         let mut options: Vec<_> =
             command.get_arguments().filter_map(|argument| argument.get_long()).collect();
+        // It adds to a kind.
+        options.retain(|option| *option != "tree");
         options.sort_unstable();
         let mut kinds: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
         kinds.sort_unstable();
@@ -168,7 +191,7 @@ mod tests {
     fn options_conflict_as_kinds_do() {
         let given = |kind: &Kind| match kind.name {
             "host" => vec!["--host".to_owned()],
-            "pid" => vec!["--pid=1".into()],
+            "pid" | "cgroup-of" | "process" => vec![format!("--{}=1", kind.name)],
             name => vec![format!("--{name}=a/b")],
         };
         for one in &KINDS {
@@ -179,7 +202,9 @@ mod tests {
                 let pair = [one.name, other.name];
                 let is_expected = (one.is_exclusive() && other.is_exclusive())
                     || (pair.contains(&"host") && pair.contains(&"netns"))
-                    || pair.contains(&"pods");
+                    || pair.contains(&"pods")
+                    || pair.contains(&"process")
+                        && ["pid", "cgroup-of", "host"].iter().any(|name| pair.contains(name));
                 assert_eq!(is_refused, is_expected, "{pair:?}");
             }
         }
@@ -187,8 +212,11 @@ mod tests {
 
     #[test]
     fn lists_are_sentences() {
-        assert_eq!(exclusive(), "cgroup, pid, container, pod, pods and host");
-        assert_eq!(process_options(), "--cgroup, --container, --pod, --pods or --pid");
+        assert_eq!(exclusive(), "cgroup, cgroup-of, pid, container, pod, pods and host");
+        assert_eq!(
+            process_options(),
+            "--cgroup, --cgroup-of, --container, --pod, --pods, --pid or --process"
+        );
         assert_eq!(place_options(), "--netns, --interface or --host");
     }
 }

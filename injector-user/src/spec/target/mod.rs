@@ -2,6 +2,7 @@
 
 mod kind;
 mod pod;
+mod process;
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -10,10 +11,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::list::list;
-pub use kind::{KINDS, Kind, process_options};
+use super::list::{OneOrMany, list, one_or_many};
+pub use kind::{KINDS, Kind, pids, process_options};
 use kind::{exclusive, options, place_options};
 pub use pod::{PodName, PodSelection};
+pub use process::ProcessName;
 
 /// Why a target is invalid.
 #[derive(Debug, PartialEq, Eq, Error)]
@@ -36,6 +38,18 @@ pub enum TargetError {
          shop/app=cart,tier!=db"
     )]
     Pods(String),
+    /// Not the name of a process.
+    #[error("`{0}` is neither the name of a process nor a regular expression between slashes: {1}")]
+    Process(String, String),
+    /// A name of processes was combined with a target that it cannot restrict.
+    #[error(
+        "a process name stands alone or restricts a cgroup, container or pod: give no pid, cgroup-of, pods or host \
+         beside it"
+    )]
+    Named,
+    /// Children of no process.
+    #[error("--tree adds the children of processes: name these with --pid or --process")]
+    Tree,
     /// Selected pods were combined with options that narrow a target.
     #[error(
         "pods that labels select are faulted wherever they are: give no netns, interface, address or protect beside them"
@@ -43,7 +57,7 @@ pub enum TargetError {
     WithPods,
     /// A clock fault with a target that names no processes.
     #[error(
-        "clocks are faulted for the processes of a cgroup: name one with {}, or use `injector run`",
+        "clocks are faulted for processes: name them with {}, or use `injector run`",
         process_options()
     )]
     Clock,
@@ -71,9 +85,37 @@ pub struct TargetSpec {
 
     /// The cgroup of this process
     ///
-    /// In the process's network namespace. Pauses and signals are for the process alone.
+    /// All processes of the cgroup and those below it.
     #[arg(long, value_name = "PID", help_heading = "Target", group = WHOSE)]
-    pub pid: Option<i32>,
+    pub cgroup_of: Option<i32>,
+
+    /// This process and what it starts; repeatable
+    ///
+    /// The process with all its threads, and the processes that it starts from then on, in any cgroup. Its children that
+    /// run already are not faulted, unless --tree is given.
+    #[arg(long, value_name = "PID", help_heading = "Target", group = WHOSE)]
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "OneOrMany<i32>")]
+    pub pid: Vec<i32>,
+
+    /// Processes of this name, and what they start
+    ///
+    /// The processes whose name (/proc/PID/comm) or executable's file name is NAME, or matches the regular expression
+    /// between slashes, when the faults start. With --cgroup, --container or --pod, only processes there.
+    #[arg(
+        long,
+        value_name = "NAME|/REGEX/",
+        help_heading = "Target",
+        conflicts_with_all = ["pid", "cgroup_of", "pods", "host"]
+    )]
+    pub process: Option<ProcessName>,
+
+    /// Include present children of --pid, --process
+    ///
+    /// All descendants that run when the faults start. Those that start later are always included.
+    #[arg(long, help_heading = "Target")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tree: bool,
 
     /// Container, by name or ID
     ///
@@ -148,6 +190,13 @@ impl TargetSpec {
         }
         if self.exclusive_kinds().nth(1).is_some() {
             return Err(TargetError::Several);
+        }
+        let is_named = self.pid.is_empty() && self.cgroup_of.is_none() && self.pods.is_none();
+        if self.process.is_some() && (!is_named || self.host) {
+            return Err(TargetError::Named);
+        }
+        if self.tree && self.pid.is_empty() && self.process.is_none() {
+            return Err(TargetError::Tree);
         }
         let is_narrowed = self.netns.is_some()
             || !self.interface.is_empty()

@@ -7,7 +7,7 @@ use crate::{
     kernel::netns::Netns,
     spec::target::TargetSpec,
     target::{
-        ResolveError,
+        ResolveError, Whose,
         cgroup::{Cgroup, Hierarchy},
     },
 };
@@ -15,11 +15,15 @@ use crate::{
 struct AtPath;
 
 pub(super) fn find(spec: &TargetSpec) -> Result<Option<Resolved>, ResolveError> {
-    let Some(path) = &spec.cgroup else { return Ok(None) };
+    let (cgroup, netns) = match (&spec.cgroup, spec.cgroup_of) {
+        (Some(path), _) => (Hierarchy::find()?.open(path)?, Netns::current()?),
+        (None, Some(pid)) => (Hierarchy::find()?.of_process(pid)?, Netns::of_process(pid)?),
+        (None, None) => return Ok(None),
+    };
     Ok(Some(Resolved {
-        cgroup: Hierarchy::find()?.open(path)?,
-        processes: Arc::new(AtPath),
-        namespaces: vec![Netns::current()?],
+        whose: Whose::Cgroup(cgroup),
+        processes: Some(Arc::new(AtPath)),
+        namespaces: vec![netns],
         follows: true,
     }))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Processes, Resolved};
 use crate::{
     kernel::netns::Netns,
-    target::{ResolveError, cgroup::Cgroup},
+    target::{ResolveError, Whose, cgroup::Cgroup},
 };
 
 struct Command;
@@ -13,8 +13,8 @@ struct Command;
 /// The processes of a new command in its cgroup, in any namespace that they enter.
 pub fn of_command(cgroup: Cgroup) -> Result<Resolved, ResolveError> {
     Ok(Resolved {
-        cgroup,
-        processes: Arc::new(Command),
+        whose: Whose::Cgroup(cgroup),
+        processes: Some(Arc::new(Command)),
         namespaces: vec![Netns::current()?],
         follows: true,
     })

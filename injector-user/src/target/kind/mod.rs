@@ -6,11 +6,12 @@ mod command;
 pub mod container;
 mod pid;
 mod pod;
+mod process;
 
 use std::sync::Arc;
 
 use super::{
-    ResolveError,
+    ResolveError, Whose,
     cgroup::{Cgroup, Hierarchy},
 };
 use crate::{kernel::netns::Netns, spec::target::TargetSpec};
@@ -26,25 +27,20 @@ const KINDS: [Find; 4] = [cgroup::find, pid::find, container::find_named, pod::f
 
 /// Processes that were found.
 pub struct Resolved {
-    /// Their cgroup.
-    pub cgroup: Cgroup,
-    /// Their kind.
-    pub processes: Arc<dyn Processes>,
+    /// Their cgroup or set.
+    pub whose: Whose,
+    /// Their kind, if it is a cgroup.
+    pub processes: Option<Arc<dyn Processes>>,
     /// Namespaces to attach in, regardless of the processes.
     pub namespaces: Vec<Netns>,
     /// Whether to follow the processes into other namespaces.
     pub follows: bool,
 }
 
-/// The processes of a target, which may go and be replaced.
+/// The processes of a cgroup, which may go and be replaced.
 pub trait Processes: Send + Sync {
     /// Tells apart targets that share a cgroup.
     fn identity(&self) -> String;
-
-    /// The PID and start time of a single process.
-    fn process(&self) -> Option<(i32, u64)> {
-        None
-    }
 
     /// Display name, if they are not named by their cgroup.
     fn title(&self) -> Option<&str> {
@@ -73,10 +69,15 @@ pub type Successor = (Cgroup, Arc<dyn Processes>);
 
 /// Finds the processes that a target names, if it names any.
 pub fn find(spec: &TargetSpec) -> Result<Option<Resolved>, ResolveError> {
+    let mut found = None;
     for find in KINDS {
-        if let Some(found) = find(spec)? {
-            return Ok(Some(found));
+        found = find(spec)?;
+        if found.is_some() {
+            break;
         }
     }
-    Ok(None)
+    match &spec.process {
+        Some(name) => process::find(spec, name, found.as_ref()).map(Some),
+        None => Ok(found),
+    }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use injector_common::{
-    control::Control,
+    control::{Control, ScopeKind},
     counter::RuleCounters,
     packet::{
         Direction::{self, Egress, Ingress},
@@ -225,7 +225,8 @@ fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
     let Faults { seed, rules, .. } = file::read(&file.path())?;
     let compiled = compile(&rules, seed.unwrap_or_default())?;
     let constants = Constants {
-        of_cgroup: setting.cgroup.is_some(),
+        scope: if setting.cgroup.is_some() { ScopeKind::Cgroup } else { ScopeKind::All },
+        mptcp: false,
         layout: if looks_up { Layout::of_kernel()? } else { Layout::default() },
         // No mark.
         owner_mark: 0,

@@ -21,7 +21,7 @@ use crate::{
     kernel::host,
     spec::target::{PodName, TargetSpec},
     target::{
-        ResolveError,
+        ResolveError, Whose,
         cgroup::{Cgroup, Hierarchy, says},
     },
 };
@@ -209,8 +209,8 @@ impl Found {
     /// as well.
     pub(super) fn open(self, hierarchy: &Hierarchy) -> Result<Resolved, ResolveError> {
         Ok(Resolved {
-            cgroup: hierarchy.open(&self.cgroup)?,
-            processes: Arc::new(self),
+            whose: Whose::Cgroup(hierarchy.open(&self.cgroup)?),
+            processes: Some(Arc::new(self)),
             namespaces: Vec::new(),
             follows: true,
         })

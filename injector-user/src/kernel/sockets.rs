@@ -1,0 +1,31 @@
+//! Sockets of other processes.
+
+use std::{
+    fs, io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
+
+use super::pidfd::Handle;
+
+/// The sockets among the open files of a process, as number and inode. Empty if it has ended.
+#[must_use]
+pub fn of_process(pid: i32) -> Vec<(i32, u64)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let sockets = entries.filter_map(|entry| {
+        let link = fs::read_link(entry.path()).ok()?;
+        let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+        Some((entry.file_name().to_str()?.parse().ok()?, inode.parse().ok()?))
+    });
+    sockets.collect()
+}
+
+/// Duplicates an open file of a process (`pidfd_getfd(2)`, Linux 5.6).
+pub fn duplicate(process: &Handle, number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor, which nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
