@@ -219,3 +219,20 @@ fn a_reader_that_goes_away_ends_no_fault() {
     assert_eq!(child.wait().expect("it ended").code(), Some(0));
     assert!(answers(&lab, None));
 }
+
+#[test]
+fn the_directory_of_journals_that_a_container_has_as_a_volume_outlives_each_injector() {
+    let lab = Lab::new();
+    // The same directory under both paths, as seen by the host and by a container. A directory that
+    // was removed takes no new file.
+    let script = format!(
+        "set -e; mount -t tmpfs t /run; mkdir /run/injector /run/volume
+         mount --bind /run/injector /run/volume
+         {} inject --host --no-protect --loss 0% --for 100ms
+         touch /run/volume/journal; test -e /run/injector/journal",
+        testbed::INJECTOR
+    );
+    let mut command = lab.left.command("unshare", None);
+    let output = command.args(["--mount", "bash", "-c", &script]).output().expect("it runs");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}

@@ -138,11 +138,8 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // It may have been removed already. The directory is removed if empty.
+        // It may have been removed already.
         let _ = fs::remove_file(&self.path);
-        if let Some(folder) = self.path.parent().filter(|folder| folder.ends_with("run/injector")) {
-            let _ = fs::remove_dir(folder);
-        }
     }
 }
 

@@ -182,9 +182,9 @@ impl Journal {
             }
             let file = match open(&path, create) {
                 Ok(file) => file,
-                // Another injector removed the directory as it ended.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && create => continue,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !create => {
+                    return Ok(None);
+                }
                 Err(error) => return Err(fail(error)),
             };
             let file = match Flock::lock(file, lock) {
@@ -278,12 +278,14 @@ impl Journal {
     }
 
     fn remove(self) -> Result<(), LifetimeError> {
-        // Removed while locked, so that no other owner's journal is removed.
-        fs::remove_file(&self.path)
-            .map_err(|source| LifetimeError::Journal { path: self.path.clone(), source })?;
-        // The last journal takes the directory with it; a non-empty directory is not an error.
-        let _ = fs::remove_dir(FOLDER);
-        Ok(())
+        // Removed while locked, so that no other owner's journal is removed. The directory stays: it may
+        // be mounted in containers, whose journals would be lost with it.
+        match fs::remove_file(&self.path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(LifetimeError::Journal { path: self.path, source })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn write(&mut self, line: &Line) -> Result<(), LifetimeError> {
