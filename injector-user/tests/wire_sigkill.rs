@@ -19,7 +19,7 @@ use testbed::{Family, Injector, Lab, RuleFile, serve, wait_until};
 const PROMISED: Duration = Duration::from_secs(2);
 
 /// The maximum time of a start on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 const ROUNDS: u32 = 50;
 
