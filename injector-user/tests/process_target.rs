@@ -331,6 +331,16 @@ fn processes_are_found_by_name_and_counted() {
 }
 
 #[test]
+fn a_process_that_is_named_twice_is_one() {
+    let stage = Stage::new(Family::V4, None);
+    let pid = stage.victim.pid();
+    let injector = stage.inject(&format!("--pid {pid} --loss 0%"));
+    let title = injector.started["target"].as_str().expect("text").to_owned();
+    assert_eq!(title, format!("process {pid} and what it starts"));
+    injector.stop();
+}
+
+#[test]
 fn a_name_can_be_restricted_to_a_cgroup() {
     let cgroup = TestCgroup::new();
     let lab = Lab::new();

@@ -24,7 +24,8 @@ pub(super) fn find(spec: &TargetSpec) -> Result<Option<Resolved>, ResolveError> 
             namespaces.push(netns);
         }
     }
-    Ok(Some(of(spec, named, namespaces, pids(&spec.pid))))
+    let numbers: Vec<i32> = named.iter().map(|&(pid, _)| pid).collect();
+    Ok(Some(of(spec, named, namespaces, pids(&numbers))))
 }
 
 /// A set of processes, followed into any namespace.
