@@ -92,9 +92,9 @@ impl FailingCalls {
         let result = -i64::from(config.errno);
         let probability = Probability::from_fraction(config.probability).0;
         let mut loader = EbpfLoader::new();
-        // The object has no CO-RE relocations; loading the kernel's BTF takes long.
         config.members.set_in(&mut loader);
         loader
+            // The object has no CO-RE relocations; loading the kernel's BTF takes long.
             .btf(None)
             .override_global("INJECTOR", &injector, true)
             .override_global("GUARDIAN", &guardian, true)

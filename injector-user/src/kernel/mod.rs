@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod clock_probe;
 pub mod clsact;
+mod descriptor;
 pub mod device;
 mod ebpf;
 pub mod errno;

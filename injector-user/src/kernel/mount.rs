@@ -3,9 +3,11 @@
 use std::{
     ffi::CStr,
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
+
+use super::descriptor::owned;
 
 /// A file system whose parameters are not decided yet (`fsopen(2)`, Linux 5.2).
 #[derive(Debug)]
@@ -45,13 +47,4 @@ impl Mount {
     pub fn path(&self) -> PathBuf {
         Path::new("/proc/self/fd").join(self.0.as_raw_fd().to_string())
     }
-}
-
-/// The descriptor that a system call returned, or its error.
-fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and owned by nothing else.
-    Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
 }

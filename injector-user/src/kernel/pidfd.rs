@@ -2,12 +2,14 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd},
     time::Duration,
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use procfs::process::{Process, Stat};
+
+use super::descriptor::owned;
 
 /// Waits for at most `timeout` until a process has ended with all its threads, so that its files are
 /// closed (`pidfd_open(2)`, Linux 5.3). Returns at once if there is no such process, or if it has
@@ -89,13 +91,8 @@ impl AsRawFd for Handle {
 }
 
 fn open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: takes no pointers.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a new descriptor, which nobody else knows.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    // SAFETY: takes no pointers; returns a new descriptor.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
 }
 
 fn stat(pid: i32) -> Option<Stat> {

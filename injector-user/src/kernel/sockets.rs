@@ -2,10 +2,10 @@
 
 use std::{
     fs, io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
-use super::pidfd::Handle;
+use super::{descriptor::owned, pidfd::Handle};
 
 /// The sockets among the open files of a process, as number and inode. Empty if it has ended.
 #[must_use]
@@ -21,11 +21,6 @@ pub fn of_process(pid: i32) -> Vec<(i32, u64)> {
 
 /// Duplicates an open file of a process (`pidfd_getfd(2)`, Linux 5.6).
 pub fn duplicate(process: &Handle, number: i32) -> io::Result<OwnedFd> {
-    // SAFETY: takes no pointers.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a new descriptor, which nobody else knows.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    // SAFETY: takes no pointers; returns a new descriptor.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
 }
