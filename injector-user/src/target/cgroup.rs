@@ -270,7 +270,7 @@ fn inode(path: &Path) -> Option<u64> {
     path.metadata().ok().map(|metadata| metadata.ino())
 }
 
-fn proc_error(what: &str, source: ProcError) -> ResolveError {
+pub(super) fn proc_error(what: &str, source: ProcError) -> ResolveError {
     ResolveError::Proc { what: what.into(), source: source.into() }
 }
 

@@ -274,13 +274,7 @@ impl Target {
     fn namespaces(&self) -> Vec<Netns> {
         let mut namespaces = self.namespaces.clone();
         if self.follows {
-            for pid in self.whose.processes() {
-                // An exited process has no packets to fault.
-                let Ok(netns) = Netns::of_process(pid) else { continue };
-                if !namespaces.contains(&netns) {
-                    namespaces.push(netns);
-                }
-            }
+            add_namespaces(&mut namespaces, self.whose.processes());
         }
         namespaces
     }
@@ -329,6 +323,17 @@ impl Target {
             }
         }
         Ok(())
+    }
+}
+
+/// Adds the namespaces of processes that are not among them yet. An exited process has no packets to
+/// fault.
+fn add_namespaces(namespaces: &mut Vec<Netns>, pids: impl IntoIterator<Item = i32>) {
+    for pid in pids {
+        let Ok(netns) = Netns::of_process(pid) else { continue };
+        if !namespaces.contains(&netns) {
+            namespaces.push(netns);
+        }
     }
 }
 

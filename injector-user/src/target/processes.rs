@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use procfs::process::all_processes;
+use procfs::process::{Process, all_processes};
 
-use super::ResolveError;
+use super::{ResolveError, cgroup::proc_error};
 use crate::kernel::{members::Members, pidfd::Handle, tree::ProcessTree};
 
 /// A process by its PID and start time, which together survive PID reuse.
@@ -121,6 +121,11 @@ impl ProcessSet {
     }
 }
 
+/// All processes of this PID namespace that can be read.
+fn readable() -> Result<impl Iterator<Item = Process>, ResolveError> {
+    Ok(all_processes().map_err(|error| proc_error("/proc", error))?.flatten())
+}
+
 fn is_there((pid, started): Identity) -> bool {
     Handle::find(pid, started).is_some_and(|process| process.is_alive())
 }
@@ -138,9 +143,8 @@ fn add(tree: &mut ProcessTree, process: Identity) -> Result<(), ResolveError> {
 /// Adds the children of all processes of the set. Returns whether there were any.
 fn add_children(tree: &mut ProcessTree) -> Result<bool, ResolveError> {
     let (there, own) = (tree.processes(), std::process::id().cast_signed());
-    let read = |source| ResolveError::Proc { what: "/proc".into(), source: Box::new(source) };
     let mut is_new = false;
-    for process in all_processes().map_err(read)?.flatten() {
+    for process in readable()? {
         let Ok(stat) = process.stat() else { continue };
         if there.contains(&stat.ppid) && !there.contains(&stat.pid) && stat.pid != own {
             add(tree, (stat.pid, stat.starttime))?;
@@ -153,10 +157,9 @@ fn add_children(tree: &mut ProcessTree) -> Result<bool, ResolveError> {
 /// The present processes of which `comm` and the file name of the executable match, but not this
 /// one. Threads of the kernel have no executable.
 pub fn find(matches: impl Fn(&str, &str) -> bool) -> Result<Vec<Identity>, ResolveError> {
-    let read = |source| ResolveError::Proc { what: "/proc".into(), source: Box::new(source) };
     let own = std::process::id().cast_signed();
     let mut found = Vec::new();
-    for process in all_processes().map_err(read)?.flatten() {
+    for process in readable()? {
         let (Ok(stat), Ok(executable)) = (process.stat(), process.exe()) else { continue };
         let executable = executable.file_name().unwrap_or_default().to_string_lossy();
         // The kernel says so if the file was replaced, as by an update.

@@ -2,9 +2,8 @@
 
 use super::{Resolved, pid};
 use crate::{
-    kernel::netns::Netns,
     spec::target::{ProcessName, TargetSpec},
-    target::{ResolveError, Whose, processes},
+    target::{ResolveError, Whose, add_namespaces, processes},
 };
 
 /// The processes of this name, among those of `group` if there is one.
@@ -27,14 +26,8 @@ pub(super) fn find(
     if named.is_empty() {
         return Err(ResolveError::NoProcessNamed { name: name.to_string(), place });
     }
-    let mut namespaces: Vec<Netns> = Vec::new();
-    for &(pid, _) in &named {
-        // It may have ended.
-        let Ok(netns) = Netns::of_process(pid) else { continue };
-        if !namespaces.contains(&netns) {
-            namespaces.push(netns);
-        }
-    }
+    let mut namespaces = Vec::new();
+    add_namespaces(&mut namespaces, named.iter().map(|&(pid, _)| pid));
     let noun = if named.len() == 1 { "process" } else { "processes" };
     let name = format!("{} {noun} {place}named {name}", named.len());
     Ok(pid::of(spec, named, namespaces, name))
