@@ -176,10 +176,10 @@ impl Journal {
     fn open(slot: u32, create: bool, lock: FlockArg) -> Result<Option<Self>, LifetimeError> {
         let path = path(slot);
         let fail = |source| LifetimeError::Journal { path: path.clone(), source };
+        if create {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(FOLDER).map_err(fail)?;
+        }
         loop {
-            if create {
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(FOLDER).map_err(fail)?;
-            }
             let file = match open(&path, create) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !create => {
