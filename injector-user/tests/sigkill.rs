@@ -101,13 +101,13 @@ fn what_a_killed_guardian_leaves_is_undone_by_the_next_start() {
     run.wait_for("started");
     let pid = run.pid();
     let cgroup = cgroup_of_run(pid);
-    // The command has started once the cgroup has a process.
-    let end = Instant::now() + TIMEOUT;
+    // Between fork and exec, the process of the command holds the lock of the journal.
     let procs = || fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-    while procs().is_empty() {
-        assert!(Instant::now() < end, "the command is in {}", cgroup.display());
-        thread::sleep(Duration::from_millis(5));
-    }
+    let program = |pid: &str| fs::read_link(format!("/proc/{pid}/exe"));
+    let injector = program(&pid.to_string()).expect("it is alive");
+    testbed::wait_until(TIMEOUT, "the command is executed in the cgroup", || {
+        program(procs().trim()).is_ok_and(|program| program != injector)
+    });
     let command: i32 = procs().trim().parse().expect("one process");
 
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("alive");
