@@ -58,6 +58,48 @@ pub struct Rule {
     pub reserved: u32,
 }
 
+/// The faults that rules may have: the verifier leaves out the code of others, see [`Rule::faults`].
+pub mod fault {
+    /// Reset of TCP connections.
+    pub const RESET: u32 = 1 << 0;
+    /// ICMP answers that a packet is too big.
+    pub const TOO_BIG: u32 = 1 << 1;
+    /// A clamped MSS.
+    pub const CLAMP: u32 = 1 << 2;
+    /// Duplication.
+    pub const DUPLICATE: u32 = 1 << 3;
+    /// Corruption.
+    pub const CORRUPT: u32 = 1 << 4;
+    /// ECN marks.
+    pub const ECN: u32 = 1 << 5;
+    /// Decisions that depend on earlier ones.
+    pub const STATEFUL: u32 = 1 << 6;
+    /// Faults of wire packets.
+    pub const WIRE: u32 = 1 << 7;
+    /// All of them.
+    pub const ALL: u32 = u32::MAX;
+}
+
+impl Rule {
+    /// The [`fault`]s of the rule.
+    #[must_use]
+    pub fn faults(&self) -> u32 {
+        let has = |flag| self.flags & flag != 0;
+        [
+            (fault::RESET, has(RULE_RESET)),
+            (fault::TOO_BIG, self.mtu != 0),
+            (fault::CLAMP, self.clamp_mtu != 0),
+            (fault::DUPLICATE, self.duplicate != Chance::NEVER),
+            (fault::CORRUPT, self.corrupt.chance != Chance::NEVER),
+            (fault::ECN, has(RULE_ECN)),
+            (fault::STATEFUL, has(RULE_STATEFUL)),
+            (fault::WIRE, has(RULE_WIRE)),
+        ]
+        .iter()
+        .fold(0, |faults, &(fault, has)| if has { faults | fault } else { faults })
+    }
+}
+
 /// [`Rule::flags`]: reset the matching TCP connections.
 pub const RULE_RESET: u32 = 1 << 0;
 /// [`Rule::flags`]: reset on SYN too, so that connections are refused.

@@ -16,7 +16,7 @@ use injector_common::{
     hold::{self, Hold, HoldState, Route, TAGS, Table},
     model::trace::{Player, Step},
     packet::Packet,
-    rule::Rule,
+    rule::{Rule, fault},
 };
 
 /// The [`injector_common::control::ScopeKind`].
@@ -56,6 +56,10 @@ pub static OWNER_MARK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static PROTECT: Global<u32> = Global::new(0);
 
+/// The [`fault`]s that rules may have.
+#[unsafe(no_mangle)]
+pub static FAULTS: Global<u32> = Global::new(fault::ALL);
+
 /// Number of rules per bank, and therefore the start of bank 1 in [`RULES`] and [`COUNTERS`].
 #[unsafe(no_mangle)]
 pub static RULES_PER_BANK: Global<u32> = Global::new(1);
@@ -88,6 +92,12 @@ pub static TRACES: Global<u32> = Global::new(0);
 /// Number of packets that may wait in the backlog of a CPU before segmenting more.
 #[unsafe(no_mangle)]
 pub static WIRE_BACKLOG: Global<u32> = Global::new(0);
+
+/// Whether rules may have this [`fault`]. If not, the verifier leaves out what depends on it.
+#[inline(always)]
+pub fn may(fault: u32) -> bool {
+    FAULTS.load() & fault != 0
+}
 
 /// Non-zero from sending a packet to the device that segments it until a packet comes out.
 #[map]
@@ -221,9 +231,18 @@ pub struct Schedule {
 #[map]
 pub static SCHEDULE: PerCpuArray<Schedule> = PerCpuArray::with_max_entries(1, 0);
 
-/// The number of held packets, too high by those that were lost while held.
+/// What is held.
+#[repr(C)]
+pub struct InFlight {
+    /// The number of packets, too high by those that were lost while held.
+    pub count: u64,
+    /// When the last one left, by `CLOCK_MONOTONIC`.
+    pub left_ns: u64,
+}
+
+/// What is held.
 #[map]
-pub static IN_FLIGHT: Array<u64> = Array::with_max_entries(1, 0);
+pub static IN_FLIGHT: Array<InFlight> = Array::with_max_entries(1, 0);
 
 /// Distribution tables, by bank.
 #[map]

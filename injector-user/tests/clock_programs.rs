@@ -2,12 +2,12 @@
 //! it, in their main thread, other threads and children. Beside each runs the same program without a
 //! fault.
 //!
-//! `scripts/setup` installs the programs. A missing one is a failure.
+//! `scripts/setup-test` installs the programs. A missing one is a failure.
 
 use std::{
-    env, fs,
+    fs,
     io::{BufRead as _, BufReader, Write as _},
-    os::unix::{fs::symlink, net::UnixStream},
+    os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
@@ -15,11 +15,14 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::Signal,
     time::{ClockId, clock_gettime},
-    unistd::{Pid, User, chown},
 };
-use testbed::{Host, INJECTOR, Injector, Lab, Process, TIMEOUT, TestCgroup, scratch_file};
+use testbed::{
+    Host, INJECTOR, Injector, Lab, Process, TIMEOUT, TestCgroup,
+    programs::{Postgres, Scratch, find, redis_server},
+    scratch_file,
+};
 
 const MICROSECOND: i64 = 1_000;
 const MILLISECOND: i64 = 1_000_000;
@@ -30,14 +33,6 @@ const HOUR: i64 = 3600 * SECOND;
 fn true_time(clock: ClockId) -> i64 {
     let now = clock_gettime(clock).expect("such a clock");
     now.tv_sec() * SECOND + now.tv_nsec()
-}
-
-/// The path of a program.
-#[track_caller]
-fn find(name: &str, package: &str) -> PathBuf {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let found = env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.exists());
-    found.unwrap_or_else(|| panic!("{name} is missing: scripts/setup installs it ({package})"))
 }
 
 /// A question to a program, and its accuracy.
@@ -202,16 +197,6 @@ fn bash() -> Program {
     Program::new("bash", &["bash", &source("clock.sh")], &questions)
 }
 
-/// A file, removed when dropped.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ =
-            if self.0.is_dir() { fs::remove_dir_all(&self.0) } else { fs::remove_file(&self.0) };
-    }
-}
-
 #[test]
 fn date() {
     // Reads the time for each line. Needs stdbuf, or its output would be buffered.
@@ -339,9 +324,7 @@ impl Redis {
     fn start(host: &Host, cgroup: Option<&TestCgroup>) -> Self {
         let folder = Scratch(scratch_file());
         fs::create_dir(&folder.0).expect("it can be made");
-        // Debian has one binary for both, named redis-server only in a package that also starts it.
-        let program = folder.0.join("redis-server");
-        symlink(find("redis-check-rdb", "redis-tools"), &program).expect("it can be made");
+        let program = redis_server(&folder.0);
         let socket = folder.0.join("socket");
         let mut command = host.command(&program, cgroup);
         command.args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"]);
@@ -450,101 +433,13 @@ fn keys_of_redis_expire_when_its_clock_jumps() {
     drop(injector);
 }
 
-/// A `PostgreSQL` server, and its files.
-struct Postgres {
-    programs: PathBuf,
-    folder: Scratch,
-    server: Child,
-}
-
-impl Postgres {
-    fn start(host: &Host, cgroup: &TestCgroup) -> Self {
-        let programs = Self::programs();
-        // It refuses to run as root, but only root may read a test's directory.
-        let user = User::from_name("postgres").ok().flatten();
-        let user = user.expect("its package has made a user postgres");
-        let name = format!("injector-postgres-{}", std::process::id());
-        let folder = Scratch(env::temp_dir().join(name));
-        fs::create_dir(&folder.0).expect("it can be made");
-        chown(&folder.0, Some(user.uid), Some(user.gid)).expect("we are root");
-        let become_it = ["--reuid=postgres", "--regid=postgres", "--clear-groups", "--"];
-        let data = folder.0.join("data");
-        let made = Command::new("setpriv")
-            .args(become_it)
-            .arg(programs.join("initdb"))
-            .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--no-locale", "--pgdata"])
-            .arg(&data)
-            .current_dir(&folder.0)
-            .output()
-            .expect("it can be run");
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let server = host
-            .command("setpriv", Some(cgroup))
-            .args(become_it)
-            .arg(programs.join("postgres"))
-            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-k"])
-            .arg(&folder.0)
-            .arg("-D")
-            .arg(&data)
-            .current_dir(&folder.0)
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("it can be run");
-        let postgres = Self { programs, folder, server };
-        let end = Instant::now() + TIMEOUT;
-        while !postgres.is_ready() {
-            assert!(Instant::now() < end, "PostgreSQL does not start");
-            thread::sleep(Duration::from_millis(50));
-        }
-        postgres
-    }
-
-    /// The newest installed version.
-    fn programs() -> PathBuf {
-        let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-        let folders = versions.map(|version| version.path().join("bin"));
-        let newest = folders.filter(|path| path.join("initdb").exists()).max();
-        newest.expect("PostgreSQL is missing: scripts/setup installs it (postgresql)")
-    }
-
-    fn psql(&self) -> Command {
-        let mut psql = Command::new(self.programs.join("psql"));
-        psql.args(["-X", "-q", "-A", "-t", "-U", "postgres", "-d", "postgres", "-h"]);
-        psql.arg(&self.folder.0);
-        psql
-    }
-
-    fn is_ready(&self) -> bool {
-        let output = self.psql().args(["-c", "SELECT 1"]).output().expect("it can be run");
-        output.status.success()
-    }
-
-    /// A session, which has its own server process.
-    fn session(&self) -> Process {
-        Process::start(self.psql())
-    }
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        // Immediate shutdown, but with its shared memory released.
-        let _ = kill(Pid::from_raw(self.server.id().cast_signed()), Signal::SIGQUIT);
-        let end = Instant::now() + TIMEOUT;
-        while Instant::now() < end && matches!(self.server.try_wait(), Ok(None)) {
-            thread::sleep(Duration::from_millis(10));
-        }
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-    }
-}
-
 #[test]
 fn now_of_postgresql() {
     let now =
         rounded(exact("SELECT (extract(epoch FROM now()) * 1000000)::bigint * 1000;"), MICROSECOND);
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
-    let postgres = Postgres::start(&lab.left, &cgroup);
+    let postgres = Postgres::start(&lab.left, Some(&cgroup), &["listen_addresses="]);
     let mut before = postgres.session();
     assert_off("a session", &mut before, now, 0);
     let injector = Injector::on(&lab.left, &cgroup, "--clock +1h");

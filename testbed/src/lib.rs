@@ -17,6 +17,7 @@ pub mod daemonset;
 pub mod frames;
 pub mod listing;
 pub mod path;
+pub mod programs;
 pub mod tunnel;
 
 use std::{

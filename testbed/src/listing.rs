@@ -37,6 +37,10 @@ pub fn listing(lab: &Lab) -> BTreeSet<String> {
     }
     let namespaces = fs::read_dir("/run/netns").expect("there are some").flatten();
     found.extend(namespaces.map(|entry| format!("netns {}", entry.path().display())));
+    let expedited = fs::read_to_string("/sys/kernel/rcu_expedited").unwrap_or_default();
+    if !matches!(expedited.trim(), "" | "0") {
+        found.insert(format!("rcu_expedited {expedited}"));
+    }
     list_cgroups(&hierarchy(), &mut found);
     found
 }

@@ -59,7 +59,7 @@ pub fn send(case: &Case, matched: &mut Match, release: u64, is_copy: bool) -> Se
     let is_orphan = maps::HOLD_IN_USERSPACE.load() != 0 || !skb::has_socket(ctx);
     if is_orphan && !is_copy {
         count(matched, direction, wait);
-        add_in_flight(1);
+        note_arrival();
         return Sent::Redirect;
     }
     let result = ctx.clone_redirect(maps::HOLD_INTERFACE.load(), 0);
@@ -69,7 +69,7 @@ pub fn send(case: &Case, matched: &mut Match, release: u64, is_copy: bool) -> Se
         count(matched, direction, wait);
     }
     if result.is_ok() {
-        add_in_flight(1);
+        note_arrival();
     }
     if is_copy || !is_sent {
         skb::pop_tag(ctx);
@@ -94,20 +94,37 @@ fn count(matched: &mut Match, direction: Direction, wait: u64) {
     }
 }
 
-/// Changes the number of held packets, by 1 or by -1 (`u64::MAX`).
+/// Counts a held packet.
 #[inline(always)]
-fn add_in_flight(change: u64) {
-    if let Some(count) = maps::IN_FLIGHT.get_ptr_mut(0) {
+fn note_arrival() {
+    if let Some(in_flight) = maps::IN_FLIGHT.get_ptr_mut(0) {
         // SAFETY: a map value, aligned to 8.
-        unsafe { atomic::fetch_add(count, change) };
+        unsafe { atomic::fetch_add(&raw mut (*in_flight).count, 1) };
     }
 }
 
-/// Whether any packet is held.
+/// Notes that a packet leaves the hold device.
 #[inline(always)]
-pub fn is_any_in_flight() -> bool {
-    // Briefly negative if a packet returns before it is counted.
-    maps::IN_FLIGHT.get(0).is_some_and(|count| count.cast_signed() > 0)
+fn note_departure() {
+    let Some(in_flight) = maps::IN_FLIGHT.get_ptr_mut(0) else { return };
+    // SAFETY: a map value, aligned to 8. No pointers are passed. The time is there before the packet is
+    // no longer counted.
+    unsafe {
+        (&raw mut (*in_flight).left_ns).write_volatile(bpf_ktime_get_ns());
+        atomic::fetch_add(&raw mut (*in_flight).count, u64::MAX);
+    }
+}
+
+/// Whether any packet is held at `now`, or may be on its way back to its path.
+#[inline(always)]
+pub fn is_any_in_flight(now: u64) -> bool {
+    /// How long a packet takes to its interface, even if its CPU is given to another virtual machine.
+    const RETURN_NS: u64 = 50_000_000;
+
+    maps::IN_FLIGHT.get(0).is_some_and(|in_flight| {
+        // Briefly negative if a packet returns before it is counted.
+        in_flight.count.cast_signed() > 0 || now < in_flight.left_ns + RETURN_NS
+    })
 }
 
 /// The number of the next packet; 0 if it cannot be counted.
@@ -179,7 +196,7 @@ pub fn leave(ctx: &TcContext) -> Option<i32> {
         // SAFETY: per CPU, and programs of one CPU do not interrupt each other within a hook.
         unsafe { (*seen).released += 1 };
     }
-    add_in_flight(u64::MAX);
+    note_departure();
     skb::forget_addressee(ctx);
     skb::set_departure(ctx, 0);
     let (priority, queue) = if route.restores == 0 {

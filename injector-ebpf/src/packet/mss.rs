@@ -8,6 +8,7 @@ use aya_ebpf::programs::TcContext;
 use injector_common::{
     control::{Control, RuleSet},
     packet::{Direction, Family, Packet, protocol, tcp_flag},
+    rule::fault,
     verifier::forget,
 };
 
@@ -24,7 +25,8 @@ pub fn clamp(
     set: &RuleSet,
     control: &Control,
 ) {
-    if set.connections.count == 0
+    if !maps::may(fault::CLAMP)
+        || set.connections.count == 0
         || packet.protocol != protocol::TCP
         || packet.tcp_flags & tcp_flag::SYN == 0
         || packet.fragment

@@ -117,7 +117,8 @@ impl Group {
                         NetworkError::Compile(_)
                         | NetworkError::NoRoom { .. }
                         | NetworkError::NoHold
-                        | NetworkError::NoIngress,
+                        | NetworkError::NoIngress
+                        | NetworkError::NoFault,
                     ) => Ok(member),
                     error => {
                         self.apply()?;

@@ -95,7 +95,8 @@ pub fn run(args: &ApplyArgs, verbose: bool) -> Result<ExitCode> {
         output::print(describe_plan(&plan, seed, args.output)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let options = session::options(&args.engines, None, verbose)?;
+    let mut options = session::options(&args.engines, None, verbose)?;
+    options.network.is_final = true;
     let owner = session::start()?;
     Stage::resolve(&mut plan)?;
     // Opening a named pipe blocks until it has a reader. Ctrl-C must still work, so signals are

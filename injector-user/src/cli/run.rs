@@ -98,7 +98,9 @@ async fn under_faults(
     let plan = Plan { asked, target, title, made: Some(made), loopback_mtu };
     let mut session =
         Session::start(instance.clone(), &args.session, &args.faults, plan, reporter)?;
-    let mut child = match spawn(&args.command, &procs, signals.mask_before(), files) {
+    let spawn = || spawn(&args.command, &procs, signals.mask_before(), files);
+    let spawned = instance.lock().expedited(|_| spawn());
+    let mut child = match spawned {
         Ok(child) => child,
         Err(error) => {
             let command = args.command[0].to_string_lossy();

@@ -92,9 +92,11 @@ impl RequestedFaults {
         session: &SessionArgs,
         verbose: bool,
     ) -> Result<Self, SpecError> {
+        let can_change = faults.rules.is_some();
         let faults = faults.read()?;
         let seed = session.seed.or(faults.seed).unwrap_or_else(rand::random);
-        let options = options(&session.engines, session.lasts(), verbose)?;
+        let mut options = options(&session.engines, session.lasts(), verbose)?;
+        options.network.is_final = !can_change;
         Ok(Self { faults, seed, options, resolved: Vec::new() })
     }
 

@@ -385,7 +385,7 @@ impl<K: Copy + Ord> Injection<K> {
         self.commit()?;
         self.commit_processes()?;
         if self.network().is_some() {
-            clock::wait_for_readers();
+            self.instance.lock().expedited(|_| clock::wait_for_readers());
         }
         let replaced = self.settle([])?;
         self.attach()?;

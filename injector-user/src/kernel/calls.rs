@@ -1,7 +1,7 @@
 //! Sends a signal to the process that makes the N-th call of a system call: the `injector-calls` object.
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     maps::{Array, MapData},
 };
 use injector_common::process::CallCounters;
@@ -33,11 +33,9 @@ impl CallWatch {
         signal: u32,
         ends_ns: u64,
     ) -> Result<Self, KernelError> {
-        let mut loader = EbpfLoader::new();
+        let mut loader = ebpf::loader();
         members.set_in(&mut loader);
         let mut ebpf = loader
-            // Nothing in the object is relocated by the kernel's types; reading them takes long.
-            .btf(None)
             .override_global("SYSCALL", &u64::from(syscall), true)
             .override_global("COUNT", &count, true)
             .override_global("SIGNAL", &signal, true)

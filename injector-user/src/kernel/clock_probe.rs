@@ -20,7 +20,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     maps::{HashMap, MapData},
     programs::{KProbe, ProgramError, TracePoint, kprobe::KProbeLink, trace_point::TracePointLink},
     util::nr_cpus,
@@ -186,12 +186,10 @@ impl ClockProbe {
         let (skip_vdso, hide_vdso) = (u32::from(config.skip_vdso), u32::from(config.hide_vdso));
         let processors =
             nr_cpus().map_err(|(_, error)| ebpf::map_error("COUNTERS", error.into()))? as u32;
-        let mut loader = EbpfLoader::new();
+        let mut loader = ebpf::loader();
         config.members.set_in(&mut loader);
         let mut ebpf = loader
             .map_max_entries("COUNTERS", processors)
-            // Nothing in the object is relocated by the kernel's types; reading them takes long.
-            .btf(None)
             .override_global("SKIP_VDSO", &skip_vdso, true)
             .override_global("HIDE_VDSO", &hide_vdso, true)
             .override_global("TASK_MM", &layout.task_mm, true)

@@ -1,14 +1,38 @@
 //! Access to the programs and maps of a loaded object, by name.
 
-use std::{io, ops::AddAssign};
+use std::{io, ops::AddAssign, thread};
 
 use aya::{
-    Ebpf, Pod,
+    Ebpf, EbpfLoader, Pod,
     maps::{Array, Map, MapData, MapError, PerCpuArray},
     programs::{Program, ProgramError, RawTracePoint},
 };
 
+use nix::{
+    sched::{CloneFlags, unshare},
+    unistd::chroot,
+};
+
 use super::{KernelError, mapped::Mapped};
+
+/// A loader for an object without CO-RE relocations, which does not depend on the kernel's types.
+///
+/// `EbpfLoader::new` (aya 0.14) decodes all of the kernel's BTF, which takes over 10 ms, unless the file does not exist.
+/// So it is called by a thread in whose root directory it does not.
+pub(super) fn loader() -> EbpfLoader<'static> {
+    let without_types = || {
+        // Other threads keep their root directory.
+        if unshare(CloneFlags::CLONE_FS).is_ok() {
+            // It only takes longer.
+            let _ = chroot("/proc");
+        }
+        EbpfLoader::new()
+    };
+    let loader = thread::Builder::new().spawn(without_types).ok();
+    let mut loader = loader.and_then(|thread| thread.join().ok()).unwrap_or_default();
+    loader.btf(None);
+    loader
+}
 
 /// A map.
 pub(super) fn map<'a, T: TryFrom<&'a mut Map, Error = MapError>>(

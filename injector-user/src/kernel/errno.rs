@@ -1,7 +1,7 @@
 //! Syscall failures: loads the `injector-errno` object, which fails system calls of a cgroup.
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     maps::{Array, MapData},
     util,
 };
@@ -91,11 +91,9 @@ impl FailingCalls {
         let [injector, guardian] = config.own.map(i32::cast_unsigned);
         let result = -i64::from(config.errno);
         let probability = Probability::from_fraction(config.probability).0;
-        let mut loader = EbpfLoader::new();
+        let mut loader = ebpf::loader();
         config.members.set_in(&mut loader);
         loader
-            // The object has no CO-RE relocations; loading the kernel's BTF takes long.
-            .btf(None)
             .override_global("INJECTOR", &injector, true)
             .override_global("GUARDIAN", &guardian, true)
             .override_global("RESULT", &result, true)

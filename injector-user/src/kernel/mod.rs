@@ -28,6 +28,7 @@ pub mod object;
 pub mod pidfd;
 pub mod probe;
 pub mod process;
+pub mod rcu;
 pub mod rps;
 pub mod sockets;
 pub mod sysctl;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader, Pod,
+    Ebpf, Pod,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues, SkStorage},
     programs::{CgroupAttachMode, CgroupSock, Program, SchedClassifier, Xdp},
     util::nr_cpus,
@@ -51,6 +51,8 @@ pub struct Constants {
     pub hold: Option<HoldDevice>,
     /// The device that segments GSO packets.
     pub wire: WireDevice,
+    /// The faults that rules may have, see [`injector_common::rule::fault`].
+    pub faults: u32,
 }
 
 /// The number of closing connections that are remembered.
@@ -154,14 +156,12 @@ impl Object {
         // Unused maps have the minimum size.
         let if_held = |entries| if constants.hold.is_some() { entries } else { 1 };
         let cells = 2 * cells_per_bank(capacity);
-        let mut loader = EbpfLoader::new();
+        let mut loader = ebpf::loader();
         if let Some(processes) = processes {
             processes.share(&mut loader);
             loader.map_max_entries("CLOSING", CLOSING);
         }
         let mut ebpf = loader
-            // The object has no CO-RE relocations; loading the kernel's BTF takes long.
-            .btf(None)
             .override_global("SCOPE", &scope, true)
             .override_global("MPTCP", &mptcp, true)
             .override_global("SOCK_CGROUP", &layout.sock_cgroup, true)
@@ -173,6 +173,7 @@ impl Object {
             .override_global("PROTECT", &protect, true)
             .override_global("HOLD_INTERFACE", &hold, true)
             .override_global("HOLD_IN_USERSPACE", &in_userspace, true)
+            .override_global("FAULTS", &constants.faults, true)
             .override_global("WIRE_INTERFACE", &constants.wire.interface, true)
             .override_global("WIRE_BACKLOG", &constants.wire.backlog, true)
             .override_global("RULES_PER_BANK", &capacity.rules, true)

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use injector_common::{
     control::{MAX_MASKS, ScopeKind},
     packet::Direction,
+    rule::fault,
 };
 use rtnetlink::{LinkUnspec, LinkVeth};
 use serde::Serialize;
@@ -119,6 +120,7 @@ fn socket_tags() -> Finding {
             scope: ScopeKind::Processes,
             mptcp: layout::has_mptcp(),
             owner_mark: 1,
+            faults: fault::ALL,
             ..Constants::default()
         };
         let capacity = Capacity { rules: 1, entries: 1, masks: 1, ..Capacity::default() };
@@ -165,6 +167,7 @@ fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError>
             protect: true,
             hold: Some(HoldDevice { interface: 1, is_tap: false }),
             wire: WireDevice { interface: 1, backlog: 1 },
+            faults: fault::ALL,
             ..Constants::default()
         },
         Capacity { rules: 1, entries: 1, masks: MAX_MASKS as u32, holds: 1, ..Capacity::default() },

@@ -11,7 +11,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     maps::{Array, MapData, RingBuf},
     util::nr_cpus,
 };
@@ -88,11 +88,9 @@ impl ProcessEvents {
         // On a single CPU, spinning would keep the patcher from running.
         let wait = if processors > 1 { MAX_WAIT } else { Duration::ZERO };
         let processors = processors as u32;
-        let mut loader = EbpfLoader::new();
+        let mut loader = ebpf::loader();
         members.set_in(&mut loader);
         let mut ebpf = loader
-            // The object has no CO-RE relocations; loading the kernel's BTF takes long.
-            .btf(None)
             .override_global("PID_AT", &layout.pid, true)
             .override_global("TGID_AT", &layout.tgid, true)
             .override_global("PARENT_AT", &layout.parent, true)

@@ -58,11 +58,9 @@ impl ProcessTree {
         let layout = TaskLayout::of_kernel()?;
         let pins = Context::open(c"bpf").and_then(|context| context.mount());
         let pins = pins.map_err(KernelError::Pins)?;
-        let mut loader = EbpfLoader::new();
+        let mut loader = ebpf::loader();
         share(&pins, &mut loader);
         let mut ebpf = loader
-            // The object has no CO-RE relocations; loading the kernel's BTF takes long.
-            .btf(None)
             .override_global("TGID_AT", &layout.tgid, true)
             .override_global("SIGNAL_AT", &layout.signal, true)
             .override_global("LIVE_AT", &layout.live, true)

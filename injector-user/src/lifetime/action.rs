@@ -21,7 +21,7 @@ use crate::{
         device::{self, Identity},
         netns::Netns,
         pidfd::Handle,
-        sysctl, vdso,
+        rcu, sysctl, vdso,
     },
     target::cgroup::{
         FREEZE, for_each_below, is_same, populated_below, processes_below, processes_in, says,
@@ -144,6 +144,11 @@ pub enum Action {
         /// The value after the change.
         after: String,
     },
+    /// Grace periods of RCU were expedited.
+    ExpediteRcu {
+        /// The value that was set in place of 0. Tells it apart from the setting of another process.
+        value: u32,
+    },
 }
 
 /// A process that was stopped.
@@ -187,7 +192,8 @@ impl Action {
             | Self::FreezeCgroup { .. }
             | Self::EnableController { .. }
             | Self::SetLimit { .. }
-            | Self::SetSysctl { .. } => true,
+            | Self::SetSysctl { .. }
+            | Self::ExpediteRcu { .. } => true,
             Self::AddDevice { .. } | Self::SkewClocks { .. } | Self::StopProcesses { .. } => false,
         }
     }
@@ -259,6 +265,13 @@ impl Action {
                 }
                 restore_sysctl(*netns, name, before, after)
             }
+            Self::ExpediteRcu { value } => {
+                if rcu::expedited()? == *value {
+                    rcu::set_expedited(0)
+                } else {
+                    Ok(())
+                }
+            }
         }
     }
 }
@@ -295,6 +308,7 @@ impl Display for Action {
             Self::SetSysctl { name, before, after, .. } => {
                 write!(f, "setting /proc/sys/net/{name} from {before} to {after}")
             }
+            Self::ExpediteRcu { .. } => write!(f, "expediting grace periods of RCU"),
         }
     }
 }

@@ -9,6 +9,7 @@ use super::{
     guardian::Guardian,
     journal::{self, Journal, Owner, SLOTS},
 };
+use crate::kernel::rcu;
 
 /// This running injector. [`Self::end`] and dropping undo everything done by [`Self::perform`].
 #[derive(Debug)]
@@ -93,6 +94,28 @@ impl Instance {
                 Err(LifetimeError::Do { what, source })
             }
         }
+    }
+
+    /// Runs `work` with expedited grace periods of RCU, if the kernel permits it.
+    pub fn expedited<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        /// Unlike the values that people write.
+        const FIRST_VALUE: u32 = 1 << 16;
+
+        let value = FIRST_VALUE + self.slot;
+        let action = matches!(rcu::expedited(), Ok(0))
+            .then(|| self.perform(Action::ExpediteRcu { value }, || rcu::set_expedited(value)));
+        let done = work(self);
+        match action {
+            None => {}
+            Some(Ok(action)) => {
+                if let Err(error) = self.undo(action) {
+                    tracing::error!(%error, "trying again at the end");
+                }
+            }
+            // It only takes longer.
+            Some(Err(error)) => tracing::debug!(%error, "grace periods are not expedited"),
+        }
+        done
     }
 
     /// Updates the journal entry of an action with details that became known later.

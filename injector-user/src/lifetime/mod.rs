@@ -30,7 +30,7 @@ pub enum LifetimeError {
     },
     /// All slots are taken.
     #[error(
-        "{} injectors are running already, which is the most (`injector list` shows them)",
+        "{} injectors are running already, which is the most: stop one of them (`injector list` shows them)",
         journal::SLOTS
     )]
     NoSlot,

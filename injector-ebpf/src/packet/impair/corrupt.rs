@@ -7,12 +7,15 @@ use aya_ebpf::{
 use injector_common::{
     model::Decision,
     packet::{Packet, protocol},
-    rule::CorruptMode,
+    rule::{CorruptMode, fault},
     verifier::pin,
 };
 
 use super::checksum;
-use crate::packet::{Case, Match, skb};
+use crate::{
+    maps,
+    packet::{Case, Match, skb},
+};
 
 /// Number of payload bytes in which bits are flipped. They must be made contiguous and private.
 const REACH: u32 = 1024;
@@ -23,7 +26,7 @@ const MAX_VERIFIED: u32 = 1500;
 /// Corrupts the packet if the decision selected it.
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
-    if !decision.corrupt {
+    if !maps::may(fault::CORRUPT) || !decision.corrupt {
         return;
     }
     if corrupt(case.ctx, case.packet, matched.rule.corrupt.mode, decision.position) {
@@ -36,7 +39,7 @@ pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
 /// Corrupts the packet at the XDP hook.
 #[inline(always)]
 pub fn apply_to_frame(ctx: &XdpContext, packet: &Packet, matched: &mut Match, decision: &Decision) {
-    if !decision.corrupt {
+    if !maps::may(fault::CORRUPT) || !decision.corrupt {
         return;
     }
     if corrupt_frame(ctx, packet, matched.rule.corrupt.mode, decision.position) {

@@ -228,7 +228,7 @@ fn in_flow_order(state: *mut HoldState, direction: Direction, due: u64, now: u64
 /// may not have left the hold device yet. `None` means now.
 #[inline(always)]
 fn behind(ahead: u64, now: u64) -> Option<u64> {
-    (ahead + LATENESS_NS > now && is_any_in_flight()).then_some(now)
+    (ahead + LATENESS_NS > now && is_any_in_flight(now)).then_some(now)
 }
 
 /// Raises `*target`, where `found` was read, to at least `value`. Returns the larger of `value` and

@@ -4,20 +4,24 @@ use aya_ebpf::{bindings::BPF_F_INGRESS, programs::TcContext};
 use injector_common::{
     model::Decision,
     packet::{Direction, parse::Link},
+    rule::fault,
 };
 
 use super::delay;
-use crate::packet::{
-    Case, Match,
-    hold::{self, Sent},
-    skb,
+use crate::{
+    maps,
+    packet::{
+        Case, Match,
+        hold::{self, Sent},
+        skb,
+    },
 };
 
 /// Sends a copy of the packet, delayed like the packet itself.
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
     let &Case { ctx, direction, link, interface, .. } = case;
-    if !decision.duplicate {
+    if !maps::may(fault::DUPLICATE) || !decision.duplicate {
         return;
     }
     // A packet selected for both duplication and loss arrives exactly once.

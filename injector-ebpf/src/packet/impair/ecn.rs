@@ -3,16 +3,17 @@
 use aya_ebpf::programs::TcContext;
 use injector_common::{
     counter::RuleCounters,
-    rule::{RULE_ECN, Rule},
+    rule::{RULE_ECN, Rule, fault},
 };
 
-use crate::packet::skb;
+use crate::{maps, packet::skb};
 
 /// Marks a packet selected for loss, if the rule requests it and the packet is ECN-capable. Returns
 /// whether it was marked.
 #[inline(always)]
 pub fn mark(ctx: &TcContext, rule: &Rule, counters: &mut RuleCounters) -> bool {
-    let is_marked = rule.flags & RULE_ECN != 0 && skb::mark_congestion(ctx);
+    let is_marked =
+        maps::may(fault::ECN) && rule.flags & RULE_ECN != 0 && skb::mark_congestion(ctx);
     if is_marked {
         counters.marked += 1;
     }

@@ -15,7 +15,7 @@ use aya_ebpf::programs::XdpContext;
 use injector_common::{
     model::{Decision, State, decide},
     packet::Packet,
-    rule::{RULE_ALTERS, RULE_HOLDS, RULE_STATEFUL},
+    rule::{RULE_ALTERS, RULE_HOLDS, RULE_STATEFUL, fault},
 };
 
 use super::{Case, Match, Verdict};
@@ -66,7 +66,7 @@ fn draw(matched: &Match) -> Option<Decision> {
         return Some(Decision { index: 0, lost, duplicate: false, corrupt: false, position: 0 });
     }
     let word = maps::STATES.get_ptr_mut(matched.rule.link)?;
-    if matched.rule.flags & RULE_STATEFUL == 0 {
+    if !maps::may(fault::STATEFUL) || matched.rule.flags & RULE_STATEFUL == 0 {
         // SAFETY: a map value, aligned to 8.
         let before = unsafe { atomic::fetch_add(word, State::ONE_PACKET) };
         return Some(decide(matched.rule, State(before)).0);

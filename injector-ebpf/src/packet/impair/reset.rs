@@ -8,7 +8,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use injector_common::{
     packet::{Direction, Family, Packet, protocol, tcp_flag},
-    rule::{RULE_RESET, RULE_RESET_SYN},
+    rule::{RULE_RESET, RULE_RESET_SYN, fault},
 };
 
 use super::checksum;
@@ -37,7 +37,8 @@ const RESET_AGAIN: u32 = 2;
 /// translation of its own direction, so an answer made from it would be misrouted.
 #[inline(always)]
 pub fn is_astray(ctx: &TcContext, packet: &Packet, direction: Direction, matched: &Match) -> bool {
-    (matched.rule.flags & RULE_RESET != 0 || matched.rule.mtu != 0)
+    maps::may(fault::RESET | fault::TOO_BIG)
+        && (matched.rule.flags & RULE_RESET != 0 || matched.rule.mtu != 0)
         && direction == Direction::Egress
         && skb::comes_back(ctx)
         && scope::is_translated(ctx, packet)
@@ -48,7 +49,7 @@ pub fn is_astray(ctx: &TcContext, packet: &Packet, direction: Direction, matched
 pub fn apply(case: &Case, matched: &mut Match) -> Option<Verdict> {
     let &Case { ctx, packet, direction, .. } = case;
     let flags = matched.rule.flags;
-    if flags & RULE_RESET == 0 {
+    if !maps::may(fault::RESET) || flags & RULE_RESET == 0 {
         return None;
     }
     // Checked here, because Linux 6.1 rounds the stack of each function in a call chain up to 32

@@ -4,7 +4,10 @@
 use aya_ebpf::{
     bindings::BPF_F_RECOMPUTE_CSUM, helpers::generated::bpf_csum_diff, programs::TcContext,
 };
-use injector_common::packet::{Direction, Family, Packet, protocol};
+use injector_common::{
+    packet::{Direction, Family, Packet, protocol},
+    rule::fault,
+};
 
 use super::{checksum, reset::swap_addresses};
 use crate::{
@@ -29,7 +32,7 @@ const MIN_MTU_V6: u32 = 1280;
 pub fn apply(case: &Case, matched: &mut Match) -> Option<Verdict> {
     let &Case { ctx, packet, direction, .. } = case;
     let mtu = matched.rule.mtu;
-    if mtu == 0 {
+    if !maps::may(fault::TOO_BIG) || mtu == 0 {
         return None;
     }
     if !answer(ctx, packet, direction, u32::from(mtu)) {

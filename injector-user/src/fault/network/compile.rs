@@ -115,6 +115,12 @@ impl Compiled {
         self.rules.iter().any(|rule| rule.flags & RULE_WIRE != 0)
     }
 
+    /// The faults of all rules, see [`rule::fault`].
+    #[must_use]
+    pub fn faults(&self) -> u32 {
+        self.rules.iter().fold(0, |faults, rule| faults | rule.faults())
+    }
+
     /// Makes all rules act on GSO packets as they are.
     pub fn accept_pieces(&mut self) {
         self.rules.iter_mut().for_each(|rule| rule.flags &= !RULE_WIRE);

@@ -26,7 +26,7 @@ use injector_common::{
     control::{Control, MAX_MASKS, ScopeKind},
     counter::SeenCounters,
     packet::Direction,
-    rule::{MAX_RULES, RULE_HOLDS},
+    rule::{MAX_RULES, RULE_HOLDS, fault},
 };
 use thiserror::Error;
 
@@ -113,6 +113,9 @@ pub enum NetworkError {
         "the new rules are for received packets, which none of the first ones were: restart with them"
     )]
     NoIngress,
+    /// The change adds the first fault of a kind.
+    #[error("the new rules have faults that none of the first ones had: restart with them")]
+    NoFault,
     /// The EDT engine is not available.
     #[error(
         "--engine edt takes the fq qdisc (sch_fq, CONFIG_NET_SCH_FQ), which this kernel refuses; --engine tap works without"
@@ -164,6 +167,9 @@ pub enum HookChoice {
     Xdp,
 }
 
+/// The least room for masks if rules may change. Each takes time to verify.
+const MIN_CHANGING_MASKS: u32 = 8;
+
 /// Options for installing packet faults.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -181,6 +187,9 @@ pub struct Options {
     pub log_level: u8,
     /// The engine that holds packets; if `None`, the best available one.
     pub engine: Option<Engine>,
+    /// Refuses later rules with faults that no rule has at the start. Programs without these faults
+    /// load several times faster.
+    pub is_final: bool,
 }
 
 /// Where programs are attached.
@@ -230,6 +239,8 @@ pub struct Network {
     later: Directions,
     /// Whether the receiver of a packet can be matched.
     can_match_receiver: bool,
+    /// The faults that rules may have.
+    faults: u32,
     /// The rules that [`Self::begin`] activates.
     first: Option<Compiled>,
     /// Whether the inactive bank is ready for activation.
@@ -289,6 +300,10 @@ impl Network {
         for rules in later {
             needs.add(&compile(rules, options.seed)?);
         }
+        if !options.is_final {
+            let masks = &mut needs.capacity.masks;
+            *masks = (2 * *masks).clamp(MIN_CHANGING_MASKS, MAX_MASKS as u32);
+        }
         needs.capacity.steps = traces::room_for(&needs.tables)?;
         let holds = match needs.hold {
             Some(limit) => {
@@ -324,6 +339,7 @@ impl Network {
                 is_tap: holds.engine() == Engine::Tap,
             }),
             wire: wire.device(),
+            faults: if options.is_final { needs.faults } else { fault::ALL },
         };
         let tree = set.map(ProcessSet::tree).transpose()?;
         let mut object = Object::load_for(
@@ -342,6 +358,7 @@ impl Network {
             notices: Notices::default(),
             sockets,
             ended: None,
+            faults: constants.faults,
             object,
             target,
             options,
@@ -419,6 +436,9 @@ impl Network {
         if compiled.ingress && !self.can_match_receiver {
             return Err(NetworkError::NoIngress);
         }
+        if compiled.faults() & !self.faults != 0 {
+            return Err(NetworkError::NoFault);
+        }
         if compiled.needs_wire_packets() && self.wire.want() {
             let lease = self.lease();
             for Attachment { netns, .. } in self.attachments.all() {
@@ -493,24 +513,33 @@ impl Network {
         let (egress, ingress) = self.directions();
         let places = self.look(instance)?;
         self.load(&places, egress, ingress)?;
-        let mut new = Vec::new();
-        for place in places {
+        let directions = [(egress, Direction::Egress), (ingress, Direction::Ingress)];
+        let mut wanted = Vec::new();
+        for place in &places {
             for interface in &place.interfaces {
-                for (wanted, direction) in
-                    [(egress, Direction::Egress), (ingress, Direction::Ingress)]
-                {
-                    if wanted && !self.attachments.contains(&place.netns, interface, direction) {
-                        match self.add(instance, &place.netns, interface, direction) {
-                            Ok(added) => new.push(added),
-                            // The interface was removed meanwhile.
-                            Err(_) if !interface.is_in(&place.netns)? => {}
-                            Err(error) => return Err(error),
-                        }
+                for (is_wanted, direction) in directions {
+                    let netns = &place.netns;
+                    if is_wanted && !self.attachments.contains(netns, interface, direction) {
+                        wanted.push((netns, interface, direction));
                     }
                 }
             }
         }
-        Ok(new)
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        instance.expedited(|instance| {
+            let mut new = Vec::new();
+            for (netns, interface, direction) in wanted {
+                match self.add(instance, netns, interface, direction) {
+                    Ok(added) => new.push(added),
+                    // The interface was removed meanwhile.
+                    Err(_) if !interface.is_in(netns)? => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(new)
+        })
     }
 
     /// Checks that everything is still installed, and restores it if not.
@@ -592,6 +621,10 @@ impl Network {
 
     /// Detaches all programs. Counters stay readable.
     pub fn detach(&mut self, instance: &mut Instance) -> Result<(), NetworkError> {
+        instance.expedited(|instance| self.detach_all(instance))
+    }
+
+    fn detach_all(&mut self, instance: &mut Instance) -> Result<(), NetworkError> {
         self.attachments.clear(instance)?;
         if let Some(holds) = &mut self.holds
             && self.ended.is_none()
@@ -713,6 +746,8 @@ struct Needs {
     hold: Option<u32>,
     /// Whether any rule acts on wire packets.
     wire: bool,
+    /// The faults of all rules.
+    faults: u32,
     /// The tables of traces.
     tables: Vec<Arc<Table>>,
 }
@@ -735,6 +770,7 @@ impl Needs {
         }
         self.sides = self.sides.or(Directions::of(compiled));
         self.wire |= compiled.needs_wire_packets();
+        self.faults |= compiled.faults();
         if compiled.needs_hold() {
             let limit = hold::room_for(&compiled.holds, room.traces > 0);
             self.hold = Some(self.hold.unwrap_or_default().max(limit));
@@ -745,10 +781,10 @@ impl Needs {
 /// Capacity for the rules and for a change to twice as many.
 fn room_for(compiled: &Compiled) -> Capacity {
     const MIN_ROOM: usize = 1024;
-    const MIN_MASKS: usize = 8;
     let rules = (2 * compiled.rules.len()).clamp(MIN_ROOM, MAX_RULES);
     let entries = (2 * compiled.entry_count()).clamp(MIN_ROOM, compile::MAX_ENTRIES);
-    let masks = (2 * compiled.mask_count()).clamp(MIN_MASKS, MAX_MASKS);
+    // One more, as a peer may get an address of the other family.
+    let masks = (compiled.mask_count() + 1).min(MAX_MASKS);
     let holds = 2 * compiled.rules.iter().filter(|rule| rule.flags & RULE_HOLDS != 0).count();
     let traces = 2 * compiled.spec.iter().filter(|rule| rule.impairment.trace.is_some()).count();
     Capacity {
