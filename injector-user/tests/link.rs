@@ -209,6 +209,7 @@ impl Changing {
         self.process.signal(Signal::SIGHUP);
         let changed = self.process.wait_for("changed");
         let replaced = &changed["replaced"][0];
+        assert_eq!(number(replaced, "expired"), 0, "{changed}");
         self.phases.extend(phase(replaced["name"].as_str().expect("a name"), replaced));
         thread::sleep(Duration::from_millis(STEP_MS));
     }

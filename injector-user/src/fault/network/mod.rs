@@ -724,6 +724,8 @@ impl Network {
         if self.options.hook == HookChoice::Xdp {
             return Ok(());
         }
+        // The lease would lapse if a slow machine verified the program while rules change.
+        let needs_wire = self.wire.is_wanted() || !self.options.is_final;
         let interfaces = places.iter().flat_map(|place| &place.interfaces);
         let names: BTreeSet<&str> = interfaces
             .flat_map(|interface| {
@@ -731,7 +733,7 @@ impl Network {
                 let ingress = ingress.then(|| attach::program(interface, Direction::Ingress));
                 egress.into_iter().chain(ingress)
             })
-            .chain(self.wire.is_wanted().then_some(wire::PROGRAM))
+            .chain(needs_wire.then_some(wire::PROGRAM))
             .collect();
         Ok(self.object.load_programs(&names)?)
     }
