@@ -16,8 +16,7 @@ use nix::{
 
 use crate::{Host, Process, TIMEOUT, TestCgroup, unique};
 
-/// The path of a program of a Debian package.
-#[must_use]
+/// The path of a program of a Debian package. Panics if it is missing.
 #[track_caller]
 pub fn find(name: &str, package: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
