@@ -8,7 +8,6 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
-    path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
