@@ -23,6 +23,8 @@ pub enum ScopeKind {
     Cgroup = 1,
     /// Those of tagged sockets.
     Processes = 2,
+    /// Those of the cgroup in [`Control`] and those of tagged sockets.
+    CgroupAndTags = 3,
 }
 
 /// The largest number of processes that are tracked at once.

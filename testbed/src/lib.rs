@@ -378,6 +378,12 @@ impl TestCgroup {
         Self::make(hierarchy().join(unique()))
     }
 
+    /// Creates a cgroup of this name at the top of the hierarchy.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self::make(hierarchy().join(name))
+    }
+
     /// Creates a child cgroup.
     #[must_use]
     pub fn child(&self, name: &str) -> Self {

@@ -1,5 +1,6 @@
 //! Packet scope: whether the target sends or receives a packet. A target is a cgroup with its
-//! descendants, or a set of processes, whose sockets are tagged ([`sockets`]).
+//! descendants, or a set of processes, whose sockets are tagged ([`sockets`]), or a cgroup together
+//! with tagged sockets.
 
 use core::{ffi::c_void, mem, ptr::read_volatile};
 
@@ -46,8 +47,15 @@ fn kind() -> ScopeKind {
     match maps::SCOPE.load() {
         0 => ScopeKind::All,
         1 => ScopeKind::Cgroup,
-        _ => ScopeKind::Processes,
+        2 => ScopeKind::Processes,
+        _ => ScopeKind::CgroupAndTags,
     }
+}
+
+/// Whether sockets have tags.
+#[inline(always)]
+fn has_tags() -> bool {
+    matches!(kind(), ScopeKind::Processes | ScopeKind::CgroupAndTags)
 }
 
 /// Whose packet a sent packet is.
@@ -55,21 +63,25 @@ fn kind() -> ScopeKind {
 pub fn sender(ctx: &TcContext, control: &Control) -> Owner {
     match kind() {
         ScopeKind::All => Owner::Target,
-        // SAFETY: the context's own skb.
-        ScopeKind::Cgroup => Owner::target_if(
-            control.cgroup_id
-                == unsafe {
-                    bpf_skb_ancestor_cgroup_id(ctx.skb.skb, control.cgroup_level.cast_signed())
-                },
-        ),
+        ScopeKind::Cgroup => Owner::target_if(sender_is_in(ctx, control)),
         ScopeKind::Processes => sockets::sender(ctx),
+        ScopeKind::CgroupAndTags if sender_is_in(ctx, control) => Owner::Target,
+        ScopeKind::CgroupAndTags => sockets::sender(ctx),
     }
+}
+
+/// Whether the sender's socket was created in the cgroup.
+#[inline(always)]
+fn sender_is_in(ctx: &TcContext, control: &Control) -> bool {
+    let level = control.cgroup_level.cast_signed();
+    // SAFETY: the context's own skb.
+    control.cgroup_id == unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, level) }
 }
 
 /// Whether a packet of [`Owner::Unknown`] was sent for a closed connection of the target.
 #[inline(always)]
 pub fn has_closed(packet: &Packet) -> bool {
-    kind() == ScopeKind::Processes && sockets::is_closing(packet, Direction::Egress)
+    has_tags() && sockets::is_closing(packet, Direction::Egress)
 }
 
 /// Whether a sent packet's addresses or ports differ from its socket's because of NAT.
@@ -115,7 +127,7 @@ pub fn remember(packet: &Packet, direction: Direction) {
         return;
     }
     if has_socket_lookup(packet) {
-        if kind() == ScopeKind::Processes {
+        if has_tags() {
             sockets::remember(packet);
         }
         return;
@@ -142,10 +154,13 @@ pub fn receives(ctx: &TcContext, packet: &Packet, id: u64, level: u32) -> bool {
     }
     // A fragment has no known receiver if its first fragment was not seen.
     packet.has_ports
-        && if kind() == ScopeKind::Cgroup {
-            receiver_is_in(ctx, packet, id, level)
-        } else {
-            receiver_is_tagged(ctx, packet)
+        && match kind() {
+            ScopeKind::All => true,
+            ScopeKind::Cgroup => receiver_is_in(ctx, packet, id, level),
+            ScopeKind::Processes => receiver_is_tagged(ctx, packet),
+            ScopeKind::CgroupAndTags => {
+                receiver_is_in(ctx, packet, id, level) || receiver_is_tagged(ctx, packet)
+            }
         }
 }
 

@@ -1,5 +1,6 @@
-//! Sockets of a target of processes. They have a tag: a value that the kernel stores with the socket,
-//! copies to the connections that a listener accepts, and frees with the socket.
+//! Sockets of a target of processes, or that processes of a cgroup hold. They have a tag: a value that
+//! the kernel stores with the socket, copies to the connections that a listener accepts, and frees with
+//! the socket.
 //!
 //! Userspace tags the sockets that the processes have; [`created`] tags new ones.
 

@@ -171,6 +171,10 @@ mod tests {
                 "container web",
             ),
             (
+                TargetSpec { unit: "nginx".parse().ok(), ..TargetSpec::default() },
+                "unit nginx.service",
+            ),
+            (
                 TargetSpec { pod: "default/web-0".parse().ok(), ..TargetSpec::default() },
                 "pod default/web-0",
             ),

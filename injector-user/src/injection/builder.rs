@@ -81,6 +81,8 @@ impl Builder {
         netns "netns"
         /// Faults the processes of a container, by its name or ID.
         container "container"
+        /// Faults the processes of a systemd unit, by its name.
+        unit "unit"
         /// Faults the processes of this name, or of a name that matches `/REGEX/`.
         processes_named "process"
     }

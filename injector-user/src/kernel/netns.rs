@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::AsRawFd as _,
+        fd::{AsRawFd as _, OwnedFd},
         unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ use nix::{
     sys::statfs::{NSFS_MAGIC, fstatfs},
 };
 
-use super::KernelError;
+use super::{KernelError, descriptor::owned};
 
 /// The directory of namespaces named by `ip netns`.
 const NAMED: &str = "/run/netns";
@@ -55,6 +55,16 @@ impl Netns {
     /// The namespace of a process.
     pub fn of_process(pid: i32) -> Result<Self, KernelError> {
         Self::open(&PathBuf::from(format!("/proc/{pid}/ns/net")), format!("pid {pid}"))
+    }
+
+    /// The namespace of a socket (`SIOCGSKNS`, Linux 4.9).
+    pub fn of_socket(socket: &OwnedFd) -> io::Result<Self> {
+        const SIOCGSKNS: libc::Ioctl = 0x894c;
+        // SAFETY: takes no argument; returns a new descriptor.
+        let fd = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) };
+        let file = File::from(owned(fd.into())?);
+        let inode = file.metadata()?.ino();
+        Ok(Self { file: Arc::new(file), inode, label: format!("inode {inode}") })
     }
 
     /// Finds a namespace by inode, among those of all processes and named ones; `None` if it is gone

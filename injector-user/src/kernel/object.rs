@@ -159,6 +159,8 @@ impl Object {
         let mut loader = ebpf::loader();
         if let Some(processes) = processes {
             processes.share(&mut loader);
+        }
+        if matches!(constants.scope, ScopeKind::Processes | ScopeKind::CgroupAndTags) {
             loader.map_max_entries("CLOSING", CLOSING);
         }
         let mut ebpf = loader

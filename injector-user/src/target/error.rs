@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
-use super::kind::container::ContainerError;
+use super::kind::{container::ContainerError, unit::UnitError};
 use crate::kernel::KernelError;
 
 /// A target that could not be resolved on this machine.
@@ -101,6 +101,9 @@ pub enum ResolveError {
     /// The container or pod was not found.
     #[error(transparent)]
     Container(#[from] ContainerError),
+    /// The unit was not found.
+    #[error(transparent)]
+    Unit(#[from] UnitError),
     /// A kernel operation failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),

@@ -17,6 +17,7 @@ use crate::{
         interface::{self, Interface},
         members::Members,
         netns::Netns,
+        pidfd::Handle,
     },
     spec::target::{PodName, TargetSpec},
 };
@@ -37,6 +38,32 @@ pub enum Whose {
 }
 
 impl Whose {
+    /// Handles of the present processes, one after another, if they are told apart. A handle refers to
+    /// this process or none, even if its ID is reused.
+    pub fn handles(&self) -> impl Iterator<Item = Handle> {
+        let hierarchy = self.cgroup().and_then(|_| Hierarchy::find().ok());
+        // Check it again after opening the pidfd, which keeps the PID from being reused.
+        let contains = move |pid| match self {
+            Self::All => false,
+            Self::Cgroup(cgroup) => {
+                let path = hierarchy.as_ref().and_then(|all| all.path_of_process(pid).ok());
+                path.is_some_and(|path| path.starts_with(&cgroup.path))
+            }
+            Self::Processes(set) => set.contains(pid),
+        };
+        let handles = self.processes().into_iter().filter_map(Handle::open);
+        handles.filter(move |process| contains(process.pid))
+    }
+
+    /// The cgroup, if it is one.
+    #[must_use]
+    pub const fn cgroup(&self) -> Option<&Cgroup> {
+        match self {
+            Self::Cgroup(cgroup) => Some(cgroup),
+            Self::All | Self::Processes(_) => None,
+        }
+    }
+
     /// The present processes, if they are told apart.
     #[must_use]
     pub fn processes(&self) -> Vec<i32> {
@@ -164,9 +191,18 @@ impl Target {
     /// The cgroup, if the target is one.
     #[must_use]
     pub const fn cgroup(&self) -> Option<&Cgroup> {
+        self.whose.cgroup()
+    }
+
+    /// Whether sockets that its processes hold belong to it, in whichever cgroup they were created.
+    #[must_use]
+    pub fn owns_held_sockets(&self) -> bool {
         match &self.whose {
-            Whose::Cgroup(cgroup) => Some(cgroup),
-            Whose::All | Whose::Processes(_) => None,
+            Whose::All => false,
+            Whose::Cgroup(_) => {
+                self.processes.as_ref().is_some_and(|processes| processes.owns_held_sockets())
+            }
+            Whose::Processes(_) => true,
         }
     }
 
@@ -261,13 +297,26 @@ impl Target {
 
     /// The interfaces to attach to now. Call again to find interfaces that appear later.
     pub fn places(&self) -> Result<Vec<Place>, ResolveError> {
+        self.places_with(&[])
+    }
+
+    /// Like [`Self::places`], also in other namespaces, unless the target has a fixed one.
+    pub fn places_with(&self, others: &[Netns]) -> Result<Vec<Place>, ResolveError> {
         let place = |netns: Netns| {
             let (own_devices, mut interfaces): (Vec<_>, Vec<_>) =
                 interface::list(&netns)?.into_iter().partition(Interface::is_own_device);
             interfaces.retain(|interface| self.wants(interface));
             Ok(Place { netns, interfaces, own_devices })
         };
-        self.namespaces().into_iter().map(place).collect()
+        let mut namespaces = self.namespaces();
+        if self.follows {
+            for netns in others {
+                if !namespaces.contains(netns) {
+                    namespaces.push(netns.clone());
+                }
+            }
+        }
+        namespaces.into_iter().map(place).collect()
     }
 
     /// The namespaces that the target is in now.

@@ -2,11 +2,15 @@
 //! with `{"event":"done","ok":…}`. For tests of faults of single processes.
 //!
 //! `subject once COMMAND` does one and exits with 0 if that succeeded.
+//!
+//! Like a service of systemd, it takes the listener that it was passed, if `LISTEN_FDS` says so
+//! (sd_listen_fds(3)).
 
 use std::{
     fs,
     io::{self, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::FromRawFd as _,
     path::Path,
     process::{Child, Command, ExitCode, ExitStatus, Stdio},
     thread,
@@ -38,6 +42,10 @@ fn main() -> ExitCode {
     let mut sockets = Sockets::default();
     match arguments.split_first() {
         None => {
+            if std::env::var_os("LISTEN_FDS").is_some() {
+                // SAFETY: the first descriptor that is passed is 3, and nothing else owns it.
+                sockets.listeners.push(unsafe { TcpListener::from_raw_fd(3) });
+            }
             say(&json!({"event": "ready"}));
             for line in io::stdin().lines().map_while(Result::ok) {
                 let words: Vec<&str> = line.split_whitespace().collect();
@@ -66,6 +74,8 @@ fn act(sockets: &mut Sockets, words: &[&str]) -> io::Result<()> {
         ["connect", to] => connect(address(to)?).map(|stream| sockets.tcp.push(stream)),
         ["open", to] => open(address(to)?).map(|socket| sockets.udp.push(socket)),
         ["listen", at] => TcpListener::bind(address(at)?).map(|it| sockets.listeners.push(it)),
+        // Accept a connection and answer what its peer asks.
+        ["reply"] => answer(&mut accept(sockets.listeners.first().ok_or_else(invalid)?)?),
         ["accept"] => {
             let listener = sockets.listeners.first().ok_or_else(invalid)?;
             accept(listener).map(|stream| sockets.tcp.push(stream))

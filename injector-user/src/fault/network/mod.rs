@@ -319,13 +319,15 @@ impl Network {
             Whose::Processes(set) => Some(set),
             Whose::All | Whose::Cgroup(_) => None,
         };
+        let has_tags = target.owns_held_sockets();
         let constants = Constants {
             scope: match target.whose {
                 Whose::All => ScopeKind::All,
+                Whose::Cgroup(_) if has_tags => ScopeKind::CgroupAndTags,
                 Whose::Cgroup(_) => ScopeKind::Cgroup,
                 Whose::Processes(_) => ScopeKind::Processes,
             },
-            mptcp: set.is_some() && layout::has_mptcp(),
+            mptcp: has_tags && layout::has_mptcp(),
             layout: match target.whose {
                 Whose::Cgroup(_) if needs.sides.ingress => {
                     Layout::of_kernel().map_err(KernelError::from)?
@@ -348,7 +350,7 @@ impl Network {
             options.log_level,
             tree.map(|tree| &**tree),
         )?;
-        let sockets = set.map(|set| Sockets::tag(&mut object, set)).transpose()?;
+        let sockets = has_tags.then(|| Sockets::tag(&mut object, &target.whose)).transpose()?;
         let mut network = Self {
             attachments: Attachments::new(options.hook),
             holds,
@@ -502,6 +504,9 @@ impl Network {
     /// continue.
     pub fn rebind(&mut self, instance: &mut Instance, target: Target) -> Result<(), NetworkError> {
         self.target = target;
+        if let Some(sockets) = &mut self.sockets {
+            sockets.rebind(&self.target.whose);
+        }
         self.renew()?;
         self.attach(instance)?;
         Ok(())
@@ -544,10 +549,12 @@ impl Network {
 
     /// Checks that everything is still installed, and restores it if not.
     fn look(&mut self, instance: &mut Instance) -> Result<Vec<Place>, NetworkError> {
-        let places = self.target.places()?;
+        let mut namespaces: &[Netns] = &[];
         if let Some(sockets) = &mut self.sockets {
             sockets.look(&mut self.object);
+            namespaces = sockets.namespaces();
         }
+        let places = self.target.places_with(namespaces)?;
         let gone = self.attachments.retain(instance, &places)?;
         // Only named interfaces are expected to exist.
         if self.target.names_interfaces() {

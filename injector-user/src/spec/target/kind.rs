@@ -34,7 +34,7 @@ pub enum Names {
 }
 
 /// All kinds.
-pub static KINDS: [Kind; 10] = [
+pub static KINDS: [Kind; 11] = [
     Kind {
         name: "cgroup",
         names: Names::Processes,
@@ -69,6 +69,11 @@ pub static KINDS: [Kind; 10] = [
         name: "pods",
         names: Names::Processes,
         title: |spec| Some(format!("pods {}", spec.pods.as_ref()?)),
+    },
+    Kind {
+        name: "unit",
+        names: Names::Processes,
+        title: |spec| Some(format!("unit {}", spec.unit.as_ref()?)),
     },
     Kind {
         name: "netns",
@@ -212,10 +217,10 @@ mod tests {
 
     #[test]
     fn lists_are_sentences() {
-        assert_eq!(exclusive(), "cgroup, cgroup-of, pid, container, pod, pods and host");
+        assert_eq!(exclusive(), "cgroup, cgroup-of, pid, container, pod, pods, unit and host");
         assert_eq!(
             process_options(),
-            "--cgroup, --cgroup-of, --container, --pod, --pods, --pid or --process"
+            "--cgroup, --cgroup-of, --container, --pod, --pods, --unit, --pid or --process"
         );
         assert_eq!(place_options(), "--netns, --interface or --host");
     }

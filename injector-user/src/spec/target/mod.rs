@@ -3,6 +3,7 @@
 mod kind;
 mod pod;
 mod process;
+mod unit;
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -16,6 +17,7 @@ pub use kind::{KINDS, Kind, pids, process_options};
 use kind::{exclusive, options, place_options};
 pub use pod::{PodName, PodSelection};
 pub use process::ProcessName;
+pub use unit::UnitName;
 
 /// Why a target is invalid.
 #[derive(Debug, PartialEq, Eq, Error)]
@@ -38,12 +40,15 @@ pub enum TargetError {
          shop/app=cart,tier!=db"
     )]
     Pods(String),
+    /// Not the name of a unit.
+    #[error("`{0}` is not a systemd unit that can be a target: {1}")]
+    Unit(String, String),
     /// Not the name of a process.
     #[error("`{0}` is neither the name of a process nor a regular expression between slashes: {1}")]
     Process(String, String),
     /// A name of processes was combined with a target that it cannot restrict.
     #[error(
-        "a process name stands alone or restricts a cgroup, container or pod: give no pid, cgroup-of, pods or host \
+        "a process name stands alone or restricts a cgroup, container, pod or unit: give no pid, cgroup-of, pods or host \
          beside it"
     )]
     Named,
@@ -101,7 +106,7 @@ pub struct TargetSpec {
     /// Processes of this name, and what they start
     ///
     /// The processes whose name (/proc/PID/comm) or executable's file name is NAME, or matches the regular expression
-    /// between slashes, when the faults start. With --cgroup, --container or --pod, only processes there.
+    /// between slashes, when the faults start. With --cgroup, --container, --pod or --unit, only processes there.
     #[arg(
         long,
         value_name = "NAME|/REGEX/",
@@ -142,6 +147,14 @@ pub struct TargetSpec {
         conflicts_with_all = ["netns", "interface"]
     )]
     pub pods: Option<PodSelection>,
+
+    /// systemd unit
+    ///
+    /// A service unless the name has another type, such as .scope or .slice. Units of the system come before those of
+    /// users; USER/NAME is a unit of that user. Faults follow the unit when it is restarted. Includes sockets that systemd
+    /// created for it.
+    #[arg(long, value_name = "NAME|USER/NAME", help_heading = "Target", group = WHOSE)]
+    pub unit: Option<UnitName>,
 
     /// Network namespace, by name or path
     #[arg(long, value_name = "NAME|PATH", help_heading = "Target")]

@@ -7,6 +7,7 @@ pub mod container;
 mod pid;
 mod pod;
 mod process;
+pub mod unit;
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ pub use pod::of_pod;
 type Find = fn(&TargetSpec) -> Result<Option<Resolved>, ResolveError>;
 
 /// All kinds. A target names at most one.
-const KINDS: [Find; 4] = [cgroup::find, pid::find, container::find_named, pod::find];
+const KINDS: [Find; 5] = [cgroup::find, pid::find, container::find_named, pod::find, unit::find];
 
 /// Processes that were found.
 pub struct Resolved {
@@ -45,6 +46,11 @@ pub trait Processes: Send + Sync {
     /// Display name, if they are not named by their cgroup.
     fn title(&self) -> Option<&str> {
         None
+    }
+
+    /// Whether sockets that they hold are theirs if they were created in other cgroups.
+    fn owns_held_sockets(&self) -> bool {
+        false
     }
 
     /// Whether they are gone.

@@ -1,4 +1,4 @@
-//! Processes by name, perhaps only those of a cgroup, container or pod.
+//! Processes by name, perhaps only those of a cgroup, container, pod or unit.
 
 use super::{Resolved, pid};
 use crate::{
