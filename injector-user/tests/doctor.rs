@@ -106,7 +106,9 @@ fn without_cgroup_v2_processes_cannot_be_faulted() {
     let script = "for mount in $(findmnt -rno TARGET -t cgroup2); do umount -l $mount; done; \
                   exec \"$0\" doctor --output json";
     let mut doctor = lab.left.command("unshare", None);
-    let output = doctor.args(["--mount", "bash", "-c", script, INJECTOR]).output();
+    // The host's hierarchy is found by the host's process 1.
+    let namespaces = ["--mount", "--pid", "--fork", "--mount-proc"];
+    let output = doctor.args(namespaces).args(["bash", "-c", script, INJECTOR]).output();
     let findings = findings(&output.expect("it runs"));
     check_verdicts(&findings);
     for name in PROCESS_FAULTS {

@@ -8,8 +8,14 @@ use testbed::{INJECTOR, Lab, RuleFile, agent::Agent, scratch_file};
 
 /// Fails unless this bash script, in a new mount namespace, exits with `code` and prints the words.
 fn assert_says(lab: &Lab, script: &str, code: i32, words: &[&str]) {
+    assert_says_in(lab, &["--mount"], script, code, words);
+}
+
+/// Like [`assert_says`], in these new namespaces.
+fn assert_says_in(lab: &Lab, namespaces: &[&str], script: &str, code: i32, words: &[&str]) {
     let mut command = lab.left.command("unshare", None);
-    let output = command.args(["--mount", "bash", "-c", script]).output().expect("it runs");
+    let command = command.args(namespaces).args(["bash", "-c", script]);
+    let output = command.output().expect("it runs");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{script}: {said}");
     for word in words {
@@ -104,8 +110,10 @@ fn without_cgroup_v2_only_faults_of_processes_are_refused() {
         "inject --pod a/b --loss 0% --for 100ms",
         &format!("apply {}", scenario.path.display()),
     ] {
+        // The host's hierarchy is found by the host's process 1.
+        let namespaces = ["--mount", "--pid", "--fork", "--mount-proc"];
         let words = ["no cgroup v2 hierarchy is mounted", "mount -t cgroup2"];
-        assert_says(&lab, &format!("{UNMOUNT}; {INJECTOR} {line}"), 1, &words);
+        assert_says_in(&lab, &namespaces, &format!("{UNMOUNT}; {INJECTOR} {line}"), 1, &words);
     }
     let netns = &lab.left.netns;
     for line in [

@@ -16,7 +16,7 @@ pub struct CleanupArgs {}
 
 /// Cleans up and says what was done.
 pub fn run(_: &CleanupArgs) -> Result<ExitCode> {
-    privileges::check()?;
+    privileges::prepare()?;
     let (undone, failures) = cleanup();
     let mut text = String::new();
     for action in &undone {

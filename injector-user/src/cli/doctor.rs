@@ -55,7 +55,7 @@ const TRIALS: [(&str, Option<&str>, &str); 7] = [
 
 /// Prints one line per kernel mechanism, then one per fault.
 pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
-    privileges::check()?;
+    privileges::prepare()?;
     cleanup::undo_first();
     let mut findings = findings()?;
     let faults = probe::on_loopback(|| try_all(&mut findings))?;

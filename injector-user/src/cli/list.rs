@@ -35,7 +35,7 @@ pub fn run(args: &ListArgs) -> Result<ExitCode> {
     if args.health {
         return health::print(&args.agent, args.format.output);
     }
-    privileges::check()?;
+    privileges::prepare()?;
     cleanup::undo_first();
     let mut running = instance::running()?;
     // An agent occupies several slots.

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use procfs::process::Process;
 
 use super::preflight;
+use crate::target::cgroup;
 
 /// The capabilities that injector uses (capabilities(7)) and their bits.
 ///
@@ -19,6 +20,23 @@ const NEEDED: [(&str, u32); 7] = [
     ("CAP_PERFMON", 38),
     ("CAP_BPF", 39),
 ];
+
+/// Checks that this process may inject faults, and makes visible what it needs of the host.
+///
+/// Call it before other threads start: they would not share what it changes.
+pub fn prepare() -> Result<()> {
+    check()?;
+    reach_hierarchy();
+    Ok(())
+}
+
+/// Makes the cgroup v2 hierarchy of the host visible to this process, if possible.
+pub fn reach_hierarchy() {
+    // Most faults need no hierarchy; those that do report that there is none.
+    if let Err(error) = cgroup::reach_hierarchy() {
+        tracing::debug!(%error, "the cgroup v2 hierarchy cannot be reached");
+    }
+}
 
 /// Fails if a capability, or a part of /dev or /sys, is missing, and names it.
 pub fn check() -> Result<()> {

@@ -21,7 +21,7 @@ use super::{
     signals::Signals,
 };
 use crate::{
-    kernel::limits,
+    kernel::{limits, mount::Home},
     lifetime::{
         action::Action,
         instance::{Instance, SharedInstance},
@@ -175,14 +175,15 @@ fn spawn(
     mask: SigSet,
     files: limits::Files,
 ) -> io::Result<Child> {
-    let procs = procs.try_clone()?;
+    let (procs, home) = (procs.try_clone()?, Home::left());
     let mut builder = Command::new(&command[0]);
     builder.args(&command[1..]);
-    // SAFETY: setting the mask and writing to a file descriptor are async-signal-safe.
+    // SAFETY: setting the mask, changing namespaces and writing to a file descriptor are async-signal-safe.
     unsafe {
         builder.pre_exec(move || {
             mask.thread_set_mask()?;
             limits::set_files(files)?;
+            home.map_or(Ok(()), Home::enter)?;
             // "0" means the writing process, so it sends no packet from outside the cgroup.
             io::Write::write_all(&mut &procs, b"0")
         });

@@ -131,6 +131,7 @@ pub fn start() -> Result<Owner> {
     if let Err(error) = cgroup::enter_host_namespace() {
         tracing::warn!(%error, "cannot enter the host's cgroup namespace: which cgroup a process is in is not known");
     }
+    privileges::reach_hierarchy();
     cleanup::undo_first();
     Ok(Owner::current())
 }

@@ -22,7 +22,7 @@ pub mod mapped;
 pub mod members;
 pub mod memory;
 pub mod monitor;
-mod mount;
+pub mod mount;
 pub mod netns;
 pub mod object;
 pub mod pidfd;

@@ -1,10 +1,23 @@
-//! Detached mounts: file systems that only this process sees, unmounted on drop.
+//! Detached mounts: file systems that only this process sees, unmounted on drop. And a mount namespace
+//! of its own, in which a process can attach them where others do not see them.
 
 use std::{
-    ffi::CStr,
+    ffi::{CStr, CString},
+    fs::File,
     io,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
+    sync::OnceLock,
+    thread,
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+    unistd::{chroot, fchdir},
 };
 
 use super::descriptor::owned;
@@ -42,9 +55,84 @@ impl Context {
 pub struct Mount(OwnedFd);
 
 impl Mount {
+    /// A copy of what is mounted at `path` in another mount namespace (`open_tree(2)`, Linux 5.2).
+    pub fn copy_of(namespace: &File, path: &Path) -> io::Result<Self> {
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        let copy = || {
+            // A thread that shares its root with others cannot change the namespace.
+            unshare(CloneFlags::CLONE_FS)?;
+            setns(namespace, CloneFlags::CLONE_NEWNS)?;
+            let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+            // SAFETY: the path is terminated; returns a new descriptor.
+            owned(unsafe {
+                libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags)
+            })
+            .map(Self)
+        };
+        thread::scope(|scope| {
+            let copied = thread::Builder::new().spawn_scoped(scope, copy)?;
+            // Propagate panics.
+            copied.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Attaches it to a directory of this mount namespace (`move_mount(2)`), where it stays.
+    pub fn attach(&self, directory: &Path) -> io::Result<()> {
+        let directory = CString::new(directory.as_os_str().as_bytes())?;
+        let (from, empty) = (self.0.as_raw_fd(), c"".as_ptr());
+        let (to, flags) = (libc::AT_FDCWD, libc::MOVE_MOUNT_F_EMPTY_PATH);
+        // SAFETY: both paths are terminated.
+        let result = unsafe {
+            libc::syscall(libc::SYS_move_mount, from, empty, to, directory.as_ptr(), flags)
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// The path of its root, valid in this process as long as it lives.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         Path::new("/proc/self/fd").join(self.0.as_raw_fd().to_string())
+    }
+}
+
+/// The mount namespace, root and working directory that a process had before [`Home::leave`].
+#[derive(Debug)]
+pub struct Home {
+    namespace: File,
+    root: File,
+    directory: File,
+}
+
+static HOME: OnceLock<Home> = OnceLock::new();
+
+impl Home {
+    /// Moves this process into a copy of its mount namespace. What is mounted there afterwards is not
+    /// seen elsewhere; mounts of the original still appear. The process must have a single thread.
+    pub fn leave() -> io::Result<()> {
+        let home = Self {
+            namespace: File::open("/proc/self/ns/mnt")?,
+            root: File::open("/")?,
+            directory: File::open(".")?,
+        };
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        // It was left already if this fails.
+        let _ = HOME.set(home);
+        let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
+        Ok(mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)?)
+    }
+
+    /// What this process has left, if anything.
+    #[must_use]
+    pub fn left() -> Option<&'static Self> {
+        HOME.get()
+    }
+
+    /// Returns there. Only makes system calls, so that a forked child can do it before it executes a
+    /// program.
+    pub fn enter(&self) -> io::Result<()> {
+        setns(&self.namespace, CloneFlags::CLONE_NEWNS)?;
+        fchdir(&self.root)?;
+        chroot(".")?;
+        Ok(fchdir(&self.directory)?)
     }
 }

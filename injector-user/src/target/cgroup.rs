@@ -3,18 +3,23 @@
 use std::{
     fs::{self, File},
     io::{self, Write as _},
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use nix::{
+    mount::{MsFlags, mount},
     sched::{CloneFlags, setns},
     sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
 };
 use procfs::{ProcError, ProcessCGroups, process::Process};
 
 use super::ResolveError;
-use crate::kernel::cgroup::CgroupKey;
+use crate::kernel::{
+    cgroup::CgroupKey,
+    mount::{Context, Home, Mount},
+    process::check_namespace,
+};
 
 /// Inode of the hierarchy's root, which is also its cgroup ID.
 const ROOT_ID: u64 = 1;
@@ -133,21 +138,76 @@ impl Hierarchy {
     }
 }
 
+/// Where the hierarchy is attached on hosts that mount it nowhere.
+const PRIVATE: &str = "/run/injector/cgroup";
+
+/// Makes the host's hierarchy visible to this process, where the host has it, unless a mount shows it.
+/// The process must have a single thread.
+///
+/// `ip netns exec` hides the mounts below /sys, containers have their own, and hosts with cgroup v1
+/// alone have none. So that paths are the same for all processes of injector, the place does not
+/// depend on the namespaces of this one.
+pub fn reach_hierarchy() -> io::Result<()> {
+    if Hierarchy::find().is_ok() {
+        return Ok(());
+    }
+    let (found, place) = match hierarchy_of_host()? {
+        Some(found) => found,
+        None if check_namespace().is_ok() => {
+            // The host has none, so this changes no options of its mount.
+            (Context::open(c"cgroup2")?.mount()?, PRIVATE.into())
+        }
+        None => return Err(io::Error::other("the host's mounts are not visible")),
+    };
+    if inode(&found.path()) != Some(ROOT_ID) {
+        return Err(io::Error::other("its root is in another cgroup namespace"));
+    }
+    Home::leave()?;
+    make_mount_point(&place)?;
+    found.attach(&place)
+}
+
+/// The hierarchy as process 1 sees it, and where.
+fn hierarchy_of_host() -> io::Result<Option<(Mount, PathBuf)>> {
+    let mounts = Process::new(1).and_then(|init| init.mountinfo()).map_err(io::Error::other)?;
+    let mut mounts = mounts.into_iter().filter(|mount| mount.fs_type == "cgroup2");
+    let Some(mount) = mounts.next() else { return Ok(None) };
+    let namespace = namespace_of_host("mnt")?;
+    Ok(Some((Mount::copy_of(&namespace, &mount.mount_point)?, mount.mount_point)))
+}
+
+/// Creates a directory, in a new file system if it would be below /sys.
+fn make_mount_point(place: &Path) -> io::Result<()> {
+    if place.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = place.ancestors().find(|path| path.is_dir())
+        && above.starts_with("/sys")
+    {
+        mount(Some("injector"), above, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(place)
+}
+
 /// Moves the calling thread into the host's cgroup namespace.
 ///
 /// Threads started afterwards inherit it. In a container that shares the host's PID namespace and
 /// hierarchy but has its own cgroup namespace, cgroup paths would otherwise differ from the host's.
 pub fn enter_host_namespace() -> io::Result<()> {
     const OURS: &str = "/proc/thread-self/ns/cgroup";
-    // PID 1 is init, which may be protected from ptrace access; PID 2 is kthreadd. In a separate
-    // PID namespace, these PIDs are other processes in this process's cgroup namespace.
-    const HOSTS: [&str; 2] = ["/proc/1/ns/cgroup", "/proc/2/ns/cgroup"];
     let Some(ours) = inode(Path::new(OURS)) else { return Ok(()) };
-    let hosts = File::open(HOSTS[0]).or_else(|_| File::open(HOSTS[1]))?;
+    let hosts = namespace_of_host("cgroup")?;
     if hosts.metadata()?.ino() == ours {
         return Ok(());
     }
     Ok(setns(hosts, CloneFlags::CLONE_NEWCGROUP)?)
+}
+
+/// A namespace of the host's. In a separate PID namespace, it is that of another process there.
+fn namespace_of_host(kind: &str) -> io::Result<File> {
+    // PID 1 is init, which may be protected from ptrace access; PID 2 is kthreadd.
+    let open = |pid: i32| File::open(format!("/proc/{pid}/ns/{kind}"));
+    open(1).or_else(|_| open(2))
 }
 
 impl Cgroup {

@@ -12,7 +12,8 @@ use crate::kernel::KernelError;
 pub enum ResolveError {
     /// No cgroup v2 hierarchy is mounted.
     #[error(
-        "no cgroup v2 hierarchy is mounted here: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`"
+        "no cgroup v2 hierarchy is mounted here, and that of the host cannot be reached: run injector in the host's PID \
+         namespace, or mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`"
     )]
     NoHierarchy,
     /// `/proc` is not readable.
