@@ -658,3 +658,29 @@ fn a_packet_to_be_split_is_as_long_as_its_wire_packets() {
         assert!(injector.stop().total.dropped > 0, "{direction}");
     }
 }
+
+#[test]
+fn a_peer_that_is_the_target_itself_is_told() {
+    let lab = Lab::new();
+    let (own, peer) = (lab.left.address(Family::V4), lab.right.address(Family::V4));
+    let own6 = lab.left.address(Family::V6);
+    for (remote, expected) in [
+        (format!("--remote {own}"), vec![own.to_string()]),
+        (format!("--remote {peer},{own},{own6}"), vec![own.to_string(), own6.to_string()]),
+        (format!("--remote {peer}"), vec![]),
+        (format!("--remote {own}/24"), vec![]),
+        ("--remote 127.0.0.1".to_owned(), vec![]),
+    ] {
+        let mut injector =
+            Injector::start(&lab.left, &format!("--interface veth0 {remote} --loss 0%"));
+        injector.process.signal(Signal::SIGTERM);
+        let events = std::iter::from_fn(|| injector.process.next());
+        let warnings = events.filter(|event| event["event"] == "warning");
+        let said = warnings.map(|warning| warning.to_string());
+        let said: Vec<String> = said.filter(|text| text.contains("itself")).collect();
+        assert_eq!(said.len(), expected.len(), "{remote}: {said:?}");
+        for (said, address) in said.iter().zip(expected) {
+            assert!(said.contains(&format!("address {address} is one")), "{remote}: {said}");
+        }
+    }
+}

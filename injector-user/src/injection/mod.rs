@@ -279,6 +279,19 @@ impl<K: Copy + Ord> Injection<K> {
         let clock = self.next.take().and_then(|set| set.clock);
         self.set_clock(clock)?;
         self.collect_warnings(false);
+        self.warn_of_own_peers()
+    }
+
+    /// Warns of peers that are the target itself.
+    fn warn_of_own_peers(&mut self) -> Result<(), InjectionError> {
+        let Some(network) = self.network.network() else { return Ok(()) };
+        for peer in network.own_peers()? {
+            let message = format!(
+                "the remote address {peer} is one of the target's own network namespace: only packets that it sends to \
+                 itself match"
+            );
+            self.events.push_back(Event::Warning(message));
+        }
         Ok(())
     }
 

@@ -8,6 +8,7 @@ pub mod hold;
 pub mod links;
 mod monitors;
 mod notices;
+mod own;
 mod protect;
 pub mod report;
 pub mod shared;
@@ -17,6 +18,7 @@ mod wire;
 
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -590,6 +592,18 @@ impl Network {
     /// last call; other calls do not repeat a warning.
     pub fn warnings(&mut self, is_end: bool) -> Vec<String> {
         self.notices.take(Instant::now(), is_end)
+    }
+
+    /// The peers in the active rules that are addresses of the target's own namespaces.
+    pub fn own_peers(&self) -> Result<Vec<IpAddr>, NetworkError> {
+        let Some(active) = &self.banks[self.active as usize] else { return Ok(Vec::new()) };
+        let mut namespaces: Vec<&Netns> = Vec::new();
+        for Attachment { netns, .. } in self.attachments.all() {
+            if !namespaces.contains(&netns) {
+                namespaces.push(netns);
+            }
+        }
+        own::peers(&active.spec, namespaces)
     }
 
     /// A named interface without an attachment.
