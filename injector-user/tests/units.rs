@@ -131,11 +131,16 @@ fn a_unit_is_faulted_with_sockets_that_it_was_passed() {
         let target = format!("{}{}", slice.name, ports[0]);
         // By the cgroup alone, the socket is not matched.
         let path = service.cgroup.path.display().to_string();
-        let injector = Injector::start(
+        let mut injector = Injector::start(
             &lab.left,
             &format!("--cgroup {path} --loss 100% --direction {direction}"),
         );
         assert!(service.answers(&lab.right, at), "{family:?} {direction}");
+        let warning = injector.process.wait_for("warning")["message"].to_string();
+        assert!(
+            warning.contains("1 socket of cgroup ") && warning.contains("use --unit"),
+            "{warning}"
+        );
         drop(injector.stop());
 
         let injector = Injector::start(

@@ -279,7 +279,30 @@ impl<K: Copy + Ord> Injection<K> {
         let clock = self.next.take().and_then(|set| set.clock);
         self.set_clock(clock)?;
         self.collect_warnings(false);
-        self.warn_of_own_peers()
+        self.warn_of_own_peers()?;
+        self.warn_of_stranger_sockets();
+        Ok(())
+    }
+
+    /// Warns of sockets of the target's processes whose packets do not belong to it.
+    fn warn_of_stranger_sockets(&mut self) {
+        let Some(network) = self.network.network() else { return };
+        match network.stranger_sockets() {
+            Ok(strangers) => {
+                for (cgroup, count) in strangers {
+                    let (sockets, were) =
+                        if count == 1 { ("socket", "was") } else { ("sockets", "were") };
+                    let message = format!(
+                        "{count} {sockets} of {} {were} created in the cgroup {cgroup}: their packets are not matched; \
+                         use --unit, --process or --pid",
+                        self.target.name()
+                    );
+                    self.events.push_back(Event::Warning(message));
+                }
+            }
+            // It would be a warning only. Kernels may lack the modules that list sockets.
+            Err(error) => tracing::debug!(%error, "which sockets others created is not known"),
+        }
     }
 
     /// Warns of peers that are the target itself.

@@ -9,6 +9,7 @@ pub mod clock_probe;
 pub mod clsact;
 mod descriptor;
 pub mod device;
+pub mod diag;
 mod ebpf;
 pub mod errno;
 pub mod fq;
@@ -143,6 +144,9 @@ pub enum KernelError {
     /// The map of a target's processes cannot be shared among eBPF objects.
     #[error("cannot mount a BPF file system of its own (fsopen(2), Linux 5.2)")]
     Pins(#[source] io::Error),
+    /// The sockets of a namespace cannot be listed.
+    #[error("cannot list the sockets of a network namespace")]
+    SocketDump(#[source] io::Error),
     /// The hierarchy of cgroups cannot be reached.
     #[error("cannot reach the cgroup v2 hierarchy, at which new sockets are seen")]
     Hierarchy(#[source] io::Error),

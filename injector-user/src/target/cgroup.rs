@@ -326,6 +326,12 @@ pub fn for_each_below(
     result.and(done)
 }
 
+/// The ID of the cgroup with this directory.
+#[must_use]
+pub fn id_of(cgroup: &Path) -> Option<u64> {
+    inode(cgroup)
+}
+
 fn inode(path: &Path) -> Option<u64> {
     path.metadata().ok().map(|metadata| metadata.ino())
 }

@@ -13,11 +13,12 @@ mod protect;
 pub mod report;
 pub mod shared;
 mod sockets;
+mod strangers;
 mod traces;
 mod wire;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -597,13 +598,29 @@ impl Network {
     /// The peers in the active rules that are addresses of the target's own namespaces.
     pub fn own_peers(&self) -> Result<Vec<IpAddr>, NetworkError> {
         let Some(active) = &self.banks[self.active as usize] else { return Ok(Vec::new()) };
+        own::peers(&active.spec, self.namespaces())
+    }
+
+    /// The cgroups in which sockets were created that the target's processes hold and that do not belong
+    /// to it, with their number.
+    pub fn stranger_sockets(&self) -> Result<BTreeMap<String, usize>, NetworkError> {
+        match self.target.cgroup() {
+            Some(cgroup) if self.sockets.is_none() => {
+                strangers::of_cgroup(cgroup, self.namespaces())
+            }
+            _ => Ok(BTreeMap::new()),
+        }
+    }
+
+    /// The namespaces in which programs are attached.
+    fn namespaces(&self) -> Vec<&Netns> {
         let mut namespaces: Vec<&Netns> = Vec::new();
         for Attachment { netns, .. } in self.attachments.all() {
             if !namespaces.contains(&netns) {
                 namespaces.push(netns);
             }
         }
-        own::peers(&active.spec, namespaces)
+        namespaces
     }
 
     /// A named interface without an attachment.
