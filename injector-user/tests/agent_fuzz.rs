@@ -187,7 +187,7 @@ fn check(text: &str) {
     assert_eq!(request, again);
     // No name server may be queried.
     let is_name = |remote: &injector_user::spec::value::Remote| {
-        matches!(remote, injector_user::spec::value::Remote::Host(_))
+        matches!(remote, injector_user::spec::value::Remote::Peer(_))
     };
     if request.rules.iter().any(|rule| rule.remote.iter().chain(&rule.partition).any(is_name)) {
         return;

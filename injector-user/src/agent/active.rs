@@ -1,6 +1,6 @@
 //! An active fault and its published state.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
     api::{Fault, Phase, Reason, RuleStatus},
@@ -13,6 +13,7 @@ use crate::{
     injection::worker::{Status, Worker},
     kernel::clock::monotonic_ns,
     spec::{rule::Rule, target::TargetSpec},
+    target::peers::{Addresses, Resolved},
 };
 
 /// Interval of reports to watchers, in renewals.
@@ -57,6 +58,19 @@ impl Active {
         } else if is_changed {
             board.update(self.fault.clone());
         }
+    }
+
+    /// Updates the addresses of its peers; returns whether they changed.
+    pub fn readdress(&mut self, addresses: &Addresses) -> bool {
+        let now = addresses.iter().map(|(peer, addresses)| (peer.to_string(), addresses));
+        let now: BTreeMap<String, &Vec<IpAddr>> = now.collect();
+        let mut is_changed = false;
+        for Resolved { name, addresses } in &mut self.fault.resolved {
+            if let Some(&now) = now.get(name) {
+                is_changed |= note(addresses, now);
+            }
+        }
+        is_changed
     }
 
     /// Updates the counters of its rules; returns whether they changed.

@@ -19,7 +19,7 @@ use crate::{
         clock::ClockSpec, list::list, process::ProcessSpec, rule::RuleSpec, target::TargetSpec,
         value::HumanDuration,
     },
-    target::{host::Resolved, pods::PodStatus},
+    target::{peers::Resolved, pods::PodStatus},
 };
 
 /// A fault that is asked for: what, to whom, and for how long. It says what a rule file says.
@@ -99,7 +99,7 @@ pub struct Fault {
     /// Where programs are attached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attached: Vec<AttachedReport>,
-    /// What host names were resolved to.
+    /// The addresses of the peers that rules name; they may change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resolved: Vec<Resolved>,
     /// What was done to packets.

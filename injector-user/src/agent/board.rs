@@ -30,6 +30,8 @@ pub enum What {
     Renewed,
     /// The counters changed.
     Counted,
+    /// Peers that the rules name have other addresses.
+    Changed,
     /// The fault ended.
     Ended,
 }
@@ -43,6 +45,7 @@ impl What {
             Self::Created => "created",
             Self::Renewed => "renewed",
             Self::Counted => "counted",
+            Self::Changed => "changed",
             Self::Ended => "ended",
         }
     }

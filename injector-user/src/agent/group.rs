@@ -2,7 +2,7 @@
 //! slots (see [`crate::lifetime::journal::SLOTS`]) thus serve many faults, and each fault still
 //! acts as if it were alone.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::plan::Plan;
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     kernel::clock,
     lifetime::{instance::SharedInstance, journal::Owner},
     spec::{rule::Rule, scenario::random::packet_seed, target::TargetSpec, value::HumanDuration},
+    target::peers::{self, Addresses},
 };
 
 /// Maximum number of rule comparisons for one fault.
@@ -74,7 +75,8 @@ impl Group {
         let instance = SharedInstance::start(owner)?;
         let network =
             network::Options { protect: plan.protect, log_level, ..network::Options::default() };
-        let options = Options { network, outlived: true, ..Options::default() };
+        let peers = plan.peers.clone();
+        let options = Options { network, outlived: true, peers, ..Options::default() };
         let first = FaultSet { seed, ..FaultSet::default() };
         let later = FaultSet { seed, rules: member.rules.clone(), ..FaultSet::default() };
         let mut injection =
@@ -107,10 +109,12 @@ impl Group {
         if !self.takes(plan, &member) {
             return Ok(Some(member));
         }
+        self.injection.peers().adopt(&plan.peers);
         match self.admit(member) {
             Ok(()) => Ok(None),
             Err(error) => {
                 let member = self.members.pop();
+                self.forget_peers();
                 match error {
                     // Refused before any change.
                     InjectionError::Network(
@@ -180,7 +184,20 @@ impl Group {
             return (None, counters.and_then(|counters| ended.map(|()| counters)));
         }
         self.injection.rules_mut().forget(|(owner, _)| *owner == fault);
+        self.forget_peers();
         (Some(self), counters)
+    }
+
+    /// Forgets peers that no rule matches any more.
+    fn forget_peers(&self) {
+        let rules = self.members.iter().flat_map(|member| &member.rules);
+        let remotes = rules.flat_map(|rule| &rule.matching.remotes);
+        self.injection.peers().retain(&peers::named(remotes));
+    }
+
+    /// The addresses of the peers that the rules match.
+    pub fn addresses(&self) -> Arc<Addresses> {
+        self.injection.peers().addresses()
     }
 
     /// Changes when a fault ends.

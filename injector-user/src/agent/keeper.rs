@@ -617,6 +617,10 @@ impl Keeper {
             if let Some(attached) = active.group.and_then(|group| attached.get(&group)) {
                 is_changed |= note(&mut active.fault.attached, attached);
             }
+            let addresses = group.filter(|_| !active.fault.resolved.is_empty());
+            if addresses.is_some_and(|group| active.readdress(&group.addresses())) {
+                self.board.put(What::Changed, active.fault.clone());
+            }
             active.report(is_changed, &self.board, self.rounds);
         }
         for (name, error) in failed {

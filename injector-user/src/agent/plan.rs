@@ -17,7 +17,7 @@ use crate::{
     },
     target::{
         ResolveError, Target,
-        host::{self, Resolved},
+        peers::{self, Peers, Resolved},
     },
 };
 
@@ -54,7 +54,9 @@ pub struct Plan {
     pub part_of: Option<Arc<Fault>>,
     /// Whether SSH and the operator's connections are protected.
     pub protect: bool,
-    /// The resolved host names.
+    /// The peers that its rules name.
+    pub peers: Peers,
+    /// Their addresses.
     pub resolved: Vec<Resolved>,
 }
 
@@ -117,12 +119,13 @@ pub fn plan_for(
     request: FaultRequest,
     find: impl FnOnce(&TargetSpec, bool) -> Result<Target, ResolveError>,
 ) -> Result<Plan, Problem> {
-    let mut terms = agree(&request)?;
+    let terms = agree(&request)?;
     let spec = request.target;
-    let resolved = host::resolve(&mut terms.faults.rules).map_err(unresolved)?;
+    let peers = Peers::default();
+    let resolved = peers.resolve(&peers::of_rules(&terms.faults.rules)).map_err(unresolved)?;
     let protect = spec.protect.unwrap_or_else(|| spec.is_wide());
     let target = find(&spec, protect).map_err(unresolved)?;
-    Ok(Plan { terms, spec, target, part_of: None, protect, resolved })
+    Ok(Plan { terms, spec, target, part_of: None, protect, peers, resolved })
 }
 
 /// Validates a request for `pods`.

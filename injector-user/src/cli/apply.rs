@@ -19,7 +19,7 @@ use super::{
     FAILED,
     args::{Engines, Output},
     session,
-    signals::Signals,
+    signals::{Arrived, Signals},
 };
 use crate::{
     output::{self, Importance, Writer},
@@ -36,6 +36,7 @@ use crate::{
         },
         value::HumanDuration,
     },
+    target::peers::{self, Peers, Resolved},
 };
 
 /// Run a scenario: a timeline of faults on several targets
@@ -90,7 +91,7 @@ pub struct ApplyArgs {
 pub fn run(args: &ApplyArgs, verbose: bool) -> Result<ExitCode> {
     let scenario = scenario::read(&args.file).map_err(SpecError::from)?;
     let seed = args.seed.or(scenario.seed).unwrap_or_else(rand::random);
-    let mut plan = plan(&args.file, &scenario, seed).map_err(SpecError::from)?;
+    let plan = plan(&args.file, &scenario, seed).map_err(SpecError::from)?;
     if args.check {
         output::print(describe_plan(&plan, seed, args.output)?)?;
         return Ok(ExitCode::SUCCESS);
@@ -98,7 +99,8 @@ pub fn run(args: &ApplyArgs, verbose: bool) -> Result<ExitCode> {
     let mut options = session::options(&args.engines, None, verbose)?;
     options.network.is_final = true;
     let owner = session::start()?;
-    Stage::resolve(&mut plan)?;
+    options.peers = Stage::resolve(&plan)?;
+    let peers = options.peers.clone();
     // Opening a named pipe blocks until it has a reader. Ctrl-C must still work, so signals are
     // taken afterwards.
     let book = Book::open(args)?;
@@ -113,7 +115,8 @@ pub fn run(args: &ApplyArgs, verbose: bool) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
         let mut signals = Signals::take().context("cannot take signals")?;
-        let ended = run::run(&request, &owner, stop(&mut signals), |line| book.say(&line)).await?;
+        let ended =
+            run::run(&request, &owner, stop(&mut signals, &peers), |line| book.say(&line)).await?;
         match ended {
             // The error was reported as an event.
             Err(_) if args.output == Output::Json => Ok(ExitCode::from(FAILED)),
@@ -127,15 +130,19 @@ pub fn run(args: &ApplyArgs, verbose: bool) -> Result<ExitCode> {
     }
 }
 
-/// Waits for a request to stop: a signal, or Enter.
-async fn stop(signals: &mut Signals) -> io::Result<()> {
+/// Waits for a request to stop: a signal, or Enter. Meanwhile, SIGHUP looks up the peers, unless the
+/// terminal was closed.
+async fn stop(signals: &mut Signals, peers: &Peers) -> io::Result<()> {
     let mut keys = Keys::open();
     loop {
         tokio::select! {
             biased;
             arrived = signals.next() => {
-                if !matches!(arrived?.signal, Signal::SIGUSR1 | Signal::SIGUSR2) {
-                    return Ok(());
+                let Arrived { signal, from_terminal } = arrived?;
+                match signal {
+                    Signal::SIGUSR1 | Signal::SIGUSR2 => {}
+                    Signal::SIGHUP if !from_terminal && peers.may_change() => peers.look_up_now(),
+                    _ => return Ok(()),
                 }
             }
             () = keys.enter() => return Ok(()),
@@ -331,6 +338,11 @@ fn write_human(text: &mut String, line: &Line) -> std::fmt::Result {
         }
         Event::Followed { target, what, .. } => {
             writeln!(text, "injector: {target} ({what}) is there again: faulting it")?;
+        }
+        Event::Changed { target, resolved } => {
+            for Resolved { name, addresses } in resolved {
+                writeln!(text, "injector: {target}: {name} is {} now", peers::list(addresses))?;
+            }
         }
         Event::Sample { .. } => {}
         Event::Warning { message } => writeln!(text, "injector: warning: {message}")?,

@@ -10,21 +10,22 @@ use tokio::sync::oneshot;
 
 use crate::{
     spec::{Faults, file},
-    target::host,
+    target::peers::{self, Peers},
 };
 
 /// Rereads one rule file on request.
 pub struct Reload {
     path: PathBuf,
+    peers: Peers,
     reading: Option<oneshot::Receiver<Result<Faults>>>,
     /// Another read was requested during the current one, so the file may have changed since.
     again: bool,
 }
 
 impl Reload {
-    /// Creates a reader of this file.
-    pub const fn new(path: PathBuf) -> Self {
-        Self { path, reading: None, again: false }
+    /// Creates a reader of this file. Peers that its rules name are added to `peers`.
+    pub const fn new(path: PathBuf, peers: Peers) -> Self {
+        Self { path, peers, reading: None, again: false }
     }
 
     /// Starts to read, now or after the read in progress. Returns whether one is in progress.
@@ -38,10 +39,10 @@ impl Reload {
 
     fn begin(&mut self) {
         let (sender, receiver) = oneshot::channel();
-        let path = self.path.clone();
+        let (path, peers) = (self.path.clone(), self.peers.clone());
         let read = move || {
             // If the receiver is gone, the session has ended.
-            let _ = sender.send(read(&path));
+            let _ = sender.send(read(&path, &peers));
         };
         // If no thread can be started, the sender is dropped, and the receiver reports that as a
         // failure.
@@ -49,7 +50,7 @@ impl Reload {
         self.reading = Some(receiver);
     }
 
-    /// Waits for the faults that were read, with host names resolved. Never ready unless requested.
+    /// Waits for the faults that were read, with their peers looked up. Never ready unless requested.
     pub async fn next(&mut self) -> Result<Faults> {
         let Some(reading) = &mut self.reading else { return std::future::pending().await };
         let read = reading.await;
@@ -61,8 +62,8 @@ impl Reload {
     }
 }
 
-fn read(path: &std::path::Path) -> Result<Faults> {
-    let mut faults = file::read(path)?;
-    host::resolve(&mut faults.rules)?;
+fn read(path: &std::path::Path, peers: &Peers) -> Result<Faults> {
+    let faults = file::read(path)?;
+    peers.resolve(&peers::of_rules(&faults.rules))?;
     Ok(faults)
 }

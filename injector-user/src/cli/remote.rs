@@ -28,7 +28,10 @@ use crate::{
         target::TargetSpec,
         value::HumanDuration,
     },
-    target::pods::{PodState, PodStatus},
+    target::{
+        peers::Resolved,
+        pods::{PodState, PodStatus},
+    },
 };
 
 /// Maximum time that the fault outlives this command.
@@ -143,6 +146,7 @@ pub fn run(
             name: fault.name.clone(),
             reporter,
             started: Instant::now(),
+            resolved: fault.resolved.clone(),
             pods: Vec::new(),
             has_faulted_pods: false,
         };
@@ -169,6 +173,8 @@ struct Remote {
     name: String,
     reporter: Reporter,
     started: Instant,
+    /// The addresses of peers that were reported last.
+    resolved: Vec<Resolved>,
     /// The pod states that were reported last.
     pods: Vec<PodStatus>,
     has_faulted_pods: bool,
@@ -222,6 +228,7 @@ impl Remote {
                         Ok(fault) => {
                             heard = Instant::now();
                             self.say_pods(&fault)?;
+                            self.say_peers(&fault)?;
                             self.say_progress(&fault)?;
                         }
                         Err(error @ ClientError::Refused(_)) => return Err(error.into()),
@@ -254,6 +261,22 @@ impl Remote {
             self.pods.clone_from(pods);
         }
         Ok(())
+    }
+
+    /// Reports peers whose addresses changed.
+    fn say_peers(&mut self, fault: &Fault) -> Result<()> {
+        let is_new = |peer: &&Resolved| !self.resolved.contains(peer);
+        let changed: Vec<Resolved> = fault.resolved.iter().filter(is_new).cloned().collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        self.resolved.clone_from(&fault.resolved);
+        self.reporter.say(&Event::Changed {
+            rules: fault.rules.iter().map(|rule| rule.name.as_str()).collect(),
+            replaced: Vec::new(),
+            clock: None,
+            resolved: &changed,
+        })
     }
 
     fn say_progress(&mut self, fault: &Fault) -> Result<()> {

@@ -33,7 +33,7 @@ use crate::{
     output::{self, Importance, Writer},
     spec::{packet::profile::Expansion, rule::Rule, value::HumanDuration},
     target::{
-        host::Resolved,
+        peers::{self, Resolved},
         pods::{PodState, PodStatus},
     },
 };
@@ -74,7 +74,7 @@ pub enum Event<'a> {
         /// The limit for packets of new TCP connections over the loopback, if it was not requested.
         #[serde(skip_serializing_if = "Option::is_none")]
         loopback_mtu: Option<u16>,
-        /// Addresses of the host names.
+        /// Addresses of the peers that rules name.
         resolved: &'a [Resolved],
         /// Engine that delays packets, if any rule does.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,7 +120,7 @@ pub enum Event<'a> {
         /// All selected pods.
         pods: &'a [PodStatus],
     },
-    /// The rules were replaced.
+    /// The rules were replaced, or the addresses of peers changed.
     Changed {
         /// Names of the new rules.
         rules: Vec<&'a str>,
@@ -129,6 +129,10 @@ pub enum Event<'a> {
         /// The new clock fault, if there is one.
         #[serde(skip_serializing_if = "Option::is_none")]
         clock: Option<&'a str>,
+        /// The peers with other addresses, if that is the change. The rules and their counters
+        /// continue.
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        resolved: &'a [Resolved],
     },
     /// Progress, once a second.
     Progress {
@@ -478,7 +482,10 @@ fn human(event: &Event) -> String {
         }
         Event::Pods { pods: [] } => writeln!(text, "injector: no pod is selected now"),
         Event::Pods { pods } => pods.iter().try_for_each(|pod| pod_line(&mut text, pod)),
-        Event::Changed { rules, replaced, clock } => {
+        Event::Changed { resolved, .. } if !resolved.is_empty() => {
+            peers_changed(&mut text, resolved)
+        }
+        Event::Changed { rules, replaced, clock, .. } => {
             writeln!(text, "injector: {} rules replaced the rules before, which did:", rules.len())
                 .and_then(|()| replaced.iter().try_for_each(|rule| rule_line(&mut text, rule)))
                 .and_then(|()| clock.map_or(Ok(()), |clock| writeln!(text, "injector:   {clock}")))
@@ -526,8 +533,7 @@ fn started(
     const LISTED: usize = 10;
 
     for Resolved { name, addresses } in resolved {
-        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-        writeln!(text, "injector: {name} is {}", addresses.join(", "))?;
+        writeln!(text, "injector: {name} is {}", peers::list(addresses))?;
     }
     let end = for_ms.map(|Lasts(span)| format!(" for {span}")).unwrap_or_default();
     let places = match attached {
@@ -550,6 +556,13 @@ fn started(
         writeln!(text, "injector:   and {} more rules", rules.len() - LISTED)?;
     }
     Ok(())
+}
+
+/// Writes a line for each peer whose addresses changed.
+fn peers_changed(text: &mut String, resolved: &[Resolved]) -> std::fmt::Result {
+    resolved.iter().try_for_each(|Resolved { name, addresses }| {
+        writeln!(text, "injector: {name} is {} now", peers::list(addresses))
+    })
 }
 
 fn pod_line(text: &mut String, pod: &PodStatus) -> std::fmt::Result {

@@ -31,6 +31,7 @@ use crate::{
     target::{
         Target,
         cgroup::{Cgroup, Hierarchy},
+        peers::Addresses,
     },
 };
 
@@ -91,7 +92,8 @@ async fn under_faults(
         .open(cgroup.path.join("cgroup.procs"))
         .with_context(|| format!("cannot use the cgroup {}", cgroup.path.display()))?;
     let target = Target::of_command(cgroup)?;
-    let loopback_mtu = limit_loopback_packets(&mut asked.faults.rules, &target)?;
+    let addresses = asked.options.peers.addresses();
+    let loopback_mtu = limit_loopback_packets(&mut asked.faults.rules, &addresses, &target)?;
     let title = session::words(&args.command);
     // Without a time limit, the faults end with the command.
     asked.options.outlived = args.session.lasts().is_some();
@@ -132,7 +134,11 @@ async fn under_faults(
 /// Limits the packets of new connections to those of Ethernet for rules that act on wire packets, and
 /// on loopback alone, where TCP sends packets of up to 64 KiB. Returns the limit if it applies to any
 /// rule.
-fn limit_loopback_packets(rules: &mut [Rule], target: &Target) -> Result<Option<Mtu>> {
+fn limit_loopback_packets(
+    rules: &mut [Rule],
+    addresses: &Addresses,
+    target: &Target,
+) -> Result<Option<Mtu>> {
     let places = target.places()?;
     let mut interfaces = places.iter().flat_map(|place| &place.interfaces);
     let is_loopback_alone = interfaces.all(|interface| interface.is_loopback);
@@ -141,7 +147,7 @@ fn limit_loopback_packets(rules: &mut [Rule], target: &Target) -> Result<Option<
         if impairment.rule.clamp_mtu == 0
             && impairment.acts_on_wire_packets()
             && matching.may_match(protocol::TCP)
-            && (is_loopback_alone || matching.is_of_loopback())
+            && (is_loopback_alone || matching.is_of_loopback(addresses))
         {
             impairment.rule.clamp_mtu = Mtu::ETHERNET.0;
             limit = Some(Mtu::ETHERNET);

@@ -21,7 +21,7 @@ use super::{
     cleanup, privileges,
     reload::Reload,
     report::{self, Event, Reporter},
-    signals::Signals,
+    signals::{Arrived, Signals},
 };
 use crate::{
     fault::{
@@ -40,7 +40,7 @@ use crate::{
     target::{
         Target,
         cgroup::{self, populated_below},
-        host,
+        peers::{self, Resolved},
     },
 };
 
@@ -82,7 +82,7 @@ pub struct RequestedFaults {
     pub faults: Faults,
     pub seed: u64,
     pub options: Options,
-    pub resolved: Vec<host::Resolved>,
+    pub resolved: Vec<Resolved>,
 }
 
 impl RequestedFaults {
@@ -100,9 +100,9 @@ impl RequestedFaults {
         Ok(Self { faults, seed, options, resolved: Vec::new() })
     }
 
-    /// Resolves the host names.
+    /// Looks up the peers.
     pub fn resolve(mut self) -> Result<Self> {
-        self.resolved = host::resolve(&mut self.faults.rules)?;
+        self.resolved = self.options.peers.resolve(&peers::of_rules(&self.faults.rules))?;
         Ok(self)
     }
 }
@@ -206,7 +206,8 @@ impl<'a> Session<'a> {
             process: faults.processes.as_ref().map(|faults| faults.name.as_str()),
             startup_ms: since_exec().unwrap_or_default().as_secs_f64() * 1e3,
         })?;
-        let reload = fault_args.rules.clone().map(Reload::new);
+        let peers = injection.peers();
+        let reload = fault_args.rules.clone().map(|path| Reload::new(path, peers.clone()));
         let is_ended = false;
         let mut session =
             Self { args, reload, made, is_ended, faults, seed, injection, reporter, started };
@@ -237,7 +238,7 @@ impl<'a> Session<'a> {
                             // The command may have exited meanwhile.
                             let _ = kill(Pid::from_raw(pid.cast_signed()), arrived.signal);
                         },
-                        None if arrived.signal == Signal::SIGHUP && self.reload.is_some() => self.ask_for_change()?,
+                        None if arrived.signal == Signal::SIGHUP && self.can_refresh(arrived) => self.refresh()?,
                         None if matches!(arrived.signal, Signal::SIGUSR1 | Signal::SIGUSR2) => {}
                         None => return Ok(End::RequestedFaults),
                     }
@@ -269,6 +270,12 @@ impl<'a> Session<'a> {
             injection::Event::Restarted { target, attached } => {
                 Event::Followed { target, attached: attached.iter().map(Into::into).collect() }
             }
+            injection::Event::PeersChanged(resolved) => Event::Changed {
+                rules: names(&self.faults.rules),
+                replaced: Vec::new(),
+                clock: None,
+                resolved,
+            },
             injection::Event::Warning(message) => Event::Warning { message },
         })
     }
@@ -386,8 +393,16 @@ impl<'a> Session<'a> {
         self.reporter.say(&Event::Progress { elapsed_ms, total, clocks, processes })
     }
 
-    /// Requests a reread of the rule file.
-    fn ask_for_change(&mut self) -> Result<()> {
+    /// Whether SIGHUP refreshes something. If the terminal is closed, it ends the faults unless they
+    /// are those of a file.
+    fn can_refresh(&self, arrived: Arrived) -> bool {
+        let has_peers = self.injection.peers().may_change() && !arrived.from_terminal;
+        self.reload.is_some() || has_peers
+    }
+
+    /// Looks up the peers, and requests a reread of the rule file if there is one.
+    fn refresh(&mut self) -> Result<()> {
+        self.injection.peers().look_up_now();
         if self.reload.as_mut().is_some_and(Reload::ask) {
             let message = "the rule file is still being read and its host names looked up: \
                            it is read once more after that";
@@ -399,13 +414,16 @@ impl<'a> Session<'a> {
     /// Replaces the faults with the reread ones. Keeps the current ones if the new ones are
     /// unusable.
     fn change(&mut self, read: Result<Faults>) -> Result<()> {
-        match read.and_then(|faults| self.try_change(faults)) {
+        let changed = read.and_then(|faults| self.try_change(faults));
+        self.injection.peers().retain(&peers::of_rules(&self.faults.rules));
+        match changed {
             Ok((old, replaced)) => {
                 let replaced = report::some(&names(&old.rules), &replaced);
                 self.reporter.say(&Event::Changed {
                     rules: names(&self.faults.rules),
                     replaced,
                     clock: self.faults.clock.as_ref().map(|fault| fault.name.as_str()),
+                    resolved: &[],
                 })
             }
             Err(error) => {

@@ -24,7 +24,7 @@ use crate::{
         Faults, SpecError, clock::ClockSpec, process::ProcessSpec, rule::RuleSpec,
         target::TargetSpec,
     },
-    target::{Target, host},
+    target::{Target, peers},
 };
 
 /// Why the faults cannot start.
@@ -204,8 +204,8 @@ impl Builder {
         if !self.rule.is_empty() || (faults.clock.is_none() && faults.processes.is_none()) {
             faults.rules = read::<RuleSpec>(&self.rule)?.check().map_err(SpecError::from)?;
         }
-        host::resolve(&mut faults.rules).map_err(InjectionError::from)?;
         let mut options = Options { outlived: true, ..Options::default() };
+        options.peers.resolve(&peers::of_rules(&faults.rules)).map_err(InjectionError::from)?;
         options.network.protect = target.is_wide();
         options.network.lasts = self.lasts;
         let set = FaultSet::of(&faults, self.seed.unwrap_or_else(rand::random));

@@ -7,6 +7,7 @@ pub mod worker;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -27,8 +28,12 @@ use crate::{
         instance::{Instance, SharedInstance},
         lease::RENEWAL,
     },
+    output,
     spec::{Faults, clock::ClockFault, process::ProcessFaults, rule::Rule},
-    target::{Followed, ResolveError, Target, Whose},
+    target::{
+        Followed, ResolveError, Target, Whose,
+        peers::{self, Addresses, Peers, Resolved},
+    },
     threads::Panicked,
 };
 
@@ -72,6 +77,8 @@ pub struct Options {
     pub errno: Option<hook::Engine>,
     /// Whether processes of the target may outlive the faults.
     pub outlived: bool,
+    /// The peers that rules name, with their addresses.
+    pub peers: Peers,
 }
 
 /// Faults that are active together. Each has an owner, by which counters are reported.
@@ -153,6 +160,8 @@ pub enum Event {
         /// Where programs are attached.
         attached: Vec<Attached>,
     },
+    /// Peers that the active rules match have other addresses now.
+    PeersChanged(Vec<Resolved>),
     /// Something probably does not act as intended.
     Warning(String),
 }
@@ -186,6 +195,8 @@ pub struct Injection<K> {
     /// Process faults that start once the target returns.
     waiting: Vec<OwnedProcesses<K>>,
     next: Option<FaultSet<K>>,
+    /// The addresses that the rules were compiled with.
+    addresses: Arc<Addresses>,
     /// Statistics of process faults that ended since the last change.
     ended: Vec<(K, Statistics)>,
     events: VecDeque<Event>,
@@ -204,6 +215,7 @@ impl<K: Copy + Ord> Injection<K> {
         mut options: Options,
     ) -> Result<Self, InjectionError> {
         let sets = || later.iter().chain([&first]);
+        let addresses = options.peers.addresses();
         target.track()?;
         let mut guard = instance.lock();
         options.network.owner_mark = 1 << guard.slot();
@@ -232,6 +244,7 @@ impl<K: Copy + Ord> Injection<K> {
                 target.clone(),
                 &first.rules,
                 later,
+                &addresses,
                 options.network,
             )?)
         } else {
@@ -259,6 +272,7 @@ impl<K: Copy + Ord> Injection<K> {
             missed: 0,
             waiting: Vec::new(),
             next: Some(first),
+            addresses,
             ended: Vec::new(),
             events: VecDeque::new(),
             renewal: Instant::now() + RENEWAL,
@@ -281,6 +295,7 @@ impl<K: Copy + Ord> Injection<K> {
         self.collect_warnings(false);
         self.warn_of_own_peers()?;
         self.warn_of_stranger_sockets();
+        self.options.peers.follow();
         Ok(())
     }
 
@@ -319,7 +334,7 @@ impl<K: Copy + Ord> Injection<K> {
     }
 
     /// Prepares a change, so that [`Self::commit`] is fast.
-    pub fn prepare_next(&mut self, mut set: FaultSet<K>) -> Result<(), InjectionError> {
+    pub fn prepare_next(&mut self, set: FaultSet<K>) -> Result<(), InjectionError> {
         if set.clock.is_some() && self.clocks.is_none() {
             return Err(InjectionError::NewKind("clocks"));
         }
@@ -331,10 +346,19 @@ impl<K: Copy + Ord> Injection<K> {
         {
             clocks.check(set.clock.as_ref().map(|(_, fault)| fault))?;
         }
-        let (owners, rules) = (std::mem::take(&mut set.owners), std::mem::take(&mut set.rules));
-        let (seed, upcoming) = (set.seed, set.upcoming.take());
+        // The new rules may match peers that the active ones do not.
+        self.next = None;
+        self.follow_peers()?;
+        let FaultSet { seed, owners, rules, upcoming, .. } = &set;
         let mut instance = self.instance.lock();
-        self.network.prepare(&mut instance, owners, &rules, seed, upcoming.as_ref())?;
+        self.network.prepare(
+            &mut instance,
+            owners.clone(),
+            rules,
+            &self.addresses,
+            *seed,
+            upcoming.as_ref(),
+        )?;
         drop(instance);
         self.next = Some(set);
         Ok(())
@@ -495,12 +519,41 @@ impl<K: Copy + Ord> Injection<K> {
             network.renew()?;
         }
         self.report_missed()?;
+        self.follow_peers()?;
         let new = self.attach()?;
         if !new.is_empty() {
             self.events.push_back(Event::Attached(new));
         }
         self.collect_warnings(false);
         Ok(())
+    }
+
+    /// Applies changes of the addresses of peers to the active rules, and to those that are prepared.
+    fn follow_peers(&mut self) -> Result<(), InjectionError> {
+        let addresses = self.options.peers.addresses();
+        if Arc::ptr_eq(&addresses, &self.addresses) {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.addresses, addresses);
+        let Some(network) = self.network.network() else { return Ok(()) };
+        let mut changed = peers::of_rules(network.rules());
+        changed.retain(|peer| before.get(*peer) != self.addresses.get(*peer));
+        let changed = peers::resolved(changed, &self.addresses);
+        let next = self.next.take();
+        if !changed.is_empty() {
+            let mut instance = self.instance.lock();
+            let event = match self.network.readdress(&mut instance, &self.addresses) {
+                Ok(()) => Event::PeersChanged(changed),
+                // Refused before any change.
+                Err(error @ (NetworkError::Compile(_) | NetworkError::NoRoom { .. })) => {
+                    let error = output::chain(&error);
+                    Event::Warning(format!("the addresses of peers stay as they were: {error}"))
+                }
+                Err(error) => return Err(error.into()),
+            };
+            self.events.push_back(event);
+        }
+        next.map_or(Ok(()), |set| self.prepare_next(set))
     }
 
     /// Warns of processes for which there is no room in the set of processes.
@@ -588,8 +641,10 @@ impl<K: Copy + Ord> Injection<K> {
         self.events.pop_front()
     }
 
-    /// Queues warnings about interference with packet faults; `is_end` on the last call.
+    /// Queues warnings about interference with packet faults and about peers; `is_end` on the last
+    /// call.
     pub fn collect_warnings(&mut self, is_end: bool) {
+        self.events.extend(self.options.peers.take_warnings().into_iter().map(Event::Warning));
         if let Some(network) = self.network.network_mut() {
             self.events.extend(network.warnings(is_end).into_iter().map(Event::Warning));
         }
@@ -618,6 +673,12 @@ impl<K: Copy + Ord> Injection<K> {
         let Self { processes, network, clocks, instance, .. } = self;
         drop((processes, network, clocks));
         instance.end()
+    }
+
+    /// The peers that rules name.
+    #[must_use]
+    pub const fn peers(&self) -> &Peers {
+        &self.options.peers
     }
 
     /// The target.

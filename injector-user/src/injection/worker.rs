@@ -151,9 +151,11 @@ fn tell(
 ) -> Result<(), InjectionError> {
     let clocks = injection.clocks_report();
     let processes = injection.process_statistics()?.pop().map(|(_, statistics)| statistics);
-    let packets = match injection.network_mut() {
-        Some(network) if is_time => Some(network.counts()?),
-        _ => None,
+    let packets = if is_time {
+        let counts = injection.rules_mut().counts().map_err(InjectionError::from)?;
+        Some(counts.into_values().collect())
+    } else {
+        None
     };
     let mut told = lock(told);
     let status = &mut told.status;

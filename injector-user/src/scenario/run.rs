@@ -8,6 +8,7 @@ use std::{
 };
 
 use indexmap::IndexMap;
+use ipnet::IpNet;
 use nix::sys::{
     time::TimeSpec,
     timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
@@ -42,11 +43,11 @@ pub struct Request<'a> {
     pub name: String,
     /// The scenario.
     pub scenario: &'a Scenario,
-    /// Its plan, with all host names resolved.
+    /// Its plan.
     pub plan: &'a Plan,
     /// The seed of its random choices.
     pub seed: u64,
-    /// The injection options.
+    /// The injection options, with the peers that the plan names.
     pub options: Options,
     /// The interval of counter samples.
     pub sample: Duration,
@@ -97,7 +98,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
             .map(|((name, (attached, clocks)), addresses)| TargetLine {
                 name: name.clone(),
                 attached,
-                addresses: addresses.iter().map(ToString::to_string).collect(),
+                addresses: addresses.into_iter().map(|it| IpNet::from(it).to_string()).collect(),
                 clocks: clocks.unwrap_or_default(),
             })
             .collect();

@@ -1,7 +1,7 @@
 //! The targets of a scenario and their injections. Each target has its own slot, so they coexist
 //! like separate injectors.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use thiserror::Error;
 
@@ -12,17 +12,20 @@ use crate::{
         network::{Attached, links::Upcoming},
     },
     injection::{self, FaultSet, Injection, InjectionError, Options, OwnedProcesses},
-    kernel::{clock, interface},
+    kernel::clock,
     lifetime::{LifetimeError, instance::SharedInstance, journal::Owner},
     spec::{
+        peer::Peer,
         scenario::{
             Scenario,
-            plan::{Plan, What},
+            plan::Plan,
             random::{packet_seed, process_seed},
         },
-        value::Remote,
     },
-    target::{ResolveError, Target, host},
+    target::{
+        ResolveError, Target,
+        peers::{self, Peers},
+    },
 };
 
 /// How long before a change links take it into account. Packets rarely wait longer in a queue.
@@ -86,7 +89,9 @@ pub struct Changed {
 #[derive(Debug)]
 pub struct Stage {
     actors: Vec<Actor>,
-    addresses: Vec<Vec<Remote>>,
+    peers: Peers,
+    /// Warnings about peers, which concern all targets.
+    warnings: Vec<String>,
     seed: u64,
 }
 
@@ -107,23 +112,15 @@ impl Stage {
             let target = Target::resolve(spec, protect).map_err(|error| fail(error.into()))?;
             targets.push((name, spec, protect, target));
         }
-        let mut addresses = vec![Vec::new(); targets.len()];
+        let peers = options.peers.clone();
         for number in plan.peers() {
-            let (name, spec, _, target) = &targets[number];
-            let found = if spec.address.is_empty() {
-                addresses_of(target).map_err(|error| StageError::Target {
-                    name: (*name).clone(),
-                    source: error.into(),
-                })?
-            } else {
-                spec.address.iter().map(|&address| Remote::Net(address.into())).collect()
-            };
-            if found.is_empty() {
-                return Err(StageError::NoAddress((*name).clone()));
-            }
-            addresses[number] = found;
+            let (name, spec, ..) = targets[number];
+            peers.add_target(name, spec, &spec.address).map_err(|error| match error {
+                ResolveError::NoAddress(_) => StageError::NoAddress(name.clone()),
+                error => StageError::Target { name: name.clone(), source: error.into() },
+            })?;
         }
-        let mut stage = Self { actors: Vec::new(), addresses, seed };
+        let mut stage = Self { actors: Vec::new(), peers, warnings: Vec::new(), seed };
         for (number, (name, _, protect, target)) in targets.into_iter().enumerate() {
             let instance = SharedInstance::start(owner.clone())?;
             let mut options = options.clone();
@@ -132,8 +129,7 @@ impl Stage {
             let mut parts: Vec<&[usize]> = plan.sets(number).collect();
             parts.sort_unstable();
             parts.dedup();
-            let sets =
-                parts.into_iter().map(|parts| set(plan, number, parts, &stage.addresses, seed));
+            let sets = parts.into_iter().map(|parts| set(plan, number, parts, seed));
             let (first, later) =
                 (FaultSet { seed, ..FaultSet::default() }, sets.collect::<Vec<_>>());
             let started = Injection::prepare(target, instance, first, &later, options)
@@ -146,15 +142,11 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Resolves the host names in a plan.
-    pub fn resolve(plan: &mut Plan) -> Result<Vec<host::Resolved>, ResolveError> {
-        let mut resolved = Vec::new();
-        for part in &mut plan.parts {
-            if let What::Faults(faults) = &mut part.what {
-                resolved.extend(host::resolve(&mut faults.rules)?);
-            }
-        }
-        Ok(resolved)
+    /// Looks up the peers that a plan names, for [`Options::peers`].
+    pub fn resolve(plan: &Plan) -> Result<Peers, ResolveError> {
+        let peers = Peers::default();
+        peers.resolve(&peers::named(plan.remotes()))?;
+        Ok(peers)
     }
 
     /// Prepares a change. `origin_ns` is when the scenario started, by `CLOCK_MONOTONIC`, if it has.
@@ -166,7 +158,7 @@ impl Stage {
     ) -> Result<(), StageError> {
         for (target, parts) in &plan.changes[number].sets {
             let seed = packet_seed(self.seed, *target as u32, number as u64);
-            let mut set = set(plan, *target, parts, &self.addresses, seed);
+            let mut set = set(plan, *target, parts, seed);
             set.upcoming =
                 origin_ns.and_then(|origin| self.upcoming(plan, *target, number, origin));
             let actor = &mut self.actors[*target];
@@ -189,7 +181,7 @@ impl Stage {
         let (at, parts) = soon
             .flat_map(|change| change.sets.iter().map(|(target, parts)| (change.at, target, parts)))
             .find_map(|(at, changed, parts)| (*changed == target).then_some((at, parts)))?;
-        let rules = plan.rules(target, parts, &self.addresses);
+        let rules = plan.rules(target, parts);
         Some(Upcoming {
             at_ns: origin_ns.saturating_add(at.as_nanos() as u64),
             rules: rules.into_iter().map(|(_, rule)| rule).collect(),
@@ -239,12 +231,15 @@ impl Stage {
     /// Renews leases, and extends faults to new interfaces and cgroups. Call every
     /// [`crate::lifetime::lease::RENEWAL`].
     pub fn renew(&mut self) -> Result<(), StageError> {
+        self.warnings.extend(self.peers.take_warnings());
         self.actors.iter_mut().try_for_each(|actor| actor.do_it(Injection::renew))
     }
 
     /// The events of all targets since the last call.
     pub fn take_events(&mut self) -> Vec<Event> {
-        self.actors.iter_mut().flat_map(Actor::take_events).collect()
+        let warnings = std::mem::take(&mut self.warnings).into_iter();
+        let warnings = warnings.map(|message| Event::Warning { message });
+        warnings.chain(self.actors.iter_mut().flat_map(Actor::take_events)).collect()
     }
 
     /// Checks whether targets have gone or returned.
@@ -274,8 +269,10 @@ impl Stage {
 
     /// The addresses of each target, where a partition requires them.
     #[must_use]
-    pub fn addresses(&self) -> &[Vec<Remote>] {
-        &self.addresses
+    pub fn addresses(&self) -> Vec<Vec<IpAddr>> {
+        let known = self.peers.addresses();
+        let of = |actor: &Actor| known.get(&Peer::Target(actor.name.clone())).cloned();
+        self.actors.iter().map(|actor| of(actor).unwrap_or_default()).collect()
     }
 
     /// How many programs of each target had, or can have, their clocks skewed.
@@ -344,6 +341,7 @@ impl Actor {
                 injection::Event::Restarted { target: what, attached } => {
                     Event::Followed { target, what, attached: places(attached) }
                 }
+                injection::Event::PeersChanged(resolved) => Event::Changed { target, resolved },
                 injection::Event::Warning(message) => {
                     Event::Warning { message: format!("target {target}: {message}") }
                 }
@@ -367,14 +365,8 @@ impl Actor {
 }
 
 /// The fault set for the parts of a target.
-fn set(
-    plan: &Plan,
-    target: usize,
-    parts: &[usize],
-    addresses: &[Vec<Remote>],
-    seed: u64,
-) -> FaultSet<usize> {
-    let (owners, rules) = plan.rules(target, parts, addresses).into_iter().unzip();
+fn set(plan: &Plan, target: usize, parts: &[usize], seed: u64) -> FaultSet<usize> {
+    let (owners, rules) = plan.rules(target, parts).into_iter().unzip();
     let clock = plan.clock(parts).and_then(|part| {
         let faults = plan.parts[part].faults()?;
         Some((part, faults.clock.clone()?))
@@ -401,21 +393,4 @@ fn places(attached: impl IntoIterator<Item = Attached>) -> Vec<String> {
         }
     }
     places
-}
-
-/// The addresses of a target's interfaces, except those that are only valid inside its namespace.
-fn addresses_of(target: &Target) -> Result<Vec<Remote>, ResolveError> {
-    let mut found = Vec::new();
-    for place in target.places()? {
-        for address in interface::addresses(&place.netns)? {
-            let is_local = match address {
-                std::net::IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local(),
-                std::net::IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
-            };
-            if !is_local {
-                found.push(Remote::Net(address.into()));
-            }
-        }
-    }
-    Ok(found)
 }

@@ -11,6 +11,7 @@ use crate::{
         network, process,
     },
     kernel::clock,
+    target::peers::Resolved,
 };
 
 /// A line of a timeline.
@@ -80,6 +81,13 @@ pub enum Event {
         what: String,
         /// The current attachments. Those of namespaces that its processes have yet to enter follow.
         attached: Vec<String>,
+    },
+    /// Peers that the active rules of a target match have other addresses. The counters continue.
+    Changed {
+        /// The name of the target.
+        target: String,
+        /// The peers, with their new addresses.
+        resolved: Vec<Resolved>,
     },
     /// Periodic counters.
     Sample {

@@ -9,6 +9,7 @@ pub mod interpolate;
 pub mod list;
 pub mod packet;
 pub mod parameters;
+pub mod peer;
 pub mod process;
 pub mod rule;
 pub mod scenario;

@@ -1,5 +1,7 @@
 //! Packet rules: which packets to match, and what to do with them.
 
+use std::{collections::BTreeMap, net::IpAddr};
+
 use clap::{Args, ValueEnum};
 use injector_common::packet::protocol;
 use ipnet::IpNet;
@@ -16,6 +18,7 @@ use super::{
         self, Compiler, Field as _, Impairment, PacketFault, PacketInfo, packet_faults,
         profile::Expansion, ways::Ways,
     },
+    peer::Peer,
     trace::TraceError,
     value::{HumanDuration, PortSet, Protocol, Remote, TcpFlags, ValueError},
 };
@@ -103,10 +106,11 @@ packet_faults!(fault_spec! {
         #[schemars(with = "OneOrMany<Protocol>")]
         pub protocol: Vec<Protocol>,
 
-        /// Peer address, prefix or host name; repeatable
+        /// Peer address, prefix, host name, or container:NAME, ...; repeatable
         ///
-        /// Host names are resolved once, at the start.
-        #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Match")]
+        /// Host names are looked up again every 5 s, and on SIGHUP. container:NAME, pod:NAMESPACE/NAME, netns:NAME and
+        /// cgroup:PATH are the addresses of the interfaces in their network namespaces, which are followed.
+        #[arg(long, value_name = "PEER", value_delimiter = ',', help_heading = "Match")]
         #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
         #[schemars(with = "OneOrMany<Remote>")]
         pub remote: Vec<Remote>,
@@ -195,7 +199,7 @@ pub struct Matching {
 }
 
 impl Matching {
-    /// Whether some packet may match both. Host names may stand for any address.
+    /// Whether some packet may match both. Peers given by name may get any address.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         let both = Direction::Both;
@@ -216,13 +220,15 @@ impl Matching {
         self.protocols.is_empty() || self.protocols.contains(&Protocol(protocol))
     }
 
-    /// Whether only packets on a loopback match, by their addresses.
+    /// Whether only packets on a loopback match, by their addresses and those of their peers.
     #[must_use]
-    pub fn is_of_loopback(&self) -> bool {
+    pub fn is_of_loopback(&self, addresses: &BTreeMap<Peer, Vec<IpAddr>>) -> bool {
         let is_of_loopback = |remote: &Remote| match remote {
             Remote::Net(IpNet::V4(net)) => net.network().is_loopback() && net.prefix_len() >= 8,
             Remote::Net(IpNet::V6(net)) => net.addr().is_loopback() && net.prefix_len() == 128,
-            Remote::Host(_) => false,
+            Remote::Peer(peer) => addresses
+                .get(peer)
+                .is_some_and(|found| found.iter().all(|address| address.is_loopback())),
         };
         !self.remotes.is_empty() && self.remotes.iter().all(is_of_loopback)
     }
@@ -516,6 +522,8 @@ mod tests {
 
     #[test]
     fn rules_of_the_loopback_are_known_by_their_addresses() {
+        let localhost = Peer::Host("localhost".into());
+        let known = BTreeMap::from([(localhost, vec![IpAddr::from([127, 0, 0, 1])])]);
         for (remote, is_of_loopback) in [
             ("127.0.0.1", true),
             ("127.0.0.0/8", true),
@@ -523,12 +531,13 @@ mod tests {
             ("127.0.0.0/7", false),
             ("'::/127'", false),
             ("[127.0.0.1, 10.0.0.1]", false),
-            ("localhost", false),
+            ("localhost", true),
+            ("example.com", false),
         ] {
             let rules = spec(&format!("{{loss: 1%, remote: {remote}}}")).check().expect(remote);
-            assert_eq!(rules[0].matching.is_of_loopback(), is_of_loopback, "{remote}");
+            assert_eq!(rules[0].matching.is_of_loopback(&known), is_of_loopback, "{remote}");
         }
-        assert!(!spec("{loss: 1%}").check().expect("valid")[0].matching.is_of_loopback());
+        assert!(!spec("{loss: 1%}").check().expect("valid")[0].matching.is_of_loopback(&known));
     }
 
     #[test]

@@ -15,6 +15,8 @@ use injector_common::packet::{protocol, tcp_flag};
 use ipnet::IpNet;
 use thiserror::Error;
 
+use super::peer::{self, Peer};
+
 /// A value that could not be parsed. Callers add the name of the flag.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ValueError {
@@ -52,9 +54,44 @@ pub enum ValueError {
     /// Not an address, prefix or host name.
     #[error(
         "`{0}` is not an address: write an IP address, a CIDR prefix (10.0.0.0/8, prefix length 0 to 32; \
-         fd00::/64, prefix length 0 to 128) or a host name"
+         fd00::/64, prefix length 0 to 128), a host name, or one of {forms}",
+        forms = peer::forms()
     )]
     Remote(String),
+    /// A peer without a name.
+    #[error("`{kind}:` has no name: write {kind}:{form}, for instance {kind}:{example}")]
+    NoPeerName {
+        /// Kind of the peer.
+        kind: &'static str,
+        /// Form of its name.
+        form: &'static str,
+        /// Example of a name.
+        example: &'static str,
+    },
+    /// A peer of a kind that does not exist.
+    #[error(
+        "`{text}`: there is no kind of peer `{kind}`: write {forms}, an IP address, a CIDR prefix or a host name",
+        forms = peer::forms()
+    )]
+    PeerKind {
+        /// The text.
+        text: String,
+        /// The kind.
+        kind: String,
+    },
+    /// A peer that is not a pod.
+    #[error("`pod:{0}` is not a pod: write pod:NAMESPACE/NAME, for instance pod:default/web-0")]
+    PeerPod(String),
+    /// A peer with a port.
+    #[error("`{text}` has a port: write {host}, and give the port as remote-port: {port}")]
+    PeerPort {
+        /// The text.
+        text: String,
+        /// The part before the port.
+        host: String,
+        /// The port.
+        port: String,
+    },
     /// Not a set of ports.
     #[error(
         "`{0}` is not a set of ports: write ports from 0 to 65535, ranges (8000-8100), lists (80,443) and \
@@ -167,7 +204,7 @@ where
 serde_as_text! {
     Percent: "a percentage such as 20%" pattern "^[0-9.]+ *%$",
     HumanDuration: "a duration such as 50ms",
-    Remote: "an address, a CIDR prefix or a host name",
+    Remote: "an address, a CIDR prefix, a host name or a peer such as container:web",
     PortSet: "ports such as 80,8000-8100,!8080",
     Protocol: "a protocol such as tcp",
     TcpFlags: "TCP flags such as syn,!ack",
@@ -299,13 +336,13 @@ impl FromStr for Lifetime {
     }
 }
 
-/// A peer: an address prefix, or a host name that is not resolved yet.
+/// A peer: an address prefix, or a name whose addresses are looked up.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Remote {
     /// An address or a prefix.
     Net(IpNet),
-    /// A host name.
-    Host(String),
+    /// A name.
+    Peer(Peer),
 }
 
 impl FromStr for Remote {
@@ -318,6 +355,9 @@ impl FromStr for Remote {
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(Self::Net(address.to_canonical().into()));
         }
+        if let Some(peer) = Peer::parse_local(text) {
+            return peer.map(Self::Peer);
+        }
         let is_label = |label: &str| {
             !label.is_empty()
                 && label.len() <= 63
@@ -329,7 +369,7 @@ impl FromStr for Remote {
         // A mistyped address must not be looked up as a host name.
         let is_number = name.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
         if is_name && !is_number {
-            Ok(Self::Host(text.into()))
+            Ok(Self::Peer(Peer::Host(text.into())))
         } else {
             Err(ValueError::Remote(text.into()))
         }
@@ -340,7 +380,7 @@ impl Display for Remote {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         match self {
             Self::Net(net) => net.fmt(f),
-            Self::Host(name) => name.fmt(f),
+            Self::Peer(peer) => peer.fmt(f),
         }
     }
 }

@@ -90,8 +90,8 @@ pub enum ResolveError {
         /// The cause.
         source: io::Error,
     },
-    /// The host name has no addresses.
-    #[error("the host name {0} has no addresses")]
+    /// The peer has no addresses.
+    #[error("{0} has no addresses")]
     NoAddress(String),
     /// Pods are selected by labels, but no cluster is joined.
     #[error(

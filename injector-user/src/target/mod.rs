@@ -2,13 +2,14 @@
 
 pub mod cgroup;
 mod error;
-pub mod host;
 pub mod kind;
+pub mod peers;
 pub mod pods;
 pub mod processes;
 
 use std::{
     fmt::{self, Debug, Formatter},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -188,6 +189,12 @@ impl Target {
         self.processes.as_ref().map(|processes| processes.identity())
     }
 
+    /// Whether the target tells processes apart.
+    #[must_use]
+    pub fn has_processes(&self) -> bool {
+        self.whose != Whose::All
+    }
+
     /// The cgroup, if the target is one.
     #[must_use]
     pub const fn cgroup(&self) -> Option<&Cgroup> {
@@ -317,6 +324,22 @@ impl Target {
             }
         }
         namespaces.into_iter().map(place).collect()
+    }
+
+    /// The addresses of all interfaces in the namespaces of its processes, or else in its own.
+    pub fn addresses(&self) -> Result<Vec<IpAddr>, ResolveError> {
+        let mut namespaces = Vec::new();
+        if self.follows {
+            add_namespaces(&mut namespaces, self.whose.processes());
+        }
+        if namespaces.is_empty() {
+            namespaces.clone_from(&self.namespaces);
+        }
+        let mut addresses = Vec::new();
+        for netns in &namespaces {
+            addresses.extend(interface::addresses(netns)?);
+        }
+        Ok(addresses)
     }
 
     /// The namespaces that the target is in now.

@@ -17,10 +17,14 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 use super::links::Continued;
-use crate::spec::{
-    distribution::Table,
-    rule::{Direction, Matching, Rule},
-    value::{HumanDuration, PortSet, Remote},
+use crate::{
+    spec::{
+        distribution::Table,
+        peer::Peer,
+        rule::{Direction, Matching, Rule},
+        value::{HumanDuration, PortSet, Remote},
+    },
+    target::peers::Addresses,
 };
 
 /// Maximum number of entries of a rule set.
@@ -53,9 +57,9 @@ pub enum CompileError {
     /// Too many lengths.
     #[error("--longer-than has {0} different values in the rules; the most is {MAX_LENGTHS}")]
     TooManyLengths(usize),
-    /// A host name is unresolved.
-    #[error("the host name {0} has not been resolved")]
-    Unresolved(String),
+    /// The addresses of a peer are not known.
+    #[error("the addresses of {0} have not been looked up")]
+    Unresolved(Peer),
 }
 
 /// A compiled rule set, usable in either bank.
@@ -139,8 +143,9 @@ impl Compiled {
     }
 }
 
-/// Compiles `rules`. Their durations start at [`Compiled::start`].
-pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
+/// Compiles `rules` with the current addresses of their peers. Their durations start at
+/// [`Compiled::start`].
+pub fn compile(rules: &[Rule], addresses: &Addresses, seed: u64) -> Result<Compiled, CompileError> {
     let ports = [
         Ports::of(rules.iter().filter_map(|rule| rule.matching.local_ports.as_ref())),
         Ports::of(rules.iter().filter_map(|rule| rule.matching.remote_ports.as_ref())),
@@ -160,7 +165,7 @@ pub fn compile(rules: &[Rule], seed: u64) -> Result<Compiled, CompileError> {
             [(&mut packets, Some(&rule.matching)), (&mut connections, connection.as_ref())];
         for (masks, matching) in searches {
             let Some(matching) = matching else { continue };
-            for Entry { mask, tuple } in matches(matching, &ports, &lengths)? {
+            for Entry { mask, tuple } in matches(matching, addresses, &ports, &lengths)? {
                 // If several rules match exactly the same packets, the first wins.
                 entries.entry((tuple, masks.number(mask, number))).or_insert(number);
                 combinations += 1;
@@ -242,6 +247,7 @@ struct Entry {
 /// All combinations that `matching` covers.
 fn matches(
     matching: &Matching,
+    addresses: &Addresses,
     ports: &[Ports; 2],
     lengths: &BTreeSet<u32>,
 ) -> Result<Vec<Entry>, CompileError> {
@@ -277,7 +283,7 @@ fn matches(
     };
     let remotes: Vec<Option<IpNet>> = match matching.remotes.as_slice() {
         [] => vec![None],
-        some => some.iter().map(net).collect::<Result<_, _>>()?,
+        some => nets(some, addresses)?.into_iter().map(Some).collect(),
     };
     // A length above a limit belongs to any of the classes above it.
     let classes: Vec<u32> = match matching.longer_than {
@@ -310,11 +316,20 @@ fn matches(
     Ok(entries)
 }
 
-fn net(remote: &Remote) -> Result<Option<IpNet>, CompileError> {
-    match remote {
-        Remote::Net(net) => Ok(Some(*net)),
-        Remote::Host(name) => Err(CompileError::Unresolved(name.clone())),
+/// The current addresses and prefixes of `remotes`.
+fn nets(remotes: &[Remote], addresses: &Addresses) -> Result<Vec<IpNet>, CompileError> {
+    let mut nets = Vec::with_capacity(remotes.len());
+    for remote in remotes {
+        match remote {
+            Remote::Net(net) => nets.push(*net),
+            Remote::Peer(peer) => {
+                let found = addresses.get(peer);
+                let found = found.ok_or_else(|| CompileError::Unresolved(peer.clone()))?;
+                nets.extend(found.iter().map(|&address| IpNet::from(address)));
+            }
+        }
     }
+    Ok(nets)
 }
 
 impl Entry {

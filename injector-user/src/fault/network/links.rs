@@ -136,7 +136,7 @@ impl Compiled {
 #[cfg(test)]
 mod tests {
     use super::{super::compile::compile, *};
-    use crate::spec::rule::RuleSpec;
+    use crate::{spec::rule::RuleSpec, target::peers::Addresses};
 
     fn rules(texts: &[&str]) -> Vec<Rule> {
         let spec = |text: &&str| serde_json::from_str::<RuleSpec>(text).expect("a rule");
@@ -146,13 +146,13 @@ mod tests {
     const COUNT: u32 = 16;
 
     fn first(rules: &[Rule], seed: u64) -> Compiled {
-        let mut compiled = compile(rules, seed).expect("it compiles");
+        let mut compiled = compile(rules, &Addresses::new(), seed).expect("it compiles");
         assign(&mut compiled, None, seed, COUNT);
         compiled
     }
 
     fn change(active: &Compiled, rules: &[Rule], seed: u64) -> Compiled {
-        let mut compiled = compile(rules, seed).expect("it compiles");
+        let mut compiled = compile(rules, &Addresses::new(), seed).expect("it compiles");
         assign(&mut compiled, Some(active), seed, COUNT);
         compiled
     }
@@ -254,11 +254,11 @@ mod tests {
         let longer = r#"{"loss": "1%", "for": "60s"}"#;
         let mut old = first(&rules(&[timed]), 1);
         old.start(1_000, u64::MAX);
-        let mut new = compile(&rules(&[timed]), 1).expect("it compiles");
+        let mut new = compile(&rules(&[timed]), &Addresses::new(), 1).expect("it compiles");
         new.start(2_000, u64::MAX);
         assign(&mut new, Some(&old), 1, COUNT);
         assert_eq!(new.rules[0].deadline_ns, 30_000_001_000);
-        let mut new = compile(&rules(&[longer]), 1).expect("it compiles");
+        let mut new = compile(&rules(&[longer]), &Addresses::new(), 1).expect("it compiles");
         new.start(2_000, u64::MAX);
         assign(&mut new, Some(&old), 1, COUNT);
         assert_eq!(new.rules[0].deadline_ns, 60_000_002_000);

@@ -45,7 +45,7 @@ use crate::{
     },
     lifetime::{LifetimeError, instance::Instance, lease::LEASE},
     spec::{rule::Rule, trace::Table},
-    target::{Place, ResolveError, Target, Whose, processes::ProcessSet},
+    target::{Place, ResolveError, Target, Whose, peers::Addresses, processes::ProcessSet},
 };
 use attachments::{Attachment, Attachments};
 use compile::{CompileError, Compiled, compile};
@@ -295,13 +295,14 @@ impl Network {
         target: Target,
         rules: &[Rule],
         later: impl IntoIterator<Item = &'a [Rule]>,
+        addresses: &Addresses,
         options: Options,
     ) -> Result<Self, NetworkError> {
-        let compiled = compile(rules, options.seed)?;
+        let compiled = compile(rules, addresses, options.seed)?;
         let mut needs = Needs::default();
         needs.add(&compiled);
         for rules in later {
-            needs.add(&compile(rules, options.seed)?);
+            needs.add(&compile(rules, addresses, options.seed)?);
         }
         if !options.is_final {
             let masks = &mut needs.capacity.masks;
@@ -416,10 +417,40 @@ impl Network {
         &mut self,
         instance: &mut Instance,
         rules: &[Rule],
+        addresses: &Addresses,
         seed: u64,
         upcoming: Option<&Upcoming>,
     ) -> Result<(), NetworkError> {
-        let mut compiled = compile(rules, seed)?;
+        let compiled = compile(rules, addresses, seed)?;
+        self.prepare_compiled(instance, compiled, seed, upcoming)
+    }
+
+    /// Replaces the active rules by the same ones with other addresses of their peers. Everything
+    /// else about them continues, except their counters. Discards prepared rules.
+    pub fn readdress(
+        &mut self,
+        instance: &mut Instance,
+        addresses: &Addresses,
+    ) -> Result<(), NetworkError> {
+        let seed = self.options.seed;
+        let Some(active) = &self.banks[self.active as usize] else { return Ok(()) };
+        let mut compiled = compile(&active.spec, addresses, seed)?;
+        for (hold, active) in compiled.holds.iter_mut().zip(&active.holds) {
+            // What is known of the next change stays known.
+            hold.rate.next_ns = active.rate.next_ns;
+            hold.rate.next_cost = active.rate.next_cost;
+        }
+        self.prepare_compiled(instance, compiled, seed, None)?;
+        self.commit()
+    }
+
+    fn prepare_compiled(
+        &mut self,
+        instance: &mut Instance,
+        mut compiled: Compiled,
+        seed: u64,
+        upcoming: Option<&Upcoming>,
+    ) -> Result<(), NetworkError> {
         compiled.start(clock::monotonic_ns(), self.deadline_ns);
         let capacity = self.object.capacity();
         let (rules, entries) = (compiled.rules.len(), compiled.entry_count());
@@ -675,6 +706,12 @@ impl Network {
         }
         self.wire.end(instance)?;
         Ok(())
+    }
+
+    /// The active rules.
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        self.banks[self.active as usize].as_ref().map_or(&[], |active| &active.spec)
     }
 
     /// The counters of each active rule, in order.

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{Network, NetworkError, counts::Counts, links::Upcoming};
-use crate::{lifetime::instance::Instance, spec::rule::Rule};
+use crate::{
+    kernel::clock, lifetime::instance::Instance, spec::rule::Rule, target::peers::Addresses,
+};
 
 /// The packet faults of a target, if it has any, with the owner of each rule.
 #[derive(Debug)]
@@ -15,13 +17,15 @@ pub struct Shared<K> {
     next: Vec<K>,
     /// Counters of replaced rules, by owner.
     done: BTreeMap<K, Counts>,
+    /// Counters of the active rules from before the last change of their peers' addresses.
+    moved: Vec<Counts>,
 }
 
 impl<K: Copy + Ord> Shared<K> {
     /// Of a network whose first rules have these owners.
     #[must_use]
     pub const fn new(network: Option<Network>, owners: Vec<K>) -> Self {
-        Self { network, owners, next: Vec::new(), done: BTreeMap::new() }
+        Self { network, owners, next: Vec::new(), done: BTreeMap::new(), moved: Vec::new() }
     }
 
     /// The network.
@@ -41,13 +45,32 @@ impl<K: Copy + Ord> Shared<K> {
         instance: &mut Instance,
         owners: Vec<K>,
         rules: &[Rule],
+        addresses: &Addresses,
         seed: u64,
         upcoming: Option<&Upcoming>,
     ) -> Result<(), NetworkError> {
         if let Some(network) = &mut self.network {
-            network.prepare(instance, rules, seed, upcoming)?;
+            network.prepare(instance, rules, addresses, seed, upcoming)?;
         }
         self.next = owners;
+        Ok(())
+    }
+
+    /// Changes the addresses of the active rules' peers, see [`Network::readdress`]. Counters
+    /// continue. Waits until no program reads the old ones.
+    pub fn readdress(
+        &mut self,
+        instance: &mut Instance,
+        addresses: &Addresses,
+    ) -> Result<(), NetworkError> {
+        let Some(network) = &mut self.network else { return Ok(()) };
+        network.readdress(instance, addresses)?;
+        clock::wait_for_readers();
+        let counts = network.replaced_counts()?;
+        self.moved.resize_with(counts.len(), Counts::default);
+        for (sum, counts) in self.moved.iter_mut().zip(&counts) {
+            *sum += counts;
+        }
         Ok(())
     }
 
@@ -69,8 +92,10 @@ impl<K: Copy + Ord> Shared<K> {
         };
         let mut replaced: BTreeMap<K, Counts> =
             known.into_iter().map(|owner| (owner, Counts::default())).collect();
-        for (&owner, counts) in self.owners.iter().zip(&counts) {
-            *replaced.entry(owner).or_default() += counts;
+        for counts in [&counts, &std::mem::take(&mut self.moved)] {
+            for (&owner, counts) in self.owners.iter().zip(counts) {
+                *replaced.entry(owner).or_default() += counts;
+            }
         }
         for (&owner, counts) in &replaced {
             *self.done.entry(owner).or_default() += counts;
@@ -89,8 +114,10 @@ impl<K: Copy + Ord> Shared<K> {
     pub fn counts(&mut self) -> Result<BTreeMap<K, Counts>, NetworkError> {
         let mut counts = self.done.clone();
         if let Some(network) = &mut self.network {
-            for (&owner, active) in self.owners.iter().zip(&network.counts()?) {
-                *counts.entry(owner).or_default() += active;
+            for active in [&network.counts()?, &self.moved] {
+                for (&owner, active) in self.owners.iter().zip(active) {
+                    *counts.entry(owner).or_default() += active;
+                }
             }
         }
         Ok(counts)

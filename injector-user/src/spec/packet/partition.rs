@@ -17,9 +17,9 @@ impl PacketFault for Partition {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "partition",
-            value: "CIDR",
-            help: "Drop all packets to and from these addresses",
-            detail: "With --direction, one way only.",
+            value: "PEER",
+            help: "Drop all packets to and from these peers",
+            detail: "The peers are given as with --remote. With --direction, one way only.",
             examples: &["10.0.0.0/8", "fd00::1"],
             trial: Some(Trial { options: "--partition 127.0.0.1", effect: Effect::Lost }),
             ..Info::DEFAULT

@@ -148,8 +148,8 @@ pub enum StepError {
     /// A node is listed twice.
     #[error("the node {0} is there twice")]
     NodeTwice(String),
-    /// A node is neither a target nor an address.
-    #[error("the node {0} is neither a target nor an address")]
+    /// A node is neither a target nor a peer.
+    #[error("the node {0} is neither a target nor an address, nor a peer such as container:NAME")]
     NoNode(String),
     /// A primary is missing, unknown, or not supported by the shape.
     #[error(

@@ -17,6 +17,7 @@ use crate::spec::{
     distribution::Files,
     file::FaultsSpec,
     packet::Impairment,
+    peer::Peer,
     process::ProcessFaults,
     rule::{Direction, Matching, Rule},
     value::{HumanDuration, Remote},
@@ -91,15 +92,8 @@ pub struct Change {
 
 impl Plan {
     /// The rules of the parts that are active at a target, each with the number of its part.
-    ///
-    /// `addresses` holds the addresses of all targets.
     #[must_use]
-    pub fn rules(
-        &self,
-        target: usize,
-        parts: &[usize],
-        addresses: &[Vec<Remote>],
-    ) -> Vec<(usize, Rule)> {
+    pub fn rules(&self, target: usize, parts: &[usize]) -> Vec<(usize, Rule)> {
         let (mut cuts, mut others) = (Vec::new(), Vec::new());
         for &number in parts {
             let part = &self.parts[number];
@@ -116,10 +110,10 @@ impl Plan {
                     let mut ways: BTreeMap<bool, Vec<Remote>> = BTreeMap::new();
                     for cut in here {
                         let remotes = ways.entry(cut.direction == Direction::Ingress).or_default();
-                        match &cut.peer {
-                            Node::Target(peer) => remotes.extend(addresses[*peer].iter().cloned()),
-                            Node::Remote(remote) => remotes.push(remote.clone()),
-                        }
+                        remotes.push(match &cut.peer {
+                            Node::Target(peer) => self.peer(*peer),
+                            Node::Remote(remote) => remote.clone(),
+                        });
                     }
                     for (is_ingress, remotes) in ways {
                         cuts.push((number, cut_off(&part.name, is_ingress, remotes)));
@@ -149,18 +143,37 @@ impl Plan {
         sets.filter(move |(at, _)| *at == target).map(|(_, parts)| parts.as_slice())
     }
 
+    /// A target as a peer of others.
+    fn peer(&self, target: usize) -> Remote {
+        Remote::Peer(Peer::Target(self.targets[target].clone()))
+    }
+
     /// The targets whose addresses must be known.
     #[must_use]
     pub fn peers(&self) -> BTreeSet<usize> {
-        let cuts = self.parts.iter().flat_map(|part| match &part.what {
-            What::Partition(cuts) => cuts.as_slice(),
-            What::Faults(_) => &[],
-        });
-        cuts.filter_map(|cut| match cut.peer {
+        let target = |cut: &Cut| match cut.peer {
             Node::Target(target) => Some(target),
             Node::Remote(_) => None,
+        };
+        self.cuts().filter_map(target).collect()
+    }
+
+    /// The peers other than targets, by address or name.
+    pub fn remotes(&self) -> impl Iterator<Item = &Remote> {
+        let faults = self.parts.iter().filter_map(Part::faults);
+        let rules = faults.flat_map(|faults| &faults.rules);
+        let cut_off = self.cuts().filter_map(|cut| match &cut.peer {
+            Node::Remote(remote) => Some(remote),
+            Node::Target(_) => None,
+        });
+        rules.flat_map(|rule| &rule.matching.remotes).chain(cut_off)
+    }
+
+    fn cuts(&self) -> impl Iterator<Item = &Cut> {
+        self.parts.iter().flat_map(|part| match &part.what {
+            What::Partition(cuts) => cuts.as_slice(),
+            What::Faults(_) => &[],
         })
-        .collect()
     }
 }
 
@@ -513,9 +526,12 @@ impl Planner<'_> {
         for name in nodes {
             let node = match self.target(name) {
                 Some(target) => Node::Target(target),
+                // A host name is likely a mistyped target.
                 None => match name.parse() {
-                    Ok(Remote::Net(net)) => Node::Remote(Remote::Net(net)),
-                    _ => return Err(StepError::NoNode(name.clone())),
+                    Ok(Remote::Peer(Peer::Host(_))) | Err(_) => {
+                        return Err(StepError::NoNode(name.clone()));
+                    }
+                    Ok(remote) => Node::Remote(remote),
                 },
             };
             if found.contains(&node) {

@@ -22,6 +22,7 @@ use injector_user::{
         object::{Capacity, Constants, Object, WireDevice},
     },
     spec::{Faults, file},
+    target::peers::Addresses,
 };
 
 use testbed::bpf::{SCHED_CLS, XDP, load_empty, test_run};
@@ -223,7 +224,7 @@ impl Case {
 /// Loads the object and activates the rules without an end.
 fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
     let Faults { seed, rules, .. } = file::read(&file.path())?;
-    let compiled = compile(&rules, seed.unwrap_or_default())?;
+    let compiled = compile(&rules, &Addresses::new(), seed.unwrap_or_default())?;
     let constants = Constants {
         scope: if setting.cgroup.is_some() { ScopeKind::Cgroup } else { ScopeKind::All },
         mptcp: false,

@@ -59,7 +59,7 @@ fn fits(matching: &Matching, packet: &Packet, direction: packet::Direction) -> b
     };
     let in_net = |remote: &Remote| match remote {
         Remote::Net(net) => net.contains(&address),
-        Remote::Host(_) => false,
+        Remote::Peer(_) => false,
     };
     let port_fits = |set: &Option<PortSet>, port: u16| {
         set.as_ref()
@@ -173,7 +173,7 @@ proptest! {
         packets in prop::collection::vec((packet(), any::<bool>()), 20),
     ) {
         let rules: Vec<Rule> = matchings.into_iter().map(rule).collect();
-        let compiled = compile(&rules, 1).expect("few rules");
+        let compiled = compile(&rules, &Addresses::new(), 1).expect("few rules");
         for (packet, sent) in packets {
             let direction = if sent { packet::Direction::Egress } else { packet::Direction::Ingress };
             let expected = rules.iter().position(|rule| fits(&rule.matching, &packet, direction));
@@ -192,7 +192,7 @@ proptest! {
             rule.impairment.rule.clamp_mtu = if clamps { 1500 } else { 0 };
             rule
         }).collect();
-        let compiled = compile(&rules, 1).expect("few rules");
+        let compiled = compile(&rules, &Addresses::new(), 1).expect("few rules");
         let clamps = rules.iter().any(Rule::clamps_mss);
         prop_assert!(!clamps || compiled.egress && compiled.ingress);
         for (packet, sent) in packets {
@@ -215,7 +215,7 @@ fn as_many_rules_as_promised_share_one_mask() {
             rule(Matching { remotes, ..Matching::default() })
         })
         .collect();
-    let compiled = compile(&rules, 1).expect("as many as promised");
+    let compiled = compile(&rules, &Addresses::new(), 1).expect("as many as promised");
     assert_eq!(compiled.mask_count(), 1);
     assert_eq!(compiled.entry_count(), rule::MAX_RULES);
 }
@@ -228,7 +228,7 @@ fn each_port_of_all_can_have_its_own_rule() {
             rule(Matching { remote_ports, ..Matching::default() })
         })
         .collect();
-    let compiled = compile(&rules, 1).expect("as many as promised");
+    let compiled = compile(&rules, &Addresses::new(), 1).expect("as many as promised");
     let [_, remote] = compiled.classes.as_ref().expect("ports are matched");
     assert!((0..=u16::MAX).all(|port| remote[usize::from(port)] == port));
 }
@@ -238,7 +238,7 @@ fn what_cannot_be_classified_is_refused() {
     let prefixes: Vec<Remote> =
         (0..=128).map(|length| format!("::/{length}").parse().expect("valid")).collect();
     let rules = [rule(Matching { remotes: prefixes, ..Matching::default() })];
-    let error = compile(&rules, 1).expect_err("too many");
+    let error = compile(&rules, &Addresses::new(), 1).expect_err("too many");
     assert_eq!(error, CompileError::TooManyMasks(129));
 
     // Each rule is cut in pieces by all others.
@@ -251,7 +251,7 @@ fn what_cannot_be_classified_is_refused() {
             })
         })
         .collect();
-    let error = compile(&rules, 1).expect_err("too many");
+    let error = compile(&rules, &Addresses::new(), 1).expect_err("too many");
     assert_eq!(error, CompileError::TooManyEntries);
 }
 
@@ -260,7 +260,8 @@ fn the_earlier_of_two_deadlines_holds() {
     let mut one = rule(Matching::default());
     one.lasts = Some("1s".parse().expect("valid"));
     let deadline = |end| {
-        let mut compiled = compile(std::slice::from_ref(&one), 1).expect("one rule");
+        let mut compiled =
+            compile(std::slice::from_ref(&one), &Addresses::new(), 1).expect("one rule");
         compiled.start(500, end);
         compiled.rules[0].deadline_ns
     };
@@ -274,7 +275,7 @@ fn compiled(texts: &[&str]) -> Result<Compiled, CompileError> {
         let spec: RuleSpec = serde_saphyr::from_str(text).expect(text);
         spec.check().expect(text)
     });
-    compile(&rules.collect::<Vec<_>>(), 1)
+    compile(&rules.collect::<Vec<_>>(), &Addresses::new(), 1)
 }
 
 #[test]
