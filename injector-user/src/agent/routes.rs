@@ -267,7 +267,8 @@ fn described() -> (Router<Arc<Agent>>, OpenApi) {
 fn events(op: TransformOperation<'_>) -> TransformOperation<'_> {
     op.description(
         "A stream of server-sent events. Its events are `state` (of each fault, at first, and when events were missed), \
-         `created`, `renewed`, `counted` (at most once a second) and `ended`; their data is the fault, without its rules.",
+         `created`, `renewed`, `counted` (at most once a second), `changed` (addresses of peers) and `ended`; their data \
+         is the fault, without its rules.",
     )
     .response_with::<200, String, _>(|answer| answer.description("text/event-stream"))
 }

@@ -28,6 +28,11 @@ impl Reload {
         Self { path, peers, reading: None, again: false }
     }
 
+    /// Whether a read is in progress.
+    pub const fn is_reading(&self) -> bool {
+        self.reading.is_some()
+    }
+
     /// Starts to read, now or after the read in progress. Returns whether one is in progress.
     pub fn ask(&mut self) -> bool {
         self.again = self.reading.is_some();

@@ -415,7 +415,10 @@ impl<'a> Session<'a> {
     /// unusable.
     fn change(&mut self, read: Result<Faults>) -> Result<()> {
         let changed = read.and_then(|faults| self.try_change(faults));
-        self.injection.peers().retain(&peers::of_rules(&self.faults.rules));
+        // The next rules may match other peers.
+        if !self.reload.as_ref().is_some_and(Reload::is_reading) {
+            self.injection.peers().retain(&peers::of_rules(&self.faults.rules));
+        }
         match changed {
             Ok((old, replaced)) => {
                 let replaced = report::some(&names(&old.rules), &replaced);

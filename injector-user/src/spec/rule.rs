@@ -106,10 +106,10 @@ packet_faults!(fault_spec! {
         #[schemars(with = "OneOrMany<Protocol>")]
         pub protocol: Vec<Protocol>,
 
-        /// Peer address, prefix, host name, or container:NAME, ...; repeatable
+        /// Peer address, prefix or name; repeatable
         ///
-        /// Host names are looked up again every 5 s, and on SIGHUP. container:NAME, pod:NAMESPACE/NAME, netns:NAME and
-        /// cgroup:PATH are the addresses of the interfaces in their network namespaces, which are followed.
+        /// A name is a host name, container:NAME, pod:NAMESPACE/NAME, netns:NAME or cgroup:PATH. Its addresses are
+        /// followed: host names are looked up every 5 s, the others every second, and all on SIGHUP.
         #[arg(long, value_name = "PEER", value_delimiter = ',', help_heading = "Match")]
         #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
         #[schemars(with = "OneOrMany<Remote>")]
