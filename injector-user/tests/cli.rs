@@ -187,7 +187,7 @@ fn a_refused_start_leaves_nothing_half_applied() {
 }
 
 #[test]
-fn host_names_are_resolved_once_and_reported() {
+fn host_names_are_resolved_and_reported() {
     let lab = Lab::new();
     let line = "--interface lo --loss 1% --remote localhost --for 100ms";
     let injector = Injector::start(&lab.left, line);
