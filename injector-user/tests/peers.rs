@@ -31,7 +31,8 @@ impl Hosts {
 
     /// Gives the name these addresses, in one write.
     fn set(&self, addresses: &[IpAddr]) {
-        let lines: String = addresses.iter().map(|address| format!("{address} {NAME}\n")).collect();
+        let lines: Vec<String> = addresses.iter().map(|it| format!("{it} {NAME}\n")).collect();
+        let lines = lines.concat();
         let file = File::options().write(true).open(&self.0.path).expect("it is there");
         file.write_all_at(format!("{lines:\n<512}").as_bytes(), 0).expect("it can be written");
     }
@@ -71,7 +72,8 @@ fn assert_lost(lab: &Lab, addresses: &[IpAddr]) {
 #[track_caller]
 fn assert_passes(lab: &Lab, addresses: &[IpAddr]) {
     for &address in addresses {
-        assert_eq!(lab.left.ping(None, address, 1), 1, "{address}");
+        // On a busy machine, ping may read a reply too late. Faults here lose everything.
+        assert!(lab.left.ping(None, address, 3) > 0, "{address}");
     }
 }
 
@@ -381,7 +383,9 @@ impl Place {
         let link = "link add near type veth peer name far\nlink set dev lo up\n\
                     link set dev near addrgenmode none\nlink set dev near up\nlink set dev far up\n";
         testbed::ip(&["-n", netns], link);
-        addresses.iter().for_each(|&address| self.add(address));
+        for &address in addresses {
+            self.add(address);
+        }
     }
 
     fn add(&self, address: IpAddr) {

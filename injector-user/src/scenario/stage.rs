@@ -160,7 +160,7 @@ impl Stage {
             let seed = packet_seed(self.seed, *target as u32, number as u64);
             let mut set = set(plan, *target, parts, seed);
             set.upcoming =
-                origin_ns.and_then(|origin| self.upcoming(plan, *target, number, origin));
+                origin_ns.and_then(|origin| Self::upcoming(plan, *target, number, origin));
             let actor = &mut self.actors[*target];
             actor.do_it(|injection| injection.prepare_next(set))?;
             actor.next.clone_from(parts);
@@ -169,13 +169,7 @@ impl Stage {
     }
 
     /// The packet faults after the next change of a target, if that comes soon after change `number`.
-    fn upcoming(
-        &self,
-        plan: &Plan,
-        target: usize,
-        number: usize,
-        origin_ns: u64,
-    ) -> Option<Upcoming> {
+    fn upcoming(plan: &Plan, target: usize, number: usize, origin_ns: u64) -> Option<Upcoming> {
         let end = plan.changes[number].at + FORESIGHT;
         let soon = plan.changes[number + 1..].iter().take_while(|change| change.at <= end);
         let (at, parts) = soon

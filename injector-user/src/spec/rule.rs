@@ -226,9 +226,9 @@ impl Matching {
         let is_of_loopback = |remote: &Remote| match remote {
             Remote::Net(IpNet::V4(net)) => net.network().is_loopback() && net.prefix_len() >= 8,
             Remote::Net(IpNet::V6(net)) => net.addr().is_loopback() && net.prefix_len() == 128,
-            Remote::Peer(peer) => addresses
-                .get(peer)
-                .is_some_and(|found| found.iter().all(|address| address.is_loopback())),
+            Remote::Peer(peer) => {
+                addresses.get(peer).is_some_and(|found| found.iter().all(IpAddr::is_loopback))
+            }
         };
         !self.remotes.is_empty() && self.remotes.iter().all(is_of_loopback)
     }

@@ -321,8 +321,8 @@ mod tests {
         Lookup::of(peer).expect("it is looked up")
     }
 
-    fn found(texts: &[&str]) -> Result<Vec<IpAddr>, ResolveError> {
-        Ok(texts.iter().map(|text| text.parse().expect("an address")).collect())
+    fn found(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().expect("an address")).collect()
     }
 
     fn missing() -> Result<Vec<IpAddr>, ResolveError> {
@@ -331,7 +331,7 @@ mod tests {
 
     fn peers(peer: &Peer, addresses: &[&str]) -> Peers {
         let peers = Peers::default();
-        peers.insert([(peer.clone(), found(addresses).expect("some"), Some(lookup(peer)))]);
+        peers.insert([(peer.clone(), found(addresses), Some(lookup(peer)))]);
         peers
     }
 
@@ -344,12 +344,12 @@ mod tests {
         record(missing());
         record(missing());
         assert_eq!(peers.take_warnings().len(), 1);
-        record(found(&["10.0.0.1"]));
+        record(Ok(found(&["10.0.0.1"])));
         assert!(Arc::ptr_eq(&before, &peers.addresses()));
         record(missing());
         assert_eq!(peers.take_warnings().len(), 1);
-        record(found(&["10.0.0.2", "fd00::2"]));
-        assert_eq!(peers.addresses()[&db], found(&["10.0.0.2", "fd00::2"]).expect("two"));
+        record(Ok(found(&["10.0.0.2", "fd00::2"])));
+        assert_eq!(peers.addresses()[&db], found(&["10.0.0.2", "fd00::2"]));
         assert!(peers.take_warnings().is_empty());
     }
 
@@ -358,10 +358,10 @@ mod tests {
         let web = Peer::Local("container", "web".into());
         let peers = peers(&web, &["10.0.0.1"]);
         let record = |found| peers.0.0.lock().record(&web, lookup(&web), found);
-        record(found(&["127.0.0.1"]));
-        assert_eq!(peers.addresses()[&web], found(&["10.0.0.1"]).expect("one"));
-        record(found(&["10.0.0.2"]));
-        assert_eq!(peers.addresses()[&web], found(&["10.0.0.2"]).expect("one"));
+        record(Ok(found(&["127.0.0.1"])));
+        assert_eq!(peers.addresses()[&web], found(&["10.0.0.1"]));
+        record(Ok(found(&["10.0.0.2"])));
+        assert_eq!(peers.addresses()[&web], found(&["10.0.0.2"]));
     }
 
     #[test]
@@ -370,7 +370,7 @@ mod tests {
         let peers = peers(&db, &["10.0.0.1"]);
         peers.retain(&BTreeSet::new());
         assert!(!peers.may_change() && peers.addresses().is_empty());
-        peers.0.0.lock().record(&db, lookup(&db), found(&["10.0.0.2"]));
+        peers.0.0.lock().record(&db, lookup(&db), Ok(found(&["10.0.0.2"])));
         assert!(peers.addresses().is_empty());
     }
 
@@ -379,6 +379,6 @@ mod tests {
         let db = host("no-such-host.invalid");
         let peers = peers(&db, &["10.0.0.1"]);
         let all = peers.resolve(&BTreeSet::from([&db])).expect("it is known");
-        assert_eq!(all[0].addresses, found(&["10.0.0.1"]).expect("one"));
+        assert_eq!(all[0].addresses, found(&["10.0.0.1"]));
     }
 }
