@@ -45,7 +45,11 @@ use crate::{
     },
     lifetime::{LifetimeError, instance::Instance, lease::LEASE},
     spec::{rule::Rule, trace::Table},
-    target::{Place, ResolveError, Target, Whose, peers::Addresses, processes::ProcessSet},
+    target::{
+        Place, ResolveError, Target, Whose,
+        peers::{self, Addresses},
+        processes::ProcessSet,
+    },
 };
 use attachments::{Attachment, Attachments};
 use compile::{CompileError, Compiled, compile};
@@ -860,8 +864,9 @@ fn room_for(compiled: &Compiled) -> Capacity {
     const MIN_ROOM: usize = 1024;
     let rules = (2 * compiled.rules.len()).clamp(MIN_ROOM, MAX_RULES);
     let entries = (2 * compiled.entry_count()).clamp(MIN_ROOM, compile::MAX_ENTRIES);
-    // One more, as a peer may get an address of the other family.
-    let masks = (compiled.mask_count() + 1).min(MAX_MASKS);
+    // Peers may get addresses of the other family.
+    let families = if peers::of_rules(&compiled.spec).is_empty() { 1 } else { 2 };
+    let masks = (families * compiled.mask_count()).clamp(1, MAX_MASKS);
     let holds = 2 * compiled.rules.iter().filter(|rule| rule.flags & RULE_HOLDS != 0).count();
     let traces = 2 * compiled.spec.iter().filter(|rule| rule.impairment.trace.is_some()).count();
     Capacity {

@@ -65,7 +65,7 @@ impl<K: Copy + Ord> Shared<K> {
     ) -> Result<(), NetworkError> {
         let Some(network) = &mut self.network else { return Ok(()) };
         network.readdress(instance, addresses)?;
-        clock::wait_for_readers();
+        instance.expedited(|_| clock::wait_for_readers());
         let counts = network.replaced_counts()?;
         self.moved.resize_with(counts.len(), Counts::default);
         for (sum, counts) in self.moved.iter_mut().zip(&counts) {
