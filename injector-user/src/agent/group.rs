@@ -2,7 +2,7 @@
 //! slots (see [`crate::lifetime::journal::SLOTS`]) thus serve many faults, and each fault still
 //! acts as if it were alone.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use super::plan::Plan;
 use crate::{
@@ -195,9 +195,9 @@ impl Group {
         self.injection.peers().retain(&peers::named(remotes));
     }
 
-    /// The addresses of the peers that the rules match.
-    pub fn addresses(&self) -> Arc<Addresses> {
-        self.injection.peers().addresses()
+    /// The addresses of the peers that the rules match now.
+    pub fn addresses(&self) -> &Addresses {
+        self.injection.addresses()
     }
 
     /// Changes when a fault ends.

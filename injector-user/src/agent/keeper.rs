@@ -618,7 +618,7 @@ impl Keeper {
                 is_changed |= note(&mut active.fault.attached, attached);
             }
             let addresses = group.filter(|_| !active.fault.resolved.is_empty());
-            if addresses.is_some_and(|group| active.readdress(&group.addresses())) {
+            if addresses.is_some_and(|group| active.readdress(group.addresses())) {
                 self.board.put(What::Changed, active.fault.clone());
             }
             active.report(is_changed, &self.board, self.rounds);

@@ -675,6 +675,12 @@ impl<K: Copy + Ord> Injection<K> {
         instance.end()
     }
 
+    /// The addresses of peers that the rules match now.
+    #[must_use]
+    pub const fn addresses(&self) -> &Arc<Addresses> {
+        &self.addresses
+    }
+
     /// The peers that rules name.
     #[must_use]
     pub const fn peers(&self) -> &Peers {
