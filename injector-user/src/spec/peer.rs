@@ -32,7 +32,7 @@ pub struct PeerKind {
 }
 
 /// The kinds of peers.
-pub const KINDS: [PeerKind; 4] = [
+pub const KINDS: [PeerKind; 5] = [
     PeerKind {
         name: "container",
         form: "NAME",
@@ -46,6 +46,15 @@ pub const KINDS: [PeerKind; 4] = [
         target: |name| {
             let pod = name.parse().map_err(|_| ValueError::PeerPod(name.into()))?;
             Ok(TargetSpec { pod: Some(pod), ..TargetSpec::default() })
+        },
+    },
+    PeerKind {
+        name: "unit",
+        form: "NAME",
+        example: "nginx",
+        target: |name| {
+            let unit = name.parse().map_err(|_| ValueError::PeerUnit(name.into()))?;
+            Ok(TargetSpec { unit: Some(unit), ..TargetSpec::default() })
         },
     },
     PeerKind {

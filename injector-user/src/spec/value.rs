@@ -82,6 +82,11 @@ pub enum ValueError {
     /// A peer that is not a pod.
     #[error("`pod:{0}` is not a pod: write pod:NAMESPACE/NAME, for instance pod:default/web-0")]
     PeerPod(String),
+    /// A peer that is not a systemd unit that has processes.
+    #[error(
+        "`unit:{0}` is not a systemd unit with processes: write unit:NAME, for instance unit:nginx"
+    )]
+    PeerUnit(String),
     /// A peer with a port.
     #[error("`{text}` has a port: write {host}, and give the port as remote-port: {port}")]
     PeerPort {

@@ -631,9 +631,9 @@ impl Network {
     }
 
     /// The peers in the active rules that are addresses of the target's own namespaces.
-    pub fn own_peers(&self) -> Result<Vec<IpAddr>, NetworkError> {
+    pub fn own_peers(&self, addresses: &Addresses) -> Result<Vec<IpAddr>, NetworkError> {
         let Some(active) = &self.banks[self.active as usize] else { return Ok(Vec::new()) };
-        own::peers(&active.spec, self.namespaces())
+        own::peers(&active.spec, addresses, self.namespaces())
     }
 
     /// The cgroups in which sockets were created that the target's processes hold and that do not belong
