@@ -245,6 +245,20 @@ fn units_of_users_are_found_and_told_apart() {
 }
 
 #[test]
+fn the_addresses_of_a_unit_are_those_of_a_peer() {
+    let lab = Lab::new();
+    let slice = Slice::new();
+    let _service = Unit::start(&lab.right, slice.unit("db.service"), None);
+    let line = format!("--interface veth0 --remote unit:{}db --loss 100%", slice.name);
+    let peer = lab.right.address(Family::V4);
+    let injector = Injector::start(&lab.left, &line);
+    assert_eq!(lab.left.ping(None, peer, 3), 0);
+    let summary = injector.stop();
+    assert!(summary.total.dropped > 0, "{summary:?}");
+    assert_eq!(lab.left.ping(None, peer, 3), 3);
+}
+
+#[test]
 fn a_unit_that_does_not_run_is_an_error_that_names_others() {
     let lab = Lab::new();
     let slice = Slice::new();
