@@ -505,7 +505,7 @@ fn while_one_rule_replaces_another_no_packet_slips_through() {
     assert_eq!(number(&receiver.finish(), "received"), 0);
     dropped += injector.stop().total.dropped;
     assert_eq!((dropped, number(&sent, "errors")), (number(&sent, "sent"), 0));
-    assert!(dropped > 1000, "{dropped}");
+    assert!(dropped > 100, "{dropped}");
 }
 
 /// A destination with several receiving sockets: an address, and the group to join for it.

@@ -274,7 +274,7 @@ fn what_processes_cannot_suffer_is_refused_before_anything_is_touched() {
         (
             format!("targets: {{n: {{netns: {}}}}}\ntimeline: [{{{fault}}}]", lab.left.netns),
             1,
-            "--cgroup, --cgroup-of, --container, --pod, --pods, --pid or --process",
+            "--cgroup, --cgroup-of, --container, --pod, --pods, --unit, --pid or --process",
         ),
         (
             format!(

@@ -1,4 +1,4 @@
-//! In which cgroup sockets were created, by `NETLINK_SOCK_DIAG` (sock_diag(7)).
+//! In which cgroup sockets were created, by `NETLINK_SOCK_DIAG` (`sock_diag(7)`).
 
 use std::{
     collections::HashMap,
@@ -12,10 +12,10 @@ use nix::sys::socket::{
 
 use super::{KernelError, netns::Netns};
 
-/// `SOCK_DIAG_BY_FAMILY` (linux/sock_diag.h).
+/// `SOCK_DIAG_BY_FAMILY` (`linux/sock_diag.h`).
 const BY_FAMILY: u16 = 20;
 
-/// `INET_DIAG_CGROUP_ID` (linux/inet_diag.h, Linux 5.9).
+/// `INET_DIAG_CGROUP_ID` (`linux/inet_diag.h`, Linux 5.9).
 const CGROUP_ID: u16 = 21;
 
 /// Lengths of `struct nlmsghdr`, `inet_diag_req_v2` and `inet_diag_msg`, and of an attribute's header.

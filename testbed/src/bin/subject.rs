@@ -4,7 +4,7 @@
 //! `subject once COMMAND` does one and exits with 0 if that succeeded.
 //!
 //! Like a service of systemd, it takes the listener that it was passed, if `LISTEN_FDS` says so
-//! (sd_listen_fds(3)).
+//! (`sd_listen_fds(3)`).
 
 use std::{
     fs,

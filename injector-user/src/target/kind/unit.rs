@@ -100,7 +100,7 @@ struct UnitProcesses {
 pub(super) fn find(spec: &TargetSpec) -> Result<Option<Resolved>, ResolveError> {
     let Some(wanted) = &spec.unit else { return Ok(None) };
     let hierarchy = Hierarchy::find()?;
-    let unit = choose(running(hierarchy.mount()), wanted)?;
+    let unit = choose(&running(hierarchy.mount()), wanted)?;
     Ok(Some(Resolved {
         whose: Whose::Cgroup(hierarchy.open(&unit.cgroup)?),
         processes: Some(Arc::new(UnitProcesses::of(unit))),
@@ -138,7 +138,7 @@ impl Processes for UnitProcesses {
 }
 
 /// Selects the requested unit, or explains why there is none.
-fn choose(units: Vec<Unit>, wanted: &UnitName) -> Result<Unit, UnitError> {
+fn choose(units: &[Unit], wanted: &UnitName) -> Result<Unit, UnitError> {
     let user = wanted.user.as_deref().map(user_id).transpose()?.map(Manager::User);
     let is_meant = |unit: &&Unit| {
         unit.name == wanted.name && user.is_none_or(|manager| unit.manager == manager)
@@ -150,7 +150,7 @@ fn choose(units: Vec<Unit>, wanted: &UnitName) -> Result<Unit, UnitError> {
     }
     match found[..] {
         [unit] => Ok(unit.clone()),
-        [] => Err(UnitError::NotRunning { name: wanted.clone(), known: similar(&units, wanted) }),
+        [] => Err(UnitError::NotRunning { name: wanted.clone(), known: similar(units, wanted) }),
         [first, ..] if found.iter().any(|unit| unit.manager != first.manager) => {
             let units: Vec<String> = found.iter().map(ToString::to_string).collect();
             Err(UnitError::Users { name: wanted.clone(), units: units.join(", ") })
@@ -263,7 +263,7 @@ mod tests {
         }
 
         fn choose(&self, wanted: &str) -> Result<String, UnitError> {
-            let unit = choose(running(&self.0), &wanted.parse().expect("a unit"))?;
+            let unit = choose(&running(&self.0), &wanted.parse().expect("a unit"))?;
             let below = unit.cgroup.strip_prefix(&self.0).expect("below the root");
             Ok(format!("{unit} {}", below.display()))
         }
