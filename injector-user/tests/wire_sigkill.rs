@@ -24,7 +24,10 @@ const LATEST: Duration = Duration::from_secs(10);
 /// The maximum time of a start on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(3);
 
-const ROUNDS: u32 = 50;
+/// An emulated machine needs half a minute for a start.
+fn rounds() -> u32 {
+    if testbed::is_guest() { 12 } else { 50 }
+}
 
 fn guardian(pid: u32) -> Option<Pid> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
@@ -32,7 +35,8 @@ fn guardian(pid: u32) -> Option<Pid> {
 }
 
 #[test]
-fn killed_at_any_of_50_random_moments_it_leaves_no_device() {
+fn killed_at_any_random_moment_it_leaves_no_device() {
+    let rounds = rounds();
     let mut random = SmallRng::seed_from_u64(20_261_129);
     let lab = Lab::new();
     let devices = || lab.left.run("ip -o link show") + &lab.left.run("tc qdisc show");
@@ -50,7 +54,7 @@ fn killed_at_any_of_50_random_moments_it_leaves_no_device() {
         trace.path.display()
     ));
     let (mut active, mut late) = (0, 0);
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let servers =
             [at, other].map(|at| serve(&lab.right, None, &format!("tcp-serve --bind {at}")));
         let floods = [at, other].map(|at| {
@@ -93,6 +97,6 @@ fn killed_at_any_of_50_random_moments_it_leaves_no_device() {
         drop(servers);
         assert_eq!(lab.left.ping(None, lab.right.address(Family::V4), 3), 3, "{moment}");
     }
-    assert!(late <= ROUNDS / 10, "{late} of {ROUNDS} cleanups took longer than {PROMISED:?}");
-    assert!(active >= ROUNDS / 2, "packets were segmented in {active} of {ROUNDS} rounds only");
+    assert!(late <= rounds / 10, "{late} of {rounds} cleanups took longer than {PROMISED:?}");
+    assert!(active >= rounds / 2, "packets were segmented in {active} of {rounds} rounds only");
 }
