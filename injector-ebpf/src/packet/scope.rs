@@ -64,9 +64,8 @@ pub fn sender(ctx: &TcContext, control: &Control) -> Owner {
     match kind() {
         ScopeKind::All => Owner::Target,
         ScopeKind::Cgroup => Owner::target_if(sender_is_in(ctx, control)),
-        ScopeKind::Processes => sockets::sender(ctx),
         ScopeKind::CgroupAndTags if sender_is_in(ctx, control) => Owner::Target,
-        ScopeKind::CgroupAndTags => sockets::sender(ctx),
+        ScopeKind::Processes | ScopeKind::CgroupAndTags => sockets::sender(ctx),
     }
 }
 
