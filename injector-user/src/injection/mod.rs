@@ -323,7 +323,7 @@ impl<K: Copy + Ord> Injection<K> {
     /// Warns of peers that are the target itself.
     fn warn_of_own_peers(&mut self) -> Result<(), InjectionError> {
         let Some(network) = self.network.network() else { return Ok(()) };
-        for peer in network.own_peers(&self.options.peers.addresses())? {
+        for peer in network.own_peers(&self.addresses)? {
             let message = format!(
                 "the remote address {peer} is one of the target's own network namespace: only packets that it sends to \
                  itself match"

@@ -384,7 +384,7 @@ impl Network {
         if options.protect {
             network.object.protect(&protect::operator_connections())?;
         }
-        if needs.wire {
+        if needs.faults & fault::WIRE != 0 {
             network.wire.want();
         }
         // The programs find an empty bank until all are attached and the rules are in the other
@@ -825,8 +825,6 @@ struct Needs {
     sides: Directions,
     /// The queue limit, if any set holds packets.
     hold: Option<u32>,
-    /// Whether any rule acts on wire packets.
-    wire: bool,
     /// The faults of all rules.
     faults: u32,
     /// The tables of traces.
@@ -850,7 +848,6 @@ impl Needs {
             }
         }
         self.sides = self.sides.or(Directions::of(compiled));
-        self.wire |= compiled.needs_wire_packets();
         self.faults |= compiled.faults();
         if compiled.needs_hold() {
             let limit = hold::room_for(&compiled.holds, room.traces > 0);
