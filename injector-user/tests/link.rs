@@ -228,7 +228,9 @@ impl Changing {
             return (packets, Passed::Counted(self.phases));
         }
         let faults = end["faults"]["l"].as_object().expect("faults");
-        let packets = faults.values().map(|counts| number(counts, "delayed")).sum();
+        let sum = |counter: &str| faults.values().map(|counts| number(counts, counter)).sum();
+        assert_eq!(sum("expired"), 0, "{end}");
+        let packets = sum("delayed");
         (packets, Passed::Planned(self.steps))
     }
 }

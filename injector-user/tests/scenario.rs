@@ -300,6 +300,31 @@ fn asked_to_end_it_ends_at_once() {
 }
 
 #[test]
+fn behind_its_changes_it_stays_active_and_ends_when_asked() {
+    let lab = Lab::new();
+    // No machine makes a change in 10 µs.
+    let file = RuleFile::new(&format!(
+        "{}timeline:\n- {{faults: {{rules: [{{loss: 100%, protocol: icmp}}]}}}}\n\
+         - {{every: 20us, for: 10us, times: 400000, faults: {{rules: [{{loss: 1%, protocol: tcp}}]}}}}\n",
+        targets(&lab)
+    ));
+    let mut process = start_scenario(&lab.left, &file.path, &[]);
+    process.wait_for("change");
+    let lease_is_over = Instant::now() + Duration::from_secs(6);
+    while Instant::now() < lease_is_over {
+        assert!(!answers(&lab));
+    }
+    process.signal(Signal::SIGTERM);
+    let asked = Instant::now();
+    let ended = process.finish();
+    assert_eq!(ended["reason"], "asked");
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert!(answers(&lab));
+    let totals = ended["targets"].as_object().expect("targets").values();
+    assert!(totals.clone().all(|counts| counts["expired"] == 0), "{ended}");
+}
+
+#[test]
 fn killed_it_leaves_nothing() {
     let lab = Lab::new();
     let cgroup = TestCgroup::new();

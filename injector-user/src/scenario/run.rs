@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    future, io,
     os::fd::{AsFd as _, AsRawFd, RawFd},
     time::{Duration, Instant},
 };
@@ -169,23 +169,24 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         loop {
             // Process faults first, so that a change never delays the end of a pause.
             self.stage.step()?;
-            if self.due_ns().is_some_and(|due| due <= monotonic_ns()) {
-                if self.next == self.request.plan.changes.len() {
-                    return Ok(Reason::Done);
-                }
-                self.change()?;
-                continue;
-            }
             timer.get_ref().set(self.wake_ns()).map_err(StageError::Timer)?;
             tokio::select! {
                 biased;
-                ready = timer.readable() => {
-                    // The number of expirations does not matter; the clock is read.
-                    ready.map_err(StageError::Timer)?.clear_ready();
-                }
+                // Before changes, which can be due again and again on a machine that is too slow for them.
                 stopped = &mut stop => {
                     stopped.map_err(StageError::Stop)?;
                     return Ok(Reason::Asked);
+                }
+                () = future::ready(()), if self.is_renewal_urgent() => self.renew()?,
+                ready = timer.readable() => {
+                    // The number of expirations does not matter; the clock is read.
+                    ready.map_err(StageError::Timer)?.clear_ready();
+                    if self.due_ns().is_some_and(|due| due <= monotonic_ns()) {
+                        if self.next == self.request.plan.changes.len() {
+                            return Ok(Reason::Done);
+                        }
+                        self.change()?;
+                    }
                 }
                 _ = renewal.tick() => self.renew()?,
                 _ = samples.tick() => if !self.is_busy() { self.sample()? },
@@ -196,6 +197,11 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
     /// Whether a change is so close that no other work should start.
     fn is_busy(&self) -> bool {
         self.due_ns().is_some_and(|due| due < monotonic_ns() + QUIET.as_nanos() as u64)
+    }
+
+    /// Whether leases must be renewed even if that delays a change.
+    fn is_renewal_urgent(&self) -> bool {
+        monotonic_ns().saturating_sub(self.renewed_ns) >= (LEASE / 5).as_nanos() as u64
     }
 
     fn change(&mut self) -> Result<(), StageError> {
@@ -246,9 +252,8 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
     }
 
     fn renew(&mut self) -> Result<(), StageError> {
-        let age = Duration::from_nanos(monotonic_ns().saturating_sub(self.renewed_ns));
         // Changes take precedence unless leases would expire.
-        if self.is_busy() && age < LEASE / 5 {
+        if self.is_busy() && !self.is_renewal_urgent() {
             return Ok(());
         }
         let renewed = self.stage.renew();
