@@ -4,6 +4,7 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -189,8 +190,13 @@ pub fn base(work: &Path, binaries: &Binaries) -> Result<Archive> {
     Ok(archive)
 }
 
-/// The initramfs of one kernel, with its modules and jobs.
-pub fn complete(base: &Archive, kernel: &Kernel, jobs: &[Job]) -> Result<Vec<u8>> {
+/// The initramfs of one kernel, with its modules, jobs and the maximum time of each job.
+pub fn complete(
+    base: &Archive,
+    kernel: &Kernel,
+    jobs: &[Job],
+    timeout: Duration,
+) -> Result<Vec<u8>> {
     let mut archive = base.clone();
     let folder = Path::new(FOLDER);
     let mut order = Vec::new();
@@ -199,7 +205,8 @@ pub fn complete(base: &Archive, kernel: &Kernel, jobs: &[Job]) -> Result<Vec<u8>
         order.push(module.name);
     }
     archive.file(&folder.join("modules"), order.join("\n").as_bytes());
-    let lines: Vec<_> = jobs.iter().map(line).collect();
+    let mut lines = vec![format!("timeout={}\n", timeout.as_secs())];
+    lines.extend(jobs.iter().map(line));
     archive.file(&folder.join("jobs"), lines.concat().as_bytes());
     Ok(archive.finish())
 }

@@ -37,14 +37,13 @@ set +a
 read -r uptime _ </proc/uptime
 say "ready $uptime $(uname -r)"
 
-patience=600
 job() {
   local name=$1 start=$SECONDS
   shift
   say "start $name"
   # One that hangs must not take the others with it. In a session of its own, so that this process, the parent of all that
   # are left alone, is not in it: else one that ends hangs its group up while another one is stopped (kill_orphaned_pgrp).
-  setsid --wait timeout --kill-after 5 "$patience" "$@"
+  setsid --wait timeout --kill-after 5 "$timeout" "$@"
   say "end $name $? $((SECONDS - start))"
 }
 . /vm/jobs

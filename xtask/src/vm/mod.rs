@@ -61,6 +61,10 @@ pub struct Args {
     #[arg(long, default_value_t = 30, value_name = "MINUTES")]
     timeout: u64,
 
+    /// Timeout for each test binary, in minutes
+    #[arg(long, default_value_t = 10, value_name = "MINUTES")]
+    test_timeout: u64,
+
     /// Arguments of each test binary, as after `cargo test --`
     #[arg(last = true, value_name = "TEST FILTER")]
     arguments: Vec<String>,
@@ -114,7 +118,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut binaries = Binaries::build(&folders.repository, &tests)?;
     binaries.replacement.clone_from(&args.injector);
     let jobs = jobs(args, &binaries);
-    let tallies = boot(&folders, &kernels, &binaries, &jobs, args.timeout)?;
+    let timeouts = Timeouts {
+        machine: Duration::from_mins(args.timeout),
+        job: Duration::from_mins(args.test_timeout),
+    };
+    let tallies = boot(&folders, &kernels, &binaries, &jobs, timeouts)?;
     let all_good = tallies.iter().all(GuestResults::is_success);
     let columns: Vec<_> = kernels.iter().zip(tallies).collect();
     // A table of some kernels would be incomplete.
@@ -127,21 +135,28 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!all_good)))
 }
 
+/// The maximum times of a virtual machine and of each job in it.
+#[derive(Clone, Copy, Debug)]
+struct Timeouts {
+    machine: Duration,
+    job: Duration,
+}
+
 /// Runs the jobs on each kernel, one after the other.
 fn boot(
     folders: &Folders,
     kernels: &[Kernel],
     binaries: &Binaries,
     jobs: &[Job],
-    timeout: u64,
+    timeouts: Timeouts,
 ) -> Result<Vec<GuestResults>> {
     let base = guest::base(&folders.work, binaries)?;
     let run = |kernel: &Kernel| {
         let initramfs = folders.work.join(format!("initramfs-{}", kernel.series.name));
-        fs::write(&initramfs, guest::complete(&base, kernel, jobs)?)?;
+        fs::write(&initramfs, guest::complete(&base, kernel, jobs, timeouts.job)?)?;
         let log = folders.work.join(format!("console-{}.log", kernel.series.name));
         let machine = qemu::Machine { kernel, initramfs: &initramfs, log: &log };
-        let results = machine.run(Duration::from_mins(timeout))?;
+        let results = machine.run(timeouts.machine)?;
         println!("{}", results.summary(kernel.series.name));
         Ok(results)
     };
@@ -166,7 +181,9 @@ pub fn bench(name: &str, runs: &[Vec<&str>]) -> Result<bool> {
         Job { name: "bench".into(), command }
     };
     let jobs: Vec<Job> = runs.iter().map(job).collect();
-    let tallies = boot(&folders, &kernels, &binaries, &jobs, 60)?;
+    let whole = Duration::from_mins(60);
+    let timeouts = Timeouts { machine: whole, job: whole };
+    let tallies = boot(&folders, &kernels, &binaries, &jobs, timeouts)?;
     Ok(tallies.iter().all(GuestResults::is_success))
 }
 
