@@ -47,57 +47,14 @@ pub struct Rule {
     /// Index of the rule's mutable state. A rule that replaces another one on the same link has the
     /// same index, so that the state survives the change.
     pub link: u32,
-    /// If not 0, packets are answered as too big for the path, and this is the MTU of the answer.
+    /// The MTU of answers that packets are too big for the path.
     pub mtu: u16,
-    /// If not 0, the MSS of new TCP connections is clamped, so that IP packets have at most this
-    /// length.
+    /// The maximum length of IP packets for which the MSS of new TCP connections is clamped.
     pub clamp_mtu: u16,
     /// 0, or 1 + the index of the rule's [`crate::model::trace::Player`].
     pub trace: u32,
     /// Explicit padding to a multiple of 8 bytes.
     pub reserved: u32,
-}
-
-/// The faults that rules may have: the verifier leaves out the code of others, see [`Rule::faults`].
-pub mod fault {
-    /// Reset of TCP connections.
-    pub const RESET: u32 = 1 << 0;
-    /// ICMP answers that a packet is too big.
-    pub const TOO_BIG: u32 = 1 << 1;
-    /// A clamped MSS.
-    pub const CLAMP: u32 = 1 << 2;
-    /// Duplication.
-    pub const DUPLICATE: u32 = 1 << 3;
-    /// Corruption.
-    pub const CORRUPT: u32 = 1 << 4;
-    /// ECN marks.
-    pub const ECN: u32 = 1 << 5;
-    /// Decisions that depend on earlier ones.
-    pub const STATEFUL: u32 = 1 << 6;
-    /// Faults of wire packets.
-    pub const WIRE: u32 = 1 << 7;
-    /// All of them.
-    pub const ALL: u32 = u32::MAX;
-}
-
-impl Rule {
-    /// The [`fault`]s of the rule.
-    #[must_use]
-    pub fn faults(&self) -> u32 {
-        let has = |flag| self.flags & flag != 0;
-        [
-            (fault::RESET, has(RULE_RESET)),
-            (fault::TOO_BIG, self.mtu != 0),
-            (fault::CLAMP, self.clamp_mtu != 0),
-            (fault::DUPLICATE, self.duplicate != Chance::NEVER),
-            (fault::CORRUPT, self.corrupt.chance != Chance::NEVER),
-            (fault::ECN, has(RULE_ECN)),
-            (fault::STATEFUL, has(RULE_STATEFUL)),
-            (fault::WIRE, has(RULE_WIRE)),
-        ]
-        .iter()
-        .fold(0, |faults, &(fault, has)| if has { faults | fault } else { faults })
-    }
 }
 
 /// [`Rule::flags`]: reset the matching TCP connections.
@@ -106,11 +63,19 @@ pub const RULE_RESET: u32 = 1 << 0;
 pub const RULE_RESET_SYN: u32 = 1 << 1;
 /// [`Rule::flags`]: decisions depend on earlier ones, so they must be made sequentially.
 pub const RULE_STATEFUL: u32 = 1 << 2;
-/// [`Rule::flags`]: the rule corrupts or duplicates.
-pub const RULE_ALTERS: u32 = 1 << 3;
+/// [`Rule::flags`]: the rule corrupts packets.
+pub const RULE_CORRUPTS: u32 = 1 << 3;
 /// [`Rule::flags`]: the rule delays packets or limits their rate, see [`crate::hold::Hold`].
 pub const RULE_HOLDS: u32 = 1 << 4;
 /// [`Rule::flags`]: ECN-capable packets are marked (RFC 3168) instead of dropped.
 pub const RULE_ECN: u32 = 1 << 5;
 /// [`Rule::flags`]: the rule acts on wire packets, so GSO packets are segmented first.
 pub const RULE_WIRE: u32 = 1 << 6;
+/// [`Rule::flags`]: the rule duplicates packets.
+pub const RULE_DUPLICATES: u32 = 1 << 7;
+/// [`Rule::flags`]: packets are answered as too big for the path, see [`Rule::mtu`].
+pub const RULE_TOO_BIG: u32 = 1 << 8;
+/// [`Rule::flags`]: the MSS of new TCP connections is clamped, see [`Rule::clamp_mtu`].
+pub const RULE_CLAMPS: u32 = 1 << 9;
+/// All flags.
+pub const RULE_ALL: u32 = u32::MAX;

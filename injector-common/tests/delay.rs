@@ -17,7 +17,7 @@ use injector_common::{
         loss::Loss,
         random::{draw, stream},
     },
-    rule::{Corrupt, RULE_ALTERS, Rule},
+    rule::{Corrupt, RULE_CORRUPTS, RULE_DUPLICATES, Rule},
 };
 use kolmogorov::assert_distributed;
 use proptest::{
@@ -803,7 +803,7 @@ mod a_delay {
             corrupt: Corrupt { chance: half, ..Corrupt::default() },
             duplicate: half,
             stream,
-            flags: RULE_ALTERS,
+            flags: RULE_CORRUPTS | RULE_DUPLICATES,
             ..Rule::default()
         };
         let decisions: Vec<_> =

@@ -13,7 +13,7 @@ use injector_common::{
         loss::Loss,
         random,
     },
-    rule::{Corrupt, RULE_ALTERS, Rule},
+    rule::{Corrupt, RULE_CORRUPTS, RULE_DUPLICATES, Rule},
 };
 use markov::{Chain, Z};
 use proptest::{
@@ -202,7 +202,11 @@ mod correlated {
 
     #[test]
     fn duplication_keeps_the_rate_and_has_the_autocorrelation_asked_for() {
-        let rule = |duplicate| Rule { duplicate, flags: RULE_ALTERS, ..losing(Loss::default(), 3) };
+        let rule = |duplicate| Rule {
+            duplicate,
+            flags: RULE_CORRUPTS | RULE_DUPLICATES,
+            ..losing(Loss::default(), 3)
+        };
         check(rule, |decision| decision.duplicate);
     }
 
@@ -210,7 +214,7 @@ mod correlated {
     fn corruption_keeps_the_rate_and_has_the_autocorrelation_asked_for() {
         let rule = |chance| Rule {
             corrupt: Corrupt { chance, ..Corrupt::default() },
-            flags: RULE_ALTERS,
+            flags: RULE_CORRUPTS | RULE_DUPLICATES,
             ..losing(Loss::default(), 4)
         };
         check(rule, |decision| decision.corrupt);
@@ -226,7 +230,7 @@ mod correlated {
             loss: Loss::random(loss),
             corrupt: Corrupt { chance: corrupt, ..Corrupt::default() },
             duplicate,
-            flags: RULE_ALTERS,
+            flags: RULE_CORRUPTS | RULE_DUPLICATES,
             ..losing(Loss::default(), 5)
         };
         assert!(decisions(&rule(frozen, half, half), 10_000).all(|decision| !decision.lost));
@@ -614,7 +618,7 @@ mod any_model {
         for loss in models {
             let plain = losing(loss, 6);
             let altering = Rule {
-                flags: RULE_ALTERS,
+                flags: RULE_CORRUPTS | RULE_DUPLICATES,
                 corrupt: Corrupt { chance: Chance::new(0.5, 0.5), ..Corrupt::default() },
                 duplicate: Chance::new(0.5, 0.5),
                 ..plain

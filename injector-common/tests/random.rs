@@ -12,7 +12,7 @@ use injector_common::{
         loss::Loss,
         random::{draw, stream},
     },
-    rule::{Corrupt, RULE_ALTERS, Rule},
+    rule::{Corrupt, RULE_CORRUPTS, RULE_DUPLICATES, Rule},
 };
 use proptest::{
     prelude::*,
@@ -219,7 +219,7 @@ fn rule_of(
         chance,
         any::<u64>(),
         any::<u32>(),
-        prop_oneof![Just(0), Just(RULE_ALTERS)],
+        prop_oneof![Just(0), Just(RULE_CORRUPTS | RULE_DUPLICATES)],
     )
         .prop_map(|(loss, corrupt, duplicate, seed, number, flags)| Rule {
             loss,
@@ -261,7 +261,7 @@ mod decisions {
             corrupt: Corrupt { chance: half, ..Corrupt::default() },
             duplicate: half,
             stream: stream(seed, number),
-            flags: RULE_ALTERS,
+            flags: RULE_CORRUPTS | RULE_DUPLICATES,
             ..Rule::default()
         }
     }

@@ -16,7 +16,7 @@ use injector_common::{
     hold::{self, Hold, HoldState, Route, TAGS, Table},
     model::trace::{Player, Step},
     packet::Packet,
-    rule::{Rule, fault},
+    rule::{RULE_ALL, Rule},
 };
 
 /// The [`injector_common::control::ScopeKind`].
@@ -56,9 +56,9 @@ pub static OWNER_MARK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static PROTECT: Global<u32> = Global::new(0);
 
-/// The [`fault`]s that rules may have.
+/// The flags that rules may have.
 #[unsafe(no_mangle)]
-pub static FAULTS: Global<u32> = Global::new(fault::ALL);
+pub static RULE_FLAGS: Global<u32> = Global::new(RULE_ALL);
 
 /// Number of rules per bank, and therefore the start of bank 1 in [`RULES`] and [`COUNTERS`].
 #[unsafe(no_mangle)]
@@ -93,10 +93,16 @@ pub static TRACES: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static WIRE_BACKLOG: Global<u32> = Global::new(0);
 
-/// Whether rules may have this [`fault`]. If not, the verifier leaves out what depends on it.
+/// Whether rules may have one of these flags. If not, the verifier leaves out what depends on it.
 #[inline(always)]
-pub fn may(fault: u32) -> bool {
-    FAULTS.load() & fault != 0
+pub fn may_have(flags: u32) -> bool {
+    RULE_FLAGS.load() & flags != 0
+}
+
+/// Whether the rule has one of these flags.
+#[inline(always)]
+pub fn has(rule: &Rule, flags: u32) -> bool {
+    may_have(flags) && rule.flags & flags != 0
 }
 
 /// Non-zero from sending a packet to the device that segments it until a packet comes out.

@@ -12,7 +12,7 @@ pub mod random;
 pub mod rate;
 pub mod trace;
 
-use crate::rule::{RULE_ALTERS, Rule};
+use crate::rule::{RULE_CORRUPTS, RULE_DUPLICATES, Rule};
 
 /// The mutable state of a rule: the packet index in the upper 48 bits, model state in the lower 16.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,7 +72,7 @@ pub fn decide(rule: &Rule, state: State) -> (Decision, State) {
         rule.loss.step(memory, index, draw(0))
     };
     let (mut duplicate, mut corrupt, mut position) = (false, false, 0);
-    if rule.flags & RULE_ALTERS != 0 {
+    if rule.flags & (RULE_CORRUPTS | RULE_DUPLICATES) != 0 {
         let random = draw(1);
         duplicate = rule.duplicate.hit(state.0 & State::DUPLICATE_HIT != 0, (random >> 32) as u32);
         corrupt = rule.corrupt.chance.hit(state.0 & State::CORRUPT_HIT != 0, random as u32);

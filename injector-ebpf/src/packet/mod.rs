@@ -24,7 +24,7 @@ use injector_common::{
         Direction, Packet,
         parse::{Link, Unparsed, parse},
     },
-    rule::{Rule, fault},
+    rule::{RULE_WIRE, Rule},
 };
 
 use crate::{clock, maps};
@@ -99,7 +99,7 @@ pub fn tc(ctx: &TcContext, direction: Direction, link: Link) -> i32 {
 /// The verdict; `None` if the packet is out of scope.
 #[inline(always)]
 fn classify_skb(ctx: &TcContext, direction: Direction, device: Link) -> Option<Verdict> {
-    if direction == Direction::Ingress && maps::may(fault::WIRE) {
+    if direction == Direction::Ingress && maps::may_have(RULE_WIRE) {
         backlog::arrive(ctx);
     }
     if skb::has_owner_mark(ctx) {

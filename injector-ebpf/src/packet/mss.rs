@@ -8,7 +8,7 @@ use aya_ebpf::programs::TcContext;
 use injector_common::{
     control::{Control, RuleSet},
     packet::{Direction, Family, Packet, protocol, tcp_flag},
-    rule::fault,
+    rule::RULE_CLAMPS,
     verifier::forget,
 };
 
@@ -25,7 +25,7 @@ pub fn clamp(
     set: &RuleSet,
     control: &Control,
 ) {
-    if !maps::may(fault::CLAMP)
+    if !maps::may_have(RULE_CLAMPS)
         || set.connections.count == 0
         || packet.protocol != protocol::TCP
         || packet.tcp_flags & tcp_flag::SYN == 0

@@ -10,7 +10,7 @@
 use aya_ebpf::{bindings::BPF_F_INGRESS, helpers::generated::bpf_redirect, programs::TcContext};
 use injector_common::{
     packet::{Direction, Packet, parse::Link, protocol},
-    rule::{RULE_WIRE, fault},
+    rule::RULE_WIRE,
 };
 
 use super::{Match, backlog, skb};
@@ -36,7 +36,7 @@ pub struct Origin {
 /// take this way: others would overtake.
 #[inline(always)]
 pub fn takes(ctx: &TcContext, packet: &Packet, direction: Direction, matched: &Match) -> bool {
-    if !maps::may(fault::WIRE) || matched.rule.flags & RULE_WIRE == 0 {
+    if !maps::has(matched.rule, RULE_WIRE) {
         return false;
     }
     match direction {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use injector_common::packet::protocol;
+use injector_common::{packet::protocol, rule::RULE_CLAMPS};
 use nix::sys::signal::SigSet;
 use tokio::process::{Child, Command};
 
@@ -144,12 +144,12 @@ fn limit_loopback_packets(
     let is_loopback_alone = interfaces.all(|interface| interface.is_loopback);
     let mut limit = None;
     for Rule { matching, impairment, .. } in rules {
-        if impairment.rule.clamp_mtu == 0
+        if impairment.rule.flags & RULE_CLAMPS == 0
             && impairment.acts_on_wire_packets()
             && matching.may_match(protocol::TCP)
             && (is_loopback_alone || matching.is_of_loopback(addresses))
         {
-            impairment.rule.clamp_mtu = Mtu::ETHERNET.0;
+            Mtu::ETHERNET.clamp(&mut impairment.rule);
             limit = Some(Mtu::ETHERNET);
         }
     }

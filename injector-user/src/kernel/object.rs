@@ -51,8 +51,8 @@ pub struct Constants {
     pub hold: Option<HoldDevice>,
     /// The device that segments GSO packets.
     pub wire: WireDevice,
-    /// The faults that rules may have, see [`injector_common::rule::fault`].
-    pub faults: u32,
+    /// The flags that rules may have, see [`injector_common::rule::Rule::flags`].
+    pub flags: u32,
 }
 
 /// The number of closing connections that are remembered.
@@ -175,7 +175,7 @@ impl Object {
             .override_global("PROTECT", &protect, true)
             .override_global("HOLD_INTERFACE", &hold, true)
             .override_global("HOLD_IN_USERSPACE", &in_userspace, true)
-            .override_global("FAULTS", &constants.faults, true)
+            .override_global("RULE_FLAGS", &constants.flags, true)
             .override_global("WIRE_INTERFACE", &constants.wire.interface, true)
             .override_global("WIRE_BACKLOG", &constants.wire.backlog, true)
             .override_global("RULES_PER_BANK", &capacity.rules, true)

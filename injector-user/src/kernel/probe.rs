@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use injector_common::{
     control::{MAX_MASKS, ScopeKind},
     packet::Direction,
-    rule::fault,
+    rule::RULE_ALL,
 };
 use rtnetlink::{LinkUnspec, LinkVeth};
 use serde::Serialize;
@@ -120,7 +120,7 @@ fn socket_tags() -> Finding {
             scope: ScopeKind::Processes,
             mptcp: layout::has_mptcp(),
             owner_mark: 1,
-            faults: fault::ALL,
+            flags: RULE_ALL,
             ..Constants::default()
         };
         let capacity = Capacity { rules: 1, entries: 1, masks: 1, ..Capacity::default() };
@@ -167,7 +167,7 @@ fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError>
             protect: true,
             hold: Some(HoldDevice { interface: 1, is_tap: false }),
             wire: WireDevice { interface: 1, backlog: 1 },
-            faults: fault::ALL,
+            flags: RULE_ALL,
             ..Constants::default()
         },
         Capacity { rules: 1, entries: 1, masks: MAX_MASKS as u32, holds: 1, ..Capacity::default() },

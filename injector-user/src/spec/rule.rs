@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use clap::{Args, ValueEnum};
-use injector_common::packet::protocol;
+use injector_common::{packet::protocol, rule::RULE_CLAMPS};
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -276,7 +276,7 @@ impl Rule {
     /// Whether the rule clamps the MSS of new connections.
     #[must_use]
     pub fn clamps_mss(&self) -> bool {
-        self.impairment.rule.clamp_mtu != 0 && self.matching.may_match(protocol::TCP)
+        self.impairment.rule.flags & RULE_CLAMPS != 0 && self.matching.may_match(protocol::TCP)
     }
 }
 

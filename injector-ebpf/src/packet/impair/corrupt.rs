@@ -7,7 +7,7 @@ use aya_ebpf::{
 use injector_common::{
     model::Decision,
     packet::{Packet, protocol},
-    rule::{CorruptMode, fault},
+    rule::{CorruptMode, RULE_CORRUPTS},
     verifier::pin,
 };
 
@@ -26,7 +26,7 @@ const MAX_VERIFIED: u32 = 1500;
 /// Corrupts the packet if the decision selected it.
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
-    if !maps::may(fault::CORRUPT) || !decision.corrupt {
+    if !maps::may_have(RULE_CORRUPTS) || !decision.corrupt {
         return;
     }
     if corrupt(case.ctx, case.packet, matched.rule.corrupt.mode, decision.position) {
@@ -39,7 +39,7 @@ pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
 /// Corrupts the packet at the XDP hook.
 #[inline(always)]
 pub fn apply_to_frame(ctx: &XdpContext, packet: &Packet, matched: &mut Match, decision: &Decision) {
-    if !maps::may(fault::CORRUPT) || !decision.corrupt {
+    if !maps::may_have(RULE_CORRUPTS) || !decision.corrupt {
         return;
     }
     if corrupt_frame(ctx, packet, matched.rule.corrupt.mode, decision.position) {

@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::BPF_F_INGRESS, programs::TcContext};
 use injector_common::{
     model::Decision,
     packet::{Direction, parse::Link},
-    rule::fault,
+    rule::RULE_DUPLICATES,
 };
 
 use super::delay;
@@ -21,7 +21,7 @@ use crate::{
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match, decision: &Decision) {
     let &Case { ctx, direction, link, interface, .. } = case;
-    if !maps::may(fault::DUPLICATE) || !decision.duplicate {
+    if !maps::may_have(RULE_DUPLICATES) || !decision.duplicate {
         return;
     }
     // A packet selected for both duplication and loss arrives exactly once.

@@ -3,7 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use injector_common::{
     counter::RuleCounters,
-    rule::{RULE_ECN, Rule, fault},
+    rule::{RULE_ECN, Rule},
 };
 
 use crate::{maps, packet::skb};
@@ -12,8 +12,7 @@ use crate::{maps, packet::skb};
 /// whether it was marked.
 #[inline(always)]
 pub fn mark(ctx: &TcContext, rule: &Rule, counters: &mut RuleCounters) -> bool {
-    let is_marked =
-        maps::may(fault::ECN) && rule.flags & RULE_ECN != 0 && skb::mark_congestion(ctx);
+    let is_marked = maps::has(rule, RULE_ECN) && skb::mark_congestion(ctx);
     if is_marked {
         counters.marked += 1;
     }

@@ -15,7 +15,7 @@ use aya_ebpf::programs::XdpContext;
 use injector_common::{
     model::{Decision, State, decide},
     packet::Packet,
-    rule::{RULE_ALTERS, RULE_HOLDS, RULE_STATEFUL, fault},
+    rule::{RULE_CORRUPTS, RULE_DUPLICATES, RULE_HOLDS, RULE_STATEFUL},
 };
 
 use super::{Case, Match, Verdict};
@@ -60,13 +60,13 @@ fn draw(matched: &Match) -> Option<Decision> {
     /// without advancing the rule's state.
     const ATTEMPTS: usize = 4;
 
-    if matched.rule.flags & (RULE_ALTERS | RULE_HOLDS) == 0
+    if matched.rule.flags & (RULE_CORRUPTS | RULE_DUPLICATES | RULE_HOLDS) == 0
         && let Some(lost) = matched.rule.loss.certain()
     {
         return Some(Decision { index: 0, lost, duplicate: false, corrupt: false, position: 0 });
     }
     let word = maps::STATES.get_ptr_mut(matched.rule.link)?;
-    if !maps::may(fault::STATEFUL) || matched.rule.flags & RULE_STATEFUL == 0 {
+    if !maps::has(matched.rule, RULE_STATEFUL) {
         // SAFETY: a map value, aligned to 8.
         let before = unsafe { atomic::fetch_add(word, State::ONE_PACKET) };
         return Some(decide(matched.rule, State(before)).0);

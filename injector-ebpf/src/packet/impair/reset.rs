@@ -8,12 +8,12 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use injector_common::{
     packet::{Direction, Family, Packet, protocol, tcp_flag},
-    rule::{RULE_RESET, RULE_RESET_SYN, fault},
+    rule::{RULE_RESET, RULE_RESET_SYN, RULE_TOO_BIG},
 };
 
 use super::checksum;
 use crate::{
-    maps,
+    atomic, maps,
     packet::{Case, Match, Verdict, protect::connection, scope, skb},
 };
 
@@ -26,6 +26,9 @@ const AGAIN_AFTER_NS: u64 = 1_000_000;
 /// Value in [`maps::RESET`] instead of a time: the connection is in its handshake.
 const HANDSHAKE: u64 = u64::MAX;
 
+/// Value in [`maps::RESET`] instead of a time: the handshake is complete, and nothing was reset.
+const ESTABLISHED: u64 = u64::MAX - 1;
+
 /// The packet is unchanged.
 const NOT_RESET: u32 = 0;
 /// The packet was replaced by the first RST of its connection.
@@ -37,8 +40,7 @@ const RESET_AGAIN: u32 = 2;
 /// translation of its own direction, so an answer made from it would be misrouted.
 #[inline(always)]
 pub fn is_astray(ctx: &TcContext, packet: &Packet, direction: Direction, matched: &Match) -> bool {
-    maps::may(fault::RESET | fault::TOO_BIG)
-        && (matched.rule.flags & RULE_RESET != 0 || matched.rule.mtu != 0)
+    maps::has(matched.rule, RULE_RESET | RULE_TOO_BIG)
         && direction == Direction::Egress
         && skb::comes_back(ctx)
         && scope::is_translated(ctx, packet)
@@ -48,14 +50,13 @@ pub fn is_astray(ctx: &TcContext, packet: &Packet, direction: Direction, matched
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match) -> Option<Verdict> {
     let &Case { ctx, packet, direction, .. } = case;
-    let flags = matched.rule.flags;
-    if !maps::may(fault::RESET) || flags & RULE_RESET == 0 {
+    if !maps::has(matched.rule, RULE_RESET) {
         return None;
     }
     // Checked here, because Linux 6.1 rounds the stack of each function in a call chain up to 32
     // bytes, even for functions that are never called, and limits a chain to 512.
     let is_known = direction == Direction::Egress || scope::has_connection(ctx, packet);
-    let reset = reset(ctx, packet, direction, flags, is_known);
+    let reset = reset(ctx, packet, direction, matched.rule.flags, is_known);
     if reset == NOT_RESET {
         return None;
     }
@@ -113,25 +114,30 @@ fn attempt(
         let _ = maps::RESET.insert(&connection, &HANDSHAKE, u64::from(BPF_ANY));
         return None;
     }
-    // SAFETY: the value is copied at once; a stale one adds or omits one RST.
-    let mut earlier = unsafe { maps::RESET.get(&connection) }.copied();
-    let is_unknown = earlier.is_none();
-    if earlier == Some(HANDSHAKE) {
-        if !packet.has_data && flags & tcp_flag::FIN == 0 {
-            // This acknowledgment completes the handshake. A reset in its place would make the
-            // connect fail, or would hide the connection from the server under test.
-            let _ = maps::RESET.remove(&connection);
-            return None;
-        }
-        earlier = None;
+    // Packets of a connection may be judged on several CPUs at once. If the value is reused for another
+    // connection meanwhile, one RST more or less is sent.
+    let value = maps::RESET.get_ptr_mut(&connection);
+    // SAFETY: map values are never freed while a program runs.
+    let earlier = value.map(|value| unsafe { value.read_volatile() });
+    if let Some(value) = value
+        && earlier == Some(HANDSHAKE)
+        && !packet.has_data
+        && flags & tcp_flag::FIN == 0
+    {
+        // This acknowledgment completes the handshake. A reset in its place would make the connect
+        // fail, or would hide the connection from the server under test.
+        // SAFETY: as above; a map value is aligned to 8 bytes.
+        unsafe { atomic::compare_exchange(value, HANDSHAKE, ESTABLISHED) };
+        return None;
     }
+    let last = earlier.filter(|at| *at < ESTABLISHED);
     // SAFETY: no pointers are passed.
     let now = unsafe { bpf_ktime_get_ns() };
     let is_recent = |at: u64| now.wrapping_sub(at) < AGAIN_AFTER_NS;
     if direction == Direction::Ingress
-        && (earlier.is_some_and(is_recent)
+        && (last.is_some_and(is_recent)
             // The kernel answers packets of a closed connection itself, with an RST to the peer.
-            || earlier.is_some() && !is_known)
+            || last.is_some() && !is_known)
     {
         return None;
     }
@@ -140,9 +146,14 @@ fn attempt(
         Direction::Ingress => replace(ctx, packet)?,
     }
     // If two CPUs reset it at once, only one counts as the first.
-    let flags = if is_unknown { BPF_NOEXIST } else { BPF_ANY };
-    let is_inserted = maps::RESET.insert(&connection, &now, u64::from(flags)).is_ok();
-    Some(earlier.is_none() && is_inserted)
+    let is_changed = match (value, earlier) {
+        // SAFETY: as above.
+        (Some(value), Some(earlier)) => unsafe {
+            atomic::compare_exchange(value, earlier, now) == earlier
+        },
+        _ => maps::RESET.insert(&connection, &now, u64::from(BPF_NOEXIST)).is_ok(),
+    };
+    Some(last.is_none() && is_changed)
 }
 
 /// Turns a sent packet into the RST that answers it, addressed to its sender.

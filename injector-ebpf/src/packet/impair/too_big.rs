@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use injector_common::{
     packet::{Direction, Family, Packet, protocol},
-    rule::fault,
+    rule::RULE_TOO_BIG,
 };
 
 use super::{checksum, reset::swap_addresses};
@@ -31,11 +31,10 @@ const MIN_MTU_V6: u32 = 1280;
 #[inline(always)]
 pub fn apply(case: &Case, matched: &mut Match) -> Option<Verdict> {
     let &Case { ctx, packet, direction, .. } = case;
-    let mtu = matched.rule.mtu;
-    if !maps::may(fault::TOO_BIG) || mtu == 0 {
+    if !maps::has(matched.rule, RULE_TOO_BIG) {
         return None;
     }
-    if !answer(ctx, packet, direction, u32::from(mtu)) {
+    if !answer(ctx, packet, direction, u32::from(matched.rule.mtu)) {
         matched.counters.skipped += 1;
         return Some(Verdict::Pass);
     }

@@ -116,13 +116,13 @@ impl Compiled {
     /// Whether any rule acts on wire packets.
     #[must_use]
     pub fn needs_wire_packets(&self) -> bool {
-        self.rules.iter().any(|rule| rule.flags & RULE_WIRE != 0)
+        self.flags() & RULE_WIRE != 0
     }
 
-    /// The faults of all rules, see [`rule::fault`].
+    /// The flags of all rules.
     #[must_use]
-    pub fn faults(&self) -> u32 {
-        self.rules.iter().fold(0, |faults, rule| faults | rule.faults())
+    pub fn flags(&self) -> u32 {
+        self.rules.iter().fold(0, |flags, rule| flags | rule.flags)
     }
 
     /// Makes all rules act on GSO packets as they are.

@@ -29,7 +29,7 @@ use injector_common::{
     control::{Control, MAX_MASKS, ScopeKind},
     counter::SeenCounters,
     packet::Direction,
-    rule::{MAX_RULES, RULE_HOLDS, fault},
+    rule::{MAX_RULES, RULE_ALL, RULE_HOLDS, RULE_WIRE},
 };
 use thiserror::Error;
 
@@ -246,8 +246,8 @@ pub struct Network {
     later: Directions,
     /// Whether the receiver of a packet can be matched.
     can_match_receiver: bool,
-    /// The faults that rules may have.
-    faults: u32,
+    /// The flags that rules may have.
+    flags: u32,
     /// The rules that [`Self::begin`] activates.
     first: Option<Compiled>,
     /// Whether the inactive bank is ready for activation.
@@ -349,7 +349,7 @@ impl Network {
                 is_tap: holds.engine() == Engine::Tap,
             }),
             wire: wire.device(),
-            faults: if options.is_final { needs.faults } else { fault::ALL },
+            flags: if options.is_final { needs.flags } else { RULE_ALL },
         };
         let tree = set.map(ProcessSet::tree).transpose()?;
         let mut object = Object::load_for(
@@ -368,7 +368,7 @@ impl Network {
             notices: Notices::default(),
             sockets,
             ended: None,
-            faults: constants.faults,
+            flags: constants.flags,
             object,
             target,
             options,
@@ -384,7 +384,7 @@ impl Network {
         if options.protect {
             network.object.protect(&protect::operator_connections())?;
         }
-        if needs.faults & fault::WIRE != 0 {
+        if needs.flags & RULE_WIRE != 0 {
             network.wire.want();
         }
         // The programs find an empty bank until all are attached and the rules are in the other
@@ -476,7 +476,7 @@ impl Network {
         if compiled.ingress && !self.can_match_receiver {
             return Err(NetworkError::NoIngress);
         }
-        if compiled.faults() & !self.faults != 0 {
+        if compiled.flags() & !self.flags != 0 {
             return Err(NetworkError::NoFault);
         }
         if compiled.needs_wire_packets() && self.wire.want() {
@@ -825,8 +825,8 @@ struct Needs {
     sides: Directions,
     /// The queue limit, if any set holds packets.
     hold: Option<u32>,
-    /// The faults of all rules.
-    faults: u32,
+    /// The flags of all rules.
+    flags: u32,
     /// The tables of traces.
     tables: Vec<Arc<Table>>,
 }
@@ -848,7 +848,7 @@ impl Needs {
             }
         }
         self.sides = self.sides.or(Directions::of(compiled));
-        self.faults |= compiled.faults();
+        self.flags |= compiled.flags();
         if compiled.needs_hold() {
             let limit = hold::room_for(&compiled.holds, room.traces > 0);
             self.hold = Some(self.hold.unwrap_or_default().max(limit));

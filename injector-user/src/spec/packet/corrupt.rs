@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use clap::ValueEnum;
 use injector_common::{
     model::chance::Chance,
-    rule::{self, RULE_ALTERS, RULE_STATEFUL},
+    rule::{self, RULE_CORRUPTS, RULE_STATEFUL},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,7 @@ impl PacketFault for Corrupt {
         let rule = &mut compiler.impairment.rule;
         rule.corrupt.chance = corrupt.0.chance();
         if rule.corrupt.chance != Chance::NEVER {
-            rule.flags |= RULE_ALTERS;
+            rule.flags |= RULE_CORRUPTS;
         }
         if rule.corrupt.chance.is_correlated() {
             rule.flags |= RULE_STATEFUL;

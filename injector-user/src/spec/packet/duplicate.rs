@@ -2,7 +2,7 @@
 
 use injector_common::{
     model::chance::Chance,
-    rule::{RULE_ALTERS, RULE_STATEFUL},
+    rule::{RULE_DUPLICATES, RULE_STATEFUL},
 };
 
 use super::{Compiler, PacketFault, PacketInfo};
@@ -40,7 +40,7 @@ impl PacketFault for Duplicate {
         let rule = &mut compiler.impairment.rule;
         rule.duplicate = duplicate.0.chance();
         if rule.duplicate != Chance::NEVER {
-            rule.flags |= RULE_ALTERS;
+            rule.flags |= RULE_DUPLICATES;
         }
         if rule.duplicate.is_correlated() {
             rule.flags |= RULE_STATEFUL;

@@ -1,6 +1,9 @@
 //! The packet size of new TCP connections.
 
-use injector_common::packet::protocol;
+use injector_common::{
+    packet::protocol,
+    rule::{RULE_CLAMPS, Rule},
+};
 
 use super::{Compiler, PacketFault, PacketInfo};
 use crate::spec::{
@@ -24,6 +27,12 @@ impl Mtu {
 
     /// The least: the packets that every host accepts (RFC 791).
     const MIN: u16 = 576;
+
+    /// Makes a rule clamp the MSS.
+    pub const fn clamp(self, rule: &mut Rule) {
+        rule.clamp_mtu = self.0;
+        rule.flags |= RULE_CLAMPS;
+    }
 }
 
 impl Value for Mtu {
@@ -71,7 +80,7 @@ impl PacketFault for Mtu {
         if !protocols.is_empty() && protocols.iter().all(|one| one.0 != protocol::TCP) {
             return Err(RuleError::Fault(NO_TCP));
         }
-        compiler.impairment.rule.clamp_mtu = mtu.0;
+        mtu.clamp(&mut compiler.impairment.rule);
         Ok(())
     }
 }

@@ -34,9 +34,10 @@ impl Impairment {
     /// A constant delay, a partition or a reset does the same to a GSO packet as to its segments.
     #[must_use]
     pub fn acts_on_wire_packets(&self) -> bool {
-        use injector_common::rule::{RULE_ALTERS, RULE_RESET};
+        use injector_common::rule::{RULE_CORRUPTS, RULE_DUPLICATES, RULE_RESET};
 
-        let decides = self.rule.loss.certain().is_none() || self.rule.flags & RULE_ALTERS != 0;
+        let alters = self.rule.flags & (RULE_CORRUPTS | RULE_DUPLICATES) != 0;
+        let decides = self.rule.loss.certain().is_none() || alters;
         let varies = self.hold.is_some_and(|hold| hold.rate.cost != 0 || hold.delay.is_random());
         let acts = decides || varies || self.trace.is_some();
         !self.pieces && self.rule.flags & RULE_RESET == 0 && acts

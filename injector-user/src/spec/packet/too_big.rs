@@ -1,5 +1,7 @@
 //! Answers to packets that are too big for the path.
 
+use injector_common::rule::RULE_TOO_BIG;
+
 use super::{Compiler, PacketFault, PacketInfo};
 use crate::spec::{
     info::{Effect, Info, Trial},
@@ -36,7 +38,9 @@ impl PacketFault for TooBig {
     fn compile(_: &bool, compiler: &mut Compiler) -> Result<(), RuleError> {
         match compiler.rule.longer_than {
             Some(mtu) if mtu >= MIN_MTU => {
-                compiler.impairment.rule.mtu = mtu;
+                let rule = &mut compiler.impairment.rule;
+                rule.mtu = mtu;
+                rule.flags |= RULE_TOO_BIG;
                 Ok(())
             }
             _ => Err(RuleError::Fault(NO_MTU)),

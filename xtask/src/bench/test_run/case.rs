@@ -234,7 +234,7 @@ fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
         protect: setting.protect,
         hold: None,
         wire: WireDevice::default(),
-        faults: compiled.faults(),
+        flags: compiled.flags(),
     };
     // The same capacity as in `Network`.
     let capacity = Capacity {

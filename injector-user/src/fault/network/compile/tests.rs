@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::spec::{
-    packet::{loss::Loss, ways::Ways},
+    packet::{loss::Loss, mtu::Mtu, ways::Ways},
     rule::RuleSpec,
     value::{Protocol, TcpFlags},
 };
@@ -189,7 +189,9 @@ proptest! {
     ) {
         let rules: Vec<Rule> = rules.into_iter().map(|(matching, clamps)| {
             let mut rule = rule(matching);
-            rule.impairment.rule.clamp_mtu = if clamps { 1500 } else { 0 };
+            if clamps {
+                Mtu::ETHERNET.clamp(&mut rule.impairment.rule);
+            }
             rule
         }).collect();
         let compiled = compile(&rules, &Addresses::new(), 1).expect("few rules");
