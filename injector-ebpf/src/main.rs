@@ -11,10 +11,12 @@
 
 mod atomic;
 mod clock;
+mod kernel;
 mod maps;
 mod members;
 mod object;
 mod packet;
+mod pid;
 
 use aya_ebpf::{
     macros::{cgroup_sock, classifier, xdp},

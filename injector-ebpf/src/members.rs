@@ -1,10 +1,10 @@
 //! The processes of a target that is a set of processes. The `injector-tree` object keeps them.
 
-use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC, helpers::bpf_get_current_pid_tgid, macros::map, maps::HashMap,
-};
+use aya_ebpf::{bindings::BPF_F_NO_PREALLOC, macros::map, maps::HashMap};
 
-/// The processes, by number in the initial PID namespace. Objects share this map; userspace sets its
+use crate::pid;
+
+/// The processes, by number in injector's PID namespace. Objects share this map; userspace sets its
 /// length.
 #[map]
 pub static MEMBERS: HashMap<u32, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
@@ -19,5 +19,5 @@ pub fn has(process: u32) -> bool {
 /// Whether the current process is one of them.
 #[inline(always)]
 pub fn has_current() -> bool {
-    has((bpf_get_current_pid_tgid() >> 32) as u32)
+    has(pid::current())
 }

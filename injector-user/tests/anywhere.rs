@@ -1,5 +1,6 @@
 //! Injector where the cgroup v2 hierarchy is not visible: below `ip netns exec`, which mounts a new
-//! /sys, and in other mount namespaces.
+//! /sys, and in other mount namespaces. And in privileged containers, which have processes and cgroups
+//! of their own.
 
 use std::{
     fs,
@@ -13,7 +14,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use testbed::{Family, INJECTOR, Lab, Process, TestCgroup, program, unique, wait_until};
+use testbed::{Family, INJECTOR, Lab, Process, TestCgroup, program, skip, unique, wait_until};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -179,4 +180,143 @@ fn what_the_host_mounts_is_found_where_it_is_not_mounted() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{hide}: {said}");
     }
+}
+
+/// A command in namespaces of its own, as a privileged container has them: it sees the cgroup as the root
+/// of the hierarchy, and has process 1. What it starts ends with it.
+fn contained(lab: &Lab, cgroup: &TestCgroup, script: &str) -> Command {
+    const CGROUPS: &str = "place=$(awk '$3 == \"cgroup2\" {print $2; exit}' /proc/self/mounts); \
+                           umount -l $place; mount -t cgroup2 none $place";
+    let mut command = lab.left.command("unshare", Some(cgroup));
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "--cgroup"]);
+    command.args(["bash", "-e", "-c", &format!("{CGROUPS}; {script}")]);
+    command
+}
+
+/// What a script prints in a container. It must succeed.
+fn printed_in_container(lab: &Lab, script: &str) -> String {
+    let cgroup = TestCgroup::new();
+    let output = contained(lab, &cgroup, script).output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}: {said}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// Says by how many hours the clock of a command is wrong.
+const HOURS: &str = "sh -c 'echo $((($(date +%s) - TRUE) / 3600))'";
+
+#[test]
+fn commands_are_run_in_a_privileged_container() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let peer = lab.right.address(Family::V4);
+    let lost = format!("! {INJECTOR} run --loss 100% -- ping -c 1 -W 0.5 {peer} >&2");
+    printed_in_container(&lab, &lost);
+    // The process that is run, one that it starts, and one in a container within.
+    for within in ["", "sh -c '\"$@\"; exit $?' -", "unshare --pid --fork --mount-proc"] {
+        let script =
+            format!("export TRUE=$(date +%s); {INJECTOR} run --clock +2.5h -- {within} {HOURS}");
+        assert_eq!(printed_in_container(&lab, &script), "2", "{within}");
+    }
+}
+
+#[test]
+fn processes_are_faulted_by_their_numbers_in_the_container() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let peer = lab.right.address(Family::V4);
+    // What a process starts loses its packets, and what another one of the same cgroup starts does not.
+    let script = format!(
+        "while :; do ping -c 1 -W 0.5 {peer} || sleep 0.05; done >/dev/null & target=$!
+         file=$(mktemp); trap 'rm $file' EXIT
+         {INJECTOR} inject --pid $target --loss 100% --for 2s --output json >$file & injector=$!
+         until grep -q '\"started\"' $file; do sleep 0.05; done
+         ping -q -i 0.1 -c 8 {peer} | grep ' 0% packet loss' >&2
+         wait $injector; tail -1 $file"
+    );
+    let summary = printed_in_container(&lab, &script);
+    let summary: serde_json::Value = serde_json::from_str(&summary).expect("JSON");
+    assert!(testbed::number(&summary, "dropped") > 1, "{summary}");
+
+    let script = format!(
+        "sleep 1000 & other=$!; sleep 1000 & target=$!
+         {INJECTOR} inject --pid $target --pause 100ms --kill TERM,at=200ms --for 1s --output json \
+         | tail -1
+         kill $other; ! wait $target"
+    );
+    let summary = printed_in_container(&lab, &script);
+    for done in ["\"done\":1", "\"sent\":1"] {
+        assert!(summary.contains(done), "{summary}");
+    }
+}
+
+#[test]
+fn calls_fail_in_a_privileged_container() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let fails = format!("{INJECTOR} run --errno openat=EIO,path=/etc/passwd --");
+    if !shell(&lab, &format!("{fails} true")).status.success() {
+        return skip("no engine lets system calls fail");
+    }
+    let script = format!(
+        "! {fails} cat /etc/passwd >&2
+         {fails} unshare --pid --fork --mount-proc bash -c '! cat /etc/passwd' >&2"
+    );
+    printed_in_container(&lab, &script);
+}
+
+#[test]
+fn an_agent_in_a_privileged_container_faults_containers_within() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let peer = lab.right.address(Family::V4);
+    // As the node of kind(1) runs containers, with paths as that node shows them.
+    let script = format!(
+        "mkdir $place/within
+         folder=$(mktemp -d); trap 'rm -r $folder; rmdir $place/within' EXIT
+         {INJECTOR} agent --socket $folder/socket 2>$folder/log & agent=$!
+         until [ -e $folder/socket ]; do sleep 0.05; done
+         ask() {{ curl --silent --show-error --unix-socket $folder/socket http://agent/v1/faults \"$@\"; }}
+         within() {{ (echo $BASHPID >$place/within/cgroup.procs
+           exec unshare --pid --fork --mount-proc --cgroup \"$@\"); }}
+         ping='ping -q -i 0.1 -c 5 -W 0.5 {peer}'
+         within $ping >&2
+         for path in $place/within /within; do
+           ask --data '{{\"name\": \"f\", \"for\": \"30s\", \"rules\": [{{\"loss\": \"100%\"}}], \
+             \"target\": {{\"cgroup\": \"'$path'\"}}}}' >&2
+           ! within $ping >&2
+           $ping >&2
+           curl --silent --unix-socket $folder/socket -X DELETE http://agent/v1/faults/f >&2
+           within $ping >&2
+         done
+         kill $agent; wait $agent"
+    );
+    printed_in_container(&lab, &script);
+}
+
+#[test]
+fn killed_in_a_privileged_container_it_leaves_nothing() {
+    let _turn = turn();
+    let lab = Lab::new();
+    let peer = lab.right.address(Family::V4);
+    let script = format!(
+        "{INJECTOR} run --clock +1h --loss 100% -- sleep 1000 & injector=$!
+         until pid=$(pgrep -x sleep) && [ $(ls -d $place/injector-* | wc -l) = 1 ]; do sleep 0.05; done
+         kill -9 $injector; wait $injector || true
+         while ls -d $place/injector-*; do sleep 0.05; done >/dev/null 2>&1
+         nsenter --target $pid --all ping -c 1 -W 5 {peer} >&2"
+    );
+    printed_in_container(&lab, &script);
+}
+
+#[test]
+fn processes_that_proc_does_not_show_are_refused() {
+    let _turn = turn();
+    let lab = Lab::new();
+    // Without --mount-proc.
+    let mut command = lab.left.command("unshare", None);
+    command.args(["--pid", "--fork", INJECTOR, "run", "--clock", "+1h", "--", "true"]);
+    let output = command.output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("mount -t proc"), "{said}");
 }

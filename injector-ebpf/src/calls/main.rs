@@ -14,10 +14,14 @@ mod atomic;
 #[allow(dead_code, reason = "this object needs a part of it")]
 #[path = "../current.rs"]
 mod current;
+#[path = "../kernel.rs"]
+mod kernel;
 #[path = "../members.rs"]
 mod members;
 #[path = "../object.rs"]
 mod object;
+#[path = "../pid.rs"]
+mod pid;
 
 use aya_ebpf::{
     EbpfContext as _, Global,

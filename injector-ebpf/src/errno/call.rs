@@ -8,10 +8,7 @@ use aya_ebpf::{
 };
 use injector_common::errno::CALLS as MAX_CALLS;
 
-use crate::{
-    arch,
-    current::{is_in_target, process_and_thread},
-};
+use crate::{arch, current::is_in_target, pid};
 
 /// Injector's own process, which may be in the target.
 #[unsafe(no_mangle)]
@@ -33,7 +30,7 @@ static LEASE: Array<u64> = Array::with_max_entries(1, 0);
 #[inline(always)]
 pub fn is_meant() -> bool {
     // Cheapest check first: this runs for every process of the host.
-    let process = process_and_thread().0;
+    let process = pid::current();
     is_in_target()
         && process != INJECTOR.load()
         && process != GUARDIAN.load()

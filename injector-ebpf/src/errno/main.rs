@@ -13,6 +13,7 @@ mod arch;
 #[path = "../atomic.rs"]
 mod atomic;
 mod call;
+#[allow(dead_code, reason = "this object needs a part of it")]
 #[path = "../current.rs"]
 mod current;
 #[path = "../kernel.rs"]
@@ -22,6 +23,8 @@ mod members;
 #[path = "../object.rs"]
 mod object;
 mod path;
+#[path = "../pid.rs"]
+mod pid;
 mod remote;
 
 use aya_ebpf::{Global, helpers::bpf_probe_read_kernel, macros::map, maps::Array};

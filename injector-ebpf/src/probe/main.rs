@@ -29,6 +29,8 @@ mod maps;
 mod members;
 #[path = "../object.rs"]
 mod object;
+#[path = "../pid.rs"]
+mod pid;
 mod results;
 mod skew;
 mod task;

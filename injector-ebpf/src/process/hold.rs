@@ -18,15 +18,11 @@ use aya_ebpf::{
 };
 use injector_common::process::{EXEC, Event, FREE, STOPPED, WAITING, Wait};
 
-use crate::{EVENTS, current::process_and_thread, kernel::field};
+use crate::{EVENTS, kernel::field, pid};
 
 /// Offset of `real_parent` in the kernel's `struct task_struct`, in bytes.
 #[unsafe(no_mangle)]
 static PARENT_AT: Global<u32> = Global::new(0);
-
-/// Offset of `signal` in `struct task_struct`.
-#[unsafe(no_mangle)]
-static SIGNAL_AT: Global<u32> = Global::new(0);
 
 /// Offset of `pids[PIDTYPE_PGID]` in `struct signal_struct`.
 #[unsafe(no_mangle)]
@@ -56,11 +52,14 @@ const SIGSTOP: u32 = 19;
 const LOOKS: u32 = 1 << 20;
 
 /// Reports an exec, and holds the program if userspace is listening. Without a report the program
-/// is not held, because userspace would never resume it.
+/// is not held, because userspace would never resume it; nor is one that userspace cannot see.
 #[inline(always)]
 pub fn executed() {
+    let pid = pid::current();
+    if pid == 0 {
+        return;
+    }
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return };
-    let (pid, _) = process_and_thread();
     let mut event = Event { kind: EXEC, pid, held: FREE, ..Event::default() };
     if !is_heard() {
         entry.write(event);
@@ -146,5 +145,7 @@ fn has_own_group() -> bool {
 
 #[inline(always)]
 fn group(task: u64) -> u64 {
-    field(task, SIGNAL_AT.load()).and_then(|signal| field(signal, GROUP_AT.load())).unwrap_or(0)
+    field(task, pid::SIGNAL_AT.load())
+        .and_then(|signal| field(signal, GROUP_AT.load()))
+        .unwrap_or(0)
 }

@@ -14,6 +14,8 @@ mod kernel;
 mod members;
 #[path = "../object.rs"]
 mod object;
+#[path = "../pid.rs"]
+mod pid;
 
 use aya_ebpf::{
     EbpfContext as _, Global,
@@ -30,10 +32,6 @@ use kernel::field;
 #[unsafe(no_mangle)]
 static PID_AT: Global<u32> = Global::new(0);
 
-/// Offset of `tgid` in `struct task_struct`.
-#[unsafe(no_mangle)]
-static TGID_AT: Global<u32> = Global::new(0);
-
 /// Process events of 24 bytes each: enough for all processes that can start while userspace is
 /// late.
 #[map]
@@ -46,9 +44,8 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
         // SAFETY: the arguments are the parent and the child (include/trace/events/sched.h).
         let child = unsafe { *ctx.as_ptr().cast::<u64>().add(1) };
         let number = |offset: u32| field::<u32>(child, offset).unwrap_or(0);
-        let (thread, process) = (number(PID_AT.load()), number(TGID_AT.load()));
-        if thread == process {
-            tell(FORK, process);
+        if number(PID_AT.load()) == number(pid::TGID_AT.load()) {
+            tell(FORK, pid::of(child));
         }
     }
     0
@@ -68,15 +65,17 @@ pub fn process_exec(_: RawTracePointContext) -> i32 {
 pub fn process_exit(_: RawTracePointContext) -> i32 {
     let (process, thread) = process_and_thread();
     if process == thread && is_in_target() {
-        tell(EXIT, process);
+        tell(EXIT, pid::current());
     }
     0
 }
 
-/// Reports an event without holding the process.
+/// Reports an event without holding the process, unless injector's PID namespace does not show it.
 #[inline(always)]
 fn tell(kind: u32, pid: u32) {
-    if let Some(mut entry) = EVENTS.reserve::<Event>(0) {
+    if pid != 0
+        && let Some(mut entry) = EVENTS.reserve::<Event>(0)
+    {
         entry.write(Event { kind, pid, ..Event::default() });
         entry.submit(0);
     }

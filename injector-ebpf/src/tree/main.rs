@@ -11,10 +11,12 @@ mod kernel;
 mod members;
 #[path = "../object.rs"]
 mod object;
+#[path = "../pid.rs"]
+mod pid;
 
 use aya_ebpf::{
     EbpfContext as _, Global,
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_current_task},
+    helpers::generated::bpf_get_current_task,
     macros::{map, raw_tracepoint},
     maps::Array,
     programs::RawTracePointContext,
@@ -22,15 +24,7 @@ use aya_ebpf::{
 
 use kernel::field;
 
-/// Offset of `tgid` in the kernel's `struct task_struct`, in bytes.
-#[unsafe(no_mangle)]
-static TGID_AT: Global<u32> = Global::new(0);
-
-/// Offset of `signal` in `struct task_struct`.
-#[unsafe(no_mangle)]
-static SIGNAL_AT: Global<u32> = Global::new(0);
-
-/// Offset of `live`, the number of threads, in `struct signal_struct`.
+/// Offset of `live`, the number of threads, in `struct signal_struct`, in bytes.
 #[unsafe(no_mangle)]
 static LIVE_AT: Global<u32> = Global::new(0);
 
@@ -41,12 +35,12 @@ static MISSED: Array<u64> = Array::with_max_entries(1, 0);
 /// A process or thread was created; runs in its parent.
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub fn member_forks(ctx: RawTracePointContext) -> i32 {
-    let parent = current();
+    let parent = pid::current();
     if members::has(parent) {
         // SAFETY: the arguments are the parent and the child (include/trace/events/sched.h).
         let child = unsafe { *ctx.as_ptr().cast::<u64>().add(1) };
-        let process = field::<u32>(child, TGID_AT.load()).unwrap_or(parent);
-        if process != parent && members::MEMBERS.insert(process, 1, 0).is_err() {
+        let process = pid::of(child);
+        if process != 0 && process != parent && members::MEMBERS.insert(process, 1, 0).is_err() {
             missed();
         }
     }
@@ -67,7 +61,7 @@ pub fn member_exits_too(_: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn ended() -> i32 {
-    let process = current();
+    let process = pid::current();
     // SAFETY: takes no pointers.
     let task = unsafe { bpf_get_current_task() };
     if members::has(process) && threads(task) == Some(0) {
@@ -77,15 +71,10 @@ fn ended() -> i32 {
     0
 }
 
-#[inline(always)]
-fn current() -> u32 {
-    (bpf_get_current_pid_tgid() >> 32) as u32
-}
-
 /// The number of threads that have not ended.
 #[inline(always)]
 fn threads(task: u64) -> Option<i32> {
-    field(field::<u64>(task, SIGNAL_AT.load())?, LIVE_AT.load())
+    field(field::<u64>(task, pid::SIGNAL_AT.load())?, LIVE_AT.load())
 }
 
 #[inline(always)]

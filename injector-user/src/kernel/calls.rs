@@ -34,7 +34,7 @@ impl CallWatch {
         ends_ns: u64,
     ) -> Result<Self, KernelError> {
         let mut loader = ebpf::loader();
-        members.set_in(&mut loader);
+        members.set_in(&mut loader)?;
         let mut ebpf = loader
             .override_global("SYSCALL", &u64::from(syscall), true)
             .override_global("COUNT", &count, true)

@@ -1,13 +1,19 @@
 //! Cgroups as eBPF programs know them.
 
-use std::{fs::File, io, os::unix::fs::MetadataExt as _, path::Path, thread};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    thread,
+};
 
 use nix::{
     sched::{CloneFlags, unshare},
     sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs},
 };
 
-use super::mount::Context;
+use super::mount::{Context, Mount, ROOT};
 
 /// Identifies a cgroup to the programs of a process: they compare the ancestor at `level` with `id`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,9 +23,6 @@ pub struct CgroupKey {
     /// Its depth below the hierarchy's root.
     pub level: u32,
 }
-
-/// The inode of the hierarchy's root.
-const ROOT: u64 = 1;
 
 /// Where hosts mount the hierarchy.
 const MOUNTS: [&str; 2] = ["sys/fs/cgroup", "sys/fs/cgroup/unified"];
@@ -37,15 +40,31 @@ pub(super) fn root_directory() -> io::Result<File> {
             return Ok(directory);
         }
     }
+    File::open(mount_hierarchy()?.path())
+}
+
+/// Mounts the hierarchy of the kernel, without changing the options that the host mounted it with.
+pub fn mount_hierarchy() -> io::Result<Mount> {
     let context = Context::open(c"cgroup2")?;
     // Mounting from the initial cgroup namespace would reset the mount options of the whole host.
     thread::scope(|scope| {
         let mount = || {
             unshare(CloneFlags::CLONE_NEWCGROUP)?;
-            File::open(context.mount()?.path())
+            context.mount()?.whole()
         };
         let mounted = thread::Builder::new().spawn_scoped(scope, mount)?;
         // Propagate panics.
         mounted.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// The id of the root of this thread's cgroup namespace; `None` if it is that of the hierarchy.
+pub fn namespace_root() -> io::Result<Option<u64>> {
+    // PROC_CGROUP_INIT_INO, which is the same on all machines.
+    const INITIAL: u64 = 0xefff_fffb;
+    if fs::metadata("/proc/thread-self/ns/cgroup")?.ino() == INITIAL {
+        return Ok(None);
+    }
+    let id = fs::metadata(Context::open(c"cgroup2")?.mount()?.path())?.ino();
+    Ok((id != ROOT).then_some(id))
 }

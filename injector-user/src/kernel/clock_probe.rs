@@ -187,7 +187,7 @@ impl ClockProbe {
         let processors =
             nr_cpus().map_err(|(_, error)| ebpf::map_error("COUNTERS", error.into()))? as u32;
         let mut loader = ebpf::loader();
-        config.members.set_in(&mut loader);
+        config.members.set_in(&mut loader)?;
         let mut ebpf = loader
             .map_max_entries("COUNTERS", processors)
             .override_global("SKIP_VDSO", &skip_vdso, true)

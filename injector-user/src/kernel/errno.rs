@@ -16,7 +16,6 @@ use super::{
     hook::{Engine, HookError, Hooked},
     layout::{self, ErrnoLayout},
     members::Members,
-    process::check_namespace,
 };
 
 /// The object that the build script compiled.
@@ -85,14 +84,12 @@ pub struct FailingCalls {
 impl FailingCalls {
     /// Attaches the program. No call fails before [`Self::renew`].
     pub fn start(config: &Config, hooks: &Hooks) -> Result<Self, HookError> {
-        // Injector is excluded by its PID.
-        check_namespace()?;
         let number = hooks.number(config.hook)?;
         let [injector, guardian] = config.own.map(i32::cast_unsigned);
         let result = -i64::from(config.errno);
         let probability = Probability::from_fraction(config.probability).0;
         let mut loader = ebpf::loader();
-        config.members.set_in(&mut loader);
+        config.members.set_in(&mut loader)?;
         loader
             .override_global("INJECTOR", &injector, true)
             .override_global("GUARDIAN", &guardian, true)

@@ -6,7 +6,7 @@
 //!
 //! Format: <https://docs.kernel.org/bpf/btf.html>.
 
-use std::{fs, io};
+use std::{fs, io, sync::OnceLock};
 
 use thiserror::Error;
 
@@ -27,7 +27,7 @@ pub struct Layout {
     pub kernfs_id: u32,
 }
 
-/// Offsets in `struct task_struct`, but for the last one, in bytes.
+/// Offsets in `struct task_struct` unless said otherwise, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TaskLayout {
     /// Of `pid`, which is the thread.
@@ -40,24 +40,58 @@ pub struct TaskLayout {
     pub signal: u32,
     /// Of `pids[PIDTYPE_PGID]` in `struct signal_struct` (Linux 4.19).
     pub group: u32,
+    /// Of `pids[PIDTYPE_TGID]` in `struct signal_struct` (Linux 4.19).
+    pub process: u32,
     /// Of `live` in `struct signal_struct`.
     pub live: u32,
+    /// Of `level` in `struct pid`.
+    pub pid_level: u32,
+    /// Of `numbers` in `struct pid`.
+    pub pid_numbers: u32,
+    /// Of `ns.inum` in `struct pid_namespace`.
+    pub namespace_inode: u32,
 }
 
 impl TaskLayout {
     /// That of the running kernel.
     pub fn of_kernel() -> Result<Self, LayoutError> {
+        static KNOWN: OnceLock<TaskLayout> = OnceLock::new();
+        if let Some(known) = KNOWN.get() {
+            return Ok(*known);
+        }
+        Self::read().map(|layout| *KNOWN.get_or_init(|| layout))
+    }
+
+    fn read() -> Result<Self, LayoutError> {
+        /// `PIDTYPE_TGID`, in bytes.
+        const TGID: u32 = 8;
         /// `PIDTYPE_PGID`, in bytes.
         const PGID: u32 = 2 * 8;
-        let [pid, tgid, parent, signal, pids, live] = offsets_of_kernel([
-            ("task_struct", "pid"),
-            ("task_struct", "tgid"),
-            ("task_struct", "real_parent"),
-            ("task_struct", "signal"),
-            ("signal_struct", "pids"),
-            ("signal_struct", "live"),
-        ])?;
-        Ok(Self { pid, tgid, parent, signal, group: pids + PGID, live })
+        let [pid, tgid, parent, signal, pids, live, pid_level, pid_numbers, namespace_inode] =
+            offsets_of_kernel([
+                ("task_struct", "pid"),
+                ("task_struct", "tgid"),
+                ("task_struct", "real_parent"),
+                ("task_struct", "signal"),
+                ("signal_struct", "pids"),
+                ("signal_struct", "live"),
+                ("pid", "level"),
+                ("pid", "numbers"),
+                ("pid_namespace", "ns.inum"),
+            ])?;
+        let (process, group) = (pids + TGID, pids + PGID);
+        Ok(Self {
+            pid,
+            tgid,
+            parent,
+            signal,
+            group,
+            process,
+            live,
+            pid_level,
+            pid_numbers,
+            namespace_inode,
+        })
     }
 }
 
@@ -430,7 +464,11 @@ mod tests {
             parent: offset("task_struct", "real_parent"),
             signal: offset("task_struct", "signal"),
             group: offset("signal_struct", "pids") + 16,
+            process: offset("signal_struct", "pids") + 8,
             live: offset("signal_struct", "live"),
+            pid_level: offset("pid", "level"),
+            pid_numbers: offset("pid", "numbers"),
+            namespace_inode: offset("pid_namespace", "ns.inum"),
         };
         assert_eq!(TaskLayout::of_kernel().expect("readable"), expected);
         // Where no members are known, there is no clock probe either.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aya::EbpfLoader;
 
-use super::{cgroup::CgroupKey, tree::ProcessTree};
+use super::{KernelError, cgroup::CgroupKey, pid_namespace, tree::ProcessTree};
 
 /// The processes on which programs act.
 #[derive(Clone, Debug)]
@@ -24,17 +24,18 @@ impl Default for Members {
 
 impl Members {
     /// Has the programs of an object act on them.
-    pub(super) fn set_in<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
+    pub(super) fn set_in<'a>(&'a self, loader: &mut EbpfLoader<'a>) -> Result<(), KernelError> {
         match self {
             Self::Cgroup(key) => {
                 loader
                     .override_global("CGROUP_ID", &key.id, true)
                     .override_global("CGROUP_LEVEL", &key.level, true)
                     .override_global("OF_PROCESSES", &0_u32, true);
+                pid_namespace::set_in(loader)
             }
             Self::Set(tree) => {
-                tree.share(loader);
                 loader.override_global("OF_PROCESSES", &1_u32, true);
+                tree.share(loader)
             }
         }
     }

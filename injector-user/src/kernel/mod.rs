@@ -26,6 +26,7 @@ pub mod monitor;
 pub mod mount;
 pub mod netns;
 pub mod object;
+pub mod pid_namespace;
 pub mod pidfd;
 pub mod probe;
 pub mod process;
@@ -61,10 +62,10 @@ pub enum KernelError {
         /// The cause.
         source: nix::Error,
     },
-    /// Injector does not run in the initial PID namespace.
+    /// /proc shows the processes of another PID namespace.
     #[error(
-        "faults of processes, and --pid and --process, require the host's PID namespace: run injector there (in a \
-         container: --pid host)"
+        "/proc shows the processes of another PID namespace than injector's: mount that of injector's there (mount -t \
+         proc proc /proc, in a mount namespace of its own)"
     )]
     PidNamespace,
     /// A thread cannot be started.

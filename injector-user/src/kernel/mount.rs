@@ -22,6 +22,9 @@ use nix::{
 
 use super::descriptor::owned;
 
+/// The number of the root directory of a kernfs file system.
+pub const ROOT: u64 = 1;
+
 /// A file system whose parameters are not decided yet (`fsopen(2)`, Linux 5.2).
 #[derive(Debug)]
 pub struct Context(OwnedFd);
@@ -74,6 +77,35 @@ impl Mount {
             // Propagate panics.
             copied.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// All of a kernfs file system (like cgroup v2) of which this mount may show a part: finds the root by
+    /// its handle (`open_by_handle_at(2)`, which requires CAP_DAC_READ_SEARCH).
+    pub fn whole(&self) -> io::Result<Self> {
+        /// `FILEID_KERNFS`.
+        const KERNFS: libc::c_int = 0xfe;
+
+        /// A `struct file_handle` with the number of the file.
+        #[repr(C, packed(4))]
+        struct Handle {
+            length: libc::c_uint,
+            kind: libc::c_int,
+            number: u64,
+        }
+
+        let visible = File::open(self.path())?;
+        let mut root = Handle { length: 8, kind: KERNFS, number: ROOT };
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        // SAFETY: the handle has the length that it says; returns a new descriptor.
+        let root = owned(unsafe {
+            libc::syscall(libc::SYS_open_by_handle_at, visible.as_raw_fd(), &raw mut root, flags)
+        })?;
+        let flags = libc::OPEN_TREE_CLONE as libc::c_int
+            | libc::OPEN_TREE_CLOEXEC as libc::c_int
+            | libc::AT_EMPTY_PATH;
+        // SAFETY: the path is terminated; returns a new descriptor.
+        owned(unsafe { libc::syscall(libc::SYS_open_tree, root.as_raw_fd(), c"".as_ptr(), flags) })
+            .map(Self)
     }
 
     /// Attaches it to a directory of this mount namespace (`move_mount(2)`), where it stays.

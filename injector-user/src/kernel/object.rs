@@ -158,7 +158,7 @@ impl Object {
         let cells = 2 * cells_per_bank(capacity);
         let mut loader = ebpf::loader();
         if let Some(processes) = processes {
-            processes.share(&mut loader);
+            processes.share(&mut loader)?;
         }
         if matches!(constants.scope, ScopeKind::Processes | ScopeKind::CgroupAndTags) {
             loader.map_max_entries("CLOSING", CLOSING);

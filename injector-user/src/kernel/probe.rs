@@ -134,7 +134,7 @@ fn socket_tags() -> Finding {
         serves: "packets of single processes (--pid, --process), and of sockets that --unit was passed",
         verdict: Verdict::of(
             tried(),
-            "Linux 6.1 or later with CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF, in the PID namespace of the host",
+            "Linux 6.1 or later with CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF, with /proc of its own PID namespace",
         ),
     }
 }

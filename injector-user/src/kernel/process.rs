@@ -1,11 +1,7 @@
 //! Fork, exec and exit events of the target's processes: loads the `injector-process` object.
 
 use std::{
-    fs,
-    os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd},
-        unix::fs::MetadataExt as _,
-    },
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -32,16 +28,6 @@ const PROGRAMS: [(&str, &str); 3] = [
 
 /// How long a program may spin in the kernel until it is patched. Usually some 100 µs suffice.
 const MAX_WAIT: Duration = Duration::from_millis(5);
-
-/// Checks that this process runs in the initial PID namespace: events carry the PIDs of that one.
-pub fn check_namespace() -> Result<(), KernelError> {
-    // PROC_PID_INIT_INO, which is the same on all machines.
-    const HOST: u64 = 0xefff_fffc;
-    match fs::metadata("/proc/self/ns/pid") {
-        Ok(metadata) if metadata.ino() == HOST => Ok(()),
-        _ => Err(KernelError::PidNamespace),
-    }
-}
 
 /// Resumes new programs that are held at exec.
 #[derive(Debug)]
@@ -82,14 +68,13 @@ pub struct ProcessEvents {
 impl ProcessEvents {
     /// Attaches to these processes. New programs are held only after [`Self::hold_execs`].
     pub fn load(members: &Members) -> Result<Self, KernelError> {
-        check_namespace()?;
         let layout = TaskLayout::of_kernel()?;
         let processors = nr_cpus().map_err(|(_, error)| ebpf::map_error("WAITS", error.into()))?;
         // On a single CPU, spinning would keep the patcher from running.
         let wait = if processors > 1 { MAX_WAIT } else { Duration::ZERO };
         let processors = processors as u32;
         let mut loader = ebpf::loader();
-        members.set_in(&mut loader);
+        members.set_in(&mut loader)?;
         let mut ebpf = loader
             .override_global("PID_AT", &layout.pid, true)
             .override_global("TGID_AT", &layout.tgid, true)

@@ -18,7 +18,7 @@ use super::{
     KernelError, ebpf,
     layout::TaskLayout,
     mount::{Context, Mount},
-    process::check_namespace,
+    pid_namespace,
 };
 
 /// The object that the build script compiled.
@@ -54,12 +54,11 @@ struct Programs {
 impl ProcessTree {
     /// Starts with no process.
     pub fn load() -> Result<Self, KernelError> {
-        check_namespace()?;
         let layout = TaskLayout::of_kernel()?;
         let pins = Context::open(c"bpf").and_then(|context| context.mount());
         let pins = pins.map_err(KernelError::Pins)?;
         let mut loader = ebpf::loader();
-        share(&pins, &mut loader);
+        share(&pins, &mut loader)?;
         let mut ebpf = loader
             .override_global("TGID_AT", &layout.tgid, true)
             .override_global("SIGNAL_AT", &layout.signal, true)
@@ -118,8 +117,8 @@ impl ProcessTree {
     }
 
     /// Has an object use the processes of this set.
-    pub(super) fn share(&self, loader: &mut EbpfLoader) {
-        share(&self.pins, loader);
+    pub(super) fn share(&self, loader: &mut EbpfLoader) -> Result<(), KernelError> {
+        share(&self.pins, loader)
     }
 }
 
@@ -133,9 +132,10 @@ fn attach_exits(ebpf: &mut Ebpf, number: usize) -> Result<RawTracePointLink, Ker
     link.map_err(|source| KernelError::Program { program: name.into(), source: source.into() })
 }
 
-fn share(pins: &Mount, loader: &mut EbpfLoader) {
+fn share(pins: &Mount, loader: &mut EbpfLoader) -> Result<(), KernelError> {
     let path: PathBuf = pins.path().join(MAP);
     loader.map_pin_path(MAP, path);
+    pid_namespace::set_in(loader)
 }
 
 impl std::fmt::Debug for ProcessTree {

@@ -4,7 +4,8 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use nix::{
@@ -16,13 +17,9 @@ use procfs::{ProcError, ProcessCGroups, process::Process};
 
 use super::ResolveError;
 use crate::kernel::{
-    cgroup::CgroupKey,
-    mount::{Context, Home, Mount},
-    process::check_namespace,
+    cgroup::{CgroupKey, mount_hierarchy, namespace_root},
+    mount::{Home, Mount, ROOT},
 };
-
-/// Inode of the hierarchy's root, which is also its cgroup ID.
-const ROOT_ID: u64 = 1;
 
 /// Cgroup file that freezes the cgroup (Linux 5.2).
 pub const FREEZE: &str = "cgroup.freeze";
@@ -57,9 +54,9 @@ impl Hierarchy {
             .collect();
         // A container sees its own subtree under /sys/fs/cgroup, and may see the host's hierarchy
         // at another mount.
-        mounts.sort_by_key(|mount| inode(mount) != Some(ROOT_ID));
+        mounts.sort_by_key(|mount| inode(mount) != Some(ROOT));
         let mount = mounts.into_iter().next().ok_or(ResolveError::NoHierarchy)?;
-        if inode(&mount) == Some(ROOT_ID) {
+        if inode(&mount) == Some(ROOT) {
             Ok(Self { mount })
         } else {
             Err(ResolveError::CgroupNamespace(mount))
@@ -74,8 +71,12 @@ impl Hierarchy {
 
     /// Opens a cgroup by its path, absolute or relative to the root. Refuses the root itself.
     pub fn open(&self, path: &Path) -> Result<Cgroup, ResolveError> {
-        let below = self.mount.join(path.strip_prefix("/").unwrap_or(path));
-        let candidates = [path, below.as_path()];
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        let below = self.mount.join(relative);
+        // As this process's cgroup namespace shows it.
+        let in_namespace = self.namespace_root().map(|root| self.mount.join(root).join(relative));
+        let in_namespace = in_namespace.unwrap_or_default();
+        let candidates = [path, in_namespace.as_path(), below.as_path()];
         let is_v2 =
             |path: &Path| statfs(path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
         let found = candidates.into_iter().find(|path| path.is_dir() && is_v2(path));
@@ -89,9 +90,12 @@ impl Hierarchy {
         let fail = |source| ResolveError::Cgroup { path: found.into(), source };
         let real = found.canonicalize().map_err(fail)?;
         let id = real.metadata().map_err(fail)?.ino();
-        let Ok(relative) = real.strip_prefix(&self.mount) else {
-            return Err(ResolveError::NotV2(real, self.mount.clone()));
+        // Another mount shows it as well.
+        let real = if real.starts_with(&self.mount) { Some(real) } else { self.find_by_id(id) };
+        let Some(real) = real else {
+            return Err(ResolveError::NotV2(found.into(), self.mount.clone()));
         };
+        let relative = real.strip_prefix(&self.mount).unwrap_or(&real);
         let level = relative.components().count() as u32;
         if level == 0 {
             return Err(ResolveError::Root(format!("{} is", path.display())));
@@ -131,10 +135,48 @@ impl Hierarchy {
             .find(|cgroup| cgroup.hierarchy == 0)
             .map(|cgroup| cgroup.pathname);
         let path = path.ok_or(ResolveError::NoHierarchy)?;
-        if path.starts_with("/..") {
-            return Err(ResolveError::CgroupNamespace(self.mount.clone()));
+        let fail = |source| ResolveError::Cgroup { path: self.mount.clone(), source };
+        let mut place = self.namespace_root().map_err(fail)?;
+        for component in Path::new(&path).components() {
+            match component {
+                // Outside of this process's cgroup namespace.
+                Component::ParentDir => drop(place.pop()),
+                Component::Normal(name) => place.push(name),
+                _ => {}
+            }
         }
-        Ok(self.mount.join(path.trim_start_matches('/')))
+        Ok(self.mount.join(place))
+    }
+
+    /// The root of this process's cgroup namespace, below that of the hierarchy. Paths in
+    /// /proc/PID/cgroup begin there.
+    fn namespace_root(&self) -> io::Result<PathBuf> {
+        static KNOWN: Mutex<Option<(u64, PathBuf)>> = Mutex::new(None);
+
+        let Some(id) = namespace_root()? else { return Ok(PathBuf::new()) };
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, path)) = &*known
+            && *of == id
+        {
+            return Ok(path.clone());
+        }
+        let path = self.find_by_id(id).ok_or(io::ErrorKind::NotFound)?;
+        let path = path.strip_prefix(&self.mount).map_err(io::Error::other)?.to_path_buf();
+        *known = Some((id, path.clone()));
+        Ok(path)
+    }
+
+    /// The directory of a cgroup.
+    fn find_by_id(&self, id: u64) -> Option<PathBuf> {
+        let mut found = None;
+        // Directories that cannot be read are left out.
+        let _ = for_each_below(&self.mount, &mut |directory| {
+            if inode(directory) == Some(id) {
+                found = Some(directory.to_path_buf());
+            }
+            Ok(())
+        });
+        found
     }
 }
 
@@ -153,15 +195,14 @@ pub fn reach_hierarchy() -> io::Result<()> {
     }
     let (found, place) = match hierarchy_of_host()? {
         Some(found) => found,
-        None if check_namespace().is_ok() => {
-            // The host has none, so this changes no options of its mount.
-            (Context::open(c"cgroup2")?.mount()?, PRIVATE.into())
-        }
-        None => return Err(io::Error::other("the host's mounts are not visible")),
+        None => (mount_hierarchy()?, PRIVATE.into()),
     };
-    if inode(&found.path()) != Some(ROOT_ID) {
-        return Err(io::Error::other("its root is in another cgroup namespace"));
-    }
+    let (found, place) = if inode(&found.path()) == Some(ROOT) {
+        (found, place)
+    } else {
+        // A container with a cgroup namespace of its own shows its own part there.
+        (found.whole()?, PRIVATE.into())
+    };
     Home::leave()?;
     make_mount_point(&place)?;
     found.attach(&place)
