@@ -76,6 +76,8 @@ pub mod fault {
     pub const STATEFUL: u32 = 1 << 6;
     /// Faults of wire packets.
     pub const WIRE: u32 = 1 << 7;
+    /// A match of peers. Not a fault, but code that others do not need.
+    pub const REMOTE: u32 = 1 << 8;
     /// All of them.
     pub const ALL: u32 = u32::MAX;
 }

@@ -11,7 +11,7 @@ use injector_common::{
     control::{FIRST_CONNECTION_MASK, LENGTHS, MAX_LENGTHS, MAX_MASKS, Masks, PORTS, RuleSet},
     hold::{self, Hold, MAX_TABLES},
     model::{random, trace::Player},
-    rule::{self, RULE_WIRE},
+    rule::{self, RULE_WIRE, fault},
 };
 use ipnet::IpNet;
 use thiserror::Error;
@@ -122,7 +122,8 @@ impl Compiled {
     /// The faults of all rules, see [`rule::fault`].
     #[must_use]
     pub fn faults(&self) -> u32 {
-        self.rules.iter().fold(0, |faults, rule| faults | rule.faults())
+        let remote = if self.set.uses_remotes == 0 { 0 } else { fault::REMOTE };
+        self.rules.iter().fold(remote, |faults, rule| faults | rule.faults())
     }
 
     /// Makes all rules act on GSO packets as they are.
@@ -181,6 +182,7 @@ pub fn compile(rules: &[Rule], addresses: &Addresses, seed: u64) -> Result<Compi
     let set = Box::new(RuleSet {
         uses_ports: u32::from(uses_ports),
         uses_lengths: u32::from(!lengths.is_empty()),
+        uses_remotes: u32::from(rules.iter().any(|rule| !rule.matching.remotes.is_empty())),
         packets: packets.masks()?,
         connections: connections.masks()?,
     });

@@ -274,7 +274,7 @@ impl Lease {
     }
 }
 
-/// The directions that the rules of a set match.
+/// The directions that a set of rules must see.
 #[derive(Clone, Copy, Debug, Default)]
 struct Directions {
     egress: bool,
@@ -283,7 +283,9 @@ struct Directions {
 
 impl Directions {
     const fn of(compiled: &Compiled) -> Self {
-        Self { egress: compiled.egress, ingress: compiled.ingress }
+        // The peer that a process asked for is known from what it sends, see `asked.rs`.
+        let egress = compiled.egress || compiled.set.uses_remotes != 0;
+        Self { egress, ingress: compiled.ingress }
     }
 
     const fn or(self, other: Self) -> Self {
