@@ -117,6 +117,13 @@ pub struct SessionArgs {
     #[command(flatten)]
     pub engines: Engines,
 
+    /// Report the packets that no rule matched
+    ///
+    /// At the end, with their peers and ports. If no packet matched at all, they and the likely cause are reported
+    /// anyway. Has no effect with --agent.
+    #[arg(short, long)]
+    pub verbose: bool,
+
     /// Exit with 3 if no packet matched
     #[arg(long)]
     pub require_match: bool,

@@ -27,7 +27,7 @@ mod signals;
 mod trial;
 
 use std::{
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
 };
 
@@ -64,8 +64,8 @@ struct Cli {
     /// Enable debug logging
     ///
     /// Includes messages of the eBPF programs. They go to standard error.
-    #[arg(short, long, global = true)]
-    verbose: bool,
+    #[arg(long, global = true)]
+    debug: bool,
 
     #[command(subcommand)]
     command: Command,
@@ -108,13 +108,13 @@ pub fn main() -> ExitCode {
 }
 
 fn carry_out(cli: Cli) -> ExitCode {
-    start_log(cli.verbose);
+    start_log(cli.debug);
     let result = preflight::check().and_then(|()| match cli.command {
-        Command::Run(args) => run::run(&args, cli.verbose),
-        Command::Inject(args) => inject::run(&args, cli.verbose),
-        Command::Apply(args) => apply::run(&args, cli.verbose),
+        Command::Run(args) => run::run(&args, cli.debug),
+        Command::Inject(args) => inject::run(&args, cli.debug),
+        Command::Apply(args) => apply::run(&args, cli.debug),
         #[cfg(feature = "agent")]
-        Command::Agent(args) => agent::run(&args, cli.verbose),
+        Command::Agent(args) => agent::run(&args, cli.debug),
         Command::Report(args) => page::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::List(args) => list::run(&args),
@@ -148,8 +148,8 @@ fn help(error: &clap::Error) -> ExitCode {
 }
 
 /// Sends diagnostics to standard error. `INJECTOR_LOG` takes `tracing-subscriber` filters.
-fn start_log(verbose: bool) {
-    let default = if verbose { "debug" } else { "warn" };
+fn start_log(debug: bool) {
+    let default = if debug { "debug" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_env_var("INJECTOR_LOG")
         .with_default_directive(default.parse().unwrap_or_default())
@@ -162,6 +162,7 @@ fn start_log(verbose: bool) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| output::Diagnostics)
+        .with_ansi(io::stderr().is_terminal())
         .without_time()
         .init();
 }

@@ -196,6 +196,7 @@ impl Remote {
             for_ms: session.lasts().map(Lasts),
             attached: fault.attached.clone(),
             rules: fault.rules.iter().map(|rule| rule.name.as_str()).collect(),
+            matches: report::matches(rules),
             profiles: report::profiles(rules),
             loopback_mtu: None,
             resolved: &fault.resolved,
@@ -273,6 +274,7 @@ impl Remote {
         self.resolved.clone_from(&fault.resolved);
         self.reporter.say(&Event::Changed {
             rules: fault.rules.iter().map(|rule| rule.name.as_str()).collect(),
+            matches: Vec::new(),
             replaced: Vec::new(),
             clock: None,
             resolved: &changed,
@@ -295,8 +297,12 @@ impl Remote {
     fn finish(mut self, fault: &Fault, require_match: bool) -> Result<ExitCode> {
         self.say_pods(fault)?;
         let packets = (!fault.rules.is_empty()).then_some(&fault.packets);
-        let mut missed =
-            self.reporter.warn_of_idle(packets, fault.clocks.as_ref(), fault.processes.as_ref())?;
+        let mut missed = self.reporter.warn_of_idle(
+            packets,
+            None,
+            fault.clocks.as_ref(),
+            fault.processes.as_ref(),
+        )?;
         if fault.pods.is_some() && !self.has_faulted_pods {
             missed = true;
             let message = "no pod was faulted: none of the agent's node was selected and ran";

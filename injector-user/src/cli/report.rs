@@ -27,6 +27,7 @@ use crate::{
             delays::DelayReport,
             hold::{self, Engine},
             report::{AttachedReport, Totals},
+            unmatched::{self, Explanation},
         },
         process,
     },
@@ -68,6 +69,8 @@ pub enum Event<'a> {
         attached: Vec<AttachedReport>,
         /// Names of the rules.
         rules: Vec<&'a str>,
+        /// The packets that each rule matches.
+        matches: Vec<MatchReport>,
         /// The faults of rules with a profile.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         profiles: Vec<ProfileReport<'a>>,
@@ -124,6 +127,8 @@ pub enum Event<'a> {
     Changed {
         /// Names of the new rules.
         rules: Vec<&'a str>,
+        /// The packets that each of them matches.
+        matches: Vec<MatchReport>,
         /// Counters of the old rules, without those that stay.
         replaced: Vec<RuleReport<'a>>,
         /// The new clock fault, if there is one.
@@ -147,6 +152,15 @@ pub enum Event<'a> {
         /// Effects of the process faults.
         #[serde(skip_serializing_if = "Option::is_none")]
         processes: Option<process::Statistics>,
+    },
+    /// Packets that no rule matched (`--verbose`). Of much traffic, only a part is listed.
+    Unmatched {
+        /// Packets that the target sent, matched or not.
+        sent: u64,
+        /// Packets that it received and that were looked at.
+        received: u64,
+        /// The packets by protocol and peer, most first.
+        packets: Vec<unmatched::Peer>,
     },
     /// Something is probably not as intended.
     Warning {
@@ -190,6 +204,23 @@ pub struct ProfileReport<'a> {
     rule: usize,
     #[serde(flatten)]
     expansion: &'a Expansion,
+}
+
+/// The packets that a rule matches.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct MatchReport {
+    packets: String,
+    /// Whether the rule has a name that does not tell its faults.
+    #[serde(skip)]
+    is_named: bool,
+}
+
+/// The packets that each rule matches.
+#[must_use]
+pub fn matches(rules: &[Rule]) -> Vec<MatchReport> {
+    let report = |rule: &Rule| MatchReport { packets: rule.match_text(), is_named: rule.is_named };
+    rules.iter().map(report).collect()
 }
 
 /// The faults of rules with a profile.
@@ -345,28 +376,36 @@ impl Reporter {
 
     /// Warns about each kind of fault that had no effect. Returns whether there is one.
     ///
-    /// Kinds that were not requested are `None`.
+    /// Kinds that were not requested are `None`. `explanation` says why no packet matched, if that is
+    /// known.
     pub fn warn_of_idle(
         &mut self,
         packets: Option<&Totals>,
+        explanation: Option<&Explanation>,
         clocks: Option<&ClocksReport>,
         processes: Option<&process::Statistics>,
     ) -> Result<bool> {
-        let packets = packets.filter(|total| total.matched == 0).map(|total| {
+        let mut untouched = Vec::new();
+        if let Some(total) = packets.filter(|total| total.matched == 0) {
             if total.is_untouched() {
-                "no packet matched: nothing was faulted"
+                let seen = explanation.map(|Explanation { seen, .. }| format!("; {seen}"));
+                let seen = seen.unwrap_or_default();
+                untouched.push(format!("no packet matched: nothing was faulted{seen}"));
+                untouched.extend(explanation.into_iter().flat_map(|found| found.causes.clone()));
             } else {
-                "no packet was faulted: all that matched were protected, or came after the end"
+                let message =
+                    "no packet was faulted: all that matched were protected, or came after the end";
+                untouched.push(message.into());
             }
-        });
+        }
         let clocks = clocks
             .is_some_and(ClocksReport::is_untouched)
             .then_some("no process had its clocks faulted");
         let processes: Vec<String> =
             processes.into_iter().flat_map(process::Statistics::idle).collect();
         let mut is_idle = false;
-        for message in packets.into_iter().chain(clocks).chain(processes.iter().map(String::as_str))
-        {
+        let packets = untouched.iter().map(String::as_str);
+        for message in packets.chain(clocks).chain(processes.iter().map(String::as_str)) {
             is_idle = true;
             self.say(&Event::Warning { message })?;
         }
@@ -441,6 +480,7 @@ fn human(event: &Event) -> String {
             for_ms,
             attached,
             rules,
+            matches,
             profiles,
             loopback_mtu,
             resolved,
@@ -450,7 +490,8 @@ fn human(event: &Event) -> String {
             clocks,
             process,
             ..
-        } => started(&mut text, target, *seed, *for_ms, attached, (rules, profiles), resolved)
+        } => started(&mut text, target, *seed, *for_ms, attached, resolved)
+            .and_then(|()| rule_lines(&mut text, rules, matches, profiles))
             .and_then(|()| {
                 let Some(mtu) = loopback_mtu else { return Ok(()) };
                 writeln!(text, "injector:   new TCP connections over loopback: mtu {mtu} (default)")
@@ -485,9 +526,13 @@ fn human(event: &Event) -> String {
         Event::Changed { resolved, .. } if !resolved.is_empty() => {
             peers_changed(&mut text, resolved)
         }
-        Event::Changed { rules, replaced, clock, .. } => {
-            writeln!(text, "injector: {} rules replaced the rules before, which did:", rules.len())
+        Event::Changed { rules, matches, replaced, clock, .. } => {
+            let (rules_are, before) =
+                (plural(rules.len() as u64, "rule"), "replaced the rules before");
+            writeln!(text, "injector: {rules_are} {before}, which did:")
                 .and_then(|()| replaced.iter().try_for_each(|rule| rule_line(&mut text, rule)))
+                .and_then(|()| writeln!(text, "injector: the rules are now:"))
+                .and_then(|()| rule_lines(&mut text, rules, matches, &[]))
                 .and_then(|()| clock.map_or(Ok(()), |clock| writeln!(text, "injector:   {clock}")))
         }
         Event::Progress { total, clocks, processes, .. } => {
@@ -502,6 +547,9 @@ fn human(event: &Event) -> String {
                 }
                 None => writeln!(text, "{}", counts(total)),
             })
+        }
+        Event::Unmatched { sent, received, packets } => {
+            unmatched_lines(&mut text, *sent, *received, packets)
         }
         Event::Warning { message } => writeln!(text, "injector: warning: {message}"),
         Event::Summary { elapsed_ms, total, rules, seen, held, clocks, processes, .. } => {
@@ -526,12 +574,8 @@ fn started(
     seed: u64,
     for_ms: Option<Lasts>,
     attached: &[AttachedReport],
-    (rules, profiles): (&[&str], &[ProfileReport]),
     resolved: &[Resolved],
 ) -> std::fmt::Result {
-    /// Maximum number of rules listed.
-    const LISTED: usize = 10;
-
     for Resolved { name, addresses } in resolved {
         writeln!(text, "injector: {name} is {}", peers::list(addresses))?;
     }
@@ -540,7 +584,19 @@ fn started(
         [] => String::new(),
         attached => format!(" on {}", places(attached)),
     };
-    writeln!(text, "injector: faulting {target}{end}{places} (seed {seed})")?;
+    writeln!(text, "injector: faulting {target}{end}{places} (seed {seed})")
+}
+
+/// Writes a line for each rule, with the packets that it matches.
+fn rule_lines(
+    text: &mut String,
+    rules: &[&str],
+    matches: &[MatchReport],
+    profiles: &[ProfileReport],
+) -> std::fmt::Result {
+    /// Maximum number of rules listed.
+    const LISTED: usize = 10;
+
     for (number, name) in rules.iter().enumerate().take(LISTED) {
         let profile = profiles.iter().find(|profile| profile.rule == number);
         let hidden = profile.map(|profile| profile.expansion).filter(|expansion| {
@@ -550,12 +606,41 @@ fn started(
         let hidden = hidden
             .map(|Expansion { profile, faults }| format!(" (profile {profile}: {faults})"))
             .unwrap_or_default();
-        writeln!(text, "injector:   rule {number}: {name}{hidden}")?;
+        let of = matches.get(number).map(|MatchReport { packets, is_named }| {
+            format!("{} {packets}", if *is_named { ":" } else { " of" })
+        });
+        let of = of.unwrap_or_default();
+        writeln!(text, "injector:   rule {number}: {name}{hidden}{of}")?;
     }
     if rules.len() > LISTED {
         writeln!(text, "injector:   and {} more rules", rules.len() - LISTED)?;
     }
     Ok(())
+}
+
+/// Writes what no rule matched.
+fn unmatched_lines(
+    text: &mut String,
+    sent: u64,
+    received: u64,
+    packets: &[unmatched::Peer],
+) -> std::fmt::Result {
+    /// Maximum number of peers listed.
+    const LISTED: usize = 20;
+
+    writeln!(text, "injector: saw {sent} sent, {received} received packets, matched or not")?;
+    for peer in packets.iter().take(LISTED) {
+        writeln!(text, "injector:   not matched: {}", peer.line())?;
+    }
+    if packets.len() > LISTED {
+        writeln!(text, "injector:   and those of {} more peers", packets.len() - LISTED)?;
+    }
+    Ok(())
+}
+
+/// A number of things, such as "1 packet".
+fn plural(count: u64, thing: &str) -> String {
+    if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
 }
 
 /// Writes a line for each peer whose addresses changed.

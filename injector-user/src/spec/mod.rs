@@ -7,6 +7,7 @@ pub mod file;
 pub mod info;
 pub mod interpolate;
 pub mod list;
+pub mod matching;
 pub mod packet;
 pub mod parameters;
 pub mod peer;

@@ -20,8 +20,9 @@ use super::links::Continued;
 use crate::{
     spec::{
         distribution::Table,
+        matching::Matching,
         peer::Peer,
-        rule::{Direction, Matching, Rule},
+        rule::{Direction, Rule},
         value::{HumanDuration, PortSet, Remote},
     },
     target::peers::Addresses,
