@@ -165,6 +165,9 @@ impl FaultArgs {
         }
         let clock = self.clock.check()?;
         let processes = self.process.check()?;
+        if clock.is_none() && processes.is_none() && !self.rule.has_fault() {
+            return Err(SpecError::NoFault);
+        }
         // Such a fault needs no packet rule, but a rule that is given must be valid.
         let is_enough = clock.is_some() || processes.is_some();
         let rules = if is_enough && self.rule == RuleSpec::default() {

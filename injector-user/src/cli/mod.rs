@@ -24,9 +24,11 @@ mod report;
 mod run;
 mod session;
 mod signals;
+mod tips;
 mod trial;
 
 use std::{
+    env,
     io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
 };
@@ -99,7 +101,7 @@ pub fn main() -> ExitCode {
     let code = match preflight::check_stack() {
         Ok(()) => match Cli::try_parse() {
             Ok(cli) => carry_out(cli),
-            Err(error) => help(&error),
+            Err(error) => help(&tips::add(error, &Cli::command(), env::args_os())),
         },
         Err(error) => failed(&error),
     };
@@ -132,7 +134,10 @@ fn carry_out(cli: Cli) -> ExitCode {
 /// Reports an error and returns the exit code.
 fn failed(error: &anyhow::Error) -> ExitCode {
     output::complain(&format!("{error:#}"));
-    ExitCode::from(if error.is::<SpecError>() { USAGE } else { FAILED })
+    let is_usage = error.is::<SpecError>();
+    #[cfg(feature = "agent")]
+    let is_usage = is_usage || remote::is_usage(error);
+    ExitCode::from(if is_usage { USAGE } else { FAILED })
 }
 
 /// Prints help, the version, or a usage error.

@@ -82,6 +82,12 @@ impl AgentOptions {
     }
 }
 
+/// Whether the command line is wrong, rather than the agent.
+#[must_use]
+pub fn is_usage(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ClientError::Endpoint(_) | ClientError::NoScheme(_)))
+}
+
 /// Builds the request from the options.
 pub fn request(
     target: &TargetSpec,
@@ -392,6 +398,7 @@ mod tests {
             duration: None,
             seed: None,
             engines: crate::cli::args::Engines::default(),
+            verbose: false,
             require_match: false,
             output: Output::default(),
             output_file: None,

@@ -41,6 +41,9 @@ pub struct Faults {
 /// The specification is invalid on any machine. Exit code 2.
 #[derive(Debug, Error)]
 pub enum SpecError {
+    /// No fault was given.
+    #[error("no fault was asked for: give at least one of {}", all_faults())]
+    NoFault,
     /// A packet rule is invalid.
     #[error(transparent)]
     Rule(#[from] rule::RuleError),
@@ -73,4 +76,17 @@ pub enum SpecError {
     /// The scenario is invalid.
     #[error(transparent)]
     Scenario(#[from] scenario::ScenarioError),
+}
+
+/// The options of all faults, by what they fault.
+fn all_faults() -> String {
+    let list = |faults: &[&info::Info]| {
+        faults.iter().map(|fault| format!("--{}", fault.name)).collect::<Vec<_>>().join(", ")
+    };
+    format!(
+        "{} for packets; {} for clocks; {} for processes",
+        rule::standalone(),
+        list(clock::FAULTS),
+        list(process::FAULTS)
+    )
 }

@@ -171,7 +171,8 @@ macro_rules! compile_faults {
 packet_faults!(compile_faults! {});
 
 /// The options of faults that need no other fault.
-fn standalone() -> String {
+#[must_use]
+pub fn standalone() -> String {
     let faults = FAULTS.iter().filter(|fault| !fault.is_modifier);
     faults.map(|fault| format!("--{}", fault.name)).collect::<Vec<_>>().join(", ")
 }
@@ -223,6 +224,12 @@ impl Rule {
 }
 
 impl RuleSpec {
+    /// Whether any fault is given, or an option of one.
+    #[must_use]
+    pub fn has_fault(&self) -> bool {
+        !self.partition.is_empty() || !self.given().is_empty()
+    }
+
     /// Validates the rule. A partition becomes a separate rule before the other faults.
     pub fn check(&self) -> Result<Vec<Rule>, RuleError> {
         self.check_with(&mut Files::default())
@@ -414,7 +421,7 @@ mod tests {
             ("{partition: 10.0.0.1, remote: 10.0.0.2}", RuleError::RemoteWithPartition),
             (
                 "{loss: 1%, for: 0s}",
-                RuleError::Value(ValueError::NoTime(HumanDuration(std::time::Duration::ZERO))),
+                RuleError::Value(ValueError::NoTime(HumanDuration(Duration::ZERO))),
             ),
             ("{reset: true, protocol: udp}", RuleError::TcpOnly("reset")),
             ("{loss: 1%, data-only: true, protocol: [tcp, udp]}", RuleError::TcpOnly("data-only")),
