@@ -26,6 +26,7 @@ mod session;
 mod signals;
 mod tips;
 mod trial;
+mod words;
 
 use std::{
     env,

@@ -200,6 +200,7 @@ impl Remote {
             pid: std::process::id(),
             seed: fault.seed,
             for_ms: session.lasts().map(Lasts),
+            is_endless: session.lasts().is_none(),
             attached: fault.attached.clone(),
             rules: fault.rules.iter().map(|rule| rule.name.as_str()).collect(),
             matches: report::matches(rules),

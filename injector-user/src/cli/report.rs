@@ -14,7 +14,10 @@ use injector_common::counter::SeenCounters;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::args::{Output, SessionArgs};
+use super::{
+    args::{Output, SessionArgs},
+    words::plural,
+};
 use crate::{
     fault::{
         clock::{
@@ -65,6 +68,9 @@ pub enum Event<'a> {
         /// Time until the faults end, in milliseconds.
         #[serde(skip_serializing_if = "Option::is_none")]
         for_ms: Option<Lasts>,
+        /// Whether only a signal ends the faults.
+        #[serde(skip)]
+        is_endless: bool,
         /// Where programs are attached.
         attached: Vec<AttachedReport>,
         /// Names of the rules.
@@ -476,8 +482,10 @@ fn human(event: &Event) -> String {
     let _ = match event {
         Event::Started {
             target,
+            pid,
             seed,
             for_ms,
+            is_endless,
             attached,
             rules,
             matches,
@@ -491,6 +499,12 @@ fn human(event: &Event) -> String {
             process,
             ..
         } => started(&mut text, target, *seed, *for_ms, attached, resolved)
+            .and_then(|()| {
+                if !is_endless {
+                    return Ok(());
+                }
+                writeln!(text, "injector:   until Ctrl-C or `kill {pid}` (--for 30s sets an end)")
+            })
             .and_then(|()| rule_lines(&mut text, rules, matches, profiles))
             .and_then(|()| {
                 let Some(mtu) = loopback_mtu else { return Ok(()) };
@@ -538,12 +552,8 @@ fn human(event: &Event) -> String {
         Event::Progress { total, clocks, processes, .. } => {
             process_counts(&mut text, processes.as_ref()).and_then(|()| match clocks {
                 Some(clocks) => {
-                    writeln!(
-                        text,
-                        "{}, {} processes with wrong clocks",
-                        counts(total),
-                        clocks.present
-                    )
+                    let present = plural(clocks.present, "process with a wrong clock");
+                    writeln!(text, "{}, {present}", counts(total))
                 }
                 None => writeln!(text, "{}", counts(total)),
             })
@@ -638,11 +648,6 @@ fn unmatched_lines(
     Ok(())
 }
 
-/// A number of things, such as "1 packet".
-fn plural(count: u64, thing: &str) -> String {
-    if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
-}
-
 /// Writes a line for each peer whose addresses changed.
 fn peers_changed(text: &mut String, resolved: &[Resolved]) -> std::fmt::Result {
     resolved.iter().try_for_each(|Resolved { name, addresses }| {
@@ -688,35 +693,36 @@ fn summary(
     const SHOWN: usize = 20;
 
     let elapsed = Duration::from_millis(elapsed_ms);
-    writeln!(text, "injector: {elapsed:?}: {}", counts(total))?;
+    if rules.is_empty() {
+        writeln!(text, "injector: the faults have ended after {elapsed:?}")?;
+    } else {
+        writeln!(text, "injector: {elapsed:?}: {}", counts(total))?;
+    }
     let many = rules.len() > SHOWN;
     let quiet = rules.iter().filter(|rule| rule.totals.matched == 0).count();
     for rule in rules.iter().filter(|rule| !many || rule.totals.matched > 0) {
         rule_line(text, rule)?;
     }
     if many && quiet > 0 {
-        writeln!(text, "injector:   {quiet} rules matched nothing")?;
+        writeln!(text, "injector:   {} matched nothing", plural(quiet as u64, "rule"))?;
     }
     if seen.unparsed > 0 {
-        let unparsed = seen.unparsed;
-        writeln!(
-            text,
-            "injector: {unparsed} packets had broken or too many headers and passed unchanged"
-        )?;
+        let unparsed = plural(seen.unparsed, "packet");
+        writeln!(text, "injector: {unparsed} had broken or too many headers and passed unchanged")?;
     }
     if seen.shared > 0 {
-        let shared = seen.shared;
+        let shared = plural(seen.shared, "packet");
         writeln!(
             text,
-            "injector: {shared} packets were skipped: multicast and broadcast have several receivers, so they belong \
+            "injector: {shared} skipped: multicast and broadcast have several receivers, so they belong \
              to no cgroup"
         )?;
     }
     if seen.translated > 0 {
-        let translated = seen.translated;
+        let translated = plural(seen.translated, "packet");
         writeln!(
             text,
-            "injector: {translated} packets over the loopback were skipped: their addresses are translated (NAT), so \
+            "injector: {translated} skipped on the loopback: their addresses are translated (NAT), so \
              sent packets cannot be answered by a reset; --direction ingress resets such connections"
         )?;
     }
@@ -728,26 +734,30 @@ fn clocks_line(text: &mut String, clocks: &ClocksReport) -> std::fmt::Result {
     if *patched + *inherited > 0 || calls.is_none() {
         writeln!(
             text,
-            "injector: the clocks of {patched} programs went wrong, and of {inherited} processes that they made"
+            "injector: clock offset applied to {} and {}",
+            plural(*patched, "program"),
+            plural(*inherited, "child process")
         )?;
     }
     for (reason, count) in refused {
-        writeln!(text, "injector: {count} processes kept the true time: {reason}")?;
+        let processes = plural(*count, "process");
+        writeln!(text, "injector: {processes} kept the true time: {reason}")?;
     }
     let Some(calls) = calls else { return Ok(()) };
     let CallsReport { matched, rewritten, deadlines, .. } = calls;
+    let (calls_are, moved) = (plural(*matched, "system call"), plural(*deadlines, "deadline"));
     writeln!(
         text,
-        "injector: {matched} system calls read clocks, {rewritten} of them wrongly; {deadlines} deadlines were moved"
+        "injector: {calls_are} read clocks, {rewritten} of them with the offset; {moved} moved"
     )?;
-    for (count, what) in [
-        (calls.vdso_hidden, "new programs had no vDSO"),
-        (calls.vdso_not_hidden, "new programs kept the true time: their vDSO was not found"),
-        (calls.deadlines_left, "deadlines were left as they were"),
-        (calls.failed, "results or deadlines could not be written"),
+    for (count, thing, what) in [
+        (calls.vdso_hidden, "new program", "had no vDSO"),
+        (calls.vdso_not_hidden, "new program", "kept the true time: the vDSO was not found"),
+        (calls.deadlines_left, "deadline", "left unchanged"),
+        (calls.failed, "result", "or deadlines could not be written"),
     ] {
         if count > 0 {
-            writeln!(text, "injector: {count} {what}")?;
+            writeln!(text, "injector: {} {what}", plural(count, thing))?;
         }
     }
     Ok(())
@@ -758,15 +768,16 @@ fn process_lines(text: &mut String, statistics: &process::Statistics) -> std::fm
         let process::PauseStatistics { by, done, planned_ms, stopped_ms, latest_ms, .. } = pauses;
         writeln!(
             text,
-            "injector: {done} pauses by {by}: {stopped_ms:.1} ms stopped, {planned_ms:.1} ms planned; the latest began \
-             {latest_ms:.1} ms late"
+            "injector: {} by {by}: {stopped_ms:.1} ms stopped, {planned_ms:.1} ms planned; the latest began \
+             {latest_ms:.1} ms late",
+            plural(*done, "pause")
         )?;
         for (count, what) in [
-            (pauses.skipped, "pauses were left out, as nothing ran that could be stopped"),
-            (pauses.unsettled, "pauses began before all processes stood"),
+            (pauses.skipped, "skipped, as nothing ran that could be stopped"),
+            (pauses.unsettled, "began before all processes had stopped"),
         ] {
             if count > 0 {
-                writeln!(text, "injector: {count} {what}")?;
+                writeln!(text, "injector: {} {what}", plural(count, "pause"))?;
             }
         }
     }
@@ -779,9 +790,9 @@ fn process_lines(text: &mut String, statistics: &process::Statistics) -> std::fm
     }
     for kill in &statistics.kills {
         let process::KillStatistics { name, sent, failed, calls } = kill;
-        write!(text, "injector: kill {name}: {sent} signals sent")?;
+        write!(text, "injector: kill {name}: {} sent", plural(*sent, "signal"))?;
         if let Some(calls) = calls {
-            write!(text, ", {calls} calls seen")?;
+            write!(text, ", {} seen", plural(*calls, "call"))?;
         }
         if *failed > 0 {
             write!(text, ", {failed} could not be sent")?;
@@ -795,14 +806,15 @@ fn errno_line(text: &mut String, errno: &process::ErrnoStatistics) -> std::fmt::
     let process::ErrnoStatistics { name, engine, hook, matched, failed, unknown, missed } = errno;
     writeln!(
         text,
-        "injector: errno {name}: {failed} of {matched} calls failed, by {engine} at {hook}"
+        "injector: errno {name}: {failed} of {} failed, by {engine} at {hook}",
+        plural(*matched, "call")
     )?;
     for (count, what) in [
-        (*unknown, "calls did not fail as their path could not be told"),
-        (*missed, "calls of any process were not shown to injector by the kernel"),
+        (*unknown, "did not fail, as the path is not known"),
+        (*missed, "of any process not shown to injector by the kernel"),
     ] {
         if count > 0 {
-            writeln!(text, "injector: {count} {what}")?;
+            writeln!(text, "injector: {} {what}", plural(count, "call"))?;
         }
     }
     Ok(())
@@ -812,25 +824,26 @@ fn errno_line(text: &mut String, errno: &process::ErrnoStatistics) -> std::fmt::
 fn process_counts(text: &mut String, processes: Option<&process::Statistics>) -> std::fmt::Result {
     let Some(process::Statistics { pauses, kills, errnos, .. }) = processes else { return Ok(()) };
     if let Some(pauses) = pauses {
-        write!(text, "{} pauses, ", pauses.done)?;
+        write!(text, "{}, ", plural(pauses.done, "pause"))?;
     }
     if !kills.is_empty() {
-        write!(text, "{} signals, ", kills.iter().map(|kill| kill.sent).sum::<u64>())?;
+        let sent = kills.iter().map(|kill| kill.sent).sum();
+        write!(text, "{}, ", plural(sent, "signal"))?;
     }
     if !errnos.is_empty() {
-        let failed: u64 = errnos.iter().map(|errno| errno.failed).sum();
-        write!(text, "{failed} failed calls, ")?;
+        let failed = errnos.iter().map(|errno| errno.failed).sum();
+        write!(text, "{} failed, ", plural(failed, "call"))?;
     }
     Ok(())
 }
 
 fn held_line(text: &mut String, held: &HeldReport) -> std::fmt::Result {
     for (count, what) in [
-        (held.dropped, "were dropped as more packets waited than fit"),
-        (held.lost, "still waited at the end and were lost"),
+        (held.dropped, "dropped because the queue was full"),
+        (held.lost, "lost: still delayed when the faults ended"),
     ] {
         if count > 0 {
-            writeln!(text, "injector: {count} packets {what}")?;
+            writeln!(text, "injector: {} {what}", plural(count, "packet"))?;
         }
     }
     Ok(())
@@ -848,8 +861,9 @@ fn rule_line(text: &mut String, rule: &RuleReport) -> std::fmt::Result {
         if traffic.packets > 0 {
             writeln!(
                 text,
-                "injector:     {way} {} packets, {} bytes",
-                traffic.packets, traffic.bytes
+                "injector:     {way} {}, {}",
+                plural(traffic.packets, "packet"),
+                plural(traffic.bytes, "byte")
             )?;
         }
         if let Some(DelayReport { min_ms, p50_ms, p99_ms, max_ms, .. }) = delay {
@@ -864,8 +878,11 @@ fn rule_line(text: &mut String, rule: &RuleReport) -> std::fmt::Result {
 }
 
 fn counts(totals: &Totals) -> String {
-    let mut text = format!("{} packets matched", totals.matched);
+    let mut text = format!("{} matched", plural(totals.matched, "packet"));
     for (Counter { label, .. }, count) in totals.done.each() {
+        // The only label with a noun.
+        let label =
+            if count == 1 { label.replace("connections", "connection") } else { label.into() };
         if count > 0 {
             // Writing to a string cannot fail.
             let _ = write!(text, ", {count} {label}");

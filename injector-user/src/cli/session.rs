@@ -208,6 +208,8 @@ impl<'a> Session<'a> {
             pid: std::process::id(),
             seed,
             for_ms: args.lasts().map(report::Lasts),
+            // A command ends its faults.
+            is_endless: args.lasts().is_none() && made.is_none(),
             attached: injection.attached().iter().map(Into::into).collect(),
             rules: names(&faults.rules),
             matches: report::matches(&faults.rules),
