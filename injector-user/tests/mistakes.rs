@@ -48,7 +48,7 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("run --loss 1% --json -- true", &["tip: use --output json"]),
     ("run --loss 1% -q -- true", &["tip: use --output-file /dev/null"]),
     ("run --config a.yaml -- true", &["--rules FILE"]),
-    ("doctor -v", &["tip: --debug"]),
+    ("doctor -v", &["tip: use --debug"]),
     // Directions.
     ("run --loss 1% --direction out -- true", &["--direction egress matches sent packets"]),
     ("run --loss 1% --direction in -- true", &["--direction ingress matches received packets"]),
@@ -95,7 +95,6 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("run --loss 1% --remote http://10.0.0.1 -- true", &["--remote"]),
     ("run --loss 1% --remote-port http -- true", &["write ports from 0 to 65535"]),
     ("run --loss 1% --protocol http -- true", &["tcp, udp"]),
-    ("run --clock 1h -- true", &["+1h"]),
     ("run --clock-jump -2s -- true", &["at=T"]),
     (
         "inject --agent 10.0.0.1:9000 --pid 1 --loss 1%",

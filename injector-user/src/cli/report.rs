@@ -552,8 +552,8 @@ fn human(event: &Event) -> String {
         Event::Progress { total, clocks, processes, .. } => {
             process_counts(&mut text, processes.as_ref()).and_then(|()| match clocks {
                 Some(clocks) => {
-                    let present = plural(clocks.present, "process with a wrong clock");
-                    writeln!(text, "{}, {present}", counts(total))
+                    let present = plural(clocks.present, "process");
+                    writeln!(text, "{}, {present} with the clock offset", counts(total))
                 }
                 None => writeln!(text, "{}", counts(total)),
             })
@@ -731,7 +731,7 @@ fn summary(
 
 fn clocks_line(text: &mut String, clocks: &ClocksReport) -> std::fmt::Result {
     let ClocksReport { patched, inherited, refused, calls, .. } = clocks;
-    if *patched + *inherited > 0 || calls.is_none() {
+    if *patched + *inherited > 0 {
         writeln!(
             text,
             "injector: clock offset applied to {} and {}",

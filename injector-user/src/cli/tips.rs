@@ -163,14 +163,15 @@ pub fn add(error: Error, command: &Command, arguments: impl Iterator<Item = OsSt
         Some(ContextValue::String(text)) => text.as_str(),
         _ => "",
     };
+    let wrong = text(ContextKind::InvalidArg);
     let subcommand = arguments
         .skip(1)
         .filter_map(|argument| argument.into_string().ok())
+        // What is before the command is not an argument of it.
+        .take_while(|argument| wrong.is_empty() || !argument.starts_with(wrong))
         .find(|argument| command.find_subcommand(argument).is_some());
     let found = match error.kind() {
-        ErrorKind::UnknownArgument => {
-            unknown(command, subcommand.as_deref(), text(ContextKind::InvalidArg))
-        }
+        ErrorKind::UnknownArgument => unknown(command, subcommand.as_deref(), wrong),
         ErrorKind::InvalidSubcommand => not_a_command(text(ContextKind::InvalidSubcommand)),
         ErrorKind::InvalidValue if text(ContextKind::InvalidArg).starts_with("--direction") => {
             find(DIRECTIONS, text(ContextKind::InvalidValue)).map(str::to_owned)
