@@ -81,7 +81,9 @@ pub enum SpecError {
 /// The options of all faults, by what they fault.
 fn all_faults() -> String {
     let list = |faults: &[&info::Info]| {
-        faults.iter().map(|fault| format!("--{}", fault.name)).collect::<Vec<_>>().join(", ")
+        // Switches modify others.
+        let faults = faults.iter().filter(|fault| !fault.value.is_empty());
+        faults.map(|fault| format!("--{}", fault.name)).collect::<Vec<_>>().join(", ")
     };
     format!(
         "{} for packets; {} for clocks; {} for processes",
