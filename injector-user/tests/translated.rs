@@ -188,8 +188,8 @@ fn connected_datagrams_match_by_the_address_that_was_asked_for() {
                 let total = injector.stop().total;
                 let way = if direction == "egress" { total.egress } else { total.ingress };
                 assert_eq!((way.packets, total.dropped), (DATAGRAMS, DATAGRAMS), "{place}");
-                let sent = if direction == "egress" { DATAGRAMS } else { 2 * DATAGRAMS };
-                assert_eq!(number(&server.finish(), "received"), sent, "{place}");
+                let arrived = if direction == "egress" { DATAGRAMS } else { 2 * DATAGRAMS };
+                assert_eq!(number(&server.finish(), "received"), arrived, "{place}");
             }
         }
     }

@@ -166,7 +166,7 @@ pub enum Event<'a> {
         /// Packets that it received and that were looked at.
         received: u64,
         /// The packets by protocol and peer, most first.
-        packets: Vec<unmatched::Peer>,
+        packets: Vec<unmatched::PeerTraffic>,
     },
     /// Something is probably not as intended.
     Warning {
@@ -633,7 +633,7 @@ fn unmatched_lines(
     text: &mut String,
     sent: u64,
     received: u64,
-    packets: &[unmatched::Peer],
+    packets: &[unmatched::PeerTraffic],
 ) -> std::fmt::Result {
     /// Maximum number of peers listed.
     const LISTED: usize = 20;

@@ -59,30 +59,30 @@ impl Matching {
         if is_everything {
             return "all packets".into();
         }
-        let mut text = match self.protocols.as_slice() {
+        let mut words = vec![match self.protocols.as_slice() {
             [] => "packets".into(),
             protocols => any_of(protocols),
-        };
+        }];
         if let Some(flags) = self.tcp_flags {
-            text += &format!(" with flags {flags}");
+            words.push(format!("with flags {flags}"));
         }
         if self.data_only {
-            text += " with data";
+            words.push("with data".into());
         }
         if let Some(length) = self.longer_than {
-            text += &format!(" longer than {length} bytes");
+            words.push(format!("longer than {length} bytes"));
         }
         let to = if self.direction == Direction::Ingress { "from" } else { "to" };
         match (self.remotes.as_slice(), &self.remote_ports) {
             ([], None) => {}
-            ([], Some(ports)) => text += &format!(" {to} port {ports}"),
-            (remotes, None) => text += &format!(" {to} {}", any_of(remotes)),
-            (remotes, Some(ports)) => text += &format!(" {to} {}, port {ports}", any_of(remotes)),
+            ([], Some(ports)) => words.push(format!("{to} port {ports}")),
+            (remotes, None) => words.push(format!("{to} {}", any_of(remotes))),
+            (remotes, Some(ports)) => words.push(format!("{to} {}, port {ports}", any_of(remotes))),
         }
         if let Some(ports) = &self.local_ports {
-            text += &format!(" at local port {ports}");
+            words.push(format!("at local port {ports}"));
         }
-        text
+        words.join(" ")
     }
 
     /// Whether packets of a protocol may match.

@@ -109,7 +109,7 @@ pub struct Observed {
 
 /// The kinds of packets that passed, with their number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Peer {
+pub struct PeerTraffic {
     /// The protocol.
     protocol: String,
     /// The peer, with its port unless the local one is that of a service.
@@ -123,7 +123,7 @@ pub struct Peer {
     received: u64,
 }
 
-impl Peer {
+impl PeerTraffic {
     /// The peer with the numbers of packets.
     #[must_use]
     pub fn line(&self) -> String {
@@ -131,7 +131,7 @@ impl Peer {
     }
 }
 
-impl Display for Peer {
+impl Display for PeerTraffic {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         let to = if self.sent > 0 { "to" } else { "from" };
         write!(f, "{} {to} {}", self.protocol, self.peer)?;
@@ -167,7 +167,7 @@ enum Condition {
 impl Observed {
     /// The peers of the packets, most packets first.
     #[must_use]
-    pub fn peers(&self) -> Vec<Peer> {
+    pub fn peers(&self) -> Vec<PeerTraffic> {
         // A service has one port on its side, and its clients have many.
         let (mut remote, mut local) = (BTreeMap::<_, u64>::new(), BTreeMap::<_, u64>::new());
         for flow in &self.flows {
@@ -193,9 +193,9 @@ impl Observed {
             let counts = peers.entry((flow.protocol, flow.remote, port, local_port)).or_default();
             counts[flow.direction as usize] += flow.packets;
         }
-        let mut peers: Vec<Peer> = peers
+        let mut peers: Vec<PeerTraffic> = peers
             .into_iter()
-            .map(|((protocol, remote, port, local_port), [sent, received])| Peer {
+            .map(|((protocol, remote, port, local_port), [sent, received])| PeerTraffic {
                 protocol: protocol.to_string(),
                 peer: match (remote, port) {
                     (remote, None) => remote.to_string(),
