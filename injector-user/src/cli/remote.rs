@@ -294,6 +294,7 @@ impl Remote {
         }
         self.reporter.say(&Event::Progress {
             elapsed_ms: self.started.elapsed().as_millis() as u64,
+            has_rules: !fault.rules.is_empty(),
             total: fault.packets.clone(),
             clocks: fault.clocks.clone(),
             processes: fault.processes.clone(),

@@ -149,6 +149,9 @@ pub enum Event<'a> {
     Progress {
         /// Time since the start.
         elapsed_ms: u64,
+        /// Whether there are packet faults.
+        #[serde(skip)]
+        has_rules: bool,
         /// Sum over all rules.
         #[serde(flatten)]
         total: Totals,
@@ -549,14 +552,8 @@ fn human(event: &Event) -> String {
                 .and_then(|()| rule_lines(&mut text, rules, matches, &[]))
                 .and_then(|()| clock.map_or(Ok(()), |clock| writeln!(text, "injector:   {clock}")))
         }
-        Event::Progress { total, clocks, processes, .. } => {
-            process_counts(&mut text, processes.as_ref()).and_then(|()| match clocks {
-                Some(clocks) => {
-                    let present = plural(clocks.present, "process");
-                    writeln!(text, "{}, {present} with the clock offset", counts(total))
-                }
-                None => writeln!(text, "{}", counts(total)),
-            })
+        Event::Progress { has_rules, total, clocks, processes, .. } => {
+            progress(&mut text, total, *has_rules, clocks.as_ref(), processes.as_ref())
         }
         Event::Unmatched { sent, received, packets } => {
             unmatched_lines(&mut text, *sent, *received, packets)
@@ -820,21 +817,34 @@ fn errno_line(text: &mut String, errno: &process::ErrnoStatistics) -> std::fmt::
     Ok(())
 }
 
-/// Writes the counters of process faults for the live line.
-fn process_counts(text: &mut String, processes: Option<&process::Statistics>) -> std::fmt::Result {
-    let Some(process::Statistics { pauses, kills, errnos, .. }) = processes else { return Ok(()) };
-    if let Some(pauses) = pauses {
-        write!(text, "{}, ", plural(pauses.done, "pause"))?;
+/// Writes the live line.
+fn progress(
+    text: &mut String,
+    total: &Totals,
+    has_rules: bool,
+    clocks: Option<&ClocksReport>,
+    processes: Option<&process::Statistics>,
+) -> std::fmt::Result {
+    let mut counters = Vec::new();
+    if let Some(process::Statistics { pauses, kills, errnos, .. }) = processes {
+        if let Some(pauses) = pauses {
+            counters.push(plural(pauses.done, "pause"));
+        }
+        if !kills.is_empty() {
+            counters.push(plural(kills.iter().map(|kill| kill.sent).sum(), "signal"));
+        }
+        if !errnos.is_empty() {
+            let failed = errnos.iter().map(|errno| errno.failed).sum();
+            counters.push(format!("{} failed", plural(failed, "call")));
+        }
     }
-    if !kills.is_empty() {
-        let sent = kills.iter().map(|kill| kill.sent).sum();
-        write!(text, "{}, ", plural(sent, "signal"))?;
+    if has_rules {
+        counters.push(counts(total));
     }
-    if !errnos.is_empty() {
-        let failed = errnos.iter().map(|errno| errno.failed).sum();
-        write!(text, "{} failed, ", plural(failed, "call"))?;
+    if let Some(clocks) = clocks {
+        counters.push(format!("{} with the clock offset", plural(clocks.present, "process")));
     }
-    Ok(())
+    writeln!(text, "{}", counters.join(", "))
 }
 
 fn held_line(text: &mut String, held: &HeldReport) -> std::fmt::Result {

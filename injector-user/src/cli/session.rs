@@ -321,7 +321,10 @@ impl<'a> Session<'a> {
     }
 
     fn end_faults(&mut self) -> Result<()> {
-        if !self.is_ended && (self.args.verbose || self.is_untouched()?) {
+        // Reading the counters of many rules would hold up the end.
+        let is_unexplained = self.faults.rules.len() <= COUNTED_RULES
+            && self.is_untouched().is_ok_and(|is_untouched| is_untouched);
+        if !self.is_ended && (self.args.verbose || is_unexplained) {
             self.observed = self.observe();
         }
         self.is_ended = true;
@@ -481,7 +484,8 @@ impl<'a> Session<'a> {
         let elapsed_ms = self.started.elapsed().as_millis() as u64;
         let clocks = self.injection.clocks_report();
         let processes = self.process_statistics()?;
-        self.reporter.say(&Event::Progress { elapsed_ms, total, clocks, processes })
+        let has_rules = !self.faults.rules.is_empty();
+        self.reporter.say(&Event::Progress { elapsed_ms, has_rules, total, clocks, processes })
     }
 
     /// Whether SIGHUP refreshes something. If the terminal is closed, it ends the faults unless they
