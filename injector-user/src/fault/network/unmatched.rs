@@ -1,7 +1,7 @@
 //! Why no packet matched: what passed instead, and in what that differs from the rules.
 
 use std::{
-    cmp::Reverse,
+    cmp::{Ordering, Reverse},
     collections::BTreeMap,
     fmt::{self, Display, Formatter},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -168,7 +168,7 @@ impl Observed {
     /// The peers of the packets, most packets first.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerTraffic> {
-        // A service has one port on its side, and its clients have many.
+        // A service has one port on its side, and its clients have many, or one above it.
         let (mut remote, mut local) = (BTreeMap::<_, u64>::new(), BTreeMap::<_, u64>::new());
         for flow in &self.flows {
             if let Some((local_port, remote_port)) = flow.ports {
@@ -182,10 +182,10 @@ impl Observed {
             let (port, local_port) = match flow.ports {
                 Some((local_port, port)) => {
                     let at_peer = remote.get(&(flow.protocol, flow.remote, port));
-                    if local.get(&(flow.protocol, local_port)) > at_peer {
-                        (None, Some(local_port))
-                    } else {
-                        (Some(port), None)
+                    match local.get(&(flow.protocol, local_port)).cmp(&at_peer) {
+                        Ordering::Greater => (None, Some(local_port)),
+                        Ordering::Equal if local_port < port => (None, Some(local_port)),
+                        _ => (Some(port), None),
                     }
                 }
                 None => (None, None),
