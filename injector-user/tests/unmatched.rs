@@ -129,11 +129,9 @@ fn sockets_older_than_the_cgroup_are_named() {
         if is_before {
             enter();
         }
-        let mut injector = Injector::on(&lab.left, &cgroup, "--loss 100%");
+        let injector = Injector::on(&lab.left, &cgroup, "--loss 100%");
         if !is_before {
             enter();
-            // Its namespace is found at the next look.
-            injector.process.wait_for("attached");
         }
         let said = warnings(injector);
         let words = ["likely cause: older sockets: ", " created 1 socket in the cgroup /", "--pid"];
