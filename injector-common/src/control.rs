@@ -55,6 +55,8 @@ pub struct RuleSet {
     pub uses_ports: u32,
     /// Non-zero if a rule matches lengths, which requires the length-class table.
     pub uses_lengths: u32,
+    /// Non-zero if a rule matches peers, which may have another address than the packet (NAT).
+    pub uses_remotes: u32,
     /// The masks of the packets that rules match.
     pub packets: Masks,
     /// The masks of the connections whose MSS rules clamp, see [`crate::rule::Rule::clamp_mtu`].
@@ -78,8 +80,13 @@ impl Masks {
 
 impl RuleSet {
     /// A rule set without rules.
-    pub const EMPTY: Self =
-        Self { uses_ports: 0, uses_lengths: 0, packets: Masks::EMPTY, connections: Masks::EMPTY };
+    pub const EMPTY: Self = Self {
+        uses_ports: 0,
+        uses_lengths: 0,
+        uses_remotes: 0,
+        packets: Masks::EMPTY,
+        connections: Masks::EMPTY,
+    };
 }
 
 /// Number of ports, and of entries in a [`PortClasses`] table.
@@ -104,7 +111,7 @@ pub const fn length_index(length: u32) -> usize {
     if length < LENGTHS as u32 { length as usize } else { LENGTHS - 1 }
 }
 
-/// A TCP connection excluded by `--protect`. Addresses as in [`crate::packet::Packet`].
+/// The endpoints of a connection. Addresses as in [`crate::packet::Packet`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Connection {
@@ -116,6 +123,16 @@ pub struct Connection {
     pub local_port: u16,
     /// The peer's port, in host byte order.
     pub remote_port: u16,
+}
+
+/// A connection whose packets have other addresses or ports than its socket (NAT).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Translated {
+    /// The endpoints as in its packets.
+    pub connection: Connection,
+    /// IP protocol number.
+    pub protocol: u32,
 }
 
 /// The endpoints of an IP flow for which the kernel has no socket lookup (ICMP echo and all

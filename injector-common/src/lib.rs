@@ -1,7 +1,7 @@
 //! Types and code shared by injector's userspace and eBPF programs.
 //!
 //! Everything here is compiled twice: into the eBPF object and into userspace. Types that cross the
-//! boundary are in [`rule`], [`hold`], [`counter`] and [`control`]. The pure code that processes a
+//! boundary are in [`rule`], [`hold`], [`counter`], [`unmatched`] and [`control`]. The pure code that processes a
 //! packet is in [`packet`] (parsing), [`classify`] (rule lookup) and [`model`] (decisions). Tests
 //! on the host therefore cover the code that runs in the kernel.
 #![no_std]
@@ -19,6 +19,7 @@ pub mod packet;
 pub mod probe;
 pub mod process;
 pub mod rule;
+pub mod unmatched;
 #[cfg(feature = "user")]
 mod user;
 pub mod verifier;

@@ -77,5 +77,7 @@ pub const RULE_DUPLICATES: u32 = 1 << 7;
 pub const RULE_TOO_BIG: u32 = 1 << 8;
 /// [`Rule::flags`]: the MSS of new TCP connections is clamped, see [`Rule::clamp_mtu`].
 pub const RULE_CLAMPS: u32 = 1 << 9;
+/// [`Rule::flags`]: the rule matches peers, which may have another address than the packet (NAT).
+pub const RULE_REMOTE: u32 = 1 << 10;
 /// All flags.
 pub const RULE_ALL: u32 = u32::MAX;

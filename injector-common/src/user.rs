@@ -14,6 +14,7 @@ use crate::{
     probe::{DeadlineKey, ProbeControl, ProbeCounters, Replaced, TimerKey},
     process::{CallCounters, Wait},
     rule::Rule,
+    unmatched,
 };
 
 macro_rules! pod {
@@ -51,7 +52,9 @@ pod!(
     Wait,
     ErrnoCounters,
     Glob,
-    Remote
+    Remote,
+    unmatched::Kind,
+    unmatched::Count
 );
 
 const _: () = {
@@ -63,6 +66,8 @@ const _: () = {
     assert!(size_of::<RuleCounters>() == 192);
     assert!(size_of::<SeenCounters>() == 64);
     assert!(size_of::<Rule>() == 80);
+    assert!(size_of::<unmatched::Kind>() == 24);
+    assert!(size_of::<unmatched::Count>() == 16);
     assert!(size_of::<Step>() == 24);
     assert!(size_of::<Player>() == 80);
     assert!(size_of::<Hold>() == 96);

@@ -11,12 +11,14 @@ use injector_common::{
     classify::{ShortKey, Slot, TupleKey},
     control::{
         Connection, Control, Flow, FragmentKey, FragmentPorts, LengthClasses, PortClasses, RuleSet,
+        Translated,
     },
     counter::{RuleCounters, SeenCounters},
     hold::{self, Hold, HoldState, Route, TAGS, Table},
     model::trace::{Player, Step},
     packet::Packet,
     rule::{RULE_ALL, Rule},
+    unmatched,
 };
 
 /// The [`injector_common::control::ScopeKind`].
@@ -183,6 +185,28 @@ pub static COUNTERS: PerCpuArray<RuleCounters> = PerCpuArray::with_max_entries(2
 /// Counters of all packets seen on the attached interfaces.
 #[map]
 pub static SEEN: PerCpuArray<SeenCounters> = PerCpuArray::with_max_entries(1, 0);
+
+/// Kinds of packets of the target that no rule matched.
+#[map]
+pub static UNMATCHED: LruHashMap<unmatched::Kind, unmatched::Count> =
+    LruHashMap::with_max_entries(unmatched::MAX_KINDS, 0);
+
+/// How many unmatched packets may still be counted, by direction. Userspace renews it as long as it
+/// wants to know.
+#[map]
+pub static UNMATCHED_BUDGET: Array<u32> = Array::with_max_entries(2, 0);
+
+/// The endpoints of the target's sockets whose packets have translated ones.
+#[map]
+pub static ASKED: LruHashMap<Translated, Connection> = LruHashMap::with_max_entries(1, 0);
+
+/// Non-zero: there has been an entry in [`ASKED`].
+#[map]
+pub static IS_TRANSLATED: Array<u32> = Array::with_max_entries(1, 0);
+
+/// The endpoints to exchange with those of the packet being classified.
+#[map]
+pub static OTHER_ENDPOINTS: PerCpuArray<Connection> = PerCpuArray::with_max_entries(1, 0);
 
 /// Connections excluded by `--protect`.
 #[map]

@@ -157,7 +157,7 @@ fn killed_below_ip_netns_exec_it_leaves_nothing() {
             // In the mount namespace of the host.
             let output = Command::new(INJECTOR).arg("cleanup").output().expect("it runs");
             let said = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success() && said.contains("making the cgroup"), "{said}");
+            assert!(output.status.success() && said.contains("left by injector"), "{said}");
         }
         wait_until(TIMEOUT, "the end of the cgroup", || cgroups_of(id).is_empty());
         kill(Pid::from_raw(command), Signal::SIGKILL).expect("it goes on without faults");

@@ -129,7 +129,7 @@ fn what_is_not_there_is_a_failure_that_names_it() {
     for (line, words) in [
         ("inject --cgroup /no/such/cgroup --loss 1%", &["no cgroup", "/no/such/cgroup"][..]),
         ("inject --cgroup /proc --loss 1%", &["/proc", "v2"]),
-        ("inject --cgroup / --loss 1%", &["root cgroup", "--host"]),
+        ("inject --cgroup / --loss 1%", &["root cgroup", "--pid", "mkdir"]),
         ("inject --pid 999999999 --loss 1%", &["no process 999999999"]),
         ("inject --cgroup-of 999999999 --loss 1%", &["no process 999999999"]),
         ("inject --process no-such-name --loss 1%", &["no process", "named no-such-name"]),

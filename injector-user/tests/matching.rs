@@ -570,8 +570,7 @@ fn the_summary_says_why_datagrams_for_several_receivers_were_skipped() {
     kill(Pid::from_raw(injector.id().cast_signed()), Signal::SIGTERM).expect("it is alive");
     let text: String = lines.map_while(Result::ok).map(|line| line + "\n").collect();
     assert!(injector.wait().expect("it ends").success(), "{text}");
-    let why =
-        format!("{COUNT} packets were skipped: multicast and broadcast have several receivers");
+    let why = format!("{COUNT} packets skipped: multicast and broadcast have several receivers");
     assert!(text.contains(&why), "{text}");
 }
 

@@ -246,7 +246,7 @@ fn a_paused_command_is_terminated_at_once_and_the_end_of_time_lets_it_go_on() {
     assert!(started.elapsed() >= Duration::from_secs(1), "it was not paused");
     assert!(started.elapsed() < Duration::from_secs(5));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("1 pauses by cgroup.freeze"), "{said}");
+    assert!(said.contains("1 pause by cgroup.freeze"), "{said}");
 }
 
 /// The children of a process's main thread.
@@ -322,7 +322,7 @@ fn after_sigkill_of_the_guardian_too_the_next_start_lets_the_target_go_on() {
         let output = Command::new(INJECTOR).arg("cleanup").output().expect("it runs");
         let said = String::from_utf8_lossy(&output.stdout);
         let expected =
-            if target == "cgroup" { "freezing the cgroup" } else { "stopping the process" };
+            if target == "cgroup" { " is thawed (left by injector" } else { " continue (left by" };
         assert!(said.contains(expected), "{said}");
         assert!(ticker.runs());
     }

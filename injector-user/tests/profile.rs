@@ -94,10 +94,10 @@ fn what_a_profile_stands_for_is_told_for_each_rule_also_if_it_has_a_name() {
     let output = command.output().expect("it can be run");
     let text = String::from_utf8(output.stdout).expect("text");
     for line in [
-        "rule 0: bus (profile 3g: loss 2%, delay 150ms, rate 1600kbit)\n",
-        "rule 2: loss 1%\n",
-        "rule 3: train (profile edge: delay 5ms, rate 200kbit)\n",
-        &format!("rule 4: {}\n", dsl[0]),
+        "rule 0: bus (profile 3g: loss 2%, delay 150ms, rate 1600kbit): all packets, received\n",
+        "rule 2: loss 1% of ",
+        "rule 3: train (profile edge: delay 5ms, rate 200kbit): ",
+        &format!("rule 4: {} of all packets, received\n", dsl[0]),
     ] {
         assert!(text.contains(line), "{line}: {text}");
     }

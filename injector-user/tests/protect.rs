@@ -82,16 +82,16 @@ fn loopback_is_left_alone_unless_it_is_asked_for() {
 }
 
 #[test]
-fn the_log_of_the_ebpf_side_is_on_with_verbose_and_off_without() {
+fn the_log_of_the_ebpf_side_is_on_with_debug_and_off_without() {
     let lab = Lab::new();
     let to = lab.right.address(Family::V4).to_string();
-    for (verbose, logged) in [("-v", true), ("--seed=1", false)] {
+    for (option, logged) in [("--debug", true), ("--verbose", false), ("--seed=1", false)] {
         let mut command = lab.left.command(testbed::INJECTOR, None);
-        command.args(["run", verbose, "--loss", "100%", "--direction", "egress", "--"]);
+        command.args(["run", option, "--loss", "100%", "--direction", "egress", "--"]);
         command.args(["ping", "-q", "-c", "2", "-i", "0.3", "-W", "0.3", &to]);
         let output = command.output().expect("it runs");
         let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(said.contains("rule 0: lost"), logged, "{verbose}: {said}");
+        assert_eq!(said.contains("rule 0: lost"), logged, "{option}: {said}");
     }
 }
 

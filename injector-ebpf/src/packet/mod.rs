@@ -1,5 +1,6 @@
 //! The path of a packet: scope, parsing, rule lookup, faults.
 
+mod asked;
 pub mod backlog;
 mod find;
 mod fragment;
@@ -10,6 +11,7 @@ mod protect;
 mod scope;
 mod skb;
 pub mod sockets;
+mod unmatched;
 mod wire;
 
 use aya_ebpf::{
@@ -24,7 +26,7 @@ use injector_common::{
         Direction, Packet,
         parse::{Link, Unparsed, parse},
     },
-    rule::{RULE_WIRE, Rule},
+    rule::{RULE_REMOTE, RULE_WIRE, Rule},
 };
 
 use crate::{clock, maps};
@@ -124,17 +126,38 @@ fn classify_skb(ctx: &TcContext, direction: Direction, device: Link) -> Option<V
     scope::remember(packet, direction);
     mss::clamp(ctx, packet, direction, set, &control);
 
-    let number = find::rule(packet, direction, set, control.bank, skb::segment_size(ctx));
-    if number == find::NO_RULE {
+    let mut number = find::rule(packet, direction, set, control.bank, skb::segment_size(ctx));
+    let is_translated = maps::may_have(RULE_REMOTE)
+        && set.uses_remotes != 0
+        && asked::is_translated(ctx, packet, direction);
+    if is_translated {
+        // Its receiver is found by the endpoints of the socket as well.
+        asked::exchange(packet, direction);
+        let other = find::rule(packet, direction, set, control.bank, skb::segment_size(ctx));
+        // The first of the rules that match either address.
+        if other < number {
+            number = other;
+        }
+    }
+    if number == find::NO_RULE && !unmatched::is_wanted(direction) {
         return None;
     }
     if direction == Direction::Ingress && scope::may_be_shared(ctx, packet) {
-        skipped(number, &control);
+        if number != find::NO_RULE {
+            skipped(number, &control);
+        }
         return None;
     }
     if direction == Direction::Ingress
         && !scope::receives(ctx, packet, control.cgroup_id, control.cgroup_level)
     {
+        return None;
+    }
+    if is_translated {
+        asked::exchange(packet, direction);
+    }
+    if number == find::NO_RULE {
+        unmatched::count(packet, direction, packet.wire_length(skb::segment_size(ctx)));
         return None;
     }
     let mut matched = active_rule(number, &control, packet, direction)?;

@@ -56,7 +56,7 @@ const CLOSING_NS: u64 = 120_000_000_000;
 const SOCK_STREAM: u32 = 1;
 
 /// `SOCK_RAW`: the type of the sockets by which the kernel answers for TCP.
-const SOCK_RAW: u32 = 3;
+pub const SOCK_RAW: u32 = 3;
 
 /// Tags a new socket if the current process is one of the target.
 #[inline(always)]

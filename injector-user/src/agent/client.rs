@@ -80,6 +80,7 @@ impl FromStr for Endpoint {
             Some(("unix", path)) => return Ok(Self::Unix(path.into())),
             Some(_) => return Err(ClientError::Endpoint(text.into())),
             None if text.is_empty() => return Err(ClientError::Endpoint(text.into())),
+            None if is_host_and_port(text) => return Err(ClientError::NoScheme(text.into())),
             None => return Ok(Self::Unix(text.into())),
         };
         let uri: hyper::Uri = format!("http://{}", rest.trim_end_matches('/'))
@@ -93,6 +94,12 @@ impl FromStr for Endpoint {
         let host = host.trim_start_matches('[').trim_end_matches(']').into();
         Ok(Self::Tcp { authority, host, is_tls })
     }
+}
+
+/// Whether this is `HOST:PORT`. A socket of such a name is given as a path, with a slash.
+fn is_host_and_port(text: &str) -> bool {
+    let port = text.rsplit_once(':').map(|(_, port)| port).unwrap_or_default();
+    !text.contains('/') && port.parse::<u16>().is_ok()
 }
 
 impl Display for Endpoint {
@@ -113,6 +120,11 @@ pub enum ClientError {
         "`{0}` is not an endpoint of an agent: use the path of its socket, http://HOST:PORT or https://HOST:PORT"
     )]
     Endpoint(String),
+    /// The endpoint is a host and a port only.
+    #[error(
+        "`{0}` has no scheme: write https://{0}, http://{0} if the agent has no TLS, or the path of a socket"
+    )]
+    NoScheme(String),
     /// The agent is not reachable.
     #[error("cannot reach an agent at {at} (start one with `injector agent`)")]
     Connect {

@@ -142,7 +142,7 @@ struct ClusterArgs {
 }
 
 /// Serves until SIGTERM or SIGINT.
-pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
+pub fn run(args: &AgentArgs, debug: bool) -> Result<ExitCode> {
     let access = match &args.token_file {
         Some(path) => Access::read(path)?,
         None => Access::default(),
@@ -168,7 +168,7 @@ pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
             None => None,
         };
         let board = Arc::new(Board::default());
-        let log_level = if verbose { session::VERBOSE_LOG } else { 0 };
+        let log_level = if debug { session::DEBUG_LOG } else { 0 };
         let keeper = Running::start(owner, board.clone(), args.max_faults, log_level)?;
         let limits = Limits {
             connections: args.max_connections,

@@ -88,7 +88,7 @@ pub struct ApplyArgs {
 }
 
 /// Runs the scenario.
-pub fn run(args: &ApplyArgs, verbose: bool) -> Result<ExitCode> {
+pub fn run(args: &ApplyArgs, debug: bool) -> Result<ExitCode> {
     let scenario = scenario::read(&args.file).map_err(SpecError::from)?;
     let seed = args.seed.or(scenario.seed).unwrap_or_else(rand::random);
     let plan = plan(&args.file, &scenario, seed).map_err(SpecError::from)?;
@@ -96,7 +96,7 @@ pub fn run(args: &ApplyArgs, verbose: bool) -> Result<ExitCode> {
         output::print(describe_plan(&plan, seed, args.output)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut options = session::options(&args.engines, None, verbose)?;
+    let mut options = session::options(&args.engines, None, debug)?;
     options.network.is_final = true;
     let owner = session::start()?;
     options.peers = Stage::resolve(&plan)?;

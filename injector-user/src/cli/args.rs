@@ -117,6 +117,13 @@ pub struct SessionArgs {
     #[command(flatten)]
     pub engines: Engines,
 
+    /// Report the packets that no rule matched
+    ///
+    /// At the end, with their peers and ports. If no packet matched at all, they and the likely cause are reported
+    /// anyway. Has no effect with --agent.
+    #[arg(short, long)]
+    pub verbose: bool,
+
     /// Exit with 3 if no packet matched
     #[arg(long)]
     pub require_match: bool,
@@ -158,6 +165,9 @@ impl FaultArgs {
         }
         let clock = self.clock.check()?;
         let processes = self.process.check()?;
+        if clock.is_none() && processes.is_none() && !self.rule.has_fault() {
+            return Err(SpecError::NoFault);
+        }
         // Such a fault needs no packet rule, but a rule that is given must be valid.
         let is_enough = clock.is_some() || processes.is_some();
         let rules = if is_enough && self.rule == RuleSpec::default() {

@@ -19,8 +19,8 @@ pub fn run(_: &CleanupArgs) -> Result<ExitCode> {
     privileges::prepare()?;
     let (undone, failures) = cleanup();
     let mut text = String::new();
-    for action in &undone {
-        writeln!(text, "undone: {action}")?;
+    for leftover in &undone {
+        writeln!(text, "{leftover}")?;
     }
     let failed = !failures.is_empty();
     if undone.is_empty() && !failed {
@@ -37,8 +37,8 @@ pub fn run(_: &CleanupArgs) -> Result<ExitCode> {
 /// with this.
 pub fn undo_first() {
     let (undone, failures) = cleanup();
-    for action in undone {
-        output::complain(&format!("undid what a dead injector had done: {action}"));
+    for leftover in undone {
+        output::complain(&format!("cleaned up: {leftover}"));
     }
     for failure in failures {
         output::complain(&format!("warning: {:#}", anyhow::Error::from(failure)));

@@ -72,7 +72,7 @@ pub struct InjectArgs {
 }
 
 /// Applies the faults to the target.
-pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
+pub fn run(args: &InjectArgs, debug: bool) -> Result<ExitCode> {
     #[cfg(feature = "agent")]
     if let Some(at) = &args.agent.agent {
         let protect = match (args.protect, args.no_protect) {
@@ -85,7 +85,7 @@ pub fn run(args: &InjectArgs, verbose: bool) -> Result<ExitCode> {
         let client = args.agent.client(at)?;
         return remote::run(client, &request, &args.session, &title(&args.target, None));
     }
-    let asked = RequestedFaults::read(&args.faults, &args.session, verbose)?;
+    let asked = RequestedFaults::read(&args.faults, &args.session, debug)?;
     args.target.check(args.xdp).map_err(SpecError::from)?;
     if asked.faults.clock.is_some() {
         args.target.check_for_clocks().map_err(SpecError::from)?;

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use clap_complete::Shell;
 
@@ -35,6 +35,10 @@ pub fn completions(args: &CompletionsArgs, command: &mut clap::Command) -> Resul
 /// Prints or writes the man pages.
 pub fn man(args: &ManArgs, command: clap::Command) -> Result<ExitCode> {
     if let Some(folder) = &args.folder {
+        if !folder.is_dir() {
+            let folder = folder.display();
+            bail!("there is no directory {folder}: create it first, with mkdir -p {folder}");
+        }
         clap_mangen::generate_to(command, folder)
             .with_context(|| format!("cannot write to {}", folder.display()))?;
     } else {

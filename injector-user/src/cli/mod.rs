@@ -24,10 +24,13 @@ mod report;
 mod run;
 mod session;
 mod signals;
+mod tips;
 mod trial;
+mod words;
 
 use std::{
-    io::{self, Write as _},
+    env,
+    io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
 };
 
@@ -64,8 +67,8 @@ struct Cli {
     /// Enable debug logging
     ///
     /// Includes messages of the eBPF programs. They go to standard error.
-    #[arg(short, long, global = true)]
-    verbose: bool,
+    #[arg(long, global = true)]
+    debug: bool,
 
     #[command(subcommand)]
     command: Command,
@@ -99,7 +102,7 @@ pub fn main() -> ExitCode {
     let code = match preflight::check_stack() {
         Ok(()) => match Cli::try_parse() {
             Ok(cli) => carry_out(cli),
-            Err(error) => help(&error),
+            Err(error) => help(&tips::add(error, &Cli::command(), env::args_os())),
         },
         Err(error) => failed(&error),
     };
@@ -108,13 +111,13 @@ pub fn main() -> ExitCode {
 }
 
 fn carry_out(cli: Cli) -> ExitCode {
-    start_log(cli.verbose);
+    start_log(cli.debug);
     let result = preflight::check().and_then(|()| match cli.command {
-        Command::Run(args) => run::run(&args, cli.verbose),
-        Command::Inject(args) => inject::run(&args, cli.verbose),
-        Command::Apply(args) => apply::run(&args, cli.verbose),
+        Command::Run(args) => run::run(&args, cli.debug),
+        Command::Inject(args) => inject::run(&args, cli.debug),
+        Command::Apply(args) => apply::run(&args, cli.debug),
         #[cfg(feature = "agent")]
-        Command::Agent(args) => agent::run(&args, cli.verbose),
+        Command::Agent(args) => agent::run(&args, cli.debug),
         Command::Report(args) => page::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::List(args) => list::run(&args),
@@ -132,7 +135,10 @@ fn carry_out(cli: Cli) -> ExitCode {
 /// Reports an error and returns the exit code.
 fn failed(error: &anyhow::Error) -> ExitCode {
     output::complain(&format!("{error:#}"));
-    ExitCode::from(if error.is::<SpecError>() { USAGE } else { FAILED })
+    let is_usage = error.is::<SpecError>();
+    #[cfg(feature = "agent")]
+    let is_usage = is_usage || remote::is_usage(error);
+    ExitCode::from(if is_usage { USAGE } else { FAILED })
 }
 
 /// Prints help, the version, or a usage error.
@@ -148,8 +154,8 @@ fn help(error: &clap::Error) -> ExitCode {
 }
 
 /// Sends diagnostics to standard error. `INJECTOR_LOG` takes `tracing-subscriber` filters.
-fn start_log(verbose: bool) {
-    let default = if verbose { "debug" } else { "warn" };
+fn start_log(debug: bool) {
+    let default = if debug { "debug" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_env_var("INJECTOR_LOG")
         .with_default_directive(default.parse().unwrap_or_default())
@@ -162,6 +168,7 @@ fn start_log(verbose: bool) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| output::Diagnostics)
+        .with_ansi(io::stderr().is_terminal())
         .without_time()
         .init();
 }

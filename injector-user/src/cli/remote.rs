@@ -82,6 +82,12 @@ impl AgentOptions {
     }
 }
 
+/// Whether the command line is wrong, rather than the agent.
+#[must_use]
+pub fn is_usage(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ClientError::Endpoint(_) | ClientError::NoScheme(_)))
+}
+
 /// Builds the request from the options.
 pub fn request(
     target: &TargetSpec,
@@ -194,8 +200,10 @@ impl Remote {
             pid: std::process::id(),
             seed: fault.seed,
             for_ms: session.lasts().map(Lasts),
+            is_endless: session.lasts().is_none(),
             attached: fault.attached.clone(),
             rules: fault.rules.iter().map(|rule| rule.name.as_str()).collect(),
+            matches: report::matches(rules),
             profiles: report::profiles(rules),
             loopback_mtu: None,
             resolved: &fault.resolved,
@@ -273,6 +281,7 @@ impl Remote {
         self.resolved.clone_from(&fault.resolved);
         self.reporter.say(&Event::Changed {
             rules: fault.rules.iter().map(|rule| rule.name.as_str()).collect(),
+            matches: Vec::new(),
             replaced: Vec::new(),
             clock: None,
             resolved: &changed,
@@ -285,6 +294,7 @@ impl Remote {
         }
         self.reporter.say(&Event::Progress {
             elapsed_ms: self.started.elapsed().as_millis() as u64,
+            has_rules: !fault.rules.is_empty(),
             total: fault.packets.clone(),
             clocks: fault.clocks.clone(),
             processes: fault.processes.clone(),
@@ -295,8 +305,12 @@ impl Remote {
     fn finish(mut self, fault: &Fault, require_match: bool) -> Result<ExitCode> {
         self.say_pods(fault)?;
         let packets = (!fault.rules.is_empty()).then_some(&fault.packets);
-        let mut missed =
-            self.reporter.warn_of_idle(packets, fault.clocks.as_ref(), fault.processes.as_ref())?;
+        let mut missed = self.reporter.warn_of_idle(
+            packets,
+            None,
+            fault.clocks.as_ref(),
+            fault.processes.as_ref(),
+        )?;
         if fault.pods.is_some() && !self.has_faulted_pods {
             missed = true;
             let message = "no pod was faulted: none of the agent's node was selected and ran";
@@ -386,6 +400,7 @@ mod tests {
             duration: None,
             seed: None,
             engines: crate::cli::args::Engines::default(),
+            verbose: false,
             require_match: false,
             output: Output::default(),
             output_file: None,

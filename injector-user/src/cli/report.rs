@@ -14,7 +14,10 @@ use injector_common::counter::SeenCounters;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::args::{Output, SessionArgs};
+use super::{
+    args::{Output, SessionArgs},
+    words::plural,
+};
 use crate::{
     fault::{
         clock::{
@@ -27,6 +30,7 @@ use crate::{
             delays::DelayReport,
             hold::{self, Engine},
             report::{AttachedReport, Totals},
+            unmatched::{self, Explanation},
         },
         process,
     },
@@ -64,10 +68,15 @@ pub enum Event<'a> {
         /// Time until the faults end, in milliseconds.
         #[serde(skip_serializing_if = "Option::is_none")]
         for_ms: Option<Lasts>,
+        /// Whether only a signal ends the faults.
+        #[serde(skip)]
+        is_endless: bool,
         /// Where programs are attached.
         attached: Vec<AttachedReport>,
         /// Names of the rules.
         rules: Vec<&'a str>,
+        /// The packets that each rule matches.
+        matches: Vec<MatchReport>,
         /// The faults of rules with a profile.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         profiles: Vec<ProfileReport<'a>>,
@@ -124,6 +133,8 @@ pub enum Event<'a> {
     Changed {
         /// Names of the new rules.
         rules: Vec<&'a str>,
+        /// The packets that each of them matches.
+        matches: Vec<MatchReport>,
         /// Counters of the old rules, without those that stay.
         replaced: Vec<RuleReport<'a>>,
         /// The new clock fault, if there is one.
@@ -138,6 +149,9 @@ pub enum Event<'a> {
     Progress {
         /// Time since the start.
         elapsed_ms: u64,
+        /// Whether there are packet faults.
+        #[serde(skip)]
+        has_rules: bool,
         /// Sum over all rules.
         #[serde(flatten)]
         total: Totals,
@@ -147,6 +161,15 @@ pub enum Event<'a> {
         /// Effects of the process faults.
         #[serde(skip_serializing_if = "Option::is_none")]
         processes: Option<process::Statistics>,
+    },
+    /// Packets that no rule matched (`--verbose`). Of much traffic, only a part is listed.
+    Unmatched {
+        /// Packets that the target sent, matched or not.
+        sent: u64,
+        /// Packets that it received and that were looked at.
+        received: u64,
+        /// The packets by protocol and peer, most first.
+        packets: Vec<unmatched::PeerTraffic>,
     },
     /// Something is probably not as intended.
     Warning {
@@ -190,6 +213,23 @@ pub struct ProfileReport<'a> {
     rule: usize,
     #[serde(flatten)]
     expansion: &'a Expansion,
+}
+
+/// The packets that a rule matches.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct MatchReport {
+    packets: String,
+    /// Whether the rule has a name that does not tell its faults.
+    #[serde(skip)]
+    is_named: bool,
+}
+
+/// The packets that each rule matches.
+#[must_use]
+pub fn matches(rules: &[Rule]) -> Vec<MatchReport> {
+    let report = |rule: &Rule| MatchReport { packets: rule.match_text(), is_named: rule.is_named };
+    rules.iter().map(report).collect()
 }
 
 /// The faults of rules with a profile.
@@ -345,28 +385,36 @@ impl Reporter {
 
     /// Warns about each kind of fault that had no effect. Returns whether there is one.
     ///
-    /// Kinds that were not requested are `None`.
+    /// Kinds that were not requested are `None`. `explanation` says why no packet matched, if that is
+    /// known.
     pub fn warn_of_idle(
         &mut self,
         packets: Option<&Totals>,
+        explanation: Option<&Explanation>,
         clocks: Option<&ClocksReport>,
         processes: Option<&process::Statistics>,
     ) -> Result<bool> {
-        let packets = packets.filter(|total| total.matched == 0).map(|total| {
+        let mut untouched = Vec::new();
+        if let Some(total) = packets.filter(|total| total.matched == 0) {
             if total.is_untouched() {
-                "no packet matched: nothing was faulted"
+                let seen = explanation.map(|Explanation { seen, .. }| format!("; {seen}"));
+                let seen = seen.unwrap_or_default();
+                untouched.push(format!("no packet matched: nothing was faulted{seen}"));
+                untouched.extend(explanation.into_iter().flat_map(|found| found.causes.clone()));
             } else {
-                "no packet was faulted: all that matched were protected, or came after the end"
+                let message =
+                    "no packet was faulted: all that matched were protected, or came after the end";
+                untouched.push(message.into());
             }
-        });
+        }
         let clocks = clocks
             .is_some_and(ClocksReport::is_untouched)
             .then_some("no process had its clocks faulted");
         let processes: Vec<String> =
             processes.into_iter().flat_map(process::Statistics::idle).collect();
         let mut is_idle = false;
-        for message in packets.into_iter().chain(clocks).chain(processes.iter().map(String::as_str))
-        {
+        let packets = untouched.iter().map(String::as_str);
+        for message in packets.chain(clocks).chain(processes.iter().map(String::as_str)) {
             is_idle = true;
             self.say(&Event::Warning { message })?;
         }
@@ -437,10 +485,13 @@ fn human(event: &Event) -> String {
     let _ = match event {
         Event::Started {
             target,
+            pid,
             seed,
             for_ms,
+            is_endless,
             attached,
             rules,
+            matches,
             profiles,
             loopback_mtu,
             resolved,
@@ -450,7 +501,14 @@ fn human(event: &Event) -> String {
             clocks,
             process,
             ..
-        } => started(&mut text, target, *seed, *for_ms, attached, (rules, profiles), resolved)
+        } => started(&mut text, target, *seed, *for_ms, attached, resolved)
+            .and_then(|()| {
+                if !is_endless {
+                    return Ok(());
+                }
+                writeln!(text, "injector:   until Ctrl-C or `kill {pid}` (--for 30s sets an end)")
+            })
+            .and_then(|()| rule_lines(&mut text, rules, matches, profiles))
             .and_then(|()| {
                 let Some(mtu) = loopback_mtu else { return Ok(()) };
                 writeln!(text, "injector:   new TCP connections over loopback: mtu {mtu} (default)")
@@ -485,23 +543,20 @@ fn human(event: &Event) -> String {
         Event::Changed { resolved, .. } if !resolved.is_empty() => {
             peers_changed(&mut text, resolved)
         }
-        Event::Changed { rules, replaced, clock, .. } => {
-            writeln!(text, "injector: {} rules replaced the rules before, which did:", rules.len())
+        Event::Changed { rules, matches, replaced, clock, .. } => {
+            let (rules_are, before) =
+                (plural(rules.len() as u64, "rule"), "replaced the rules before");
+            writeln!(text, "injector: {rules_are} {before}, which did:")
                 .and_then(|()| replaced.iter().try_for_each(|rule| rule_line(&mut text, rule)))
+                .and_then(|()| writeln!(text, "injector: the rules are now:"))
+                .and_then(|()| rule_lines(&mut text, rules, matches, &[]))
                 .and_then(|()| clock.map_or(Ok(()), |clock| writeln!(text, "injector:   {clock}")))
         }
-        Event::Progress { total, clocks, processes, .. } => {
-            process_counts(&mut text, processes.as_ref()).and_then(|()| match clocks {
-                Some(clocks) => {
-                    writeln!(
-                        text,
-                        "{}, {} processes with wrong clocks",
-                        counts(total),
-                        clocks.present
-                    )
-                }
-                None => writeln!(text, "{}", counts(total)),
-            })
+        Event::Progress { has_rules, total, clocks, processes, .. } => {
+            progress(&mut text, total, *has_rules, clocks.as_ref(), processes.as_ref())
+        }
+        Event::Unmatched { sent, received, packets } => {
+            unmatched_lines(&mut text, *sent, *received, packets)
         }
         Event::Warning { message } => writeln!(text, "injector: warning: {message}"),
         Event::Summary { elapsed_ms, total, rules, seen, held, clocks, processes, .. } => {
@@ -526,12 +581,8 @@ fn started(
     seed: u64,
     for_ms: Option<Lasts>,
     attached: &[AttachedReport],
-    (rules, profiles): (&[&str], &[ProfileReport]),
     resolved: &[Resolved],
 ) -> std::fmt::Result {
-    /// Maximum number of rules listed.
-    const LISTED: usize = 10;
-
     for Resolved { name, addresses } in resolved {
         writeln!(text, "injector: {name} is {}", peers::list(addresses))?;
     }
@@ -540,7 +591,19 @@ fn started(
         [] => String::new(),
         attached => format!(" on {}", places(attached)),
     };
-    writeln!(text, "injector: faulting {target}{end}{places} (seed {seed})")?;
+    writeln!(text, "injector: faulting {target}{end}{places} (seed {seed})")
+}
+
+/// Writes a line for each rule, with the packets that it matches.
+fn rule_lines(
+    text: &mut String,
+    rules: &[&str],
+    matches: &[MatchReport],
+    profiles: &[ProfileReport],
+) -> std::fmt::Result {
+    /// Maximum number of rules listed.
+    const LISTED: usize = 10;
+
     for (number, name) in rules.iter().enumerate().take(LISTED) {
         let profile = profiles.iter().find(|profile| profile.rule == number);
         let hidden = profile.map(|profile| profile.expansion).filter(|expansion| {
@@ -550,10 +613,34 @@ fn started(
         let hidden = hidden
             .map(|Expansion { profile, faults }| format!(" (profile {profile}: {faults})"))
             .unwrap_or_default();
-        writeln!(text, "injector:   rule {number}: {name}{hidden}")?;
+        let of = matches.get(number).map(|MatchReport { packets, is_named }| {
+            format!("{} {packets}", if *is_named { ":" } else { " of" })
+        });
+        let of = of.unwrap_or_default();
+        writeln!(text, "injector:   rule {number}: {name}{hidden}{of}")?;
     }
     if rules.len() > LISTED {
         writeln!(text, "injector:   and {} more rules", rules.len() - LISTED)?;
+    }
+    Ok(())
+}
+
+/// Writes what no rule matched.
+fn unmatched_lines(
+    text: &mut String,
+    sent: u64,
+    received: u64,
+    packets: &[unmatched::PeerTraffic],
+) -> std::fmt::Result {
+    /// Maximum number of peers listed.
+    const LISTED: usize = 20;
+
+    writeln!(text, "injector: saw {sent} sent, {received} received packets, matched or not")?;
+    for peer in packets.iter().take(LISTED) {
+        writeln!(text, "injector:   not matched: {}", peer.line())?;
+    }
+    if packets.len() > LISTED {
+        writeln!(text, "injector:   and those of {} more peers", packets.len() - LISTED)?;
     }
     Ok(())
 }
@@ -603,35 +690,36 @@ fn summary(
     const SHOWN: usize = 20;
 
     let elapsed = Duration::from_millis(elapsed_ms);
-    writeln!(text, "injector: {elapsed:?}: {}", counts(total))?;
+    if rules.is_empty() {
+        writeln!(text, "injector: the faults have ended after {elapsed:?}")?;
+    } else {
+        writeln!(text, "injector: {elapsed:?}: {}", counts(total))?;
+    }
     let many = rules.len() > SHOWN;
     let quiet = rules.iter().filter(|rule| rule.totals.matched == 0).count();
     for rule in rules.iter().filter(|rule| !many || rule.totals.matched > 0) {
         rule_line(text, rule)?;
     }
     if many && quiet > 0 {
-        writeln!(text, "injector:   {quiet} rules matched nothing")?;
+        writeln!(text, "injector:   {} matched nothing", plural(quiet as u64, "rule"))?;
     }
     if seen.unparsed > 0 {
-        let unparsed = seen.unparsed;
-        writeln!(
-            text,
-            "injector: {unparsed} packets had broken or too many headers and passed unchanged"
-        )?;
+        let unparsed = plural(seen.unparsed, "packet");
+        writeln!(text, "injector: {unparsed} had broken or too many headers and passed unchanged")?;
     }
     if seen.shared > 0 {
-        let shared = seen.shared;
+        let shared = plural(seen.shared, "packet");
         writeln!(
             text,
-            "injector: {shared} packets were skipped: multicast and broadcast have several receivers, so they belong \
+            "injector: {shared} skipped: multicast and broadcast have several receivers, so they belong \
              to no cgroup"
         )?;
     }
     if seen.translated > 0 {
-        let translated = seen.translated;
+        let translated = plural(seen.translated, "packet");
         writeln!(
             text,
-            "injector: {translated} packets over the loopback were skipped: their addresses are translated (NAT), so \
+            "injector: {translated} skipped on the loopback: their addresses are translated (NAT), so \
              sent packets cannot be answered by a reset; --direction ingress resets such connections"
         )?;
     }
@@ -640,29 +728,33 @@ fn summary(
 
 fn clocks_line(text: &mut String, clocks: &ClocksReport) -> std::fmt::Result {
     let ClocksReport { patched, inherited, refused, calls, .. } = clocks;
-    if *patched + *inherited > 0 || calls.is_none() {
+    if *patched + *inherited > 0 {
         writeln!(
             text,
-            "injector: the clocks of {patched} programs went wrong, and of {inherited} processes that they made"
+            "injector: clock offset applied to {} and {}",
+            plural(*patched, "program"),
+            plural(*inherited, "child process")
         )?;
     }
     for (reason, count) in refused {
-        writeln!(text, "injector: {count} processes kept the true time: {reason}")?;
+        let processes = plural(*count, "process");
+        writeln!(text, "injector: {processes} kept the true time: {reason}")?;
     }
     let Some(calls) = calls else { return Ok(()) };
     let CallsReport { matched, rewritten, deadlines, .. } = calls;
+    let (calls_are, moved) = (plural(*matched, "system call"), plural(*deadlines, "deadline"));
     writeln!(
         text,
-        "injector: {matched} system calls read clocks, {rewritten} of them wrongly; {deadlines} deadlines were moved"
+        "injector: {calls_are} read clocks, {rewritten} of them with the offset; {moved} moved"
     )?;
-    for (count, what) in [
-        (calls.vdso_hidden, "new programs had no vDSO"),
-        (calls.vdso_not_hidden, "new programs kept the true time: their vDSO was not found"),
-        (calls.deadlines_left, "deadlines were left as they were"),
-        (calls.failed, "results or deadlines could not be written"),
+    for (count, thing, what) in [
+        (calls.vdso_hidden, "new program", "had no vDSO"),
+        (calls.vdso_not_hidden, "new program", "kept the true time: the vDSO was not found"),
+        (calls.deadlines_left, "deadline", "left unchanged"),
+        (calls.failed, "result", "or deadlines could not be written"),
     ] {
         if count > 0 {
-            writeln!(text, "injector: {count} {what}")?;
+            writeln!(text, "injector: {} {what}", plural(count, thing))?;
         }
     }
     Ok(())
@@ -673,15 +765,16 @@ fn process_lines(text: &mut String, statistics: &process::Statistics) -> std::fm
         let process::PauseStatistics { by, done, planned_ms, stopped_ms, latest_ms, .. } = pauses;
         writeln!(
             text,
-            "injector: {done} pauses by {by}: {stopped_ms:.1} ms stopped, {planned_ms:.1} ms planned; the latest began \
-             {latest_ms:.1} ms late"
+            "injector: {} by {by}: {stopped_ms:.1} ms stopped, {planned_ms:.1} ms planned; the latest began \
+             {latest_ms:.1} ms late",
+            plural(*done, "pause")
         )?;
         for (count, what) in [
-            (pauses.skipped, "pauses were left out, as nothing ran that could be stopped"),
-            (pauses.unsettled, "pauses began before all processes stood"),
+            (pauses.skipped, "skipped, as nothing ran that could be stopped"),
+            (pauses.unsettled, "began before all processes had stopped"),
         ] {
             if count > 0 {
-                writeln!(text, "injector: {count} {what}")?;
+                writeln!(text, "injector: {} {what}", plural(count, "pause"))?;
             }
         }
     }
@@ -694,9 +787,9 @@ fn process_lines(text: &mut String, statistics: &process::Statistics) -> std::fm
     }
     for kill in &statistics.kills {
         let process::KillStatistics { name, sent, failed, calls } = kill;
-        write!(text, "injector: kill {name}: {sent} signals sent")?;
+        write!(text, "injector: kill {name}: {} sent", plural(*sent, "signal"))?;
         if let Some(calls) = calls {
-            write!(text, ", {calls} calls seen")?;
+            write!(text, ", {} seen", plural(*calls, "call"))?;
         }
         if *failed > 0 {
             write!(text, ", {failed} could not be sent")?;
@@ -710,42 +803,57 @@ fn errno_line(text: &mut String, errno: &process::ErrnoStatistics) -> std::fmt::
     let process::ErrnoStatistics { name, engine, hook, matched, failed, unknown, missed } = errno;
     writeln!(
         text,
-        "injector: errno {name}: {failed} of {matched} calls failed, by {engine} at {hook}"
+        "injector: errno {name}: {failed} of {} failed, by {engine} at {hook}",
+        plural(*matched, "call")
     )?;
     for (count, what) in [
-        (*unknown, "calls did not fail as their path could not be told"),
-        (*missed, "calls of any process were not shown to injector by the kernel"),
+        (*unknown, "did not fail, as the path is not known"),
+        (*missed, "of any process not shown to injector by the kernel"),
     ] {
         if count > 0 {
-            writeln!(text, "injector: {count} {what}")?;
+            writeln!(text, "injector: {} {what}", plural(count, "call"))?;
         }
     }
     Ok(())
 }
 
-/// Writes the counters of process faults for the live line.
-fn process_counts(text: &mut String, processes: Option<&process::Statistics>) -> std::fmt::Result {
-    let Some(process::Statistics { pauses, kills, errnos, .. }) = processes else { return Ok(()) };
-    if let Some(pauses) = pauses {
-        write!(text, "{} pauses, ", pauses.done)?;
+/// Writes the live line.
+fn progress(
+    text: &mut String,
+    total: &Totals,
+    has_rules: bool,
+    clocks: Option<&ClocksReport>,
+    processes: Option<&process::Statistics>,
+) -> std::fmt::Result {
+    let mut counters = Vec::new();
+    if let Some(process::Statistics { pauses, kills, errnos, .. }) = processes {
+        if let Some(pauses) = pauses {
+            counters.push(plural(pauses.done, "pause"));
+        }
+        if !kills.is_empty() {
+            counters.push(plural(kills.iter().map(|kill| kill.sent).sum(), "signal"));
+        }
+        if !errnos.is_empty() {
+            let failed = errnos.iter().map(|errno| errno.failed).sum();
+            counters.push(format!("{} failed", plural(failed, "call")));
+        }
     }
-    if !kills.is_empty() {
-        write!(text, "{} signals, ", kills.iter().map(|kill| kill.sent).sum::<u64>())?;
+    if has_rules {
+        counters.push(counts(total));
     }
-    if !errnos.is_empty() {
-        let failed: u64 = errnos.iter().map(|errno| errno.failed).sum();
-        write!(text, "{failed} failed calls, ")?;
+    if let Some(clocks) = clocks {
+        counters.push(format!("{} with the clock offset", plural(clocks.present, "process")));
     }
-    Ok(())
+    writeln!(text, "{}", counters.join(", "))
 }
 
 fn held_line(text: &mut String, held: &HeldReport) -> std::fmt::Result {
     for (count, what) in [
-        (held.dropped, "were dropped as more packets waited than fit"),
-        (held.lost, "still waited at the end and were lost"),
+        (held.dropped, "dropped because the queue was full"),
+        (held.lost, "lost: still delayed when the faults ended"),
     ] {
         if count > 0 {
-            writeln!(text, "injector: {count} packets {what}")?;
+            writeln!(text, "injector: {} {what}", plural(count, "packet"))?;
         }
     }
     Ok(())
@@ -763,8 +871,9 @@ fn rule_line(text: &mut String, rule: &RuleReport) -> std::fmt::Result {
         if traffic.packets > 0 {
             writeln!(
                 text,
-                "injector:     {way} {} packets, {} bytes",
-                traffic.packets, traffic.bytes
+                "injector:     {way} {}, {}",
+                plural(traffic.packets, "packet"),
+                plural(traffic.bytes, "byte")
             )?;
         }
         if let Some(DelayReport { min_ms, p50_ms, p99_ms, max_ms, .. }) = delay {
@@ -779,8 +888,11 @@ fn rule_line(text: &mut String, rule: &RuleReport) -> std::fmt::Result {
 }
 
 fn counts(totals: &Totals) -> String {
-    let mut text = format!("{} packets matched", totals.matched);
+    let mut text = format!("{} matched", plural(totals.matched, "packet"));
     for (Counter { label, .. }, count) in totals.done.each() {
+        // The only label with a noun.
+        let label =
+            if count == 1 { label.replace("connections", "connection") } else { label.into() };
         if count > 0 {
             // Writing to a string cannot fail.
             let _ = write!(text, ", {count} {label}");

@@ -59,8 +59,8 @@ pub struct RunArgs {
 }
 
 /// Runs the command and returns its exit code.
-pub fn run(args: &RunArgs, verbose: bool) -> Result<ExitCode> {
-    let asked = RequestedFaults::read(&args.faults, &args.session, verbose)?;
+pub fn run(args: &RunArgs, debug: bool) -> Result<ExitCode> {
+    let asked = RequestedFaults::read(&args.faults, &args.session, debug)?;
     let instance = session::start_instance()?;
     let asked = asked.resolve()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -26,7 +26,12 @@ use super::{
 use crate::{
     fault::{
         clock::Clocks,
-        network::{self, Network, counts::Counts, links},
+        network::{
+            self, Network,
+            counts::Counts,
+            links,
+            unmatched::{Explanation, Observed},
+        },
         process::Statistics,
     },
     injection::{
@@ -44,11 +49,17 @@ use crate::{
     },
 };
 
-/// Log level of the eBPF programs for `--verbose`.
-pub const VERBOSE_LOG: u8 = aya_log::Level::Debug as u8;
+/// Log level of the eBPF programs for `--debug`.
+pub const DEBUG_LOG: u8 = aya_log::Level::Debug as u8;
 
 /// Above this number of rules, counters are not read every second.
 const COUNTED_RULES: usize = 4096;
+
+/// Number of unmatched packets that are counted in a second and direction, until one matches.
+const UNMATCHED_BUDGET: u32 = 1024;
+
+/// Time without a match after which that is explained.
+const UNMATCHED_TIME: Duration = Duration::from_secs(5);
 
 /// Time for processes to exit that the command left in its cgroup.
 const END_TIMEOUT: Duration = Duration::from_millis(200);
@@ -75,6 +86,12 @@ pub struct Session<'a> {
     injection: Injection<u32>,
     reporter: Reporter,
     started: Instant,
+    /// Whether packets are counted that no rule matches.
+    is_counting: bool,
+    /// Whether it was explained during the run why nothing matches.
+    is_explained: bool,
+    /// What was seen until the faults ended, if it matters.
+    observed: Option<Observed>,
 }
 
 /// The requested faults, validated and resolved.
@@ -87,15 +104,11 @@ pub struct RequestedFaults {
 
 impl RequestedFaults {
     /// Reads and validates the faults without applying anything.
-    pub fn read(
-        faults: &FaultArgs,
-        session: &SessionArgs,
-        verbose: bool,
-    ) -> Result<Self, SpecError> {
+    pub fn read(faults: &FaultArgs, session: &SessionArgs, debug: bool) -> Result<Self, SpecError> {
         let can_change = faults.rules.is_some();
         let faults = faults.read()?;
         let seed = session.seed.or(faults.seed).unwrap_or_else(rand::random);
-        let mut options = options(&session.engines, session.lasts(), verbose)?;
+        let mut options = options(&session.engines, session.lasts(), debug)?;
         options.network.is_final = !can_change;
         Ok(Self { faults, seed, options, resolved: Vec::new() })
     }
@@ -157,12 +170,12 @@ pub fn finish(reports: &Writer, code: Result<ExitCode>) -> Result<ExitCode> {
 pub fn options(
     engines: &Engines,
     lasts: Option<HumanDuration>,
-    verbose: bool,
+    debug: bool,
 ) -> Result<Options, SpecError> {
     let network = network::Options {
         lasts: lasts.map(|span| span.0),
         engine: engines.delay()?,
-        log_level: if verbose { VERBOSE_LOG } else { 0 },
+        log_level: if debug { DEBUG_LOG } else { 0 },
         ..network::Options::default()
     };
     let (clock, errno) = (engines.clock(), engines.errno());
@@ -188,14 +201,18 @@ impl<'a> Session<'a> {
         let mut injection =
             Injection::prepare(target, instance, FaultSet::of(&faults, seed), &[], options)?;
         injection.start()?;
+        injection.count_unmatched(UNMATCHED_BUDGET)?;
         let started = Instant::now();
         reporter.say(&Event::Started {
             target: &title,
             pid: std::process::id(),
             seed,
             for_ms: args.lasts().map(report::Lasts),
+            // A command ends its faults.
+            is_endless: args.lasts().is_none() && made.is_none(),
             attached: injection.attached().iter().map(Into::into).collect(),
             rules: names(&faults.rules),
+            matches: report::matches(&faults.rules),
             profiles: report::profiles(&faults.rules),
             loopback_mtu: loopback_mtu.map(|mtu| mtu.0),
             resolved: &resolved,
@@ -209,8 +226,20 @@ impl<'a> Session<'a> {
         let peers = injection.peers();
         let reload = fault_args.rules.clone().map(|path| Reload::new(path, peers.clone()));
         let is_ended = false;
-        let mut session =
-            Self { args, reload, made, is_ended, faults, seed, injection, reporter, started };
+        let mut session = Self {
+            args,
+            reload,
+            made,
+            is_ended,
+            faults,
+            seed,
+            injection,
+            reporter,
+            started,
+            is_counting: true,
+            is_explained: false,
+            observed: None,
+        };
         session.say_events()?;
         Ok(session)
     }
@@ -246,7 +275,10 @@ impl<'a> Session<'a> {
                 read = reread(&mut self.reload) => self.change(read)?,
                 tick = driver.next(&mut self.injection) => match (tick?, &mut command) {
                     (Tick::Event(event), _) => self.say(&event)?,
-                    (Tick::Progress, _) => self.progress()?,
+                    (Tick::Progress, _) => {
+                        self.progress()?;
+                        self.watch_unmatched()?;
+                    }
                     (Tick::Expired, None) => return Ok(End::RequestedFaults),
                     (Tick::Expired, Some(child)) => {
                         // The command continues without faults.
@@ -272,6 +304,7 @@ impl<'a> Session<'a> {
             }
             injection::Event::PeersChanged(resolved) => Event::Changed {
                 rules: names(&self.faults.rules),
+                matches: report::matches(&self.faults.rules),
                 replaced: Vec::new(),
                 clock: None,
                 resolved,
@@ -288,8 +321,56 @@ impl<'a> Session<'a> {
     }
 
     fn end_faults(&mut self) -> Result<()> {
+        // Reading the counters of many rules would hold up the end.
+        let is_unexplained = self.faults.rules.len() <= COUNTED_RULES
+            && self.is_untouched().is_ok_and(|is_untouched| is_untouched);
+        if !self.is_ended && (self.args.verbose || is_unexplained) {
+            self.observed = self.observe();
+        }
         self.is_ended = true;
         Ok(self.injection.end()?)
+    }
+
+    /// Whether no rule has matched a packet.
+    fn is_untouched(&mut self) -> Result<bool> {
+        Ok(report::total(&self.counts()?).is_untouched())
+    }
+
+    /// What was seen that no rule matches. It only adds to a report, so errors are logged.
+    fn observe(&mut self) -> Option<Observed> {
+        self.injection.observed().unwrap_or_else(|error| {
+            tracing::debug!(%error, "what passed unmatched is not known");
+            None
+        })
+    }
+
+    /// Stops counting unmatched packets once one has matched. Explains once why none has.
+    fn watch_unmatched(&mut self) -> Result<()> {
+        if !self.is_counting
+            || self.injection.network().is_none()
+            || self.faults.rules.len() > COUNTED_RULES
+        {
+            return Ok(());
+        }
+        let is_untouched = self.is_untouched()?;
+        self.is_counting = is_untouched || self.args.verbose;
+        self.injection.count_unmatched(if self.is_counting { UNMATCHED_BUDGET } else { 0 })?;
+        if is_untouched && !self.is_explained && self.started.elapsed() >= UNMATCHED_TIME {
+            self.is_explained = true;
+            if let Some(observed) = self.observe() {
+                let Explanation { seen, causes } = self.explain(&observed);
+                let message = format!("no packet has matched yet; {seen}");
+                self.reporter.say(&Event::Warning { message: &message })?;
+                for message in &causes {
+                    self.reporter.say(&Event::Warning { message })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn explain(&self, observed: &Observed) -> Explanation {
+        observed.explain(&self.faults.rules, self.injection.addresses())
     }
 
     /// Ends the faults after an error that prevents them from continuing, and reports it.
@@ -324,7 +405,20 @@ impl<'a> Session<'a> {
         let clocks = self.injection.clocks_report();
         let processes = self.process_statistics()?;
         let packets = self.injection.network().is_some().then_some(&total);
-        let missed = self.reporter.warn_of_idle(packets, clocks.as_ref(), processes.as_ref())?;
+        if let Some(observed) = self.observed.as_ref().filter(|_| self.args.verbose) {
+            self.reporter.say(&Event::Unmatched {
+                sent: observed.sent,
+                received: observed.received,
+                packets: observed.peers(),
+            })?;
+        }
+        let explanation = self.observed.as_ref().map(|observed| self.explain(observed));
+        let missed = self.reporter.warn_of_idle(
+            packets,
+            explanation.as_ref(),
+            clocks.as_ref(),
+            processes.as_ref(),
+        )?;
         let is_taken = self.injection.is_taken();
         if is_taken {
             let target = self.injection.target().name();
@@ -390,7 +484,8 @@ impl<'a> Session<'a> {
         let elapsed_ms = self.started.elapsed().as_millis() as u64;
         let clocks = self.injection.clocks_report();
         let processes = self.process_statistics()?;
-        self.reporter.say(&Event::Progress { elapsed_ms, total, clocks, processes })
+        let has_rules = !self.faults.rules.is_empty();
+        self.reporter.say(&Event::Progress { elapsed_ms, has_rules, total, clocks, processes })
     }
 
     /// Whether SIGHUP refreshes something. If the terminal is closed, it ends the faults unless they
@@ -424,6 +519,7 @@ impl<'a> Session<'a> {
                 let replaced = report::some(&names(&old.rules), &replaced);
                 self.reporter.say(&Event::Changed {
                     rules: names(&self.faults.rules),
+                    matches: report::matches(&self.faults.rules),
                     replaced,
                     clock: self.faults.clock.as_ref().map(|fault| fault.name.as_str()),
                     resolved: &[],

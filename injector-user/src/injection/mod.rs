@@ -19,6 +19,7 @@ use crate::{
         clock::{ClockFaultError, Clocks, engine::Engine as ClockEngine, report::ClocksReport},
         network::{
             self, Attached, Network, NetworkError, counts::Counts, links::Upcoming, shared::Shared,
+            unmatched::Observed,
         },
         process::{ProcessFaultError, Processes, Scope, Statistics},
     },
@@ -199,6 +200,9 @@ pub struct Injection<K> {
     addresses: Arc<Addresses>,
     /// Statistics of process faults that ended since the last change.
     ended: Vec<(K, Statistics)>,
+    /// Sockets of the target's processes whose packets do not belong to it, see
+    /// [`Network::stranger_sockets`].
+    strangers: BTreeMap<String, usize>,
     events: VecDeque<Event>,
     renewal: Instant,
 }
@@ -274,6 +278,7 @@ impl<K: Copy + Ord> Injection<K> {
             next: Some(first),
             addresses,
             ended: Vec::new(),
+            strangers: BTreeMap::new(),
             events: VecDeque::new(),
             renewal: Instant::now() + RENEWAL,
         })
@@ -304,9 +309,9 @@ impl<K: Copy + Ord> Injection<K> {
         let Some(network) = self.network.network() else { return };
         match network.stranger_sockets() {
             Ok(strangers) => {
-                for (cgroup, count) in strangers {
+                for (cgroup, count) in &strangers {
                     let (sockets, were) =
-                        if count == 1 { ("socket", "was") } else { ("sockets", "were") };
+                        if *count == 1 { ("socket", "was") } else { ("sockets", "were") };
                     let message = format!(
                         "{count} {sockets} of {} {were} created in the cgroup {cgroup}: their packets are not matched; \
                          use --unit, --process or --pid",
@@ -314,10 +319,30 @@ impl<K: Copy + Ord> Injection<K> {
                     );
                     self.events.push_back(Event::Warning(message));
                 }
+                self.strangers = strangers;
             }
             // It would be a warning only. Kernels may lack the modules that list sockets.
             Err(error) => tracing::debug!(%error, "which sockets others created is not known"),
         }
+    }
+
+    /// Counts packets that no rule matches, see [`Network::count_unmatched`].
+    pub fn count_unmatched(&mut self, budget: u32) -> Result<(), InjectionError> {
+        let network = self.network.network_mut();
+        Ok(network.map_or(Ok(()), |network| network.count_unmatched(budget))?)
+    }
+
+    /// What was seen that no rule matches, see [`Network::observed`]; `None` without packet faults.
+    pub fn observed(&mut self) -> Result<Option<Observed>, InjectionError> {
+        let Some(network) = self.network.network_mut() else { return Ok(None) };
+        let mut observed = network.observed()?;
+        // Those of a process that has ended since were found at the start.
+        observed.strangers.clone_from(&self.strangers);
+        match network.stranger_sockets() {
+            Ok(strangers) => observed.strangers.extend(strangers),
+            Err(error) => tracing::debug!(%error, "which sockets others created is not known"),
+        }
+        Ok(Some(observed))
     }
 
     /// Warns of peers that are the target itself.

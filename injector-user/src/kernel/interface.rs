@@ -1,6 +1,6 @@
 //! Network interfaces and their link layers.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, fs, net::IpAddr};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use injector_common::packet::parse::Link;
@@ -40,13 +40,19 @@ impl Interface {
     /// Whether it is a device that an injector created.
     #[must_use]
     pub fn is_own_device(&self) -> bool {
-        device::PREFIXES.iter().any(|prefix| self.name.starts_with(prefix))
+        is_own_device(&self.name)
     }
 
     /// Whether the namespace still has it.
     pub fn is_in(&self, netns: &Netns) -> Result<bool, KernelError> {
         Ok(list(netns)?.iter().any(|interface| interface.index == self.index))
     }
+}
+
+/// Whether a device of this name is one that an injector created.
+#[must_use]
+pub fn is_own_device(name: &str) -> bool {
+    device::PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// All interfaces of a namespace.
@@ -92,6 +98,47 @@ pub fn addresses(netns: &Netns) -> Result<Vec<IpAddr>, KernelError> {
             Ok(found)
         })
     })?
+}
+
+/// Packets that an interface has received and sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Received packets.
+    pub received: u64,
+    /// Sent packets.
+    pub sent: u64,
+}
+
+impl Passed {
+    /// Those since `before`.
+    #[must_use]
+    pub const fn since(self, before: Self) -> Self {
+        Self {
+            received: self.received.saturating_sub(before.received),
+            sent: self.sent.saturating_sub(before.sent),
+        }
+    }
+
+    /// All of them.
+    #[must_use]
+    pub const fn sum(self) -> u64 {
+        self.received + self.sent
+    }
+}
+
+/// The packets that each interface of a namespace has received and sent.
+pub fn passed(netns: &Netns) -> Result<BTreeMap<String, Passed>, KernelError> {
+    let table = netns.run(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
+    let table = table.map_err(KernelError::Counters)?;
+    let line = |line: &str| {
+        // proc_pid_net(5): 8 columns of received packets, then 8 of sent ones; the second counts packets.
+        let (name, columns) = line.split_once(':')?;
+        let mut columns = columns.split_whitespace();
+        let received = columns.nth(1)?.parse().ok()?;
+        let sent = columns.nth(7)?.parse().ok()?;
+        Some((name.trim().to_owned(), Passed { received, sent }))
+    };
+    Ok(table.lines().filter_map(line).collect())
 }
 
 fn interface(message: LinkMessage) -> Option<Interface> {

@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod clock_probe;
 pub mod clsact;
+pub mod conntrack;
 mod descriptor;
 pub mod device;
 pub mod diag;
@@ -24,6 +25,7 @@ pub mod members;
 pub mod memory;
 pub mod monitor;
 pub mod mount;
+mod netlink;
 pub mod netns;
 pub mod object;
 pub mod pid_namespace;
@@ -148,6 +150,12 @@ pub enum KernelError {
     /// The sockets of a namespace cannot be listed.
     #[error("cannot list the sockets of a network namespace")]
     SocketDump(#[source] io::Error),
+    /// The tracked connections of a namespace cannot be listed.
+    #[error("cannot list the tracked connections of a network namespace")]
+    Conntrack(#[source] io::Error),
+    /// The counters of interfaces cannot be read.
+    #[error("cannot read the packet counters of the interfaces")]
+    Counters(#[source] io::Error),
     /// The hierarchy of cgroups cannot be reached.
     #[error("cannot reach the cgroup v2 hierarchy, at which new sockets are seen")]
     Hierarchy(#[source] io::Error),

@@ -24,7 +24,8 @@ use injector_common::{
         trace::{Player, Step},
     },
     packet::Direction,
-    rule::{RULE_HOLDS, Rule},
+    rule::{RULE_HOLDS, RULE_REMOTE, Rule},
+    unmatched,
 };
 
 use super::{
@@ -57,6 +58,9 @@ pub struct Constants {
 
 /// The number of closing connections that are remembered.
 const CLOSING: u32 = 16_384;
+
+/// The number of connections with translated addresses whose original peers are remembered.
+const ASKED: u32 = 16_384;
 
 /// The device that holds packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,6 +166,9 @@ impl Object {
         }
         if matches!(constants.scope, ScopeKind::Processes | ScopeKind::CgroupAndTags) {
             loader.map_max_entries("CLOSING", CLOSING);
+        }
+        if constants.flags & RULE_REMOTE != 0 {
+            loader.map_max_entries("ASKED", ASKED);
         }
         let mut ebpf = loader
             .override_global("SCOPE", &scope, true)
@@ -538,6 +545,26 @@ impl Object {
     /// The counters of all packets seen on the attached interfaces.
     pub fn seen_counters(&mut self) -> Result<SeenCounters, KernelError> {
         ebpf::sum(&mut self.ebpf, "SEEN")
+    }
+
+    /// Allows `budget` more unmatched packets to be counted for each direction; 0 stops counting.
+    pub fn count_unmatched(&mut self, budget: u32) -> Result<(), KernelError> {
+        self.array("UNMATCHED_BUDGET", |array| {
+            (0..2).try_for_each(|direction| array.set(direction, budget, 0))
+        })
+    }
+
+    /// The unmatched packets that were counted.
+    pub fn unmatched(&mut self) -> Result<Vec<(unmatched::Kind, unmatched::Count)>, KernelError> {
+        const MAP: &str = "UNMATCHED";
+        let map: HashMap<&mut MapData, unmatched::Kind, unmatched::Count> =
+            ebpf::map(&mut self.ebpf, MAP)?;
+        // An entry that is evicted while the map is read is not found.
+        let is_there = |entry: &Result<_, MapError>| !matches!(entry, Err(MapError::KeyNotFound));
+        map.iter()
+            .filter(is_there)
+            .collect::<Result<_, _>>()
+            .map_err(|source| ebpf::map_error(MAP, source))
     }
 
     fn counters(&mut self) -> Result<PerCpuArray<&mut MapData, RuleCounters>, KernelError> {

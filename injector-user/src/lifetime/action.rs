@@ -276,6 +276,48 @@ impl Action {
     }
 }
 
+impl Action {
+    /// How things are after the action was undone.
+    #[must_use]
+    pub fn undone(&self) -> String {
+        match self {
+            Self::MakeCgroup { path, .. } => format!("the cgroup {} is removed", path.display()),
+            Self::AddClsact { name, .. } => format!("the clsact qdisc of {name} is removed"),
+            Self::AddFilter { name, egress, .. } => {
+                let side = if *egress { "egress" } else { "ingress" };
+                format!("the {side} tc filter of {name} is removed")
+            }
+            Self::AddDevice { name, .. } => format!("the network device {name} is removed"),
+            Self::SkewClocks { cgroup: Some(cgroup), .. } => {
+                format!("the clocks of the cgroup {} are right", cgroup.display())
+            }
+            Self::SkewClocks { processes, .. } => {
+                let pids: Vec<String> = processes.iter().map(i32::to_string).collect();
+                format!("the clocks of the processes {} are right", pids.join(", "))
+            }
+            Self::FreezeCgroup { path, .. } => format!("the cgroup {} is thawed", path.display()),
+            Self::EnableController { cgroup, controller, .. } => {
+                format!("the {controller} controller below {} is disabled", cgroup.display())
+            }
+            Self::SetLimit { path, before, after, .. } => {
+                format!(
+                    "{} is {before}, unless another process has set it; it was {after}",
+                    path.display()
+                )
+            }
+            Self::StopProcesses { processes } => {
+                let pids: Vec<String> =
+                    processes.iter().map(|process| process.pid.to_string()).collect();
+                format!("the processes {} continue", pids.join(", "))
+            }
+            Self::SetSysctl { name, before, after, .. } => format!(
+                "/proc/sys/net/{name} is {before}, unless another process has set it; it was {after}"
+            ),
+            Self::ExpediteRcu { .. } => "grace periods of RCU are as before".into(),
+        }
+    }
+}
+
 impl Display for Action {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         match self {

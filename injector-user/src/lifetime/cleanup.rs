@@ -7,8 +7,7 @@ use std::{
 
 use super::{
     LifetimeError,
-    action::Action,
-    journal::{self, Journal, SLOTS},
+    journal::{self, Journal, Leftover, SLOTS},
 };
 
 /// How long to wait for other injectors that are ending.
@@ -16,7 +15,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Settles the journals of dead injectors. Returns the undone actions and the failures.
 #[must_use]
-pub fn cleanup() -> (Vec<Action>, Vec<LifetimeError>) {
+pub fn cleanup() -> (Vec<Leftover>, Vec<LifetimeError>) {
     let mut undone = Vec::new();
     loop {
         let (settled, failures) = settle_all();
@@ -29,7 +28,7 @@ pub fn cleanup() -> (Vec<Action>, Vec<LifetimeError>) {
     }
 }
 
-fn settle_all() -> (Vec<Action>, Vec<LifetimeError>) {
+fn settle_all() -> (Vec<Leftover>, Vec<LifetimeError>) {
     let (mut undone, mut failures) = (Vec::new(), Vec::new());
     for slot in 0..SLOTS {
         let settled = match Journal::lock_existing(slot) {

@@ -6,6 +6,7 @@
 //! the announced changes do not outlive the kernel.
 
 use std::{
+    fmt::{self, Display, Formatter},
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
@@ -57,6 +58,31 @@ impl Owner {
             started: jiff::Timestamp::now().to_string(),
             command: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
         }
+    }
+}
+
+/// An action of a dead injector that was undone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    /// The injector; `None` if it died before it was recorded.
+    pub owner: Option<Owner>,
+    /// The action.
+    pub action: Action,
+}
+
+impl Display for Leftover {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        /// Maximum length of a command line.
+        const SHOWN: usize = 200;
+
+        self.action.undone().fmt(f)?;
+        let Some(Owner { pid, started, command, .. }) = &self.owner else { return Ok(()) };
+        let command: String = command.join(" ").chars().take(SHOWN).collect();
+        let started = started.parse().map_or_else(
+            |_| started.clone(),
+            |time: jiff::Timestamp| time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
+        );
+        write!(f, " (left by injector {pid}, started at {started}: {command})")
     }
 }
 
@@ -241,11 +267,11 @@ impl Journal {
 
     /// Undoes all actions in reverse order and removes the journal. Returns the undone actions. The
     /// journal stays if an action cannot be undone or its result is in use.
-    pub fn settle(mut self) -> Result<Vec<Action>, LifetimeError> {
+    pub fn settle(mut self) -> Result<Vec<Leftover>, LifetimeError> {
         let mut settled = Vec::new();
         let mut failure = None;
         let Contents { owner, actions, is_ending } = self.read()?;
-        if let Some(owner) = owner
+        if let Some(owner) = &owner
             && owner.pid != std::process::id()
             // If the owner is still acting, later actions could be missed.
             && let Err(error) = pidfd::wait_for_end(owner.pid, owner.ticks, EXIT_TIMEOUT)
@@ -262,7 +288,7 @@ impl Journal {
             match action.undo() {
                 Ok(Undone::Done) => {
                     self.undone(id)?;
-                    settled.push(action);
+                    settled.push(Leftover { owner: owner.clone(), action });
                 }
                 Ok(Undone::InUse) => is_in_use = true,
                 Err(source) => {
@@ -340,6 +366,23 @@ mod tests {
             Line::Undone { id: 0 },
         ]);
         assert_eq!(parse(&text).actions, [(1, made("/b"))]);
+    }
+
+    #[test]
+    fn a_leftover_is_told_with_whose_it_was_and_how_things_are_now() {
+        let owner = Owner {
+            pid: 42,
+            ticks: 7,
+            started: "2026-11-30T12:34:56.789Z".into(),
+            command: ["injector", "run", "--loss", "1%", "--", "a"].map(Into::into).into(),
+        };
+        let (owner, action) = (Some(owner), made("/a"));
+        assert_eq!(
+            Leftover { owner, action: action.clone() }.to_string(),
+            "the cgroup /a is removed (left by injector 42, started at 2026-11-30 12:34:56 UTC: injector run --loss 1% \
+             -- a)"
+        );
+        assert_eq!(Leftover { owner: None, action }.to_string(), "the cgroup /a is removed");
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod file;
 pub mod info;
 pub mod interpolate;
 pub mod list;
+pub mod matching;
 pub mod packet;
 pub mod parameters;
 pub mod peer;
@@ -40,6 +41,9 @@ pub struct Faults {
 /// The specification is invalid on any machine. Exit code 2.
 #[derive(Debug, Error)]
 pub enum SpecError {
+    /// No fault was given.
+    #[error("no fault was asked for: give at least one of {}", all_faults())]
+    NoFault,
     /// A packet rule is invalid.
     #[error(transparent)]
     Rule(#[from] rule::RuleError),
@@ -72,4 +76,19 @@ pub enum SpecError {
     /// The scenario is invalid.
     #[error(transparent)]
     Scenario(#[from] scenario::ScenarioError),
+}
+
+/// The options of all faults, by what they fault.
+fn all_faults() -> String {
+    let list = |faults: &[&info::Info]| {
+        // Switches modify others.
+        let faults = faults.iter().filter(|fault| !fault.value.is_empty());
+        faults.map(|fault| format!("--{}", fault.name)).collect::<Vec<_>>().join(", ")
+    };
+    format!(
+        "{} for packets; {} for clocks; {} for processes",
+        rule::standalone(),
+        list(clock::FAULTS),
+        list(process::FAULTS)
+    )
 }

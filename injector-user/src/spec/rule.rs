@@ -1,10 +1,9 @@
 //! Packet rules: which packets to match, and what to do with them.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use injector_common::{packet::protocol, rule::RULE_CLAMPS};
-use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -14,11 +13,11 @@ use super::{
     info::fault_spec,
     interpolate::{Difference, Interpolate as _},
     list::{OneOrMany, one_or_many},
+    matching::Matching,
     packet::{
         self, Compiler, Field as _, Impairment, PacketFault, PacketInfo, packet_faults,
         profile::Expansion, ways::Ways,
     },
-    peer::Peer,
     trace::TraceError,
     value::{HumanDuration, PortSet, Protocol, Remote, TcpFlags, ValueError},
 };
@@ -172,89 +171,10 @@ macro_rules! compile_faults {
 packet_faults!(compile_faults! {});
 
 /// The options of faults that need no other fault.
-fn standalone() -> String {
+#[must_use]
+pub fn standalone() -> String {
     let faults = FAULTS.iter().filter(|fault| !fault.is_modifier);
     faults.map(|fault| format!("--{}", fault.name)).collect::<Vec<_>>().join(", ")
-}
-
-/// The packets that a rule matches. Empty and absent fields match everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Matching {
-    /// Direction of the packets.
-    pub direction: Direction,
-    /// IP protocols.
-    pub protocols: Vec<Protocol>,
-    /// Peer addresses.
-    pub remotes: Vec<Remote>,
-    /// Ports of the peer.
-    pub remote_ports: Option<PortSet>,
-    /// Ports of this host.
-    pub local_ports: Option<PortSet>,
-    /// TCP flags.
-    pub tcp_flags: Option<TcpFlags>,
-    /// Match only TCP segments with payload.
-    pub data_only: bool,
-    /// Match only IP packets longer than this on the wire.
-    pub longer_than: Option<u16>,
-}
-
-impl Matching {
-    /// Whether some packet may match both. Peers given by name may get any address.
-    #[must_use]
-    pub fn overlaps(&self, other: &Self) -> bool {
-        let both = Direction::Both;
-        (self.direction == other.direction || self.direction == both || other.direction == both)
-            && overlap(&self.protocols, &other.protocols, |a, b| a == b)
-            && overlap(&self.remotes, &other.remotes, |a, b| match (a, b) {
-                (Remote::Net(a), Remote::Net(b)) => a.contains(b) || b.contains(a),
-                _ => true,
-            })
-            && share(self.remote_ports.as_ref(), other.remote_ports.as_ref())
-            && share(self.local_ports.as_ref(), other.local_ports.as_ref())
-            && self.tcp_flags.is_none_or(|a| other.tcp_flags.is_none_or(|b| a.overlaps(b)))
-    }
-
-    /// Whether packets of a protocol may match.
-    #[must_use]
-    pub fn may_match(&self, protocol: u8) -> bool {
-        self.protocols.is_empty() || self.protocols.contains(&Protocol(protocol))
-    }
-
-    /// Whether only packets on a loopback match, by their addresses and those of their peers.
-    #[must_use]
-    pub fn is_of_loopback(&self, addresses: &BTreeMap<Peer, Vec<IpAddr>>) -> bool {
-        let is_of_loopback = |remote: &Remote| match remote {
-            Remote::Net(IpNet::V4(net)) => net.network().is_loopback() && net.prefix_len() >= 8,
-            Remote::Net(IpNet::V6(net)) => net.addr().is_loopback() && net.prefix_len() == 128,
-            Remote::Peer(peer) => {
-                addresses.get(peer).is_some_and(|found| found.iter().all(IpAddr::is_loopback))
-            }
-        };
-        !self.remotes.is_empty() && self.remotes.iter().all(is_of_loopback)
-    }
-
-    /// The TCP connections to which matching packets belong.
-    #[must_use]
-    pub fn connection(&self) -> Self {
-        Self {
-            direction: Direction::Both,
-            protocols: vec![Protocol(protocol::TCP)],
-            tcp_flags: None,
-            data_only: false,
-            longer_than: None,
-            ..self.clone()
-        }
-    }
-}
-
-/// Whether the lists may have something in common. An empty list contains everything.
-fn overlap<T>(a: &[T], b: &[T], same: impl Fn(&T, &T) -> bool) -> bool {
-    a.is_empty() || b.is_empty() || a.iter().any(|a| b.iter().any(|b| same(a, b)))
-}
-
-fn share(a: Option<&PortSet>, b: Option<&PortSet>) -> bool {
-    let (Some(a), Some(b)) = (a, b) else { return true };
-    a.ranges().any(|a| b.ranges().any(|b| a.start() <= b.end() && b.start() <= a.end()))
 }
 
 /// A validated rule.
@@ -262,6 +182,8 @@ fn share(a: Option<&PortSet>, b: Option<&PortSet>) -> bool {
 pub struct Rule {
     /// Display name.
     pub name: String,
+    /// Whether the name was given, instead of made from the faults.
+    pub is_named: bool,
     /// Which packets to match.
     pub matching: Matching,
     /// Duration of the rule; `None` lasts until the end of the run.
@@ -273,6 +195,27 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// The packets that the rule matches, for people, and what a delay adds to a round trip.
+    #[must_use]
+    pub fn match_text(&self) -> String {
+        let delay_ns = self.impairment.hold.map_or(0, |hold| hold.delay.latency_ns);
+        match (self.matching.direction, delay_ns) {
+            (Direction::Both, 1..) => {
+                let longer = HumanDuration(Duration::from_nanos(2 * delay_ns));
+                let packets = self.matching.packets();
+                format!("{packets}, each way (a round trip takes {longer} longer)")
+            }
+            _ => self.matching.to_string(),
+        }
+    }
+
+    /// The rule with the packets that it matches, for people. `name` may contain more than its name.
+    #[must_use]
+    pub fn describe(&self, name: &str) -> String {
+        let of = if self.is_named { ":" } else { " of" };
+        format!("{name}{of} {}", self.match_text())
+    }
+
     /// Whether the rule clamps the MSS of new connections.
     #[must_use]
     pub fn clamps_mss(&self) -> bool {
@@ -281,6 +224,12 @@ impl Rule {
 }
 
 impl RuleSpec {
+    /// Whether any fault is given, or an option of one.
+    #[must_use]
+    pub fn has_fault(&self) -> bool {
+        !self.partition.is_empty() || !self.given().is_empty()
+    }
+
     /// Validates the rule. A partition becomes a separate rule before the other faults.
     pub fn check(&self) -> Result<Vec<Rule>, RuleError> {
         self.check_with(&mut Files::default())
@@ -351,6 +300,7 @@ impl RuleSpec {
         if !self.partition.is_empty() {
             rules.push(Rule {
                 name: self.name.clone().unwrap_or_else(|| "partition".into()),
+                is_named: self.name.is_some(),
                 matching: Matching { remotes: self.partition.clone(), ..matching.clone() },
                 lasts: self.r#for,
                 impairment: Impairment::drop_all(),
@@ -365,6 +315,7 @@ impl RuleSpec {
             });
             rules.push(Rule {
                 name: self.name.clone().unwrap_or_else(|| title(&given)),
+                is_named: self.name.is_some(),
                 matching,
                 lasts: self.r#for,
                 impairment,
@@ -437,9 +388,12 @@ pub fn check_for_xdp(rules: &[Rule]) -> Result<(), RuleError> {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, net::IpAddr};
+
     use injector_common::rule::RULE_ECN;
 
     use super::*;
+    use crate::spec::peer::Peer;
 
     fn spec(yaml: &str) -> RuleSpec {
         serde_saphyr::from_str(yaml).expect("valid YAML")
@@ -467,7 +421,7 @@ mod tests {
             ("{partition: 10.0.0.1, remote: 10.0.0.2}", RuleError::RemoteWithPartition),
             (
                 "{loss: 1%, for: 0s}",
-                RuleError::Value(ValueError::NoTime(HumanDuration(std::time::Duration::ZERO))),
+                RuleError::Value(ValueError::NoTime(HumanDuration(Duration::ZERO))),
             ),
             ("{reset: true, protocol: udp}", RuleError::TcpOnly("reset")),
             ("{loss: 1%, data-only: true, protocol: [tcp, udp]}", RuleError::TcpOnly("data-only")),
@@ -538,6 +492,41 @@ mod tests {
             assert_eq!(rules[0].matching.is_of_loopback(&known), is_of_loopback, "{remote}");
         }
         assert!(!spec("{loss: 1%}").check().expect("valid")[0].matching.is_of_loopback(&known));
+    }
+
+    #[test]
+    fn rules_say_what_they_match() {
+        for (yaml, text) in [
+            ("{loss: 20%}", "loss 20% of all packets, both ways"),
+            (
+                "{loss: 100%, protocol: tcp, remote-port: 8081}",
+                "loss 100% of tcp to port 8081, both ways",
+            ),
+            (
+                "{loss: 1%, remote: [10.0.0.1, 'fd00::/64', db], remote-port: '80,443', direction: ingress}",
+                "loss 1% of packets from 10.0.0.1, fd00::/64 or db, port 80,443, received",
+            ),
+            (
+                "{loss: 1%, protocol: [tcp, udp], local-port: 5432, direction: egress}",
+                "loss 1% of tcp or udp at local port 5432, sent",
+            ),
+            (
+                "{loss: 1%, tcp-flags: 'syn,!ack', longer-than: 1400}",
+                "loss 1% of tcp with flags syn,!ack longer than 1400 bytes, both ways",
+            ),
+            ("{reset: true, data-only: true}", "reset of tcp with data, both ways"),
+            (
+                "{delay: 200ms, remote: 10.0.0.1}",
+                "delay 200ms of packets to 10.0.0.1, each way (a round trip takes 400ms longer)",
+            ),
+            ("{rtt: 50ms}", "rtt 50ms of all packets, each way (a round trip takes 50ms longer)"),
+            ("{delay: 200ms, direction: egress}", "delay 200ms of all packets, sent"),
+            ("{partition: 10.0.0.7}", "partition of packets to 10.0.0.7, both ways"),
+            ("{loss: 1%, name: bus}", "bus: all packets, both ways"),
+        ] {
+            let rule = spec(yaml).check().expect(yaml).remove(0);
+            assert_eq!(rule.describe(&rule.name), text, "{yaml}");
+        }
     }
 
     #[test]

@@ -51,6 +51,9 @@ pub enum ValueError {
         "`{0}` is not a duration: write a number and a unit (us, ms, s, m, h), for instance 50ms, 1.5s or 1m30s"
     )]
     HumanDuration(String),
+    /// A number without a unit of time.
+    #[error("`{0}` has no unit: write {0}ms, or {0}s for seconds")]
+    NoUnit(String),
     /// Not an address, prefix or host name.
     #[error(
         "`{0}` is not an address: write an IP address, a CIDR prefix (10.0.0.0/8, prefix length 0 to 32; \
@@ -309,7 +312,14 @@ impl FromStr for HumanDuration {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let error = || ValueError::HumanDuration(text.into());
+        let is_number = text.trim().parse::<f64>().is_ok();
+        let error = || {
+            if is_number && !text.trim().starts_with('-') {
+                ValueError::NoUnit(text.trim().into())
+            } else {
+                ValueError::HumanDuration(text.into())
+            }
+        };
         let span: jiff::SignedDuration = text.trim().parse().map_err(|_| error())?;
         Duration::try_from(span).map(Self).map_err(|_| error())
     }

@@ -98,16 +98,20 @@ impl Hierarchy {
         let relative = real.strip_prefix(&self.mount).unwrap_or(&real);
         let level = relative.components().count() as u32;
         if level == 0 {
-            return Err(ResolveError::Root(format!("{} is", path.display())));
+            return Err(self.is_root(format!("{} is", path.display())));
         }
         Ok(Cgroup { path: real, id, level })
+    }
+
+    fn is_root(&self, what: String) -> ResolveError {
+        ResolveError::Root { what, mount: self.mount.clone() }
     }
 
     /// The cgroup of a process.
     pub fn of_process(&self, pid: i32) -> Result<Cgroup, ResolveError> {
         let path = self.path_of_process(pid)?;
         if path == self.mount {
-            return Err(ResolveError::Root(format!("process {pid} is")));
+            return Err(self.is_root(format!("process {pid} is in")));
         }
         self.open(&path)
     }

@@ -36,9 +36,15 @@ pub enum ResolveError {
     NotV2(PathBuf, PathBuf),
     /// The target is the root cgroup.
     #[error(
-        "{0} in the root cgroup, which holds the whole host; use --host if that is meant, or --pid for single processes"
+        "{what} the root cgroup, which holds the whole host: use --pid or --process for single processes, or make a cgroup          for them before they create their sockets: mkdir {mount}/NAME, and write their PIDs to {mount}/NAME/cgroup.procs",
+        mount = mount.display()
     )]
-    Root(String),
+    Root {
+        /// The target, up to a verb.
+        what: String,
+        /// Mount point of the hierarchy.
+        mount: PathBuf,
+    },
     /// Only a part of the hierarchy is mounted.
     #[error(
         "{0} shows only a part of the cgroup hierarchy (a cgroup namespace); run injector in the host's cgroup \

@@ -11,7 +11,7 @@ use injector_common::{
     control::{FIRST_CONNECTION_MASK, LENGTHS, MAX_LENGTHS, MAX_MASKS, Masks, PORTS, RuleSet},
     hold::{self, Hold, MAX_TABLES},
     model::{random, trace::Player},
-    rule::{self, RULE_WIRE},
+    rule::{self, RULE_REMOTE, RULE_WIRE},
 };
 use ipnet::IpNet;
 use thiserror::Error;
@@ -20,8 +20,9 @@ use super::links::Continued;
 use crate::{
     spec::{
         distribution::Table,
+        matching::Matching,
         peer::Peer,
-        rule::{Direction, Matching, Rule},
+        rule::{Direction, Rule},
         value::{HumanDuration, PortSet, Remote},
     },
     target::peers::Addresses,
@@ -181,6 +182,7 @@ pub fn compile(rules: &[Rule], addresses: &Addresses, seed: u64) -> Result<Compi
     let set = Box::new(RuleSet {
         uses_ports: u32::from(uses_ports),
         uses_lengths: u32::from(!lengths.is_empty()),
+        uses_remotes: u32::from(rules.iter().any(|rule| !rule.matching.remotes.is_empty())),
         packets: packets.masks()?,
         connections: connections.masks()?,
     });
@@ -415,12 +417,13 @@ impl Ports {
 /// The eBPF form of a rule's actions.
 fn decisions(rule: &Rule, number: u32, seed: u64) -> rule::Rule {
     let wire = if rule.impairment.acts_on_wire_packets() { RULE_WIRE } else { 0 };
+    let remote = if rule.matching.remotes.is_empty() { 0 } else { RULE_REMOTE };
     rule::Rule {
         // A duration until [`Compiled::start`] converts it.
         deadline_ns: rule.lasts.map_or(u64::MAX, HumanDuration::nanoseconds),
         stream: random::stream(seed, number),
         link: number,
-        flags: rule.impairment.rule.flags | wire,
+        flags: rule.impairment.rule.flags | wire | remote,
         ..rule.impairment.rule
     }
 }

@@ -12,7 +12,7 @@ use injector_common::{
 };
 
 use super::compile::Compiled;
-use crate::spec::rule::{Matching, Rule};
+use crate::spec::{matching::Matching, rule::Rule};
 
 /// What a rule takes over from the rule that it replaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

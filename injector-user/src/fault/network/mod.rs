@@ -15,6 +15,7 @@ pub mod shared;
 mod sockets;
 mod strangers;
 mod traces;
+pub mod unmatched;
 mod wire;
 
 use std::{
@@ -37,8 +38,8 @@ use crate::{
     kernel::{
         KernelError,
         attach::{self, Hook},
-        clock,
-        interface::Interface,
+        clock, conntrack,
+        interface::{self, Interface, Passed, is_own_device},
         layout::{self, Layout},
         netns::Netns,
         object::{Capacity, Constants, HoldDevice, Object},
@@ -61,6 +62,7 @@ use monitors::Monitors;
 use notices::{Interference, Notices};
 use sockets::Sockets;
 use traces::Traces;
+use unmatched::{Flow, Observed};
 use wire::Wire;
 
 /// Why packet faults cannot be installed or changed.
@@ -254,6 +256,8 @@ pub struct Network {
     is_prepared: bool,
     /// When all rules end, by `CLOCK_MONOTONIC`.
     deadline_ns: u64,
+    /// The packets that had passed when the faults were installed, by the inode of the namespace.
+    passed: BTreeMap<u64, BTreeMap<String, Passed>>,
 }
 
 /// The values that each renewal writes to the eBPF programs.
@@ -274,7 +278,7 @@ impl Lease {
     }
 }
 
-/// The directions that the rules of a set match.
+/// The directions that a set of rules must see.
 #[derive(Clone, Copy, Debug, Default)]
 struct Directions {
     egress: bool,
@@ -283,7 +287,9 @@ struct Directions {
 
 impl Directions {
     const fn of(compiled: &Compiled) -> Self {
-        Self { egress: compiled.egress, ingress: compiled.ingress }
+        // The peer that a process asked for is known from what it sends, see `asked.rs`.
+        let egress = compiled.egress || compiled.set.uses_remotes != 0;
+        Self { egress, ingress: compiled.ingress }
     }
 
     const fn or(self, other: Self) -> Self {
@@ -380,6 +386,7 @@ impl Network {
             first: None,
             is_prepared: false,
             deadline_ns: u64::MAX,
+            passed: BTreeMap::new(),
         };
         if options.protect {
             network.object.protect(&protect::operator_connections())?;
@@ -645,6 +652,62 @@ impl Network {
             }
             _ => Ok(BTreeMap::new()),
         }
+    }
+
+    /// Counts packets that no rule matches, for [`Self::observed`], at most `budget` more in each
+    /// direction; 0 stops counting.
+    pub fn count_unmatched(&mut self, budget: u32) -> Result<(), NetworkError> {
+        if budget > 0 && self.passed.is_empty() {
+            let namespaces = self.namespaces().into_iter();
+            let passed = namespaces.map(|netns| Ok((netns.inode(), interface::passed(netns)?)));
+            self.passed = passed.collect::<Result<_, NetworkError>>()?;
+        }
+        Ok(self.object.count_unmatched(budget)?)
+    }
+
+    /// What was seen since packets are counted that no rule matches. Call it while programs are
+    /// attached.
+    pub fn observed(&mut self) -> Result<Observed, NetworkError> {
+        let flows: Vec<Flow> = self.object.unmatched()?.into_iter().map(Flow::from).collect();
+        let [sent, all_received] = self.object.seen_counters()?.packets;
+        // Those of others are seen as well.
+        let has_processes = self.target.has_processes();
+        let received = if has_processes { unmatched::received(&flows) } else { all_received };
+        let (mut attached, mut elsewhere) = (Passed::default(), BTreeMap::new());
+        let mut translations = Vec::new();
+        for netns in self.namespaces() {
+            let Some(before) = self.passed.get(&netns.inode()) else { continue };
+            let is_attached = |name: &str| {
+                self.attachments.all().iter().any(|attachment| {
+                    attachment.netns == *netns && attachment.interface.name == name
+                })
+            };
+            for (name, passed) in interface::passed(netns)? {
+                let since = passed.since(before.get(&name).copied().unwrap_or_default());
+                if is_attached(&name) {
+                    attached.received += since.received;
+                    attached.sent += since.sent;
+                } else if since.sum() > 0 && !is_own_device(&name) {
+                    elsewhere.insert(name, since.sum());
+                }
+            }
+            // It only adds to the explanation. Kernels may lack the module.
+            match conntrack::translations(netns) {
+                Ok(found) => translations.extend(found),
+                Err(error) => tracing::debug!(%error, "translated addresses are not known"),
+            }
+        }
+        Ok(Observed {
+            sent,
+            received,
+            flows,
+            attached,
+            elsewhere,
+            interfaces: self.target.interfaces().to_vec(),
+            translations,
+            strangers: BTreeMap::new(),
+            has_processes,
+        })
     }
 
     /// The namespaces in which programs are attached.

@@ -378,7 +378,8 @@ mod tests {
         for text in ["50ms,dist=normal", "50ms,corr=25%", "50ms,ordered"] {
             assert_eq!(error(text), FaultError::NoJitter(text.into()));
         }
-        for text in ["", "50", "-1ms", "50ms jitter=10ms", "50%"] {
+        assert_eq!(error("50"), ValueError::NoUnit("50".into()).into());
+        for text in ["", "-1ms", "50ms jitter=10ms", "50%"] {
             assert_eq!(error(text), ValueError::HumanDuration(text.into()).into());
         }
         assert_eq!(error("61s"), FaultError::DelayRange("61s".into()));

@@ -16,10 +16,11 @@ use crate::spec::{
     Faults,
     distribution::Files,
     file::FaultsSpec,
+    matching::Matching,
     packet::Impairment,
     peer::Peer,
     process::ProcessFaults,
-    rule::{Direction, Matching, Rule},
+    rule::{Direction, Rule},
     value::{HumanDuration, Remote},
 };
 

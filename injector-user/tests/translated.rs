@@ -1,0 +1,229 @@
+//! Translated addresses (NAT): a rule for the address that a process asked for matches, both ways, and
+//! connections to the same backend by its own address are untouched.
+
+use std::{fs, net::SocketAddr};
+
+use serde_json::Value;
+use testbed::{
+    FAMILIES, Family, Host, Injector, Lab, Process, TestCgroup, number, scratch_file, serve, skip,
+    talk,
+};
+
+const BYTES: u64 = 20_000;
+const DATAGRAMS: u64 = 100;
+
+/// The address of the service, by IP version.
+const fn service(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "192.0.2.1",
+        Family::V6 => "2001:db8::1",
+    }
+}
+
+/// Translates the service's address, on the host that connects to it, to that of its peer, and port 81 to
+/// port 9000 of the host itself. Returns whether this kernel can.
+fn translate(host: &Host, peer: &Host) -> bool {
+    let file = scratch_file();
+    let rules = format!(
+        "table inet t {{\nchain o {{\ntype nat hook output priority -100;\n\
+         ip daddr {v4} tcp dport 80 dnat ip to {}:9000\n\
+         ip6 daddr {v6} tcp dport 80 dnat ip6 to [{}]:9000\n\
+         ip daddr {v4} udp dport 53 dnat ip to {}:9000\n\
+         ip6 daddr {v6} udp dport 53 dnat ip6 to [{}]:9000\n\
+         tcp dport 81 redirect to :9000\n}}\n}}\n",
+        peer.v4,
+        peer.v6,
+        peer.v4,
+        peer.v6,
+        v4 = service(Family::V4),
+        v6 = service(Family::V6),
+    );
+    fs::write(&file, rules).expect("it can be written");
+    let (can, _) = host.run_in(None, &format!("nft -f {}", file.display()));
+    fs::remove_file(&file).expect("it is there");
+    if !can {
+        skip("no nft(8), or this kernel translates no addresses");
+        return false;
+    }
+    host.run(&format!("ip route replace {} via {}", service(Family::V4), peer.v4));
+    host.run(&format!("ip route replace {} via {}", service(Family::V6), peer.v6));
+    true
+}
+
+fn at(address: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(address.parse().expect("an address"), port)
+}
+
+/// A connection that waits for a command to transfer bytes.
+fn hold(host: &Host, cgroup: Option<&TestCgroup>, to: SocketAddr) -> Process {
+    let line =
+        format!("tcp-connect --mode echo --hold --to {to} --bytes {BYTES} --timeout-ms 5000");
+    serve(host, cgroup, &line)
+}
+
+/// Transfers the bytes. Returns the result.
+fn go(mut connection: Process) -> Value {
+    connection.tell("go");
+    connection.finish()
+}
+
+fn assert_whole(report: &Value) {
+    assert_eq!(report["error"], Value::Null, "{report}");
+    let read = &report["read"];
+    assert_eq!((number(read, "bytes"), number(read, "wrong")), (BYTES, 0), "{report}");
+}
+
+/// The targets that the tests fault: a cgroup, and everything in the namespace.
+fn targets(host: &Host, cgroup: &TestCgroup) -> [String; 2] {
+    [format!("--cgroup {}", cgroup.path.display()), format!("--netns {}", host.netns)]
+}
+
+#[test]
+fn connections_match_by_the_address_that_was_asked_for() {
+    let lab = Lab::new();
+    if !translate(&lab.left, &lab.right) {
+        return;
+    }
+    let cgroup = TestCgroup::new();
+    let _server = serve(&lab.right, None, "tcp-serve --mode echo --bind [::]:9000");
+    for target in targets(&lab.left, &cgroup) {
+        for direction in ["egress", "ingress", "both"] {
+            for family in FAMILIES {
+                let address = service(family);
+                let place = format!("{target} {direction} {family:?}");
+                let line = format!(
+                    "{target} --reset --remote {address} --remote-port 80 --direction {direction}"
+                );
+                // An old connection and a new one, and one to the backend itself.
+                let old = hold(&lab.left, Some(&cgroup), at(address, 80));
+                let beside = hold(&lab.left, Some(&cgroup), lab.right.at(family, 9000));
+                let injector = Injector::start(&lab.left, &line);
+                assert_eq!(go(old)["error"], "ECONNRESET", "{place}");
+                let new = hold(&lab.left, Some(&cgroup), at(address, 80));
+                assert_eq!(go(new)["error"], "ECONNRESET", "{place}");
+                assert_whole(&go(beside));
+                let new = hold(&lab.left, Some(&cgroup), lab.right.at(family, 9000));
+                assert_whole(&go(new));
+                if target.starts_with("--cgroup") {
+                    assert_whole(&go(hold(&lab.left, None, at(address, 80))));
+                }
+                assert_eq!(injector.stop().total.reset, 2, "{place}");
+            }
+        }
+    }
+}
+
+#[test]
+fn connections_match_by_the_address_of_their_packets_as_well() {
+    let lab = Lab::new();
+    if !translate(&lab.left, &lab.right) {
+        return;
+    }
+    let cgroup = TestCgroup::new();
+    let _server = serve(&lab.right, None, "tcp-serve --mode echo --bind [::]:9000");
+    for direction in ["egress", "ingress"] {
+        for family in FAMILIES {
+            let line = format!(
+                "--reset --remote {} --remote-port 9000 --direction {direction}",
+                lab.right.address(family)
+            );
+            let injector = Injector::on(&lab.left, &cgroup, &line);
+            for to in [at(service(family), 80), lab.right.at(family, 9000)] {
+                let connection = hold(&lab.left, Some(&cgroup), to);
+                assert_eq!(go(connection)["error"], "ECONNRESET", "{direction} {to}");
+            }
+            assert_eq!(injector.stop().total.reset, 2, "{direction} {family:?}");
+        }
+    }
+}
+
+#[test]
+fn connections_redirected_to_the_host_itself_match_by_the_address_that_was_asked_for() {
+    let lab = Lab::new();
+    if !translate(&lab.left, &lab.right) {
+        return;
+    }
+    let cgroup = TestCgroup::new();
+    let _sidecar = serve(&lab.left, None, "tcp-serve --mode echo --bind [::]:9000");
+    for direction in ["ingress", "both"] {
+        for family in FAMILIES {
+            let to = lab.right.at(family, 81);
+            let line = format!("--reset --remote {} --direction {direction}", to.ip());
+            let injector = Injector::on(&lab.left, &cgroup, &line);
+            let connection = hold(&lab.left, Some(&cgroup), to);
+            assert_eq!(go(connection)["error"], "ECONNRESET", "{direction} {to}");
+            let beside = hold(&lab.left, Some(&cgroup), lab.left.at(family, 9000));
+            assert_whole(&go(beside));
+            assert_eq!(injector.stop().total.reset, 1, "{direction} {to}");
+        }
+    }
+}
+
+#[test]
+fn connected_datagrams_match_by_the_address_that_was_asked_for() {
+    let lab = Lab::new();
+    if !translate(&lab.left, &lab.right) {
+        return;
+    }
+    let cgroup = TestCgroup::new();
+    for target in targets(&lab.left, &cgroup) {
+        for family in FAMILIES {
+            let service = at(service(family), 53);
+            let backend = lab.right.at(family, 9000);
+            let send = |to: SocketAddr, cgroup| {
+                let line = format!("udp-send --to {to} --count {DATAGRAMS} --connected --replies");
+                number(&talk(&lab.left, cgroup, &line)["replies"], "received")
+            };
+            for direction in ["egress", "ingress"] {
+                let place = format!("{target} {family:?} {direction}");
+                let server =
+                    serve(&lab.right, None, &format!("udp-receive --bind {backend} --echo"));
+                let line = format!(
+                    "{target} --loss 100% --remote {} --direction {direction}",
+                    service.ip()
+                );
+                let injector = Injector::start(&lab.left, &line);
+                assert_eq!(send(service, Some(&cgroup)), 0, "{place}");
+                assert_eq!(send(backend, Some(&cgroup)), DATAGRAMS, "{place}");
+                let total = injector.stop().total;
+                let way = if direction == "egress" { total.egress } else { total.ingress };
+                assert_eq!((way.packets, total.dropped), (DATAGRAMS, DATAGRAMS), "{place}");
+                let arrived = if direction == "egress" { DATAGRAMS } else { 2 * DATAGRAMS };
+                assert_eq!(number(&server.finish(), "received"), arrived, "{place}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_port_that_is_reused_without_translation_is_not_taken_for_the_service() {
+    let lab = Lab::new();
+    if !translate(&lab.left, &lab.right) {
+        return;
+    }
+    let cgroup = TestCgroup::new();
+    let service = at(service(Family::V4), 53);
+    let backend = lab.right.at(Family::V4, 9000);
+    let server = serve(&lab.right, None, &format!("udp-receive --bind {backend} --echo"));
+    let send = |to: SocketAddr, cgroup| {
+        let line = format!(
+            "udp-send --bind {}:7777 --to {to} --count {DATAGRAMS} --connected --replies",
+            lab.left.v4
+        );
+        number(&talk(&lab.left, cgroup, &line)["replies"], "received")
+    };
+    for target in targets(&lab.left, &cgroup) {
+        let line = format!("{target} --loss 100% --remote {} --direction ingress", service.ip());
+        let injector = Injector::start(&lab.left, &line);
+        assert_eq!(send(service, Some(&cgroup)), 0, "{target}");
+        // Connection tracking would go on translating what the same ports exchange.
+        lab.left.run("sysctl -q -w net.netfilter.nf_conntrack_udp_timeout=0");
+        lab.left.run("nft flush ruleset");
+        let beside = if target.starts_with("--cgroup") { None } else { Some(&cgroup) };
+        assert_eq!(send(backend, beside), DATAGRAMS, "{target}");
+        assert_eq!(send(backend, Some(&cgroup)), DATAGRAMS, "{target}");
+        assert_eq!(injector.stop().total.matched, DATAGRAMS, "{target}");
+        assert!(translate(&lab.left, &lab.right));
+    }
+    drop(server);
+}
