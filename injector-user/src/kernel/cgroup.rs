@@ -13,7 +13,7 @@ use nix::{
     sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs},
 };
 
-use super::mount::{Context, Mount, ROOT};
+use super::mount::{Context, Mount, ROOT, kernfs_root};
 
 /// Identifies a cgroup to the programs of a process: they compare the ancestor at `level` with `id`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,17 +40,18 @@ pub(super) fn root_directory() -> io::Result<File> {
             return Ok(directory);
         }
     }
-    File::open(mount_hierarchy()?.path())
+    kernfs_root(&mount_own_cgroup()?.path())
 }
 
-/// Mounts the hierarchy of the kernel, without changing the options that the host mounted it with.
-pub fn mount_hierarchy() -> io::Result<Mount> {
+/// Mounts the cgroup of this process, without changing the options that the host mounted the hierarchy
+/// with.
+pub fn mount_own_cgroup() -> io::Result<Mount> {
     let context = Context::open(c"cgroup2")?;
     // Mounting from the initial cgroup namespace would reset the mount options of the whole host.
     thread::scope(|scope| {
         let mount = || {
             unshare(CloneFlags::CLONE_NEWCGROUP)?;
-            context.mount()?.whole()
+            context.mount()
         };
         let mounted = thread::Builder::new().spawn_scoped(scope, mount)?;
         // Propagate panics.

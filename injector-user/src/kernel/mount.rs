@@ -15,7 +15,7 @@ use std::{
 };
 
 use nix::{
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
     unistd::{chroot, fchdir},
 };
@@ -79,33 +79,28 @@ impl Mount {
         })
     }
 
-    /// All of a kernfs file system (like cgroup v2) of which this mount may show a part: finds the root by
-    /// its handle (`open_by_handle_at(2)`, which requires CAP_DAC_READ_SEARCH).
-    pub fn whole(&self) -> io::Result<Self> {
-        /// `FILEID_KERNFS`.
-        const KERNFS: libc::c_int = 0xfe;
-
-        /// A `struct file_handle` with the number of the file.
-        #[repr(C, packed(4))]
-        struct Handle {
-            length: libc::c_uint,
-            kind: libc::c_int,
-            number: u64,
-        }
-
-        let visible = File::open(self.path())?;
-        let mut root = Handle { length: 8, kind: KERNFS, number: ROOT };
-        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-        // SAFETY: the handle has the length that it says; returns a new descriptor.
-        let root = owned(unsafe {
-            libc::syscall(libc::SYS_open_by_handle_at, visible.as_raw_fd(), &raw mut root, flags)
-        })?;
+    /// A copy of the mount in which an open directory of this mount namespace is, with that one as its
+    /// root.
+    fn of(directory: &File) -> io::Result<Self> {
         let flags = libc::OPEN_TREE_CLONE as libc::c_int
             | libc::OPEN_TREE_CLOEXEC as libc::c_int
             | libc::AT_EMPTY_PATH;
         // SAFETY: the path is terminated; returns a new descriptor.
-        owned(unsafe { libc::syscall(libc::SYS_open_tree, root.as_raw_fd(), c"".as_ptr(), flags) })
-            .map(Self)
+        owned(unsafe {
+            libc::syscall(libc::SYS_open_tree, directory.as_raw_fd(), c"".as_ptr(), flags)
+        })
+        .map(Self)
+    }
+
+    /// Attaches all of this kernfs file system (like cgroup v2) to a directory of this mount namespace,
+    /// though it may show only a part of it.
+    pub fn attach_whole(&self, directory: &Path) -> io::Result<()> {
+        self.attach(directory)?;
+        let root = kernfs_root(directory)?;
+        // Before Linux 6.15, what is mounted must be attached to be copied.
+        let whole = Self::of(&root)?;
+        umount2(directory, MntFlags::MNT_DETACH)?;
+        whole.attach(directory)
     }
 
     /// Attaches it to a directory of this mount namespace (`move_mount(2)`), where it stays.
@@ -125,6 +120,30 @@ impl Mount {
     pub fn path(&self) -> PathBuf {
         Path::new("/proc/self/fd").join(self.0.as_raw_fd().to_string())
     }
+}
+
+/// The root directory of a kernfs file system of which a part is mounted: found by its handle
+/// (`open_by_handle_at(2)`, which requires CAP_DAC_READ_SEARCH).
+pub fn kernfs_root(part: &Path) -> io::Result<File> {
+    /// `FILEID_KERNFS`.
+    const KERNFS: libc::c_int = 0xfe;
+
+    /// A `struct file_handle` with the number of the file.
+    #[repr(C, packed(4))]
+    struct Handle {
+        length: libc::c_uint,
+        kind: libc::c_int,
+        number: u64,
+    }
+
+    let part = File::open(part)?;
+    let mut root = Handle { length: 8, kind: KERNFS, number: ROOT };
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: the handle has the length that it says; returns a new descriptor.
+    let root = owned(unsafe {
+        libc::syscall(libc::SYS_open_by_handle_at, part.as_raw_fd(), &raw mut root, flags)
+    })?;
+    Ok(root.into())
 }
 
 /// The mount namespace, root and working directory that a process had before [`Home::leave`].

@@ -17,7 +17,7 @@ use procfs::{ProcError, ProcessCGroups, process::Process};
 
 use super::ResolveError;
 use crate::kernel::{
-    cgroup::{CgroupKey, mount_hierarchy, namespace_root},
+    cgroup::{CgroupKey, mount_own_cgroup, namespace_root},
     mount::{Home, Mount, ROOT},
 };
 
@@ -199,17 +199,14 @@ pub fn reach_hierarchy() -> io::Result<()> {
     }
     let (found, place) = match hierarchy_of_host()? {
         Some(found) => found,
-        None => (mount_hierarchy()?, PRIVATE.into()),
+        None => (mount_own_cgroup()?, PRIVATE.into()),
     };
-    let (found, place) = if inode(&found.path()) == Some(ROOT) {
-        (found, place)
-    } else {
-        // A container with a cgroup namespace of its own shows its own part there.
-        (found.whole()?, PRIVATE.into())
-    };
+    let is_whole = inode(&found.path()) == Some(ROOT);
+    // A container with a cgroup namespace of its own shows its own part there.
+    let place = if is_whole { place } else { PRIVATE.into() };
     Home::leave()?;
     make_mount_point(&place)?;
-    found.attach(&place)
+    if is_whole { found.attach(&place) } else { found.attach_whole(&place) }
 }
 
 /// The hierarchy as process 1 sees it, and where.
