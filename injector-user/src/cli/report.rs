@@ -761,7 +761,9 @@ fn clocks_line(text: &mut String, clocks: &ClocksReport) -> std::fmt::Result {
 }
 
 fn process_lines(text: &mut String, statistics: &process::Statistics) -> std::fmt::Result {
-    if let Some(pauses) = &statistics.pauses {
+    if let Some(pauses) =
+        statistics.pauses.as_ref().filter(|pauses| pauses.done + pauses.skipped > 0)
+    {
         let process::PauseStatistics { by, done, planned_ms, stopped_ms, latest_ms, .. } = pauses;
         writeln!(
             text,
