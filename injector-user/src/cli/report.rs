@@ -441,7 +441,8 @@ impl Reporter {
         };
         if self.output == Output::Human && importance == Importance::Last && reports_dropped > 0 {
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "injector: {reports_dropped} reports were dropped or not read");
+            let dropped = plural(reports_dropped, "report");
+            let _ = writeln!(text, "injector: {dropped} dropped or not read");
         }
         self.writer.push(text, importance);
         Ok(())
