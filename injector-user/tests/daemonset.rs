@@ -211,7 +211,7 @@ fn its_probe_tells_how_it_is() {
     let words: Vec<&str> = probe.iter().map(String::as_str).collect();
     let said = daemon.exec(&words);
     assert!(said.status.success(), "{said:?}");
-    assert_eq!(String::from_utf8_lossy(&said.stdout), "ok: 0 faults act\n");
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "ok: 0 active faults\n");
     let said: Value =
         serde_json::from_slice(&daemon.exec(&[&words[..], &["--output", "json"]].concat()).stdout)
             .expect("JSON");

@@ -20,6 +20,7 @@ use super::{
     args::{Engines, Output},
     session,
     signals::{Arrived, Signals},
+    words::plural,
 };
 use crate::{
     output::{self, Importance, Writer},
@@ -206,7 +207,8 @@ impl Book {
             && importance == Importance::Last
             && let Some(dropped) = dropped(&self.reports)
         {
-            writeln!(text, "injector: {dropped} reports were dropped or not read")?;
+            let dropped = plural(dropped, "report");
+            writeln!(text, "injector: {dropped} dropped or not read")?;
         }
         if !text.is_empty() {
             self.reports.push(text, importance);
@@ -272,8 +274,9 @@ fn describe_plan(plan: &Plan, seed: u64, output: Output) -> Result<String> {
         let end = plan
             .length
             .map_or("does not end by itself".into(), |length| format!("ends after {length:?}"));
-        let (targets, changes) = (plan.targets.len(), plan.changes.len());
-        writeln!(text, "{targets} targets, {changes} changes, {end} (seed {seed})")?;
+        let targets = plural(plan.targets.len() as u64, "target");
+        let changes = plural(plan.changes.len() as u64, "change");
+        writeln!(text, "{targets}, {changes}, {end} (seed {seed})")?;
     }
     for change in
         plan.changes.iter().take(if output == Output::Human { LISTED } else { usize::MAX })
@@ -358,8 +361,10 @@ fn write_human(text: &mut String, line: &Line) -> std::fmt::Result {
             for (target, faults) in faults {
                 for (fault, counts) in faults {
                     let mut words: Vec<String> = counts.done_in_words().collect();
-                    if counts.matched > 0 || words.is_empty() {
-                        words.insert(0, format!("{} packets matched", counts.matched));
+                    if counts.matched > 0 {
+                        words.insert(0, format!("{} matched", plural(counts.matched, "packet")));
+                    } else if words.is_empty() {
+                        words.push("nothing matched".into());
                     }
                     writeln!(text, "injector:   {target}: {fault}: {}", words.join(", "))?;
                 }

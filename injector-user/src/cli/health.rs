@@ -4,7 +4,7 @@ use std::{fmt::Write as _, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::{args::Output, remote::AgentOptions};
+use super::{args::Output, remote::AgentOptions, words::plural};
 use crate::agent::{
     SOCKET,
     api::{Fault, Health, Phase},
@@ -24,7 +24,9 @@ pub fn print(options: &AgentOptions, output: Output) -> Result<ExitCode> {
     let health = runtime.block_on(asked).context("the agent does not answer")??;
     let text = match output {
         Output::Json => serde_json::to_string(&health)?,
-        Output::Human => format!("{}: {} faults act", health.status, health.active),
+        Output::Human => {
+            format!("{}: {}", health.status, plural(health.active as u64, "active fault"))
+        }
     };
     crate::output::print(text + "\n")?;
     Ok(if health.status == Health::OK { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -60,13 +62,13 @@ fn describe(text: &mut String, fault: &Fault) -> std::fmt::Result {
     let packets = &fault.packets;
     writeln!(
         text,
-        "   fault  {}  {} ({}), until {}, for {}: {} packets matched, {} dropped",
+        "   fault  {}  {} ({}), until {}, for {}: {} matched, {} dropped",
         fault.created,
         fault.name,
         kinds.join(", "),
         fault.ends,
         fault.owner,
-        packets.matched,
+        plural(packets.matched, "packet"),
         packets.done.dropped
     )?;
     fault.warnings.iter().try_for_each(|message| writeln!(text, "   warning  {message}"))

@@ -12,6 +12,7 @@ use super::{
     report::{Reporter, Stream},
     session::{self, Plan, RequestedFaults, Session},
     signals::Signals,
+    words::plural,
 };
 use crate::{
     fault::network::HookChoice,
@@ -142,8 +143,8 @@ fn title(spec: &TargetSpec, found: Option<&Target>) -> String {
             match &target.whose {
                 Whose::All => None,
                 Whose::Cgroup(cgroup) => {
-                    let count = cgroup.processes().len();
-                    Some(format!("cgroup {} ({count} processes)", cgroup.path.display()))
+                    let processes = plural(cgroup.processes().len() as u64, "process");
+                    Some(format!("cgroup {} ({processes})", cgroup.path.display()))
                 }
                 Whose::Processes(set) => Some(set.title()),
             },

@@ -441,7 +441,8 @@ impl Reporter {
         };
         if self.output == Output::Human && importance == Importance::Last && reports_dropped > 0 {
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "injector: {reports_dropped} reports were dropped or not read");
+            let dropped = plural(reports_dropped, "report");
+            let _ = writeln!(text, "injector: {dropped} dropped or not read");
         }
         self.writer.push(text, importance);
         Ok(())
@@ -761,7 +762,9 @@ fn clocks_line(text: &mut String, clocks: &ClocksReport) -> std::fmt::Result {
 }
 
 fn process_lines(text: &mut String, statistics: &process::Statistics) -> std::fmt::Result {
-    if let Some(pauses) = &statistics.pauses {
+    if let Some(pauses) =
+        statistics.pauses.as_ref().filter(|pauses| pauses.done + pauses.skipped > 0)
+    {
         let process::PauseStatistics { by, done, planned_ms, stopped_ms, latest_ms, .. } = pauses;
         writeln!(
             text,

@@ -267,13 +267,13 @@ impl Observed {
         };
         if only(Direction::Egress) && self.attached.received > 0 {
             return Some(format!(
-                "likely cause: direction: only sent packets match, and none was sent; {} packets were received",
+                "likely cause: direction: only sent packets match, and none was sent (packets received: {})",
                 self.attached.received
             ));
         }
         if only(Direction::Ingress) && self.attached.sent > 0 {
             return Some(format!(
-                "likely cause: direction: only received packets match, and none was received; {} packets were sent",
+                "likely cause: direction: only received packets match, and none was received (packets sent: {})",
                 self.attached.sent
             ));
         }
