@@ -111,17 +111,18 @@ impl Terms {
 
 /// Validates a request and resolves its names. May block.
 pub fn plan(request: FaultRequest) -> Result<Plan, Problem> {
-    plan_for(request, Target::resolve)
+    plan_for(request, Peers::default(), Target::resolve)
 }
 
-/// Like [`plan`], for a target that is resolved in another way than by its specification.
+/// Like [`plan`], with peers whose addresses are known already, and for a target that is resolved
+/// in another way than by its specification.
 pub fn plan_for(
     request: FaultRequest,
+    peers: Peers,
     find: impl FnOnce(&TargetSpec, bool) -> Result<Target, ResolveError>,
 ) -> Result<Plan, Problem> {
     let terms = agree(&request)?;
     let spec = request.target;
-    let peers = Peers::default();
     let resolved = peers.resolve(&peers::of_rules(&terms.faults.rules)).map_err(unresolved)?;
     let protect = spec.protect.unwrap_or_else(|| spec.is_wide());
     let target = find(&spec, protect).map_err(unresolved)?;

@@ -22,7 +22,7 @@ use crate::{
         audit::Audit,
         board::Board,
         keeper::Running,
-        routes::{self, Agent, HUNG},
+        routes::{self, Agent, HUNG, MAX_CHECKS},
         server::{self, Socket, Tcp},
     },
     kernel::memory,
@@ -34,8 +34,8 @@ use crate::{
     spec::value::HumanDuration,
 };
 
-/// Maximum number of threads that validate requests. They mostly wait for I/O.
-const CHECKING: usize = 8;
+/// Maximum number of threads that block: those that check requests, and some for pods.
+const MAX_THREADS: usize = MAX_CHECKS + 4;
 
 /// Idle time after which such a thread exits, to free its memory.
 const IDLE: Duration = Duration::from_secs(1);
@@ -152,7 +152,7 @@ pub fn run(args: &AgentArgs, verbose: bool) -> Result<ExitCode> {
     let owner = session::start()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(CHECKING)
+        .max_blocking_threads(MAX_THREADS)
         .thread_keep_alive(IDLE)
         .build()?;
     let audit = Audit::open(args.audit_log.as_deref(), args.audit_reads)?;

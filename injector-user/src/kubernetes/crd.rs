@@ -46,8 +46,9 @@ use crate::{
     status = "FaultInjectionStatus",
     doc = "A fault of pods of its namespace: packets, clocks, processes. See docs/kubernetes.md of injector.",
     printcolumn = r#"{"name": "Phase", "type": "string", "jsonPath": ".status.phase"}"#,
+    printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.reason"}"#,
     printcolumn = r#"{"name": "Matched", "type": "integer", "jsonPath": ".status.matched"}"#,
-    printcolumn = r#"{"name": "Pods", "type": "integer", "jsonPath": ".status.pods"}"#,
+    printcolumn = r#"{"name": "Pods", "type": "string", "jsonPath": ".status.podsFaulted"}"#,
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
 #[serde(deny_unknown_fields)]
@@ -144,13 +145,23 @@ pub struct FaultInjectionStatus {
     /// The phase of the fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// Packets matched on all nodes.
+    /// The reason of the phase: that of the condition Injecting, or `PodsWaiting` if only some of
+    /// the selected pods are faulted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Packets, processes and system calls matched on all nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub matched: Option<u64>,
-    /// Pods with an active fault, on all nodes.
+    /// Pods with an active fault, on all nodes. Pods that are being deleted do not count.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pods: Option<u64>,
-    /// The start time, from which `for` counts.
+    /// Selected pods, on all nodes. Pods that are being deleted do not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selected_pods: Option<u64>,
+    /// Both numbers of pods, such as 15/22.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pods_faulted: Option<String>,
+    /// When the first pod was faulted. `for` counts from there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<MicroTime>,
     /// The end time. An ended fault does not start again.
@@ -203,11 +214,39 @@ pub struct NodeStatus {
     pub counters: Counters,
     /// The first 64 selected pods of this node, those without an active fault first.
     pub pods: Vec<PodStatus>,
-    /// The number of pods with an active fault.
+    /// The number of pods with an active fault, without those that are being deleted.
     pub injecting: u64,
+    /// The number of selected pods, without those that are being deleted.
+    pub selected: u64,
+    /// The pods for which faults that happen once have begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub once: Option<Once>,
     /// The problem, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+/// Faults that happen once for each pod, also if the agent restarts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Once {
+    /// These faults. Others have not happened yet.
+    pub faults: String,
+    /// The pods for which they have begun.
+    pub pods: Vec<PodOnce>,
+}
+
+/// Faults that happen once, and have begun for a pod.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodOnce {
+    /// The unique ID of the pod.
+    pub uid: String,
+    /// When their times began to count.
+    pub began: MicroTime,
+    /// The kills that system calls have triggered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sent: Vec<String>,
 }
 
 impl NodeStatus {
@@ -258,6 +297,15 @@ process_counters!(counts! { crd
     ProcessCounters from [ProcessCounts]
 });
 
+impl Counters {
+    /// What matched besides packets: processes whose clocks, execution or system calls were faulted.
+    #[must_use]
+    pub const fn others_matched(&self) -> u64 {
+        let ProcessCounters { pauses, signals, calls_failed, .. } = self.processes;
+        self.clock_processes + pauses + signals + calls_failed
+    }
+}
+
 /// The counters of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -284,6 +332,12 @@ impl FaultInjectionSpec {
             Ok(_) => Ok(spec),
             Err(Problem { message, .. }) => Err(message),
         }
+    }
+
+    /// Whether there is no fault in it.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        self.rules.is_empty() && is_default(&self.clocks) && is_default(&self.processes)
     }
 
     /// The agent's request for one target and the remaining duration.

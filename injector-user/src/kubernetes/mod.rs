@@ -9,7 +9,9 @@
 
 pub mod crd;
 mod heartbeat;
+mod names;
 mod pods;
+mod queue;
 mod reconcile;
 mod reflector;
 mod resource;

@@ -3,7 +3,7 @@
 //!
 //! Only the API server interprets the selector, so it means what it means for kubectl.
 
-use std::{sync::Arc, time::Duration};
+use std::{future, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1 as core;
 use kube::{Api, Client, api::ListParams, runtime::watcher};
@@ -16,6 +16,7 @@ use super::{
     Timeouts,
     crd::{FaultInjectionSpec, PodTarget},
     heartbeat::{Heartbeat, RequestError, with_timeout},
+    names::Names,
     pods::{self, Pod},
     reflector::Reflector,
     resource::{FaultSource, ResourceState},
@@ -124,8 +125,10 @@ impl Selections {
             .fields(&pods::node_field_selector(&self.node))
             .labels(&pods.selector);
         let mut watched = Reflector::new("pods", self.api(pods), config, Pod::from_api);
-        let mut state = ResourceState::new(FaultSource::of_fault(fault), None);
+        let names = Names::default();
+        let mut state = ResourceState::new(FaultSource::of_fault(fault), name, None);
         let spec = spec(request);
+        let mut has_more = false;
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -134,6 +137,8 @@ impl Selections {
                 () = shutdown_requested(&mut shutdown) => return,
                 () = watched.next() => {}
                 () = ended(&mut changes, is_related) => {}
+                () = names.changed() => {}
+                () = future::ready(()), if has_more => {}
                 _ = ticks.tick() => {}
             }
             // The parts end together with the fault.
@@ -150,7 +155,10 @@ impl Selections {
                 // The selected pods are unknown.
                 state.suspend(agent, "the Kubernetes API server was not reached").await;
             } else if self.heartbeat.is_connected() {
-                for (pod, plan) in state.plan(&spec, MAX_LIFE, self.timeouts.patience).await {
+                let lease = self.timeouts.patience;
+                let plans = state.plan(&names, &spec, MAX_LIFE, lease).await;
+                has_more = !plans.is_empty() && state.has_more();
+                for (pod, plan) in plans {
                     state.begin(agent, &pod, plan).await;
                 }
             }

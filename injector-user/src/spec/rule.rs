@@ -331,6 +331,11 @@ impl RuleSpec {
         Ok(rules)
     }
 
+    /// The peers that the rule names.
+    pub fn remotes(&self) -> impl Iterator<Item = &Remote> {
+        self.remote.iter().chain(&self.partition)
+    }
+
     /// Validates a rule whose values are the same in all its directions.
     fn check_one(&self, files: &mut Files) -> Result<Vec<Rule>, RuleError> {
         self.r#for.map(HumanDuration::more_than_zero).transpose()?;

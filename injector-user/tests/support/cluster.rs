@@ -95,9 +95,8 @@ impl Cluster {
             "",
             &serde_json::to_value(injector_user::kubernetes::crd::definition()).expect("JSON"),
         );
-        let namespace = |name: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         for name in ["test", "injector"] {
-            cluster.make("", &namespace(name));
+            cluster.add_namespace(name);
         }
         cluster.grant();
         let end = Instant::now() + TIMEOUT;
@@ -230,14 +229,39 @@ impl Cluster {
 
     /// Creates a pod on a node, in the namespace `test`. Returns its UID.
     pub fn add_pod(&self, name: &str, node: &str, labels: &Value) -> String {
+        self.add_pod_to("test", node, &json!({"name": name, "labels": labels}))
+    }
+
+    /// Creates a pod on a node, in a namespace, with this metadata. Returns its UID.
+    pub fn add_pod_to(&self, namespace: &str, node: &str, metadata: &Value) -> String {
         let pod = self.make(
-            "test",
+            namespace,
             &json!({
-                "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels},
+                "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
                 "spec": {"nodeName": node, "containers": [{"name": "app", "image": "busybox"}]},
             }),
         );
         pod["metadata"]["uid"].as_str().expect("an ID").into()
+    }
+
+    /// Creates a namespace.
+    pub fn add_namespace(&self, name: &str) {
+        let metadata = json!({"name": name, "labels": {"name": name}});
+        self.make("", &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}));
+    }
+
+    /// The events about an object of the namespace `test`: type, reason, note.
+    pub fn events_about(&self, kind: &str, name: &str) -> Vec<(String, String, String)> {
+        let path = "/apis/events.k8s.io/v1/namespaces/test/events";
+        let events = self.ask("GET", path, None).expect("a list");
+        let events = events["items"].as_array().expect("a list").clone();
+        let is_about = |event: &&Value| {
+            event["regarding"]["kind"] == kind && event["regarding"]["name"] == name
+        };
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let facts =
+            |event: &Value| (text(&event["type"]), text(&event["reason"]), text(&event["note"]));
+        events.iter().filter(is_about).map(facts).collect()
     }
 
     /// Sets the status of a pod as a kubelet does once its container runs.
@@ -253,9 +277,23 @@ impl Cluster {
     /// Starts an agent of a node in this namespace, that of the containers.
     #[must_use]
     pub fn agent(&self, node: &str, machine: &Machine, options: &[&str]) -> Agent {
+        self.agent_after(":", node, machine, options)
+    }
+
+    /// Starts an agent in a mount namespace that a shell command has prepared.
+    #[must_use]
+    pub fn agent_after(
+        &self,
+        before: &str,
+        node: &str,
+        machine: &Machine,
+        options: &[&str],
+    ) -> Agent {
         let socket = scratch_file();
-        let mut command = Command::new(INJECTOR);
+        let mut command = Command::new("unshare");
+        let line = format!("{before} && exec \"$@\"");
         command
+            .args(["--mount", "sh", "-c", &line, "-", INJECTOR])
             .arg("agent")
             .arg("--socket")
             .arg(&socket)

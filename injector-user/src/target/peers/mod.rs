@@ -117,7 +117,24 @@ pub fn resolved<'a>(
     peers.into_iter().map(of).collect()
 }
 
+/// Looks up the addresses of a peer once. May take long.
+pub fn look_up(peer: &Peer) -> Result<Vec<IpAddr>, ResolveError> {
+    match Lookup::of(peer) {
+        Some(mut lookup) => lookup.run(peer),
+        None => Err(ResolveError::NoAddress(peer.to_string())),
+    }
+}
+
 impl Peers {
+    /// Peers whose addresses have been looked up already.
+    #[must_use]
+    pub fn known(addresses: &Addresses) -> Self {
+        let peers = Self::default();
+        let known = addresses.iter();
+        peers.insert(known.map(|(peer, found)| (peer.clone(), found.clone(), Lookup::of(peer))));
+        peers
+    }
+
     /// Looks up those of these peers that are not known yet, in the calling thread. Returns the
     /// addresses of all. After an error, no other peer is known than before.
     pub fn resolve(&self, peers: &BTreeSet<&Peer>) -> Result<Vec<Resolved>, ResolveError> {
