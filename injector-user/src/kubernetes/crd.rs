@@ -95,6 +95,10 @@ pub struct PodTarget {
     /// expression between slashes. Defaults to all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ProcessName>,
+    /// Whether kills and pauses include the sandbox of the pod (the pause container). Without it, a
+    /// pod that is killed keeps its address.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sandbox: bool,
 }
 
 /// A label selector. All requirements must hold.

@@ -606,9 +606,11 @@ async fn resolve(
     };
     let mut request = spec.request(name, target, left);
     request.lease = Some(HumanDuration(lease));
-    let peers = Peers::known(addresses);
+    let (peers, with_sandbox) = (Peers::known(addresses), spec.target.sandbox);
     let resolution = tokio::task::spawn_blocking(move || match scope {
-        PodScope::Whole => plan::plan_for(request, peers, |_, _| Target::of_pod(&pod, &uid)),
+        PodScope::Whole => {
+            plan::plan_for(request, peers, |_, _| Target::of_pod(&pod, &uid, with_sandbox))
+        }
         PodScope::Container(_) => plan::plan_for(request, peers, Target::resolve),
     });
     let late = || {

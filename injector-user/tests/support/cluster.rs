@@ -91,20 +91,23 @@ impl Cluster {
         let server = RefCell::new(server);
         let cluster = Self { folder, etcd, server, port, store, runtime, client };
         cluster.wait();
-        cluster.make(
-            "",
-            &serde_json::to_value(injector_user::kubernetes::crd::definition()).expect("JSON"),
-        );
         for name in ["test", "injector"] {
             cluster.add_namespace(name);
         }
         cluster.grant();
+        cluster.define();
+        Some(cluster)
+    }
+
+    /// Creates the definition of the resource, and waits until it is served.
+    pub fn define(&self) {
+        let definition = injector_user::kubernetes::crd::definition();
+        self.make("", &serde_json::to_value(definition).expect("JSON"));
         let end = Instant::now() + TIMEOUT;
-        while cluster.ask("GET", &faults("test", ""), None).is_err() {
+        while self.ask("GET", &faults("test", ""), None).is_err() {
             assert!(Instant::now() < end, "the definition is not served");
             thread::sleep(Duration::from_millis(100));
         }
-        Some(cluster)
     }
 
     /// Waits until the server is ready.
@@ -138,8 +141,8 @@ impl Cluster {
         self.wait();
     }
 
-    /// Grants agents exactly the permissions of the manifests.
-    fn grant(&self) {
+    /// Grants agents exactly the permissions of the manifests, where they lack them.
+    pub fn grant(&self) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/kubernetes/rbac.yaml");
         let text = fs::read_to_string(path).expect("it is there");
         let objects: Vec<Value> = serde_saphyr::from_multiple(&text).expect("YAML");
@@ -156,8 +159,10 @@ impl Cluster {
                 object["subjects"] = json!([user]);
             }
             let path = format!("/apis/{group}/v1/{place}{kind}s");
-            self.ask("POST", &path, Some(&object))
-                .unwrap_or_else(|error| panic!("{path}: {error}"));
+            match self.ask("POST", &path, Some(&object)) {
+                Err(error) if !error.contains("already exists") => panic!("{path}: {error}"),
+                _ => {}
+            }
         }
     }
 
