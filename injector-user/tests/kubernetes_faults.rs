@@ -5,7 +5,9 @@
 mod cluster;
 
 use std::{
-    fs, thread,
+    fs,
+    net::IpAddr,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -346,4 +348,115 @@ fn pods_count_from_when_they_are_faulted_until_they_are_deleted() {
     cluster.add_namespace("other");
     cluster.add_pod_to("other", "a", &json!({"name": "thief", "annotations": annotations}));
     cluster::wait_until(&fixed, true, to);
+}
+
+/// Sets the address of a pod of the namespace `test`, as a kubelet does.
+fn set_address(cluster: &Cluster, namespace: &str, pod: &str, address: IpAddr) {
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/status");
+    let status = json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]});
+    cluster.ask("PATCH", &path, Some(&json!({"status": status}))).expect("it is there");
+}
+
+#[test]
+fn peers_in_the_cluster_are_followed() {
+    let Some(cluster) = Cluster::start() else { return };
+    let (lab, machine) = (Lab::new(), Machine::new());
+    let [first, second, third] = [0, 1, 2].map(|number| lab.right.nth(Family::V4, number));
+    let uid = cluster.add_pod("cart-0", "a", &json!({"app": "cart"}));
+    let container = start(&machine, &lab.left, "cart-0", &uid);
+    cluster.tell_runs("cart-0", &container.id);
+    // On another node.
+    cluster.add_pod("db-0", "b", &json!({"app": "db"}));
+    set_address(&cluster, "test", "db-0", first);
+    cluster.add_namespace("other");
+    cluster.add_pod_to("other", "b", &json!({"name": "db-0", "labels": {"app": "db"}}));
+    set_address(&cluster, "other", "db-0", third);
+    let agent = cluster.agent("a", &machine, &[]);
+    let inject = |name: &str, peers: Value| {
+        let mut spec = lossy();
+        spec["peers"] = json!([peers]);
+        cluster.inject(name, &spec);
+        cluster.wait_for(name, |fault| fault["status"]["phase"] == "Running");
+    };
+    let end = |name: &str| {
+        cluster.ask("DELETE", &faults("test", name), None).expect("it is there");
+        until("it ends", || agent.active().is_empty());
+    };
+    let passes = |expected: [bool; 3]| {
+        let pings = [first, second, third].map(|to| container.pings(to));
+        assert_eq!(pings, expected);
+    };
+
+    inject("pods", json!({"podSelector": {"matchLabels": {"app": "db"}}}));
+    passes([false, true, true]);
+    // The pod moves, another one comes, and both go.
+    set_address(&cluster, "test", "db-0", second);
+    cluster::wait_until(&container, false, second);
+    passes([true, false, true]);
+    cluster.add_pod("db-1", "b", &json!({"app": "db"}));
+    set_address(&cluster, "test", "db-1", first);
+    cluster::wait_until(&container, false, first);
+    passes([false, false, true]);
+    for name in ["db-0", "db-1"] {
+        let path = format!("/api/v1/namespaces/test/pods/{name}");
+        let now = json!({"gracePeriodSeconds": 0});
+        cluster.ask("DELETE", &path, Some(&now)).expect("it is there");
+    }
+    cluster::wait_until(&container, true, first);
+    cluster::wait_until(&container, true, second);
+    end("pods");
+
+    let selector = json!({"matchLabels": {"name": "other"}});
+    inject("namespaces", json!({"namespaceSelector": selector}));
+    passes([true, true, false]);
+    end("namespaces");
+
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "db"},
+        "spec": {"ports": [{"port": 5432}]},
+    });
+    let endpoints = |address: IpAddr| {
+        json!({
+            "apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "db"},
+            "subsets": [{"addresses": [{"ip": address}], "ports": [{"port": 5432}]}],
+        })
+    };
+    let path = "/api/v1/namespaces/test/services";
+    let made = cluster.ask("POST", path, Some(&service)).expect("a service");
+    let path = "/api/v1/namespaces/test/endpoints";
+    cluster.ask("POST", path, Some(&endpoints(first))).expect("endpoints");
+    inject("service", json!({"service": {"name": "db"}}));
+    passes([false, true, true]);
+    let resolved = agent.active()[0]["resolved"].to_string();
+    let own = made["spec"]["clusterIP"].as_str().expect("an address");
+    assert!(resolved.contains(own), "{resolved}");
+    let moved = format!("{path}/db");
+    cluster.ask("PATCH", &moved, Some(&endpoints(second))).expect("endpoints");
+    cluster::wait_until(&container, false, second);
+    passes([true, false, true]);
+    end("service");
+
+    // By the agent's own API.
+    let request = |remote: &str| {
+        json!({
+            "name": "named", "target": {"pod": "test/cart-0"}, "for": "10m",
+            "rules": [{"loss": "100%", "direction": "egress", "remote": remote}],
+        })
+    };
+    agent.create(&request("pods:other/app=db"));
+    passes([true, true, false]);
+    set_address(&cluster, "other", "db-0", first);
+    cluster::wait_until(&container, false, first);
+    passes([false, true, true]);
+    agent.delete("named");
+    agent.create(&request("service:test/db"));
+    passes([true, false, true]);
+    agent.delete("named");
+    let (status, refused) = agent.ask("POST", "/v1/faults", Some(&request("pods:other/=")));
+    let message = refused["message"].as_str().expect("text");
+    assert!(status == 503 && message.contains("pods:other/= are not known"), "{refused}");
+    let alone = Agent::start(&lab.right);
+    let (status, refused) = alone.ask("POST", "/v1/faults", Some(&request("service:test/db")));
+    let message = refused["message"].as_str().expect("text");
+    assert!(status == 422 && message.contains("--kubernetes"), "{refused}");
 }

@@ -39,7 +39,8 @@ use super::{
     audit::{self, Audit, Record, Subject},
     board::{Board, Change, What},
     keeper::Handle,
-    metrics, plan,
+    metrics,
+    plan::{self, Plan},
     selection::Cluster,
 };
 use crate::kernel::clock::monotonic_ns;
@@ -407,7 +408,7 @@ async fn create(
     };
     let pods = request.target.pods.clone();
     let answer = match pods {
-        None => match check(&agent, || plan::plan(request)).await {
+        None => match plan(&agent, request).await {
             Ok(plan) => {
                 subject.agree(&plan.terms);
                 agent.keeper.create(plan, asker).await
@@ -435,6 +436,12 @@ async fn create(
     };
     response.extensions_mut().insert(subject);
     response
+}
+
+/// Validates a request and resolves its names.
+async fn plan(agent: &Agent, request: FaultRequest) -> Result<Plan, Problem> {
+    let peers = agent.cluster.find(plan::cluster_peers(&request.rules)).await?;
+    check(agent, || plan::plan(request, peers)).await
 }
 
 /// Runs work that may block.

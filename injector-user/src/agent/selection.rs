@@ -1,6 +1,7 @@
 //! Faults of pods by labels: hands requests to the Kubernetes integration.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -14,20 +15,30 @@ use super::{
     api::{Code, Fault, Problem},
     plan::Selection,
 };
-use crate::kernel::clock::monotonic_ns;
+use crate::{kernel::clock::monotonic_ns, spec::peer::Peer, target::peers::Peers};
 
 /// The length of the request queue.
 const QUEUE_LEN: usize = 16;
 
-/// A request for a fault by labels.
+/// A request to the Kubernetes integration, and where to send the result.
 #[derive(Debug)]
-pub struct Order {
-    /// The pods and the fault.
-    pub selection: Selection,
-    /// The client.
-    pub by: String,
-    /// The channel of the result.
-    pub reply: oneshot::Sender<Result<Arc<Fault>, Problem>>,
+pub enum Order {
+    /// A fault of pods by labels.
+    Select {
+        /// The pods and the fault.
+        selection: Selection,
+        /// The client.
+        by: String,
+        /// The channel of the result.
+        reply: oneshot::Sender<Result<Arc<Fault>, Problem>>,
+    },
+    /// The addresses of peers in the cluster.
+    Find {
+        /// The peers.
+        peers: BTreeSet<Peer>,
+        /// The channel of the result.
+        reply: oneshot::Sender<Result<Peers, Problem>>,
+    },
 }
 
 /// A reconciler that was not seen for this long counts as hung. It waits for the API server, by
@@ -64,6 +75,21 @@ impl Cluster {
 
     /// Requests a fault.
     pub async fn create(&self, selection: Selection, by: String) -> Result<Arc<Fault>, Problem> {
+        self.ask(|reply| Order::Select { selection, by, reply }).await
+    }
+
+    /// Finds those of these peers that are in the cluster, and follows them.
+    pub async fn find(&self, peers: BTreeSet<Peer>) -> Result<Peers, Problem> {
+        if peers.is_empty() {
+            return Ok(Peers::default());
+        }
+        self.ask(|reply| Order::Find { peers, reply }).await
+    }
+
+    async fn ask<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<T, Problem>>) -> Order,
+    ) -> Result<T, Problem> {
         let Some(orders) = self.orders.get() else {
             return Err(Problem::new(
                 Code::Invalid,
@@ -73,7 +99,7 @@ impl Cluster {
         };
         let busy = |_| Problem::new(Code::Busy, "the agent asks the cluster for too much already");
         let (reply, answer) = oneshot::channel();
-        orders.try_send(Order { selection, by, reply }).map_err(busy)?;
+        orders.try_send(order(reply)).map_err(busy)?;
         answer.await.unwrap_or_else(|_| Err(Problem::new(Code::Busy, "the agent is ending")))
     }
 }

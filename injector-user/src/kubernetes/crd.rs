@@ -26,10 +26,11 @@ use crate::{
     spec::{
         clock::ClockSpec,
         list::list,
+        peer::{ClusterPeer, Namespaces, Peer},
         process::ProcessSpec,
         rule::RuleSpec,
         target::{PodName, ProcessName, TargetSpec},
-        value::HumanDuration,
+        value::{HumanDuration, Remote},
     },
     target::pods::PodStatus,
 };
@@ -65,6 +66,11 @@ pub struct FaultInjectionSpec {
     #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1))]
     pub rules: Vec<RuleSpec>,
+    /// Peers in the cluster. Rules match only packets to and from them. Their addresses are
+    /// followed.
+    #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
+    pub peers: Vec<PeerSelector>,
     /// Clock faults.
     #[serde(default, skip_serializing_if = "is_default")]
     pub clocks: ClockSpec,
@@ -99,6 +105,34 @@ pub struct PodTarget {
     /// pod that is killed keeps its address.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sandbox: bool,
+}
+
+/// Peers in the cluster: pods, as in a `NetworkPolicy`, or a service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct PeerSelector {
+    /// Selects pods by labels; an empty selector selects all pods. Defaults to all pods if
+    /// `namespaceSelector` is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_selector: Option<PodSelector>,
+    /// Selects the namespaces of the pods by labels; an empty selector selects all namespaces.
+    /// Defaults to the namespace of this resource.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<PodSelector>,
+    /// A service, instead of pods: its own addresses and those of its endpoints.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServicePeer>,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServicePeer {
+    /// Its name.
+    pub name: String,
+    /// Its namespace; defaults to that of this resource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
 }
 
 /// A label selector. All requirements must hold.
@@ -330,12 +364,44 @@ impl FaultInjectionSpec {
         let spec: Self = serde_path_to_error::deserialize(spec)
             .map_err(|error| format!("invalid specification: {error}"))?;
         spec.target.check()?;
+        spec.check_peers()?;
         let name = PodName { namespace: String::new(), name: String::new() };
         let target = TargetSpec { pod: Some(name), ..TargetSpec::default() };
         match plan::check(&spec.request(String::new(), target, spec.r#for.0)) {
             Ok(_) => Ok(spec),
             Err(Problem { message, .. }) => Err(message),
         }
+    }
+
+    fn check_peers(&self) -> Result<(), String> {
+        if self.peers.is_empty() {
+            return Ok(());
+        }
+        if self.rules.is_empty() {
+            return Err("`peers` requires `rules`".into());
+        }
+        for (number, peer) in self.peers.iter().enumerate() {
+            peer.resolve("").map_err(|error| format!("peers[{number}]: {error}"))?;
+        }
+        let with_own = self.rules.iter().position(|rule| rule.remotes().next().is_some());
+        with_own.map_or(Ok(()), |number| {
+            Err(format!(
+                "rules[{number}]: give either `remote` or `partition`, or `peers` for all rules"
+            ))
+        })
+    }
+
+    /// The rules, with the peers of a resource in this namespace.
+    #[must_use]
+    pub fn rules_with_peers(&self, namespace: &str) -> Vec<RuleSpec> {
+        // Invalid peers have been refused before.
+        let peers = self.peers.iter().filter_map(|peer| peer.resolve(namespace).ok());
+        let peers: Vec<Remote> = peers.map(|peer| Remote::Peer(Peer::Cluster(peer))).collect();
+        let mut rules = self.rules.clone();
+        for rule in &mut rules {
+            rule.remote.extend(peers.iter().cloned());
+        }
+        rules
     }
 
     /// Whether there is no fault in it.
@@ -347,7 +413,7 @@ impl FaultInjectionSpec {
     /// The agent's request for one target and the remaining duration.
     #[must_use]
     pub fn request(&self, name: String, target: TargetSpec, left: Duration) -> FaultRequest {
-        let Self { target: _, r#for: _, seed, rules, clocks, processes } = self.clone();
+        let Self { target: _, r#for: _, seed, rules, peers: _, clocks, processes } = self.clone();
         FaultRequest {
             name: Some(name).filter(|name| !name.is_empty()),
             target,
@@ -384,6 +450,30 @@ impl PodTarget {
             .as_ref()
             .is_none_or(|pods| pods.parse().is_ok_and(|selector| selector.matches(labels)));
         by_name && by_labels
+    }
+}
+
+impl PeerSelector {
+    /// The peer that it means in a resource of this namespace.
+    fn resolve(&self, namespace: &str) -> Result<ClusterPeer, String> {
+        let text = |selector: &PodSelector| selector.parse().map(|selector| selector.to_string());
+        match (&self.pod_selector, &self.namespace_selector, &self.service) {
+            (None, None, Some(ServicePeer { name, namespace: other })) => {
+                Ok(ClusterPeer::Service {
+                    namespace: other.as_deref().unwrap_or(namespace).into(),
+                    name: name.clone(),
+                })
+            }
+            (Some(pods), None, None) => Ok(ClusterPeer::Pods {
+                namespaces: Namespaces::Named(namespace.into()),
+                selector: text(pods)?,
+            }),
+            (pods, Some(namespaces), None) => Ok(ClusterPeer::Pods {
+                namespaces: Namespaces::Labelled(text(namespaces)?),
+                selector: pods.as_ref().map(text).transpose()?.unwrap_or_default(),
+            }),
+            _ => Err("give `podSelector`, `namespaceSelector` or both, or else `service`".into()),
+        }
     }
 }
 
@@ -486,6 +576,32 @@ mod tests {
             let message = FaultInjectionSpec::check(&spec).expect_err(&spec.to_string());
             assert!(message.contains(reason), "{spec}: {message}");
         }
+        for (peers, reason) in [
+            (json!([{}]), "peers[0]: give `podSelector`"),
+            (
+                json!([{"podSelector": {}, "service": {"name": "db"}}]),
+                "peers[0]: give `podSelector`",
+            ),
+            (json!([{"podSelektor": {}}]), "unknown field `podSelektor`"),
+        ] {
+            let spec = json!({"target": {"pod": "a"}, "for": "1s", "rules": [{"loss": "1%"}], "peers": peers});
+            let message = FaultInjectionSpec::check(&spec).expect_err(&spec.to_string());
+            assert!(message.contains(reason), "{spec}: {message}");
+        }
+        for (rules, reason) in [
+            (json!({"clocks": {"clock": "+1h"}}), "`peers` requires `rules`"),
+            (
+                json!({"rules": [{"loss": "1%"}, {"loss": "1%", "remote": "db"}]}),
+                "rules[1]: give either",
+            ),
+        ] {
+            let mut spec = json!({"target": {"pod": "a"}, "for": "1s", "peers": [{"service": {"name": "db"}}]});
+            spec.as_object_mut()
+                .expect("it is one")
+                .extend(rules.as_object().expect("it is one").clone());
+            let message = FaultInjectionSpec::check(&spec).expect_err(&spec.to_string());
+            assert!(message.contains(reason), "{spec}: {message}");
+        }
         let spec = json!({
             "target": {"pods": {"matchLabels": {"app": "cart"}}, "container": "app"},
             "for": "30s", "seed": 7,
@@ -493,6 +609,24 @@ mod tests {
             "clocks": {"clock": "+1h"}, "processes": {"pause": "200ms,every=5s"},
         });
         FaultInjectionSpec::check(&spec).expect("a valid specification");
+    }
+
+    #[test]
+    fn peers_are_selected_as_by_network_policies() {
+        let peer = |selector| {
+            let selector: PeerSelector = serde_json::from_value(selector).expect("a peer");
+            selector.resolve("shop").expect("a valid peer").to_string()
+        };
+        let db = json!({"matchLabels": {"app": "db"}});
+        let teams =
+            json!({"matchExpressions": [{"key": "team", "operator": "In", "values": ["a"]}]});
+        assert_eq!(peer(json!({"podSelector": db})), "pods:shop/app=db");
+        assert_eq!(peer(json!({"podSelector": {}})), "pods:shop/");
+        let both = json!({"podSelector": db, "namespaceSelector": teams});
+        assert_eq!(peer(both), "pods:(team in (a))/app=db");
+        assert_eq!(peer(json!({"service": {"name": "db"}})), "service:shop/db");
+        let other = json!({"service": {"name": "db", "namespace": "data"}});
+        assert_eq!(peer(other), "service:data/db");
     }
 
     #[test]

@@ -10,6 +10,7 @@
 pub mod crd;
 mod heartbeat;
 mod names;
+mod peers;
 mod pods;
 mod queue;
 mod reconcile;
@@ -30,6 +31,7 @@ use tokio::{
 
 use crate::agent::{MAX_LEASE, MIN_LEASE, routes::Agent};
 use heartbeat::Heartbeat;
+use peers::ClusterPeers;
 use reconcile::Reconciler;
 use selection::Selections;
 
@@ -124,6 +126,7 @@ impl Kubernetes {
         let (ending, shutdown) = signal::channel(false);
         let (tell_ended, ended) = oneshot::channel();
         let heartbeats = tokio::spawn(heartbeat.clone().run(shutdown.clone()));
+        let peers = ClusterPeers::new(client.clone());
         if let Some(orders) = agent.cluster.join() {
             let selections = Selections {
                 client: client.clone(),
@@ -131,11 +134,19 @@ impl Kubernetes {
                 timeouts,
                 agent: agent.clone(),
                 heartbeat: heartbeat.clone(),
+                peers: peers.clone(),
             };
             tokio::spawn(selections.serve(orders, shutdown.clone()));
         }
-        let reconciler =
-            Reconciler::new(client, options.node, timeouts, agent, heartbeat.clone(), shutdown);
+        let reconciler = Reconciler::new(
+            client,
+            options.node,
+            timeouts,
+            agent,
+            heartbeat.clone(),
+            peers,
+            shutdown,
+        );
         let task = tokio::spawn(async move {
             let mut reconciler = reconciler.run().await;
             // The faults are about to end: their leases need no renewal.

@@ -39,10 +39,11 @@ use super::{
     crd::{FaultInjection, FaultInjectionSpec, FaultInjectionStatus, NodeState, NodeStatus},
     heartbeat::{Heartbeat, OtherNodes, RequestError, with_timeout},
     names::Names,
+    peers::ClusterPeers,
     pods::{self, Pod},
     queue::Queue,
     reflector::Reflector,
-    resource::{FaultSource, OWNER, ResourceState},
+    resource::{FaultSource, Lookups, OWNER, ResourceState},
     status::{self, Desired, differs, summarize},
 };
 use crate::{
@@ -88,7 +89,7 @@ pub struct Reconciler {
     /// By the UIDs of resources.
     resources: BTreeMap<String, ResourceState>,
     checked: BTreeMap<String, Checked>,
-    names: Names,
+    lookups: Lookups,
     /// Resources whose faults may be over.
     changed: Queue,
     /// Resources to reconcile.
@@ -107,6 +108,7 @@ impl Reconciler {
         timeouts: Timeouts,
         agent: Arc<Agent>,
         heartbeat: Arc<Heartbeat>,
+        peers: ClusterPeers,
         shutdown: signal::Receiver<bool>,
     ) -> Self {
         let kind = ApiResource::erase::<FaultInjection>(&());
@@ -134,7 +136,7 @@ impl Reconciler {
             heartbeat,
             resources: BTreeMap::new(),
             checked: BTreeMap::new(),
-            names: Names::default(),
+            lookups: Lookups { names: Names::default(), peers },
             changed: Queue::default(),
             queue: Queue::default(),
             waiting: BTreeMap::new(),
@@ -158,7 +160,7 @@ impl Reconciler {
                 () = self.faults.next() => self.queue_all(),
                 () = self.pods.next() => self.queue_all(),
                 () = ended(&mut changes, |fault| fault.owner.starts_with(OWNER)) => self.queue_all(),
-                () = self.names.changed() => self.queue_all(),
+                () = self.lookups.changed() => self.queue_all(),
                 _ = ticks.tick() => self.queue_all(),
                 () = future::ready(()), if !self.queue.is_empty() => self.take_turn().await,
             }
@@ -280,7 +282,7 @@ impl Reconciler {
         if let Some(spec) = spec {
             let Some(state) = self.resources.get_mut(uid) else { return Ok(()) };
             let lease = self.timeouts.patience;
-            let plans = state.plan(&self.names, &spec, spec.r#for.0, lease).await;
+            let plans = state.plan(&self.lookups, &spec, spec.r#for.0, lease).await;
             // The end of the look-ups gives it another turn.
             if state.is_settling() && state.claimed.is_none() {
                 return Ok(());

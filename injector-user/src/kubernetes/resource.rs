@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::{
     crd::{Counters, FaultInjectionSpec, NodeState, NodeStatus, Once, PodOnce},
     names::{self, Names, Unknown},
+    peers::{ClusterPeers, Feeds},
     pods::{Pod, PodScope, ScopeError},
     status,
 };
@@ -345,7 +346,7 @@ impl ResourceState {
     /// messages. What happens once is noted as begun.
     pub async fn plan(
         &mut self,
-        names: &Names,
+        lookups: &Lookups,
         spec: &FaultInjectionSpec,
         left: Duration,
         lease: Duration,
@@ -356,8 +357,13 @@ impl ResourceState {
         if due.is_empty() {
             return Vec::new();
         }
-        let addresses = match names.find(&self.tenant, &names::of_rules(&spec.rules)) {
-            Ok(addresses) => addresses,
+        let spec = FaultInjectionSpec {
+            rules: spec.rules_with_peers(&self.tenant),
+            peers: Vec::new(),
+            ..spec.clone()
+        };
+        let known = match lookups.find(&self.tenant, &spec) {
+            Ok(known) => known,
             Err(unknown) => {
                 self.wait_for_names(&unknown);
                 self.unknown = Some(unknown);
@@ -377,7 +383,7 @@ impl ResourceState {
             }
             let name = self.origin.fault_name(&acting.pod, &uid);
             let wanted = Wanted { pod: acting.pod.clone(), uid: acting.cgroup_uid.clone(), scope };
-            match resolve(&spec, name, wanted, &addresses, left, lease).await {
+            match resolve(&spec, name, wanted, &known, left, lease).await {
                 Ok(plan) => {
                     acting.is_once_new = !self.once.0.is_empty() && !self.once.1.contains_key(&uid);
                     if acting.is_once_new {
@@ -581,6 +587,39 @@ fn left_of(processes: &ProcessSpec, once: Option<&PodOnce>) -> ProcessSpec {
     processes.after(elapsed, &once.sent)
 }
 
+/// Where the addresses of peers come from.
+pub struct Lookups {
+    /// Host names.
+    pub names: Names,
+    /// Peers in the cluster.
+    pub peers: ClusterPeers,
+}
+
+impl Lookups {
+    /// The addresses of all peers of rules, if they are known.
+    fn find(&self, tenant: &str, spec: &FaultInjectionSpec) -> Result<(Addresses, Feeds), Unknown> {
+        let addresses = self.names.find(tenant, &names::of_rules(&spec.rules))?;
+        let feeds = self.peers.find(&plan::cluster_peers(&spec.rules)).map_err(Unknown::Pending)?;
+        Ok((addresses, feeds))
+    }
+
+    /// Waits until addresses have become known.
+    pub async fn changed(&self) {
+        tokio::select! {
+            () = self.names.changed() => {}
+            () = self.peers.changed() => {}
+        }
+    }
+}
+
+/// Adds peers in the cluster.
+pub fn with_feeds(peers: Peers, feeds: &Feeds) -> Peers {
+    for (peer, feed) in feeds {
+        peers.add_feed(peer, feed);
+    }
+    peers
+}
+
 /// What to find on this machine.
 struct Wanted {
     pod: PodName,
@@ -592,7 +631,7 @@ async fn resolve(
     spec: &FaultInjectionSpec,
     name: String,
     wanted: Wanted,
-    addresses: &Addresses,
+    (addresses, feeds): &(Addresses, Feeds),
     left: Duration,
     lease: Duration,
 ) -> Result<Plan, Problem> {
@@ -606,7 +645,8 @@ async fn resolve(
     };
     let mut request = spec.request(name, target, left);
     request.lease = Some(HumanDuration(lease));
-    let (peers, with_sandbox) = (Peers::known(addresses), spec.target.sandbox);
+    let peers = with_feeds(Peers::known(addresses), feeds);
+    let with_sandbox = spec.target.sandbox;
     let resolution = tokio::task::spawn_blocking(move || match scope {
         PodScope::Whole => {
             plan::plan_for(request, peers, |_, _| Target::of_pod(&pod, &uid, with_sandbox))
