@@ -155,7 +155,7 @@ fn what_happens_once_does_not_happen_again_after_a_restart_of_the_agent() {
     let mut agent = cluster.agent("a", &machine, &[]);
     cluster.inject("kill", &processes("cart-0", &json!({"kill": ["at=1s"]})));
     cluster.inject("pause", &processes("cart-1", &json!({"pause": "100ms"})));
-    let more = json!({"kill": ["at=1s"], "cpu": "50%"});
+    let more = json!({"kill": ["at=1s"], "pause": "50ms,every=1h"});
     cluster.inject("more", &processes("cart-2", &more));
     for container in [killed, both] {
         until("it is killed", || pid(container).is_none());
@@ -314,8 +314,7 @@ fn pods_count_from_when_they_are_faulted_until_they_are_deleted() {
     let (lab, machine) = (Lab::new(), Machine::new());
     let to = lab.right.address(Family::V4);
     let labels = json!({"app": "cart"});
-    let kept = json!({"name": "cart-0", "labels": labels, "finalizers": ["test.example/kept"]});
-    let uid = cluster.add_pod_to("test", "a", &kept);
+    let uid = cluster.add_pod("cart-0", "a", &labels);
     let _agent = cluster.agent("a", &machine, &[]);
     cluster.inject("lost", &lossy());
     let waits = |fault: &Value| fault["status"]["podsFaulted"] == "0/1";
@@ -332,8 +331,8 @@ fn pods_count_from_when_they_are_faulted_until_they_are_deleted() {
     cluster.ask("DELETE", path, None).expect("it is there");
     cluster.wait_for("lost", |fault| fault["status"]["podsFaulted"] == "0/0");
     assert!(!container.pings(to));
-    let unbind = json!({"metadata": {"finalizers": null}});
-    cluster.ask("PATCH", path, Some(&unbind)).expect("it is there");
+    let now = json!({"gracePeriodSeconds": 0});
+    cluster.ask("DELETE", path, Some(&now)).expect("it is there");
     cluster::wait_until(&container, true, to);
 
     // A static pod, whose cgroup is named after its configuration.

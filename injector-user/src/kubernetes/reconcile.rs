@@ -52,7 +52,7 @@ use crate::{
         plan::Plan,
         routes::{Agent, shutdown_requested},
     },
-    spec::{target::PodName, value::HumanDuration},
+    spec::target::PodName,
 };
 
 /// The field manager of the status that is common to all nodes.
@@ -315,7 +315,7 @@ impl Reconciler {
                 let note = format!(
                     "{faults} by faultinjection {} for {}",
                     name_of(object),
-                    HumanDuration(Duration::from_secs(left.as_secs_f64().round() as u64))
+                    status::rounded(left)
                 );
                 self.publish_pod_event(&pod, note);
             }

@@ -1,5 +1,7 @@
 //! The status of a resource, aggregated from the entries of all nodes.
 
+use std::time::Duration;
+
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
     jiff::{Timestamp, Unit},
@@ -109,6 +111,16 @@ pub fn start_time(status: &FaultInjectionStatus) -> Option<MicroTime> {
 #[must_use]
 pub fn count(number: u64, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// A duration in whole hours, minutes or seconds.
+#[must_use]
+pub fn rounded(time: Duration) -> String {
+    match time.as_secs_f64().round() as u64 {
+        seconds if seconds % 3600 == 0 => format!("{}h", seconds / 3600),
+        seconds if seconds % 60 == 0 => format!("{}m", seconds / 60),
+        seconds => format!("{seconds}s"),
+    }
 }
 
 /// What matched on a node.
@@ -302,6 +314,13 @@ mod tests {
         let nodes = vec![of("d", 1)];
         let later = summarize(&FaultInjectionStatus { nodes, ..new }, 1, &Desired::Active, at(9));
         assert_eq!(later.start_time, Some(MicroTime(at(5))), "it stays");
+    }
+
+    #[test]
+    fn durations_are_rounded_to_seconds() {
+        for (ms, text) in [(299_999, "5m"), (7_200_000, "2h"), (61_400, "61s")] {
+            assert_eq!(rounded(Duration::from_millis(ms)), text);
+        }
     }
 
     #[test]
