@@ -7,6 +7,7 @@ mod cluster;
 use std::{
     fs,
     net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
     thread,
     time::{Duration, Instant},
 };
@@ -232,6 +233,23 @@ fn kills_and_pauses_spare_the_sandbox_unless_asked() {
     cluster.inject("all", &asked);
     until("all are paused", || is_frozen(&app) && is_frozen(&sandbox));
     until("all are killed", || pid(&app).is_none() && pid(&sandbox).is_none());
+}
+
+#[test]
+fn an_agent_tells_at_the_start_what_it_works_with() {
+    let Some(cluster) = Cluster::start() else { return };
+    let machine = Machine::new();
+    // As the kubelet makes it.
+    let mode = |mode| fs::set_permissions("/run/injector", fs::Permissions::from_mode(mode));
+    fs::create_dir_all("/run/injector").and_then(|()| mode(0o755)).expect("we are root");
+    let agent = cluster.agent("a", &machine, &[]);
+    let [_, engines, place, rights] = &agent.serves[..] else { panic!("{:?}", agent.serves) };
+    assert!(engines.starts_with("injector: engines: delays by "), "{engines}");
+    assert!(place.starts_with("injector: node a, cluster https://127.0.0.1:"), "{place}");
+    assert!(place.ends_with("/, lease in namespace injector"), "{place}");
+    assert_eq!(rights, "injector: the agent has all permissions that it needs");
+    let folder = fs::metadata("/run/injector").expect("it is there");
+    assert_eq!(folder.permissions().mode() & 0o777, 0o700);
 }
 
 #[test]

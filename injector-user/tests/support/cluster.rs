@@ -44,6 +44,9 @@ const ADMIN: &str = "0123456789abcdef-admin";
 /// The token of agents.
 const AGENT: &str = "0123456789abcdef-agent";
 
+/// The lines that an agent reports at the start: its socket, engines, cluster and permissions.
+const LINES: usize = 4;
+
 /// A running API server.
 pub struct Cluster {
     folder: PathBuf,
@@ -306,7 +309,7 @@ impl Cluster {
             .args(options)
             .env("INJECTOR_HOST_ROOT", &machine.root)
             .env("KUBECONFIG", kubeconfig(&self.folder, self.port, "agent", AGENT));
-        Agent::spawned(command, socket, 1)
+        Agent::spawned(command, socket, LINES)
     }
 }
 
