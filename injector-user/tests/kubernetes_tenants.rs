@@ -19,7 +19,7 @@ use testbed::{Family, Lab, agent::Agent, container::Machine, is_guest, scratch_f
 const PROMPT: Duration = Duration::from_secs(1);
 
 /// How often faults are created and deleted.
-const ROUNDS: usize = 30;
+const ROUNDS: usize = 100;
 
 /// A name server that never answers.
 struct Silent {
@@ -48,7 +48,7 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
     let began = Instant::now();
     while !is_so() {
         assert!(began.elapsed() < cluster::TIMEOUT, "{what}");
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(10));
     }
     began.elapsed()
 }
@@ -115,8 +115,8 @@ fn a_name_server_that_never_answers_delays_no_other_namespace() {
     }
     for (what, mut times) in [("creations", created), ("deletions", deleted)] {
         times.sort_unstable();
-        let (middle, last) = (times[ROUNDS / 2], times[ROUNDS - 1]);
-        eprintln!("{what}: median {middle:?}, maximum {last:?}");
+        let (middle, last) = (times[ROUNDS / 2], times[ROUNDS * 99 / 100 - 1]);
+        eprintln!("{what}: median {middle:?}, 99th percentile {last:?}");
         assert!(is_guest() || last < PROMPT, "{what}: {times:?}");
     }
     assert!(container.pings(to));

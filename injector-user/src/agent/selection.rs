@@ -26,7 +26,7 @@ pub enum Order {
     /// A fault of pods by labels.
     Select {
         /// The pods and the fault.
-        selection: Selection,
+        selection: Box<Selection>,
         /// The client.
         by: String,
         /// The channel of the result.
@@ -75,7 +75,7 @@ impl Cluster {
 
     /// Requests a fault.
     pub async fn create(&self, selection: Selection, by: String) -> Result<Arc<Fault>, Problem> {
-        self.ask(|reply| Order::Select { selection, by, reply }).await
+        self.ask(|reply| Order::Select { selection: selection.into(), by, reply }).await
     }
 
     /// Finds those of these peers that are in the cluster, and follows them.

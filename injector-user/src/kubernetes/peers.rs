@@ -247,7 +247,7 @@ fn of_service(service: core::Service) -> Option<Vec<IpAddr>> {
 }
 
 fn of_endpoints(endpoints: core::Endpoints) -> Option<Vec<IpAddr>> {
-    let subsets = endpoints.subsets.unwrap_or_default().into_iter();
+    let subsets = endpoints.subsets?.into_iter();
     let all = subsets.flat_map(|subset| {
         subset.addresses.into_iter().chain(subset.not_ready_addresses).flatten()
     });

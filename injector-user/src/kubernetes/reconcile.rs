@@ -317,7 +317,7 @@ impl Reconciler {
                     name_of(object),
                     status::rounded(left)
                 );
-                self.publish_pod_event(&pod, note);
+                self.publish_pod_event(&pod, &note);
             }
         }
         // The rest has another turn after the resources of other namespaces.
@@ -434,7 +434,8 @@ impl Reconciler {
             state.summarized.is_none_or(|at| at.elapsed() >= MIN_UPDATE_INTERVAL)
         });
         let has_changed = FaultInjectionStatus { nodes: Vec::new(), ..old.clone() } != new;
-        if !is_different && !(has_changed && is_due) {
+        let needs_write = is_different || (has_changed && is_due);
+        if !needs_write {
             self.waiting.remove(uid);
             return Ok(());
         }
@@ -449,7 +450,7 @@ impl Reconciler {
         if let Desired::Invalid(message) = desired
             && old.reason != new.reason
         {
-            self.publish(&written, EventType::Warning, "Invalid", message.clone());
+            self.publish(&written, EventType::Warning, "Invalid", message);
         }
         self.waiting.remove(uid);
         Ok(())
@@ -585,11 +586,11 @@ impl Reconciler {
         };
         let type_ = if is_warning { EventType::Warning } else { EventType::Normal };
         let note = format!("node {}: {what}", entry.node);
-        self.publish(object, type_, &format!("{:?}", entry.state), note);
+        self.publish(object, type_, &format!("{:?}", entry.state), &note);
     }
 
     /// Publishes an event about a pod that is faulted.
-    fn publish_pod_event(&self, uid: &str, note: String) {
+    fn publish_pod_event(&self, uid: &str, note: &str) {
         let Some(pod) = self.pods.get(uid) else { return };
         let reference = core::ObjectReference {
             api_version: Some("v1".into()),
@@ -602,7 +603,7 @@ impl Reconciler {
         self.publish_about(reference, EventType::Normal, "FaultInjected", note);
     }
 
-    fn publish(&self, object: &Resource, type_: EventType, reason: &str, note: String) {
+    fn publish(&self, object: &Resource, type_: EventType, reason: &str, note: &str) {
         let reference = kube::Resource::object_ref(object, &self.kind);
         self.publish_about(reference, type_, reason, note);
     }
@@ -613,7 +614,7 @@ impl Reconciler {
         reference: core::ObjectReference,
         type_: EventType,
         reason: &str,
-        note: String,
+        note: &str,
     ) {
         let (recorder, timeouts) = (self.recorder.clone(), self.timeouts);
         let event = Event {

@@ -76,7 +76,7 @@ impl Selections {
             match order {
                 Order::Select { selection, by, reply } => {
                     let shutdown = shutdown.clone();
-                    tokio::spawn(self.clone().begin(selection, by, reply, shutdown));
+                    tokio::spawn(self.clone().begin(*selection, by, reply, shutdown));
                 }
                 Order::Find { peers, reply } => {
                     let (known, time) = (self.peers.clone(), self.timeouts.request());
