@@ -190,8 +190,8 @@ fn what_happens_once_does_not_happen_again_after_a_restart_of_the_agent() {
         until("it is killed", || pid(later).is_none());
         later.restart();
         assert_eq!([killed, both].map(pid), before);
-        let pauses = cluster.fault("pause").expect("it is there");
-        assert!(has_paused(&pauses), "{pauses:#}");
+        let unchanged = cluster.fault("pause").expect("it is there");
+        assert!(has_paused(&unchanged), "{unchanged:#}");
         assert!(!is_frozen(paused));
         cluster.ask("DELETE", &faults("test", &name), None).expect("it is there");
     }

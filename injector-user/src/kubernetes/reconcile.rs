@@ -287,8 +287,16 @@ impl Reconciler {
             if state.is_settling() && state.claimed.is_none() {
                 return Ok(());
             }
-            if !plans.is_empty() && self.claim(uid, generation(object)).await? {
-                self.begin(uid, object, &spec, plans).await;
+            if !plans.is_empty() {
+                match self.claim(uid, generation(object)).await {
+                    Ok(true) => self.begin(uid, object, &spec, plans).await,
+                    refused => {
+                        if let Some(state) = self.resources.get_mut(uid) {
+                            state.abandon(&plans);
+                        }
+                        refused?;
+                    }
+                }
             }
         }
         self.write(uid, &desired).await

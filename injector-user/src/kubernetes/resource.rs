@@ -404,6 +404,16 @@ impl ResourceState {
         plans
     }
 
+    /// Drops plans that are not begun.
+    pub fn abandon(&mut self, plans: &[(String, Plan)]) {
+        for (uid, _) in plans {
+            if self.pods.get(uid).is_some_and(|acting| acting.is_once_new) {
+                self.once.1.remove(uid);
+                self.is_once_written = false;
+            }
+        }
+    }
+
     /// Notes in the messages of all pods that host names are not known.
     fn wait_for_names(&mut self, unknown: &Unknown) {
         let (state, message) = match unknown {

@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(late.to_string(), "kill TERM,every=60s");
         let series = spec("2s,every=5s", &[]);
         assert_eq!(series.once(), ProcessSpec::default());
-        assert_eq!(series.after(Duration::from_secs(60), &[]), series);
+        assert_eq!(series.after(Duration::from_mins(1), &[]), series);
         let at_once = spec("2s", &[]);
         assert_eq!(at_once.after(Duration::ZERO, &[]).pause, None);
     }
