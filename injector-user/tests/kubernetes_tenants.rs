@@ -14,9 +14,9 @@ use std::{
 
 use cluster::{Cluster, fault, faults, start};
 use serde_json::{Value, json};
-use testbed::{Family, Lab, agent::Agent, container::Machine, is_guest, scratch_file};
+use testbed::{Family, Lab, agent::Agent, container::Machine, scratch_file};
 
-/// The maximum delay of a creation or deletion.
+/// The maximum delay of a creation or deletion, on a machine with nothing else to do.
 const PROMPT: Duration = Duration::from_secs(1);
 
 /// How often faults are created and deleted.
@@ -101,6 +101,22 @@ fn a_name_server_that_never_answers_delays_no_other_namespace() {
     // A fault of the same namespace that can be ended meanwhile.
     cluster.make("stalled", &fault("active", &lossy("10m")));
     until("it starts", || is_active(&agent, "stalled", "active"));
+    // 99th percentiles of creations and deletions. Other work on the machine may delay them too.
+    let measure = || {
+        let mut times = [Vec::new(), Vec::new()];
+        for round in 0..ROUNDS {
+            let name = format!("quick-{round}");
+            cluster.inject(&name, &lossy("10m"));
+            times[0].push(until("it starts", || is_active(&agent, "test", &name)));
+            cluster.ask("DELETE", &faults("test", &name), None).expect("it is there");
+            times[1].push(until("it ends", || !is_active(&agent, "test", &name)));
+        }
+        times.map(|mut times| {
+            times.sort_unstable();
+            times[ROUNDS * 99 / 100 - 1]
+        })
+    };
+    let before = measure();
     for number in 0..12 {
         cluster.make("stalled", &fault(&format!("silent-{number}"), &stalled(number)));
     }
@@ -112,28 +128,20 @@ fn a_name_server_that_never_answers_delays_no_other_namespace() {
     };
     until("it waits", || waits("silent-0").1.contains("silent-0.example"));
 
-    let (mut created, mut deleted) = (Vec::new(), Vec::new());
-    for round in 0..ROUNDS {
-        let name = format!("quick-{round}");
-        cluster.inject(&name, &lossy("10m"));
-        created.push(until("it starts", || is_active(&agent, "test", &name)));
-        if round == 0 {
-            assert!(!container.pings(to));
-        }
-        cluster.ask("DELETE", &faults("test", &name), None).expect("it is there");
-        deleted.push(until("it ends", || !is_active(&agent, "test", &name)));
+    cluster.inject("first", &lossy("10m"));
+    cluster::wait_until(&container, false, to);
+    cluster.ask("DELETE", &faults("test", "first"), None).expect("it is there");
+    let during = measure();
+    for ((what, before), during) in ["creations", "deletions"].into_iter().zip(before).zip(during) {
+        eprintln!("{what}: 99th percentile {during:?}, {before:?} before");
+        assert!(during < PROMPT.max(3 * before), "{what}: {during:?}, {before:?} before");
     }
-    for (what, mut times) in [("creations", created), ("deletions", deleted)] {
-        times.sort_unstable();
-        let (middle, last) = (times[ROUNDS / 2], times[ROUNDS * 99 / 100 - 1]);
-        eprintln!("{what}: median {middle:?}, 99th percentile {last:?}");
-        assert!(is_guest() || last < PROMPT, "{what}: {times:?}");
-    }
-    assert!(container.pings(to));
+    cluster::wait_until(&container, true, to);
     // In the same namespace, faults without names act, too.
+    let slow = PROMPT.max(3 * before[0]);
     cluster.ask("DELETE", &faults("stalled", "active"), None).expect("it is there");
     let took = until("it ends", || !is_active(&agent, "stalled", "active"));
-    assert!(is_guest() || took < PROMPT, "{took:?}");
+    assert!(took < slow, "{took:?}");
     cluster.inject(
         "wrong",
         &json!({"target": {"pod": "cart-0"}, "for": "1m", "rules": [{"loss": "101%"}]}),
@@ -141,7 +149,7 @@ fn a_name_server_that_never_answers_delays_no_other_namespace() {
     let took = until("it is refused", || {
         cluster.fault("wrong").expect("it is there")["status"]["phase"] == "Failed"
     });
-    assert!(is_guest() || took < PROMPT, "{took:?}");
+    assert!(took < slow, "{took:?}");
     let (status, health) = agent.ask("GET", "/healthz", None);
     assert_eq!((status, &health["status"]), (200, &json!("ok")));
 
