@@ -121,7 +121,8 @@ fn pods_are_faulted_while_they_are_selected_and_no_others() {
     cluster.inject("lost", &all_lost("10m"));
     let running = cluster.wait_for("lost", is_in_phase("Running"));
     assert_eq!(running["status"]["pods"], 1, "{running:#}");
-    assert_eq!(running["metadata"]["finalizers"], json!(["injector.dev/agents"]));
+    assert_eq!(running["metadata"]["finalizers"], Value::Null);
+    assert_eq!(running["status"]["podsFaulted"], "1/1");
     assert_eq!(condition(&running, "Accepted")["status"], "True");
     assert_eq!(condition(&running, "Injecting")["status"], "True");
     assert_eq!(condition(&running, "Matched")["reason"], "NothingMatched");
@@ -217,7 +218,6 @@ fn one_container_of_a_pod_is_followed_by_what_the_kubelet_says() {
     second.wait_for_clock(0);
     let stopped = cluster.fault("one").expect("it is there");
     assert_eq!(node(&stopped, "a")["state"], "Stopped", "{stopped:#}");
-    assert_eq!(stopped["metadata"]["finalizers"], Value::Null, "{stopped:#}");
     assert_eq!(stopped["status"]["phase"], "Pending", "{stopped:#}");
     let leases = "/apis/coordination.k8s.io/v1/namespaces/injector/leases/injector-a";
     assert!(cluster.ask("GET", leases, None).is_err(), "its lease is there");
@@ -247,7 +247,7 @@ fn what_makes_no_sense_fails_with_the_reason_and_an_edit_replaces_what_acts() {
     assert_eq!((&accepted["status"], &accepted["reason"]), (&json!("False"), &json!("Invalid")));
     let message = accepted["message"].as_str().expect("text");
     assert!(message.contains("unknown field `remote-prt`"), "{message}");
-    assert!(failed["metadata"]["finalizers"].is_null() && failed["status"]["startTime"].is_null());
+    assert!(failed["status"]["startTime"].is_null());
     assert!(agent.active().is_empty() && container.pings(to));
     cluster.inject("wrong", &spec(json!([{"loss": "101%"}])));
     let wrong = cluster.wait_for("wrong", is_in_phase("Failed"));
@@ -280,8 +280,7 @@ fn what_makes_no_sense_fails_with_the_reason_and_an_edit_replaces_what_acts() {
     assert_eq!(ended["status"]["startTime"], running["status"]["startTime"]);
     let lasted = time("endTime").duration_since(time("startTime")).as_secs_f64();
     assert!((20.0..24.0).contains(&lasted), "{lasted}");
-    let unbound = cluster.wait_for("edited", |fault| fault["metadata"]["finalizers"].is_null());
-    assert_eq!(node(&unbound, "a")["state"], "Ended", "{unbound:#}");
+    cluster.wait_for("edited", |fault| node(fault, "a")["state"] == "Ended");
     // An ended fault does not start again.
     let longer = json!({"spec": {"for": "10m"}});
     cluster.ask("PATCH", &faults("test", "edited"), Some(&longer)).expect("it is there");
@@ -334,14 +333,10 @@ fn agents_share_a_resource_and_one_that_is_lost_keeps_nothing() {
     cluster.wait_for("shared", is_shared);
     agents[0].child.kill().expect("it runs");
     agents[0].child.wait().expect("it ends");
-    let begun = Instant::now();
     cluster.ask("DELETE", &faults("test", "shared"), None).expect("it is there");
+    assert!(cluster.fault("shared").is_none(), "the lost one keeps it");
     wait_until(&other, true, to);
-    assert!(cluster.fault("shared").is_some(), "nobody has waited for the lost one");
-    cluster.wait_until_gone("shared");
-    // 12 s after the last renewal, as observed by the other agent.
-    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
-    assert!(one.pings(to) && other.pings(to));
+    assert!(one.pings(to));
 
     // Faults whose time is over stay ended when an agent returns.
     cluster.inject("short", &all_lost("10s"));

@@ -91,7 +91,7 @@ const WRONG_LINES: &[&str] = &[
     "run --remote 10.0.0.0/33 --loss 1% -- true",
     "run --remote container: --loss 1% -- true",
     "run --remote pod:web --loss 1% -- true",
-    "run --remote service:db --loss 1% -- true",
+    "run --remote database:db --loss 1% -- true",
     "run --partition redis:6379 -- true",
     "run --remote-port 80-70 --loss 1% -- true",
     "run --protocol quic --loss 1% -- true",

@@ -24,6 +24,14 @@ const BUSYBOX: &str = "/bin/busybox";
 /// The program's path on the host.
 const HOST_BUSYBOX: &str = "/usr/bin/busybox";
 
+/// Writes the time.
+const PROGRAM: &str =
+    "while busybox date +%s > /new && busybox mv /new /time; do busybox sleep 0.1; done";
+
+/// Waits for nothing, in one process.
+const PAUSE: &str = "busybox mkfifo /never && busybox date +%s > /time && exec 3<>/never && \
+                     echo pause > /proc/self/comm && read line <&3";
+
 /// The directories of a machine as runtimes see them, separate from those of the real machine.
 #[derive(Debug)]
 pub struct Machine {
@@ -64,6 +72,23 @@ impl Machine {
         pod: &str,
         name: &str,
     ) -> Container<'_> {
+        self.run(host, folder, id, [pod, name], PROGRAM)
+    }
+
+    /// Starts a sandbox, whose only process is called pause.
+    #[must_use]
+    pub fn start_sandbox(&self, host: &Host, folder: &str, pod: &str) -> Container<'_> {
+        self.run(host, folder, &Self::id("5a"), [pod, "POD"], PAUSE)
+    }
+
+    fn run(
+        &self,
+        host: &Host,
+        folder: &str,
+        id: &str,
+        [pod, name]: [&str; 2],
+        program: &str,
+    ) -> Container<'_> {
         let container = Container {
             machine: self,
             id: id.into(),
@@ -82,7 +107,7 @@ impl Machine {
             "io.kubernetes.cri.sandbox-namespace": "test",
         });
         let cgroup = format!("/{}/{id}", container.cgroup);
-        let config = configuration(host, &cgroup, &annotations, self.user);
+        let config = configuration(host, &cgroup, &annotations, (self.user, program));
         chown(container.folder.join("rootfs"), Some(self.user), None).expect("we are root");
         fs::write(container.folder.join("config.json"), config.to_string()).expect("a file");
         container.run();
@@ -236,10 +261,13 @@ impl Drop for Container<'_> {
 }
 
 /// The configuration of the Open Container Initiative.
-fn configuration(host: &Host, cgroup: &str, annotations: &Value, user: u32) -> Value {
+fn configuration(
+    host: &Host,
+    cgroup: &str,
+    annotations: &Value,
+    (user, script): (u32, &str),
+) -> Value {
     let capabilities = json!(["CAP_NET_RAW"]);
-    let script =
-        "while busybox date +%s > /new && busybox mv /new /time; do busybox sleep 0.1; done";
     json!({
         "ociVersion": "1.0.2",
         "process": {

@@ -1,7 +1,7 @@
 //! Turns a request into a plan. This covers all checks that change nothing, and all lookups that
 //! may block (name servers, file systems).
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use super::{
     MAX_LEASE, MAX_LIFE, MIN_LEASE,
@@ -12,6 +12,8 @@ use crate::{
         Faults, SpecError,
         distribution::Files,
         file::FaultsSpec,
+        peer::Peer,
+        rule::RuleSpec,
         target::{PodSelection, TargetSpec},
         value::HumanDuration,
     },
@@ -109,19 +111,27 @@ impl Terms {
     }
 }
 
-/// Validates a request and resolves its names. May block.
-pub fn plan(request: FaultRequest) -> Result<Plan, Problem> {
-    plan_for(request, Target::resolve)
+/// Validates a request and resolves its names, except for peers that are known already. May block.
+pub fn plan(request: FaultRequest, peers: Peers) -> Result<Plan, Problem> {
+    plan_for(request, peers, Target::resolve)
 }
 
-/// Like [`plan`], for a target that is resolved in another way than by its specification.
+/// The peers of a request that are in the Kubernetes cluster.
+#[must_use]
+pub fn cluster_peers(rules: &[RuleSpec]) -> BTreeSet<Peer> {
+    let named = peers::named(rules.iter().flat_map(RuleSpec::remotes));
+    named.into_iter().filter(|peer| matches!(peer, Peer::Cluster(_))).cloned().collect()
+}
+
+/// Like [`plan`], with peers whose addresses are known already, and for a target that is resolved
+/// in another way than by its specification.
 pub fn plan_for(
     request: FaultRequest,
+    peers: Peers,
     find: impl FnOnce(&TargetSpec, bool) -> Result<Target, ResolveError>,
 ) -> Result<Plan, Problem> {
     let terms = agree(&request)?;
     let spec = request.target;
-    let peers = Peers::default();
     let resolved = peers.resolve(&peers::of_rules(&terms.faults.rules)).map_err(unresolved)?;
     let protect = spec.protect.unwrap_or_else(|| spec.is_wide());
     let target = find(&spec, protect).map_err(unresolved)?;
@@ -222,7 +232,7 @@ mod tests {
 
     fn refused(json: &str) -> String {
         let request: FaultRequest = serde_json::from_str(json).expect(json);
-        let problem = plan(request).expect_err(json);
+        let problem = plan(request, Peers::default()).expect_err(json);
         assert_eq!(problem.error, Code::Invalid, "{problem}");
         problem.message
     }

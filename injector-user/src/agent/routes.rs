@@ -39,9 +39,11 @@ use super::{
     audit::{self, Audit, Record, Subject},
     board::{Board, Change, What},
     keeper::Handle,
-    metrics, plan,
+    metrics,
+    plan::{self, Plan},
     selection::Cluster,
 };
+use crate::kernel::clock::monotonic_ns;
 
 /// Keep-alive interval of event streams.
 const ALIVE: Duration = Duration::from_secs(15);
@@ -54,6 +56,9 @@ const MAX_PATH: usize = 256;
 
 /// Maximum length of a logged method; clients may send arbitrary ones.
 const MAX_METHOD: usize = 32;
+
+/// Maximum number of requests that are checked at a time.
+pub const MAX_CHECKS: usize = 8;
 
 /// A fault manager that was not seen for this long counts as hung.
 pub const HUNG: Duration = Duration::from_secs(10);
@@ -79,6 +84,9 @@ pub struct Agent {
     requests: Mutex<BTreeMap<(String, u16), u64>>,
     /// Permits for event streams.
     watchers: Arc<Semaphore>,
+    /// Permits for checks, which may wait for name servers. Other work that blocks has threads of
+    /// its own.
+    checks: Semaphore,
     /// Whether the agent is shutting down.
     ending: watch::Receiver<bool>,
 }
@@ -103,6 +111,7 @@ impl Agent {
             limits,
             connections: AtomicUsize::new(0),
             requests: Mutex::default(),
+            checks: Semaphore::new(MAX_CHECKS),
             watchers: Arc::new(Semaphore::new((limits.connections / 2).max(1))),
             ending,
         }
@@ -399,14 +408,14 @@ async fn create(
     };
     let pods = request.target.pods.clone();
     let answer = match pods {
-        None => match check(|| plan::plan(request)).await {
+        None => match plan(&agent, request).await {
             Ok(plan) => {
                 subject.agree(&plan.terms);
                 agent.keeper.create(plan, asker).await
             }
             Err(problem) => Err(problem),
         },
-        Some(pods) => match check(|| plan::select(request, pods)).await {
+        Some(pods) => match check(&agent, || plan::select(request, pods)).await {
             Ok(selection) => {
                 subject.agree(&selection.terms);
                 agent.cluster.create(selection, asker).await
@@ -429,10 +438,19 @@ async fn create(
     response
 }
 
+/// Validates a request and resolves its names.
+async fn plan(agent: &Agent, request: FaultRequest) -> Result<Plan, Problem> {
+    let peers = agent.cluster.find(plan::cluster_peers(&request.rules)).await?;
+    check(agent, || plan::plan(request, peers)).await
+}
+
 /// Runs work that may block.
 async fn check<T: Send + 'static>(
+    agent: &Agent,
     check: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
+    // The semaphore is never closed.
+    let _permit = agent.checks.acquire().await;
     let checked = tokio::task::spawn_blocking(check).await;
     checked.unwrap_or_else(|_| Err(Problem::new(Code::Failed, "cannot check it")))
 }
@@ -465,13 +483,15 @@ fn about(name: String, answer: Result<Arc<Fault>, Problem>) -> Response {
 
 async fn health(State(agent): Shared) -> Response {
     let silent = Duration::from_nanos(agent.board.silent_ns());
-    let hangs = silent > HUNG;
+    let problem = if silent > HUNG {
+        Some(format!("the thread that owns the faults was not seen for {silent:?}"))
+    } else {
+        let hangs = agent.cluster.hangs(monotonic_ns());
+        hangs.map(|silent| format!("the Kubernetes reconciler was not seen for {silent:?}"))
+    };
+    let hangs = problem.is_some();
     let health = Health {
-        status: if hangs {
-            format!("the thread that owns the faults was not seen for {silent:?}")
-        } else {
-            Health::OK.into()
-        },
+        status: problem.unwrap_or_else(|| Health::OK.into()),
         active: agent.board.active().len(),
         version: env!("CARGO_PKG_VERSION").into(),
     };

@@ -1,6 +1,7 @@
 //! `injector agent`: serves faults through an API.
 
 use std::{
+    fs::File,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -22,7 +23,7 @@ use crate::{
         audit::Audit,
         board::Board,
         keeper::Running,
-        routes::{self, Agent, HUNG},
+        routes::{self, Agent, HUNG, MAX_CHECKS},
         server::{self, Socket, Tcp},
     },
     kernel::memory,
@@ -30,12 +31,14 @@ use crate::{
 };
 #[cfg(feature = "kubernetes")]
 use crate::{
+    fault::network::hold,
+    kernel::hook,
     kubernetes::{self, Kubernetes},
     spec::value::HumanDuration,
 };
 
-/// Maximum number of threads that validate requests. They mostly wait for I/O.
-const CHECKING: usize = 8;
+/// Maximum number of threads that block: those that check requests, and some for pods.
+const MAX_THREADS: usize = MAX_CHECKS + 4;
 
 /// Idle time after which such a thread exits, to free its memory.
 const IDLE: Duration = Duration::from_secs(1);
@@ -152,7 +155,7 @@ pub fn run(args: &AgentArgs, debug: bool) -> Result<ExitCode> {
     let owner = session::start()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(CHECKING)
+        .max_blocking_threads(MAX_THREADS)
         .thread_keep_alive(IDLE)
         .build()?;
     let audit = Audit::open(args.audit_log.as_deref(), args.audit_reads)?;
@@ -182,7 +185,7 @@ pub fn run(args: &AgentArgs, debug: bool) -> Result<ExitCode> {
         say_where(&reports, &args.socket, tcp.as_ref(), args)?;
         let router = routes::router(agent.clone());
         #[cfg(feature = "kubernetes")]
-        let cluster = join_cluster(&args.cluster, &agent).await?;
+        let cluster = join_cluster(&args.cluster, &agent, &reports).await?;
         let server = tokio::spawn(server::serve(agent, router, socket, tcp, ending));
         notify(&[NotifyState::Ready]);
         wait(&mut signals, &board).await?;
@@ -209,16 +212,38 @@ pub fn run(args: &AgentArgs, debug: bool) -> Result<ExitCode> {
     served.map(|()| ExitCode::SUCCESS)
 }
 
-/// Joins the cluster, if that is requested.
+/// Joins the cluster, if that is requested, and reports what the agent works with.
 #[cfg(feature = "kubernetes")]
-async fn join_cluster(args: &ClusterArgs, agent: &Arc<Agent>) -> Result<Option<Kubernetes>> {
+async fn join_cluster(
+    args: &ClusterArgs,
+    agent: &Arc<Agent>,
+    reports: &Writer,
+) -> Result<Option<Kubernetes>> {
     let Some(node) = args.node.clone().filter(|_| args.kubernetes) else { return Ok(None) };
     let options = kubernetes::Options {
         namespace: args.lease_namespace.clone(),
         patience: args.api_patience.0,
         node,
     };
-    Ok(Some(Kubernetes::start(agent.clone(), options).await?))
+    let reports = reports.clone();
+    let say = move |line: String| reports.push(format!("injector: {line}\n"), Importance::Event);
+    say(tokio::task::spawn_blocking(engines).await?);
+    Ok(Some(Kubernetes::start(agent.clone(), options, say).await?))
+}
+
+/// The engines of faults on this machine.
+#[cfg(feature = "kubernetes")]
+fn engines() -> String {
+    /// Unprivileged containers may not open it.
+    const TUN: &str = "/dev/net/tun";
+    let delays = match hold::Engine::choose(None) {
+        Ok(hold::Engine::Tap) if File::options().read(true).write(true).open(TUN).is_err() => {
+            format!("none, because the kernel has no sch_fq and {TUN} cannot be opened")
+        }
+        Ok(engine) => engine.to_string(),
+        Err(error) => format!("none: {}", output::chain(&error)),
+    };
+    format!("engines: delays by {delays}; system calls by {}", hook::Engine::best())
 }
 
 fn say_where(reports: &Writer, socket: &Path, tcp: Option<&Tcp>, args: &AgentArgs) -> Result<()> {

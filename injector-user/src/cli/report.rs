@@ -660,6 +660,7 @@ fn pod_line(text: &mut String, pod: &PodStatus) -> std::fmt::Result {
         PodState::Waiting => "waits to be faulted",
         PodState::Failed => "cannot be faulted",
         PodState::Stopped => "is faulted no more",
+        PodState::Done => "was faulted",
     };
     let why = message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
     writeln!(text, "injector: pod {name} {state}{why}")

@@ -26,10 +26,11 @@ use crate::{
     spec::{
         clock::ClockSpec,
         list::list,
+        peer::{ClusterPeer, Namespaces, Peer},
         process::ProcessSpec,
         rule::RuleSpec,
         target::{PodName, ProcessName, TargetSpec},
-        value::HumanDuration,
+        value::{HumanDuration, Remote},
     },
     target::pods::PodStatus,
 };
@@ -46,8 +47,9 @@ use crate::{
     status = "FaultInjectionStatus",
     doc = "A fault of pods of its namespace: packets, clocks, processes. See docs/kubernetes.md of injector.",
     printcolumn = r#"{"name": "Phase", "type": "string", "jsonPath": ".status.phase"}"#,
+    printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.reason"}"#,
     printcolumn = r#"{"name": "Matched", "type": "integer", "jsonPath": ".status.matched"}"#,
-    printcolumn = r#"{"name": "Pods", "type": "integer", "jsonPath": ".status.pods"}"#,
+    printcolumn = r#"{"name": "Pods", "type": "string", "jsonPath": ".status.podsFaulted"}"#,
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
 #[serde(deny_unknown_fields)]
@@ -64,6 +66,11 @@ pub struct FaultInjectionSpec {
     #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1))]
     pub rules: Vec<RuleSpec>,
+    /// Peers in the cluster. Rules match only packets to and from them. Their addresses are
+    /// followed.
+    #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
+    pub peers: Vec<PeerSelector>,
     /// Clock faults.
     #[serde(default, skip_serializing_if = "is_default")]
     pub clocks: ClockSpec,
@@ -94,6 +101,38 @@ pub struct PodTarget {
     /// expression between slashes. Defaults to all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ProcessName>,
+    /// Whether kills and pauses include the sandbox of the pod (the pause container). Without it, a
+    /// pod that is killed keeps its address.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sandbox: bool,
+}
+
+/// Peers in the cluster: pods, as in a `NetworkPolicy`, or a service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct PeerSelector {
+    /// Selects pods by labels; an empty selector selects all pods. Defaults to all pods if
+    /// `namespaceSelector` is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_selector: Option<PodSelector>,
+    /// Selects the namespaces of the pods by labels; an empty selector selects all namespaces.
+    /// Defaults to the namespace of this resource.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<PodSelector>,
+    /// A service, instead of pods: its own addresses and those of its endpoints.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServicePeer>,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServicePeer {
+    /// Its name.
+    pub name: String,
+    /// Its namespace; defaults to that of this resource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
 }
 
 /// A label selector. All requirements must hold.
@@ -144,13 +183,23 @@ pub struct FaultInjectionStatus {
     /// The phase of the fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// Packets matched on all nodes.
+    /// The reason of the phase: that of the condition Injecting, or `PodsWaiting` if only some of
+    /// the selected pods are faulted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Packets, processes and system calls matched on all nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub matched: Option<u64>,
-    /// Pods with an active fault, on all nodes.
+    /// Pods with an active fault, on all nodes. Pods that are being deleted do not count.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pods: Option<u64>,
-    /// The start time, from which `for` counts.
+    /// Selected pods, on all nodes. Pods that are being deleted do not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selected_pods: Option<u64>,
+    /// Both numbers of pods, such as 15/22.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pods_faulted: Option<String>,
+    /// When the first pod was faulted. `for` counts from there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<MicroTime>,
     /// The end time. An ended fault does not start again.
@@ -203,11 +252,39 @@ pub struct NodeStatus {
     pub counters: Counters,
     /// The first 64 selected pods of this node, those without an active fault first.
     pub pods: Vec<PodStatus>,
-    /// The number of pods with an active fault.
+    /// The number of pods with an active fault, without those that are being deleted.
     pub injecting: u64,
+    /// The number of selected pods, without those that are being deleted.
+    pub selected: u64,
+    /// The pods for which faults that happen once have begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub once: Option<Once>,
     /// The problem, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+/// Faults that happen once for each pod, also if the agent restarts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Once {
+    /// These faults. Others have not happened yet.
+    pub faults: String,
+    /// The pods for which they have begun.
+    pub pods: Vec<PodOnce>,
+}
+
+/// Faults that happen once, and have begun for a pod.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodOnce {
+    /// The unique ID of the pod.
+    pub uid: String,
+    /// When their times began to count.
+    pub began: MicroTime,
+    /// The kills that system calls have triggered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sent: Vec<String>,
 }
 
 impl NodeStatus {
@@ -258,6 +335,15 @@ process_counters!(counts! { crd
     ProcessCounters from [ProcessCounts]
 });
 
+impl Counters {
+    /// What matched besides packets: processes whose clocks, execution or system calls were faulted.
+    #[must_use]
+    pub const fn others_matched(&self) -> u64 {
+        let ProcessCounters { pauses, signals, calls_failed, .. } = self.processes;
+        self.clock_processes + pauses + signals + calls_failed
+    }
+}
+
 /// The counters of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -278,6 +364,7 @@ impl FaultInjectionSpec {
         let spec: Self = serde_path_to_error::deserialize(spec)
             .map_err(|error| format!("invalid specification: {error}"))?;
         spec.target.check()?;
+        spec.check_peers()?;
         let name = PodName { namespace: String::new(), name: String::new() };
         let target = TargetSpec { pod: Some(name), ..TargetSpec::default() };
         match plan::check(&spec.request(String::new(), target, spec.r#for.0)) {
@@ -286,10 +373,47 @@ impl FaultInjectionSpec {
         }
     }
 
+    fn check_peers(&self) -> Result<(), String> {
+        if self.peers.is_empty() {
+            return Ok(());
+        }
+        if self.rules.is_empty() {
+            return Err("`peers` requires `rules`".into());
+        }
+        for (number, peer) in self.peers.iter().enumerate() {
+            peer.resolve("").map_err(|error| format!("peers[{number}]: {error}"))?;
+        }
+        let with_own = self.rules.iter().position(|rule| rule.remotes().next().is_some());
+        with_own.map_or(Ok(()), |number| {
+            Err(format!(
+                "rules[{number}]: give either `remote` or `partition`, or `peers` for all rules"
+            ))
+        })
+    }
+
+    /// The rules, with the peers of a resource in this namespace.
+    #[must_use]
+    pub fn rules_with_peers(&self, namespace: &str) -> Vec<RuleSpec> {
+        // Invalid peers have been refused before.
+        let peers = self.peers.iter().filter_map(|peer| peer.resolve(namespace).ok());
+        let peers: Vec<Remote> = peers.map(|peer| Remote::Peer(Peer::Cluster(peer))).collect();
+        let mut rules = self.rules.clone();
+        for rule in &mut rules {
+            rule.remote.extend(peers.iter().cloned());
+        }
+        rules
+    }
+
+    /// Whether there is no fault in it.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        self.rules.is_empty() && is_default(&self.clocks) && is_default(&self.processes)
+    }
+
     /// The agent's request for one target and the remaining duration.
     #[must_use]
     pub fn request(&self, name: String, target: TargetSpec, left: Duration) -> FaultRequest {
-        let Self { target: _, r#for: _, seed, rules, clocks, processes } = self.clone();
+        let Self { target: _, r#for: _, seed, rules, peers: _, clocks, processes } = self.clone();
         FaultRequest {
             name: Some(name).filter(|name| !name.is_empty()),
             target,
@@ -326,6 +450,30 @@ impl PodTarget {
             .as_ref()
             .is_none_or(|pods| pods.parse().is_ok_and(|selector| selector.matches(labels)));
         by_name && by_labels
+    }
+}
+
+impl PeerSelector {
+    /// The peer that it means in a resource of this namespace.
+    fn resolve(&self, namespace: &str) -> Result<ClusterPeer, String> {
+        let text = |selector: &PodSelector| selector.parse().map(|selector| selector.to_string());
+        match (&self.pod_selector, &self.namespace_selector, &self.service) {
+            (None, None, Some(ServicePeer { name, namespace: other })) => {
+                Ok(ClusterPeer::Service {
+                    namespace: other.as_deref().unwrap_or(namespace).into(),
+                    name: name.clone(),
+                })
+            }
+            (Some(pods), None, None) => Ok(ClusterPeer::Pods {
+                namespaces: Namespaces::Named(namespace.into()),
+                selector: text(pods)?,
+            }),
+            (pods, Some(namespaces), None) => Ok(ClusterPeer::Pods {
+                namespaces: Namespaces::Labelled(text(namespaces)?),
+                selector: pods.as_ref().map(text).transpose()?.unwrap_or_default(),
+            }),
+            _ => Err("give `podSelector`, `namespaceSelector` or both, or else `service`".into()),
+        }
     }
 }
 
@@ -428,6 +576,32 @@ mod tests {
             let message = FaultInjectionSpec::check(&spec).expect_err(&spec.to_string());
             assert!(message.contains(reason), "{spec}: {message}");
         }
+        for (peers, reason) in [
+            (json!([{}]), "peers[0]: give `podSelector`"),
+            (
+                json!([{"podSelector": {}, "service": {"name": "db"}}]),
+                "peers[0]: give `podSelector`",
+            ),
+            (json!([{"podSelektor": {}}]), "unknown field `podSelektor`"),
+        ] {
+            let spec = json!({"target": {"pod": "a"}, "for": "1s", "rules": [{"loss": "1%"}], "peers": peers});
+            let message = FaultInjectionSpec::check(&spec).expect_err(&spec.to_string());
+            assert!(message.contains(reason), "{spec}: {message}");
+        }
+        for (rules, reason) in [
+            (json!({"clocks": {"clock": "+1h"}}), "`peers` requires `rules`"),
+            (
+                json!({"rules": [{"loss": "1%"}, {"loss": "1%", "remote": "db"}]}),
+                "rules[1]: give either",
+            ),
+        ] {
+            let mut spec = json!({"target": {"pod": "a"}, "for": "1s", "peers": [{"service": {"name": "db"}}]});
+            spec.as_object_mut()
+                .expect("it is one")
+                .extend(rules.as_object().expect("it is one").clone());
+            let message = FaultInjectionSpec::check(&spec).expect_err(&spec.to_string());
+            assert!(message.contains(reason), "{spec}: {message}");
+        }
         let spec = json!({
             "target": {"pods": {"matchLabels": {"app": "cart"}}, "container": "app"},
             "for": "30s", "seed": 7,
@@ -435,6 +609,24 @@ mod tests {
             "clocks": {"clock": "+1h"}, "processes": {"pause": "200ms,every=5s"},
         });
         FaultInjectionSpec::check(&spec).expect("a valid specification");
+    }
+
+    #[test]
+    fn peers_are_selected_as_by_network_policies() {
+        let peer = |selector| {
+            let selector: PeerSelector = serde_json::from_value(selector).expect("a peer");
+            selector.resolve("shop").expect("a valid peer").to_string()
+        };
+        let db = json!({"matchLabels": {"app": "db"}});
+        let teams =
+            json!({"matchExpressions": [{"key": "team", "operator": "In", "values": ["a"]}]});
+        assert_eq!(peer(json!({"podSelector": db})), "pods:shop/app=db");
+        assert_eq!(peer(json!({"podSelector": {}})), "pods:shop/");
+        let both = json!({"podSelector": db, "namespaceSelector": teams});
+        assert_eq!(peer(both), "pods:(team in (a))/app=db");
+        assert_eq!(peer(json!({"service": {"name": "db"}})), "service:shop/db");
+        let other = json!({"service": {"name": "db", "namespace": "data"}});
+        assert_eq!(peer(other), "service:data/db");
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Liveness of agents. Each agent renews a Lease object of its node and, while the API server
 //! answers, the leases of the faults requested by the cluster. The other agents read the Lease to
 //! tell whether faults of that node may still be active.
+//!
+//! An agent that may no longer read resources does not learn of their deletion, so it does not renew
+//! its faults either.
 
 use std::{
     collections::HashMap,
@@ -17,12 +20,12 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 
-use super::{Timeouts, resource::OWNER};
+use super::{Timeouts, crd::FaultInjection, resource::OWNER};
 use crate::{
     agent::routes::{Agent, shutdown_requested},
     kernel::clock::{monotonic_ns, nanoseconds},
@@ -34,6 +37,7 @@ const MANAGER: &str = "injector-agent";
 /// The heartbeat of this node.
 pub struct Heartbeat {
     leases: Api<Lease>,
+    resources: Api<FaultInjection>,
     node: String,
     timeouts: Timeouts,
     agent: Arc<Agent>,
@@ -51,7 +55,8 @@ impl Heartbeat {
         agent: Arc<Agent>,
     ) -> Self {
         Self {
-            leases: Api::namespaced(client, namespace),
+            leases: Api::namespaced(client.clone(), namespace),
+            resources: Api::all(client),
             node: node.into(),
             timeouts,
             agent,
@@ -77,7 +82,8 @@ impl Heartbeat {
         let mut has_timed_out = false;
         loop {
             let next = Instant::now() + self.timeouts.heartbeat_interval();
-            let renewed = with_timeout(self.timeouts.request(), self.renew_own()).await;
+            let beat = async { tokio::try_join!(self.renew_own(), self.read_resources()) };
+            let renewed = with_timeout(self.timeouts.request(), beat).await;
             match renewed {
                 Ok(_) => {
                     self.reached_ns.store(monotonic_ns(), Relaxed);
@@ -115,6 +121,15 @@ impl Heartbeat {
         });
         let params = PatchParams::apply(MANAGER).force();
         self.leases.patch(&lease_name(&self.node), &params, &Patch::Apply(lease)).await
+    }
+
+    async fn read_resources(&self) -> kube::Result<()> {
+        let one = ListParams::default().limit(1).match_any();
+        match self.resources.list_metadata(&one).await {
+            // The definition is gone or not there yet, and so are all resources.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            listed => listed.map(drop),
+        }
     }
 
     async fn renew_faults(&self) {

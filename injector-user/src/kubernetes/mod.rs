@@ -9,10 +9,14 @@
 
 pub mod crd;
 mod heartbeat;
+mod names;
+mod peers;
 mod pods;
+mod queue;
 mod reconcile;
 mod reflector;
 mod resource;
+mod rights;
 mod schema;
 mod selection;
 mod status;
@@ -26,8 +30,12 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::agent::{MAX_LEASE, MIN_LEASE, routes::Agent};
-use heartbeat::Heartbeat;
+use crate::agent::{
+    MAX_LEASE, MIN_LEASE,
+    routes::{Agent, shutdown_requested},
+};
+use heartbeat::{Heartbeat, with_timeout};
+use peers::ClusterPeers;
 use reconcile::Reconciler;
 use selection::Selections;
 
@@ -104,8 +112,13 @@ pub struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Starts the integration. While the API server is unreachable, it keeps retrying.
-    pub async fn start(agent: Arc<Agent>, options: Options) -> Result<Self, KubernetesError> {
+    /// Starts the integration. While the API server is unreachable, it keeps retrying. `say` reports
+    /// the cluster, and the permissions of the agent once they are known.
+    pub async fn start(
+        agent: Arc<Agent>,
+        options: Options,
+        say: impl Fn(String) + Send + 'static,
+    ) -> Result<Self, KubernetesError> {
         if options.patience < MIN_API_TIMEOUT.max(MIN_LEASE) || options.patience > MAX_LEASE {
             return Err(KubernetesError::Patience);
         }
@@ -114,6 +127,10 @@ impl Kubernetes {
             Config::infer().await.map_err(|error| KubernetesError::Config(error.into()))?;
         config.connect_timeout = Some(timeouts.request());
         let namespace = options.namespace.unwrap_or_else(|| config.default_namespace.clone());
+        say(format!(
+            "node {}, cluster {}, lease in namespace {namespace}",
+            options.node, config.cluster_url
+        ));
         let client =
             Client::try_from(config).map_err(|error| KubernetesError::Client(error.into()))?;
         let heartbeat =
@@ -122,6 +139,8 @@ impl Kubernetes {
         let (ending, shutdown) = signal::channel(false);
         let (tell_ended, ended) = oneshot::channel();
         let heartbeats = tokio::spawn(heartbeat.clone().run(shutdown.clone()));
+        tokio::spawn(check_rights(client.clone(), namespace, timeouts, shutdown.clone(), say));
+        let peers = ClusterPeers::new(client.clone());
         if let Some(orders) = agent.cluster.join() {
             let selections = Selections {
                 client: client.clone(),
@@ -129,11 +148,19 @@ impl Kubernetes {
                 timeouts,
                 agent: agent.clone(),
                 heartbeat: heartbeat.clone(),
+                peers: peers.clone(),
             };
             tokio::spawn(selections.serve(orders, shutdown.clone()));
         }
-        let reconciler =
-            Reconciler::new(client, options.node, timeouts, agent, heartbeat.clone(), shutdown);
+        let reconciler = Reconciler::new(
+            client,
+            options.node,
+            timeouts,
+            agent,
+            heartbeat.clone(),
+            peers,
+            shutdown,
+        );
         let task = tokio::spawn(async move {
             let mut reconciler = reconciler.run().await;
             // The faults are about to end: their leases need no renewal.
@@ -158,5 +185,32 @@ impl Kubernetes {
         // An error means that the task has ended; the fault manager ends the faults.
         let _ = self.ended.await;
         self.task
+    }
+}
+
+/// Reports whether the agent has all permissions that it needs, once the API server answers.
+async fn check_rights(
+    client: Client,
+    namespace: String,
+    timeouts: Timeouts,
+    mut shutdown: signal::Receiver<bool>,
+    say: impl Fn(String),
+) {
+    loop {
+        match with_timeout(timeouts.request(), rights::missing(&client, &namespace)).await {
+            Ok(missing) if missing.is_empty() => {
+                say("the agent has all permissions that it needs".into());
+                return;
+            }
+            Ok(missing) => {
+                tracing::warn!("the agent lacks permissions: {}", missing.join(", "));
+                return;
+            }
+            Err(error) => tracing::debug!("cannot check permissions: {error}"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(timeouts.heartbeat_interval()) => {}
+            () = shutdown_requested(&mut shutdown) => return,
+        }
     }
 }

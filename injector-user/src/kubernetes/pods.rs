@@ -1,11 +1,19 @@
 //! The pods of this node, reduced to what fault selection needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1 as core;
+use thiserror::Error;
 
 use super::crd::PodTarget;
 use crate::spec::target::PodName;
+
+/// The cgroup IDs that several pods claim. Anyone who may create a pod may give it the annotations
+/// of a static pod, and must not reach that pod's cgroup thereby.
+pub fn ambiguous<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> BTreeSet<&'a str> {
+    let mut seen = BTreeSet::new();
+    pods.into_iter().map(|pod| &*pod.cgroup_uid).filter(|uid| !seen.insert(*uid)).collect()
+}
 
 /// The field selector for the pods of a node.
 #[must_use]
@@ -20,13 +28,39 @@ pub struct Pod {
     pub name: PodName,
     /// Its unique ID.
     pub uid: String,
+    /// The ID after which the kubelet names its cgroup.
+    pub cgroup_uid: String,
     /// Its labels.
     labels: BTreeMap<String, String>,
     /// The names of its containers, and the IDs of those that run.
     containers: BTreeMap<String, Option<String>>,
     /// It has succeeded or failed and will not run again.
     is_terminated: bool,
+    /// It is being deleted.
+    pub is_terminating: bool,
 }
+
+/// Why the selected part of a pod is not available.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ScopeError {
+    /// The container may run later.
+    #[error("container {0} is not running")]
+    NotRunning(String),
+    /// The pod never has this container.
+    #[error("the pod has no container {wanted}; it has {known}")]
+    NoContainer {
+        /// The name of the container.
+        wanted: String,
+        /// The names of the pod's containers.
+        known: String,
+    },
+}
+
+/// The annotation by which the kubelet marks the copy of a static pod in the API.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// The annotation with the ID of the static pod.
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
 /// The part of a pod that a fault applies to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +92,19 @@ impl Pod {
         }
         let is_terminated = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let labels = pod.metadata.labels.unwrap_or_default();
-        Some(Self { name, uid: pod.metadata.uid?, labels, containers, is_terminated })
+        let uid = pod.metadata.uid?;
+        let mut annotations = pod.metadata.annotations.unwrap_or_default();
+        let hash = annotations.remove(CONFIG_HASH);
+        let hash = hash.filter(|_| annotations.contains_key(MIRROR));
+        Some(Self {
+            name,
+            cgroup_uid: hash.unwrap_or_else(|| uid.clone()),
+            uid,
+            labels,
+            containers,
+            is_terminated,
+            is_terminating: pod.metadata.deletion_timestamp.is_some(),
+        })
     }
 
     /// Whether `target` selects it.
@@ -76,14 +122,14 @@ impl Pod {
     }
 
     /// The part of the pod that `target` selects. The error says why it is not available.
-    pub fn scope(&self, target: &PodTarget) -> Result<PodScope, String> {
+    pub fn scope(&self, target: &PodTarget) -> Result<PodScope, ScopeError> {
         let Some(name) = &target.container else { return Ok(PodScope::Whole) };
         match self.containers.get(name) {
             Some(Some(id)) => Ok(PodScope::Container(id.clone())),
-            Some(None) => Err(format!("container {name} is not running")),
+            Some(None) => Err(ScopeError::NotRunning(name.clone())),
             None => {
                 let known = self.containers.keys().map(String::as_str).collect::<Vec<_>>();
-                Err(format!("the pod has no container {name}; it has {}", known.join(", ")))
+                Err(ScopeError::NoContainer { wanted: name.clone(), known: known.join(", ") })
             }
         }
     }
@@ -126,9 +172,24 @@ mod tests {
         };
         assert_eq!(scope(None), Ok(PodScope::Whole));
         assert_eq!(scope(Some("app")), Ok(PodScope::Container("abc".into())));
-        assert_eq!(scope(Some("proxy")), Err("container proxy is not running".into()));
-        assert_eq!(scope(Some("late")), Err("container late is not running".into()));
-        let message = scope(Some("none")).expect_err("there is none");
+        for name in ["proxy", "late"] {
+            assert_eq!(scope(Some(name)), Err(ScopeError::NotRunning(name.into())));
+        }
+        let message = scope(Some("none")).expect_err("there is none").to_string();
         assert!(message.ends_with("it has app, late, proxy"), "{message}");
+    }
+
+    #[test]
+    fn a_static_pod_has_the_cgroup_of_its_configuration() {
+        let of = |annotations: serde_json::Value| {
+            let pod = json!({"metadata": {
+                "namespace": "kube-system", "name": "etcd", "uid": "1", "annotations": annotations,
+            }});
+            let pod = Pod::from_api(serde_json::from_value(pod).expect("a pod"));
+            pod.expect("a named pod").cgroup_uid
+        };
+        assert_eq!(of(json!({MIRROR: "abc", CONFIG_HASH: "abc"})), "abc");
+        assert_eq!(of(json!({CONFIG_HASH: "abc"})), "1");
+        assert_eq!(of(json!({})), "1");
     }
 }

@@ -1,10 +1,20 @@
 //! Reconciles `FaultInjection` resources with the faults of this node.
 //!
-//! Before an agent faults a pod, it claims the resource in its status: the agent that removes the
-//! finalizer has then seen every claim. Writes are conditional on the resource version, so that of
-//! several agents exactly one takes a step and the others see the result.
+//! No tenant delays another: faults that are over end first, resources take turns by namespace, and
+//! a turn neither looks up names nor starts more than a few faults.
+//!
+//! Before an agent faults a pod, it writes that into the status: no pod is faulted by an agent that
+//! the status does not name, nor for a resource that was deleted or edited. Resources have no
+//! finalizer, so that removing agents, permissions and definition in any order blocks nothing: an
+//! agent that no longer sees a resource ends its faults, and one that sees nothing has leases that
+//! expire.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::{self, Future},
+    sync::Arc,
+    time::Duration,
+};
 
 use k8s_openapi::{
     api::core::v1 as core, apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp,
@@ -28,27 +38,31 @@ use super::{
     Timeouts,
     crd::{FaultInjection, FaultInjectionSpec, FaultInjectionStatus, NodeState, NodeStatus},
     heartbeat::{Heartbeat, OtherNodes, RequestError, with_timeout},
+    names::Names,
+    peers::ClusterPeers,
     pods::{self, Pod},
+    queue::Queue,
     reflector::Reflector,
-    resource::{FaultSource, OWNER, ResourceState},
+    resource::{FaultSource, Lookups, OWNER, ResourceState},
     status::{self, Desired, differs, summarize},
 };
 use crate::{
     agent::{
         board::ended,
+        plan::Plan,
         routes::{Agent, shutdown_requested},
     },
     spec::target::PodName,
 };
-
-/// Keeps a deleted resource until no agent has a fault for it.
-const FINALIZER: &str = "injector.dev/agents";
 
 /// The field manager of the status that is common to all nodes.
 const MANAGER: &str = "injector-agent";
 
 /// The interval of periodic reconciliation.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How long faults that are over are ended before a resource has its turn.
+const SETTLE_TIME: Duration = Duration::from_millis(100);
 
 /// The minimum interval of counter updates, and how long an agent waits for another one to write
 /// the common status before it does so itself.
@@ -75,6 +89,11 @@ pub struct Reconciler {
     /// By the UIDs of resources.
     resources: BTreeMap<String, ResourceState>,
     checked: BTreeMap<String, Checked>,
+    lookups: Lookups,
+    /// Resources whose faults may be over.
+    changed: Queue,
+    /// Resources to reconcile.
+    queue: Queue,
     /// Since when another agent should have written the common status, by UID.
     waiting: BTreeMap<String, Instant>,
     shutdown: signal::Receiver<bool>,
@@ -89,6 +108,7 @@ impl Reconciler {
         timeouts: Timeouts,
         agent: Arc<Agent>,
         heartbeat: Arc<Heartbeat>,
+        peers: ClusterPeers,
         shutdown: signal::Receiver<bool>,
     ) -> Self {
         let kind = ApiResource::erase::<FaultInjection>(&());
@@ -116,6 +136,9 @@ impl Reconciler {
             heartbeat,
             resources: BTreeMap::new(),
             checked: BTreeMap::new(),
+            lookups: Lookups { names: Names::default(), peers },
+            changed: Queue::default(),
+            queue: Queue::default(),
             waiting: BTreeMap::new(),
             shutdown,
             is_leaving: false,
@@ -129,45 +152,89 @@ impl Reconciler {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.agent.cluster.is_alive();
+            // All events that have arrived come before the next turn.
             tokio::select! {
                 biased;
                 () = shutdown_requested(&mut shutdown) => break,
-                () = self.faults.next() => {}
-                () = self.pods.next() => {}
-                () = ended(&mut changes, |fault| fault.owner.starts_with(OWNER)) => {}
-                _ = ticks.tick() => {}
+                () = self.faults.next() => self.queue_all(),
+                () = self.pods.next() => self.queue_all(),
+                () = ended(&mut changes, |fault| fault.owner.starts_with(OWNER)) => self.queue_all(),
+                () = self.lookups.changed() => self.queue_all(),
+                _ = ticks.tick() => self.queue_all(),
+                () = future::ready(()), if !self.queue.is_empty() => self.take_turn().await,
             }
-            self.reconcile_all().await;
         }
         self
     }
 
-    async fn reconcile_all(&mut self) {
+    /// Queues all resources, once everything is known.
+    fn queue_all(&mut self) {
         let (Some(faults), Some(_)) = (self.faults.all(), self.pods.all()) else { return };
-        let uids: Vec<String> = faults.keys().cloned().collect();
-        let gone: Vec<String> =
-            self.resources.keys().filter(|uid| !faults.contains_key(*uid)).cloned().collect();
-        for uid in gone {
-            if let Some(mut state) = self.resources.remove(&uid) {
+        let known = faults.iter().map(|(uid, object)| {
+            (object.metadata.namespace.as_deref().unwrap_or_default(), uid.as_str())
+        });
+        let gone = self.resources.iter().filter(|(uid, _)| !faults.contains_key(*uid));
+        let gone = gone.map(|(uid, state)| (state.namespace(), uid.as_str()));
+        for (namespace, uid) in known.chain(gone) {
+            self.changed.add(namespace, uid);
+            self.queue.add(namespace, uid);
+        }
+    }
+
+    /// Ends faults that are over, and then reconciles one resource.
+    async fn take_turn(&mut self) {
+        let end = Instant::now() + SETTLE_TIME;
+        while Instant::now() < end
+            && let Some(uid) = self.changed.take()
+        {
+            self.settle(&uid).await;
+        }
+        let Some(uid) = self.queue.take() else { return };
+        let Some(object) = self.faults.get(&uid).cloned() else { return self.settle(&uid).await };
+        let name = name_of(&object);
+        match self.reconcile(&uid, &object).await {
+            Ok(()) => {}
+            Err(error) if error.is_unexpected() => {
+                tracing::warn!("cannot update the status of {name}: {error}");
+            }
+            Err(error) => tracing::debug!("{name}: {error}"),
+        }
+    }
+
+    /// Ends the faults of a resource that are over: it was deleted or has ended, or pods are no longer
+    /// selected.
+    async fn settle(&mut self, uid: &str) {
+        let Some(object) = self.faults.get(uid).cloned() else {
+            if let Some(mut state) = self.resources.remove(uid) {
                 state.end_all(&self.agent).await;
             }
-            self.checked.remove(&uid);
-            self.waiting.remove(&uid);
+            self.checked.remove(uid);
+            self.waiting.remove(uid);
+            return;
+        };
+        let (_, spec) = self.evaluate(uid, &object);
+        let own = own(&object, &self.node);
+        let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+        if !self.resources.contains_key(uid) {
+            let source = FaultSource::of_resource(&name_of(&object));
+            self.resources.insert(uid.into(), ResourceState::new(source, namespace, own));
         }
-        for uid in uids {
-            if *self.shutdown.borrow() {
-                return;
-            }
-            let Some(object) = self.faults.get(&uid).cloned() else { continue };
-            let name = name_of(&object);
-            match self.reconcile(&uid, &object).await {
-                Ok(()) => {}
-                Err(error) if error.is_unexpected() => {
-                    tracing::warn!("cannot update the status of {name}: {error}");
-                }
-                Err(error) => tracing::debug!("{name}: {error}"),
-            }
+        let Some(state) = self.resources.get_mut(uid) else { return };
+        let is_marked_lost = own.is_some_and(|own| own.state == NodeState::Lost);
+        if state.observe(&self.agent) || is_marked_lost {
+            state.claimed = None;
         }
+        let Some(spec) = spec else { return state.end_all(&self.agent).await };
+        let Some(pods) = self.pods.all() else { return };
+        let ambiguous = pods::ambiguous(pods.values());
+        let selected: Vec<&Pod> = pods
+            .values()
+            .filter(|pod| pod.is_selected(namespace, &spec.target))
+            .filter(|pod| !ambiguous.contains(&*pod.cgroup_uid))
+            .collect();
+        state.select(&self.agent, generation(&object), &selected, &spec).await;
+        state.forget_pods(|uid| pods.contains_key(uid));
     }
 
     /// The desired state of a resource, with the specification if it is active.
@@ -192,87 +259,102 @@ impl Reconciler {
         self.checked.insert(uid.into(), (generation, checked.clone()));
         match checked {
             Err(message) => (Desired::Invalid(message), None),
-            Ok(spec) => match status.and_then(|status| status.start_time.as_ref()) {
-                Some(start) if left(&spec, start).is_none() => (Desired::Expired, None),
+            Ok(spec) => match self.start_time(uid, object) {
+                Some(start) if left(&spec, &start).is_zero() => (Desired::Expired, None),
                 _ => (Desired::Active, Some(spec)),
             },
         }
     }
 
+    /// When the first pod was faulted, on any node.
+    fn start_time(&self, uid: &str, object: &Resource) -> Option<MicroTime> {
+        let own = self.resources.get(uid).and_then(|state| state.started.clone());
+        object.status.as_ref().and_then(status::start_time).or(own)
+    }
+
     async fn reconcile(&mut self, uid: &str, object: &Resource) -> Result<(), RequestError> {
-        let (desired, spec) = self.evaluate(uid, object);
-        let own = own(object, &self.node);
-        if !self.resources.contains_key(uid) {
-            let state = ResourceState::new(FaultSource::of_resource(&name_of(object)), own);
-            self.resources.insert(uid.into(), state);
-        }
-        let Some(state) = self.resources.get_mut(uid) else { return Ok(()) };
-        let is_marked_lost = own.is_some_and(|own| own.state == NodeState::Lost);
-        if state.observe(&self.agent) || is_marked_lost {
-            state.claimed = None;
-        }
-        let generation = generation(object);
-        let mut plans = Vec::new();
-        match &spec {
-            Some(spec) => {
-                let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
-                let pods = self.pods.all().into_iter().flat_map(BTreeMap::values);
-                let selected: Vec<&Pod> =
-                    pods.filter(|pod| pod.is_selected(namespace, &spec.target)).collect();
-                state.select(&self.agent, generation, &selected, spec).await;
-                if self.heartbeat.is_connected() {
-                    plans = state.plan(spec, spec.r#for.0, self.timeouts.patience).await;
-                }
-            }
-            None => state.end_all(&self.agent).await,
-        }
+        self.settle(uid).await;
         // While the API server is away, no claim can be written.
         if !self.heartbeat.is_connected() {
             return Ok(());
         }
-        if let Some(spec) = spec.filter(|_| !plans.is_empty())
-            && let Some(start) = self.claim(uid, generation).await?
-        {
-            for (pod, mut plan) in plans {
-                let Some(left) = left(&spec, &start) else { break };
-                plan.terms.lasts = Some(left);
-                let Some(state) = self.resources.get_mut(uid) else { break };
-                state.begin(&self.agent, &pod, plan).await;
+        let (desired, spec) = self.evaluate(uid, object);
+        if let Some(spec) = spec {
+            let Some(state) = self.resources.get_mut(uid) else { return Ok(()) };
+            let lease = self.timeouts.patience;
+            let plans = state.plan(&self.lookups, &spec, spec.r#for.0, lease).await;
+            // The end of the look-ups gives it another turn.
+            if state.is_settling() && state.claimed.is_none() {
+                return Ok(());
+            }
+            if !plans.is_empty() {
+                match self.claim(uid, generation(object)).await {
+                    Ok(true) => self.begin(uid, object, &spec, plans).await,
+                    refused => {
+                        if let Some(state) = self.resources.get_mut(uid) {
+                            state.abandon(&plans);
+                        }
+                        refused?;
+                    }
+                }
             }
         }
         self.write(uid, &desired).await
     }
 
-    /// Claims the resource in its status. Returns the fault's start time if pods may be faulted.
-    async fn claim(
+    /// Starts the faults of pods.
+    async fn begin(
         &mut self,
         uid: &str,
-        generation: i64,
-    ) -> Result<Option<MicroTime>, RequestError> {
-        let Some(mut object) = self.faults.get(uid).cloned() else { return Ok(None) };
-        if !has_finalizer(&object) {
-            let mut finalizers = object.finalizers().to_vec();
-            finalizers.push(FINALIZER.into());
-            object = self.set_finalizers(&object, &finalizers).await?;
+        object: &Resource,
+        spec: &FaultInjectionSpec,
+        plans: Vec<(String, Plan)>,
+    ) {
+        for (pod, mut plan) in plans {
+            let left =
+                self.start_time(uid, object).map_or(spec.r#for.0, |start| left(spec, &start));
+            if left.is_zero() {
+                return;
+            }
+            plan.terms.lasts = Some(left);
+            let faults = plan.terms.summary();
+            let Some(state) = self.resources.get_mut(uid) else { return };
+            if state.begin(&self.agent, &pod, plan).await {
+                let note = format!(
+                    "{faults} by faultinjection {} for {}",
+                    name_of(object),
+                    status::rounded(left)
+                );
+                self.publish_pod_event(&pod, &note);
+            }
         }
-        let has_started = object.status.as_ref().is_some_and(|status| status.start_time.is_some());
-        if !has_started {
-            let start = json!({"startTime": MicroTime(status::now())});
-            object = self.patch_status(&object, start).await?;
+        // The rest has another turn after the resources of other namespaces.
+        if self.resources.get(uid).is_some_and(ResourceState::has_more) {
+            self.queue.add(object.metadata.namespace.as_deref().unwrap_or_default(), uid);
         }
-        let Some(state) = self.resources.get(uid) else { return Ok(None) };
-        if state.claimed != Some(generation) {
-            let entry = state.status(&self.node, generation, Some(NodeState::Starting));
-            object = self.write_entry(uid, &object, entry).await?;
+    }
+
+    /// Writes into the status that this node is about to fault pods. Returns whether it may: the
+    /// resource is still there, unchanged.
+    async fn claim(&mut self, uid: &str, generation: i64) -> Result<bool, RequestError> {
+        let (Some(object), Some(state)) = (self.faults.get(uid).cloned(), self.resources.get(uid))
+        else {
+            return Ok(false);
+        };
+        if state.claimed == Some(generation) && state.is_once_written {
+            return Ok(true);
         }
-        let status = object.status.clone().unwrap_or_default();
+        let is_first = state.claimed != Some(generation);
+        let entry = state.status(&self.node, generation, is_first.then_some(NodeState::Starting));
+        let object = self.write_entry(uid, &object, entry).await?;
+        let is_over = object.status.as_ref().is_some_and(|status| status.end_time.is_some());
         let is_claimed = object.metadata.deletion_timestamp.is_none()
             && self::generation(&object) == generation
-            && status.end_time.is_none();
+            && !is_over;
         if let Some(state) = self.resources.get_mut(uid) {
             state.claimed = is_claimed.then_some(generation);
         }
-        Ok(status.start_time.filter(|_| is_claimed))
+        Ok(is_claimed)
     }
 
     /// Writes the entry of this node and the summary of all nodes.
@@ -297,7 +379,11 @@ impl Reconciler {
         let needs_write = match before {
             None => !matches!(entry.state, NodeState::Idle | NodeState::Ended | NodeState::Stopped),
             Some(before) if self.is_leaving => before.holds(),
-            Some(before) => has_changed(before, &entry) || (*before != entry && is_due(state)),
+            Some(before) => {
+                has_changed(before, &entry)
+                    || !state.is_once_written
+                    || (*before != entry && is_due(state))
+            }
         };
         if needs_write {
             object = self.write_entry(uid, &object, entry).await?;
@@ -306,8 +392,7 @@ impl Reconciler {
         self.write_summary(uid, desired, object).await
     }
 
-    /// Marks nodes whose agents are lost. Each agent monitors one other node; all of them while the
-    /// end of the fault waits for them.
+    /// Marks nodes whose agents are lost. Each agent monitors one other node.
     async fn mark_lost(
         &mut self,
         desired: &Desired,
@@ -332,7 +417,9 @@ impl Reconciler {
                 continue;
             }
             // Exactly the fields that its agent applies each time: a returning agent overrides them.
-            let state = json!({"node": node, "state": NodeState::Lost, "injecting": 0, "pods": []});
+            let state = json!({
+                "node": node, "state": NodeState::Lost, "injecting": 0, "selected": 0, "pods": [],
+            });
             // A field manager for each node: applying one node's entry must not remove another's.
             *object = self.apply_node(object, &format!("injector-lost/{node}"), &state).await?;
             self.faults.replace(Resource::clone(object));
@@ -345,20 +432,17 @@ impl Reconciler {
         &mut self,
         uid: &str,
         desired: &Desired,
-        mut object: Arc<Resource>,
+        object: Arc<Resource>,
     ) -> Result<(), RequestError> {
         let old = object.status.clone().unwrap_or_default();
         let new = summarize(&old, generation(&object), desired, status::now());
-        let is_held = old.nodes.iter().any(NodeStatus::holds);
-        let is_finished =
-            has_finalizer(&object) && !is_held && (self.is_leaving || *desired != Desired::Active);
         let is_different = differs(&old, &new);
         let state = self.resources.get_mut(uid);
         let is_due = state.is_some_and(|state| {
             state.summarized.is_none_or(|at| at.elapsed() >= MIN_UPDATE_INTERVAL)
         });
         let has_changed = FaultInjectionStatus { nodes: Vec::new(), ..old.clone() } != new;
-        let needs_write = is_different || is_finished || (has_changed && is_due);
+        let needs_write = is_different || (has_changed && is_due);
         if !needs_write {
             self.waiting.remove(uid);
             return Ok(());
@@ -366,17 +450,15 @@ impl Reconciler {
         if !self.is_turn(uid, &old) {
             return Ok(());
         }
-        if is_different || (has_changed && is_due) {
-            let status = serde_json::to_value(&new).unwrap_or_default();
-            object = self.patch_status(&object, status).await?;
-            if let Some(state) = self.resources.get_mut(uid) {
-                state.summarized = Some(Instant::now());
-            }
+        let status = serde_json::to_value(&new).unwrap_or_default();
+        let written = self.patch_status(&object, status).await?;
+        if let Some(state) = self.resources.get_mut(uid) {
+            state.summarized = Some(Instant::now());
         }
-        if is_finished {
-            let others = object.finalizers().iter().filter(|name| *name != FINALIZER);
-            let others: Vec<String> = others.cloned().collect();
-            self.set_finalizers(&object, &others).await?;
+        if let Desired::Invalid(message) = desired
+            && old.reason != new.reason
+        {
+            self.publish(&written, EventType::Warning, "Invalid", message);
         }
         self.waiting.remove(uid);
         Ok(())
@@ -436,6 +518,7 @@ impl Reconciler {
                 state.claimed = None;
             }
             state.written = Some(Instant::now());
+            state.is_once_written = true;
         }
         if before != Some(entry.state) {
             self.publish_event(&written, &entry);
@@ -476,20 +559,6 @@ impl Reconciler {
         Ok(written.into())
     }
 
-    async fn set_finalizers(
-        &mut self,
-        object: &Resource,
-        finalizers: &[String],
-    ) -> Result<Arc<Resource>, RequestError> {
-        let version = object.resource_version();
-        let patch = json!({"metadata": {"resourceVersion": version, "finalizers": finalizers}});
-        let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
-        let (api, name) = (self.api(object), object.name_any());
-        let written = self.request(api.patch(&name, &params, &Patch::Merge(patch))).await?;
-        self.faults.replace(written.clone());
-        Ok(written.into())
-    }
-
     fn api(&self, object: &Resource) -> Api<Resource> {
         let namespace = object.namespace().unwrap_or_default();
         Api::namespaced_with(self.client.clone(), &namespace, &self.kind)
@@ -500,6 +569,7 @@ impl Reconciler {
         &mut self,
         answer: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, RequestError> {
+        self.agent.cluster.is_alive();
         let answer = with_timeout(self.timeouts.request(), answer);
         if self.is_leaving {
             return answer.await;
@@ -511,23 +581,54 @@ impl Reconciler {
         }
     }
 
-    /// Publishes an event about this node, best effort.
+    /// Publishes an event about this node.
     fn publish_event(&self, object: &Resource, entry: &NodeStatus) {
         let is_warning = matches!(entry.state, NodeState::Failed | NodeState::Lost);
         let what = match entry.state {
-            NodeState::Injecting => format!("faults active in {} pods", entry.injecting),
-            NodeState::Ended | NodeState::Stopped => {
-                format!("{} packets matched", entry.matched)
+            NodeState::Injecting => {
+                format!("faults active in {}", status::count(entry.injecting, "pod"))
             }
+            NodeState::Ended | NodeState::Stopped => status::matches(entry.matched, entry.counters),
             NodeState::Waiting | NodeState::Failed => entry.message.clone().unwrap_or_default(),
             NodeState::Idle | NodeState::Starting | NodeState::Lost => return,
         };
+        let type_ = if is_warning { EventType::Warning } else { EventType::Normal };
+        let note = format!("node {}: {what}", entry.node);
+        self.publish(object, type_, &format!("{:?}", entry.state), &note);
+    }
+
+    /// Publishes an event about a pod that is faulted.
+    fn publish_pod_event(&self, uid: &str, note: &str) {
+        let Some(pod) = self.pods.get(uid) else { return };
+        let reference = core::ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            namespace: Some(pod.name.namespace.clone()),
+            name: Some(pod.name.name.clone()),
+            uid: Some(uid.into()),
+            ..core::ObjectReference::default()
+        };
+        self.publish_about(reference, EventType::Normal, "FaultInjected", note);
+    }
+
+    fn publish(&self, object: &Resource, type_: EventType, reason: &str, note: &str) {
         let reference = kube::Resource::object_ref(object, &self.kind);
+        self.publish_about(reference, type_, reason, note);
+    }
+
+    /// Publishes an event, best effort.
+    fn publish_about(
+        &self,
+        reference: core::ObjectReference,
+        type_: EventType,
+        reason: &str,
+        note: &str,
+    ) {
         let (recorder, timeouts) = (self.recorder.clone(), self.timeouts);
         let event = Event {
-            type_: if is_warning { EventType::Warning } else { EventType::Normal },
-            reason: format!("{:?}", entry.state),
-            note: Some(format!("node {}: {what}", entry.node).chars().take(1000).collect()),
+            type_,
+            reason: reason.into(),
+            note: Some(note.chars().take(1000).collect()),
             action: "Fault".into(),
             secondary: None,
         };
@@ -549,28 +650,25 @@ fn generation(object: &Resource) -> i64 {
     object.metadata.generation.unwrap_or_default()
 }
 
-fn has_finalizer(object: &Resource) -> bool {
-    object.finalizers().iter().any(|finalizer| finalizer == FINALIZER)
-}
-
 fn own<'a>(object: &'a Resource, node: &str) -> Option<&'a NodeStatus> {
     object.status.as_ref()?.nodes.iter().find(|entry| entry.node == node)
 }
 
-/// The remaining duration of a fault; `None` if it is over.
-fn left(spec: &FaultInjectionSpec, start: &MicroTime) -> Option<Duration> {
+/// The remaining duration of a fault; 0 if it is over.
+fn left(spec: &FaultInjectionSpec, start: &MicroTime) -> Duration {
     let elapsed = Timestamp::now().duration_since(start.0);
     // The clock of the node that wrote the start time may be ahead.
     let elapsed = Duration::try_from(elapsed).unwrap_or_default();
-    spec.r#for.0.checked_sub(elapsed).filter(|left| !left.is_zero())
+    spec.r#for.0.saturating_sub(elapsed)
 }
 
 /// Whether entries differ in more than their counters.
 fn has_changed(old: &NodeStatus, new: &NodeStatus) -> bool {
     let facts = |entry: &NodeStatus| {
-        let NodeStatus { state, generation, start_time, injecting, message, .. } = entry.clone();
+        let NodeStatus { state, generation, start_time, injecting, selected, message, .. } =
+            entry.clone();
         let pods = entry.pods.iter().map(|pod| (pod.name.clone(), pod.state, pod.message.clone()));
-        (state, generation, start_time, injecting, message, pods.collect::<Vec<_>>())
+        (state, generation, start_time, injecting, selected, message, pods.collect::<Vec<_>>())
     };
     facts(old) != facts(new)
 }

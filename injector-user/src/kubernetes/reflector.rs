@@ -33,6 +33,8 @@ pub struct Reflector<K, T> {
     /// The objects of an initial list that is still being received.
     listed: Option<BTreeMap<String, T>>,
     is_complete: bool,
+    /// Why the last attempt failed.
+    error: Option<String>,
     backoff: Duration,
     /// When to poll the watch again after a failure.
     retry_at: Instant,
@@ -58,6 +60,7 @@ where
             versions: BTreeMap::new(),
             listed: None,
             is_complete: false,
+            error: None,
             backoff: MIN_BACKOFF,
             retry_at: Instant::now(),
         }
@@ -66,6 +69,11 @@ where
     /// All objects by UID; `None` before the initial list is complete.
     pub fn all(&self) -> Option<&BTreeMap<String, T>> {
         self.is_complete.then_some(&self.objects)
+    }
+
+    /// Why the watch fails, if it does.
+    pub fn error(&self) -> Option<&str> {
+        self.error.as_deref()
     }
 
     /// The object with this UID.
@@ -86,6 +94,7 @@ where
         match self.stream.next().await {
             Some(Ok(event)) => {
                 self.backoff = MIN_BACKOFF;
+                self.error = None;
                 self.apply(event);
             }
             Some(Err(error)) => {
@@ -97,6 +106,7 @@ where
                 } else {
                     tracing::debug!("cannot watch {what}: {why}");
                 }
+                self.error = Some(why);
                 self.retry_at = Instant::now() + self.backoff;
                 self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
             }

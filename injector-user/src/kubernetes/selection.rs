@@ -3,12 +3,12 @@
 //!
 //! Only the API server interprets the selector, so it means what it means for kubectl.
 
-use std::{sync::Arc, time::Duration};
+use std::{future, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1 as core;
 use kube::{Api, Client, api::ListParams, runtime::watcher};
 use tokio::{
-    sync::{mpsc, watch as signal},
+    sync::{mpsc, oneshot, watch as signal},
     time::MissedTickBehavior,
 };
 
@@ -16,23 +16,30 @@ use super::{
     Timeouts,
     crd::{FaultInjectionSpec, PodTarget},
     heartbeat::{Heartbeat, RequestError, with_timeout},
+    names::Names,
+    peers::ClusterPeers,
     pods::{self, Pod},
     reflector::Reflector,
-    resource::{FaultSource, ResourceState},
+    resource::{FaultSource, Lookups, ResourceState, with_feeds},
 };
 use crate::{
     agent::{
         MAX_LIFE,
         api::{Code, Fault, FaultRequest, Phase, Problem},
         board::ended,
+        plan::Selection,
         routes::{Agent, shutdown_requested},
         selection::Order,
     },
     spec::{target::PodSelection, value::HumanDuration},
+    target::peers::Peers,
 };
 
 /// The interval of periodic reconciliation.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Where to send a new fault.
+type Reply = oneshot::Sender<Result<Arc<Fault>, Problem>>;
 
 /// The service for faults by labels.
 #[derive(Clone)]
@@ -47,6 +54,8 @@ pub struct Selections {
     pub agent: Arc<Agent>,
     /// The connection state of the API server.
     pub heartbeat: Arc<Heartbeat>,
+    /// The peers in the cluster.
+    pub peers: ClusterPeers,
 }
 
 impl Selections {
@@ -63,13 +72,32 @@ impl Selections {
                 order = orders.recv() => order,
             };
             let Some(order) = order else { return };
-            // Checks with the API server must not block other requests.
-            tokio::spawn(self.clone().begin(order, shutdown.clone()));
+            // Requests to the API server must not block others.
+            match order {
+                Order::Select { selection, by, reply } => {
+                    let shutdown = shutdown.clone();
+                    tokio::spawn(self.clone().begin(*selection, by, reply, shutdown));
+                }
+                Order::Find { peers, reply } => {
+                    let (known, time) = (self.peers.clone(), self.timeouts.request());
+                    tokio::spawn(async move {
+                        let found = known.wait_for(&peers, time).await;
+                        let found = found.map(|feeds| with_feeds(Peers::default(), &feeds));
+                        // The client may have gone.
+                        let _ = reply.send(found.map_err(|why| Problem::new(Code::Busy, why)));
+                    });
+                }
+            }
         }
     }
 
-    async fn begin(self, order: Order, shutdown: signal::Receiver<bool>) {
-        let Order { selection, by, reply } = order;
+    async fn begin(
+        self,
+        selection: Selection,
+        by: String,
+        reply: Reply,
+        shutdown: signal::Receiver<bool>,
+    ) {
         let (pods, request) = (selection.pods.clone(), selection.request.clone());
         let created = match self.check(&pods).await {
             Ok(()) => self.agent.keeper.select(selection, by).await,
@@ -124,8 +152,10 @@ impl Selections {
             .fields(&pods::node_field_selector(&self.node))
             .labels(&pods.selector);
         let mut watched = Reflector::new("pods", self.api(pods), config, Pod::from_api);
-        let mut state = ResourceState::new(FaultSource::of_fault(fault), None);
+        let lookups = Lookups { names: Names::default(), peers: self.peers.clone() };
+        let mut state = ResourceState::new(FaultSource::of_fault(fault), name, None);
         let spec = spec(request);
+        let mut has_more = false;
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -134,6 +164,8 @@ impl Selections {
                 () = shutdown_requested(&mut shutdown) => return,
                 () = watched.next() => {}
                 () = ended(&mut changes, is_related) => {}
+                () = lookups.changed() => {}
+                () = future::ready(()), if has_more => {}
                 _ = ticks.tick() => {}
             }
             // The parts end together with the fault.
@@ -150,7 +182,10 @@ impl Selections {
                 // The selected pods are unknown.
                 state.suspend(agent, "the Kubernetes API server was not reached").await;
             } else if self.heartbeat.is_connected() {
-                for (pod, plan) in state.plan(&spec, MAX_LIFE, self.timeouts.patience).await {
+                let lease = self.timeouts.patience;
+                let plans = state.plan(&lookups, &spec, MAX_LIFE, lease).await;
+                has_more = !plans.is_empty() && state.has_more();
+                for (pod, plan) in plans {
                     state.begin(agent, &pod, plan).await;
                 }
             }
@@ -164,6 +199,7 @@ fn spec(request: &FaultRequest) -> FaultInjectionSpec {
     let FaultRequest { seed, rules, clocks, processes, .. } = request.clone();
     FaultInjectionSpec {
         target: PodTarget::default(),
+        peers: Vec::new(),
         r#for: HumanDuration(MAX_LIFE),
         seed,
         rules,

@@ -1,5 +1,7 @@
 //! The status of a resource, aggregated from the entries of all nodes.
 
+use std::time::Duration;
+
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
     jiff::{Timestamp, Unit},
@@ -48,11 +50,14 @@ pub fn summarize(
     now: Timestamp,
 ) -> FaultInjectionStatus {
     let nodes = &old.nodes;
-    let matched = nodes.iter().map(|node| node.matched).sum();
-    let pods = nodes.iter().filter(|node| node.holds()).map(|node| node.injecting).sum();
+    let matched = nodes.iter().map(|node| node.matched + node.counters.others_matched()).sum();
+    let holding = || nodes.iter().filter(|node| node.holds());
+    let pods: u64 = holding().map(|node| node.injecting).sum();
+    let selected: u64 = holding().map(|node| node.selected).sum();
     let phase = phase(nodes, desired);
+    let start_time = start_time(old);
     let is_over = matches!(desired, Desired::Expired | Desired::Deleted);
-    let end_time = if is_over && old.start_time.is_some() {
+    let end_time = if is_over && start_time.is_some() {
         old.end_time.clone().or(Some(MicroTime(now)))
     } else {
         old.end_time.clone()
@@ -60,8 +65,12 @@ pub fn summarize(
     let conditions = [
         accepted_condition(desired),
         injecting_condition(nodes, desired, pods),
-        matched_condition(nodes, desired, matched),
+        matched_condition(desired, matched),
     ];
+    let reason = match conditions[1].2 {
+        INJECTING if pods < selected => "PodsWaiting",
+        reason => reason,
+    };
     let condition = |(type_, status, reason, message): ConditionFacts| {
         let status = if status { "True" } else { "False" };
         let before = old.conditions.iter().find(|condition| condition.type_ == type_);
@@ -78,14 +87,60 @@ pub fn summarize(
     };
     FaultInjectionStatus {
         phase: Some(phase),
+        reason: Some(reason.into()),
         matched: Some(matched),
         pods: Some(pods),
-        start_time: old.start_time.clone(),
+        selected_pods: Some(selected),
+        pods_faulted: Some(format!("{pods}/{selected}")),
+        start_time,
         end_time,
         observed_generation: Some(generation),
         conditions: conditions.map(condition).into(),
         nodes: Vec::new(),
     }
+}
+
+/// When the first pod was faulted.
+#[must_use]
+pub fn start_time(status: &FaultInjectionStatus) -> Option<MicroTime> {
+    let of_nodes = status.nodes.iter().filter_map(|node| node.start_time.as_ref());
+    status.start_time.clone().or_else(|| of_nodes.min().cloned())
+}
+
+/// A number of things.
+#[must_use]
+pub fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// A duration in whole hours, minutes or seconds.
+#[must_use]
+pub fn rounded(time: Duration) -> String {
+    match time.as_secs_f64().round() as u64 {
+        seconds if seconds % 3600 == 0 => format!("{}h", seconds / 3600),
+        seconds if seconds % 60 == 0 => format!("{}m", seconds / 60),
+        seconds => format!("{seconds}s"),
+    }
+}
+
+/// What matched on a node.
+#[must_use]
+pub fn matches(packets: u64, counters: Counters) -> String {
+    let Counters { clock_processes, processes, .. } = counters;
+    let counts = [
+        (clock_processes, "process with a clock fault", "processes with a clock fault"),
+        (processes.pauses, "pause", "pauses"),
+        (processes.signals, "signal", "signals"),
+        (processes.calls_failed, "failed system call", "failed system calls"),
+    ];
+    let mut words = vec![count(packets, "packet")];
+    let counted = counts.iter().filter(|(number, ..)| *number > 0);
+    words.extend(
+        counted.map(|(number, one, many)| {
+            format!("{number} {}", if *number == 1 { one } else { many })
+        }),
+    );
+    format!("{} matched", words.join(", "))
 }
 
 /// Whether two summaries differ in more than their counters.
@@ -99,7 +154,9 @@ pub fn differs(old: &FaultInjectionStatus, new: &FaultInjectionStatus) -> bool {
         let conditions: Vec<_> = conditions.collect();
         (
             status.phase,
-            status.pods,
+            status.reason.clone(),
+            status.pods_faulted.clone(),
+            status.start_time.clone(),
             status.observed_generation,
             status.end_time.is_some(),
             conditions,
@@ -111,11 +168,12 @@ pub fn differs(old: &FaultInjectionStatus, new: &FaultInjectionStatus) -> bool {
 /// Type, status, reason, message.
 type ConditionFacts = (&'static str, bool, &'static str, String);
 
+/// The reason of the condition Injecting while faults are active.
+const INJECTING: &str = "Injecting";
+
 fn phase(nodes: &[NodeStatus], desired: &Desired) -> Phase {
-    let has_failed = |node: &NodeStatus| node.start_time.is_none() && node.message.is_some();
     match desired {
         Desired::Invalid(_) => Phase::Failed,
-        Desired::Expired if !nodes.is_empty() && nodes.iter().all(has_failed) => Phase::Failed,
         Desired::Expired | Desired::Deleted => Phase::Ended,
         Desired::Active if nodes.iter().any(|node| node.state == NodeState::Injecting) => {
             Phase::Running
@@ -136,7 +194,7 @@ fn accepted_condition(desired: &Desired) -> ConditionFacts {
 
 fn injecting_condition(nodes: &[NodeStatus], desired: &Desired, pods: u64) -> ConditionFacts {
     let said = |reason, message: &str| ("Injecting", false, reason, message.to_owned());
-    let acting = nodes.iter().filter(|node| node.state == NodeState::Injecting).count();
+    let acting = nodes.iter().filter(|node| node.state == NodeState::Injecting).count() as u64;
     match desired {
         Desired::Invalid(_) => said("Invalid", "no fault: the specification is invalid"),
         Desired::Expired => said("Ended", "the duration has passed"),
@@ -146,8 +204,8 @@ fn injecting_condition(nodes: &[NodeStatus], desired: &Desired, pods: u64) -> Co
             let trouble = trouble
                 .map(|(node, message)| format!("; node {}: {message}", node.node))
                 .unwrap_or_default();
-            let message = format!("faults active in {pods} pods on {acting} nodes{trouble}");
-            ("Injecting", true, "Injecting", message)
+            let (pods, nodes) = (count(pods, "pod"), count(acting, "node"));
+            ("Injecting", true, INJECTING, format!("faults active in {pods} on {nodes}{trouble}"))
         }
         Desired::Active => {
             let mut troubled = nodes.iter().filter(|node| node.holds());
@@ -165,12 +223,8 @@ fn injecting_condition(nodes: &[NodeStatus], desired: &Desired, pods: u64) -> Co
     }
 }
 
-fn matched_condition(nodes: &[NodeStatus], desired: &Desired, matched: u64) -> ConditionFacts {
-    let did = |node: &NodeStatus| {
-        let Counters { clock_processes, processes, .. } = node.counters;
-        clock_processes + processes.pauses + processes.signals + processes.calls_failed > 0
-    };
-    if matched > 0 || nodes.iter().any(did) {
+fn matched_condition(desired: &Desired, matched: u64) -> ConditionFacts {
+    if matched > 0 {
         return ("Matched", true, "Matched", "packets, processes or calls matched".into());
     }
     let message = match desired {
@@ -214,7 +268,7 @@ mod tests {
             ),
             (vec![node("a", Injecting)], Desired::Invalid("x".into()), Phase::Failed, "Invalid"),
             (vec![node("a", Ended)], Desired::Expired, Phase::Ended, "Ended"),
-            (vec![trouble(Ended)], Desired::Expired, Phase::Failed, "Ended"),
+            (vec![trouble(Ended)], Desired::Expired, Phase::Ended, "Ended"),
             (vec![trouble(Ended), node("b", Ended)], Desired::Expired, Phase::Ended, "Ended"),
             (vec![], Desired::Expired, Phase::Ended, "Ended"),
             (vec![node("a", Injecting)], Desired::Deleted, Phase::Ended, "Deleted"),
@@ -238,7 +292,45 @@ mod tests {
         let old = FaultInjectionStatus { nodes, ..FaultInjectionStatus::default() };
         let new = summarize(&old, 1, &Desired::Active, at(1));
         assert_eq!((new.matched, new.pods), (Some(12), Some(2)));
+        let mut status = FaultInjectionStatus { nodes: old.nodes, ..new };
+        status.nodes[0].selected = 3;
+        status.nodes[0].counters.processes.signals = 2;
+        let new = summarize(&status, 1, &Desired::Active, at(2));
+        assert_eq!((new.matched, new.pods_faulted.as_deref()), (Some(14), Some("2/3")));
+        assert_eq!(new.reason.as_deref(), Some("PodsWaiting"));
         assert_eq!(reason(&new, "Matched").status, "True");
+    }
+
+    #[test]
+    fn the_first_faulted_pod_gives_the_start_time() {
+        let of = |name, second| NodeStatus {
+            start_time: Some(MicroTime(at(second))),
+            ..node(name, NodeState::Injecting)
+        };
+        let nodes = vec![of("a", 7), of("b", 5), node("c", NodeState::Waiting)];
+        let old = FaultInjectionStatus { nodes, ..FaultInjectionStatus::default() };
+        let new = summarize(&old, 1, &Desired::Active, at(9));
+        assert_eq!(new.start_time, Some(MicroTime(at(5))));
+        let nodes = vec![of("d", 1)];
+        let later = summarize(&FaultInjectionStatus { nodes, ..new }, 1, &Desired::Active, at(9));
+        assert_eq!(later.start_time, Some(MicroTime(at(5))), "it stays");
+    }
+
+    #[test]
+    fn durations_are_rounded_to_seconds() {
+        for (ms, text) in [(299_999, "5m"), (7_200_000, "2h"), (61_400, "61s")] {
+            assert_eq!(rounded(Duration::from_millis(ms)), text);
+        }
+    }
+
+    #[test]
+    fn what_matched_is_listed() {
+        let mut counters = Counters::default();
+        assert_eq!(matches(1, counters), "1 packet matched");
+        counters.processes.signals = 1;
+        counters.clock_processes = 2;
+        let all = "0 packets, 2 processes with a clock fault, 1 signal matched";
+        assert_eq!(matches(0, counters), all);
     }
 
     #[test]

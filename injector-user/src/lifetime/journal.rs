@@ -7,9 +7,11 @@
 
 use std::{
     fmt::{self, Display, Formatter},
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -204,6 +206,11 @@ impl Journal {
         let fail = |source| LifetimeError::Journal { path: path.clone(), source };
         if create {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(FOLDER).map_err(fail)?;
+            // Others may have created it, such as the kubelet.
+            let mode = fs::metadata(FOLDER).map_err(fail)?.permissions().mode();
+            if mode & 0o077 != 0 {
+                fs::set_permissions(FOLDER, Permissions::from_mode(0o700)).map_err(fail)?;
+            }
         }
         loop {
             let file = match open(&path, create) {

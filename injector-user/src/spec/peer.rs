@@ -5,7 +5,10 @@ use std::{
     path::PathBuf,
 };
 
-use super::{target::TargetSpec, value::ValueError};
+use super::{
+    target::{PodName, PodSelection, TargetSpec},
+    value::ValueError,
+};
 
 /// A peer given by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,8 +17,79 @@ pub enum Peer {
     Host(String),
     /// Something on this machine, by the name of its kind and its own name.
     Local(&'static str, String),
+    /// Something in the Kubernetes cluster.
+    Cluster(ClusterPeer),
     /// A target of the scenario. It has no text form.
     Target(String),
+}
+
+/// A peer in the Kubernetes cluster, which an agent with `--kubernetes` follows.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ClusterPeer {
+    /// Pods by labels, in the syntax of `kubectl --selector`.
+    Pods {
+        /// Their namespaces.
+        namespaces: Namespaces,
+        /// Their labels; empty for all pods.
+        selector: String,
+    },
+    /// A service: its own addresses, and those of its endpoints.
+    Service {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// The namespaces of pods.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Namespaces {
+    /// The namespace of this name.
+    Named(String),
+    /// All namespaces with these labels. It has no text form.
+    Labelled(String),
+}
+
+/// The form of the kind `pods`.
+const PODS: [&str; 3] = ["pods", "NAMESPACE/SELECTOR", "shop/app=cart"];
+
+/// The form of the kind `service`.
+const SERVICE: [&str; 3] = ["service", "NAMESPACE/NAME", "shop/db"];
+
+impl ClusterPeer {
+    /// Parses the name behind the kind; `None` if it is another kind.
+    fn parse(kind: &str, name: &str) -> Option<Result<Self, ValueError>> {
+        let [kind, form, example] =
+            [PODS, SERVICE].into_iter().find(|[known, ..]| *known == kind)?;
+        if name.is_empty() {
+            return Some(Err(ValueError::NoPeerName { kind, form, example }));
+        }
+        let wrong = || ValueError::ClusterPeer { kind, name: name.into(), form, example };
+        if kind == PODS[0] {
+            let pods = name.parse::<PodSelection>().map_err(|_| wrong());
+            return Some(pods.map(|PodSelection { namespace, selector }| Self::Pods {
+                namespaces: Namespaces::Named(namespace),
+                selector,
+            }));
+        }
+        let service = name.parse::<PodName>().map_err(|_| wrong());
+        Some(service.map(|PodName { namespace, name }| Self::Service { namespace, name }))
+    }
+}
+
+impl Display for ClusterPeer {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        match self {
+            Self::Pods { namespaces: Namespaces::Named(namespace), selector } => {
+                write!(f, "{}:{namespace}/{selector}", PODS[0])
+            }
+            Self::Pods { namespaces: Namespaces::Labelled(labels), selector } => {
+                write!(f, "{}:({labels})/{selector}", PODS[0])
+            }
+            Self::Service { namespace, name } => write!(f, "{}:{namespace}/{name}", SERVICE[0]),
+        }
+    }
 }
 
 /// A kind of peers on this machine.
@@ -82,13 +156,19 @@ impl PeerKind {
 /// The forms of all kinds of peers, for messages.
 #[must_use]
 pub fn forms() -> String {
-    KINDS.iter().map(|kind| format!("{}:{}", kind.name, kind.form)).collect::<Vec<_>>().join(", ")
+    let local = KINDS.iter().map(|kind| [kind.name, kind.form]);
+    let cluster = [PODS, SERVICE].map(|[name, form, _]| [name, form]);
+    let forms = local.chain(cluster).map(|[name, form]| format!("{name}:{form}"));
+    forms.collect::<Vec<_>>().join(", ")
 }
 
 impl Peer {
     /// Parses `KIND:NAME`. `None` if the text has another form, such as that of an IPv6 address.
     pub fn parse_local(text: &str) -> Option<Result<Self, ValueError>> {
         let (kind, name) = text.split_once(':')?;
+        if let Some(peer) = ClusterPeer::parse(kind, name) {
+            return Some(peer.map(Self::Cluster));
+        }
         let Some(kind) = PeerKind::find(kind) else {
             return not_a_kind(text, kind, name).map(Err);
         };
@@ -105,7 +185,7 @@ impl Peer {
         match self {
             // The name was checked when it was parsed.
             Self::Local(kind, name) => (PeerKind::find(kind)?.target)(name).ok(),
-            Self::Host(_) | Self::Target(_) => None,
+            Self::Host(_) | Self::Cluster(_) | Self::Target(_) => None,
         }
     }
 }
@@ -133,6 +213,7 @@ impl Display for Peer {
         match self {
             Self::Host(name) | Self::Target(name) => f.write_str(name),
             Self::Local(kind, name) => write!(f, "{kind}:{name}"),
+            Self::Cluster(peer) => peer.fmt(f),
         }
     }
 }
@@ -156,6 +237,13 @@ mod tests {
             assert_eq!(peer.to_string(), text);
         }
         assert!(matches!("db".parse(), Ok(Remote::Peer(Peer::Host(_)))));
+        for text in
+            ["pods:shop/app=cart", "pods:shop/app.kubernetes.io/name in (a, b)", "service:shop/db"]
+        {
+            let Ok(Remote::Peer(peer)) = text.parse::<Remote>() else { panic!("{text}") };
+            assert!(matches!(peer, Peer::Cluster(_)), "{text}");
+            assert_eq!(peer.to_string(), text);
+        }
     }
 
     #[test]
@@ -165,6 +253,9 @@ mod tests {
                 "container:",
                 "`container:` has no name: write container:NAME, for instance container:web",
             ),
+            ("pods:", "write pods:NAMESPACE/SELECTOR, for instance pods:shop/app=cart"),
+            ("pods:cart", "`pods:cart` is not a peer: write pods:NAMESPACE/SELECTOR"),
+            ("service:db", "`service:db` is not a peer: write service:NAMESPACE/NAME"),
             ("pod:web", "`pod:web` is not a pod: write pod:NAMESPACE/NAME"),
             ("foo:bar", "`foo:bar`: there is no kind of peer `foo`: write container:NAME, pod:"),
             ("db:5432", "`db:5432` has a port: write db, and give the port as remote-port: 5432"),

@@ -108,7 +108,8 @@ packet_faults!(fault_spec! {
         /// Peer address, prefix or name; repeatable
         ///
         /// A name is a host name, container:NAME, pod:NAMESPACE/NAME, unit:NAME, netns:NAME or cgroup:PATH. Its
-        /// addresses are followed: host names are looked up every 5 s, the others every second, and all on SIGHUP.
+        /// addresses are followed: host names are looked up every 5 s, the others every second, and all on SIGHUP. With
+        /// the agent of a Kubernetes node also pods:NAMESPACE/SELECTOR and service:NAMESPACE/NAME.
         #[arg(long, value_name = "PEER", value_delimiter = ',', help_heading = "Match")]
         #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
         #[schemars(with = "OneOrMany<Remote>")]
@@ -278,6 +279,11 @@ impl RuleSpec {
             rules.extend(spec.check_one(files)?.into_iter().map(title));
         }
         Ok(rules)
+    }
+
+    /// The peers that the rule names.
+    pub fn remotes(&self) -> impl Iterator<Item = &Remote> {
+        self.remote.iter().chain(&self.partition)
     }
 
     /// Validates a rule whose values are the same in all its directions.

@@ -85,6 +85,18 @@ pub enum ValueError {
     /// A peer that is not a pod.
     #[error("`pod:{0}` is not a pod: write pod:NAMESPACE/NAME, for instance pod:default/web-0")]
     PeerPod(String),
+    /// A peer that is not in the cluster.
+    #[error("`{kind}:{name}` is not a peer: write {kind}:{form}, for instance {kind}:{example}")]
+    ClusterPeer {
+        /// Kind of the peer.
+        kind: &'static str,
+        /// The text behind it.
+        name: String,
+        /// Form of its name.
+        form: &'static str,
+        /// Example of a name.
+        example: &'static str,
+    },
     /// A peer that is not a systemd unit that has processes.
     #[error(
         "`unit:{0}` is not a systemd unit with processes: write unit:NAME, for instance unit:nginx"

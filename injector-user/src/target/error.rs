@@ -105,6 +105,12 @@ pub enum ResolveError {
          agent --kubernetes --node NAME`, and ask it with --agent SOCKET; without one, name each pod with --pod"
     )]
     NoCluster,
+    /// A peer is in the cluster.
+    #[error(
+        "the peer {0} is followed through the Kubernetes API: start `injector agent --kubernetes --node NAME`, and send it \
+         the fault with --agent SOCKET"
+    )]
+    ClusterPeer(String),
     /// The container or pod was not found.
     #[error(transparent)]
     Container(#[from] ContainerError),

@@ -144,8 +144,9 @@ impl Target {
     }
 
     /// A pod that Kubernetes runs on this machine, by its UID: all its containers in any namespace.
-    pub fn of_pod(name: &PodName, uid: &str) -> Result<Self, ResolveError> {
-        Ok(kind::of_pod(name, uid)?.into())
+    /// Kills and pauses include its sandbox only with `with_sandbox`.
+    pub fn of_pod(name: &PodName, uid: &str, with_sandbox: bool) -> Result<Self, ResolveError> {
+        Ok(kind::of_pod(name, uid, with_sandbox)?.into())
     }
 
     /// Resolves a validated `spec`. With `protect`, loopback is skipped unless it is named.
@@ -199,6 +200,12 @@ impl Target {
     #[must_use]
     pub const fn cgroup(&self) -> Option<&Cgroup> {
         self.whose.cgroup()
+    }
+
+    /// The processes in the cgroup, if there is one.
+    #[must_use]
+    pub const fn kind(&self) -> Option<&Arc<dyn Processes>> {
+        self.processes.as_ref()
     }
 
     /// Whether sockets that its processes hold belong to it, in whichever cgroup they were created.

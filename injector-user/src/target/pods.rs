@@ -31,6 +31,8 @@ pub enum PodState {
     Waiting,
     /// Its fault was ended through the agent's own API, and does not begin again.
     Stopped,
+    /// Its only fault happens once, and has happened.
+    Done,
     /// It is.
     Injecting,
 }

@@ -44,6 +44,9 @@ const ADMIN: &str = "0123456789abcdef-admin";
 /// The token of agents.
 const AGENT: &str = "0123456789abcdef-agent";
 
+/// The lines that an agent reports at the start: its socket, engines, cluster and permissions.
+const LINES: usize = 4;
+
 /// A running API server.
 pub struct Cluster {
     folder: PathBuf,
@@ -91,21 +94,23 @@ impl Cluster {
         let server = RefCell::new(server);
         let cluster = Self { folder, etcd, server, port, store, runtime, client };
         cluster.wait();
-        cluster.make(
-            "",
-            &serde_json::to_value(injector_user::kubernetes::crd::definition()).expect("JSON"),
-        );
-        let namespace = |name: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         for name in ["test", "injector"] {
-            cluster.make("", &namespace(name));
+            cluster.add_namespace(name);
         }
         cluster.grant();
+        cluster.define();
+        Some(cluster)
+    }
+
+    /// Creates the definition of the resource, and waits until it is served.
+    pub fn define(&self) {
+        let definition = injector_user::kubernetes::crd::definition();
+        self.make("", &serde_json::to_value(definition).expect("JSON"));
         let end = Instant::now() + TIMEOUT;
-        while cluster.ask("GET", &faults("test", ""), None).is_err() {
+        while self.ask("GET", &faults("test", ""), None).is_err() {
             assert!(Instant::now() < end, "the definition is not served");
             thread::sleep(Duration::from_millis(100));
         }
-        Some(cluster)
     }
 
     /// Waits until the server is ready.
@@ -139,8 +144,8 @@ impl Cluster {
         self.wait();
     }
 
-    /// Grants agents exactly the permissions of the manifests.
-    fn grant(&self) {
+    /// Grants agents exactly the permissions of the manifests, where they lack them.
+    pub fn grant(&self) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/kubernetes/rbac.yaml");
         let text = fs::read_to_string(path).expect("it is there");
         let objects: Vec<Value> = serde_saphyr::from_multiple(&text).expect("YAML");
@@ -157,8 +162,10 @@ impl Cluster {
                 object["subjects"] = json!([user]);
             }
             let path = format!("/apis/{group}/v1/{place}{kind}s");
-            self.ask("POST", &path, Some(&object))
-                .unwrap_or_else(|error| panic!("{path}: {error}"));
+            match self.ask("POST", &path, Some(&object)) {
+                Err(error) if !error.contains("already exists") => panic!("{path}: {error}"),
+                _ => {}
+            }
         }
     }
 
@@ -230,14 +237,39 @@ impl Cluster {
 
     /// Creates a pod on a node, in the namespace `test`. Returns its UID.
     pub fn add_pod(&self, name: &str, node: &str, labels: &Value) -> String {
+        self.add_pod_to("test", node, &json!({"name": name, "labels": labels}))
+    }
+
+    /// Creates a pod on a node, in a namespace, with this metadata. Returns its UID.
+    pub fn add_pod_to(&self, namespace: &str, node: &str, metadata: &Value) -> String {
         let pod = self.make(
-            "test",
+            namespace,
             &json!({
-                "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels},
+                "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
                 "spec": {"nodeName": node, "containers": [{"name": "app", "image": "busybox"}]},
             }),
         );
         pod["metadata"]["uid"].as_str().expect("an ID").into()
+    }
+
+    /// Creates a namespace.
+    pub fn add_namespace(&self, name: &str) {
+        let metadata = json!({"name": name, "labels": {"name": name}});
+        self.make("", &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}));
+    }
+
+    /// The events about an object of the namespace `test`: type, reason, note.
+    pub fn events_about(&self, kind: &str, name: &str) -> Vec<(String, String, String)> {
+        let path = "/apis/events.k8s.io/v1/namespaces/test/events";
+        let events = self.ask("GET", path, None).expect("a list");
+        let events = events["items"].as_array().expect("a list").clone();
+        let is_about = |event: &&Value| {
+            event["regarding"]["kind"] == kind && event["regarding"]["name"] == name
+        };
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let facts =
+            |event: &Value| (text(&event["type"]), text(&event["reason"]), text(&event["note"]));
+        events.iter().filter(is_about).map(facts).collect()
     }
 
     /// Sets the status of a pod as a kubelet does once its container runs.
@@ -253,9 +285,23 @@ impl Cluster {
     /// Starts an agent of a node in this namespace, that of the containers.
     #[must_use]
     pub fn agent(&self, node: &str, machine: &Machine, options: &[&str]) -> Agent {
+        self.agent_after(":", node, machine, options)
+    }
+
+    /// Starts an agent in a mount namespace that a shell command has prepared.
+    #[must_use]
+    pub fn agent_after(
+        &self,
+        before: &str,
+        node: &str,
+        machine: &Machine,
+        options: &[&str],
+    ) -> Agent {
         let socket = scratch_file();
-        let mut command = Command::new(INJECTOR);
+        let mut command = Command::new("unshare");
+        let line = format!("{before} && exec \"$@\"");
         command
+            .args(["--mount", "sh", "-c", &line, "-", INJECTOR])
             .arg("agent")
             .arg("--socket")
             .arg(&socket)
@@ -263,7 +309,7 @@ impl Cluster {
             .args(options)
             .env("INJECTOR_HOST_ROOT", &machine.root)
             .env("KUBECONFIG", kubeconfig(&self.folder, self.port, "agent", AGENT));
-        Agent::spawned(command, socket, 1)
+        Agent::spawned(command, socket, LINES)
     }
 }
 

@@ -1,23 +1,41 @@
 //! The processes of a target: all of a cgroup, or a set.
 
+use std::{
+    fmt::{self, Debug, Formatter},
+    path::PathBuf,
+    sync::Arc,
+};
+
 use super::ProcessFaultError;
 use crate::{
     kernel::{members::Members, pidfd::Handle},
     lifetime::instance::Instance,
     target::{
         Target, Whose,
-        cgroup::{Cgroup, Hierarchy},
+        cgroup::{Cgroup, Hierarchy, populated_below},
+        kind::Processes,
         processes::ProcessSet,
     },
 };
 
 /// The processes to fault.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Scope {
     group: Group,
+    /// The kind of processes in the cgroup, if it is known.
+    kind: Option<Arc<dyn Processes>>,
     members: Members,
     /// Processes of the injector, which may be among them.
     own: Vec<i32>,
+}
+
+impl Debug for Scope {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        f.debug_struct("Scope")
+            .field("group", &self.group)
+            .field("own", &self.own)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How they belong together.
@@ -45,7 +63,7 @@ impl Scope {
                 Group::Set(set.clone())
             }
         };
-        Ok(Self { group, members, own })
+        Ok(Self { group, kind: target.kind().cloned(), members, own })
     }
 
     /// How they belong together.
@@ -78,14 +96,34 @@ impl Scope {
 
     fn of_cgroup(&self, cgroup: &Cgroup) -> Vec<Handle> {
         let Ok(hierarchy) = Hierarchy::find() else { return Vec::new() };
+        let spared = self.spared(cgroup);
         let contains = |pid| {
             let path = hierarchy.path_of_process(pid);
-            path.is_ok_and(|path| path.starts_with(&cgroup.path))
+            path.is_ok_and(|path| {
+                path.starts_with(&cgroup.path)
+                    && !spared.iter().any(|spared| path.starts_with(spared))
+            })
         };
         // Check the cgroup after opening the pidfd, which keeps the PID from being reused.
         let handles = self.others(cgroup.processes(), contains);
         // A cgroup recreated at the same path is a different target.
         if cgroup.is_there() { handles } else { Vec::new() }
+    }
+
+    fn spared(&self, cgroup: &Cgroup) -> Vec<PathBuf> {
+        self.kind.as_ref().map(|kind| kind.spared(cgroup)).unwrap_or_default()
+    }
+
+    /// The cgroups that contain all its processes: the cgroup itself, or those below it if some of
+    /// them are left out.
+    pub fn parts(&self, cgroup: &Cgroup) -> Vec<Cgroup> {
+        let spared = self.spared(cgroup);
+        let Some(hierarchy) = Hierarchy::find().ok().filter(|_| !spared.is_empty()) else {
+            return vec![cgroup.clone()];
+        };
+        let mut below = populated_below(&cgroup.path);
+        below.retain(|path| !spared.contains(path));
+        below.iter().filter_map(|path| hierarchy.open(path).ok()).collect()
     }
 
     fn others(&self, pids: Vec<i32>, contains: impl Fn(i32) -> bool) -> Vec<Handle> {

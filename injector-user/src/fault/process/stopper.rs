@@ -55,6 +55,17 @@ pub enum Outcome {
     Nothing,
 }
 
+impl Outcome {
+    /// The outcome of stopping two cgroups.
+    const fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Nothing, outcome) | (outcome, Self::Nothing) => outcome,
+            (Self::Stopped, Self::Stopped) => Self::Stopped,
+            _ => Self::Unsettled,
+        }
+    }
+}
+
 impl Stopper {
     /// Chooses the mechanism. Fails if the cgroup is frozen already.
     pub fn new(scope: Scope) -> Result<Self, ProcessFaultError> {
@@ -84,8 +95,11 @@ impl Stopper {
     pub fn stop(&mut self, instance: &mut Instance) -> Result<Outcome, ProcessFaultError> {
         match &self.mechanism {
             Mechanism::Freezer(cgroup) => {
-                let cgroup = cgroup.clone();
-                self.freeze(instance, &cgroup)
+                let mut outcome = Outcome::Nothing;
+                for cgroup in self.scope.parts(cgroup) {
+                    outcome = outcome.and(self.freeze(instance, &cgroup)?);
+                }
+                Ok(outcome)
             }
             Mechanism::Signals => self.stop_each(instance),
         }

@@ -3,6 +3,7 @@
 use std::{
     fmt::{self, Display, Formatter},
     str::FromStr,
+    time::Duration,
 };
 
 use super::{MIN_DURATION, ProcessError, ProcessFault, Syscall};
@@ -152,6 +153,22 @@ impl Value for Kill {
             }
         }
         parameters
+    }
+}
+
+impl Kill {
+    /// Whether it is over once it has been sent.
+    #[must_use]
+    pub const fn is_once(&self) -> bool {
+        !matches!(self.when, When::Timed { every: Some(_), .. })
+    }
+
+    /// What remains of it after a time; `None` if it was sent at a time that has passed.
+    #[must_use]
+    pub fn after(self, elapsed: Duration) -> Option<Self> {
+        let When::Timed { at, every: None } = self.when else { return Some(self) };
+        let left = at.0.checked_sub(elapsed).filter(|left| !left.is_zero())?;
+        Some(Self { when: When::Timed { at: HumanDuration(left), every: None }, ..self })
     }
 }
 

@@ -173,6 +173,32 @@ impl ProcessSpec {
         self.check_with(&mut Files::default())
     }
 
+    /// The faults that are carried out once.
+    #[must_use]
+    pub fn once(&self) -> Self {
+        Self {
+            pause: self.pause.clone().filter(PauseSpec::is_once),
+            kill: self.kill.iter().copied().filter(Kill::is_once).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// What remains if the faults began `elapsed` ago. `sent` are the kills that system calls have
+    /// triggered.
+    #[must_use]
+    pub fn after(&self, elapsed: Duration, sent: &[String]) -> Self {
+        let is_left = |kill: &Kill| match kill.when {
+            When::Call { .. } => !sent.contains(&kill.to_string()),
+            When::Timed { .. } => true,
+        };
+        let kills = self.kill.iter().copied().filter(is_left);
+        Self {
+            pause: self.pause.clone().and_then(|pause| pause.after(elapsed)),
+            kill: kills.filter_map(|kill| kill.after(elapsed)).collect(),
+            ..self.clone()
+        }
+    }
+
     /// Validates the faults with a shared file cache, which may deny reading.
     pub fn check_with(&self, files: &mut Files) -> Result<Option<ProcessFaults>, ProcessError> {
         if *self == Self::default() {
@@ -258,6 +284,27 @@ mod tests {
         for text in ["0", "25", "0.05%", "inf", "x", "-1%"] {
             assert!(text.parse::<CpuLimit>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_was_done_once_is_not_left() {
+        let spec = |pause: &str, kills: &[&str]| ProcessSpec {
+            pause: Some(pause.parse().expect("a pause")),
+            kill: kills.iter().map(|kill| kill.parse().expect("a kill")).collect(),
+            ..ProcessSpec::default()
+        };
+        let all = spec("2s,at=5s", &["at=10s", "TERM,every=1m", "after=3:fsync"]);
+        assert_eq!(all.once(), spec("2s,at=5s", &["at=10s", "after=3:fsync"]));
+        assert_eq!(all.after(Duration::ZERO, &[]), all);
+        let later = all.after(Duration::from_secs(4), &["after=3:fsync".into()]);
+        assert_eq!(later, spec("2s,at=1s", &["at=6s", "TERM,every=1m"]));
+        let late = all.after(Duration::from_secs(10), &["after=3:fsync".into()]);
+        assert_eq!(late.to_string(), "kill TERM,every=60s");
+        let series = spec("2s,every=5s", &[]);
+        assert_eq!(series.once(), ProcessSpec::default());
+        assert_eq!(series.after(Duration::from_mins(1), &[]), series);
+        let at_once = spec("2s", &[]);
+        assert_eq!(at_once.after(Duration::ZERO, &[]).pause, None);
     }
 
     #[test]

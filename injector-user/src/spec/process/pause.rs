@@ -120,6 +120,25 @@ impl Value for PauseSpec {
     }
 }
 
+impl PauseSpec {
+    /// Whether there is only one pause.
+    #[must_use]
+    pub const fn is_once(&self) -> bool {
+        self.interval.is_none()
+    }
+
+    /// What remains of it after a time; `None` if its only pause has begun.
+    #[must_use]
+    pub fn after(self, elapsed: Duration) -> Option<Self> {
+        if self.interval.is_some() {
+            return Some(self);
+        }
+        let left = self.at.unwrap_or_default().0.checked_sub(elapsed);
+        let left = left.filter(|left| !left.is_zero())?;
+        Some(Self { at: Some(HumanDuration(left)), ..self })
+    }
+}
+
 impl ProcessFault for PauseSpec {
     const INFO: Info = Info {
         name: "pause",

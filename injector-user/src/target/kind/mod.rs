@@ -9,7 +9,7 @@ mod pod;
 mod process;
 pub mod unit;
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use super::{
     ResolveError, Whose,
@@ -51,6 +51,11 @@ pub trait Processes: Send + Sync {
     /// Whether sockets that they hold are theirs if they were created in other cgroups.
     fn owns_held_sockets(&self) -> bool {
         false
+    }
+
+    /// The cgroups below theirs that kills and pauses leave out.
+    fn spared(&self, _cgroup: &Cgroup) -> Vec<PathBuf> {
+        Vec::new()
     }
 
     /// Whether they are gone.

@@ -2,7 +2,7 @@
 
 use super::{
     Resolved,
-    container::{Roots, find_pod, find_pod_by_uid},
+    container::{Found, Roots, find_pod, find_pod_by_uid},
 };
 use crate::{
     spec::target::{PodName, TargetSpec},
@@ -17,7 +17,8 @@ pub(super) fn find(spec: &TargetSpec) -> Result<Option<Resolved>, ResolveError> 
 
 /// A pod that Kubernetes runs on this machine, by its UID. In the host's namespace, its packets are
 /// matched by cgroup.
-pub fn of_pod(name: &PodName, uid: &str) -> Result<Resolved, ResolveError> {
+pub fn of_pod(name: &PodName, uid: &str, with_sandbox: bool) -> Result<Resolved, ResolveError> {
     let hierarchy = Hierarchy::find()?;
-    find_pod_by_uid(&Roots::of_host(&hierarchy), name, uid)?.open(&hierarchy)
+    let found = find_pod_by_uid(&Roots::of_host(&hierarchy), name, uid)?;
+    Found { with_sandbox, ..found }.open(&hierarchy)
 }

@@ -2,8 +2,11 @@
 
 use std::{
     net::{IpAddr, ToSocketAddrs as _},
+    sync::Arc,
     time::Duration,
 };
+
+use super::feed::Feed;
 
 use crate::{
     spec::{peer::Peer, target::TargetSpec},
@@ -15,6 +18,8 @@ use crate::{
 pub(super) enum Lookup {
     /// A host name, by the resolver of the system.
     Host(String),
+    /// Addresses that another part of the program keeps up to date.
+    Feed(Arc<Feed>),
     /// The addresses of a target on this machine.
     Local {
         spec: Box<TargetSpec>,
@@ -33,7 +38,7 @@ impl Lookup {
             Peer::Local(..) => {
                 Some(Self::Local { spec: peer.target()?.into(), target: None, any: true })
             }
-            Peer::Target(_) => None,
+            Peer::Cluster(_) | Peer::Target(_) => None,
         }
     }
 
@@ -52,7 +57,7 @@ impl Lookup {
         Duration::from_secs(if self.is_host() { 5 } else { 1 })
     }
 
-    /// Looks the addresses up. There is at least one; they are in ascending order.
+    /// Looks the addresses up. There is at least one, except from a feed; they are in ascending order.
     pub fn run(&mut self, peer: &Peer) -> Result<Vec<IpAddr>, ResolveError> {
         let mut addresses = match self {
             Self::Host(name) => {
@@ -60,6 +65,9 @@ impl Lookup {
                 let found =
                     found.map_err(|source| ResolveError::Host { name: name.clone(), source })?;
                 found.map(|address| address.ip().to_canonical()).collect()
+            }
+            Self::Feed(feed) => {
+                return feed.addresses().ok_or_else(|| ResolveError::NoAddress(peer.to_string()));
             }
             Self::Local { spec, target, any } => best(of_target(spec, target)?, *any),
         };

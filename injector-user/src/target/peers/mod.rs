@@ -4,6 +4,7 @@
 //! Threads of their own look them up, because name servers may not answer. An injection compares
 //! what it has with [`Peers::addresses`] at each renewal.
 
+mod feed;
 mod lookup;
 
 use std::{
@@ -22,6 +23,7 @@ use crate::{
     output,
     spec::{peer::Peer, rule::Rule, target::TargetSpec, value::Remote},
 };
+pub use feed::Feed;
 use lookup::{Lookup, scope};
 
 /// The maximum number of host names that are looked up at the same time.
@@ -77,6 +79,8 @@ struct State {
 struct Entry {
     /// `None` while a thread uses it.
     lookup: Option<Lookup>,
+    /// Where its addresses come from, if another part of the program keeps them up to date.
+    feed: Option<Arc<Feed>>,
     due: Instant,
     /// Whether another look-up was requested during the current one.
     again: bool,
@@ -117,19 +121,45 @@ pub fn resolved<'a>(
     peers.into_iter().map(of).collect()
 }
 
+/// Looks up the addresses of a peer once. May take long.
+pub fn look_up(peer: &Peer) -> Result<Vec<IpAddr>, ResolveError> {
+    match Lookup::of(peer) {
+        Some(mut lookup) => lookup.run(peer),
+        None => Err(ResolveError::NoAddress(peer.to_string())),
+    }
+}
+
 impl Peers {
+    /// Peers whose addresses have been looked up already.
+    #[must_use]
+    pub fn known(addresses: &Addresses) -> Self {
+        let peers = Self::default();
+        let known = addresses.iter();
+        peers.insert(known.map(|(peer, found)| (peer.clone(), found.clone(), Lookup::of(peer))));
+        peers
+    }
+
     /// Looks up those of these peers that are not known yet, in the calling thread. Returns the
     /// addresses of all. After an error, no other peer is known than before.
     pub fn resolve(&self, peers: &BTreeSet<&Peer>) -> Result<Vec<Resolved>, ResolveError> {
         let known = self.addresses();
         let mut new = Vec::new();
         for &peer in peers.iter().filter(|peer| !known.contains_key(**peer)) {
+            if matches!(peer, Peer::Cluster(_)) {
+                return Err(ResolveError::ClusterPeer(peer.to_string()));
+            }
             let Some(mut lookup) = Lookup::of(peer) else { continue };
             let found = lookup.run(peer)?;
             new.push((peer.clone(), found, Some(lookup)));
         }
         self.insert(new);
         Ok(resolved(peers.iter().copied(), &self.addresses()))
+    }
+
+    /// Adds a peer whose addresses another part of the program keeps up to date.
+    pub fn add_feed(&self, peer: &Peer, feed: &Arc<Feed>) {
+        let found = feed.addresses().unwrap_or_default();
+        self.insert([(peer.clone(), found, Some(Lookup::Feed(feed.clone())))]);
     }
 
     /// Adds a target of a scenario: with these addresses, or with those of its interfaces.
@@ -155,7 +185,13 @@ impl Peers {
         let addresses = other.addresses();
         let known = self.addresses();
         let new = addresses.iter().filter(|(peer, _)| !known.contains_key(*peer));
-        self.insert(new.map(|(peer, found)| (peer.clone(), found.clone(), Lookup::of(peer))));
+        let lookup = |peer| other.feed(peer).map(Lookup::Feed).or_else(|| Lookup::of(peer));
+        let new = new.map(|(peer, found)| (peer.clone(), found.clone(), lookup(peer)));
+        self.insert(new.collect::<Vec<_>>());
+    }
+
+    fn feed(&self, peer: &Peer) -> Option<Arc<Feed>> {
+        self.0.0.lock().entries.get(peer)?.feed.clone()
     }
 
     fn insert(&self, new: impl IntoIterator<Item = (Peer, Vec<IpAddr>, Option<Lookup>)>) {
@@ -165,8 +201,12 @@ impl Peers {
             Arc::make_mut(&mut state.addresses).insert(peer.clone(), found);
             if let Some(lookup) = lookup {
                 let due = Instant::now() + lookup.interval();
+                let feed = match &lookup {
+                    Lookup::Feed(feed) => Some(feed.clone()),
+                    Lookup::Host(_) | Lookup::Local { .. } => None,
+                };
                 let lookup = Some(lookup);
-                let entry = Entry { lookup, due, again: false, has_failed: false };
+                let entry = Entry { lookup, feed, due, again: false, has_failed: false };
                 state.entries.insert(peer, entry);
             }
         }
@@ -372,6 +412,26 @@ mod tests {
         assert!(!peers.may_change() && peers.addresses().is_empty());
         peers.0.0.lock().record(&db, lookup(&db), Ok(found(&["10.0.0.2"])));
         assert!(peers.addresses().is_empty());
+    }
+
+    #[test]
+    fn a_feed_may_have_no_address_and_goes_along_to_others() {
+        let Some(Ok(pods)) = Peer::parse_local("pods:shop/app=cart") else { panic!("a peer") };
+        let refused = Peers::default().resolve(&BTreeSet::from([&pods]));
+        assert!(matches!(refused, Err(ResolveError::ClusterPeer(_))), "{refused:?}");
+        let (first, other, feed) = (Peers::default(), Peers::default(), Arc::new(Feed::default()));
+        assert!(feed.set(Vec::new()));
+        first.add_feed(&pods, &feed);
+        assert_eq!(first.addresses()[&pods], found(&[]));
+        other.adopt(&first);
+        assert!(feed.set(found(&["10.0.0.2", "10.0.0.1", "10.0.0.2"])));
+        assert!(!feed.set(found(&["10.0.0.1", "10.0.0.2"])));
+        other.follow();
+        let end = Instant::now() + std::time::Duration::from_secs(10);
+        while other.addresses()[&pods] != found(&["10.0.0.1", "10.0.0.2"]) {
+            assert!(Instant::now() < end, "{:?}", other.addresses());
+            thread::sleep(std::time::Duration::from_millis(10));
+        }
     }
 
     #[test]

@@ -8,11 +8,12 @@
 
 use std::{
     ffi::OsStr,
+    fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
-use crate::target::cgroup::for_each_below;
+use crate::target::cgroup::{for_each_below, processes_below};
 
 /// Length of an ID in hexadecimal digits.
 const ID_LENGTH: usize = 64;
@@ -36,6 +37,22 @@ pub fn container_id(path: &Path) -> Option<&str> {
     let is_pod = prefix.is_empty()
         && path.parent().and_then(Path::file_name).is_some_and(|name| name == PODMAN_PARENT);
     (is_id && is_prefix && !is_pod).then_some(id)
+}
+
+/// The name of the process that holds the namespaces of a pod.
+const PAUSE: &str = "pause";
+
+/// Whether a cgroup of a pod belongs to the pod itself: its sandbox, which holds the namespaces, or
+/// the monitor of one of its containers.
+#[must_use]
+pub fn is_of_pod(path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let is_pause = |pid| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == PAUSE)
+    };
+    let mut pids = processes_below(path).into_iter().peekable();
+    name.contains(MONITOR)
+        || (container_id(path).is_some() && pids.peek().is_some() && pids.all(is_pause))
 }
 
 /// The cgroups below `root` whose names are those of containers.

@@ -22,7 +22,7 @@ use crate::{
     spec::target::{PodName, TargetSpec},
     target::{
         ResolveError, Whose,
-        cgroup::{Cgroup, Hierarchy, says},
+        cgroup::{Cgroup, Hierarchy, populated_below, says},
     },
 };
 
@@ -183,6 +183,8 @@ pub struct Found {
     pub title: String,
     /// The cgroup.
     pub cgroup: PathBuf,
+    /// Whether kills and pauses include the sandbox, if it is a pod.
+    pub with_sandbox: bool,
 }
 
 impl Wanted {
@@ -226,6 +228,16 @@ impl Processes for Found {
         Some(&self.title)
     }
 
+    fn spared(&self, cgroup: &Cgroup) -> Vec<PathBuf> {
+        let is_pod = matches!(self.wanted, Wanted::Pod(_) | Wanted::PodUid { .. });
+        if !is_pod || self.with_sandbox {
+            return Vec::new();
+        }
+        let mut below = populated_below(&cgroup.path);
+        below.retain(|path| directory::is_of_pod(path));
+        below
+    }
+
     /// A runtime may leave the cgroup of a stopped container behind.
     fn is_gone(&self, cgroup: &Cgroup) -> bool {
         !cgroup.is_populated()
@@ -233,6 +245,7 @@ impl Processes for Found {
 
     fn successor(&self, hierarchy: &Hierarchy, _cgroup: &Cgroup) -> Option<Successor> {
         let found = self.wanted.find(&Roots::of_v2(hierarchy)).ok()?;
+        let found = Self { with_sandbox: self.with_sandbox, ..found };
         Some((hierarchy.open(&found.cgroup).ok()?, Arc::new(found)))
     }
 }
@@ -282,7 +295,12 @@ pub fn find_pod(roots: &Roots, wanted: &PodName) -> Result<Found, ContainerError
     cgroups.dedup();
     if let [Some(cgroup)] = cgroups[..] {
         let (title, cgroup) = (format!("pod {wanted}"), cgroup.into());
-        return Ok(Found { wanted: Wanted::Pod(wanted.clone()), title, cgroup });
+        return Ok(Found {
+            wanted: Wanted::Pod(wanted.clone()),
+            title,
+            cgroup,
+            with_sandbox: false,
+        });
     }
     let cgroups = its.iter().filter_map(|container| container.cgroup.as_deref());
     Err(ContainerError::NoPodCgroup(wanted.clone(), listed(cgroups.map(Path::display))))
@@ -303,6 +321,7 @@ pub fn find_pod_by_uid(roots: &Roots, name: &PodName, uid: &str) -> Result<Found
             wanted: Wanted::PodUid { name: name.clone(), uid: uid.into() },
             title: format!("pod {name}"),
             cgroup: cgroup.clone(),
+            with_sandbox: false,
         }),
         [] => Err(ContainerError::NotYet(name.clone())),
         _ => {
@@ -381,6 +400,7 @@ fn found(
                 wanted,
                 title: format!("container {container}"),
                 cgroup: cgroup.clone(),
+                with_sandbox: false,
             }),
             None => match in_v1(roots, |id| id == container.id) {
                 Some(path) => Err(ContainerError::OnlyV1 { wanted: asked.into(), path }),
