@@ -304,7 +304,7 @@ fn killed_in_a_privileged_container_it_leaves_nothing() {
     let peer = lab.right.address(Family::V4);
     let script = format!(
         "{INJECTOR} run --clock +1h --loss 100% -- sleep 1000 & injector=$!
-         until pid=$(pgrep -x sleep) && [ $(ls -d $place/injector-* | wc -l) = 1 ]; do sleep 0.05; done
+         until pid=$(cat $place/injector-*/cgroup.procs) && [ -n \"$pid\" ]; do sleep 0.05; done 2>&1
          kill -9 $injector; wait $injector || true
          while ls -d $place/injector-*; do sleep 0.05; done >/dev/null 2>&1
          nsenter --target $pid --all ping -c 1 -W 5 {peer} >&2"
