@@ -16,6 +16,7 @@ use injector_user::{
         target::TargetSpec,
         trace::{Table, Timeline},
     },
+    target::peers::Peers,
 };
 use proptest::prelude::*;
 use schemars::JsonSchema;
@@ -194,7 +195,7 @@ fn check(text: &str) {
     }
     let planned = match request.target.pods.clone() {
         Some(pods) => select(request, pods).map(drop),
-        None => plan(request).map(drop),
+        None => plan(request, Peers::default()).map(drop),
     };
     if let Err(problem) = planned {
         assert_eq!(problem.error, Code::Invalid);
