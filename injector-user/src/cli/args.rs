@@ -14,7 +14,7 @@ use crate::spec::{
     file,
     file::FaultsSpec,
     process::ProcessSpec,
-    rule::RuleSpec,
+    rule::{RuleError, RuleSpec},
     value::{HumanDuration, Lifetime},
 };
 
@@ -165,15 +165,15 @@ impl FaultArgs {
         }
         let clock = self.clock.check()?;
         let processes = self.process.check()?;
-        if clock.is_none() && processes.is_none() && !self.rule.has_fault() {
-            return Err(SpecError::NoFault);
-        }
         // Such a fault needs no packet rule, but a rule that is given must be valid.
         let is_enough = clock.is_some() || processes.is_some();
         let rules = if is_enough && self.rule == RuleSpec::default() {
             Vec::new()
         } else {
-            self.rule.check()?
+            self.rule.check().map_err(|error| match error {
+                RuleError::NoFault => SpecError::NoFault,
+                error => error.into(),
+            })?
         };
         Ok(Faults { seed: None, rules, clock, processes })
     }

@@ -25,6 +25,8 @@ pub use yaml::YamlError;
 
 use thiserror::Error;
 
+use clock::ClockFaultPart as _;
+
 /// All validated faults of a session.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Faults {
@@ -81,8 +83,8 @@ pub enum SpecError {
 /// The options of all faults, by what they fault.
 fn all_faults() -> String {
     let list = |faults: &[&info::Info]| {
-        // Switches modify others.
-        let faults = faults.iter().filter(|fault| !fault.value.is_empty());
+        let is_fault = |fault: &&&info::Info| fault.name != clock::AllowBackward::INFO.name;
+        let faults = faults.iter().filter(is_fault);
         faults.map(|fault| format!("--{}", fault.name)).collect::<Vec<_>>().join(", ")
     };
     format!(

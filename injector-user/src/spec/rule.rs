@@ -225,12 +225,6 @@ impl Rule {
 }
 
 impl RuleSpec {
-    /// Whether any fault is given, or an option of one.
-    #[must_use]
-    pub fn has_fault(&self) -> bool {
-        !self.partition.is_empty() || !self.given().is_empty()
-    }
-
     /// Validates the rule. A partition becomes a separate rule before the other faults.
     pub fn check(&self) -> Result<Vec<Rule>, RuleError> {
         self.check_with(&mut Files::default())
