@@ -82,9 +82,8 @@ impl Mount {
     /// A copy of the mount in which an open directory of this mount namespace is, with that one as its
     /// root.
     fn of(directory: &File) -> io::Result<Self> {
-        let flags = libc::OPEN_TREE_CLONE as libc::c_int
-            | libc::OPEN_TREE_CLOEXEC as libc::c_int
-            | libc::AT_EMPTY_PATH;
+        let flags =
+            libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH.cast_unsigned();
         // SAFETY: the path is terminated; returns a new descriptor.
         owned(unsafe {
             libc::syscall(libc::SYS_open_tree, directory.as_raw_fd(), c"".as_ptr(), flags)
@@ -95,12 +94,11 @@ impl Mount {
     /// Attaches all of this kernfs file system (like cgroup v2) to a directory of this mount namespace,
     /// though it may show only a part of it.
     pub fn attach_whole(&self, directory: &Path) -> io::Result<()> {
-        self.attach(directory)?;
-        let root = kernfs_root(directory)?;
         // Before Linux 6.15, what is mounted must be attached to be copied.
-        let whole = Self::of(&root)?;
+        self.attach(directory)?;
+        let whole = kernfs_root(directory).and_then(|root| Self::of(&root));
         umount2(directory, MntFlags::MNT_DETACH)?;
-        whole.attach(directory)
+        whole?.attach(directory)
     }
 
     /// Attaches it to a directory of this mount namespace (`move_mount(2)`), where it stays.
@@ -123,7 +121,7 @@ impl Mount {
 }
 
 /// The root directory of a kernfs file system of which a part is mounted: found by its handle
-/// (`open_by_handle_at(2)`, which requires CAP_DAC_READ_SEARCH).
+/// (`open_by_handle_at(2)`, which requires `CAP_DAC_READ_SEARCH`).
 pub fn kernfs_root(part: &Path) -> io::Result<File> {
     /// `FILEID_KERNFS`.
     const KERNFS: libc::c_int = 0xfe;

@@ -47,8 +47,8 @@ pub enum ResolveError {
     },
     /// Only a part of the hierarchy is mounted.
     #[error(
-        "{0} shows only a part of the cgroup hierarchy (a cgroup namespace); run injector in the host's cgroup \
-         namespace, with the host's /sys/fs/cgroup"
+        "{0} shows only a part of the cgroup hierarchy (a cgroup namespace): run injector with CAP_DAC_READ_SEARCH, or \
+         in the host's cgroup namespace, with the host's /sys/fs/cgroup"
     )]
     CgroupNamespace(PathBuf),
     /// A cgroup could not be read or created.
