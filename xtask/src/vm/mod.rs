@@ -181,7 +181,7 @@ pub fn bench(name: &str, runs: &[Vec<&str>]) -> Result<bool> {
         Job { name: "bench".into(), command }
     };
     let jobs: Vec<Job> = runs.iter().map(job).collect();
-    let whole = Duration::from_mins(60);
+    let whole = Duration::from_hours(1);
     let timeouts = Timeouts { machine: whole, job: whole };
     let tallies = boot(&folders, &kernels, &binaries, &jobs, timeouts)?;
     Ok(tallies.iter().all(GuestResults::is_success))
