@@ -305,14 +305,13 @@ fn what_waits_and_what_can_never_work_is_told() {
         &json!({"target": {"pod": "cart-0"}, "for": "1m", "rules": [{"loss": "101%"}]}),
     );
     warned("wrong", "101%");
-    let wrong = cluster.fault("wrong").expect("it is there");
-    assert_eq!(wrong["status"]["reason"], "Invalid", "{wrong:#}");
+    // Events may come before the status.
+    cluster.wait_for("wrong", |fault| fault["status"]["reason"] == "Invalid");
     let mut missing = lossy();
     missing["target"]["container"] = json!("none");
     cluster.inject("missing", &missing);
     warned("missing", "the pod has no container none; it has app");
-    let missing = cluster.fault("missing").expect("it is there");
-    assert_eq!(missing["status"]["phase"], "Failed", "{missing:#}");
+    let missing = cluster.wait_for("missing", |fault| fault["status"]["phase"] == "Failed");
     assert_eq!(missing["status"]["reason"], "Failed", "{missing:#}");
     assert_eq!(missing["status"]["startTime"], Value::Null, "{missing:#}");
 
