@@ -16,8 +16,9 @@ use cluster::{Cluster, fault, faults, start};
 use serde_json::{Value, json};
 use testbed::{Family, Lab, agent::Agent, container::Machine, scratch_file};
 
-/// The maximum delay of a creation or deletion, on a machine with nothing else to do.
-const PROMPT: Duration = Duration::from_secs(1);
+/// The maximum delay of a creation or deletion, on a busy machine. A quiet one takes less than a second; an agent that
+/// waits for name servers takes 24 and more.
+const PROMPT: Duration = Duration::from_secs(8);
 
 /// How often faults are created and deleted.
 const ROUNDS: usize = 100;
@@ -134,14 +135,13 @@ fn a_name_server_that_never_answers_delays_no_other_namespace() {
     let during = measure();
     for ((what, before), during) in ["creations", "deletions"].into_iter().zip(before).zip(during) {
         eprintln!("{what}: 99th percentile {during:?}, {before:?} before");
-        assert!(during < PROMPT.max(3 * before), "{what}: {during:?}, {before:?} before");
+        assert!(during < PROMPT, "{what}: {during:?}, {before:?} before");
     }
     cluster::wait_until(&container, true, to);
     // In the same namespace, faults without names act, too.
-    let slow = PROMPT.max(3 * before[0]);
     cluster.ask("DELETE", &faults("stalled", "active"), None).expect("it is there");
     let took = until("it ends", || !is_active(&agent, "stalled", "active"));
-    assert!(took < slow, "{took:?}");
+    assert!(took < PROMPT, "{took:?}");
     cluster.inject(
         "wrong",
         &json!({"target": {"pod": "cart-0"}, "for": "1m", "rules": [{"loss": "101%"}]}),
@@ -149,7 +149,7 @@ fn a_name_server_that_never_answers_delays_no_other_namespace() {
     let took = until("it is refused", || {
         cluster.fault("wrong").expect("it is there")["status"]["phase"] == "Failed"
     });
-    assert!(took < slow, "{took:?}");
+    assert!(took < PROMPT, "{took:?}");
     let (status, health) = agent.ask("GET", "/healthz", None);
     assert_eq!((status, &health["status"]), (200, &json!("ok")));
 
