@@ -42,7 +42,7 @@ const MAX_LEVEL: u32 = 32;
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Number {
-    number: u32,
+    value: u32,
     reserved: u32,
     namespace: u64,
 }
@@ -85,9 +85,9 @@ fn find(task: u64) -> Option<u32> {
             break;
         }
         let at = u64::from(level - above) * size_of::<Number>() as u64;
-        let Number { number, namespace, .. } = field(numbers, at)?;
+        let Number { value, namespace, .. } = field(numbers, at)?;
         if field(namespace, INODE_AT.load()) == Some(PID_NAMESPACE.load()) {
-            return Some(number);
+            return Some(value);
         }
     }
     None
