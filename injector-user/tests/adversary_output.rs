@@ -586,8 +586,7 @@ fn a_rule_file_that_cannot_be_read_again_holds_up_nothing() {
         let (status, stderr) = bash(&make.replace('F', &path), Path::new("/"));
         assert!(status.success(), "{stderr}");
         process.signal(Signal::SIGHUP);
-        let warning = process.wait_for("warning");
-        let message = warning["message"].as_str().expect("text");
+        let message = process.wait_for_warning("the rules stay");
         let expected = format!("the rules stay as they were: cannot read the rules in {path}");
         assert!(message.starts_with(&expected) && message.contains(why), "{make}: {message}");
         let summary = process.finish();
@@ -630,9 +629,7 @@ fn name_servers_that_do_not_answer_hold_up_nothing() {
         // The rules' name is being looked up for minutes, which blocks another request.
         wait_until(TIMEOUT, "a look-up", || has_thread(process.pid(), "rules"));
         process.signal(Signal::SIGHUP);
-        let warning = process.wait_for("warning");
-        let message = warning["message"].as_str().expect("text");
-        assert!(message.contains("still being read"), "{message}");
+        process.wait_for_warning("still being read");
         // Longer than the lease.
         while began.elapsed() < Duration::from_secs(7) {
             assert!(is_lost(&lab, Family::V4), "passed after {:?}", began.elapsed());

@@ -193,9 +193,7 @@ fn filters_that_come_later_are_overtaken() {
             Injector::start(&lab.left, &line("clsact", "--loss 100% --direction egress"));
         let counter = Counter::new(true);
         counter.filter(&lab.left, "egress", priority);
-        let warning = injector.process.wait_for("warning");
-        let message = warning["message"].as_str().expect("text");
-        assert!(message.contains("egress: tc filter added ahead"), "{message}");
+        injector.process.wait_for_warning("egress: tc filter added ahead");
         assert_eq!(pings(&lab, 3), 0, "pref {priority}");
         stop(injector);
         assert!(filters(&lab, "egress").contains(&format!("pref {priority} bpf")));
@@ -212,17 +210,13 @@ fn what_cannot_be_overtaken_is_warned_of() {
     lab.left.run(&format!("tc qdisc add dev {INTERFACE} clsact"));
     lab.left.run(&add);
     let mut injector = Injector::start(&lab.left, &line("clsact", "--loss 100%"));
-    let warning = injector.process.wait_for("warning");
-    let message = warning["message"].as_str().expect("text");
-    assert!(message.contains("veth0 egress (u32, pref 1): tc filter ahead"), "{message}");
+    injector.process.wait_for_warning("veth0 egress (u32, pref 1): tc filter ahead");
     stop(injector);
 
     lab.left.run(&format!("tc filter del dev {INTERFACE} egress pref 1"));
     let mut injector = Injector::start(&lab.left, &line("clsact", "--loss 100%"));
     lab.left.run(&add);
-    let warning = injector.process.wait_for("warning");
-    let message = warning["message"].as_str().expect("text");
-    assert!(message.contains("veth0 egress (u32, pref 1): tc filter ahead"), "{message}");
+    injector.process.wait_for_warning("veth0 egress (u32, pref 1): tc filter ahead");
     stop(injector);
     let left = filters(&lab, "egress");
     assert!(left.contains("u32") && !left.contains("bpf"), "{left}");
@@ -238,9 +232,7 @@ fn programs_by_tcx_that_come_later_are_warned_of() {
     for hook in ["tcx", "clsact"] {
         let mut injector = Injector::start(&lab.left, &line(hook, "--loss 100%"));
         let link = counter.tcx(&lab.left, "ingress", true);
-        let warning = injector.process.wait_for("warning");
-        let message = warning["message"].as_str().expect("text");
-        assert!(message.contains("eBPF program ahead of injector's"), "{hook}: {message}");
+        injector.process.wait_for_warning("eBPF program ahead of injector's");
         drop(link);
         let (warnings, _) = stop(injector);
         assert!(warnings.iter().all(|warning| !warning.contains("ahead")), "{warnings:?}");

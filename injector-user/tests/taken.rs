@@ -206,17 +206,6 @@ fn scenario_of(cgroup: &TestCgroup, entries: &[&str]) -> RuleFile {
     RuleFile::new(&format!("targets: {{web: {{cgroup: {path}}}}}\ntimeline:\n  - {timeline}\n"))
 }
 
-/// Waits for a warning that contains a text.
-#[track_caller]
-fn wait_for_warning(process: &mut Process, text: &str) {
-    loop {
-        let warning = process.wait_for("warning");
-        if warning["message"].as_str().is_some_and(|message| message.contains(text)) {
-            return;
-        }
-    }
-}
-
 #[test]
 fn a_scenario_whose_target_does_not_return_fails_unless_its_processes_were_killed() {
     let lab = Lab::new();
@@ -387,7 +376,7 @@ fn limits_that_are_to_start_while_their_target_is_gone_start_when_it_returns() {
     injector.wait_for("started");
     remove(&cgroup.path);
     injector.wait_for("gone");
-    wait_for_warning(&mut injector, "start when it returns");
+    injector.wait_for_warning("start when it returns");
     fs::create_dir(&cgroup.path).expect("it can be made");
     injector.wait_for("followed");
     assert_eq!(cpu_limit(&cgroup), "20000 100000");

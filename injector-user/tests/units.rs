@@ -148,11 +148,8 @@ fn a_unit_is_faulted_with_sockets_that_it_was_passed() {
             &format!("--cgroup {path} --loss 100% --direction {direction}"),
         );
         service.must_answer(&lab.right, at);
-        let warning = injector.process.wait_for("warning")["message"].to_string();
-        assert!(
-            warning.contains("1 socket of cgroup ") && warning.contains("use --unit"),
-            "{warning}"
-        );
+        let warning = injector.process.wait_for_warning("1 socket of cgroup ");
+        assert!(warning.contains("use --unit"), "{warning}");
         drop(injector.stop());
 
         let injector = Injector::start(

@@ -472,6 +472,18 @@ impl Process {
         }
     }
 
+    /// Reads up to the next warning with these words, and returns it.
+    pub fn wait_for_warning(&mut self, words: &str) -> String {
+        loop {
+            let warning = self.wait_for("warning");
+            if let Some(message) = warning["message"].as_str()
+                && message.contains(words)
+            {
+                return message.to_owned();
+            }
+        }
+    }
+
     /// Sends a line to its standard input.
     pub fn tell(&mut self, line: &str) {
         let input = self.child.stdin.as_mut().expect("still open");
