@@ -420,7 +420,7 @@ fn a_command_under_the_probe_engine_has_no_vdso_and_wrong_clocks() {
         assert!((before + HOUR..=after + HOUR).contains(&reading), "{report}");
     }
     assert!(
-        said.contains("(engine probe)") && said.contains("1 new programs had no vDSO"),
+        said.contains("(engine probe)") && said.contains("1 new program had no vDSO"),
         "{said}"
     );
 }
