@@ -1,35 +1,20 @@
 //! Reset: the target's side of a connection gets ECONNRESET once, and other connections are unaffected.
 
 use std::{
-    fs,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    time::Duration,
 };
 
 use serde_json::Value;
 use testbed::{
-    FAMILIES, Family, Host, INTERFACE, Injector, Lab, Process, TestCgroup, number, scratch_file,
-    serve, skip, talk,
+    FAMILIES, Family, Host, INTERFACE, Injector, Lab, Process, TestCgroup,
+    connection::{self, BYTES, assert_whole, go},
+    number, serve, talk,
 };
-
-const BYTES: u64 = 20_000;
 
 /// A connection that waits for a command to transfer bytes.
 fn hold(host: &Host, cgroup: Option<&TestCgroup>, to: SocketAddr) -> Process {
-    let line =
-        format!("tcp-connect --mode echo --hold --to {to} --bytes {BYTES} --timeout-ms 2000");
-    serve(host, cgroup, &line)
-}
-
-/// Transfers the bytes. Returns the result.
-fn go(mut connection: Process) -> Value {
-    connection.tell("go");
-    connection.finish()
-}
-
-fn assert_whole(report: &Value) {
-    assert_eq!(report["error"], Value::Null, "{report}");
-    let read = &report["read"];
-    assert_eq!((number(read, "bytes"), number(read, "wrong")), (BYTES, 0), "{report}");
+    connection::hold(host, cgroup, to, Duration::from_secs(2))
 }
 
 #[test]
@@ -302,21 +287,13 @@ fn connections_to_a_link_local_address_of_the_host_are_reset() {
 
 /// Translates addresses of what the host sends; whether this kernel can.
 fn translate(host: &Host, peer: &Host) -> bool {
-    let file = scratch_file();
-    let rules = format!(
+    host.translate(&format!(
         "table inet t {{\nchain o {{\ntype nat hook output priority -100;\n\
          ip daddr 192.0.2.1 tcp dport 80 dnat ip to 127.0.0.1:9000\n\
          ip daddr 192.0.2.2 tcp dport 80 dnat ip to {}:9000\n\
          tcp dport 81 redirect to :9000\n}}\n}}\n",
         peer.v4,
-    );
-    fs::write(&file, rules).expect("it can be written");
-    let (can, _) = host.run_in(None, &format!("nft -f {}", file.display()));
-    fs::remove_file(&file).expect("it is there");
-    if !can {
-        skip("no nft(8), or this kernel translates no addresses");
-    }
-    can
+    ))
 }
 
 #[test]

@@ -1,15 +1,14 @@
 //! Translated addresses (NAT): a rule for the address that a process asked for matches, both ways, and
 //! connections to the same backend by its own address are untouched.
 
-use std::{fs, net::SocketAddr};
+use std::{net::SocketAddr, time::Duration};
 
-use serde_json::Value;
 use testbed::{
-    FAMILIES, Family, Host, Injector, Lab, Process, TestCgroup, number, scratch_file, serve, skip,
-    talk,
+    FAMILIES, Family, Host, Injector, Lab, Process, TestCgroup,
+    connection::{self, assert_whole, go},
+    number, serve, talk,
 };
 
-const BYTES: u64 = 20_000;
 const DATAGRAMS: u64 = 100;
 
 /// The address of the service, by IP version.
@@ -23,7 +22,6 @@ const fn service(family: Family) -> &'static str {
 /// Translates the service's address, on the host that connects to it, to that of its peer, and port 81 to
 /// port 9000 of the host itself. Returns whether this kernel can.
 fn translate(host: &Host, peer: &Host) -> bool {
-    let file = scratch_file();
     let rules = format!(
         "table inet t {{\nchain o {{\ntype nat hook output priority -100;\n\
          ip daddr {v4} tcp dport 80 dnat ip to {}:9000\n\
@@ -38,11 +36,7 @@ fn translate(host: &Host, peer: &Host) -> bool {
         v4 = service(Family::V4),
         v6 = service(Family::V6),
     );
-    fs::write(&file, rules).expect("it can be written");
-    let (can, _) = host.run_in(None, &format!("nft -f {}", file.display()));
-    fs::remove_file(&file).expect("it is there");
-    if !can {
-        skip("no nft(8), or this kernel translates no addresses");
+    if !host.translate(&rules) {
         return false;
     }
     host.run(&format!("ip route replace {} via {}", service(Family::V4), peer.v4));
@@ -56,21 +50,7 @@ fn at(address: &str, port: u16) -> SocketAddr {
 
 /// A connection that waits for a command to transfer bytes.
 fn hold(host: &Host, cgroup: Option<&TestCgroup>, to: SocketAddr) -> Process {
-    let line =
-        format!("tcp-connect --mode echo --hold --to {to} --bytes {BYTES} --timeout-ms 5000");
-    serve(host, cgroup, &line)
-}
-
-/// Transfers the bytes. Returns the result.
-fn go(mut connection: Process) -> Value {
-    connection.tell("go");
-    connection.finish()
-}
-
-fn assert_whole(report: &Value) {
-    assert_eq!(report["error"], Value::Null, "{report}");
-    let read = &report["read"];
-    assert_eq!((number(read, "bytes"), number(read, "wrong")), (BYTES, 0), "{report}");
+    connection::hold(host, cgroup, to, Duration::from_secs(5))
 }
 
 /// The targets that the tests fault: a cgroup, and everything in the namespace.

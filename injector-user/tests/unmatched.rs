@@ -4,9 +4,7 @@ use std::{fs, process::Command};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use testbed::{
-    Family, Host, INJECTOR, INTERFACE, Injector, Lab, TestCgroup, scratch_file, serve, skip, talk,
-};
+use testbed::{Family, Host, INJECTOR, INTERFACE, Injector, Lab, TestCgroup, serve, talk};
 
 /// Ends the faults. Returns the warnings.
 fn warnings(injector: Injector) -> Vec<String> {
@@ -152,17 +150,12 @@ fn sockets_older_than_the_cgroup_are_named() {
 fn translated_addresses_are_named() {
     let lab = Lab::new();
     let cgroup = TestCgroup::new();
-    let file = scratch_file();
     let rules = format!(
         "table ip t {{\nchain o {{\ntype nat hook output priority -100;\n\
          ip daddr 192.0.2.1 dnat to {}\n}}\n}}\n",
         lab.right.v4
     );
-    fs::write(&file, rules).expect("it can be written");
-    let (can, _) = lab.left.run_in(None, &format!("nft -f {}", file.display()));
-    fs::remove_file(&file).expect("it is there");
-    if !can {
-        skip("no nft(8), or this kernel translates no addresses");
+    if !lab.left.translate(&rules) {
         return;
     }
     lab.left.run(&format!("ip route add 192.0.2.1 via {}", lab.right.v4));

@@ -12,6 +12,7 @@
 
 pub mod agent;
 pub mod bpf;
+pub mod connection;
 pub mod container;
 pub mod daemonset;
 pub mod frames;
@@ -271,6 +272,20 @@ impl Host {
         let (success, output) = self.run_in(None, line);
         assert!(success, "{line} failed: {output}");
         output
+    }
+
+    /// Has the kernel translate addresses by these rules of nft(8). Returns whether it can; if not, the test
+    /// is skipped.
+    #[must_use]
+    pub fn translate(&self, rules: &str) -> bool {
+        let file = scratch_file();
+        fs::write(&file, rules).expect("it can be written");
+        let (can, _) = self.run_in(None, &format!("nft -f {}", file.display()));
+        fs::remove_file(&file).expect("it is there");
+        if !can {
+            skip("no nft(8), or this kernel translates no addresses");
+        }
+        can
     }
 
     /// Runs a command line in a cgroup. Returns whether it succeeded, and its standard output.
