@@ -34,5 +34,6 @@ pub mod scenario;
 pub mod spec;
 pub mod target;
 pub mod threads;
+pub mod words;
 
 pub use injection::Injection;

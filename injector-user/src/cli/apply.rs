@@ -20,7 +20,6 @@ use super::{
     args::{Engines, Output},
     session,
     signals::{Arrived, Signals},
-    words::plural,
 };
 use crate::{
     output::{self, Importance, Writer},
@@ -38,6 +37,7 @@ use crate::{
         value::HumanDuration,
     },
     target::peers::{self, Peers, Resolved},
+    words::plural,
 };
 
 /// Run a scenario: a timeline of faults on several targets

@@ -4,12 +4,13 @@ use std::{fmt::Write as _, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::{args::Output, remote::AgentOptions, words::plural};
+use super::{args::Output, remote::AgentOptions};
 use crate::agent::{
     SOCKET,
     api::{Fault, Health, Phase},
     client::ClientError,
 };
+use crate::words::plural;
 
 /// An agent that does not answer within this time is unhealthy.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(4);

@@ -12,12 +12,12 @@ use super::{
     report::{Reporter, Stream},
     session::{self, Plan, RequestedFaults, Session},
     signals::Signals,
-    words::plural,
 };
 use crate::{
     fault::network::HookChoice,
     spec::{SpecError, rule::check_for_xdp, target::TargetSpec},
     target::{Target, Whose},
+    words::plural,
 };
 
 /// Fault an existing target until a deadline or a signal

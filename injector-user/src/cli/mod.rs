@@ -26,7 +26,6 @@ mod session;
 mod signals;
 mod tips;
 mod trial;
-mod words;
 
 use std::{
     env,

@@ -14,10 +14,7 @@ use injector_common::counter::SeenCounters;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{
-    args::{Output, SessionArgs},
-    words::plural,
-};
+use super::args::{Output, SessionArgs};
 use crate::{
     fault::{
         clock::{
@@ -40,6 +37,7 @@ use crate::{
         peers::{self, Resolved},
         pods::{PodState, PodStatus},
     },
+    words::plural,
 };
 
 /// Duration of faults: printed as given in text, and in milliseconds in JSON.

@@ -53,6 +53,7 @@ use crate::{
         routes::{Agent, shutdown_requested},
     },
     spec::target::PodName,
+    words::plural,
 };
 
 /// The field manager of the status that is common to all nodes.
@@ -586,7 +587,7 @@ impl Reconciler {
         let is_warning = matches!(entry.state, NodeState::Failed | NodeState::Lost);
         let what = match entry.state {
             NodeState::Injecting => {
-                format!("faults active in {}", status::count(entry.injecting, "pod"))
+                format!("faults active in {}", plural(entry.injecting, "pod"))
             }
             NodeState::Ended | NodeState::Stopped => status::matches(entry.matched, entry.counters),
             NodeState::Waiting | NodeState::Failed => entry.message.clone().unwrap_or_default(),

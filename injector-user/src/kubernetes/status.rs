@@ -8,6 +8,7 @@ use k8s_openapi::{
 };
 
 use super::crd::{Counters, FaultInjectionStatus, NodeState, NodeStatus, Phase};
+use crate::words::plural;
 
 /// The desired state of a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,12 +108,6 @@ pub fn start_time(status: &FaultInjectionStatus) -> Option<MicroTime> {
     status.start_time.clone().or_else(|| of_nodes.min().cloned())
 }
 
-/// A number of things.
-#[must_use]
-pub fn count(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
 /// A duration in whole hours, minutes or seconds.
 #[must_use]
 pub fn rounded(time: Duration) -> String {
@@ -133,7 +128,7 @@ pub fn matches(packets: u64, counters: Counters) -> String {
         (processes.signals, "signal", "signals"),
         (processes.calls_failed, "failed system call", "failed system calls"),
     ];
-    let mut words = vec![count(packets, "packet")];
+    let mut words = vec![plural(packets, "packet")];
     let counted = counts.iter().filter(|(number, ..)| *number > 0);
     words.extend(
         counted.map(|(number, one, many)| {
@@ -204,7 +199,7 @@ fn injecting_condition(nodes: &[NodeStatus], desired: &Desired, pods: u64) -> Co
             let trouble = trouble
                 .map(|(node, message)| format!("; node {}: {message}", node.node))
                 .unwrap_or_default();
-            let (pods, nodes) = (count(pods, "pod"), count(acting, "node"));
+            let (pods, nodes) = (plural(pods, "pod"), plural(acting, "node"));
             ("Injecting", true, INJECTING, format!("faults active in {pods} on {nodes}{trouble}"))
         }
         Desired::Active => {

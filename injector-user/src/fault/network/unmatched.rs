@@ -22,6 +22,7 @@ use crate::{
         value::{PortSet, Protocol, Remote, TcpFlags},
     },
     target::peers::Addresses,
+    words::plural,
 };
 
 /// Maximum number of rules that are explained.
@@ -249,8 +250,7 @@ impl Observed {
             .strangers
             .iter()
             .map(|(cgroup, count)| {
-                let sockets = if *count == 1 { "socket" } else { "sockets" };
-                format!("{count} {sockets} in the cgroup {cgroup}")
+                format!("{} in the cgroup {cgroup}", plural(*count as u64, "socket"))
             })
             .collect();
         format!(
