@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use indexmap::IndexSet;
 use nix::sys::socket::SockProtocol;
 
 use super::{
@@ -51,14 +52,14 @@ pub fn translations(netns: &Netns) -> Result<Vec<Translation>, KernelError> {
 }
 
 fn list() -> io::Result<Vec<Translation>> {
-    let (mut found, mut seen) = (Vec::new(), 0);
+    let (mut found, mut seen) = (IndexSet::new(), 0);
     // Any family.
     dump(SockProtocol::NetlinkNetFilter, GET, &[0; GENERIC], |body| {
         seen += 1;
-        found.extend(translation(body).filter(|new| !found.contains(new)));
+        found.extend(translation(body));
         seen < MAX_CONNECTIONS
     })?;
-    Ok(found)
+    Ok(found.into_iter().collect())
 }
 
 /// The connection's peer as asked for and as in the packets, if they differ.

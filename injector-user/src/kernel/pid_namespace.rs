@@ -10,19 +10,13 @@ use super::{KernelError, layout::TaskLayout};
 /// `PROC_PID_INIT_INO`, which is the same on all machines.
 const INITIAL: u64 = 0xefff_fffc;
 
-/// The inode of the PID namespace of this process.
+/// The inode of this process's PID namespace.
 fn inode() -> u64 {
     fs::metadata("/proc/self/ns/pid").map_or(INITIAL, |metadata| metadata.ino())
 }
 
-/// Whether this process is in the initial PID namespace.
-#[must_use]
-pub fn is_initial() -> bool {
-    inode() == INITIAL
-}
-
 /// Checks that /proc shows the PID namespace of this process.
-pub fn check() -> Result<(), KernelError> {
+fn check() -> Result<(), KernelError> {
     let shown = fs::read_link("/proc/self").ok();
     let shown = shown.and_then(|target| target.to_str()?.parse::<u32>().ok());
     if shown == Some(std::process::id()) { Ok(()) } else { Err(KernelError::PidNamespace) }
@@ -33,14 +27,15 @@ pub(super) fn set_in(loader: &mut EbpfLoader) -> Result<(), KernelError> {
     static GLOBALS: OnceLock<[(&str, u32); 7]> = OnceLock::new();
 
     check()?;
-    if is_initial() {
+    let inode = inode();
+    if inode == INITIAL {
         return Ok(());
     }
     let layout = TaskLayout::of_kernel()?;
     let globals = GLOBALS.get_or_init(|| {
         [
             // Numbers of namespaces have 32 bits.
-            ("PID_NAMESPACE", inode() as u32),
+            ("PID_NAMESPACE", inode as u32),
             ("TGID_AT", layout.tgid),
             ("SIGNAL_AT", layout.signal),
             ("PROCESS_AT", layout.process),

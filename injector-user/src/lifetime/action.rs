@@ -274,9 +274,7 @@ impl Action {
             }
         }
     }
-}
 
-impl Action {
     /// How things are after the action was undone.
     #[must_use]
     pub fn undone(&self) -> String {

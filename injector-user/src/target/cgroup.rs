@@ -98,12 +98,12 @@ impl Hierarchy {
         let relative = real.strip_prefix(&self.mount).unwrap_or(&real);
         let level = relative.components().count() as u32;
         if level == 0 {
-            return Err(self.is_root(format!("{} is", path.display())));
+            return Err(self.refuse_root(format!("{} is", path.display())));
         }
         Ok(Cgroup { path: real, id, level })
     }
 
-    fn is_root(&self, what: String) -> ResolveError {
+    fn refuse_root(&self, what: String) -> ResolveError {
         ResolveError::Root { what, mount: self.mount.clone() }
     }
 
@@ -111,7 +111,7 @@ impl Hierarchy {
     pub fn of_process(&self, pid: i32) -> Result<Cgroup, ResolveError> {
         let path = self.path_of_process(pid)?;
         if path == self.mount {
-            return Err(self.is_root(format!("process {pid} is in")));
+            return Err(self.refuse_root(format!("process {pid} is in")));
         }
         self.open(&path)
     }
