@@ -27,6 +27,12 @@ pub enum ScopeKind {
     CgroupAndTags = 3,
 }
 
+/// Faults exclude TCP port 22 and connections that are listed.
+pub const PROTECT_OPERATOR: u32 = 1;
+
+/// Faults exclude traffic with peers that are listed.
+pub const PROTECT_NODE: u32 = 2;
+
 /// The largest number of processes that are tracked at once.
 pub const MAX_MEMBERS: u32 = 16_384;
 
@@ -123,6 +129,14 @@ pub struct Connection {
     pub local_port: u16,
     /// The peer's port, in host byte order.
     pub remote_port: u16,
+}
+
+impl Connection {
+    /// Stands for all traffic with a peer.
+    #[must_use]
+    pub const fn with(remote: [u32; 4]) -> Self {
+        Self { local: [0; 4], remote, local_port: 0, remote_port: 0 }
+    }
 }
 
 /// A connection whose packets have other addresses or ports than its socket (NAT).

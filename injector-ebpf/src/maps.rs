@@ -54,7 +54,8 @@ pub static KERNFS_ID_AT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static OWNER_MARK: Global<u32> = Global::new(0);
 
-/// Non-zero: exclude TCP port 22 and the connections in [`PROTECTED`].
+/// What is excluded from faults: [`injector_common::control::PROTECT_OPERATOR`],
+/// [`injector_common::control::PROTECT_NODE`], both or nothing.
 #[unsafe(no_mangle)]
 pub static PROTECT: Global<u32> = Global::new(0);
 
@@ -208,7 +209,7 @@ pub static IS_TRANSLATED: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub static OTHER_ENDPOINTS: PerCpuArray<Connection> = PerCpuArray::with_max_entries(1, 0);
 
-/// Connections excluded by `--protect`.
+/// Connections that are excluded from faults, and peers: connections of which only the remote address is set.
 #[map]
 pub static PROTECTED: HashMap<Connection, u8> = HashMap::with_max_entries(1024, 0);
 

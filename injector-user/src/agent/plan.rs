@@ -14,7 +14,7 @@ use crate::{
         file::FaultsSpec,
         peer::Peer,
         rule::RuleSpec,
-        target::{PodSelection, TargetSpec},
+        target::{PodSelection, Protection, TargetSpec},
         value::HumanDuration,
     },
     target::{
@@ -54,8 +54,8 @@ pub struct Plan {
     /// The fault of selected pods that this is a part of. The part shares its deadlines and has
     /// none of its own.
     pub part_of: Option<Arc<Fault>>,
-    /// Whether SSH and the operator's connections are protected.
-    pub protect: bool,
+    /// What is excluded.
+    pub protect: Protection,
     /// The peers that its rules name.
     pub peers: Peers,
     /// Their addresses.
@@ -113,7 +113,8 @@ impl Terms {
 
 /// Validates a request and resolves its names, except for peers that are known already. May block.
 pub fn plan(request: FaultRequest, peers: Peers) -> Result<Plan, Problem> {
-    plan_for(request, peers, Target::resolve)
+    let protect = request.target.protection();
+    plan_for(request, peers, protect, |target| Target::resolve(target, protect.operator))
 }
 
 /// The peers of a request that are in the Kubernetes cluster.
@@ -128,13 +129,13 @@ pub fn cluster_peers(rules: &[RuleSpec]) -> BTreeSet<Peer> {
 pub fn plan_for(
     request: FaultRequest,
     peers: Peers,
-    find: impl FnOnce(&TargetSpec, bool) -> Result<Target, ResolveError>,
+    protect: Protection,
+    find: impl FnOnce(&TargetSpec) -> Result<Target, ResolveError>,
 ) -> Result<Plan, Problem> {
     let terms = agree(&request)?;
     let spec = request.target;
     let resolved = peers.resolve(&peers::of_rules(&terms.faults.rules)).map_err(unresolved)?;
-    let protect = spec.protect.unwrap_or_else(|| spec.is_wide());
-    let target = find(&spec, protect).map_err(unresolved)?;
+    let target = find(&spec).map_err(unresolved)?;
     Ok(Plan { terms, spec, target, part_of: None, protect, peers, resolved })
 }
 

@@ -63,7 +63,8 @@ pub struct InjectArgs {
     /// Spare SSH, this shell's connections, and lo
     ///
     /// Excludes TCP port 22, the connections of the shell that started this command, and loopback unless --interface
-    /// names it. This is the default for --host and --interface.
+    /// names it. This is the default for --host and --interface. For pods, excludes traffic with their node instead, such
+    /// as the kubelet's probes, which is their default.
     #[arg(long, overrides_with = "no_protect")]
     protect: bool,
 
@@ -74,13 +75,13 @@ pub struct InjectArgs {
 
 /// Applies the faults to the target.
 pub fn run(args: &InjectArgs, debug: bool) -> Result<ExitCode> {
+    let protect = match (args.protect, args.no_protect) {
+        (true, _) => Some(true),
+        (_, true) => Some(false),
+        _ => None,
+    };
     #[cfg(feature = "agent")]
     if let Some(at) = &args.agent.agent {
-        let protect = match (args.protect, args.no_protect) {
-            (true, _) => Some(true),
-            (_, true) => Some(false),
-            _ => None,
-        };
         let request = remote::request(&args.target, &args.faults, &args.session, protect)?;
         check_end(args)?;
         let client = args.agent.client(at)?;
@@ -104,9 +105,8 @@ pub fn run(args: &InjectArgs, debug: bool) -> Result<ExitCode> {
     let reports = reporter.writer();
     let code = runtime.block_on(async {
         let mut signals = Signals::take().context("cannot take signals")?;
-        let wide = args.target.is_wide();
-        let protect = args.protect || (wide && !args.no_protect);
-        let target = Target::resolve(&args.target, protect)?;
+        let protect = TargetSpec { protect, ..args.target.clone() }.protection();
+        let target = Target::resolve(&args.target, protect.operator)?;
         asked.options.outlived = true;
         asked.options.network.protect = protect;
         asked.options.network.hook = if args.xdp { HookChoice::Xdp } else { args.hook };

@@ -206,11 +206,11 @@ impl Builder {
         }
         let mut options = Options { outlived: true, ..Options::default() };
         options.peers.resolve(&peers::of_rules(&faults.rules)).map_err(InjectionError::from)?;
-        options.network.protect = target.is_wide();
+        options.network.protect = target.protection();
         options.network.lasts = self.lasts;
         let set = FaultSet::of(&faults, self.seed.unwrap_or_else(rand::random));
         let target =
-            Target::resolve(&target, options.network.protect).map_err(InjectionError::from)?;
+            Target::resolve(&target, options.network.protect.operator).map_err(InjectionError::from)?;
         for error in cleanup::cleanup().1 {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot undo what was left");
         }

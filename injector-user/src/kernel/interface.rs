@@ -1,6 +1,10 @@
 //! Network interfaces and their link layers.
 
-use std::{collections::BTreeMap, fs, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::IpAddr,
+};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use injector_common::packet::parse::Link;
@@ -74,6 +78,24 @@ pub fn list(netns: &Netns) -> Result<Vec<Interface>, KernelError> {
 
 /// The addresses of all interfaces of a namespace.
 pub fn addresses(netns: &Netns) -> Result<Vec<IpAddr>, KernelError> {
+    addresses_of(netns, |_| true)
+}
+
+/// The addresses of the interfaces of a namespace that are up. kube-proxy gives those of services to
+/// an interface that is down (IPVS mode).
+pub fn addresses_in_use(netns: &Netns) -> Result<Vec<IpAddr>, KernelError> {
+    let up: BTreeSet<u32> = list(netns)?
+        .into_iter()
+        .filter(|interface| interface.is_up)
+        .map(|interface| interface.index)
+        .collect();
+    addresses_of(netns, |index| up.contains(&index))
+}
+
+fn addresses_of(
+    netns: &Netns,
+    has: impl Fn(u32) -> bool + Send + Sync,
+) -> Result<Vec<IpAddr>, KernelError> {
     netns.run(|| {
         block_on(async |handle| {
             let messages: Vec<AddressMessage> = handle
@@ -84,7 +106,10 @@ pub fn addresses(netns: &Netns) -> Result<Vec<IpAddr>, KernelError> {
                 .try_collect()
                 .await
                 .map_err(failed("listing the addresses"))?;
-            let attributes = messages.into_iter().flat_map(|message| message.attributes);
+            let attributes = messages
+                .into_iter()
+                .filter(|message| has(message.header.index))
+                .flat_map(|message| message.attributes);
             // `IFA_ADDRESS` would be the peer's, on a point-to-point link; IPv6 has the one only.
             let mut found: Vec<IpAddr> = attributes
                 .filter_map(|attribute| match attribute {

@@ -46,8 +46,11 @@ pub struct Constants {
     pub layout: Layout,
     /// The bit of `skb->tc_index` that marks packets that were classified.
     pub owner_mark: u32,
-    /// Whether to skip SSH and the operator's connections.
-    pub protect: bool,
+    /// What is excluded: [`PROTECT_OPERATOR`], [`PROTECT_NODE`], both or nothing.
+    ///
+    /// [`PROTECT_OPERATOR`]: injector_common::control::PROTECT_OPERATOR
+    /// [`PROTECT_NODE`]: injector_common::control::PROTECT_NODE
+    pub protect: u32,
     /// The device that holds packets; `None` if no rule does.
     pub hold: Option<HoldDevice>,
     /// The device that segments GSO packets.
@@ -151,7 +154,6 @@ impl Object {
     ) -> Result<Self, KernelError> {
         let layout = &constants.layout;
         let (scope, mptcp) = (constants.scope as u32, u32::from(constants.mptcp));
-        let protect = u32::from(constants.protect);
         let banks = 2 * capacity.rules;
         let hold = constants.hold.map_or(0, |hold| hold.interface);
         let in_userspace = u32::from(constants.hold.is_some_and(|hold| hold.is_tap));
@@ -179,7 +181,7 @@ impl Object {
             .override_global("CGROUP_KN_AT", &layout.cgroup_kn, true)
             .override_global("KERNFS_ID_AT", &layout.kernfs_id, true)
             .override_global("OWNER_MARK", &constants.owner_mark, true)
-            .override_global("PROTECT", &protect, true)
+            .override_global("PROTECT", &constants.protect, true)
             .override_global("HOLD_INTERFACE", &hold, true)
             .override_global("HOLD_IN_USERSPACE", &in_userspace, true)
             .override_global("RULE_FLAGS", &constants.flags, true)
@@ -492,7 +494,7 @@ impl Object {
         Ok(())
     }
 
-    /// Adds protected connections.
+    /// Adds protected connections and peers.
     pub fn protect(&mut self, connections: &[Connection]) -> Result<(), KernelError> {
         let mut protected: HashMap<&mut MapData, Connection, u8> =
             ebpf::map(&mut self.ebpf, "PROTECTED")?;

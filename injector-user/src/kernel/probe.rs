@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use injector_common::{
-    control::{MAX_MASKS, ScopeKind},
+    control::{MAX_MASKS, PROTECT_NODE, PROTECT_OPERATOR, ScopeKind},
     packet::Direction,
     rule::RULE_ALL,
 };
@@ -164,7 +164,7 @@ fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError>
         Constants {
             scope: ScopeKind::Cgroup,
             owner_mark: 1,
-            protect: true,
+            protect: PROTECT_OPERATOR | PROTECT_NODE,
             hold: Some(HoldDevice { interface: 1, is_tap: false }),
             wire: WireDevice { interface: 1, backlog: 1 },
             flags: RULE_ALL,

@@ -29,7 +29,7 @@ use crate::{
         peer::{ClusterPeer, Namespaces, Peer},
         process::ProcessSpec,
         rule::RuleSpec,
-        target::{PodName, ProcessName, TargetSpec},
+        target::{PodName, ProcessName, Protection, TargetSpec},
         value::{HumanDuration, Remote},
     },
     target::pods::PodStatus,
@@ -101,6 +101,10 @@ pub struct PodTarget {
     /// expression between slashes. Defaults to all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ProcessName>,
+    /// Whether traffic between the pods and their node is left alone, such as the probes of the
+    /// kubelet. Defaults to true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protect: Option<bool>,
     /// Whether kills and pauses include the sandbox of the pod (the pause container). Without it, a
     /// pod that is killed keeps its address.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -428,6 +432,12 @@ impl FaultInjectionSpec {
 }
 
 impl PodTarget {
+    /// What is excluded from packet faults.
+    #[must_use]
+    pub fn protection(&self) -> Protection {
+        Protection::of_pod(self.protect.unwrap_or(true))
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.process.is_some() && self.container.is_none() {
             return Err("target: `process` requires `container`".into());

@@ -18,6 +18,7 @@ mod reflector;
 mod resource;
 mod rights;
 mod schema;
+mod search;
 mod selection;
 mod status;
 

@@ -1,5 +1,7 @@
 //! Look-ups of the host names that faults of the cluster name as peers.
 //!
+//! Names mean what they mean in the pods of the resource's namespace ([`search`]).
+//!
 //! They run in threads of their own, at most [`MAX_THREADS`] for each tenant: name servers that do
 //! not answer delay only the faults of the tenant that named them, never the reconciler.
 
@@ -13,6 +15,7 @@ use std::{
 
 use tokio::sync::Notify;
 
+use super::search;
 use crate::{
     output::chain,
     spec::{peer::Peer, rule::RuleSpec},
@@ -65,7 +68,7 @@ struct Shared {
     changed: Notify,
 }
 
-/// A tenant and one of its names.
+/// A namespace and one of its names.
 type Key = (String, Peer);
 
 #[derive(Debug)]
@@ -132,7 +135,12 @@ impl Names {
             let Some((key, entry)) = waiting.into_iter().next() else { return };
             let (shared, key) = (self.0.clone(), key.clone());
             let work = move || {
-                let found = peers::look_up(&key.1).map_err(|error| chain(&error));
+                let (namespace, peer) = &key;
+                let names = match peer {
+                    Peer::Host(name) => search::names(name, namespace),
+                    peer => vec![peer.to_string()],
+                };
+                let found = peers::look_up_host(peer, names).map_err(|error| chain(&error));
                 shared.record(&key, found);
             };
             match thread::Builder::new().name("names".into()).spawn(work) {

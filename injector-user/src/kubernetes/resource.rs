@@ -16,6 +16,7 @@ use super::{
     names::{self, Names, Unknown},
     peers::{ClusterPeers, Feeds},
     pods::{Pod, PodScope, ScopeError},
+    search,
     status,
 };
 use crate::{
@@ -180,7 +181,7 @@ fn hash_of(parts: impl Hash) -> u64 {
 #[derive(Debug)]
 pub struct ResourceState {
     origin: FaultSource,
-    /// Whose host names are looked up: the namespace of the resource.
+    /// The namespace of the resource, whose host names are looked up.
     tenant: String,
     /// The generation that this agent process has claimed in the resource's status.
     pub claimed: Option<i64>,
@@ -646,22 +647,27 @@ async fn resolve(
     lease: Duration,
 ) -> Result<Plan, Problem> {
     let Wanted { pod, uid, scope } = wanted;
+    let protect = spec.target.protection();
+    let target = TargetSpec { protect: Some(protect.node), ..TargetSpec::default() };
     let target = match &scope {
-        PodScope::Whole => TargetSpec { pod: Some(pod.clone()), ..TargetSpec::default() },
+        PodScope::Whole => TargetSpec { pod: Some(pod.clone()), ..target },
         PodScope::Container(id) => {
             let process = spec.target.process.clone();
-            TargetSpec { container: Some(id.clone()), process, ..TargetSpec::default() }
+            TargetSpec { container: Some(id.clone()), process, ..target }
         }
     };
     let mut request = spec.request(name, target, left);
     request.lease = Some(HumanDuration(lease));
-    let peers = with_feeds(Peers::known(addresses), feeds);
+    let known = Peers::known(addresses, |name| search::names(name, &pod.namespace));
+    let peers = with_feeds(known, feeds);
     let with_sandbox = spec.target.sandbox;
     let resolution = tokio::task::spawn_blocking(move || match scope {
         PodScope::Whole => {
-            plan::plan_for(request, peers, |_, _| Target::of_pod(&pod, &uid, with_sandbox))
+            plan::plan_for(request, peers, protect, |_| Target::of_pod(&pod, &uid, with_sandbox))
         }
-        PodScope::Container(_) => plan::plan_for(request, peers, Target::resolve),
+        PodScope::Container(_) => plan::plan_for(request, peers, protect, |target| {
+            Target::resolve(target, protect.operator)
+        }),
     });
     let late = || {
         Problem::new(

@@ -153,7 +153,7 @@ impl Selections {
             .labels(&pods.selector);
         let mut watched = Reflector::new("pods", self.api(pods), config, Pod::from_api);
         let lookups = Lookups { names: Names::default(), peers: self.peers.clone() };
-        let mut state = ResourceState::new(FaultSource::of_fault(fault), name, None);
+        let mut state = ResourceState::new(FaultSource::of_fault(fault), &pods.namespace, None);
         let spec = spec(request);
         let mut has_more = false;
         let mut ticks = tokio::time::interval(TICK);
@@ -196,9 +196,9 @@ impl Selections {
 
 /// The specification of each pod's part. Its end follows from the fault that it is a part of.
 fn spec(request: &FaultRequest) -> FaultInjectionSpec {
-    let FaultRequest { seed, rules, clocks, processes, .. } = request.clone();
+    let FaultRequest { target, seed, rules, clocks, processes, .. } = request.clone();
     FaultInjectionSpec {
-        target: PodTarget::default(),
+        target: PodTarget { protect: target.protect, ..PodTarget::default() },
         peers: Vec::new(),
         r#for: HumanDuration(MAX_LIFE),
         seed,

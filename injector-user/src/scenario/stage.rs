@@ -108,8 +108,8 @@ impl Stage {
         let mut targets = Vec::new();
         for (name, spec) in &scenario.targets {
             let fail = |source| StageError::Target { name: name.clone(), source };
-            let protect = spec.protect.unwrap_or_else(|| spec.is_wide());
-            let target = Target::resolve(spec, protect).map_err(|error| fail(error.into()))?;
+            let protect = spec.protection();
+            let target = Target::resolve(spec, protect.operator).map_err(|error| fail(error.into()))?;
             targets.push((name, spec, protect, target));
         }
         let peers = options.peers.clone();

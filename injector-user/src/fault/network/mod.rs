@@ -45,7 +45,7 @@ use crate::{
         object::{Capacity, Constants, HoldDevice, Object},
     },
     lifetime::{LifetimeError, instance::Instance, lease::LEASE},
-    spec::{rule::Rule, trace::Table},
+    spec::{rule::Rule, target::Protection, trace::Table},
     target::{
         Place, ResolveError, Target, Whose,
         peers::{self, Addresses},
@@ -184,8 +184,8 @@ const MIN_CHANGING_MASKS: u32 = 8;
 pub struct Options {
     /// The owner mark: the bit that marks classified packets, unique for each running injector.
     pub owner_mark: u32,
-    /// Excludes SSH and the operator's connections.
-    pub protect: bool,
+    /// What is excluded.
+    pub protect: Protection,
     /// Where to attach.
     pub hook: HookChoice,
     /// The seed of all random streams.
@@ -349,7 +349,7 @@ impl Network {
                 _ => Layout::default(),
             },
             owner_mark: options.owner_mark,
-            protect: options.protect,
+            protect: protect::flags(options.protect),
             hold: holds.as_ref().map(|holds| HoldDevice {
                 interface: holds.interface(),
                 is_tap: holds.engine() == Engine::Tap,
@@ -388,9 +388,7 @@ impl Network {
             deadline_ns: u64::MAX,
             passed: BTreeMap::new(),
         };
-        if options.protect {
-            network.object.protect(&protect::operator_connections())?;
-        }
+        network.object.protect(&protect::connections(options.protect)?)?;
         if needs.flags & RULE_WIRE != 0 {
             network.wire.want();
         }
@@ -400,7 +398,7 @@ impl Network {
         if let Some(name) = network.missing() {
             return Err(NetworkError::Vanished(name));
         }
-        if is_idle && options.protect {
+        if is_idle && options.protect.operator {
             return Err(NetworkError::NothingUnprotected);
         }
         // Report programs that run ahead of injector's now, not at the first renewal.

@@ -1,19 +1,48 @@
-//! Detection of the operator's TCP connections to this host, which are protected from faults.
+//! Detection of traffic that is protected from faults: the operator's TCP connections to this host,
+//! and what pods exchange with their node.
 
 use std::{
     collections::HashSet,
     net::{IpAddr, SocketAddr},
 };
 
-use injector_common::control::Connection;
+use injector_common::control::{Connection, PROTECT_NODE, PROTECT_OPERATOR};
 use procfs::process::{FDTarget, Process};
+
+use crate::{
+    kernel::{KernelError, interface, netns::Netns},
+    spec::target::Protection,
+};
+
+/// The process whose network namespace is that of the node.
+const INIT: i32 = 1;
+
+/// The protection as eBPF programs know it.
+pub const fn flags(protection: Protection) -> u32 {
+    let operator = if protection.operator { PROTECT_OPERATOR } else { 0 };
+    let node = if protection.node { PROTECT_NODE } else { 0 };
+    operator | node
+}
+
+/// The protected connections, and the peers of which all traffic is protected.
+pub fn connections(protection: Protection) -> Result<Vec<Connection>, KernelError> {
+    let mut connections = Vec::new();
+    if protection.operator {
+        connections.extend(operator_connections());
+    }
+    if protection.node {
+        let addresses = interface::addresses_in_use(&Netns::of_process(INIT)?)?;
+        let others = addresses.into_iter().filter(|address| !address.is_loopback());
+        connections.extend(others.map(|address| Connection::with(words(address))));
+    }
+    Ok(connections)
+}
 
 /// The TCP connections of the ancestors of this process, without init: those of the shell and of
 /// its server, such as sshd.
 ///
 /// Processes that cannot be read are skipped: port 22 is protected in any case.
-#[must_use]
-pub fn operator_connections() -> Vec<Connection> {
+fn operator_connections() -> Vec<Connection> {
     let mut inodes = HashSet::new();
     let mut process = Process::myself().ok();
     while let Some(current) = process {

@@ -114,13 +114,13 @@ impl Scope {
         self.kind.as_ref().map(|kind| kind.spared(cgroup)).unwrap_or_default()
     }
 
-    /// The cgroups that contain all its processes: the cgroup itself, or those below it if some of
-    /// them are left out.
+    /// The cgroups that contain all its processes: the cgroup itself, or those below it.
     pub fn parts(&self, cgroup: &Cgroup) -> Vec<Cgroup> {
-        let spared = self.spared(cgroup);
-        let Some(hierarchy) = Hierarchy::find().ok().filter(|_| !spared.is_empty()) else {
+        let is_divided = self.kind.as_ref().is_some_and(|kind| kind.is_divided());
+        let Some(hierarchy) = Hierarchy::find().ok().filter(|_| is_divided) else {
             return vec![cgroup.clone()];
         };
+        let spared = self.spared(cgroup);
         let mut below = populated_below(&cgroup.path);
         below.retain(|path| !spared.contains(path));
         below.iter().filter_map(|path| hierarchy.open(path).ok()).collect()

@@ -57,7 +57,7 @@ pub enum TargetError {
     Tree,
     /// Selected pods were combined with options that narrow a target.
     #[error(
-        "pods that labels select are faulted wherever they are: give no netns, interface, address or protect beside them"
+        "pods that labels select are faulted wherever they are: give no netns, interface or address beside them"
     )]
     WithPods,
     /// A clock fault with a target that names no processes.
@@ -177,13 +177,46 @@ pub struct TargetSpec {
     #[schemars(length(min = 1))]
     pub address: Vec<IpAddr>,
 
-    /// Whether TCP port 22, the connections of the shell that started this, and the loopback are left alone; by
-    /// default if the target is a host or interfaces; scenarios only.
+    /// Whether traffic that keeps the target reachable is left alone; true by default for hosts, interfaces and pods. For
+    /// pods, this is the traffic with their node, such as the kubelet's probes. For other targets, it is TCP port 22, the
+    /// connections of the shell that started this, and the loopback. Not for the command line, which has --protect.
     #[arg(skip)]
     pub protect: Option<bool>,
 }
 
+/// Traffic that is excluded from faults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Protection {
+    /// SSH, the connections of the shell that started this, and the loopback.
+    pub operator: bool,
+    /// Traffic between pods and their node, such as the kubelet's probes.
+    pub node: bool,
+}
+
+impl Protection {
+    /// Traffic with the node, if `is_node`.
+    #[must_use]
+    pub const fn of_pod(is_node: bool) -> Self {
+        Self { operator: false, node: is_node }
+    }
+
+    /// Whether anything is excluded.
+    #[must_use]
+    pub const fn is_any(self) -> bool {
+        self.operator || self.node
+    }
+}
+
 impl TargetSpec {
+    /// The traffic that is excluded from faults.
+    #[must_use]
+    pub fn protection(&self) -> Protection {
+        if self.pod.is_some() || self.pods.is_some() {
+            return Protection::of_pod(self.protect.unwrap_or(true));
+        }
+        Protection { operator: self.protect.unwrap_or_else(|| self.is_wide()), node: false }
+    }
+
     /// Checks that the target names processes, whose clocks can be faulted.
     pub fn check_for_clocks(&self) -> Result<(), TargetError> {
         self.titles(true).next().map(drop).ok_or(TargetError::Clock)
@@ -213,8 +246,7 @@ impl TargetSpec {
         }
         let is_narrowed = self.netns.is_some()
             || !self.interface.is_empty()
-            || !self.address.is_empty()
-            || self.protect == Some(true);
+            || !self.address.is_empty();
         if self.pods.is_some() && is_narrowed {
             return Err(TargetError::WithPods);
         }

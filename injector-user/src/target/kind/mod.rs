@@ -58,6 +58,11 @@ pub trait Processes: Send + Sync {
         Vec::new()
     }
 
+    /// Whether kills and pauses act on each cgroup below theirs, because others may appear there.
+    fn is_divided(&self) -> bool {
+        false
+    }
+
     /// Whether they are gone.
     fn is_gone(&self, cgroup: &Cgroup) -> bool {
         !cgroup.is_there()

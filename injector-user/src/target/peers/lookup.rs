@@ -1,7 +1,7 @@
 //! One look-up of the addresses of a peer.
 
 use std::{
-    net::{IpAddr, ToSocketAddrs as _},
+    net::{IpAddr, SocketAddr, ToSocketAddrs as _},
     sync::Arc,
     time::Duration,
 };
@@ -16,8 +16,8 @@ use crate::{
 /// How a peer is looked up, and what is kept between look-ups.
 #[derive(Debug)]
 pub(super) enum Lookup {
-    /// A host name, by the resolver of the system.
-    Host(String),
+    /// A host name, by the resolver of the system: the first of these names that has addresses.
+    Host(Vec<String>),
     /// Addresses that another part of the program keeps up to date.
     Feed(Arc<Feed>),
     /// The addresses of a target on this machine.
@@ -34,7 +34,7 @@ impl Lookup {
     /// The look-up of a peer; `None` for a target of a scenario.
     pub fn of(peer: &Peer) -> Option<Self> {
         match peer {
-            Peer::Host(name) => Some(Self::Host(name.clone())),
+            Peer::Host(name) => Some(Self::Host(vec![name.clone()])),
             Peer::Local(..) => {
                 Some(Self::Local { spec: peer.target()?.into(), target: None, any: true })
             }
@@ -60,11 +60,17 @@ impl Lookup {
     /// Looks the addresses up. There is at least one, except from a feed; they are in ascending order.
     pub fn run(&mut self, peer: &Peer) -> Result<Vec<IpAddr>, ResolveError> {
         let mut addresses = match self {
-            Self::Host(name) => {
-                let found = (name.as_str(), 0).to_socket_addrs();
-                let found =
-                    found.map_err(|source| ResolveError::Host { name: name.clone(), source })?;
-                found.map(|address| address.ip().to_canonical()).collect()
+            Self::Host(names) => {
+                let mut found = Ok(Vec::new());
+                for name in names {
+                    found = (name.as_str(), 0).to_socket_addrs().map(Iterator::collect);
+                    if found.is_ok() {
+                        break;
+                    }
+                }
+                let found: Vec<SocketAddr> = found
+                    .map_err(|source| ResolveError::Host { name: peer.to_string(), source })?;
+                found.into_iter().map(|address| address.ip().to_canonical()).collect()
             }
             Self::Feed(feed) => {
                 return feed.addresses().ok_or_else(|| ResolveError::NoAddress(peer.to_string()));

@@ -121,21 +121,23 @@ pub fn resolved<'a>(
     peers.into_iter().map(of).collect()
 }
 
-/// Looks up the addresses of a peer once. May take long.
-pub fn look_up(peer: &Peer) -> Result<Vec<IpAddr>, ResolveError> {
-    match Lookup::of(peer) {
-        Some(mut lookup) => lookup.run(peer),
-        None => Err(ResolveError::NoAddress(peer.to_string())),
-    }
+/// Looks up the addresses of a host once, by the first of these names that has any. May take long.
+pub fn look_up_host(peer: &Peer, names: Vec<String>) -> Result<Vec<IpAddr>, ResolveError> {
+    Lookup::Host(names).run(peer)
 }
 
 impl Peers {
-    /// Peers whose addresses have been looked up already.
+    /// Peers whose addresses have been looked up already. `names` gives the names to look up in
+    /// turn for that of a host.
     #[must_use]
-    pub fn known(addresses: &Addresses) -> Self {
+    pub fn known(addresses: &Addresses, names: impl Fn(&str) -> Vec<String>) -> Self {
+        let lookup = |peer: &Peer| match peer {
+            Peer::Host(name) => Some(Lookup::Host(names(name))),
+            peer => Lookup::of(peer),
+        };
         let peers = Self::default();
         let known = addresses.iter();
-        peers.insert(known.map(|(peer, found)| (peer.clone(), found.clone(), Lookup::of(peer))));
+        peers.insert(known.map(|(peer, found)| (peer.clone(), found.clone(), lookup(peer))));
         peers
     }
 

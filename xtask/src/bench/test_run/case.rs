@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use injector_common::{
-    control::{Control, ScopeKind},
+    control::{Control, PROTECT_OPERATOR, ScopeKind},
     counter::RuleCounters,
     packet::{
         Direction::{self, Egress, Ingress},
@@ -231,7 +231,7 @@ fn load(file: &RuleFile, setting: Setting, looks_up: bool) -> Result<Object> {
         layout: if looks_up { Layout::of_kernel()? } else { Layout::default() },
         // No mark.
         owner_mark: 0,
-        protect: setting.protect,
+        protect: if setting.protect { PROTECT_OPERATOR } else { 0 },
         hold: None,
         wire: WireDevice::default(),
         flags: compiled.flags(),

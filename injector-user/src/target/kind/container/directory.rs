@@ -42,14 +42,30 @@ pub fn container_id(path: &Path) -> Option<&str> {
 /// The name of the process that holds the namespaces of a pod.
 const PAUSE: &str = "pause";
 
+/// What the names of runc's processes begin with until they execute the container's program.
+const RUNC: &str = "runc:[";
+/// The name of crun's process until then.
+const CRUN: &str = "crun";
+
+/// The name of a process.
+fn name_of(pid: i32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/comm")).ok()
+}
+
+/// Whether a cgroup is that of a container which its runtime is starting.
+#[must_use]
+pub fn is_starting(path: &Path) -> bool {
+    let is_runtime = |name: String| name.starts_with(RUNC) || name.trim() == CRUN;
+    container_id(path).is_some()
+        && processes_below(path).into_iter().any(|pid| name_of(pid).is_some_and(is_runtime))
+}
+
 /// Whether a cgroup of a pod belongs to the pod itself: its sandbox, which holds the namespaces, or
 /// the monitor of one of its containers.
 #[must_use]
 pub fn is_of_pod(path: &Path) -> bool {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-    let is_pause = |pid| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == PAUSE)
-    };
+    let is_pause = |pid| name_of(pid).is_some_and(|name| name.trim() == PAUSE);
     let mut pids = processes_below(path).into_iter().peekable();
     name.contains(MONITOR)
         || (container_id(path).is_some() && pids.peek().is_some() && pids.all(is_pause))

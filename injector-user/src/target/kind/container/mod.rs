@@ -207,6 +207,10 @@ impl Wanted {
 }
 
 impl Found {
+    const fn is_pod(&self) -> bool {
+        matches!(self.wanted, Wanted::Pod(_) | Wanted::PodUid { .. })
+    }
+
     /// Opens the cgroup. Packets of a container are matched in its own namespace, not in the host's
     /// as well.
     pub(super) fn open(self, hierarchy: &Hierarchy) -> Result<Resolved, ResolveError> {
@@ -229,13 +233,19 @@ impl Processes for Found {
     }
 
     fn spared(&self, cgroup: &Cgroup) -> Vec<PathBuf> {
-        let is_pod = matches!(self.wanted, Wanted::Pod(_) | Wanted::PodUid { .. });
-        if !is_pod || self.with_sandbox {
+        if !self.is_pod() {
             return Vec::new();
         }
         let mut below = populated_below(&cgroup.path);
-        below.retain(|path| directory::is_of_pod(path));
+        below.retain(|path| {
+            directory::is_starting(path) || (!self.with_sandbox && directory::is_of_pod(path))
+        });
         below
+    }
+
+    /// A container that starts while its pod is paused must not hang, nor the runtime with it.
+    fn is_divided(&self) -> bool {
+        self.is_pod()
     }
 
     /// A runtime may leave the cgroup of a stopped container behind.
