@@ -8,16 +8,20 @@ use std::{
     fs,
     net::IpAddr,
     os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use cluster::{Cluster, faults, start};
+use injector_user::kernel::{interface, netns::Netns};
 use serde_json::{Value, json};
 use testbed::{
     Family, Lab,
     agent::Agent,
     container::{Container, Machine},
+    hierarchy, skip,
 };
 
 /// Short enough for tests to wait for its expiry.
@@ -57,8 +61,13 @@ fn pid(container: &Container) -> Option<i32> {
 }
 
 fn is_frozen(container: &Container) -> bool {
-    let events = fs::read_to_string(container.path().join("cgroup.events")).unwrap_or_default();
-    events.lines().any(|line| line == "frozen 1")
+    says(&container.path(), "frozen 1")
+}
+
+/// Whether `cgroup.events` has this line.
+fn says(cgroup: &Path, wanted: &str) -> bool {
+    let events = fs::read_to_string(cgroup.join("cgroup.events")).unwrap_or_default();
+    events.lines().any(|line| line == wanted)
 }
 
 /// The path of an object that the manifests create.
@@ -217,9 +226,11 @@ fn kills_and_pauses_spare_the_sandbox_unless_asked() {
         cluster.ask("DELETE", &faults("test", name), None).expect("it is there");
         until("it ends", || agent.active().is_empty());
     };
+    let starting = Starting::new(&machine, &folder);
     cluster.inject("pause", &processes("cart-0", &json!({"pause": "5m"})));
     until("both are paused", || is_frozen(&app) && is_frozen(&proxy));
     assert!(!is_frozen(&sandbox));
+    assert!(!starting.is_frozen());
     end("pause");
     assert!(!is_frozen(&app) && !is_frozen(&proxy));
     cluster.inject("kill", &processes("cart-0", &json!({"kill": ["at=500ms"]})));
@@ -231,7 +242,74 @@ fn kills_and_pauses_spare_the_sandbox_unless_asked() {
     asked["target"]["sandbox"] = json!(true);
     cluster.inject("all", &asked);
     until("all are paused", || is_frozen(&app) && is_frozen(&sandbox));
+    assert!(!starting.is_frozen());
     until("all are killed", || pid(&app).is_none() && pid(&sandbox).is_none());
+    assert!(starting.runs());
+}
+
+/// A container that its runtime is starting.
+struct Starting {
+    process: Child,
+    cgroup: PathBuf,
+}
+
+impl Starting {
+    fn new(machine: &Machine, folder: &str) -> Self {
+        let cgroup = machine.cgroup(&format!("{folder}/{}", Machine::id("57a47")));
+        let cgroup = hierarchy().join(cgroup.trim_start_matches('/'));
+        fs::create_dir(&cgroup).expect("we are root");
+        let line = format!(
+            "echo 'runc:[2:INIT]' > /proc/self/comm; echo $$ > {}/cgroup.procs; read line",
+            cgroup.display()
+        );
+        let mut command = Command::new("sh");
+        let process = command.args(["-c", &line]).stdin(Stdio::piped()).spawn().expect("sh");
+        until("it is in its cgroup", || says(&cgroup, "populated 1"));
+        Self { process, cgroup }
+    }
+
+    fn is_frozen(&self) -> bool {
+        says(&self.cgroup, "frozen 1")
+    }
+
+    fn runs(&self) -> bool {
+        says(&self.cgroup, "populated 1")
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn traffic_with_the_node_is_spared_unless_asked() {
+    let Some(cluster) = Cluster::start() else { return };
+    let (lab, machine) = (Lab::new(), Machine::new());
+    let other = lab.right.address(Family::V4);
+    // The other end has an address of the machine on which the agent runs, too.
+    let node = Netns::of_host().expect("init has one");
+    let addresses = interface::addresses_in_use(&node).expect("it has some");
+    let node = addresses.iter().find(|address| address.is_ipv4() && !address.is_loopback());
+    let Some(node) = node else { return skip("this machine has no address") };
+    lab.right.run(&format!("ip address add {node}/32 dev lo"));
+    lab.left.run(&format!("ip route add {node}/32 via {other}"));
+    let uid = cluster.add_pod("cart-0", "a", &json!({"app": "cart"}));
+    let container = start(&machine, &lab.left, "cart-0", &uid);
+    let _agent = cluster.agent("a", &machine, &[]);
+    let mut spec = lossy();
+    cluster.inject("spared", &spec);
+    cluster::wait_until(&container, false, other);
+    assert!(container.pings(*node));
+    let has_spared = |fault: &Value| entry(fault)["counters"]["protected"].as_u64() >= Some(1);
+    cluster.wait_for("spared", has_spared);
+    cluster.ask("DELETE", &faults("test", "spared"), None).expect("it is there");
+    cluster::wait_until(&container, true, other);
+    spec["target"]["protect"] = json!(false);
+    cluster.inject("all", &spec);
+    cluster::wait_until(&container, false, *node);
 }
 
 #[test]

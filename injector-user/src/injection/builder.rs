@@ -209,8 +209,8 @@ impl Builder {
         options.network.protect = target.protection();
         options.network.lasts = self.lasts;
         let set = FaultSet::of(&faults, self.seed.unwrap_or_else(rand::random));
-        let target =
-            Target::resolve(&target, options.network.protect.operator).map_err(InjectionError::from)?;
+        let target = Target::resolve(&target, options.network.protect.operator)
+            .map_err(InjectionError::from)?;
         for error in cleanup::cleanup().1 {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot undo what was left");
         }

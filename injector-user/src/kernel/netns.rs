@@ -57,6 +57,12 @@ impl Netns {
         Self::open(&PathBuf::from(format!("/proc/{pid}/ns/net")), format!("pid {pid}"))
     }
 
+    /// The namespace of the host. In a separate PID namespace, it is that of its first process.
+    pub fn of_host() -> Result<Self, KernelError> {
+        // PID 1 is init, which may be protected from ptrace access; PID 2 is kthreadd.
+        Self::of_process(1).or_else(|error| Self::of_process(2).map_err(|_| error))
+    }
+
     /// The namespace of a socket (`SIOCGSKNS`, Linux 4.9).
     pub fn of_socket(socket: &OwnedFd) -> io::Result<Self> {
         const SIOCGSKNS: libc::Ioctl = 0x894c;

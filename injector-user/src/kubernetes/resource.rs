@@ -16,8 +16,7 @@ use super::{
     names::{self, Names, Unknown},
     peers::{ClusterPeers, Feeds},
     pods::{Pod, PodScope, ScopeError},
-    search,
-    status,
+    search, status,
 };
 use crate::{
     agent::{

@@ -109,7 +109,8 @@ impl Stage {
         for (name, spec) in &scenario.targets {
             let fail = |source| StageError::Target { name: name.clone(), source };
             let protect = spec.protection();
-            let target = Target::resolve(spec, protect.operator).map_err(|error| fail(error.into()))?;
+            let target =
+                Target::resolve(spec, protect.operator).map_err(|error| fail(error.into()))?;
             targets.push((name, spec, protect, target));
         }
         let peers = options.peers.clone();

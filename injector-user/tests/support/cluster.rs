@@ -188,6 +188,12 @@ impl Cluster {
         }
     }
 
+    /// An answer that is plain text.
+    pub fn text(&self, path: &str) -> String {
+        let request = Request::get(path).body(Vec::new()).expect("a request");
+        self.runtime.block_on(self.client.request_text(request)).expect("an answer")
+    }
+
     /// Creates an object in a namespace or cluster-wide.
     pub fn make(&self, namespace: &str, object: &Value) -> Value {
         let path = match object["kind"].as_str() {

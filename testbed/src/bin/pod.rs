@@ -79,8 +79,10 @@ fn serve_names(name: &str, address: Ipv4Addr) -> io::Result<()> {
     const RESPONSE: u8 = 0x84;
     const NO_SUCH_NAME: u8 = 3;
     const TYPE_A: [u8; 2] = [0, 1];
-    let labels: Vec<u8> =
-        name.split('.').flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat()).collect();
+    let labels: Vec<u8> = name
+        .split('.')
+        .flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat())
+        .collect();
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53))?;
     let mut buffer = [0; 512];
     loop {

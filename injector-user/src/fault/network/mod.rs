@@ -145,6 +145,12 @@ pub enum NetworkError {
          --no-protect"
     )]
     NothingUnprotected,
+    /// The traffic between pods and their node cannot be told apart.
+    #[error(
+        "cannot find out the addresses of the node, whose traffic with pods is left alone (--no-protect or \
+         `protect: false` faults it as well)"
+    )]
+    Node(#[source] KernelError),
     /// A named interface vanished during the installation.
     #[error(
         "the interface {0} vanished while injector was starting: start injector again once it is there"
@@ -388,7 +394,8 @@ impl Network {
             deadline_ns: u64::MAX,
             passed: BTreeMap::new(),
         };
-        network.object.protect(&protect::connections(options.protect)?)?;
+        let protected = protect::connections(options.protect).map_err(NetworkError::Node)?;
+        network.object.protect(&protected)?;
         if needs.flags & RULE_WIRE != 0 {
             network.wire.want();
         }

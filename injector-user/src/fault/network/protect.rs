@@ -14,9 +14,6 @@ use crate::{
     spec::target::Protection,
 };
 
-/// The process whose network namespace is that of the node.
-const INIT: i32 = 1;
-
 /// The protection as eBPF programs know it.
 pub const fn flags(protection: Protection) -> u32 {
     let operator = if protection.operator { PROTECT_OPERATOR } else { 0 };
@@ -31,7 +28,7 @@ pub fn connections(protection: Protection) -> Result<Vec<Connection>, KernelErro
         connections.extend(operator_connections());
     }
     if protection.node {
-        let addresses = interface::addresses_in_use(&Netns::of_process(INIT)?)?;
+        let addresses = interface::addresses_in_use(&Netns::of_host()?)?;
         let others = addresses.into_iter().filter(|address| !address.is_loopback());
         connections.extend(others.map(|address| Connection::with(words(address))));
     }

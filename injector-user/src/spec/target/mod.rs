@@ -244,9 +244,8 @@ impl TargetSpec {
         if self.tree && self.pid.is_empty() && self.process.is_none() {
             return Err(TargetError::Tree);
         }
-        let is_narrowed = self.netns.is_some()
-            || !self.interface.is_empty()
-            || !self.address.is_empty();
+        let is_narrowed =
+            self.netns.is_some() || !self.interface.is_empty() || !self.address.is_empty();
         if self.pods.is_some() && is_narrowed {
             return Err(TargetError::WithPods);
         }
