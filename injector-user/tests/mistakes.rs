@@ -41,7 +41,7 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("inject --name nginx --loss 1%", &["tip: use --process NAME"]),
     ("inject --selector app=web --loss 1%", &["tip: use --pods NAMESPACE/SELECTOR"]),
     ("run --faketime +1h -- true", &["tip: use --clock OFFSET"]),
-    ("run --drift 200 -- true", &["--clock +0s,drift=200"]),
+    ("run --drift 200 -- true", &["--clock +0s,drift=200ppm"]),
     ("run --freeze 1s -- true", &["tip: use --pause"]),
     ("run --cpu-limit 50% -- true", &["tip: use --cpu P"]),
     ("run --syscall fsync -- true", &["tip: use --errno CALL=ERRNO"]),
@@ -86,7 +86,7 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("run --rtt 100 -- true", &["100ms"]),
     ("run --loss 0.1 -- true", &["0.1% (or 10%)"]),
     ("run --loss 10 -- true", &["write 10%"]),
-    ("run --rate 10 -- true", &["--rate", "1kbit"]),
+    ("run --rate 10 -- true", &["`10` has no unit: write 10kbit, or 10mbit"]),
     ("run --rate 10mbps/s -- true", &["1.5mbit"]),
     (
         "run --loss 1% --remote 10.0.0.1:80 -- true",

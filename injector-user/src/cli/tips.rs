@@ -97,7 +97,7 @@ const OPTIONS: &[(&[&str], &str)] = &[
     ),
     (
         &["drift", "clock-drift", "ppm"],
-        "--clock OFFSET,drift=PPM, for instance --clock +0s,drift=200",
+        "--clock OFFSET,drift=PPM, for instance --clock +0s,drift=200ppm",
     ),
     (&["jump", "time-jump"], "--clock-jump OFFSET,at=T, for instance --clock-jump -2s,at=10s"),
     (

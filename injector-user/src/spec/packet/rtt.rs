@@ -25,7 +25,7 @@ impl Value for Rtt {
     const SYNTAX: &'static str = "T";
     const EXAMPLE: &'static str = "50ms";
     const PARAMETERS: &'static [Parameter] =
-        &[Parameter::new("time", "How much longer a round trip takes, 0s to 120s.")];
+        &[Parameter::amount("time", "How much longer a round trip takes, 0s to 120s.")];
 
     fn from_parameters(given: &Given) -> Result<Self, ValueError> {
         given.required("time").map(Self)

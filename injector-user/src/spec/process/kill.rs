@@ -106,8 +106,8 @@ impl Value for Kill {
     const REQUIRED: usize = 0;
     const PARAMETERS: &'static [Parameter] = &[
         Parameter::new("signal", "Which signal, by name or number; default KILL."),
-        Parameter::new("at", "When it is sent, from the start."),
-        Parameter::new("every", "And again after each such time, 1ms or longer."),
+        Parameter::amount("at", "When it is sent, from the start."),
+        Parameter::amount("every", "And again after each such time, 1ms or longer."),
         Parameter::new(
             "after",
             "Sent to the process that makes the N-th call of a system call, as N:SYSCALL.",
