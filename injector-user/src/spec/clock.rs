@@ -339,6 +339,7 @@ impl Value for Shift {
 impl ClockFaultPart for Shift {
     const INFO: Info = Info {
         name: "clock",
+        instead: "faketime(1) of libfaketime, for programs that are linked dynamically",
         value: "OFFSET[,clock=CLOCKS][,drift=PPM][,slew=T]",
         placeholder: "OFFSET[,...]",
         help: "Offset the clocks, for instance by +1h",

@@ -175,6 +175,7 @@ impl PacketFault for DelaySpec {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "delay",
+            instead: "tc qdisc add dev IF root netem delay 100ms, for all sent packets of an interface",
             value: "T[,jitter=J[,dist=D][,corr=C][,ordered]]|samples=F[,corr=C][,ordered]",
             placeholder: "T[,...]",
             help: "Delay packets by T in each direction",

@@ -184,6 +184,7 @@ impl PacketFault for Rate {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "rate",
+            instead: "tc qdisc add dev IF root netem rate 1mbit, for all sent packets of an interface",
             value: "R[,burst=B][,overhead=N][,queue=T|SIZE]|trace=F[,loop][,queue=SIZE]",
             placeholder: "R[,...]",
             help: "Limit the rate to R in each direction",

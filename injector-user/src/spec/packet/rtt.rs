@@ -52,6 +52,7 @@ impl PacketFault for Rtt {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "rtt",
+            instead: "tc qdisc add dev IF root netem delay 100ms, for all sent packets of an interface",
             value: "T",
             help: "Delay round trips by T",
             detail: "Half of T in each direction.",

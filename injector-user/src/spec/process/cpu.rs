@@ -60,6 +60,7 @@ impl Value for CpuLimit {
 impl ProcessFault for CpuLimit {
     const INFO: Info = Info {
         name: "cpu",
+        instead: "systemd-run --scope -p CPUQuota=25% CMD",
         value: "P",
         help: "Limit total CPU time; 100% is one CPU",
         detail: "150% is one and a half.",

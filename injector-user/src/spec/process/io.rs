@@ -51,6 +51,7 @@ impl Value for IoLimit {
 impl ProcessFault for IoLimit {
     const INFO: Info = Info {
         name: "io",
+        instead: "systemd-run --scope -p 'IOWriteBandwidthMax=/dev/sda 1M' CMD",
         value: "R[,device=PATH]",
         placeholder: "R[,...]",
         help: "Limit block I/O to R per device",

@@ -182,5 +182,6 @@ impl ProcessFault for Kill {
                  of all processes together.",
         examples: &["at=1s", "TERM,every=1m", "KILL,after=100:fsync"],
         trial: Some(Trial { options: "--kill at=200ms,every=1s", effect: Effect::Process }),
+        instead: "kill -KILL PID",
     };
 }

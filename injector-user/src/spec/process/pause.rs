@@ -142,6 +142,7 @@ impl PauseSpec {
 impl ProcessFault for PauseSpec {
     const INFO: Info = Info {
         name: "pause",
+        instead: "kill -STOP PID, and kill -CONT PID",
         value: "T[,at=T][,every=T][,jitter=J][,dist=D][,every-jitter=J][,every-dist=D]",
         placeholder: "T[,...]",
         help: "Suspend all processes for T",
