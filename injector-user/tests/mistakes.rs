@@ -64,7 +64,12 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("run curl http://10.0.0.1/", &["injector run FAULTS -- curl"]),
     ("run --loss 10%", &["CMD", "the command follows --"]),
     ("run --pid 1 --loss 10% -- true", &["tip: --pid is an option of injector inject"]),
-    ("run --netns web --loss 10% -- true", &["tip: --netns is an option of injector inject"]),
+    (
+        "run --interface eth0 --loss 10% -- true",
+        &["tip: --interface is an option of injector inject"],
+    ),
+    ("run --uid 1000 --loss 10% -- true", &["tip: use --user USER"]),
+    ("run --chdir /tmp --loss 10% -- true", &["tip: use --cwd DIR"]),
     ("apply --loss 1% a.yaml", &["--loss is an option of injector run, injector inject"]),
     ("inject nginx --loss 1%", &["--process nginx", "--container nginx"]),
     ("inject 4321 --loss 1%", &["tip: use --pid 4321"]),
