@@ -29,7 +29,8 @@ use crate::{
 ///
 /// Applies each fault once, in a scratch network namespace and to processes of its own, and observes the effect. The
 /// exit code is 0 whatever works, and 1 if the test itself fails. JSON has one object per line: a `subject` (a hook or
-/// an engine) or a `fault`, with its `verdict` (`ok` or `unavailable`) and `reason`.
+/// an engine) or a `fault`, with its `verdict` (`ok` or `unavailable`) and `reason`; a `remedy`, which this kernel
+/// lacks, and what serves `instead`.
 #[derive(Args, Debug)]
 pub struct DoctorArgs {
     #[command(flatten)]
