@@ -1,11 +1,13 @@
 //! `injector run`: where the command runs, and as whom.
 
 use std::{
+    ffi::CString,
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt as _,
     process::{Command, Output},
 };
 
+use nix::unistd::{User, getgrouplist};
 use testbed::{Family, INJECTOR, Lab, scratch_file};
 
 /// The user without privileges of every system.
@@ -56,13 +58,15 @@ fn a_command_runs_in_a_namespace_and_is_faulted_only_there() {
 #[test]
 fn a_command_runs_as_a_user_with_its_groups_and_without_capabilities() {
     let lab = Lab::new();
-    let script = "id -un; id -gn; id -Gn; echo $USER $LOGNAME $HOME; grep CapEff /proc/self/status; echo $KEPT";
-    let of = |line: &str| Command::new("bash").args(["-c", line]).output().expect("it can be run");
-    let account = text(&of(&format!("getent passwd {NOBODY}")).stdout);
-    let home = account.split(':').nth(5).expect("an entry").to_owned();
-    let uid = account.split(':').nth(2).expect("an entry").to_owned();
-    let group = text(&of(&format!("id -gn {NOBODY}")).stdout);
-    let groups = text(&of(&format!("id -Gn {NOBODY}")).stdout);
+    let script =
+        "id -u; id -g; id -G; echo $USER $LOGNAME $HOME; grep CapEff /proc/self/status; echo $KEPT";
+    let account = User::from_name(NOBODY).expect("it can be read").expect("every system has it");
+    let (uid, gid) = (account.uid.to_string(), account.gid);
+    let home = account.dir.display();
+    let name = CString::new(NOBODY).expect("text");
+    let groups = getgrouplist(&name, gid).expect("it can be read");
+    let groups: Vec<String> = groups.iter().map(ToString::to_string).collect();
+    let groups = groups.join(" ");
     for user in [NOBODY, &uid] {
         let mut command = command(&lab, &format!("--user {user} --loss 0%"), script);
         let output = command.env("KEPT", "kept").output().expect("it can be run");
@@ -70,7 +74,7 @@ fn a_command_runs_as_a_user_with_its_groups_and_without_capabilities() {
         assert_eq!(
             out,
             format!(
-                "{NOBODY}\n{group}{groups}{NOBODY} {NOBODY} {home}\nCapEff:\t0000000000000000\nkept\n"
+                "{uid}\n{gid}\n{groups}\n{NOBODY} {NOBODY} {home}\nCapEff:\t0000000000000000\nkept\n"
             ),
             "{said}"
         );

@@ -750,12 +750,12 @@ fn summary(
 fn clocks_line(text: &mut String, clocks: &ClocksReport) -> std::fmt::Result {
     let ClocksReport { patched, inherited, refused, calls, .. } = clocks;
     if *patched + *inherited > 0 {
-        writeln!(
-            text,
-            "injector: clock offset applied to {} and {}",
-            plural(*patched, "program"),
-            plural(*inherited, "child process")
-        )?;
+        let programs = plural(*patched, "program");
+        write!(text, "injector: clock offset applied to {programs}")?;
+        if *inherited > 0 {
+            write!(text, " and {}", plural(*inherited, "child process"))?;
+        }
+        writeln!(text)?;
     }
     for (reason, count) in refused {
         let processes = plural(*count, "process");

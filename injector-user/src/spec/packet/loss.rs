@@ -53,7 +53,6 @@ impl PacketFault for Loss {
             detail: "With corr=C, each outcome is correlated with the one before. down=...,up=... gives one for received and one for sent packets.",
             examples: &["1%", "0%", "20%,corr=25%"],
             trial: Some(Trial { options: "--loss 100%", effect: Effect::Lost }),
-            ..Info::DEFAULT
         },
         by_xdp: true,
         ..PacketInfo::DEFAULT
