@@ -156,7 +156,8 @@ impl FaultFinding {
             Some(reason) => {
                 writeln!(text, "no   --{fault}")?;
                 writeln!(text, "     {:<20} why: {reason}", "")?;
-                if instead.is_empty() {
+                // The reason may name it already.
+                if instead.is_empty() || reason.contains(instead) {
                     return Ok(());
                 }
                 writeln!(text, "     {:<20} instead: {instead}", "")
