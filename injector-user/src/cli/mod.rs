@@ -8,6 +8,7 @@ mod cleanup;
 #[cfg(feature = "kubernetes")]
 mod crd;
 mod doctor;
+mod event;
 #[cfg(feature = "agent")]
 mod health;
 mod inject;

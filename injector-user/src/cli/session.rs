@@ -18,9 +18,11 @@ use tokio::process::Child;
 use super::{
     FAILED, NOTHING_MATCHED,
     args::{Engines, FaultArgs, SessionArgs},
-    cleanup, privileges,
+    cleanup,
+    event::{self, Event, Lasts},
+    privileges,
     reload::Reload,
-    report::{self, Event, Reporter},
+    report::Reporter,
     signals::{Arrived, Signals},
 };
 use crate::{
@@ -30,6 +32,7 @@ use crate::{
             self, Network,
             counts::Counts,
             links,
+            report::{AttachedReport, RuleReport},
             unmatched::{Explanation, Observed},
         },
         process::Statistics,
@@ -41,7 +44,8 @@ use crate::{
     kernel::clock,
     lifetime::{instance::SharedInstance, journal::Owner},
     output::{self, OutputError, Writer},
-    spec::{Faults, SpecError, packet::mtu::Mtu, rule::Rule, value::HumanDuration},
+    report::{Faulted, HostReport, TargetReport},
+    spec::{Faults, SpecError, packet::mtu::Mtu, value::HumanDuration},
     target::{
         Target,
         cgroup::{self, populated_below},
@@ -81,6 +85,8 @@ pub struct Session<'a> {
     made: Option<u32>,
     /// Whether the faults have ended.
     is_ended: bool,
+    /// The target, for those who list running injectors.
+    faulted: Faulted,
     faults: Faults,
     seed: u64,
     injection: Injection<u32>,
@@ -124,6 +130,8 @@ impl RequestedFaults {
 pub struct Plan {
     pub asked: RequestedFaults,
     pub target: Target,
+    /// The target as requested.
+    pub spec: TargetReport,
     /// Display name of the target.
     pub title: String,
     /// Journal number of the target's cgroup, if it was created for this session.
@@ -194,6 +202,7 @@ impl<'a> Session<'a> {
         let Plan {
             asked: RequestedFaults { faults, seed, options, resolved },
             target,
+            spec,
             title,
             made,
             loopback_mtu,
@@ -203,17 +212,19 @@ impl<'a> Session<'a> {
         injection.start()?;
         injection.count_unmatched(UNMATCHED_BUDGET)?;
         let started = Instant::now();
+        let faulted = Faulted { title, target: spec, ..Faulted::default() };
+        injection.instance().describe(faulted.clone().with_faults(&faults))?;
         reporter.say(&Event::Started {
-            target: &title,
+            title: &faulted.title,
+            target: faulted.target.clone(),
             pid: std::process::id(),
             seed,
-            for_ms: args.lasts().map(report::Lasts),
+            host: Some(HostReport::current()),
+            for_ms: args.lasts().map(Lasts),
             // A command ends its faults.
             is_endless: args.lasts().is_none() && made.is_none(),
-            attached: injection.attached().iter().map(Into::into).collect(),
-            rules: names(&faults.rules),
-            matches: report::matches(&faults.rules),
-            profiles: report::profiles(&faults.rules),
+            attached: AttachedReport::all(&injection.attached()),
+            rules: RuleReport::list(&faults.rules),
             loopback_mtu: loopback_mtu.map(|mtu| mtu.0),
             resolved: &resolved,
             engine: injection.network().and_then(Network::engine),
@@ -231,6 +242,7 @@ impl<'a> Session<'a> {
             reload,
             made,
             is_ended,
+            faulted,
             faults,
             seed,
             injection,
@@ -294,17 +306,16 @@ impl<'a> Session<'a> {
     fn say(&mut self, event: &injection::Event) -> Result<()> {
         self.reporter.say(&match event {
             injection::Event::Attached(attached) => {
-                Event::Attached { attached: attached.iter().map(Into::into).collect() }
+                Event::Attached { attached: AttachedReport::all(attached) }
             }
             injection::Event::Gone { target, is_final } => {
-                Event::Gone { target, is_final: *is_final }
+                Event::Gone { title: target, is_final: *is_final }
             }
             injection::Event::Restarted { target, attached } => {
-                Event::Followed { target, attached: attached.iter().map(Into::into).collect() }
+                Event::Followed { title: target, attached: AttachedReport::all(attached) }
             }
             injection::Event::PeersChanged(resolved) => Event::Changed {
-                rules: names(&self.faults.rules),
-                matches: report::matches(&self.faults.rules),
+                rules: RuleReport::list(&self.faults.rules),
                 replaced: Vec::new(),
                 clock: None,
                 resolved,
@@ -333,7 +344,7 @@ impl<'a> Session<'a> {
 
     /// Whether no rule has matched a packet.
     fn is_untouched(&mut self) -> Result<bool> {
-        Ok(report::total(&self.counts()?).is_untouched())
+        Ok(event::total(&self.counts()?).is_untouched())
     }
 
     /// What was seen that no rule matches. It only adds to a report, so errors are logged.
@@ -387,7 +398,8 @@ impl<'a> Session<'a> {
 
     /// Ends the faults, reports their effects, and returns the exit code if it is not the
     /// command's.
-    pub fn end(mut self) -> Result<ExitCode> {
+    /// `exit_code` is the command's, if there is one.
+    pub fn end(mut self, exit_code: Option<u8>) -> Result<ExitCode> {
         // The target may have gone since the last check.
         if !self.is_ended && self.injection.target().is_gone() {
             self.injection.follow()?;
@@ -397,7 +409,7 @@ impl<'a> Session<'a> {
         self.leave_cgroup()?;
         self.say_events()?;
         let counts = self.counts()?;
-        let total = report::total(&counts);
+        let total = event::total(&counts);
         let seen = match self.injection.network_mut() {
             Some(network) => network.seen_counters()?,
             None => SeenCounters::default(),
@@ -426,16 +438,16 @@ impl<'a> Session<'a> {
                 format!("{target} was removed before the faults ended, and did not return");
             self.reporter.say(&Event::Warning { message: &message })?;
         }
-        let names = names(&self.faults.rules);
         self.reporter.say(&Event::Summary {
             elapsed_ms: self.started.elapsed().as_millis() as u64,
             seed: self.seed,
-            rules: report::each(&names, &counts),
+            rules: event::each(&self.faults.rules, &counts),
             total,
-            seen: seen.into(),
+            seen: Some(seen.into()),
             held: self.injection.network().and_then(Network::held).map(Into::into),
             clocks,
             processes,
+            exit_code,
         })?;
         Ok(match (is_taken, self.args.require_match && missed) {
             (true, _) => ExitCode::from(FAILED),
@@ -480,7 +492,7 @@ impl<'a> Session<'a> {
         if !self.reporter.wants_progress() || self.faults.rules.len() > COUNTED_RULES {
             return Ok(());
         }
-        let total = report::total(&self.counts()?);
+        let total = event::total(&self.counts()?);
         let elapsed_ms = self.started.elapsed().as_millis() as u64;
         let clocks = self.injection.clocks_report();
         let processes = self.process_statistics()?;
@@ -516,11 +528,9 @@ impl<'a> Session<'a> {
         }
         match changed {
             Ok((old, replaced)) => {
-                let replaced = report::some(&names(&old.rules), &replaced);
                 self.reporter.say(&Event::Changed {
-                    rules: names(&self.faults.rules),
-                    matches: report::matches(&self.faults.rules),
-                    replaced,
+                    rules: RuleReport::list(&self.faults.rules),
+                    replaced: event::some(&old.rules, &replaced),
                     clock: self.faults.clock.as_ref().map(|fault| fault.name.as_str()),
                     resolved: &[],
                 })
@@ -541,12 +551,10 @@ impl<'a> Session<'a> {
         self.injection.swap(FaultSet::of(&faults, self.seed))?;
         let kept = links::kept(&self.faults.rules, &faults.rules);
         let replaced = self.injection.rules_mut().rename(&kept);
+        let faulted = self.faulted.clone().with_faults(&faults);
+        self.injection.instance().describe(faulted)?;
         Ok((std::mem::replace(&mut self.faults, faults), replaced))
     }
-}
-
-fn names(rules: &[Rule]) -> Vec<&str> {
-    rules.iter().map(|rule| rule.name.as_str()).collect()
 }
 
 async fn wait(command: &mut Option<&mut Child>) -> std::io::Result<ExitStatus> {

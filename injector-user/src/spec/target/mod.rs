@@ -86,12 +86,14 @@ pub struct TargetSpec {
     ///
     /// A path under the cgroup v2 mount, or relative to its root.
     #[arg(long, value_name = "PATH", help_heading = "Target", group = WHOSE)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
 
     /// The cgroup of this process
     ///
     /// All processes of the cgroup and those below it.
     #[arg(long, value_name = "PID", help_heading = "Target", group = WHOSE)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_of: Option<i32>,
 
     /// This process and what it starts; repeatable
@@ -113,6 +115,7 @@ pub struct TargetSpec {
         help_heading = "Target",
         conflicts_with_all = ["pid", "cgroup_of", "pods", "host"]
     )]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<ProcessName>,
 
     /// Include present children of --pid, --process
@@ -127,12 +130,14 @@ pub struct TargetSpec {
     /// A container of Docker, containerd, CRI-O, Podman or runc. A prefix of the ID is enough. Faults follow the
     /// container when it is restarted.
     #[arg(long, value_name = "ID|NAME", help_heading = "Target", group = WHOSE)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
 
     /// Kubernetes pod on this machine
     ///
     /// All its containers, including those that start later.
     #[arg(long, value_name = "NAMESPACE/NAME", help_heading = "Target", group = WHOSE)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodName>,
 
     /// Kubernetes pods of this node, by labels
@@ -146,6 +151,7 @@ pub struct TargetSpec {
         group = WHOSE,
         conflicts_with_all = ["netns", "interface"]
     )]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pods: Option<PodSelection>,
 
     /// systemd unit
@@ -154,10 +160,12 @@ pub struct TargetSpec {
     /// users; USER/NAME is a unit of that user. Faults follow the unit when it is restarted. Includes sockets that systemd
     /// created for it.
     #[arg(long, value_name = "NAME|USER/NAME", help_heading = "Target", group = WHOSE)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub unit: Option<UnitName>,
 
     /// Network namespace, by name or path
     #[arg(long, value_name = "NAME|PATH", help_heading = "Target")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub netns: Option<PathBuf>,
 
     /// Interface; repeatable
@@ -180,10 +188,17 @@ pub struct TargetSpec {
     /// Whether TCP port 22, the connections of the shell that started this, and the loopback are left alone; by
     /// default if the target is a host or interfaces; scenarios only.
     #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub protect: Option<bool>,
 }
 
 impl TargetSpec {
+    /// A description, as requested.
+    #[must_use]
+    pub fn title(&self) -> String {
+        self.titles(true).chain(self.titles(false)).collect::<Vec<_>>().join(", ")
+    }
+
     /// Checks that the target names processes, whose clocks can be faulted.
     pub fn check_for_clocks(&self) -> Result<(), TargetError> {
         self.titles(true).next().map(drop).ok_or(TargetError::Clock)
