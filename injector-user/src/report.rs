@@ -78,6 +78,7 @@ impl From<&TargetSpec> for TargetReport {
 
 /// A target of a running injector, with its faults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "RunningTarget")]
 pub struct Faulted {
     /// The name of the target in its scenario.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -23,6 +23,8 @@ mod reload;
 mod remote;
 mod report;
 mod run;
+#[cfg(feature = "agent")]
+pub mod schema;
 mod session;
 mod signals;
 mod tips;

@@ -33,14 +33,15 @@ pub fn run(args: &ProfilesArgs) -> Result<ExitCode> {
 fn lines() -> Result<String> {
     let mut text = String::new();
     for profile in PROFILES {
-        text += &report::line(&ProfileLine::from(profile))?;
+        text += &report::line(&ProfileReport::from(profile))?;
     }
     Ok(text)
 }
 
 /// A link profile.
 #[derive(Serialize, JsonSchema)]
-pub struct ProfileLine {
+#[schemars(rename = "Profile")]
+pub struct ProfileReport {
     /// The name.
     profile: &'static str,
     /// Received packets.
@@ -57,6 +58,7 @@ pub struct ProfileLine {
 
 /// One direction of a link.
 #[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Link")]
 pub struct LinkReport {
     /// The rate in kbit/s.
     rate_kbit: u32,
@@ -73,7 +75,7 @@ impl From<&Link> for LinkReport {
     }
 }
 
-impl From<&Profile> for ProfileLine {
+impl From<&Profile> for ProfileReport {
     fn from(profile: &Profile) -> Self {
         let Profile { name, down, up, source } = profile;
         Self {

@@ -31,6 +31,7 @@ const MODULES: &str = "/sys/kernel/security/lsm";
 /// The type of program at a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "HookEngine")]
 pub enum Engine {
     /// BPF LSM.
     Lsm,

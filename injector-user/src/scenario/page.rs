@@ -107,12 +107,12 @@ fn activity(timeline: &[Line], length: f64) -> (Vec<String>, Vec<Bar>) {
         let Event::Change { actual_ms, targets: changes, .. } = &line.event else { continue };
         let now = actual_ms / 1e3;
         for change in changes {
-            let place = targets.iter().position(|name| *name == change.target);
+            let place = targets.iter().position(|name| *name == change.name);
             let place = place.unwrap_or_else(|| {
-                targets.push(change.target.clone());
+                targets.push(change.name.clone());
                 targets.len() - 1
             });
-            let prefix = format!("{}: ", change.target);
+            let prefix = format!("{}: ", change.name);
             let active: Vec<String> =
                 change.active.iter().map(|name| format!("{prefix}{}", short(name))).collect();
             let ended: Vec<usize> = open
@@ -179,7 +179,7 @@ fn rates(timeline: &[Line], value: Value) -> Vec<Series> {
             }
             Event::Change { targets, actual_ms, .. } => {
                 for change in targets {
-                    add(&change.target, actual_ms / 1e3, &change.before);
+                    add(&change.name, actual_ms / 1e3, &change.before);
                 }
             }
             _ => {}

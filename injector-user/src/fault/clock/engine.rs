@@ -15,6 +15,7 @@ use crate::kernel::{
 /// An engine of clock faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "ClockEngine")]
 pub enum Engine {
     /// Patches the vDSO of each process.
     Vdso,

@@ -34,6 +34,7 @@ pub struct AttachedReport {
 /// The direction of a packet, as seen from the faulted host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "Direction")]
 pub enum Way {
     /// Sent.
     Egress,

@@ -51,6 +51,7 @@ pub struct Link {
 
 /// The profile of a rule, and the faults of the rule with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "RuleProfile")]
 pub struct Expansion {
     /// The name of the profile.
     #[serde(rename = "name")]

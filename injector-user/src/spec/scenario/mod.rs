@@ -294,12 +294,17 @@ const fn one() -> u32 {
 
 /// Reads a scenario. [`plan::plan`] validates it.
 pub fn read(path: &Path) -> Result<Scenario, ScenarioError> {
-    let text = source::read(path, source::MAX_BYTES)
-        .map_err(|source| ScenarioError::Read { path: path.into(), source })?;
-    parse(path, &text)
+    parse(path, &read_text(path)?)
 }
 
-fn parse(path: &Path, text: &str) -> Result<Scenario, ScenarioError> {
+/// Reads the text of a scenario.
+pub fn read_text(path: &Path) -> Result<String, ScenarioError> {
+    source::read(path, source::MAX_BYTES)
+        .map_err(|source| ScenarioError::Read { path: path.into(), source })
+}
+
+/// Parses the text of a scenario; `path` is for messages.
+pub fn parse(path: &Path, text: &str) -> Result<Scenario, ScenarioError> {
     yaml::read(path, text).map_err(ScenarioError::Parse)
 }
 

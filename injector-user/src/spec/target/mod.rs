@@ -176,6 +176,7 @@ pub struct TargetSpec {
 
     /// All interfaces of this network namespace
     #[arg(long, help_heading = "Target", group = WHOSE, conflicts_with = "netns")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub host: bool,
 
     /// The addresses by which others reach it, for partitions; by default, those of the interfaces in its network

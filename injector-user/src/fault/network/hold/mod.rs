@@ -50,6 +50,7 @@ use super::{
 /// The engine that holds packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "DelayEngine")]
 pub enum Engine {
     /// In the kernel, by `sch_fq`: exact, and cheap
     Edt,
