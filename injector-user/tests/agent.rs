@@ -721,10 +721,7 @@ fn delays_are_counted_by_direction_and_by_how_long_they_are() {
     assert_eq!(lab.left.ping(None, lab.right.address(Family::V4), PINGS), u64::from(PINGS));
     let ended = agent.delete("slow");
     assert_eq!(number(&ended["delay"]["egress"], "count"), all, "{ended}");
-    assert_eq!(
-        ended["delay"]["ingress"]["buckets"],
-        json!([{"up_to_ms": 6.0, "count": all}])
-    );
+    assert_eq!(ended["delay"]["ingress"]["buckets"], json!([{"up_to_ms": 6.0, "count": all}]));
     let (_, page) = agent.raw("GET", "/metrics", "", b"");
     assert!(!page.contains("injector_fault_delay_seconds"), "{page}");
 }

@@ -89,8 +89,7 @@ impl Agent {
         let body = body.map(Value::to_string).unwrap_or_default();
         let (status, text) =
             self.raw(method, path, "Content-Type: application/json\r\n", body.as_bytes());
-        let answer =
-            serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}"));
+        let answer = serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}"));
         output::check_answer(path, status, &answer);
         (status, answer)
     }
@@ -207,8 +206,7 @@ impl Events {
             assert_ne!(self.0.read_line(&mut line).expect("in time"), 0, "ended without {name}");
             if let Some(event) = line.trim_end().strip_prefix("event: ") {
                 is_it = event == name;
-            } else if let Some(data) = line.trim_end().strip_prefix("data: ")
-            {
+            } else if let Some(data) = line.trim_end().strip_prefix("data: ") {
                 let fault = serde_json::from_str(data).expect("JSON");
                 output::check("Fault", &fault);
                 if is_it {

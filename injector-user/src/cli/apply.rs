@@ -1,6 +1,7 @@
 //! `injector apply`: runs a scenario.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     fs::File,
     io::{self, IsTerminal as _, Read as _},
@@ -34,6 +35,7 @@ use crate::{
         SpecError,
         scenario::{
             self,
+            amount::Amount,
             plan::{Plan, plan},
         },
         value::HumanDuration,
@@ -271,6 +273,9 @@ pub struct Planned<'a> {
     name: &'a str,
     /// The faults that are active from then on.
     active: Vec<&'a str>,
+    /// The amounts of active ramps, by the name of the fault.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    amounts: BTreeMap<String, Vec<Amount>>,
 }
 
 fn describe_plan(plan: &Plan, seed: u64, output: Output) -> Result<String> {
@@ -297,8 +302,10 @@ fn describe_plan(plan: &Plan, seed: u64, output: Output) -> Result<String> {
             match output {
                 Output::Json => {
                     let planned_ms = change.at.as_secs_f64() * 1e3;
-                    let active = names(parts);
-                    text += &report::line(&Planned { event: "planned", planned_ms, name, active })?;
+                    let (active, amounts) = (names(parts), plan.amounts(parts));
+                    let event = "planned";
+                    let planned = Planned { event, planned_ms, name, active, amounts };
+                    text += &report::line(&planned)?;
                 }
                 Output::Human => {
                     writeln!(text, "{:>10?}  {name}: {}", change.at, listed(&names(parts)))?;

@@ -214,7 +214,8 @@ pub fn total(counts: &[Counts]) -> Totals {
 /// Each rule with its counters.
 #[must_use]
 pub fn each(rules: &[Rule], counts: &[Counts]) -> Vec<RuleReport> {
-    let report = |(number, (rule, counts))| RuleReport::new(number, rule, Some(Totals::from(counts)));
+    let report =
+        |(number, (rule, counts))| RuleReport::new(number, rule, Some(Totals::from(counts)));
     rules.iter().zip(counts).enumerate().map(report).collect()
 }
 

@@ -75,11 +75,7 @@ fn describe(text: &mut String, target: &Faulted) -> std::fmt::Result {
 }
 
 /// Writes a line for each rule, with the packets that it matches.
-pub fn rule_lines(
-    text: &mut String,
-    rules: &[RuleReport],
-    more_rules: usize,
-) -> std::fmt::Result {
+pub fn rule_lines(text: &mut String, rules: &[RuleReport], more_rules: usize) -> std::fmt::Result {
     for RuleReport { rule, name, packets, .. } in rules {
         writeln!(text, "          rule {rule}: {name}: {packets}")?;
     }

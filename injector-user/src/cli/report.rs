@@ -135,7 +135,8 @@ impl Reporter {
         let mut text = match self.output {
             Output::Json => {
                 let time = Timestamp::now().to_string();
-                let line = EventLine { time, event, reports_dropped, schema_version: SCHEMA_VERSION };
+                let line =
+                    EventLine { time, event, reports_dropped, schema_version: SCHEMA_VERSION };
                 serde_json::to_string(&line)? + "\n"
             }
             Output::Human => human(event),

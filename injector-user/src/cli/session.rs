@@ -527,14 +527,12 @@ impl<'a> Session<'a> {
             self.injection.peers().retain(&peers::of_rules(&self.faults.rules));
         }
         match changed {
-            Ok((old, replaced)) => {
-                self.reporter.say(&Event::Changed {
-                    rules: RuleReport::list(&self.faults.rules),
-                    replaced: event::some(&old.rules, &replaced),
-                    clock: self.faults.clock.as_ref().map(|fault| fault.name.as_str()),
-                    resolved: &[],
-                })
-            }
+            Ok((old, replaced)) => self.reporter.say(&Event::Changed {
+                rules: RuleReport::list(&self.faults.rules),
+                replaced: event::some(&old.rules, &replaced),
+                clock: self.faults.clock.as_ref().map(|fault| fault.name.as_str()),
+                resolved: &[],
+            }),
             Err(error) => {
                 let message = format!("the rules stay as they were: {error:#}");
                 self.reporter.say(&Event::Warning { message: &message })

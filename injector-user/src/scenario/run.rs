@@ -242,6 +242,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         let replaced = self.by_name(changed.replaced);
         TargetChange {
             name: self.request.plan.targets[changed.target].clone(),
+            amounts: self.request.plan.amounts(&changed.parts),
             active: changed.parts.into_iter().map(name).collect(),
             replaced,
             before: changed.before,

@@ -18,6 +18,7 @@ use crate::{
     },
     kernel::clock,
     report::{HostReport, TargetReport},
+    spec::scenario::amount::Amount,
     target::peers::Resolved,
 };
 
@@ -198,6 +199,9 @@ pub struct TargetChange {
     pub name: String,
     /// The active faults.
     pub active: Vec<String>,
+    /// The amounts of active ramps, by the name of the fault.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub amounts: BTreeMap<String, Vec<Amount>>,
     /// The faults active until now, with their counters since the previous change.
     #[schemars(with = "BTreeMap<String, Counts>")]
     pub replaced: Totals,

@@ -32,7 +32,9 @@ pub struct AttachedReport {
 }
 
 /// The direction of a packet, as seen from the faulted host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "Direction")]
 pub enum Way {
