@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
-use injector_user::{cli::schema::schema, fault::network::report::Totals};
+use injector_user::{
+    cli::schema::schema, fault::network::report::Totals, spec::target::TargetSpec,
+};
 use serde_json::{Map, Value};
 
 /// Everything after this line of docs/json.md is written by this test.
@@ -110,7 +112,13 @@ fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
 /// A description in one line of a table.
 fn described(schema: &Value) -> String {
     let text = schema["description"].as_str().unwrap_or_default();
-    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
+    let sentence = |paragraph: &str| {
+        let words = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+        let is_whole = words.is_empty() || words.ends_with(['.', ':']);
+        if is_whole { words } else { format!("{words}.") }
+    };
+    // The first paragraph of a help text has no full stop.
+    text.split("\n\n").map(sentence).collect::<Vec<_>>().join(" ").replace('|', "\\|")
 }
 
 /// The type of a value.
@@ -139,32 +147,42 @@ fn type_of(schema: &Value) -> String {
     }
 }
 
-/// The keys of the packet counters.
-fn packet_counters() -> Map<String, Value> {
-    let totals: Value = schemars::schema_for!(Totals).into();
-    totals["properties"].as_object().expect("an object").clone()
+/// Keys that several objects have in common, with the place where they are described.
+fn groups() -> [(&'static str, Map<String, Value>); 2] {
+    let target = schemars::schema_for!(TargetSpec).into();
+    let totals = schemars::schema_for!(Totals).into();
+    [("[packet counters](#packet-counters)", totals), ("[TargetSpec](#targetspec)", target)].map(
+        |(name, schema): (_, Value)| {
+            (name, schema["properties"].as_object().cloned().unwrap_or_default())
+        },
+    )
 }
 
 /// A table of an object's keys, but for those in `hidden`.
 fn table(schema: &Value, hidden: &[&str]) -> String {
-    let counters = packet_counters();
-    let has_counters = counters.keys().all(|key| schema["properties"].get(key).is_some());
+    let has = |(_, keys): &(&str, Map<String, Value>)| {
+        let own = schema["properties"].as_object();
+        own.is_some_and(|own| {
+            own.len() > keys.len() && keys.keys().all(|key| own.contains_key(key))
+        })
+    };
+    let groups: Vec<_> = groups().into_iter().filter(has).collect();
     let required = schema["required"].as_array();
     let is_required =
         |key: &str| required.is_some_and(|required| required.iter().any(|name| name == key));
     let mut rows = String::new();
     for (key, property) in properties(schema) {
-        if hidden.contains(&key.as_str()) || has_counters && counters.contains_key(key) {
+        let is_grouped = groups.iter().any(|(_, keys)| keys.contains_key(key));
+        if hidden.contains(&key.as_str()) || is_grouped {
             continue;
         }
         let optional = if is_required(key) { "" } else { ", optional" };
         let (kind, what) = (type_of(property), described(property));
         writeln!(rows, "| `{key}` | {kind}{optional} | {what} |").expect("a string");
     }
-    if has_counters {
-        let optional = if is_required("matched") { "" } else { ", optional" };
-        writeln!(rows, "| [packet counters](#packet-counters) | integers{optional} | |")
-            .expect("a string");
+    for (name, keys) in groups {
+        let optional = if keys.keys().any(|key| is_required(key)) { "" } else { " optional" };
+        writeln!(rows, "| {name} |{optional} | |").expect("a string");
     }
     if rows.is_empty() {
         return String::new();
@@ -192,6 +210,8 @@ fn definition(schema: &Value, hidden: &[&str]) -> String {
     }
     if schema["enum"].is_array() {
         writeln!(text, "One of {}.", type_of(schema)).expect("a string");
+    } else if schema.get("properties").is_none() && schema.get("oneOf").is_none() {
+        writeln!(text, "Type: {}.", type_of(schema)).expect("a string");
     }
     text.trim_end().to_owned() + "\n\n"
 }

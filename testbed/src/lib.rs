@@ -469,9 +469,14 @@ impl Process {
     #[track_caller]
     pub fn next(&mut self) -> Option<Value> {
         match self.lines.recv_timeout(self.timeout) {
-            Ok(line) if self.is_injector => Some(output::parse(&line)),
             Ok(line) => {
-                Some(serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}")))
+                let value: Value =
+                    serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+                // A script may run injector among others.
+                if self.is_injector || value.get("schema_version").is_some() {
+                    output::check_line(&value);
+                }
+                Some(value)
             }
             Err(RecvTimeoutError::Disconnected) => None,
             Err(RecvTimeoutError::Timeout) => {

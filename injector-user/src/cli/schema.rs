@@ -1,6 +1,6 @@
 //! The JSON Schema of the JSON output of all commands, as published in docs/.
 
-use schemars::{Schema, generate::SchemaSettings, json_schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 
 use super::{apply::Planned, doctor::FaultFinding, event::EventLine, profiles::ProfileReport};
 use crate::{
@@ -19,20 +19,17 @@ pub fn schema() -> Schema {
     let lines = [
         generator.subschema_for::<EventLine>(),
         generator.subschema_for::<WrittenLine>(),
-        generator.subschema_for::<Versioned<Planned>>(),
-        generator.subschema_for::<Versioned<Running>>(),
-        generator.subschema_for::<Versioned<Fault>>(),
-        generator.subschema_for::<Versioned<Health>>(),
-        generator.subschema_for::<Versioned<Finding>>(),
-        generator.subschema_for::<Versioned<FaultFinding>>(),
-        generator.subschema_for::<Versioned<ProfileReport>>(),
+        versioned::<Planned>(&mut generator),
+        versioned::<Running>(&mut generator),
+        versioned::<Fault>(&mut generator),
+        versioned::<Health>(&mut generator),
+        versioned::<Finding>(&mut generator),
+        versioned::<FaultFinding>(&mut generator),
+        versioned::<ProfileReport>(&mut generator),
     ];
-    for _answer in [
-        generator.subschema_for::<Fault>(),
-        generator.subschema_for::<FaultList>(),
-        generator.subschema_for::<Health>(),
-        generator.subschema_for::<Problem>(),
-    ] {}
+    // Answers of the API are no lines.
+    let _ = generator.subschema_for::<FaultList>();
+    let _ = generator.subschema_for::<Problem>();
     json_schema!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "JSON output of injector",
@@ -42,4 +39,15 @@ pub fn schema() -> Schema {
         "anyOf": lines,
         "$defs": generator.definitions(),
     })
+}
+
+/// The schema of a line with a value of this type, with the type's description.
+fn versioned<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    let line = generator.subschema_for::<Versioned<T>>();
+    let description = T::json_schema(generator).get("description").cloned();
+    let name = Versioned::<T>::schema_name();
+    if let Some(definition) = generator.definitions_mut().get_mut(name.as_ref()) {
+        definition["description"] = description.into();
+    }
+    line
 }
