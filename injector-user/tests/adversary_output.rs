@@ -663,7 +663,7 @@ fn files_that_are_none_are_refused_at_the_start_and_named() {
     fs::write(folder.join("scenario"), scenario).expect("a file");
     fs::write(
         folder.join("timeline"),
-        r#"{"time":"2026-01-01T00:00:00Z","elapsed_ms":0,"monotonic_ns":1,"event":"started","scenario":"x","pid":1,"seed":1,"changes":0,"targets":[]}"#,
+        r#"{"time":"2026-01-01T00:00:00Z","elapsed_ms":0,"monotonic_ns":1,"schema_version":1,"event":"started","scenario":"x","pid":1,"seed":1,"changes":0,"targets":[]}"#,
     )
     .expect("a file");
     for (command, code) in [

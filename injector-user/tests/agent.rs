@@ -66,7 +66,11 @@ fn a_fault_acts_until_it_is_deleted_and_its_counters_stay() {
     let ended = agent.delete("cut");
     assert!(answers(&lab));
     assert_eq!((&ended["reason"], number(&ended, "dropped")), (&"deleted".into(), 3));
-    assert_eq!(events.wait_for("ended"), without(ended.clone(), "rules"));
+    let mut short = ended.clone();
+    // Events have the rules without their counters.
+    let rule = short["rules"][0].as_object_mut().expect("a rule");
+    rule.retain(|key, _| ["rule", "name", "match"].contains(&key.as_str()));
+    assert_eq!(events.wait_for("ended"), short);
     assert_eq!(agent.get("cut"), ended);
     assert!(agent.active().is_empty());
     let (status, problem) = agent.ask("DELETE", "/v1/faults/cut", None);

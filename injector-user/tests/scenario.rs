@@ -449,10 +449,10 @@ fn a_report_is_a_page_that_a_browser_shows_without_errors() {
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         let _ = fs::remove_dir_all(profile);
         assert!(output.status.success(), "{log}");
-        assert_eq!(dom.matches("<svg class=\"chart lines\"").count(), 4, "{dom}");
+        assert_eq!(dom.matches("<svg class=\"chart lines\"").count(), 5, "{dom}");
         assert_eq!(dom.matches("<svg class=\"chart bars\"").count(), 1, "{dom}");
         assert!(
-            dom.matches("<polyline").count() >= 4 && dom.matches("<rect").count() >= 2,
+            dom.matches("<polyline").count() >= 5 && dom.matches("<rect").count() >= 2,
             "{dom}"
         );
         assert!(!log.contains("CONSOLE") && !dom.contains("parsererror"), "{log}");

@@ -29,6 +29,7 @@ pub fn schema() -> Schema {
     ];
     // Answers of the API are no lines.
     let _ = generator.subschema_for::<FaultList>();
+    let _ = generator.subschema_for::<Health>();
     let _ = generator.subschema_for::<Problem>();
     json_schema!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
