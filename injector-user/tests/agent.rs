@@ -308,7 +308,7 @@ fn many_faults_act_at_once_and_each_counts_its_own() {
     // Counters stay correct while other faults start and end.
     let right = |n: u16, ended: &Value| {
         assert_eq!(ended["name"], format!("f{n}"));
-        assert_eq!(number(&ended, "dropped"), u64::from(n % 3 + 1), "{ended}");
+        assert_eq!(number(ended, "dropped"), u64::from(n % 3 + 1), "{ended}");
     };
     for n in 0..faults / 2 {
         right(n, &agent.delete(&format!("f{n}")));

@@ -230,7 +230,9 @@ fn reference(schema: &Value) -> String {
     assert!(lines.iter().all(|line| known.iter().any(|known| line["$ref"] == *known)));
     loop {
         let mut further = reached.clone();
-        reached.iter().for_each(|name| references(&definitions[name], &mut further));
+        for name in &reached {
+            references(&definitions[name], &mut further);
+        }
         if further == reached {
             break;
         }

@@ -104,15 +104,14 @@ impl Validators {
         let tag = ["event", "verdict"].into_iter().find_map(|key| value[key].as_str());
         let name = (definition.to_owned(), tag.unwrap_or_default().to_owned());
         let made = self.made.lock().expect("nothing panics").get(&name).copied();
-        let validator = match made {
-            Some(validator) => validator,
-            None => {
-                let schema = self.closed(definition, &name.1)?;
-                let validator = jsonschema::validator_for(&schema).map_err(|e| e.to_string())?;
-                let validator: &'static Validator = Box::leak(Box::new(validator));
-                self.made.lock().expect("nothing panics").insert(name, validator);
-                validator
-            }
+        let validator = if let Some(validator) = made {
+            validator
+        } else {
+            let schema = self.closed(definition, &name.1)?;
+            let validator = jsonschema::validator_for(&schema).map_err(|e| e.to_string())?;
+            let validator: &'static Validator = Box::leak(Box::new(validator));
+            self.made.lock().expect("nothing panics").insert(name, validator);
+            validator
         };
         let errors = validator.iter_errors(value).take(3);
         let errors: Vec<String> =

@@ -264,7 +264,8 @@ impl Keys {
 
 /// A planned change of a target.
 #[derive(Serialize, JsonSchema)]
-pub struct Planned<'a> {
+#[schemars(rename = "Planned")]
+pub struct PlannedChange<'a> {
     /// `planned`.
     event: &'static str,
     /// The time since the start, in milliseconds.
@@ -304,7 +305,7 @@ fn describe_plan(plan: &Plan, seed: u64, output: Output) -> Result<String> {
                     let planned_ms = change.at.as_secs_f64() * 1e3;
                     let (active, amounts) = (names(parts), plan.amounts(parts));
                     let event = "planned";
-                    let planned = Planned { event, planned_ms, name, active, amounts };
+                    let planned = PlannedChange { event, planned_ms, name, active, amounts };
                     text += &report::line(&planned)?;
                 }
                 Output::Human => {

@@ -62,14 +62,14 @@ pub enum Event<'a> {
         /// Display name of the target.
         title: &'a str,
         /// The target as requested.
-        target: TargetReport,
+        target: &'a TargetReport,
         /// PID of injector.
         pid: u32,
         /// Seed of the random decisions.
         seed: u64,
         /// The machine, and its versions. Absent with `--agent`.
         #[serde(skip_serializing_if = "Option::is_none")]
-        host: Option<HostReport>,
+        host: Option<Box<HostReport>>,
         /// Time until the faults end, in milliseconds. Absent if only a signal or the end of the command ends them.
         #[serde(skip_serializing_if = "Option::is_none")]
         #[schemars(with = "Option<u64>")]

@@ -199,7 +199,7 @@ impl Remote {
         let target = format!("{title} by the agent, as {}", fault.name);
         self.reporter.say(&Event::Started {
             title: &target,
-            target: TargetReport::from(&fault.target),
+            target: &TargetReport::from(&fault.target),
             pid: std::process::id(),
             seed: fault.seed,
             host: None,

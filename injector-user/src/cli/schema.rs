@@ -2,7 +2,9 @@
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 
-use super::{apply::Planned, doctor::FaultFinding, event::EventLine, profiles::ProfileReport};
+use super::{
+    apply::PlannedChange, doctor::FaultFinding, event::EventLine, profiles::ProfileReport,
+};
 use crate::{
     agent::api::{Fault, FaultList, Health, Problem},
     kernel::probe::Finding,
@@ -19,7 +21,7 @@ pub fn schema() -> Schema {
     let lines = [
         generator.subschema_for::<EventLine>(),
         generator.subschema_for::<WrittenLine>(),
-        versioned::<Planned>(&mut generator),
+        versioned::<PlannedChange>(&mut generator),
         versioned::<Running>(&mut generator),
         versioned::<Fault>(&mut generator),
         versioned::<Health>(&mut generator),

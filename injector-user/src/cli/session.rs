@@ -216,10 +216,10 @@ impl<'a> Session<'a> {
         injection.instance().describe(faulted.clone().with_faults(&faults))?;
         reporter.say(&Event::Started {
             title: &faulted.title,
-            target: faulted.target.clone(),
+            target: &faulted.target,
             pid: std::process::id(),
             seed,
-            host: Some(HostReport::current()),
+            host: Some(HostReport::current().into()),
             for_ms: args.lasts().map(Lasts),
             // A command ends its faults.
             is_endless: args.lasts().is_none() && made.is_none(),

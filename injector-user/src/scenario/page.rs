@@ -40,7 +40,8 @@ pub fn page(timeline: &[Line], measured: &[Series]) -> String {
     body += "<h2>What was active</h2>";
     body += &bars("What was active", length, &rows, &active);
     for (unit, series) in ramps(timeline, length) {
-        let title = if unit.is_empty() { "Ramps".into() } else { format!("Ramps, {unit}") };
+        let title = "Amounts of ramps";
+        let title = if unit.is_empty() { title.into() } else { format!("{title}, {unit}") };
         let _ = write!(body, "<h2>{}</h2>", escape(&title));
         body += &key(&series);
         body += &lines(&title, unit, length, &series);
@@ -190,7 +191,7 @@ fn ramps(timeline: &[Line], length: f64) -> BTreeMap<&str, Vec<Series>> {
                     let points =
                         ramps.entry((unit, format!("{prefix}{fault}, {name}"))).or_default();
                     // The next step continues the line.
-                    if points.last().is_some_and(|&(time, value)| time == now && value.is_nan()) {
+                    if points.last().is_some_and(|&(time, value)| time >= now && value.is_nan()) {
                         points.pop();
                     }
                     points.push((now, *value));
@@ -463,7 +464,7 @@ mod tests {
         let headings: Vec<&str> = page.split("<h2>").skip(1).collect();
         let headings: Vec<&str> =
             headings.iter().filter_map(|text| text.split("</h2>").next()).collect();
-        assert_eq!(headings[..2], ["What was active", "Ramps, ms"]);
+        assert_eq!(headings[..2], ["What was active", "Amounts of ramps, ms"]);
         assert_eq!(headings.last(), Some(&"Lateness of injector's changes"));
     }
 

@@ -63,10 +63,11 @@ interpolate! {
 /// Interpolates two numbers. The result is rounded to a ten-thousandth of the order of magnitude of
 /// their difference: one third of 100 is 33.33.
 fn mix(from: f64, to: f64, part: f64) -> f64 {
-    if from == to {
+    let difference = (to - from).abs();
+    if difference == 0.0 {
         return from;
     }
-    let digits = 4 - (to - from).abs().log10().floor() as i32;
+    let digits = 4 - difference.log10().floor() as i32;
     let value = from + (to - from) * part;
     // Multiplying and dividing by whole powers of ten leaves no noise in the last digits.
     let scale = 10f64.powi(digits.abs().min(15));

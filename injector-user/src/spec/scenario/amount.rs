@@ -21,6 +21,7 @@ pub struct Amount {
 }
 
 /// The amounts that differ between the ends of a ramp, with their values at one of its steps.
+#[must_use]
 pub fn amounts(from: &FaultsSpec, to: &FaultsSpec, step: &FaultsSpec) -> Vec<Amount> {
     let mut found = Vec::new();
     let [from, to, step] = [from, to, step].map(|faults| serde_json::to_value(faults).ok());

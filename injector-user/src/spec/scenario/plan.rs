@@ -526,7 +526,7 @@ impl Planner<'_> {
         }
         for &(start, end) in times {
             for (n, &part) in (0u32..).zip(&parts) {
-                let at = |n: u32| start + length.0 * n / (ramp.steps + 1);
+                let at = |n: u32| start + ramp_time(length.0, n, ramp.steps + 1);
                 if end.is_some_and(|end| at(n) >= end) {
                     break;
                 }
@@ -669,6 +669,16 @@ impl Planner<'_> {
         }
         Ok(Plan { targets, parts, amounts, changes, length })
     }
+}
+
+/// When part `n` of so many parts of a ramp begins: in milliseconds if the parts are long enough.
+fn ramp_time(length: Duration, n: u32, parts: u32) -> Duration {
+    /// In shorter parts, a millisecond matters.
+    const LONG: Duration = Duration::from_millis(100);
+
+    let at = length * n / parts;
+    let is_whole = n == parts || length / parts < LONG;
+    if is_whole { at } else { Duration::from_millis(at.as_millis() as u64) }
 }
 
 /// Draws one of the choices by weight.

@@ -90,6 +90,19 @@ fn a_ramp_has_even_steps() {
 }
 
 #[test]
+fn a_long_ramp_changes_at_whole_milliseconds() {
+    let at = |length: &str| {
+        let plan = planned(&format!(
+            "{TARGETS}timeline: [{{for: {length}, on: a, ramp: {{from: {{rules: [{{loss: 0%}}]}}, \
+             to: {{rules: [{{loss: 20%}}]}}, steps: 2}}}}]"
+        ));
+        plan.changes.iter().map(|change| change.at).collect::<Vec<_>>()
+    };
+    assert_eq!(at("1s"), [0, 333, 666, 1000].map(Duration::from_millis));
+    assert_eq!(at("100ms"), [0, 33_333_333, 66_666_666, 100_000_000].map(Duration::from_nanos));
+}
+
+#[test]
 fn choices_follow_their_weights() {
     let yaml = format!(
         "{TARGETS}timeline:\n- every: 1s\n  for: 1s\n  times: 3000\n  on: a\n  choose:\n\
