@@ -30,6 +30,7 @@ pub mod kernel;
 pub mod kubernetes;
 pub mod lifetime;
 pub mod output;
+pub mod report;
 pub mod scenario;
 pub mod spec;
 pub mod target;

@@ -239,8 +239,7 @@ fn a_scenario_goes_on(sink: &Blocked) {
     assert!(!is_lost(&lab, Family::V4) && !cgroup.is_frozen());
     let text = fs::read_to_string(&timeline).expect("it is written");
     let _ = fs::remove_file(&timeline);
-    let lines: Vec<Value> =
-        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let lines = testbed::output::lines(&text);
     let ended = lines.last().expect("lines");
     assert_eq!((&ended["event"], &ended["reason"]), (&"ended".into(), &"done".into()), "{ended}");
     let counts = &ended["targets"]["c"];
@@ -351,7 +350,7 @@ fn read_late(mut command: Command, mut is_enough: impl FnMut() -> bool) -> Vec<V
     let text = std::io::read_to_string(File::from(reader)).expect("text");
     let status = injector.ends_within(TIMEOUT);
     assert_eq!(status.code(), Some(0), "{text}");
-    text.lines().map(|line| serde_json::from_str(line).expect("whole lines")).collect()
+    testbed::output::lines(&text)
 }
 
 #[test]
@@ -664,7 +663,7 @@ fn files_that_are_none_are_refused_at_the_start_and_named() {
     fs::write(folder.join("scenario"), scenario).expect("a file");
     fs::write(
         folder.join("timeline"),
-        r#"{"time":"2026-01-01T00:00:00Z","elapsed_ms":0,"monotonic_ns":1,"event":"started","scenario":"x","pid":1,"seed":1,"length_ms":null,"changes":0,"targets":[]}"#,
+        r#"{"time":"2026-01-01T00:00:00Z","elapsed_ms":0,"monotonic_ns":1,"schema_version":1,"event":"started","scenario":"x","pid":1,"seed":1,"changes":0,"targets":[]}"#,
     )
     .expect("a file");
     for (command, code) in [

@@ -235,7 +235,7 @@ fn processes_are_faulted_by_their_numbers_in_the_container() {
          wait $injector; tail -1 $file"
     );
     let summary = printed_in_container(&lab, &script);
-    let summary: serde_json::Value = serde_json::from_str(&summary).expect("JSON");
+    let summary = testbed::output::parse(&summary);
     assert!(testbed::number(&summary, "dropped") > 1, "{summary}");
 
     let script = format!(

@@ -216,8 +216,7 @@ fn doctor_finds_a_way_for_every_fault() {
     let output = injector("doctor --output json");
     assert!(output.status.success());
     let text = String::from_utf8_lossy(&output.stdout);
-    let findings: Vec<serde_json::Value> =
-        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let findings = testbed::output::lines(&text);
     for subject in ["cgroup v2", "clsact", "kernel BTF", "xdp-generic", "xdp-native (veth)"] {
         let finding = findings.iter().find(|finding| finding["subject"] == subject);
         let finding = finding.unwrap_or_else(|| panic!("nothing about {subject}"));

@@ -60,7 +60,7 @@ fn packets_of_the_chosen_container_are_lost_and_not_its_neighbours() {
     for name in [&chosen.id[..12], "app", "a/app", "test/a/app"] {
         let line = format!("--container {name} --loss 100% --direction egress");
         let injector = inject(right, &machine, &line);
-        let target = injector.started["target"].as_str().expect("text");
+        let target = injector.started["title"].as_str().expect("text");
         assert!(target.starts_with(&format!("{}, cgroup /", chosen.title())), "{target}");
         // In the namespace of the container, and not in that where injector was started.
         assert!(names(&injector.started).contains(&testbed::INTERFACE), "{:?}", injector.started);
@@ -123,7 +123,7 @@ fn a_container_that_is_restarted_is_followed_and_its_faults_go_on() {
     // With the same ID.
     first.restart();
     let followed = wait_until_followed(&mut injector.process);
-    assert_eq!(followed["target"], first.title(), "{followed}");
+    assert_eq!(followed["title"], first.title(), "{followed}");
     assert!(!first.pings(to));
     first.wait_for_clock(3600);
     assert!((3600 - first.clock_of_new()).abs() <= 2);
@@ -131,10 +131,10 @@ fn a_container_that_is_restarted_is_followed_and_its_faults_go_on() {
     // With another one, but the same name, after a while.
     first.stop();
     let gone = injector.process.wait_for("gone");
-    assert_eq!(gone["target"], first.title(), "{gone}");
+    assert_eq!(gone["title"], first.title(), "{gone}");
     let second = machine.start(left, POD, &Machine::id("abc3"), "a", "app");
     let followed = wait_until_followed(&mut injector.process);
-    assert_eq!(followed["target"], second.title(), "{followed}");
+    assert_eq!(followed["title"], second.title(), "{followed}");
     assert!(!second.pings(to));
     second.wait_for_clock(3600);
     assert!(neighbour.pings(to));
@@ -258,7 +258,7 @@ fn all_containers_of_a_pod_are_faulted_and_those_that_join_it() {
     let other = machine.start(left, other_pod, &Machine::id("abc2"), "b", "app");
     let line = "--pod test/a --loss 100% --direction egress --clock +1h";
     let mut injector = inject(right, &machine, line);
-    let target = injector.started["target"].as_str().expect("text");
+    let target = injector.started["title"].as_str().expect("text");
     assert!(target.starts_with("pod test/a, cgroup /"), "{target}");
     let second = machine.start(left, POD, &Machine::id("abc3"), "a", "proxy");
     second.wait_for_clock(3600);
@@ -295,8 +295,8 @@ fn a_scenario_faults_a_container_and_follows_it() {
     assert!(!container.pings(to));
     container.restart();
     let followed = wait_until_followed(&mut injector);
-    assert_eq!(followed["target"], "web", "{followed}");
-    assert_eq!(followed["what"], container.title(), "{followed}");
+    assert_eq!(followed["name"], "web", "{followed}");
+    assert_eq!(followed["title"], container.title(), "{followed}");
     assert!(!container.pings(to));
     container.wait_for_clock(3600);
     injector.signal(Signal::SIGTERM);

@@ -14,7 +14,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use testbed::{
     Family, Lab,
     agent::Agent,
@@ -212,9 +212,8 @@ fn its_probe_tells_how_it_is() {
     let said = daemon.exec(&words);
     assert!(said.status.success(), "{said:?}");
     assert_eq!(String::from_utf8_lossy(&said.stdout), "ok: 0 active faults\n");
-    let said: Value =
-        serde_json::from_slice(&daemon.exec(&[&words[..], &["--output", "json"]].concat()).stdout)
-            .expect("JSON");
+    let said = daemon.exec(&[&words[..], &["--output", "json"]].concat()).stdout;
+    let said = testbed::output::parse(&String::from_utf8_lossy(&said));
     assert_eq!(said["status"], "ok");
     // A stopped agent does not answer.
     let pid = Pid::from_raw(daemon.pid());

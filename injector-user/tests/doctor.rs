@@ -33,7 +33,7 @@ fn findings(output: &Output) -> Vec<Value> {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     let text = String::from_utf8_lossy(&output.stdout);
-    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    testbed::output::lines(&text)
 }
 
 fn fault<'a>(findings: &'a [Value], name: &str) -> &'a Value {

@@ -193,17 +193,27 @@ fn what_the_command_leaves_running_goes_back_to_where_it_came_from() {
 #[test]
 fn a_running_injector_is_listed_and_a_dead_one_is_not() {
     let lab = Lab::new();
-    let injector = Injector::start(&lab.left, "--interface veth0 --loss 1%");
-    let pid = injector.process.pid().to_string();
+    let line = "--interface veth0 --loss 1% --remote-port 80 --direction egress";
+    let injector = Injector::start(&lab.left, line);
+    let pid = injector.process.pid().as_raw();
     let list = || {
         let mut command = Command::new(testbed::INJECTOR);
-        text(&command.args(["list", "--output", "json"]).output().expect("it runs").stdout)
+        let listed = command.args(["list", "--output", "json"]).output().expect("it runs");
+        let listed = testbed::output::lines(&text(&listed.stdout));
+        listed.into_iter().find(|line| line["pid"] == pid)
     };
-    let own = format!("\"pid\":{pid},");
-    assert!(list().contains(&own), "{}", list());
+    let own = list().expect("it is listed");
+    let (target, started) = (&own["targets"][0], &injector.started);
+    for key in ["title", "target", "rules"] {
+        assert_eq!(target[key], started[key], "{key}");
+    }
+    assert_eq!(target["rules"][0]["match"], "packets to port 80, sent");
+    let human = Command::new(testbed::INJECTOR).arg("list").output().expect("it runs");
+    let human = text(&human.stdout);
+    assert!(human.contains("rule 0: loss 1%: packets to port 80, sent"), "{human}");
     injector.process.signal(Signal::SIGKILL);
     drop(injector);
-    assert!(!list().contains(&own), "{}", list());
+    assert_eq!(list(), None);
 }
 
 #[test]

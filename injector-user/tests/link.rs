@@ -174,7 +174,7 @@ impl Changing {
             How::Ramp => format!(
                 "targets: {{l: {{netns: {}}}}}\ntimeline:\n\
                  - {{at: 0s, every: {}ms, for: {}ms, times: {steps}, \
-                 ramp: {{from: {{rules: [{first}]}}, to: {{rules: [{second}]}}, steps: 44}}}}\n",
+                 ramp: {{from: {{rules: [{first}]}}, to: {{rules: [{second}]}}, steps: 43}}}}\n",
                 host.netns,
                 44 * STEP_MS,
                 44 * STEP_MS,

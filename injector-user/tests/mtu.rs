@@ -320,7 +320,8 @@ fn run(options: &str, others: &str) -> (Value, [u64; 2]) {
         std::fs::remove_file(path(suffix)).expect("it is there");
     }
     let line = |line: &str| -> Value { serde_json::from_str(line).expect("JSON") };
-    let started = events.lines().map(line).find(|event| event["event"] == "started");
+    let started =
+        testbed::output::lines(&events).into_iter().find(|event| event["event"] == "started");
     let server = line(server.lines().last().expect("a report"));
     let segments =
         [number(&client["after_write"], "mss"), server["mss"][0].as_u64().expect("a connection")];

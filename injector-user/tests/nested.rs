@@ -41,7 +41,11 @@ impl Drop for Folder {
 /// The events written to a report file so far.
 fn events(report: &Path) -> Vec<Value> {
     let text = fs::read_to_string(report).unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    // The last line may not be whole yet.
+    text.lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .inspect(testbed::output::check_line)
+        .collect()
 }
 
 fn event(report: &Path, name: &str) -> Option<Value> {
@@ -407,7 +411,7 @@ fn run_without_its_cgroup(code: u8, makes_another: bool) -> Option<i32> {
     }
     let gone = wait_for(&report, "gone");
     assert!(removed.elapsed() < Duration::from_secs(1), "{:?}", removed.elapsed());
-    assert!(gone["target"].as_str().is_some_and(|target| target.contains("injector-")), "{gone}");
+    assert!(gone["title"].as_str().is_some_and(|target| target.contains("injector-")), "{gone}");
     fs::write(&stop, "").expect("it can be written");
     let status = run.wait().expect("it ends");
     if let Some((inode, sleep)) = others {

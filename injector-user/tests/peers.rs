@@ -116,7 +116,7 @@ fn a_fault_moves_with_the_addresses_of_a_host_name_and_its_counters_go_on() {
     hosts.set(&second);
     let changed = wait_for_change(&mut injector.process, NAME, &second);
     assert!(is_guest() || began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
-    assert_eq!(changed["rules"], json!(["loss 100%"]), "{changed}");
+    assert_eq!(changed["rules"][0]["name"], "loss 100%", "{changed}");
     assert_eq!(changed["replaced"], json!([]), "{changed}");
     assert_passes(&lab, &first);
     assert_lost(&lab, &second);
@@ -268,9 +268,9 @@ fn the_agent_follows_the_peers_of_its_faults() {
     assert_lost(&lab, &[right.nth(Family::V4, 2)]);
     assert_eq!(agent.get("named")["resolved"], changed["resolved"]);
     let ended = agent.delete("named");
-    assert_eq!(ended["packets"]["dropped"], 4, "{ended}");
+    assert_eq!(ended["dropped"], 4, "{ended}");
     assert_passes(&lab, &pair(right, 1));
-    assert_eq!(agent.delete("fixed")["packets"]["dropped"], 1);
+    assert_eq!(agent.delete("fixed")["dropped"], 1);
 }
 
 /// `injector` that looks for containers of this machine.
@@ -339,7 +339,7 @@ fn a_partition_of_a_scenario_follows_a_member_that_restarts() {
     first.stop();
     let second = machine.start(&two.host, "pod", &Machine::id("abc2"), "a", "app");
     let changed = wait_for_change(&mut process, "app", &pair(right, 1));
-    assert_eq!(changed["target"], "left", "{changed}");
+    assert_eq!(changed["name"], "left", "{changed}");
     assert_lost(&lab, &pair(right, 1));
     assert_lost(&lab, &[right.nth(Family::V4, 2)]);
     assert_passes(&lab, &pair(right, 0));

@@ -223,7 +223,7 @@ fn the_end_of_a_process_is_told_and_final() {
     signal.write("now");
     let gone = injector.process.wait_for("gone");
     assert_eq!(gone["final"], true, "{gone}");
-    assert_eq!(gone["target"], format!("process {}", stage.victim.pid()), "{gone}");
+    assert_eq!(gone["title"], format!("process {}", stage.victim.pid()), "{gone}");
     drop(injector);
 }
 
@@ -310,7 +310,7 @@ fn processes_are_found_by_name_and_counted() {
     // The kernel keeps 15 bytes.
     for named in [name.clone(), format!("/^{}$/", &name[..name.len().min(15)])] {
         let injector = Injector::start(&stage.lab.right, &format!("--process {named} --loss 100%"));
-        let title = injector.started["target"].as_str().expect("a title");
+        let title = injector.started["title"].as_str().expect("a title");
         assert!(title.contains(&format!("1 process named {named}")), "{title}");
         assert!(!stage.victim.does("udp 0"));
         assert!(stage.neighbour.does("udp 0"));
@@ -318,7 +318,7 @@ fn processes_are_found_by_name_and_counted() {
     }
     stage.neighbour.must(&format!("rename {name}"));
     let injector = Injector::start(&stage.lab.right, &format!("--process {name} --loss 100%"));
-    let title = injector.started["target"].as_str().expect("a title");
+    let title = injector.started["title"].as_str().expect("a title");
     assert!(title.contains(&format!("2 processes named {name}")), "{title}");
     assert!(!stage.victim.does("udp 0"));
     assert!(!stage.neighbour.does("udp 0"));
@@ -335,7 +335,7 @@ fn a_process_that_is_named_twice_is_one() {
     let stage = Stage::new(Family::V4, None);
     let pid = stage.victim.pid();
     let injector = stage.inject(&format!("--pid {pid} --loss 0%"));
-    let title = injector.started["target"].as_str().expect("text").to_owned();
+    let title = injector.started["title"].as_str().expect("text").to_owned();
     assert_eq!(title, format!("process {pid} and what it starts"));
     injector.stop();
 }
@@ -347,7 +347,7 @@ fn a_name_can_be_restricted_to_a_cgroup() {
     let [inside, outside] = [Some(&cgroup), None].map(|cgroup| Subject::start(&lab.left, cgroup));
     let line = format!("--cgroup {} --process subject --loss 100%", cgroup.path.display());
     let injector = Injector::start(&lab.right, &line);
-    let title = injector.started["target"].as_str().expect("a title");
+    let title = injector.started["title"].as_str().expect("a title");
     assert!(title.contains("1 process of the cgroup named subject"), "{title}");
     drop(injector.stop());
     let line = format!("--cgroup {} --process subject --kill at=10ms", cgroup.path.display());

@@ -196,7 +196,7 @@ fn limits_come_and_go_with_their_step_where_there_are_any() {
     let child = sleep(&lab, &cgroup);
     let file = scenario(
         &cgroup,
-        "- {at: 200ms, for: 300ms, ramp: {from: {processes: {cpu: 50%}}, to: {processes: {cpu: 10%}}, steps: 3}}\n\
+        "- {at: 200ms, for: 300ms, ramp: {from: {processes: {cpu: 50%}}, to: {processes: {cpu: 10%}}, steps: 2}}\n\
          - {at: 700ms, for: 200ms, faults: {processes: {cpu: 70%, pause: 1s}}}",
     );
     let controllers = fs::read_to_string(testbed::hierarchy().join("cgroup.controllers"));

@@ -68,8 +68,8 @@ fn selected_pods_of_the_node_are_faulted_and_no_others() {
     agent.wait_for("lost", has_faulted(&["cart-0"]));
     assert!(!chosen.pings(to));
     assert!(neighbour.pings(to) && elsewhere.pings(to));
-    let counted = agent.wait_for("lost", |fault| fault["packets"]["matched"] == 1);
-    assert_eq!(counted["packets"]["dropped"], 1, "{counted:#}");
+    let counted = agent.wait_for("lost", |fault| fault["matched"] == 1);
+    assert_eq!(counted["dropped"], 1, "{counted:#}");
     assert_eq!(counted["rules"][0]["dropped"], 1, "{counted:#}");
     let part = |name: &str| agent.active().into_iter().find(|fault| fault["name"] == *name);
     let of_pod = part(counted["pods"][0]["fault"].as_str().expect("a name")).expect("it acts");
@@ -90,13 +90,13 @@ fn selected_pods_of_the_node_are_faulted_and_no_others() {
     let second = start(&machine, &lab.left, "cart-1", &uid);
     wait_until(&second, false, to);
     agent.wait_for("lost", has_faulted(&["cart-0", "cart-1"]));
-    let before = agent.get("lost")["packets"]["matched"].as_u64().expect("a number");
+    let before = agent.get("lost")["matched"].as_u64().expect("a number");
     // A pod that is no longer selected. Its counters are kept.
     label(&cluster, "cart-0", "other");
     wait_until(&again, true, to);
     assert!(!second.pings(to));
     agent.wait_for("lost", has_faulted(&["cart-1"]));
-    let matched = |fault: &Value| fault["packets"]["matched"].as_u64().expect("a number");
+    let matched = |fault: &Value| fault["matched"].as_u64().expect("a number");
     let counted = agent.wait_for("lost", |fault| matched(fault) > before);
     // And nothing is counted twice.
     let (_, page) = agent.raw("GET", "/metrics", "", b"");
@@ -191,7 +191,7 @@ fn parts_live_as_long_as_the_whole() {
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     let ended = agent.wait_for("lost", |fault| fault["phase"] == "ended");
     assert_eq!(ended["reason"], "lapsed", "{ended:#}");
-    assert!(ended["packets"]["matched"].as_u64() >= Some(7), "{ended:#}");
+    assert!(ended["matched"].as_u64() >= Some(7), "{ended:#}");
     assert!(agent.active().is_empty());
 
     // A time.
@@ -257,8 +257,7 @@ fn a_command_has_the_agent_fault_selected_pods_and_says_which() {
     let output = command.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{output:?}");
     let lines = String::from_utf8(output.stdout).expect("text");
-    let events: Vec<Value> =
-        lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let events = testbed::output::lines(&lines);
     let told =
         |name: &str| events.iter().filter(|event| event["event"] == *name).collect::<Vec<_>>();
     assert!(

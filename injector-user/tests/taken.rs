@@ -81,7 +81,7 @@ fn all_kinds_of_faults_follow_a_cgroup_that_is_made_again() {
         let gone = injector.process.wait_for("gone");
         assert!(removed.elapsed() < PROMISED, "{:?}", removed.elapsed());
         let path = cgroup.path.display().to_string();
-        assert!(gone["target"].as_str().is_some_and(|target| target.contains(&path)), "{gone}");
+        assert!(gone["title"].as_str().is_some_and(|target| target.contains(&path)), "{gone}");
         fs::create_dir(&cgroup.path).expect("it can be made");
         injector.process.wait_for("followed");
         assert_eq!(lab.left.ping(Some(&cgroup), to, 3), 0);
@@ -163,7 +163,7 @@ fn a_process_that_ends_is_told_and_nothing_takes_its_place() {
     drop(inhabitant);
     let next = make_again(&cgroup);
     let gone = injector.process.wait_for("gone");
-    assert_eq!(gone["target"], format!("process {pid}"), "{gone}");
+    assert_eq!(gone["title"], format!("process {pid}"), "{gone}");
     assert_eq!(gone["final"], true, "{gone}");
     assert_eq!(lab.left.ping(Some(&cgroup), lab.right.address(Family::V4), 3), 3);
     drop(next);
@@ -187,7 +187,7 @@ fn a_scenario_follows_a_cgroup_that_is_made_again() {
     drop(inhabitant);
     remove(&cgroup.path);
     let gone = injector.wait_for("gone");
-    assert_eq!(gone["target"], "web", "{gone}");
+    assert_eq!(gone["name"], "web", "{gone}");
     fs::create_dir(&cgroup.path).expect("it can be made");
     injector.wait_for("followed");
     let _inhabitant = Inhabitant::of(&cgroup.path);
@@ -487,7 +487,7 @@ fn an_agent_follows_a_cgroup_that_is_made_again_and_tells_of_one_that_is_gone() 
     assert_eq!(lab.left.ping(Some(&cgroup), to, 3), 0);
     assert!(is_skewed(clock_ahead(&lab.left, &cgroup)));
     wait_until(TIMEOUT, "it is paused", || cgroup.is_frozen());
-    assert_eq!(number(&agent.delete("packets")["packets"], "dropped"), 3);
+    assert_eq!(number(&agent.delete("packets"), "dropped"), 3);
 }
 
 #[test]

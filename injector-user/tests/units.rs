@@ -156,7 +156,7 @@ fn a_unit_is_faulted_with_sockets_that_it_was_passed() {
             &lab.left,
             &format!("--unit {target} --loss 100% --direction {direction}"),
         );
-        let title = injector.started["target"].as_str().expect("a title").to_owned();
+        let title = injector.started["title"].as_str().expect("a title").to_owned();
         assert!(title.starts_with(&format!("unit {target}.service")), "{title}");
         assert!(!service.answers(&lab.right, at), "{family:?} {direction}");
         neighbour.must_answer(&lab.right, neighbours);
@@ -200,7 +200,7 @@ fn a_unit_is_followed_when_it_is_restarted() {
         assert!(!service.answers(&lab.right, at));
         drop(service);
         let gone = injector.process.wait_for("gone");
-        assert_eq!(gone["target"], format!("unit {}@a.service", slice.name), "{gone}");
+        assert_eq!(gone["title"], format!("unit {}@a.service", slice.name), "{gone}");
         assert_ne!(gone["final"], true, "{gone}");
         service = Unit::start(&lab.left, slice.unit("@a.service"), Some(&listener));
         injector.process.wait_for("followed");

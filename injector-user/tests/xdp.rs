@@ -39,6 +39,7 @@ fn start(lab: &Lab, interface: &str, hook: &str, fault: &str) -> Injector {
         (&attached[0]["interface"], &attached[0]["hook"]),
         (&interface.into(), &hook.into())
     );
+    assert_eq!(attached[0]["directions"], serde_json::json!(["ingress"]));
     injector
 }
 

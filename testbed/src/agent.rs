@@ -16,7 +16,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{Host, INJECTOR, TIMEOUT, is_guest, scratch_file};
+use super::{Host, INJECTOR, TIMEOUT, is_guest, output, scratch_file};
 
 /// A running agent, killed when dropped.
 #[derive(Debug)]
@@ -89,7 +89,9 @@ impl Agent {
         let body = body.map(Value::to_string).unwrap_or_default();
         let (status, text) =
             self.raw(method, path, "Content-Type: application/json\r\n", body.as_bytes());
-        (status, serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}")))
+        let answer = serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}"));
+        output::check_answer(path, status, &answer);
+        (status, answer)
     }
 
     /// Starts a fault, which must succeed.
@@ -204,10 +206,12 @@ impl Events {
             assert_ne!(self.0.read_line(&mut line).expect("in time"), 0, "ended without {name}");
             if let Some(event) = line.trim_end().strip_prefix("event: ") {
                 is_it = event == name;
-            } else if let Some(data) = line.trim_end().strip_prefix("data: ")
-                && is_it
-            {
-                return serde_json::from_str(data).expect("JSON");
+            } else if let Some(data) = line.trim_end().strip_prefix("data: ") {
+                let fault = serde_json::from_str(data).expect("JSON");
+                output::check("Fault", &fault);
+                if is_it {
+                    return fault;
+                }
             }
         }
     }

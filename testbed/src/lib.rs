@@ -17,6 +17,7 @@ pub mod container;
 pub mod daemonset;
 pub mod frames;
 pub mod listing;
+pub mod output;
 pub mod path;
 pub mod programs;
 pub mod tunnel;
@@ -441,6 +442,8 @@ pub struct Process {
     pub child: Child,
     /// The timeout of waiting for a line.
     pub timeout: Duration,
+    /// Whether its output is that of injector, which must follow the schema.
+    is_injector: bool,
     lines: Receiver<String>,
 }
 
@@ -448,6 +451,7 @@ impl Process {
     /// Starts it with pipes at its standard input and output.
     #[must_use]
     pub fn start(mut command: Command) -> Self {
+        let is_injector = output::is_of_injector(&command);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -458,14 +462,21 @@ impl Process {
         thread::spawn(move || {
             output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
-        Self { child, timeout: TIMEOUT, lines }
+        Self { child, timeout: TIMEOUT, is_injector, lines }
     }
 
     /// The next line of its output as JSON; `None` at the end.
+    #[track_caller]
     pub fn next(&mut self) -> Option<Value> {
         match self.lines.recv_timeout(self.timeout) {
             Ok(line) => {
-                Some(serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}")))
+                let value: Value =
+                    serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+                // A script may run injector among others.
+                if self.is_injector || value.get("schema_version").is_some() {
+                    output::check_line(&value);
+                }
+                Some(value)
             }
             Err(RecvTimeoutError::Disconnected) => None,
             Err(RecvTimeoutError::Timeout) => {
@@ -600,7 +611,7 @@ pub fn run_bash(options: &str, script: &str) -> (Output, Option<Value>) {
         .expect("it can be run");
     let report = fs::read_to_string(&file).unwrap_or_default();
     let _ = fs::remove_file(&file);
-    let last = report.lines().last().map(|line| serde_json::from_str(line).expect("JSON"));
+    let last = output::lines(&report).pop();
     (output, last)
 }
 
@@ -784,7 +795,8 @@ pub struct Summary {
     pub total: Counts,
     /// Each rule.
     pub rules: Vec<Counts>,
-    /// All packets, matched or not.
+    /// All packets, matched or not; zeros with an agent.
+    #[serde(default)]
     pub seen: Seen,
     /// Statistics of held packets.
     pub held: Option<Held>,
@@ -829,7 +841,7 @@ pub struct Way {
 }
 
 /// The packets on the interfaces.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[allow(missing_docs, reason = "the names are those of the output")]
 pub struct Seen {
     pub egress: u64,

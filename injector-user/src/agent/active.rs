@@ -3,16 +3,19 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
-    api::{Fault, Phase, Reason, RuleStatus},
+    api::{Fault, Phase, Reason},
     board::{Board, What},
     plan::Terms,
     sum::Sum,
 };
 use crate::{
-    fault::network::{counts::Counts, report::Totals},
+    fault::network::{
+        counts::Counts,
+        report::{RuleReport, Totals},
+    },
     injection::worker::{Status, Worker},
     kernel::clock::monotonic_ns,
-    spec::{rule::Rule, target::TargetSpec},
+    spec::target::TargetSpec,
     target::peers::{Addresses, Resolved},
 };
 
@@ -86,7 +89,7 @@ impl Active {
         // Clones if readers still share the published version.
         let rules = Arc::make_mut(&mut self.fault.rules);
         for (status, counts) in rules.iter_mut().zip(counts) {
-            status.packets = counts.into();
+            status.counts = Some(counts.into());
         }
         self.fault.packets = all;
         true
@@ -101,7 +104,8 @@ impl Active {
 
 /// A fault that is about to start, with zero statistics.
 pub fn new_fault(terms: Terms, target: TargetSpec, by: String, seed: u64, ends_ns: u64) -> Fault {
-    let rule = |rule: &Rule| RuleStatus { name: rule.name.clone(), packets: Totals::default() };
+    let rule = |(number, rule)| RuleReport::new(number, rule, Some(Totals::default()));
+    let faults = &terms.faults;
     let milliseconds = |time: Duration| time.as_millis() as u64;
     Fault {
         kinds: terms.kinds(),
@@ -109,6 +113,7 @@ pub fn new_fault(terms: Terms, target: TargetSpec, by: String, seed: u64, ends_n
         reason: None,
         error: None,
         owner: by,
+        title: target.title(),
         target,
         part_of: None,
         seed,
@@ -119,7 +124,10 @@ pub fn new_fault(terms: Terms, target: TargetSpec, by: String, seed: u64, ends_n
         attached: Vec::new(),
         resolved: Vec::new(),
         packets: Totals::default(),
-        rules: Arc::new(terms.faults.rules.iter().map(rule).collect()),
+        rules: Arc::new(faults.rules.iter().enumerate().map(rule).collect()),
+        more_rules: 0,
+        clock: faults.clock.as_ref().map(|fault| fault.name.clone()),
+        process: faults.processes.as_ref().map(|faults| faults.name.clone()),
         clocks: None,
         processes: None,
         pods: None,
@@ -156,7 +164,7 @@ mod tests {
     use super::*;
 
     fn active() -> Active {
-        let fault = json!({
+        let mut fault = json!({
             "name": "a",
             "phase": "active",
             "owner": "a test",
@@ -165,9 +173,13 @@ mod tests {
             "seed": 1,
             "created": "",
             "ends": "",
-            "packets": Totals::default(),
-            "rules": [RuleStatus { name: "b".into(), packets: Totals::default() }],
+            "rules": [{"rule": 0, "name": "b", "match": "all packets"}],
         });
+        let totals = serde_json::to_value(Totals::default()).expect("plain data");
+        for object in ["", "/rules/0"] {
+            let fields = fault.pointer_mut(object).and_then(|object| object.as_object_mut());
+            fields.expect("an object").extend(totals.as_object().expect("an object").clone());
+        }
         Active {
             number: 1,
             fault: serde_json::from_value(fault).expect("a fault"),
@@ -191,6 +203,6 @@ mod tests {
         assert!(!active.count(&counts));
         assert!(!active.count(&[]));
         assert_eq!((active.fault.packets.matched, active.fault.packets.done.dropped), (3, 2));
-        assert_eq!(active.fault.rules[0].packets, active.fault.packets);
+        assert_eq!(active.fault.rules[0].counts.as_ref(), Some(&active.fault.packets));
     }
 }

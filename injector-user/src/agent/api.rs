@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     fault::{
         clock::report::ClocksReport,
-        network::report::{AttachedReport, Totals},
+        network::report::{AttachedReport, RuleReport, Totals},
         process,
     },
     output::chain,
+    report::{MAX_LISTED_RULES, is_zero},
     spec::{
         clock::ClockSpec, list::list, process::ProcessSpec, rule::RuleSpec, target::TargetSpec,
         value::HumanDuration,
@@ -69,6 +70,9 @@ pub struct Fault {
     pub error: Option<String>,
     /// Who asked for it.
     pub owner: String,
+    /// Display name of the target.
+    #[serde(default)]
+    pub title: String,
     /// What is faulted.
     pub target: TargetSpec,
     /// The fault of all selected pods that this one, of one of them, is a part of: it ends with that.
@@ -96,20 +100,30 @@ pub struct Fault {
     /// For how long it outlives its last renewal, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ms: Option<u64>,
-    /// Where programs are attached.
+    /// The interfaces to which programs are attached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attached: Vec<AttachedReport>,
     /// The addresses of the peers that rules name; they may change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resolved: Vec<Resolved>,
-    /// What was done to packets.
+    /// What was done to packets: the sum over all rules.
+    #[serde(flatten)]
     pub packets: Totals,
-    /// The same for each rule; not in lists and events.
+    /// Each rule with its counters. Lists and events have the first 16 rules, without counters.
     #[serde(default, skip_serializing_if = "has_none")]
-    pub rules: Arc<Vec<RuleStatus>>,
+    pub rules: Arc<Vec<RuleReport>>,
+    /// The number of further rules, in lists and events.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more_rules: usize,
+    /// The clock fault, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<String>,
     /// What was done to clocks, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clocks: Option<ClocksReport>,
+    /// The process faults, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<String>,
     /// What was done to processes, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processes: Option<process::Statistics>,
@@ -139,26 +153,19 @@ impl Fault {
         true
     }
 
-    /// A copy without the per-rule statistics, which can be long.
+    /// A copy for lists: rules have no counters, and only the first ones are there.
     #[must_use]
     pub fn in_short(&self) -> Self {
-        Self { rules: Arc::default(), ..self.clone() }
+        let rules = self.rules.iter().take(MAX_LISTED_RULES).map(RuleReport::without_counts);
+        let rules: Vec<_> = rules.collect();
+        let more_rules = self.rules.len() - rules.len();
+        Self { rules: Arc::new(rules), more_rules, ..self.clone() }
     }
 }
 
 /// The predicate for `skip_serializing_if`.
-fn has_none(rules: &Arc<Vec<RuleStatus>>) -> bool {
+fn has_none(rules: &Arc<Vec<RuleReport>>) -> bool {
     rules.is_empty()
-}
-
-/// A rule of a fault.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct RuleStatus {
-    /// Its name.
-    pub name: String,
-    /// What it did.
-    #[serde(flatten)]
-    pub packets: Totals,
 }
 
 /// Whether a fault acts.

@@ -298,7 +298,7 @@ impl Keeper {
             is_news: false,
             is_warned: false,
             fault: Fault {
-                attached: attached.iter().map(Into::into).collect(),
+                attached: AttachedReport::all(&attached),
                 part_of: plan.part_of.map(|whole| whole.name.clone()),
                 resolved: plan.resolved,
                 ..new_fault(plan.terms, plan.spec, by, seed, ends_ns)
@@ -581,7 +581,7 @@ impl Keeper {
             match counted {
                 Ok(counted) => {
                     counts.extend(counted);
-                    attached.insert(number, group.attached().iter().map(Into::into).collect());
+                    attached.insert(number, AttachedReport::all(&group.attached()));
                 }
                 Err(error) => {
                     lost.insert(number, text(error));

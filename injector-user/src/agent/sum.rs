@@ -2,22 +2,26 @@
 
 use std::sync::Arc;
 
-use super::api::{Fault, RuleStatus};
-use crate::fault::{clock::report::ClocksReport, network::report::Totals, process};
+use super::api::Fault;
+use crate::fault::{
+    clock::report::ClocksReport,
+    network::report::{RuleReport, Totals},
+    process,
+};
 
 /// An aggregate.
 #[derive(Clone, Debug, Default)]
 pub struct Sum {
     packets: Totals,
     /// Statistics of each rule.
-    rules: Vec<RuleStatus>,
+    rules: Vec<RuleReport>,
     clocks: Option<ClocksReport>,
     processes: Option<process::Statistics>,
 }
 
 impl Sum {
     /// An empty aggregate.
-    pub fn new(rules: &[RuleStatus]) -> Self {
+    pub fn new(rules: &[RuleReport]) -> Self {
         Self { rules: rules.to_vec(), ..Self::default() }
     }
 
@@ -25,7 +29,9 @@ impl Sum {
     pub fn add(&mut self, part: &Fault) {
         self.packets += &part.packets;
         for (all, rule) in self.rules.iter_mut().zip(part.rules.iter()) {
-            all.packets += &rule.packets;
+            if let Some(counts) = &rule.counts {
+                *all.counts.get_or_insert_default() += counts;
+            }
         }
         if let Some(clocks) = &part.clocks {
             *self.clocks.get_or_insert_default() += clocks;

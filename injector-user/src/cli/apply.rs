@@ -1,6 +1,7 @@
 //! `injector apply`: runs a scenario.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     fs::File,
     io::{self, IsTerminal as _, Read as _},
@@ -12,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args;
 use nix::sys::signal::Signal;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::io::unix::AsyncFd;
 
@@ -23,15 +25,17 @@ use super::{
 };
 use crate::{
     output::{self, Importance, Writer},
+    report::{self, SCHEMA_VERSION},
     scenario::{
         run::{self, Request},
         stage::Stage,
-        timeline::{Event, Line},
+        timeline::{Event, Line, WrittenLine},
     },
     spec::{
         SpecError,
         scenario::{
             self,
+            amount::Amount,
             plan::{Plan, plan},
         },
         value::HumanDuration,
@@ -39,6 +43,9 @@ use crate::{
     target::peers::{self, Peers, Resolved},
     words::plural,
 };
+
+/// Longer scenarios are not copied to their timeline.
+const MAX_TEXT: usize = 256 << 10;
 
 /// Run a scenario: a timeline of faults on several targets
 ///
@@ -90,7 +97,8 @@ pub struct ApplyArgs {
 
 /// Runs the scenario.
 pub fn run(args: &ApplyArgs, debug: bool) -> Result<ExitCode> {
-    let scenario = scenario::read(&args.file).map_err(SpecError::from)?;
+    let text = scenario::read_text(&args.file).map_err(SpecError::from)?;
+    let scenario = scenario::parse(&args.file, &text).map_err(SpecError::from)?;
     let seed = args.seed.or(scenario.seed).unwrap_or_else(rand::random);
     let plan = plan(&args.file, &scenario, seed).map_err(SpecError::from)?;
     if args.check {
@@ -107,6 +115,7 @@ pub fn run(args: &ApplyArgs, debug: bool) -> Result<ExitCode> {
     let book = Book::open(args)?;
     let request = Request {
         name: args.file.display().to_string(),
+        text: Some(text).filter(|text| text.len() <= MAX_TEXT),
         scenario: &scenario,
         plan: &plan,
         seed,
@@ -158,16 +167,6 @@ struct Book {
     timeline: Option<Writer>,
 }
 
-/// A line as written to a sink.
-#[derive(Serialize)]
-struct Reported<'a> {
-    #[serde(flatten)]
-    line: &'a Line,
-    /// Lines dropped so far, because the reader was too slow or a write failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reports_dropped: Option<u64>,
-}
-
 impl Book {
     fn open(args: &ApplyArgs) -> Result<Self> {
         let timeline = match &args.timeline {
@@ -192,7 +191,8 @@ impl Book {
         let dropped = |writer: &Writer| Some(writer.dropped()).filter(|&dropped| dropped > 0);
         let json = |writer| -> Result<String> {
             let reports_dropped = dropped(writer);
-            Ok(serde_json::to_string(&Reported { line, reports_dropped })? + "\n")
+            let line = WrittenLine { line, reports_dropped, schema_version: SCHEMA_VERSION };
+            Ok(serde_json::to_string(&line)? + "\n")
         };
         let importance = match &line.event {
             Event::Sample { .. } => Importance::Progress,
@@ -262,6 +262,23 @@ impl Keys {
     }
 }
 
+/// A planned change of a target.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Planned")]
+pub struct PlannedChange<'a> {
+    /// `planned`.
+    event: &'static str,
+    /// The time since the start, in milliseconds.
+    planned_ms: f64,
+    /// The name of the target.
+    name: &'a str,
+    /// The faults that are active from then on.
+    active: Vec<&'a str>,
+    /// The amounts of active ramps, by the name of the fault.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    amounts: BTreeMap<String, Vec<Amount>>,
+}
+
 fn describe_plan(plan: &Plan, seed: u64, output: Output) -> Result<String> {
     /// Maximum number of changes listed in text output.
     const LISTED: usize = 200;
@@ -282,17 +299,17 @@ fn describe_plan(plan: &Plan, seed: u64, output: Output) -> Result<String> {
         plan.changes.iter().take(if output == Output::Human { LISTED } else { usize::MAX })
     {
         for (target, parts) in &change.sets {
-            let target = plan.targets[*target].as_str();
+            let name = plan.targets[*target].as_str();
             match output {
                 Output::Json => {
-                    let at_ms = change.at.as_secs_f64() * 1e3;
-                    let line = serde_json::json!({
-                        "event": "planned", "planned_ms": at_ms, "target": target, "active": names(parts),
-                    });
-                    writeln!(text, "{line}")?;
+                    let planned_ms = change.at.as_secs_f64() * 1e3;
+                    let (active, amounts) = (names(parts), plan.amounts(parts));
+                    let event = "planned";
+                    let planned = PlannedChange { event, planned_ms, name, active, amounts };
+                    text += &report::line(&planned)?;
                 }
                 Output::Human => {
-                    writeln!(text, "{:>10?}  {target}: {}", change.at, listed(&names(parts)))?;
+                    writeln!(text, "{:>10?}  {name}: {}", change.at, listed(&names(parts)))?;
                 }
             }
         }
@@ -303,11 +320,11 @@ fn describe_plan(plan: &Plan, seed: u64, output: Output) -> Result<String> {
     Ok(text)
 }
 
-fn listed<T: AsRef<str>>(names: &[T]) -> String {
+fn listed<T: ToString>(names: &[T]) -> String {
     if names.is_empty() {
         return "nothing".into();
     }
-    names.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(" + ")
+    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" + ")
 }
 
 fn human(line: &Line) -> String {
@@ -320,8 +337,9 @@ fn human(line: &Line) -> String {
 fn write_human(text: &mut String, line: &Line) -> std::fmt::Result {
     let elapsed = line.elapsed_ms / 1e3;
     match &line.event {
-        Event::Started { scenario, seed, length_ms, changes, targets, .. } => {
-            let end = length_ms.map(|ms| format!(" for {:.3} s", ms / 1e3)).unwrap_or_default();
+        Event::Started { scenario, seed, for_ms, changes, targets, .. } => {
+            let end = for_ms.map(|ms| format!(" for {:.3} s", ms as f64 / 1e3));
+            let end = end.unwrap_or_default();
             writeln!(text, "injector: {scenario}{end}: {changes} changes (seed {seed})")?;
             for target in targets {
                 writeln!(text, "injector:   {}: {}", target.name, listed(&target.attached))?;
@@ -333,16 +351,19 @@ fn write_human(text: &mut String, line: &Line) -> std::fmt::Result {
         Event::Change { actual_ms, targets, .. } => {
             for change in targets {
                 let active = listed(&change.active);
-                writeln!(text, "injector: {:9.3} s  {}: {active}", actual_ms / 1e3, change.target)?;
+                writeln!(text, "injector: {:9.3} s  {}: {active}", actual_ms / 1e3, change.name)?;
             }
         }
-        Event::Gone { target, what } => {
-            writeln!(text, "injector: {target} ({what}) is gone")?;
+        Event::Attached { name, attached } => {
+            writeln!(text, "injector: {name}: also on {}", listed(attached))?;
         }
-        Event::Followed { target, what, .. } => {
-            writeln!(text, "injector: {target} ({what}) is there again: faulting it")?;
+        Event::Gone { name, title } => {
+            writeln!(text, "injector: {name} ({title}) is gone")?;
         }
-        Event::Changed { target, resolved } => {
+        Event::Followed { name, title, .. } => {
+            writeln!(text, "injector: {name} ({title}) is there again: faulting it")?;
+        }
+        Event::Changed { name: target, resolved } => {
             for Resolved { name, addresses } in resolved {
                 writeln!(text, "injector: {target}: {name} is {} now", peers::list(addresses))?;
             }
@@ -369,7 +390,8 @@ fn write_human(text: &mut String, line: &Line) -> std::fmt::Result {
                     writeln!(text, "injector:   {target}: {fault}: {}", words.join(", "))?;
                 }
             }
-            for (target, count) in clocks {
+            for (target, clocks) in clocks {
+                let count = clocks.patched + clocks.inherited;
                 writeln!(text, "injector:   {target}: clocks of {count} programs and processes")?;
             }
         }

@@ -4,6 +4,7 @@ use std::{fmt::Write as _, process::ExitCode};
 
 use anyhow::Result;
 use clap::Args;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -16,7 +17,7 @@ use crate::{
         needs::Needs,
         probe::{self, Finding, Mechanism, Verdict},
     },
-    output,
+    output, report,
     spec::{
         self, clock,
         info::{Info, Trial},
@@ -38,15 +39,18 @@ pub struct DoctorArgs {
 }
 
 /// Whether a fault works here, and through which kernel mechanism.
-#[derive(Debug, Serialize)]
-struct FaultFinding {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FaultFinding {
+    /// The name of its option.
     fault: &'static str,
-    /// Result of the trial.
+    /// Result of the trial: `ok` or `unavailable`.
     verdict: &'static str,
     /// Why the trial failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// The hooks and engines by which it works, by their `subject`.
     works_by: Vec<&'static str>,
+    /// The hooks and engines that are unavailable.
     not_by: Vec<&'static str>,
     /// What else serves, if the fault does not work.
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -73,13 +77,13 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
     let mut text = String::new();
     for finding in &findings {
         match args.format.output {
-            Output::Json => writeln!(text, "{}", serde_json::to_string(&finding)?)?,
+            Output::Json => text += &report::line(finding)?,
             Output::Human => describe(&mut text, finding)?,
         }
     }
     for finding in &faults {
         match args.format.output {
-            Output::Json => writeln!(text, "{}", serde_json::to_string(&finding)?)?,
+            Output::Json => text += &report::line(finding)?,
             Output::Human => finding.describe(&mut text)?,
         }
     }

@@ -4,13 +4,13 @@ use std::{fmt::Write as _, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::{args::Output, remote::AgentOptions};
+use super::{args::Output, list, remote::AgentOptions};
 use crate::agent::{
     SOCKET,
     api::{Fault, Health, Phase},
     client::ClientError,
 };
-use crate::words::plural;
+use crate::{report, words::plural};
 
 /// An agent that does not answer within this time is unhealthy.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(4);
@@ -24,12 +24,12 @@ pub fn print(options: &AgentOptions, output: Output) -> Result<ExitCode> {
     let asked = async { tokio::time::timeout(HEALTH_TIMEOUT, client.health()).await };
     let health = runtime.block_on(asked).context("the agent does not answer")??;
     let text = match output {
-        Output::Json => serde_json::to_string(&health)?,
+        Output::Json => report::line(&health)?,
         Output::Human => {
-            format!("{}: {}", health.status, plural(health.active as u64, "active fault"))
+            format!("{}: {}\n", health.status, plural(health.active as u64, "active fault"))
         }
     };
-    crate::output::print(text + "\n")?;
+    crate::output::print(text)?;
     Ok(if health.status == Health::OK { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -51,7 +51,7 @@ pub fn faults(options: &AgentOptions, output: Output) -> Result<String> {
     };
     for fault in list.faults.iter().filter(|fault| fault.phase == Phase::Active) {
         match output {
-            Output::Json => writeln!(text, "{}", serde_json::to_string(fault)?)?,
+            Output::Json => text += &report::line(fault)?,
             Output::Human => describe(&mut text, fault)?,
         }
     }
@@ -72,5 +72,9 @@ fn describe(text: &mut String, fault: &Fault) -> std::fmt::Result {
         plural(packets.matched, "packet"),
         packets.done.dropped
     )?;
+    writeln!(text, "  target  {}", fault.title)?;
+    list::rule_lines(text, &fault.rules, fault.more_rules)?;
+    let others = fault.clock.iter().chain(&fault.process);
+    others.into_iter().try_for_each(|fault| writeln!(text, "          {fault}"))?;
     fault.warnings.iter().try_for_each(|message| writeln!(text, "   warning  {message}"))
 }

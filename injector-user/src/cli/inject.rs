@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     fault::network::HookChoice,
+    report::TargetReport,
     spec::{SpecError, rule::check_for_xdp, target::TargetSpec},
     target::{Target, Whose},
     words::plural,
@@ -111,11 +112,12 @@ pub fn run(args: &InjectArgs, debug: bool) -> Result<ExitCode> {
         asked.options.network.protect = protect;
         asked.options.network.hook = if args.xdp { HookChoice::Xdp } else { args.hook };
         let title = title(&args.target, Some(&target));
-        let plan = Plan { asked, target, title, made: None, user: None, loopback_mtu: None };
+        let spec = TargetReport::from(&args.target);
+        let plan = Plan { asked, target, spec, title, made: None, user: None, loopback_mtu: None };
         let mut session =
             Session::start(instance.clone(), &args.session, &args.faults, plan, reporter)?;
         session.watch(&mut signals, None).await?;
-        session.end()
+        session.end(None)
     });
     let code = code.and_then(|code| {
         instance.lock().end()?;
@@ -149,7 +151,7 @@ fn title(spec: &TargetSpec, found: Option<&Target>) -> String {
                 Whose::Processes(set) => Some(set.title()),
             },
         ],
-        None => spec.titles(true).map(Some).collect(),
+        None => return spec.title(),
     };
     whose.into_iter().flatten().chain(spec.titles(false)).collect::<Vec<_>>().join(", ")
 }

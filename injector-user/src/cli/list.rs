@@ -11,7 +11,12 @@ use super::{
 };
 #[cfg(feature = "agent")]
 use super::{health, remote::AgentOptions};
-use crate::{lifetime::instance, output};
+use crate::{
+    fault::network::report::RuleReport,
+    lifetime::instance,
+    output,
+    report::{self, Faulted},
+};
 
 /// List running injectors and the faults of the agent
 #[derive(Args, Debug)]
@@ -37,14 +42,7 @@ pub fn run(args: &ListArgs) -> Result<ExitCode> {
     }
     privileges::prepare()?;
     cleanup::undo_first();
-    let mut running = instance::running()?;
-    // An agent occupies several slots.
-    let mut owners = Vec::new();
-    running.retain(|injector| {
-        let is_new = !owners.contains(&injector.owner);
-        owners.push(injector.owner.clone());
-        is_new
-    });
+    let running = instance::running()?;
     #[cfg(feature = "agent")]
     let faults = health::faults(&args.agent, args.format.output)?;
     #[cfg(not(feature = "agent"))]
@@ -55,14 +53,34 @@ pub fn run(args: &ListArgs) -> Result<ExitCode> {
     }
     for injector in running {
         match args.format.output {
-            Output::Json => writeln!(text, "{}", serde_json::to_string(&injector)?)?,
+            Output::Json => text += &report::line(&injector)?,
             Output::Human => {
                 let owner = &injector.owner;
                 let command = owner.command.join(" ");
                 writeln!(text, "{:>8}  {}  {command}", owner.pid, owner.started)?;
+                injector.targets.iter().try_for_each(|target| describe(&mut text, target))?;
             }
         }
     }
     output::print(text + &faults)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn describe(text: &mut String, target: &Faulted) -> std::fmt::Result {
+    let Faulted { name, title, rules, more_rules, clock, process, .. } = target;
+    let name = name.as_ref().map(|name| format!("{name}: ")).unwrap_or_default();
+    writeln!(text, "  target  {name}{title}")?;
+    rule_lines(text, rules, *more_rules)?;
+    clock.iter().chain(process).try_for_each(|fault| writeln!(text, "          {fault}"))
+}
+
+/// Writes a line for each rule, with the packets that it matches.
+pub fn rule_lines(text: &mut String, rules: &[RuleReport], more_rules: usize) -> std::fmt::Result {
+    for RuleReport { rule, name, packets, .. } in rules {
+        writeln!(text, "          rule {rule}: {name}: {packets}")?;
+    }
+    if more_rules > 0 {
+        writeln!(text, "          and {more_rules} more rules")?;
+    }
+    Ok(())
 }

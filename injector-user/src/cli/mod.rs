@@ -8,6 +8,7 @@ mod cleanup;
 #[cfg(feature = "kubernetes")]
 mod crd;
 mod doctor;
+mod event;
 #[cfg(feature = "agent")]
 mod health;
 mod inject;
@@ -22,6 +23,8 @@ mod reload;
 mod remote;
 mod report;
 mod run;
+#[cfg(feature = "agent")]
+pub mod schema;
 mod session;
 mod signals;
 mod tips;

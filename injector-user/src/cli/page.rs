@@ -1,12 +1,18 @@
 //! `injector report`: renders a timeline as an HTML page.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use serde::Deserialize;
 
 use crate::{
     output,
+    report::SCHEMA_VERSION,
     scenario::{
         chart::Series,
         page::page,
@@ -41,6 +47,7 @@ pub struct ReportArgs {
 pub fn run(args: &ReportArgs) -> Result<ExitCode> {
     let text = source::read(&args.file, MAX_TIMELINE)
         .with_context(|| format!("cannot read {}", args.file.display()))?;
+    check_version(&args.file, text.lines().next().unwrap_or_default())?;
     let mut timeline: Vec<Line> = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         timeline.push(serde_json::from_str(line).with_context(|| {
@@ -63,6 +70,25 @@ pub fn run(args: &ReportArgs) -> Result<ExitCode> {
         .with_context(|| format!("cannot write to {}", path.display()))?;
     output::print(format!("{}\n", path.display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses a timeline whose first line is of another version of the JSON output.
+fn check_version(path: &Path, line: &str) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Head {
+        time: String,
+        schema_version: Option<u32>,
+    }
+    let Ok(Head { time, schema_version }) = serde_json::from_str(line) else { return Ok(()) };
+    let version = match schema_version {
+        Some(SCHEMA_VERSION) => return Ok(()),
+        Some(other) => format!("schema version {other}"),
+        None => "no schema version".into(),
+    };
+    bail!(
+        "{} of {time} has {version}, and this injector reads version {SCHEMA_VERSION}: use the injector that wrote it",
+        path.display()
+    )
 }
 
 /// Parses a time as seconds since 1970.
@@ -99,6 +125,17 @@ fn series(text: &str, start: f64) -> Result<Vec<Series>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_timeline_of_another_version_is_refused_by_its_version() {
+        let refused = |line: &str| check_version(Path::new("a"), line).err().map(|e| e.to_string());
+        assert_eq!(refused(r#"{"time": "t", "schema_version": 1}"#), None);
+        let other = refused(r#"{"time": "t", "schema_version": 2}"#).expect("refused");
+        assert!(other.starts_with("a of t has schema version 2, and this"), "{other}");
+        assert!(refused(r#"{"time": "t"}"#).expect("refused").contains("no schema version"));
+        // What is no timeline is told as such later.
+        assert_eq!(refused("nothing"), None);
+    }
 
     #[test]
     fn measurements_are_told_by_either_kind_of_time() {

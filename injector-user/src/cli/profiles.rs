@@ -4,11 +4,12 @@ use std::{fmt::Write as _, process::ExitCode};
 
 use anyhow::Result;
 use clap::Args;
-use serde_json::{Value as Json, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::args::{Output, OutputArgs};
 use crate::{
-    output,
+    output, report,
     spec::packet::profile::{Link, PROFILES, Profile},
 };
 
@@ -32,25 +33,60 @@ pub fn run(args: &ProfilesArgs) -> Result<ExitCode> {
 fn lines() -> Result<String> {
     let mut text = String::new();
     for profile in PROFILES {
-        writeln!(text, "{}", json(profile))?;
+        text += &report::line(&ProfileReport::from(profile))?;
     }
     Ok(text)
 }
 
-fn json(profile: &Profile) -> Json {
-    let Profile { name, down, up, source } = profile;
-    let link = |link: &Link| {
-        let Link { rate_kbit, delay_ms, loss_percent } = link;
-        json!({"rate_kbit": rate_kbit, "delay_ms": delay_ms, "loss_percent": loss_percent})
-    };
-    json!({
-        "profile": name,
-        "down": link(down),
-        "up": link(up),
-        "rtt_ms": profile.rtt_ms(),
-        "options": profile.options(),
-        "source": source,
-    })
+/// A link profile.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Profile")]
+pub struct ProfileReport {
+    /// The name.
+    profile: &'static str,
+    /// Received packets.
+    down: LinkReport,
+    /// Sent packets.
+    up: LinkReport,
+    /// The additional time of a round trip, in milliseconds.
+    rtt_ms: u32,
+    /// The options that the profile stands for.
+    options: String,
+    /// Where the values are from.
+    source: &'static str,
+}
+
+/// One direction of a link.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Link")]
+pub struct LinkReport {
+    /// The rate in kbit/s.
+    rate_kbit: u32,
+    /// The delay in milliseconds.
+    delay_ms: u32,
+    /// The loss in percent.
+    loss_percent: u32,
+}
+
+impl From<&Link> for LinkReport {
+    fn from(link: &Link) -> Self {
+        let Link { rate_kbit, delay_ms, loss_percent } = *link;
+        Self { rate_kbit, delay_ms, loss_percent }
+    }
+}
+
+impl From<&Profile> for ProfileReport {
+    fn from(profile: &Profile) -> Self {
+        let Profile { name, down, up, source } = profile;
+        Self {
+            profile: name,
+            down: down.into(),
+            up: up.into(),
+            rtt_ms: profile.rtt_ms(),
+            options: profile.options(),
+            source,
+        }
+    }
 }
 
 fn table() -> Result<String> {

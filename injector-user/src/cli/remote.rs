@@ -4,13 +4,13 @@ use std::{path::PathBuf, process::ExitCode, time::Duration, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use injector_common::counter::SeenCounters;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::{
     FAILED, NOTHING_MATCHED,
     args::{FaultArgs, SessionArgs},
-    report::{self, Event, Lasts, Reporter, RuleReport, Stream},
+    event::{Event, Lasts},
+    report::{Reporter, Stream},
     session,
     signals::Signals,
 };
@@ -19,7 +19,9 @@ use crate::{
         api::{Fault, FaultRequest, Phase, Reason},
         client::{Client, ClientError, Endpoint},
     },
+    fault::network::report::RuleReport,
     output,
+    report::TargetReport,
     spec::{
         SpecError,
         file::FaultsSpec,
@@ -196,24 +198,24 @@ impl Remote {
     ) -> Result<()> {
         let target = format!("{title} by the agent, as {}", fault.name);
         self.reporter.say(&Event::Started {
-            target: &target,
+            title: &target,
+            target: &TargetReport::from(&fault.target),
             pid: std::process::id(),
             seed: fault.seed,
+            host: None,
             for_ms: session.lasts().map(Lasts),
             is_endless: session.lasts().is_none(),
             attached: fault.attached.clone(),
-            rules: fault.rules.iter().map(|rule| rule.name.as_str()).collect(),
-            matches: report::matches(rules),
-            profiles: report::profiles(rules),
+            rules: RuleReport::list(rules),
             user: None,
             sudo_user: None,
             loopback_mtu: None,
             resolved: &fault.resolved,
             engine: None,
-            clock: None,
+            clock: fault.clock.as_deref(),
             clock_engines: Vec::new(),
             clocks: fault.clocks.clone(),
-            process: None,
+            process: fault.process.as_deref(),
             startup_ms: self.started.elapsed().as_secs_f64() * 1e3,
         })
     }
@@ -282,10 +284,9 @@ impl Remote {
         }
         self.resolved.clone_from(&fault.resolved);
         self.reporter.say(&Event::Changed {
-            rules: fault.rules.iter().map(|rule| rule.name.as_str()).collect(),
-            matches: Vec::new(),
+            rules: fault.rules.iter().map(RuleReport::without_counts).collect(),
             replaced: Vec::new(),
-            clock: None,
+            clock: fault.clock.as_deref(),
             resolved: &changed,
         })
     }
@@ -318,18 +319,16 @@ impl Remote {
             let message = "no pod was faulted: none of the agent's node was selected and ran";
             self.reporter.say(&Event::Warning { message })?;
         }
-        let rules = fault.rules.iter().enumerate();
         self.reporter.say(&Event::Summary {
             elapsed_ms: self.started.elapsed().as_millis() as u64,
             seed: fault.seed,
-            rules: rules
-                .map(|(number, rule)| RuleReport::new(number, &rule.name, rule.packets.clone()))
-                .collect(),
+            rules: fault.rules.to_vec(),
             total: fault.packets.clone(),
-            seen: SeenCounters::default().into(),
+            seen: None,
             held: None,
             clocks: fault.clocks.clone(),
             processes: fault.processes.clone(),
+            exit_code: None,
         })?;
         match fault.reason {
             Some(Reason::Deleted | Reason::Expired) | None => {}

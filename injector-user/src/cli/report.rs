@@ -1,7 +1,6 @@
 //! The output of a session: events as JSON lines, or as text.
 
 use std::{
-    collections::BTreeMap,
     ffi::OsStr,
     fmt::Write as _,
     fs::File,
@@ -11,335 +10,32 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use injector_common::counter::SeenCounters;
 use jiff::Timestamp;
-use serde::Serialize;
 
-use super::args::{Output, SessionArgs};
+use super::{
+    args::{Output, SessionArgs},
+    event::{Event, EventLine, HeldReport, Lasts, SeenReport},
+};
 use crate::{
     fault::{
-        clock::{
-            self,
-            report::{CallsReport, ClocksReport},
-        },
+        clock::report::{CallsReport, ClocksReport},
         counts::Counter,
         network::{
-            counts::Counts,
             delays::DelayReport,
-            hold::{self, Engine},
-            report::{AttachedReport, Totals},
+            report::{AttachedReport, RuleReport, Totals},
             unmatched::{self, Explanation},
         },
         process,
     },
     output::{self, Importance, Writer},
-    spec::{packet::profile::Expansion, rule::Rule, value::HumanDuration},
+    report::SCHEMA_VERSION,
+    spec::packet::profile::Expansion,
     target::{
         peers::{self, Resolved},
         pods::{PodState, PodStatus},
     },
     words::plural,
 };
-
-/// Duration of faults: printed as given in text, and in milliseconds in JSON.
-#[derive(Clone, Copy, Debug)]
-pub struct Lasts(pub HumanDuration);
-
-impl Serialize for Lasts {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // Round up, so that less than a millisecond does not become 0.
-        serializer.serialize_u64(self.0.0.as_nanos().div_ceil(1_000_000) as u64)
-    }
-}
-
-/// An event of a session.
-#[derive(Debug, Serialize)]
-#[serde(tag = "event", rename_all = "kebab-case")]
-pub enum Event<'a> {
-    /// Faults are active.
-    Started {
-        /// Display name of the target.
-        target: &'a str,
-        /// PID of the injector.
-        pid: u32,
-        /// Seed of the random decisions.
-        seed: u64,
-        /// Time until the faults end, in milliseconds.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        for_ms: Option<Lasts>,
-        /// Whether only a signal ends the faults.
-        #[serde(skip)]
-        is_endless: bool,
-        /// Where programs are attached.
-        attached: Vec<AttachedReport>,
-        /// Names of the rules.
-        rules: Vec<&'a str>,
-        /// The packets that each rule matches.
-        matches: Vec<MatchReport>,
-        /// The faults of rules with a profile.
-        #[serde(skip_serializing_if = "Vec::is_empty")]
-        profiles: Vec<ProfileReport<'a>>,
-        /// The user that the command runs as, if one was given.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        user: Option<&'a str>,
-        /// The user who ran sudo, if the command runs as root.
-        #[serde(skip)]
-        sudo_user: Option<&'a OsStr>,
-        /// The limit for packets of new TCP connections over the loopback, if it was not requested.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        loopback_mtu: Option<u16>,
-        /// Addresses of the peers that rules name.
-        resolved: &'a [Resolved],
-        /// Engine that delays packets, if any rule does.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        engine: Option<Engine>,
-        /// The clock fault, if there is one.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        clock: Option<&'a str>,
-        /// Engines of the clock fault.
-        #[serde(skip_serializing_if = "Vec::is_empty")]
-        clock_engines: Vec<clock::engine::Engine>,
-        /// Number of processes whose clocks are faulted so far.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        clocks: Option<ClocksReport>,
-        /// The process faults, if there are any.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        process: Option<&'a str>,
-        /// Time from the start of the process until the faults were active.
-        startup_ms: f64,
-    },
-    /// Programs were attached to interfaces that appeared later.
-    Attached {
-        /// Where programs were attached.
-        attached: Vec<AttachedReport>,
-    },
-    /// The target is gone: its cgroup was removed, or its container, pod or process has ended.
-    Gone {
-        /// Display name of the target.
-        target: &'a str,
-        /// Whether nothing can replace the target, so injector does not wait for it.
-        #[serde(rename = "final", skip_serializing_if = "std::ops::Not::not")]
-        is_final: bool,
-    },
-    /// The target was replaced, and the faults apply to the replacement.
-    Followed {
-        /// Display name of the replacement.
-        target: &'a str,
-        /// Where programs are attached so far; other namespaces follow as its processes enter them.
-        attached: Vec<AttachedReport>,
-    },
-    /// The set of faulted pods changed, among those that labels select.
-    #[cfg_attr(not(feature = "agent"), expect(dead_code, reason = "only an agent selects pods"))]
-    Pods {
-        /// All selected pods.
-        pods: &'a [PodStatus],
-    },
-    /// The rules were replaced, or the addresses of peers changed.
-    Changed {
-        /// Names of the new rules.
-        rules: Vec<&'a str>,
-        /// The packets that each of them matches.
-        matches: Vec<MatchReport>,
-        /// Counters of the old rules, without those that stay.
-        replaced: Vec<RuleReport<'a>>,
-        /// The new clock fault, if there is one.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        clock: Option<&'a str>,
-        /// The peers with other addresses, if that is the change. The rules and their counters
-        /// continue.
-        #[serde(skip_serializing_if = "<[_]>::is_empty")]
-        resolved: &'a [Resolved],
-    },
-    /// Progress, once a second.
-    Progress {
-        /// Time since the start.
-        elapsed_ms: u64,
-        /// Whether there are packet faults.
-        #[serde(skip)]
-        has_rules: bool,
-        /// Sum over all rules.
-        #[serde(flatten)]
-        total: Totals,
-        /// Number of processes with faulted clocks.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        clocks: Option<ClocksReport>,
-        /// Effects of the process faults.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        processes: Option<process::Statistics>,
-    },
-    /// Packets that no rule matched (`--verbose`). Of much traffic, only a part is listed.
-    Unmatched {
-        /// Packets that the target sent, matched or not.
-        sent: u64,
-        /// Packets that it received and that were looked at.
-        received: u64,
-        /// The packets by protocol and peer, most first.
-        packets: Vec<unmatched::PeerTraffic>,
-    },
-    /// Something is probably not as intended.
-    Warning {
-        /// The warning.
-        message: &'a str,
-    },
-    /// The faults have ended.
-    Summary {
-        /// Time since the start.
-        elapsed_ms: u64,
-        /// Seed of the random decisions.
-        seed: u64,
-        /// Sum over all rules.
-        #[serde(flatten)]
-        total: Totals,
-        /// Counters of each rule.
-        rules: Vec<RuleReport<'a>>,
-        /// Packets seen on the interfaces.
-        seen: SeenReport,
-        /// Counters of delayed packets, if any rule delays.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        held: Option<HeldReport>,
-        /// Number of processes with faulted clocks, if there was a clock fault.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        clocks: Option<ClocksReport>,
-        /// Effects of the process faults, if there were any.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        processes: Option<process::Statistics>,
-    },
-}
-
-/// Sums the counters of all rules.
-#[must_use]
-pub fn total(counts: &[Counts]) -> Totals {
-    (&counts.iter().sum::<Counts>()).into()
-}
-
-/// The faults of a rule with a profile.
-#[derive(Debug, Serialize)]
-pub struct ProfileReport<'a> {
-    rule: usize,
-    #[serde(flatten)]
-    expansion: &'a Expansion,
-}
-
-/// The packets that a rule matches.
-#[derive(Debug, Serialize)]
-#[serde(transparent)]
-pub struct MatchReport {
-    packets: String,
-    /// Whether the rule has a name that does not tell its faults.
-    #[serde(skip)]
-    is_named: bool,
-}
-
-/// The packets that each rule matches.
-#[must_use]
-pub fn matches(rules: &[Rule]) -> Vec<MatchReport> {
-    let report = |rule: &Rule| MatchReport { packets: rule.match_text(), is_named: rule.is_named };
-    rules.iter().map(report).collect()
-}
-
-/// The faults of rules with a profile.
-#[must_use]
-pub fn profiles(rules: &[Rule]) -> Vec<ProfileReport<'_>> {
-    let rules = rules.iter().enumerate();
-    rules
-        .filter_map(|(rule, spec)| {
-            Some(ProfileReport { rule, expansion: spec.expansion.as_ref()? })
-        })
-        .collect()
-}
-
-/// Counters of one rule.
-#[derive(Debug, Serialize)]
-pub struct RuleReport<'a> {
-    rule: usize,
-    name: &'a str,
-    #[serde(flatten)]
-    totals: Totals,
-}
-
-impl<'a> RuleReport<'a> {
-    /// Creates a report from existing totals.
-    #[cfg(feature = "agent")]
-    pub const fn new(rule: usize, name: &'a str, totals: Totals) -> Self {
-        Self { rule, name, totals }
-    }
-}
-
-/// Counters of each rule.
-#[must_use]
-pub fn each<'a>(names: &[&'a str], counts: &[Counts]) -> Vec<RuleReport<'a>> {
-    let report = |(rule, (&name, counts))| RuleReport { rule, name, totals: Totals::from(counts) };
-    names.iter().zip(counts).enumerate().map(report).collect()
-}
-
-/// Counters of some rules, by number.
-#[must_use]
-pub fn some<'a>(names: &[&'a str], counts: &BTreeMap<u32, Counts>) -> Vec<RuleReport<'a>> {
-    let rules = counts.iter().filter_map(|(&rule, counts)| {
-        let rule = rule as usize;
-        Some(RuleReport { rule, name: names.get(rule)?, totals: Totals::from(counts) })
-    });
-    rules.collect()
-}
-
-/// Packets seen on the attached interfaces, matched or not.
-#[derive(Debug, Serialize)]
-pub struct SeenReport {
-    egress: u64,
-    ingress: u64,
-    not_ip: u64,
-    unparsed: u64,
-    /// Matched, but skipped because they have several receivers.
-    shared: u64,
-    /// Not reset, because they were sent over the loopback with translated addresses.
-    translated: u64,
-}
-
-impl From<SeenCounters> for SeenReport {
-    fn from(seen: SeenCounters) -> Self {
-        Self {
-            egress: seen.packets[0],
-            ingress: seen.packets[1],
-            not_ip: seen.not_ip,
-            unparsed: seen.unparsed,
-            shared: seen.shared,
-            translated: seen.translated,
-        }
-    }
-}
-
-/// Counters of delayed packets.
-#[derive(Debug, Serialize)]
-pub struct HeldReport {
-    /// Engine that delayed them.
-    engine: Engine,
-    /// Dropped because the queue was full.
-    dropped: u64,
-    /// Still queued when the faults ended, and lost.
-    lost: u64,
-}
-
-impl From<(Engine, hold::Statistics)> for HeldReport {
-    fn from((engine, statistics): (Engine, hold::Statistics)) -> Self {
-        Self { engine, dropped: statistics.dropped, lost: statistics.held }
-    }
-}
-
-#[derive(Serialize)]
-struct Line<'a> {
-    /// Time of the event (RFC 3339).
-    time: String,
-    #[serde(flatten)]
-    event: &'a Event<'a>,
-    /// Lines dropped so far, because the reader was too slow or a write failed.
-    #[serde(skip_serializing_if = "is_zero")]
-    reports_dropped: u64,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-const fn is_zero(count: &u64) -> bool {
-    *count == 0
-}
 
 /// Prints events without ever blocking on the reader.
 pub struct Reporter {
@@ -440,7 +136,9 @@ impl Reporter {
         let mut text = match self.output {
             Output::Json => {
                 let time = Timestamp::now().to_string();
-                serde_json::to_string(&Line { time, event, reports_dropped })? + "\n"
+                let line =
+                    EventLine { time, event, reports_dropped, schema_version: SCHEMA_VERSION };
+                serde_json::to_string(&line)? + "\n"
             }
             Output::Human => human(event),
         };
@@ -490,15 +188,13 @@ fn human(event: &Event) -> String {
     // Writing to a string cannot fail.
     let _ = match event {
         Event::Started {
-            target,
+            title,
             pid,
             seed,
             for_ms,
             is_endless,
             attached,
             rules,
-            matches,
-            profiles,
             user,
             sudo_user,
             loopback_mtu,
@@ -509,7 +205,7 @@ fn human(event: &Event) -> String {
             clocks,
             process,
             ..
-        } => started(&mut text, target, *seed, *for_ms, attached, resolved)
+        } => started(&mut text, title, *seed, *for_ms, attached, resolved)
             .and_then(|()| {
                 if !is_endless {
                     return Ok(());
@@ -517,7 +213,7 @@ fn human(event: &Event) -> String {
                 writeln!(text, "injector:   until Ctrl-C or `kill {pid}` (--for 30s sets an end)")
             })
             .and_then(|()| user_line(&mut text, *user, *sudo_user))
-            .and_then(|()| rule_lines(&mut text, rules, matches, profiles))
+            .and_then(|()| rule_lines(&mut text, rules))
             .and_then(|()| {
                 let Some(mtu) = loopback_mtu else { return Ok(()) };
                 writeln!(text, "injector:   new TCP connections over loopback: mtu {mtu} (default)")
@@ -536,29 +232,29 @@ fn human(event: &Event) -> String {
                 process.map_or(Ok(()), |process| writeln!(text, "injector:   {process}"))
             }),
         Event::Attached { attached } => writeln!(text, "injector: also on {}", places(attached)),
-        Event::Gone { target, is_final: true } => {
-            writeln!(text, "injector: {target} is gone")
+        Event::Gone { title, is_final: true } => {
+            writeln!(text, "injector: {title} is gone")
         }
-        Event::Gone { target, .. } => {
-            writeln!(text, "injector: {target} is gone: waiting for it to return")
+        Event::Gone { title, .. } => {
+            writeln!(text, "injector: {title} is gone: waiting for it to return")
         }
-        Event::Followed { target, attached } => {
-            let places = if attached.is_empty() { String::new() } else { places(attached) };
+        Event::Followed { title, attached } => {
+            let places = places(attached);
             let on = if places.is_empty() { "" } else { " on " };
-            writeln!(text, "injector: {target} is there again: faulting it{on}{places}")
+            writeln!(text, "injector: {title} is there again: faulting it{on}{places}")
         }
         Event::Pods { pods: [] } => writeln!(text, "injector: no pod is selected now"),
         Event::Pods { pods } => pods.iter().try_for_each(|pod| pod_line(&mut text, pod)),
         Event::Changed { resolved, .. } if !resolved.is_empty() => {
             peers_changed(&mut text, resolved)
         }
-        Event::Changed { rules, matches, replaced, clock, .. } => {
+        Event::Changed { rules, replaced, clock, .. } => {
             let (rules_are, before) =
                 (plural(rules.len() as u64, "rule"), "replaced the rules before");
             writeln!(text, "injector: {rules_are} {before}, which did:")
                 .and_then(|()| replaced.iter().try_for_each(|rule| rule_line(&mut text, rule)))
                 .and_then(|()| writeln!(text, "injector: the rules are now:"))
-                .and_then(|()| rule_lines(&mut text, rules, matches, &[]))
+                .and_then(|()| rule_lines(&mut text, rules))
                 .and_then(|()| clock.map_or(Ok(()), |clock| writeln!(text, "injector:   {clock}")))
         }
         Event::Progress { has_rules, total, clocks, processes, .. } => {
@@ -569,7 +265,7 @@ fn human(event: &Event) -> String {
         }
         Event::Warning { message } => writeln!(text, "injector: warning: {message}"),
         Event::Summary { elapsed_ms, total, rules, seen, held, clocks, processes, .. } => {
-            summary(&mut text, *elapsed_ms, total, rules, seen)
+            summary(&mut text, *elapsed_ms, total, rules, seen.as_ref())
                 .and_then(|()| held.as_ref().map_or(Ok(()), |held| held_line(&mut text, held)))
                 .and_then(|()| {
                     clocks.as_ref().map_or(Ok(()), |clocks| clocks_line(&mut text, clocks))
@@ -586,7 +282,7 @@ fn human(event: &Event) -> String {
 
 fn started(
     text: &mut String,
-    target: &str,
+    title: &str,
     seed: u64,
     for_ms: Option<Lasts>,
     attached: &[AttachedReport],
@@ -600,7 +296,7 @@ fn started(
         [] => String::new(),
         attached => format!(" on {}", places(attached)),
     };
-    writeln!(text, "injector: faulting {target}{end}{places} (seed {seed})")
+    writeln!(text, "injector: faulting {title}{end}{places} (seed {seed})")
 }
 
 /// Writes as whom the command runs, if that was given or may surprise.
@@ -615,29 +311,18 @@ fn user_line(text: &mut String, user: Option<&str>, sudo_user: Option<&OsStr>) -
 }
 
 /// Writes a line for each rule, with the packets that it matches.
-fn rule_lines(
-    text: &mut String,
-    rules: &[&str],
-    matches: &[MatchReport],
-    profiles: &[ProfileReport],
-) -> std::fmt::Result {
+fn rule_lines(text: &mut String, rules: &[RuleReport]) -> std::fmt::Result {
     /// Maximum number of rules listed.
     const LISTED: usize = 10;
 
-    for (number, name) in rules.iter().enumerate().take(LISTED) {
-        let profile = profiles.iter().find(|profile| profile.rule == number);
-        let hidden = profile.map(|profile| profile.expansion).filter(|expansion| {
-            // A rule without a name has the name of its faults.
-            !name.ends_with(&expansion.faults)
-        });
+    for RuleReport { rule, name, packets, profile, is_named, .. } in rules.iter().take(LISTED) {
+        // A rule without a name has the name of its faults.
+        let hidden = profile.as_ref().filter(|expansion| !name.ends_with(&expansion.faults));
         let hidden = hidden
             .map(|Expansion { profile, faults }| format!(" (profile {profile}: {faults})"))
             .unwrap_or_default();
-        let of = matches.get(number).map(|MatchReport { packets, is_named }| {
-            format!("{} {packets}", if *is_named { ":" } else { " of" })
-        });
-        let of = of.unwrap_or_default();
-        writeln!(text, "injector:   rule {number}: {name}{hidden}{of}")?;
+        let of = if *is_named { ":" } else { " of" };
+        writeln!(text, "injector:   rule {rule}: {name}{hidden}{of} {packets}")?;
     }
     if rules.len() > LISTED {
         writeln!(text, "injector:   and {} more rules", rules.len() - LISTED)?;
@@ -686,17 +371,7 @@ fn pod_line(text: &mut String, pod: &PodStatus) -> std::fmt::Result {
 }
 
 fn places(attached: &[AttachedReport]) -> String {
-    let mut places: Vec<String> = Vec::new();
-    for AttachedReport { netns, interface, hook, .. } in attached {
-        let place = if netns == "current" {
-            format!("{interface} ({hook})")
-        } else {
-            format!("{interface} in {netns} ({hook})")
-        };
-        if !places.contains(&place) {
-            places.push(place);
-        }
-    }
+    let places: Vec<String> = attached.iter().map(ToString::to_string).collect();
     places.join(", ")
 }
 
@@ -705,7 +380,7 @@ fn summary(
     elapsed_ms: u64,
     total: &Totals,
     rules: &[RuleReport],
-    seen: &SeenReport,
+    seen: Option<&SeenReport>,
 ) -> std::fmt::Result {
     /// Above this number of rules, only those that matched are shown.
     const SHOWN: usize = 20;
@@ -717,13 +392,15 @@ fn summary(
         writeln!(text, "injector: {elapsed:?}: {}", counts(total))?;
     }
     let many = rules.len() > SHOWN;
-    let quiet = rules.iter().filter(|rule| rule.totals.matched == 0).count();
-    for rule in rules.iter().filter(|rule| !many || rule.totals.matched > 0) {
+    let has_matched = |rule: &&RuleReport| rule.counts.as_ref().is_some_and(|it| it.matched > 0);
+    let quiet = rules.len() - rules.iter().filter(has_matched).count();
+    for rule in rules.iter().filter(|rule| !many || has_matched(rule)) {
         rule_line(text, rule)?;
     }
     if many && quiet > 0 {
         writeln!(text, "injector:   {} matched nothing", plural(quiet as u64, "rule"))?;
     }
+    let Some(seen) = seen else { return Ok(()) };
     if seen.unparsed > 0 {
         let unparsed = plural(seen.unparsed, "packet");
         writeln!(text, "injector: {unparsed} had broken or too many headers and passed unchanged")?;
@@ -883,7 +560,8 @@ fn held_line(text: &mut String, held: &HeldReport) -> std::fmt::Result {
 }
 
 fn rule_line(text: &mut String, rule: &RuleReport) -> std::fmt::Result {
-    let RuleReport { rule, name, totals } = rule;
+    let RuleReport { rule, name, counts: totals, .. } = rule;
+    let Some(totals) = totals else { return Ok(()) };
     writeln!(text, "injector:   rule {rule} ({name}): {}", counts(totals))?;
     let delays = totals.delay.as_deref();
     let directions = [

@@ -29,6 +29,7 @@ use crate::{
         instance::{Instance, SharedInstance},
     },
     output,
+    report::TargetReport,
     spec::{packet::mtu::Mtu, rule::Rule},
     target::{
         Target,
@@ -164,10 +165,12 @@ async fn under_faults(
     let addresses = asked.options.peers.addresses();
     let loopback_mtu = limit_loopback_packets(&mut asked.faults.rules, &addresses, &target)?;
     let title = session::words(&args.command);
+    let words = args.command.iter().map(|word| word.to_string_lossy().into_owned());
+    let spec = TargetReport { command: words.collect(), ..TargetReport::default() };
     // Without a time limit, the faults end with the command.
     asked.options.outlived = args.session.lasts().is_some();
     let user = surroundings.user.as_ref().map(|user| user.name().to_owned());
-    let plan = Plan { asked, target, title, made: Some(made), user, loopback_mtu };
+    let plan = Plan { asked, target, spec, title, made: Some(made), user, loopback_mtu };
     let mut session =
         Session::start(instance.clone(), &args.session, &args.faults, plan, reporter)?;
     let spawn = || spawn(&args.command, surroundings, &procs, signals.mask_before(), files);
@@ -190,7 +193,11 @@ async fn under_faults(
             return if status.success() { Err(error) } else { Ok(ExitCode::from(code(status))) };
         }
     };
-    let own = session.end()?;
+    let exit_code = match end {
+        End::Command(status) => Some(code(status)),
+        End::RequestedFaults => None,
+    };
+    let own = session.end(exit_code)?;
     Ok(match end {
         End::Command(status) if own == ExitCode::SUCCESS => ExitCode::from(code(status)),
         // The command's exit code is more informative than the loss of its cgroup.

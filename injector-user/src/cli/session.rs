@@ -18,9 +18,11 @@ use tokio::process::Child;
 use super::{
     FAILED, NOTHING_MATCHED,
     args::{Engines, FaultArgs, SessionArgs},
-    cleanup, privileges,
+    cleanup,
+    event::{self, Event, Lasts},
+    privileges,
     reload::Reload,
-    report::{self, Event, Reporter},
+    report::Reporter,
     signals::{Arrived, Signals},
     user,
 };
@@ -31,6 +33,7 @@ use crate::{
             self, Network,
             counts::Counts,
             links,
+            report::{AttachedReport, RuleReport},
             unmatched::{Explanation, Observed},
         },
         process::Statistics,
@@ -42,7 +45,8 @@ use crate::{
     kernel::clock,
     lifetime::{instance::SharedInstance, journal::Owner},
     output::{self, OutputError, Writer},
-    spec::{Faults, SpecError, packet::mtu::Mtu, rule::Rule, value::HumanDuration},
+    report::{Faulted, HostReport, TargetReport},
+    spec::{Faults, SpecError, packet::mtu::Mtu, value::HumanDuration},
     target::{
         Target,
         cgroup::{self, populated_below},
@@ -82,6 +86,8 @@ pub struct Session<'a> {
     made: Option<u32>,
     /// Whether the faults have ended.
     is_ended: bool,
+    /// The target, for those who list running injectors.
+    faulted: Faulted,
     faults: Faults,
     seed: u64,
     injection: Injection<u32>,
@@ -125,6 +131,8 @@ impl RequestedFaults {
 pub struct Plan {
     pub asked: RequestedFaults,
     pub target: Target,
+    /// The target as requested.
+    pub spec: TargetReport,
     /// Display name of the target.
     pub title: String,
     /// Journal number of the target's cgroup, if it was created for this session.
@@ -197,6 +205,7 @@ impl<'a> Session<'a> {
         let Plan {
             asked: RequestedFaults { faults, seed, options, resolved },
             target,
+            spec,
             title,
             made,
             user,
@@ -208,17 +217,19 @@ impl<'a> Session<'a> {
         injection.start()?;
         injection.count_unmatched(UNMATCHED_BUDGET)?;
         let started = Instant::now();
+        let faulted = Faulted { title, target: spec, ..Faulted::default() };
+        injection.instance().describe(faulted.clone().with_faults(&faults))?;
         reporter.say(&Event::Started {
-            target: &title,
+            title: &faulted.title,
+            target: &faulted.target,
             pid: std::process::id(),
             seed,
-            for_ms: args.lasts().map(report::Lasts),
+            host: Some(HostReport::current().into()),
+            for_ms: args.lasts().map(Lasts),
             // A command ends its faults.
             is_endless: args.lasts().is_none() && made.is_none(),
-            attached: injection.attached().iter().map(Into::into).collect(),
-            rules: names(&faults.rules),
-            matches: report::matches(&faults.rules),
-            profiles: report::profiles(&faults.rules),
+            attached: AttachedReport::all(&injection.attached()),
+            rules: RuleReport::list(&faults.rules),
             user: user.as_deref(),
             sudo_user: sudo_user.as_deref(),
             loopback_mtu: loopback_mtu.map(|mtu| mtu.0),
@@ -238,6 +249,7 @@ impl<'a> Session<'a> {
             reload,
             made,
             is_ended,
+            faulted,
             faults,
             seed,
             injection,
@@ -301,17 +313,16 @@ impl<'a> Session<'a> {
     fn say(&mut self, event: &injection::Event) -> Result<()> {
         self.reporter.say(&match event {
             injection::Event::Attached(attached) => {
-                Event::Attached { attached: attached.iter().map(Into::into).collect() }
+                Event::Attached { attached: AttachedReport::all(attached) }
             }
             injection::Event::Gone { target, is_final } => {
-                Event::Gone { target, is_final: *is_final }
+                Event::Gone { title: target, is_final: *is_final }
             }
             injection::Event::Restarted { target, attached } => {
-                Event::Followed { target, attached: attached.iter().map(Into::into).collect() }
+                Event::Followed { title: target, attached: AttachedReport::all(attached) }
             }
             injection::Event::PeersChanged(resolved) => Event::Changed {
-                rules: names(&self.faults.rules),
-                matches: report::matches(&self.faults.rules),
+                rules: RuleReport::list(&self.faults.rules),
                 replaced: Vec::new(),
                 clock: None,
                 resolved,
@@ -340,7 +351,7 @@ impl<'a> Session<'a> {
 
     /// Whether no rule has matched a packet.
     fn is_untouched(&mut self) -> Result<bool> {
-        Ok(report::total(&self.counts()?).is_untouched())
+        Ok(event::total(&self.counts()?).is_untouched())
     }
 
     /// What was seen that no rule matches. It only adds to a report, so errors are logged.
@@ -394,7 +405,8 @@ impl<'a> Session<'a> {
 
     /// Ends the faults, reports their effects, and returns the exit code if it is not the
     /// command's.
-    pub fn end(mut self) -> Result<ExitCode> {
+    /// `exit_code` is the command's, if there is one.
+    pub fn end(mut self, exit_code: Option<u8>) -> Result<ExitCode> {
         // The target may have gone since the last check.
         if !self.is_ended && self.injection.target().is_gone() {
             self.injection.follow()?;
@@ -404,7 +416,7 @@ impl<'a> Session<'a> {
         self.leave_cgroup()?;
         self.say_events()?;
         let counts = self.counts()?;
-        let total = report::total(&counts);
+        let total = event::total(&counts);
         let seen = match self.injection.network_mut() {
             Some(network) => network.seen_counters()?,
             None => SeenCounters::default(),
@@ -433,16 +445,16 @@ impl<'a> Session<'a> {
                 format!("{target} was removed before the faults ended, and did not return");
             self.reporter.say(&Event::Warning { message: &message })?;
         }
-        let names = names(&self.faults.rules);
         self.reporter.say(&Event::Summary {
             elapsed_ms: self.started.elapsed().as_millis() as u64,
             seed: self.seed,
-            rules: report::each(&names, &counts),
+            rules: event::each(&self.faults.rules, &counts),
             total,
-            seen: seen.into(),
+            seen: Some(seen.into()),
             held: self.injection.network().and_then(Network::held).map(Into::into),
             clocks,
             processes,
+            exit_code,
         })?;
         Ok(match (is_taken, self.args.require_match && missed) {
             (true, _) => ExitCode::from(FAILED),
@@ -487,7 +499,7 @@ impl<'a> Session<'a> {
         if !self.reporter.wants_progress() || self.faults.rules.len() > COUNTED_RULES {
             return Ok(());
         }
-        let total = report::total(&self.counts()?);
+        let total = event::total(&self.counts()?);
         let elapsed_ms = self.started.elapsed().as_millis() as u64;
         let clocks = self.injection.clocks_report();
         let processes = self.process_statistics()?;
@@ -522,16 +534,12 @@ impl<'a> Session<'a> {
             self.injection.peers().retain(&peers::of_rules(&self.faults.rules));
         }
         match changed {
-            Ok((old, replaced)) => {
-                let replaced = report::some(&names(&old.rules), &replaced);
-                self.reporter.say(&Event::Changed {
-                    rules: names(&self.faults.rules),
-                    matches: report::matches(&self.faults.rules),
-                    replaced,
-                    clock: self.faults.clock.as_ref().map(|fault| fault.name.as_str()),
-                    resolved: &[],
-                })
-            }
+            Ok((old, replaced)) => self.reporter.say(&Event::Changed {
+                rules: RuleReport::list(&self.faults.rules),
+                replaced: event::some(&old.rules, &replaced),
+                clock: self.faults.clock.as_ref().map(|fault| fault.name.as_str()),
+                resolved: &[],
+            }),
             Err(error) => {
                 let message = format!("the rules stay as they were: {error:#}");
                 self.reporter.say(&Event::Warning { message: &message })
@@ -548,12 +556,10 @@ impl<'a> Session<'a> {
         self.injection.swap(FaultSet::of(&faults, self.seed))?;
         let kept = links::kept(&self.faults.rules, &faults.rules);
         let replaced = self.injection.rules_mut().rename(&kept);
+        let faulted = self.faulted.clone().with_faults(&faults);
+        self.injection.instance().describe(faulted)?;
         Ok((std::mem::replace(&mut self.faults, faults), replaced))
     }
-}
-
-fn names(rules: &[Rule]) -> Vec<&str> {
-    rules.iter().map(|rule| rule.name.as_str()).collect()
 }
 
 async fn wait(command: &mut Option<&mut Child>) -> std::io::Result<ExitStatus> {

@@ -52,6 +52,7 @@ pub const LSM: Needs = Needs {
 /// The type of program at a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "HookEngine")]
 pub enum Engine {
     /// BPF LSM.
     Lsm,

@@ -8,6 +8,7 @@ use injector_common::{
     rule::RULE_ALL,
 };
 use rtnetlink::{LinkUnspec, LinkVeth};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -91,7 +92,7 @@ pub enum Mechanism {
 pub type Served = fn(Mechanism) -> Vec<&'static str>;
 
 /// What was found about a hook or another means of the kernel.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Finding {
     /// What was tried.
     pub subject: &'static str,
@@ -106,7 +107,7 @@ pub struct Finding {
 }
 
 /// Whether something works.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum Verdict {
     /// It works.

@@ -2,14 +2,17 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use super::{
     LifetimeError,
     action::{Action, Undone},
     cleanup,
     guardian::Guardian,
-    journal::{self, Journal, Owner, SLOTS},
+    journal::{self, Contents, Journal, Owner, SLOTS},
 };
-use crate::kernel::rcu;
+use crate::{kernel::rcu, report::Faulted};
 
 /// This running injector. [`Self::end`] and dropping undo everything done by [`Self::perform`].
 #[derive(Debug)]
@@ -118,6 +121,11 @@ impl Instance {
         done
     }
 
+    /// Records what is faulted, for [`running`].
+    pub fn describe(&mut self, faulted: Faulted) -> Result<(), LifetimeError> {
+        self.journal.as_mut().map_or(Ok(()), |journal| journal.describe(faulted))
+    }
+
     /// Updates the journal entry of an action with details that became known later.
     pub fn revise(&mut self, id: u32, action: Action) -> Result<(), LifetimeError> {
         let Some((_, done)) = self.done.iter_mut().find(|(done, _)| *done == id) else {
@@ -205,18 +213,20 @@ impl SharedInstance {
 }
 
 /// A running injector as seen by others.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Running {
-    /// Its slot.
+    /// The first of its slots, of which the machine has 16. It has one for each target; an agent has several.
     pub slot: u32,
     /// Its owner.
     #[serde(flatten)]
     pub owner: Owner,
+    /// What it faults. The faults of an agent have lines of their own.
+    pub targets: Vec<Faulted>,
 }
 
-/// The running injectors.
+/// The running injectors, each once.
 pub fn running() -> Result<Vec<Running>, LifetimeError> {
-    let mut found = Vec::new();
+    let mut found: Vec<Running> = Vec::new();
     for slot in 0..SLOTS {
         // A journal that can be locked has no running owner; the lock is released at once.
         if !journal::path(slot).exists() || Journal::lock_existing(slot)?.is_some() {
@@ -224,8 +234,10 @@ pub fn running() -> Result<Vec<Running>, LifetimeError> {
         }
         // The guardian of a dead injector locks the journal while it undoes the rest.
         let contents = journal::peek(slot).filter(|contents| !contents.is_ending);
-        if let Some(owner) = contents.and_then(|contents| contents.owner) {
-            found.push(Running { slot, owner });
+        let Some(Contents { owner: Some(owner), faulted, .. }) = contents else { continue };
+        match found.iter_mut().find(|running| running.owner == owner) {
+            Some(running) => running.targets.extend(faulted),
+            None => found.push(Running { slot, owner, targets: faulted.into_iter().collect() }),
         }
     }
     Ok(found)

@@ -17,13 +17,17 @@ use std::{
 };
 
 use nix::fcntl::{Flock, FlockArg};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
     LifetimeError,
     action::{Action, Undone},
 };
-use crate::kernel::pidfd::{self, Handle};
+use crate::{
+    kernel::pidfd::{self, Handle},
+    report::Faulted,
+};
 
 /// Maximum number of running injectors: each has its own bit in `skb->tc_index`.
 pub const SLOTS: u32 = 16;
@@ -36,7 +40,7 @@ const FOLDER: &str = "/run/injector";
 const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The owner of a journal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Owner {
     /// Its process ID.
     pub pid: u32,
@@ -92,6 +96,8 @@ impl Display for Leftover {
 #[serde(rename_all = "kebab-case")]
 enum Line {
     Owner(Owner),
+    /// What the owner faults. Each line replaces the one before.
+    Faults(Box<Faulted>),
     Do {
         id: u32,
         action: Action,
@@ -108,6 +114,8 @@ enum Line {
 pub struct Contents {
     /// The owner; `None` if it died before it was recorded.
     pub owner: Option<Owner>,
+    /// What the owner faults, if it told.
+    pub faulted: Option<Faulted>,
     /// Actions that are not undone, in the order they were performed.
     pub actions: Vec<(u32, Action)>,
     /// Whether undoing has started.
@@ -262,6 +270,11 @@ impl Journal {
         Ok(left.map_or(0, |id| id.wrapping_add(1)))
     }
 
+    /// Records what the owner faults, for [`super::instance::running`].
+    pub fn describe(&mut self, faulted: Faulted) -> Result<(), LifetimeError> {
+        self.write(&Line::Faults(Box::new(faulted)))
+    }
+
     /// Records an action that is about to be performed, or updates the one with the same ID.
     pub fn announce(&mut self, id: u32, action: &Action) -> Result<(), LifetimeError> {
         self.write(&Line::Do { id, action: action.clone() })
@@ -277,7 +290,7 @@ impl Journal {
     pub fn settle(mut self) -> Result<Vec<Leftover>, LifetimeError> {
         let mut settled = Vec::new();
         let mut failure = None;
-        let Contents { owner, actions, is_ending } = self.read()?;
+        let Contents { owner, actions, is_ending, .. } = self.read()?;
         if let Some(owner) = &owner
             && owner.pid != std::process::id()
             // If the owner is still acting, later actions could be missed.
@@ -337,8 +350,10 @@ fn parse(text: &str) -> Contents {
         match serde_json::from_str(line) {
             Ok(Line::Owner(owner)) => {
                 contents.owner = Some(owner);
+                contents.faulted = None;
                 contents.is_ending = false;
             }
+            Ok(Line::Faults(faulted)) => contents.faulted = Some(*faulted),
             Ok(Line::Do { id, action }) => {
                 match contents.actions.iter_mut().find(|(done, _)| *done == id) {
                     Some((_, before)) => *before = action,

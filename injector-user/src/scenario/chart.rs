@@ -7,8 +7,9 @@ const WIDTH: f64 = 1000.0;
 /// The left margin, for numbers or names.
 const LEFT: f64 = 190.0;
 const RIGHT: f64 = 20.0;
+/// No red: faults are what was asked for.
 const COLOURS: [&str; 8] =
-    ["#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5"];
+    ["#4269d0", "#efb118", "#3ca951", "#a463f2", "#6cc5b0", "#9c6b4e", "#97bbf5", "#9498a0"];
 
 /// The colour of the n-th line.
 #[must_use]
@@ -22,7 +23,7 @@ pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A line: points ordered by time.
+/// A line: points ordered by time. A value that is not a number is a gap.
 #[derive(Debug, Default)]
 pub struct Series {
     /// Its name.
@@ -86,17 +87,24 @@ fn time_axis(svg: &mut String, length: f64, top: f64, bottom: f64) {
     }
 }
 
-/// Lines over time.
+/// Lines over time. `unit` is that of the values; it may be empty.
 #[must_use]
-pub fn lines(title: &str, length: f64, series: &[Series]) -> String {
-    const TOP: f64 = 10.0;
-    const BOTTOM: f64 = 200.0;
+pub fn lines(title: &str, unit: &str, length: f64, series: &[Series]) -> String {
+    const TOP: f64 = 22.0;
+    const BOTTOM: f64 = 212.0;
     let mut svg = begin("lines", BOTTOM + 26.0, title);
     let values = series.iter().flat_map(|series| &series.points).map(|&(_, value)| value);
     let most = values.filter(|value| value.is_finite()).fold(0.0, f64::max);
     let most = if most > 0.0 { most } else { 1.0 };
     let y = |value: f64| BOTTOM - (BOTTOM - TOP) * (value / most).clamp(0.0, 1.0);
     time_axis(&mut svg, length, TOP, BOTTOM);
+    if !unit.is_empty() {
+        let (x, unit) = (LEFT - 6.0, escape(unit));
+        let _ = write!(
+            svg,
+            "<text class=\"unit\" x=\"{x}\" y=\"12\" text-anchor=\"end\">{unit}</text>"
+        );
+    }
     for tick in ticks(most, 5.0) {
         let y = y(tick);
         let _ = write!(
@@ -110,16 +118,18 @@ pub fn lines(title: &str, length: f64, series: &[Series]) -> String {
         );
     }
     for (n, series) in series.iter().enumerate() {
-        let mut points = String::new();
-        for &(time, value) in &series.points {
-            let _ = write!(points, "{:.1},{:.1} ", x(time, length), y(value));
+        for run in series.points.split(|(_, value)| value.is_nan()).filter(|run| !run.is_empty()) {
+            let mut points = String::new();
+            for &(time, value) in run {
+                let _ = write!(points, "{:.1},{:.1} ", x(time, length), y(value));
+            }
+            let _ = write!(
+                svg,
+                "<polyline points=\"{points}\" stroke=\"{}\"><title>{}</title></polyline>",
+                colour(n),
+                escape(&series.name)
+            );
         }
-        let _ = write!(
-            svg,
-            "<polyline points=\"{points}\" stroke=\"{}\"><title>{}</title></polyline>",
-            colour(n),
-            escape(&series.name)
-        );
     }
     svg + "</svg>"
 }
@@ -168,7 +178,13 @@ mod tests {
 
     #[test]
     fn names_cannot_break_the_page() {
-        let svg = lines("<b>", 1.0, &[Series { name: "a\"&<".into(), points: vec![(0.0, 1.0)] }]);
-        assert!(svg.contains("&lt;b&gt;") && svg.contains("a&quot;&amp;&lt;"), "{svg}");
+        let svg =
+            lines("<b>", "<i>", 1.0, &[Series { name: "a\"&<".into(), points: vec![(0.0, 1.0)] }]);
+        assert!(
+            svg.contains("&lt;b&gt;")
+                && svg.contains("&lt;i&gt;")
+                && svg.contains("a&quot;&amp;&lt;"),
+            "{svg}"
+        );
     }
 }

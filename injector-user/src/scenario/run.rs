@@ -27,6 +27,7 @@ use crate::{
         lease::{LEASE, RENEWAL},
     },
     output,
+    report::HostReport,
     spec::scenario::{
         Scenario,
         plan::{Part, Plan},
@@ -41,6 +42,8 @@ const QUIET: Duration = Duration::from_millis(30);
 pub struct Request<'a> {
     /// Its name, for messages.
     pub name: String,
+    /// The text of its file.
+    pub text: Option<String>,
     /// The scenario.
     pub scenario: &'a Scenario,
     /// Its plan.
@@ -90,16 +93,18 @@ struct Run<'a, T> {
 }
 
 impl<'a, T: FnMut(Line)> Run<'a, T> {
-    fn begin(request: &'a Request<'a>, stage: Stage, tell: T) -> Result<Self, StageError> {
+    fn begin(request: &'a Request<'a>, mut stage: Stage, tell: T) -> Result<Self, StageError> {
         let Request { scenario, plan, .. } = request;
         let places = stage.attached().into_iter().zip(stage.clocks());
-        let targets = scenario.targets.keys().zip(places).zip(stage.addresses());
+        let targets = scenario.targets.iter().zip(places).zip(stage.addresses());
         let targets = targets
-            .map(|((name, (attached, clocks)), addresses)| TargetLine {
+            .map(|(((name, spec), (attached, clocks)), addresses)| TargetLine {
                 name: name.clone(),
+                title: spec.title(),
+                target: spec.into(),
                 attached,
                 addresses: addresses.into_iter().map(|it| IpNet::from(it).to_string()).collect(),
-                clocks: clocks.unwrap_or_default(),
+                clocks,
             })
             .collect();
         let mut run = Self {
@@ -119,7 +124,9 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
             scenario: request.name.clone(),
             pid: std::process::id(),
             seed: request.seed,
-            length_ms: plan.length.map(|length| length.as_secs_f64() * 1e3),
+            host: Some(HostReport::current()),
+            text: request.text.clone(),
+            for_ms: plan.length.map(|length| length.as_millis() as u64),
             changes: plan.changes.len(),
             targets,
         });
@@ -234,7 +241,8 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         let name = |part: usize| self.request.plan.parts[part].name.clone();
         let replaced = self.by_name(changed.replaced);
         TargetChange {
-            target: self.request.plan.targets[changed.target].clone(),
+            name: self.request.plan.targets[changed.target].clone(),
+            amounts: self.request.plan.amounts(&changed.parts),
             active: changed.parts.into_iter().map(name).collect(),
             replaced,
             before: changed.before,

@@ -8,12 +8,13 @@ use thiserror::Error;
 use super::timeline::{Counts, Event};
 use crate::{
     fault::{
-        clock::Clocks,
-        network::{Attached, links::Upcoming},
+        clock::report::ClocksReport,
+        network::{links::Upcoming, report::AttachedReport},
     },
     injection::{self, FaultSet, Injection, InjectionError, Options, OwnedProcesses},
     kernel::clock,
     lifetime::{LifetimeError, instance::SharedInstance, journal::Owner},
+    report::Faulted,
     spec::{
         peer::Peer,
         scenario::{
@@ -122,8 +123,14 @@ impl Stage {
             })?;
         }
         let mut stage = Self { actors: Vec::new(), peers, warnings: Vec::new(), seed };
-        for (number, (name, _, protect, target)) in targets.into_iter().enumerate() {
+        for (number, (name, spec, protect, target)) in targets.into_iter().enumerate() {
             let instance = SharedInstance::start(owner.clone())?;
+            instance.lock().describe(Faulted {
+                name: Some(name.clone()),
+                title: spec.title(),
+                target: spec.into(),
+                ..Faulted::default()
+            })?;
             let mut options = options.clone();
             options.network.protect = protect;
             options.outlived = true;
@@ -256,10 +263,11 @@ impl Stage {
         self.actors.iter_mut().map(Actor::counts).collect()
     }
 
-    /// Where programs are attached, for messages.
+    /// The interfaces of each target to which programs are attached.
     #[must_use]
-    pub fn attached(&self) -> Vec<Vec<String>> {
-        self.actors.iter().map(|actor| places(actor.injection.attached())).collect()
+    pub fn attached(&self) -> Vec<Vec<AttachedReport>> {
+        let of = |actor: &Actor| AttachedReport::all(&actor.injection.attached());
+        self.actors.iter().map(of).collect()
     }
 
     /// The addresses of each target, where a partition requires them.
@@ -270,14 +278,10 @@ impl Stage {
         self.actors.iter().map(|actor| of(actor).unwrap_or_default()).collect()
     }
 
-    /// How many programs of each target had, or can have, their clocks skewed.
+    /// The processes of each target whose clocks were faulted, or can be.
     #[must_use]
-    pub fn clocks(&self) -> Vec<Option<u64>> {
-        let programs = |clocks: &Clocks| {
-            let statistics = clocks.statistics();
-            statistics.patched + statistics.inherited
-        };
-        self.actors.iter().map(|actor| actor.injection.clocks().map(programs)).collect()
+    pub fn clocks(&mut self) -> Vec<Option<ClocksReport>> {
+        self.actors.iter_mut().map(|actor| actor.injection.clocks_report()).collect()
     }
 
     /// Ends all faults. Counters stay readable.
@@ -329,16 +333,18 @@ impl Actor {
     fn take_events(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         while let Some(event) = self.injection.next_event() {
-            let target = self.name.clone();
+            let name = self.name.clone();
             events.push(match event {
-                injection::Event::Attached(_) => continue,
-                injection::Event::Gone { target: what, .. } => Event::Gone { target, what },
-                injection::Event::Restarted { target: what, attached } => {
-                    Event::Followed { target, what, attached: places(attached) }
+                injection::Event::Attached(attached) => {
+                    Event::Attached { name, attached: AttachedReport::all(&attached) }
                 }
-                injection::Event::PeersChanged(resolved) => Event::Changed { target, resolved },
+                injection::Event::Gone { target: title, .. } => Event::Gone { name, title },
+                injection::Event::Restarted { target: title, attached } => {
+                    Event::Followed { name, title, attached: AttachedReport::all(&attached) }
+                }
+                injection::Event::PeersChanged(resolved) => Event::Changed { name, resolved },
                 injection::Event::Warning(message) => {
-                    Event::Warning { message: format!("target {target}: {message}") }
+                    Event::Warning { message: format!("target {name}: {message}") }
                 }
             });
         }
@@ -376,16 +382,4 @@ fn set(plan: &Plan, target: usize, parts: &[usize], seed: u64) -> FaultSet<usize
         })
         .collect();
     FaultSet { seed, owners, rules, clock, processes, upcoming: None }
-}
-
-/// Formats where programs are attached.
-fn places(attached: impl IntoIterator<Item = Attached>) -> Vec<String> {
-    let mut places: Vec<String> = Vec::new();
-    for place in attached {
-        let text = format!("{} in {} ({})", place.interface, place.netns.label(), place.hook);
-        if !places.contains(&text) {
-            places.push(text);
-        }
-    }
-    places
 }

@@ -3,33 +3,55 @@
 use std::{collections::BTreeMap, iter::Sum, ops::AddAssign, time::Duration};
 
 use indexmap::IndexMap;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     fault::{
+        clock::report::ClocksReport,
         counts::{Counter, PacketCounts, ProcessCounts},
-        network, process,
+        network::{
+            self,
+            report::{AttachedReport, Traffic},
+        },
+        process,
     },
     kernel::clock,
+    report::{HostReport, TargetReport},
+    spec::scenario::amount::Amount,
     target::peers::Resolved,
 };
 
 /// A line of a timeline.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Line {
-    /// The wall-clock time in RFC 3339 format.
+    /// The wall-clock time (RFC 3339).
     pub time: String,
     /// The time by `CLOCK_MONOTONIC`.
     pub monotonic_ns: u64,
-    /// The time since the start of the scenario, by the monotonic clock.
+    /// The time since the start of the scenario, by the monotonic clock, in milliseconds.
     pub elapsed_ms: f64,
     /// The event.
     #[serde(flatten)]
     pub event: Event,
 }
 
+/// A line as it is written.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "TimelineLine")]
+pub struct WrittenLine<'a> {
+    /// The line.
+    #[serde(flatten)]
+    pub line: &'a Line,
+    /// Lines dropped so far, because the reader was too slow or a write failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reports_dropped: Option<u64>,
+    /// The version of the JSON output.
+    pub schema_version: u32,
+}
+
 /// An event.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
     /// Everything is prepared and the scenario starts.
@@ -40,8 +62,15 @@ pub enum Event {
         pid: u32,
         /// The seed of random choices and decisions.
         seed: u64,
-        /// The planned end, if any.
-        length_ms: Option<f64>,
+        /// The machine, and its versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<HostReport>,
+        /// The text of the scenario's file.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        text: Option<String>,
+        /// Time until the scenario ends, in milliseconds. Absent if it does not end by itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        for_ms: Option<u64>,
         /// The number of planned changes.
         changes: usize,
         /// The targets.
@@ -51,9 +80,9 @@ pub enum Event {
     Change {
         /// The index of the change, from 0.
         change: usize,
-        /// The planned time since the start.
+        /// The planned time since the start, in milliseconds.
         planned_ms: f64,
-        /// The time since the start when the last target was changed.
+        /// The time since the start when the last target was changed, in milliseconds.
         actual_ms: f64,
         /// The planned time by `CLOCK_MONOTONIC`.
         planned_monotonic_ns: u64,
@@ -66,32 +95,41 @@ pub enum Event {
         /// The changed targets.
         targets: Vec<TargetChange>,
     },
+    /// Programs were attached to interfaces that appeared later.
+    Attached {
+        /// The name of the target.
+        name: String,
+        /// These interfaces.
+        attached: Vec<AttachedReport>,
+    },
     /// A target is gone: its cgroup was removed, or its container, pod or process has ended.
     Gone {
         /// The name of the target.
-        target: String,
-        /// The cgroup, container, pod or process.
-        what: String,
+        name: String,
+        /// Display name of the cgroup, container, pod or process.
+        title: String,
     },
     /// A target is back and is faulted as before.
     Followed {
         /// The name of the target.
-        target: String,
-        /// The new cgroup, container, pod or process.
-        what: String,
-        /// The current attachments. Those of namespaces that its processes have yet to enter follow.
-        attached: Vec<String>,
+        name: String,
+        /// Display name of the new cgroup, container, pod or process.
+        title: String,
+        /// The interfaces to which programs are attached so far; those in other namespaces follow as its processes
+        /// enter them.
+        attached: Vec<AttachedReport>,
     },
     /// Peers that the active rules of a target match have other addresses. The counters continue.
     Changed {
         /// The name of the target.
-        target: String,
+        name: String,
         /// The peers, with their new addresses.
         resolved: Vec<Resolved>,
     },
     /// Periodic counters.
     Sample {
         /// The counters of each target since the start.
+        #[schemars(with = "BTreeMap<String, Counts>")]
         targets: Totals,
     },
     /// A warning.
@@ -113,17 +151,20 @@ pub enum Event {
         /// The lateness of changes.
         late: Late,
         /// The total counters of each target.
+        #[schemars(with = "BTreeMap<String, Counts>")]
         targets: Totals,
         /// The counters of each fault, by target and fault.
+        #[schemars(with = "BTreeMap<String, BTreeMap<String, Counts>>")]
         faults: IndexMap<String, Totals>,
-        /// The number of processes with skewed clocks, by target.
-        clocks: BTreeMap<String, u64>,
+        /// The processes whose clocks were faulted, by target.
+        clocks: BTreeMap<String, ClocksReport>,
     },
 }
 
 /// Why a scenario ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "EndReason")]
 pub enum Reason {
     /// The planned end was reached.
     Done,
@@ -133,27 +174,36 @@ pub enum Reason {
     Failed,
 }
 
-/// A target.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A target of a scenario.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TargetLine {
     /// The name.
     pub name: String,
-    /// The attachments.
-    pub attached: Vec<String>,
+    /// Display name of what the target is.
+    pub title: String,
+    /// The target as requested.
+    pub target: TargetReport,
+    /// The interfaces to which programs are attached.
+    pub attached: Vec<AttachedReport>,
     /// The addresses, if partitions need them.
     pub addresses: Vec<String>,
-    /// The number of processes prepared for clock faults.
-    pub clocks: u64,
+    /// The processes that are prepared for clock faults, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<ClocksReport>,
 }
 
 /// The change of a target.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TargetChange {
-    /// The name.
-    pub target: String,
+    /// The name of the target.
+    pub name: String,
     /// The active faults.
     pub active: Vec<String>,
+    /// The amounts of active ramps, by the name of the fault.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub amounts: BTreeMap<String, Vec<Amount>>,
     /// The faults active until now, with their counters since the previous change.
+    #[schemars(with = "BTreeMap<String, Counts>")]
     pub replaced: Totals,
     /// The counters of the target since the start, when the change was made.
     pub before: Counts,
@@ -162,13 +212,13 @@ pub struct TargetChange {
 }
 
 /// The lateness of changes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Late {
-    /// The median.
+    /// The median, in milliseconds.
     pub p50_ms: f64,
-    /// The 99th percentile.
+    /// The 99th percentile, in milliseconds.
     pub p99_ms: f64,
-    /// The maximum.
+    /// The maximum, in milliseconds.
     pub max_ms: f64,
 }
 
@@ -191,8 +241,9 @@ impl Late {
 pub type Totals = IndexMap<String, Counts>;
 
 /// What was done to packets and processes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(rename = "TimelineCounts")]
 pub struct Counts {
     /// Packets that rules matched.
     pub matched: u64,
@@ -200,13 +251,9 @@ pub struct Counts {
     #[serde(flatten)]
     pub packets: PacketCounts,
     /// Matched packets that were sent.
-    pub egress_packets: u64,
-    /// Bytes of the matched packets that were sent.
-    pub egress_bytes: u64,
+    pub egress: Traffic,
     /// Matched packets that were received.
-    pub ingress_packets: u64,
-    /// Bytes of the matched packets that were received.
-    pub ingress_bytes: u64,
+    pub ingress: Traffic,
     /// What was done to processes.
     #[serde(flatten)]
     pub processes: ProcessCounts,
@@ -215,13 +262,15 @@ pub struct Counts {
 impl From<&network::counts::Counts> for Counts {
     fn from(counts: &network::counts::Counts) -> Self {
         let counters = counts.counters;
+        let traffic = |direction: usize| Traffic {
+            packets: counters.packets[direction],
+            bytes: counters.bytes[direction],
+        };
         Self {
             matched: counters.matched(),
             packets: counters.into(),
-            egress_packets: counters.packets[0],
-            egress_bytes: counters.bytes[0],
-            ingress_packets: counters.packets[1],
-            ingress_bytes: counters.bytes[1],
+            egress: traffic(0),
+            ingress: traffic(1),
             processes: ProcessCounts::default(),
         }
     }
@@ -237,10 +286,8 @@ impl AddAssign for Counts {
     fn add_assign(&mut self, other: Self) {
         self.matched += other.matched;
         self.packets += other.packets;
-        self.egress_packets += other.egress_packets;
-        self.egress_bytes += other.egress_bytes;
-        self.ingress_packets += other.ingress_packets;
-        self.ingress_bytes += other.ingress_bytes;
+        self.egress += other.egress;
+        self.ingress += other.ingress;
         self.processes += other.processes;
     }
 }

@@ -60,9 +60,20 @@ interpolate! {
     Size { 0 }
 }
 
-/// Interpolates two numbers, without floating-point noise in the last digits.
+/// Interpolates two numbers. The result is rounded to a ten-thousandth of the order of magnitude of
+/// their difference: one third of 100 is 33.33.
 fn mix(from: f64, to: f64, part: f64) -> f64 {
-    ((from + (to - from) * part) * 1e9).round() / 1e9
+    let difference = (to - from).abs();
+    if difference == 0.0 {
+        return from;
+    }
+    let digits = 4 - difference.log10().floor() as i32;
+    let value = from + (to - from) * part;
+    // Multiplying and dividing by whole powers of ten leaves no noise in the last digits.
+    let scale = 10f64.powi(digits.abs().min(15));
+    let rounded =
+        if digits < 0 { (value / scale).round() * scale } else { (value * scale).round() / scale };
+    if rounded.is_finite() { rounded } else { value }
 }
 
 impl Interpolate for f64 {

@@ -311,7 +311,7 @@ impl RuleSpec {
             let expansion = self.profile.map(|profile| {
                 let given: Vec<_> =
                     given.iter().filter(|(info, _)| !is_profile(info)).cloned().collect();
-                Expansion { profile: profile.name, faults: title(&given) }
+                Expansion { profile: profile.name.into(), faults: title(&given) }
             });
             rules.push(Rule {
                 name: self.name.clone().unwrap_or_else(|| title(&given)),

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::ClockFaultError;
@@ -12,8 +13,9 @@ use crate::kernel::{
 };
 
 /// An engine of clock faults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "ClockEngine")]
 pub enum Engine {
     /// Patches the vDSO of each process.
     Vdso,

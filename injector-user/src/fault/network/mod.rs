@@ -222,6 +222,8 @@ pub struct Attached {
     pub interface: String,
     /// The hook.
     pub hook: Hook,
+    /// The direction of the packets.
+    pub direction: Direction,
 }
 
 impl From<&Attachment> for Attached {
@@ -230,6 +232,7 @@ impl From<&Attachment> for Attached {
             netns: attachment.netns.clone(),
             interface: attachment.interface.name.clone(),
             hook: attachment.hook,
+            direction: attachment.direction,
         }
     }
 }

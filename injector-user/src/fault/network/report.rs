@@ -1,14 +1,22 @@
 //! The report of packet faults in JSON.
 
-use std::ops::AddAssign;
+use std::{
+    fmt::{self, Display, Formatter},
+    ops::AddAssign,
+};
+
+use injector_common::packet::Direction;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Attached, counts::Counts, delays::DelaysReport};
-use crate::fault::counts::PacketCounts;
+use crate::{
+    fault::counts::PacketCounts,
+    spec::{packet::profile::Expansion, rule::Rule},
+};
 
-/// The place at which a program is attached.
+/// An interface to which programs are attached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AttachedReport {
     /// A readable name of the network namespace.
@@ -17,18 +25,126 @@ pub struct AttachedReport {
     pub netns_inode: u64,
     /// The interface.
     pub interface: String,
-    /// The hook.
+    /// The hook: `tcx`, `clsact`, `xdp-native` or `xdp-generic`.
     pub hook: String,
+    /// The directions of the packets, as seen from the interface's host.
+    pub directions: Vec<Way>,
 }
 
-impl From<&Attached> for AttachedReport {
-    fn from(attached: &Attached) -> Self {
-        Self {
-            netns: attached.netns.label().into(),
-            netns_inode: attached.netns.inode(),
-            interface: attached.interface.clone(),
-            hook: attached.hook.to_string(),
+/// The direction of a packet, as seen from the faulted host.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+#[schemars(rename = "Direction")]
+pub enum Way {
+    /// Sent.
+    Egress,
+    /// Received.
+    Ingress,
+}
+
+impl From<Direction> for Way {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Egress => Self::Egress,
+            Direction::Ingress => Self::Ingress,
         }
+    }
+}
+
+impl AttachedReport {
+    /// The reports of programs: one for each interface and hook, with its directions.
+    pub fn all<'a>(attached: impl IntoIterator<Item = &'a Attached>) -> Vec<Self> {
+        let mut reports: Vec<Self> = Vec::new();
+        for Attached { netns, interface, hook, direction } in attached {
+            let hook = hook.to_string();
+            let found = reports.iter_mut().find(|report| {
+                report.netns_inode == netns.inode()
+                    && report.interface == *interface
+                    && report.hook == hook
+            });
+            let way = Way::from(*direction);
+            match found {
+                Some(report) if report.directions.contains(&way) => {}
+                Some(report) => {
+                    report.directions.push(way);
+                    report.directions.sort_unstable();
+                }
+                None => reports.push(Self {
+                    netns: netns.label().into(),
+                    netns_inode: netns.inode(),
+                    interface: interface.clone(),
+                    hook,
+                    directions: vec![way],
+                }),
+            }
+        }
+        reports
+    }
+}
+
+impl Display for AttachedReport {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        let Self { netns, interface, hook, .. } = self;
+        match netns.as_str() {
+            "current" => write!(f, "{interface} ({hook})"),
+            netns => write!(f, "{interface} in {netns} ({hook})"),
+        }
+    }
+}
+
+/// A rule, and what it did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RuleReport {
+    /// Its number, from 0, in the order in which rules are matched.
+    pub rule: usize,
+    /// Its name: by default, that of its faults.
+    pub name: String,
+    /// The packets that it matches.
+    #[serde(rename = "match")]
+    pub packets: String,
+    /// The link profile that it has, with the faults of the rule that follow from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Expansion>,
+    /// What it did. Absent where rules are only listed.
+    #[serde(flatten)]
+    pub counts: Option<Totals>,
+    /// Whether its name was given and does not say what its faults are.
+    #[serde(skip)]
+    pub is_named: bool,
+}
+
+impl RuleReport {
+    /// Describes a rule.
+    #[must_use]
+    pub fn new(number: usize, rule: &Rule, counts: Option<Totals>) -> Self {
+        Self {
+            rule: number,
+            name: rule.name.clone(),
+            packets: rule.match_text(),
+            profile: rule.expansion.clone(),
+            counts,
+            is_named: rule.is_named,
+        }
+    }
+
+    /// The same without counters.
+    #[must_use]
+    pub fn without_counts(&self) -> Self {
+        Self {
+            counts: None,
+            name: self.name.clone(),
+            packets: self.packets.clone(),
+            profile: self.profile.clone(),
+            ..*self
+        }
+    }
+
+    /// Describes rules without their counters.
+    #[must_use]
+    pub fn list(rules: &[Rule]) -> Vec<Self> {
+        rules.iter().enumerate().map(|(number, rule)| Self::new(number, rule, None)).collect()
     }
 }
 

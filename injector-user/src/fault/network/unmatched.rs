@@ -12,6 +12,7 @@ use injector_common::{
     unmatched::{Count, Kind, property},
 };
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -109,7 +110,7 @@ pub struct Observed {
 }
 
 /// The kinds of packets that passed, with their number.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct PeerTraffic {
     /// The protocol.
     protocol: String,

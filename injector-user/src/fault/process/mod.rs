@@ -112,6 +112,7 @@ pub enum ProcessFaultError {
 /// Statistics of process faults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(rename = "ProcessStatistics")]
 pub struct Statistics {
     /// Pauses, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]

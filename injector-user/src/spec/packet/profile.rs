@@ -50,11 +50,13 @@ pub struct Link {
 }
 
 /// The profile of a rule, and the faults of the rule with it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "RuleProfile")]
 pub struct Expansion {
     /// The name of the profile.
-    pub profile: &'static str,
-    /// The faults.
+    #[serde(rename = "name")]
+    pub profile: String,
+    /// The faults of the rule.
     pub faults: String,
 }
 

@@ -1,5 +1,6 @@
 //! Scenarios: timelines of faults on targets.
 
+pub mod amount;
 pub mod partition;
 pub mod plan;
 mod ramp;
@@ -109,7 +110,7 @@ pub enum StepError {
     #[error("a ramp takes the time that `for` says: give it")]
     RampFor,
     /// A ramp with too few or too many steps.
-    #[error("a ramp takes 2 to 1000 steps")]
+    #[error("a ramp takes 1 to 1000 steps")]
     RampSteps,
     /// The ends of a ramp cannot be interpolated.
     #[error("the ends of a ramp must be alike but for amounts: {0}")]
@@ -254,11 +255,12 @@ pub enum FaultRef {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Ramp {
-    /// The fault of the first step.
+    /// The fault at the start.
     pub from: FaultRef,
-    /// The fault of the last step.
+    /// The fault at the end.
     pub to: FaultRef,
-    /// How many steps, evenly over `for`.
+    /// How many steps lead from one to the other: 10 from 0 ms to 100 ms are 0, 10, 20 … 100 ms, which take equal parts
+    /// of `for`.
     pub steps: u32,
 }
 
@@ -307,12 +309,17 @@ const fn one() -> u32 {
 
 /// Reads a scenario. [`plan::plan`] validates it.
 pub fn read(path: &Path) -> Result<Scenario, ScenarioError> {
-    let text = source::read(path, source::MAX_BYTES)
-        .map_err(|source| ScenarioError::Read { path: path.into(), source })?;
-    parse(path, &text)
+    parse(path, &read_text(path)?)
 }
 
-fn parse(path: &Path, text: &str) -> Result<Scenario, ScenarioError> {
+/// Reads the text of a scenario.
+pub fn read_text(path: &Path) -> Result<String, ScenarioError> {
+    source::read(path, source::MAX_BYTES)
+        .map_err(|source| ScenarioError::Read { path: path.into(), source })
+}
+
+/// Parses the text of a scenario; `path` is for messages.
+pub fn parse(path: &Path, text: &str) -> Result<Scenario, ScenarioError> {
     yaml::read(path, text).map_err(ScenarioError::Parse)
 }
 

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     Choice, FaultRef, PartitionSpec, Ramp, Scenario, ScenarioError, Step, StepError,
+    amount::{self, Amount},
     partition::{self, Shape},
     ramp,
     random::Random,
@@ -37,6 +38,8 @@ pub struct Plan {
     pub targets: Vec<String>,
     /// All parts that are active at some time.
     pub parts: Vec<Part>,
+    /// The amounts of the parts that are steps of ramps.
+    pub amounts: BTreeMap<usize, Vec<Amount>>,
     /// Changes in ascending order of time, at most one per time.
     ///
     /// After the last one nothing is active, if the scenario ends.
@@ -95,6 +98,14 @@ pub struct Change {
 }
 
 impl Plan {
+    /// The amounts of ramps among these parts, by the name of the part.
+    #[must_use]
+    pub fn amounts(&self, parts: &[usize]) -> BTreeMap<String, Vec<Amount>> {
+        let of =
+            |part: &usize| Some((self.parts[*part].name.clone(), self.amounts.get(part).cloned()?));
+        parts.iter().filter_map(of).collect()
+    }
+
     /// The rules of the parts that are active at a target, each with the number of its part.
     #[must_use]
     pub fn rules(&self, target: usize, parts: &[usize]) -> Vec<(usize, Rule)> {
@@ -264,6 +275,7 @@ struct Planner<'a> {
     named: HashMap<&'a str, Faults>,
     files: Files,
     parts: Vec<Part>,
+    amounts: BTreeMap<usize, Vec<Amount>>,
     active: Vec<Active>,
 }
 
@@ -290,6 +302,7 @@ pub fn plan(path: &Path, scenario: &Scenario, seed: u64) -> Result<Plan, Scenari
         named: HashMap::new(),
         files: Files::default(),
         parts: Vec::new(),
+        amounts: BTreeMap::new(),
         active: Vec::new(),
     };
     for (name, faults) in &scenario.faults {
@@ -502,7 +515,7 @@ impl Planner<'_> {
         times: &[(Duration, Option<Duration>)],
     ) -> Result<(), StepError> {
         let Some(length) = step.r#for else { return Err(StepError::RampFor) };
-        if !(2..=1000).contains(&ramp.steps) {
+        if !(1..=1000).contains(&ramp.steps) {
             return Err(StepError::RampSteps);
         }
         let mut ends = Vec::with_capacity(2);
@@ -517,20 +530,23 @@ impl Planner<'_> {
                 FaultRef::Inline(faults) => faults,
             });
         }
-        let faults = ramp::between(ends[0], ends[1], ramp.steps)?;
-        let mut parts = Vec::with_capacity(faults.len());
-        for faults in faults {
-            let faults = self.check(&faults)?;
+        let levels = ramp::between(ends[0], ends[1], ramp.steps)?;
+        let mut parts = Vec::with_capacity(levels.len());
+        for level in &levels {
+            let amounts = amount::amounts(ends[0], ends[1], level);
+            let faults = self.check(level)?;
             let title = title(&faults);
             let name = match &name {
                 Some(ends) => format!("{}: {title}", ends.join(" to ")),
                 None => format!("ramp of step {number}: {title}"),
             };
-            parts.push(self.add(Part { name, step: number, what: What::Faults(faults.into()) }));
+            let part = self.add(Part { name, step: number, what: What::Faults(faults.into()) });
+            self.amounts.insert(part, amounts);
+            parts.push(part);
         }
         for &(start, end) in times {
             for (n, &part) in (0u32..).zip(&parts) {
-                let at = |n: u32| start + length.0 * n / ramp.steps;
+                let at = |n: u32| start + ramp_time(length.0, n, ramp.steps + 1);
                 if end.is_some_and(|end| at(n) >= end) {
                     break;
                 }
@@ -626,7 +642,7 @@ impl Planner<'_> {
     }
 
     fn finish(self) -> Result<Plan, ScenarioError> {
-        let Self { path, scenario, targets, parts, active, .. } = self;
+        let Self { path, scenario, targets, parts, amounts, active, .. } = self;
         let length = match scenario.r#for {
             Some(end) => Some(end.0),
             // The latest end, if all intervals end.
@@ -691,8 +707,18 @@ impl Planner<'_> {
                 changes.push(Change { at, sets });
             }
         }
-        Ok(Plan { targets, parts, changes, length })
+        Ok(Plan { targets, parts, amounts, changes, length })
     }
+}
+
+/// When part `n` of so many parts of a ramp begins: in milliseconds if the parts are long enough.
+fn ramp_time(length: Duration, n: u32, parts: u32) -> Duration {
+    /// In shorter parts, a millisecond matters.
+    const LONG: Duration = Duration::from_millis(100);
+
+    let at = length * n / parts;
+    let is_whole = n == parts || length / parts < LONG;
+    if is_whole { at } else { Duration::from_millis(at.as_millis() as u64) }
 }
 
 /// Draws one of the choices by weight.

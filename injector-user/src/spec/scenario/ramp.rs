@@ -2,7 +2,7 @@
 
 use crate::spec::{file::FaultsSpec, interpolate::Difference};
 
-/// Interpolates the faults at `steps` evenly spaced points, including both ends.
+/// Interpolates the faults in `steps` even steps. The result has both ends, so one more than that.
 pub fn between(
     from: &FaultsSpec,
     to: &FaultsSpec,
@@ -20,9 +20,9 @@ pub fn between(
             processes: from.processes.between(&to.processes, part)?,
         })
     };
-    let last = f64::from(steps.saturating_sub(1).max(1));
+    let last = f64::from(steps.max(1));
     let mut faults: Vec<_> =
-        (0..steps).map(|step| between(f64::from(step) / last)).collect::<Result<_, _>>()?;
+        (0..=steps).map(|step| between(f64::from(step) / last)).collect::<Result<_, _>>()?;
     // Keep the ends as written, free of floating-point rounding.
     if let [first, .., last] = faults.as_mut_slice() {
         (*first, *last) = (from.clone(), to.clone());
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn amounts_change_evenly_from_one_end_to_the_other() {
-        let steps = |from, to| steps(from, to, 3);
+        let steps = |from, to| steps(from, to, 2);
         assert_eq!(
             steps("rules: [{loss: 0%}]", "rules: [{loss: 20%}]"),
             ["loss 0%", "loss 10%", "loss 20%"]
@@ -92,11 +92,29 @@ mod tests {
     }
 
     #[test]
+    fn steps_are_round_where_they_can_be() {
+        let delays = |to: &str, count| {
+            steps("rules: [{delay: 0ms}]", &format!("rules: [{{delay: {to}}}]"), count)
+        };
+        let tens: Vec<String> = (1..=10).map(|n| format!("delay {}ms", 10 * n)).collect();
+        assert_eq!(delays("100ms", 10)[0], "delay 0ns");
+        assert_eq!(delays("100ms", 10)[1..], tens);
+        assert_eq!(
+            delays("100ms", 3),
+            ["delay 0ns", "delay 33.33ms", "delay 66.67ms", "delay 100ms"]
+        );
+        assert_eq!(
+            steps("rules: [{loss: 1%}]", "rules: [{loss: 2%}]", 3),
+            ["loss 1%", "loss 1.3333%", "loss 1.6667%", "loss 2%"]
+        );
+    }
+
+    #[test]
     fn several_rules_change_together() {
         let ends =
             ["rules: [{loss-every: 10}, {loss: 1%}]", "rules: [{loss-every: 4}, {loss: 3%}]"];
         assert_eq!(
-            steps(ends[0], ends[1], 3),
+            steps(ends[0], ends[1], 2),
             ["loss-every 10; loss 1%", "loss-every 7; loss 2%", "loss-every 4; loss 3%"]
         );
     }

@@ -74,7 +74,7 @@ fn steps_are_repeated_so_often_or_until_the_end() {
 fn a_ramp_has_even_steps() {
     let plan = planned(&format!(
         "{TARGETS}faults: {{mild: {{rules: [{{loss: 0%}}]}}, harsh: {{rules: [{{loss: 30%}}]}}}}\n\
-         timeline: [{{at: 1s, for: 4s, on: a, ramp: {{from: mild, to: harsh, steps: 4}}}}]"
+         timeline: [{{at: 1s, for: 4s, on: a, ramp: {{from: mild, to: harsh, steps: 3}}}}]"
     ));
     let names: Vec<_> = times(&plan).into_iter().map(|(at, _, names)| (at, names)).collect();
     assert_eq!(
@@ -87,6 +87,19 @@ fn a_ramp_has_even_steps() {
             (5000, vec![]),
         ]
     );
+}
+
+#[test]
+fn a_long_ramp_changes_at_whole_milliseconds() {
+    let at = |length: &str| {
+        let plan = planned(&format!(
+            "{TARGETS}timeline: [{{for: {length}, on: a, ramp: {{from: {{rules: [{{loss: 0%}}]}}, \
+             to: {{rules: [{{loss: 20%}}]}}, steps: 2}}}}]"
+        ));
+        plan.changes.iter().map(|change| change.at).collect::<Vec<_>>()
+    };
+    assert_eq!(at("1s"), [0, 333, 666, 1000].map(Duration::from_millis));
+    assert_eq!(at("100ms"), [0, 33_333_333, 66_666_666, 100_000_000].map(Duration::from_nanos));
 }
 
 #[test]
@@ -192,7 +205,7 @@ fn what_makes_no_sense_is_refused_and_where_is_said() {
         (&format!("{{times: 2, faults: {fault}}}"), "goes with `every`"),
         (&format!("{{for: 0s, faults: {fault}}}"), "more than 0"),
         (&format!("{{ramp: {{from: {fault}, to: {fault}, steps: 3}}}}"), "`for`"),
-        (&format!("{{for: 1s, ramp: {{from: {fault}, to: {fault}, steps: 1}}}}"), "2 to 1000"),
+        (&format!("{{for: 1s, ramp: {{from: {fault}, to: {fault}, steps: 0}}}}"), "1 to 1000"),
         (&format!("{{for: 1s, choose: [{{weight: 0, faults: {fault}}}]}}"), "all be 0"),
         ("{partition: {shape: bridge, nodes: [a, b]}}", "takes 3"),
         ("{partition: {shape: halves, nodes: [a, a]}}", "twice"),

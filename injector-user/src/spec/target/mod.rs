@@ -86,12 +86,14 @@ pub struct TargetSpec {
     ///
     /// A path under the cgroup v2 mount, or relative to its root.
     #[arg(long, value_name = "PATH", help_heading = "Target", group = WHOSE)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
 
     /// The cgroup of this process
     ///
     /// All processes of the cgroup and those below it.
     #[arg(long, value_name = "PID", help_heading = "Target", group = WHOSE)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_of: Option<i32>,
 
     /// This process and what it starts; repeatable
@@ -113,6 +115,7 @@ pub struct TargetSpec {
         help_heading = "Target",
         conflicts_with_all = ["pid", "cgroup_of", "pods", "host"]
     )]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<ProcessName>,
 
     /// Include present children of --pid, --process
@@ -127,12 +130,14 @@ pub struct TargetSpec {
     /// A container of Docker, containerd, CRI-O, Podman or runc. A prefix of the ID is enough. Faults follow the
     /// container when it is restarted.
     #[arg(long, value_name = "ID|NAME", help_heading = "Target", group = WHOSE)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
 
     /// Kubernetes pod on this machine
     ///
     /// All its containers, including those that start later.
     #[arg(long, value_name = "NAMESPACE/NAME", help_heading = "Target", group = WHOSE)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodName>,
 
     /// Kubernetes pods of this node, by labels
@@ -146,6 +151,7 @@ pub struct TargetSpec {
         group = WHOSE,
         conflicts_with_all = ["netns", "interface"]
     )]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pods: Option<PodSelection>,
 
     /// systemd unit
@@ -154,10 +160,12 @@ pub struct TargetSpec {
     /// users; USER/NAME is a unit of that user. Faults follow the unit when it is restarted. Includes sockets that systemd
     /// created for it.
     #[arg(long, value_name = "NAME|USER/NAME", help_heading = "Target", group = WHOSE)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub unit: Option<UnitName>,
 
     /// Network namespace, by name or path
     #[arg(long, value_name = "NAME|PATH", help_heading = "Target")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub netns: Option<PathBuf>,
 
     /// Interface; repeatable
@@ -168,6 +176,7 @@ pub struct TargetSpec {
 
     /// All interfaces of this network namespace
     #[arg(long, help_heading = "Target", group = WHOSE, conflicts_with = "netns")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub host: bool,
 
     /// The addresses by which others reach it, for partitions; by default, those of the interfaces in its network
@@ -181,6 +190,7 @@ pub struct TargetSpec {
     /// pods, this is the traffic with their node, such as the kubelet's probes. For other targets, it is TCP port 22, the
     /// connections of the shell that started this, and the loopback. Not for the command line, which has --protect.
     #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub protect: Option<bool>,
 }
 
@@ -199,12 +209,6 @@ impl Protection {
     pub const fn of_pod(is_node: bool) -> Self {
         Self { operator: false, node: is_node }
     }
-
-    /// Whether anything is excluded.
-    #[must_use]
-    pub const fn is_any(self) -> bool {
-        self.operator || self.node
-    }
 }
 
 impl TargetSpec {
@@ -215,6 +219,12 @@ impl TargetSpec {
             return Protection::of_pod(self.protect.unwrap_or(true));
         }
         Protection { operator: self.protect.unwrap_or_else(|| self.is_wide()), node: false }
+    }
+
+    /// A description, as requested.
+    #[must_use]
+    pub fn title(&self) -> String {
+        self.titles(true).chain(self.titles(false)).collect::<Vec<_>>().join(", ")
     }
 
     /// Checks that the target names processes, whose clocks can be faulted.

@@ -36,7 +36,7 @@ const CHANGES: u32 = 100;
 /// The alternating rates in bits a second, and the ends of the ramp.
 const RATES: [f64; 2] = [8e6, 2e6];
 
-/// The number of steps of a ramp.
+/// The number of rates of a ramp.
 const RAMP: u32 = 44;
 
 /// Ethernet, IPv4 and UDP headers.
@@ -183,8 +183,9 @@ impl Changing {
             ),
             How::Ramp => format!(
                 "{targets}- {{every: {0}ms, for: {0}ms, times: 1000, ramp: {{from: {{rules: [{fast}]}}, \
-                 to: {{rules: [{slow}]}}, steps: {RAMP}}}}}\n",
+                 to: {{rules: [{slow}]}}, steps: {1}}}}}\n",
                 RAMP * ms,
+                RAMP - 1,
             ),
         };
         fs::write(&file, text)?;

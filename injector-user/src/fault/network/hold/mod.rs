@@ -21,6 +21,7 @@ use injector_common::{
     model::delay::MAX_NS,
     packet::Direction,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -47,8 +48,9 @@ use super::{
 };
 
 /// The engine that holds packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "DelayEngine")]
 pub enum Engine {
     /// In the kernel, by `sch_fq`: exact, and cheap
     Edt,
