@@ -1,0 +1,395 @@
+//! The commands in the documentation: each code block of these pages is run, and prints what the page says.
+//!
+//! docs/development.md describes the format of blocks and markers.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    io::Write as _,
+    os::unix::{fs::symlink, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use pulldown_cmark::{CodeBlockKind, Event, Parser, Tag, TagEnd};
+use regex::Regex;
+use testbed::{INJECTOR, TIMEOUT};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// Printed after each command, with its exit code.
+const END: &str = "guide-test-end-of-command";
+
+/// What the markers before a block say.
+#[derive(Debug, Default, Clone)]
+struct Markers {
+    /// Why the block is not run.
+    not_run: Option<String>,
+    /// The name of the file that the block shows.
+    file: Option<String>,
+    /// Commands that set the scene, which the reader has in another form.
+    prepare: Option<String>,
+    /// Numbers in the output differ from run to run.
+    numbers_vary: bool,
+    /// The block is typed in a second terminal, and runs beside what follows.
+    second_terminal: bool,
+}
+
+#[derive(Debug)]
+struct Block {
+    language: String,
+    text: String,
+    markers: Markers,
+}
+
+/// A command and the lines that it prints. Without them, the output is not compared.
+#[derive(Debug)]
+struct Step {
+    command: String,
+    output: Option<Vec<String>>,
+}
+
+/// The code blocks of a page.
+fn blocks(page: &str) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let mut markers = Markers::default();
+    let mut code: Option<(String, String)> = None;
+    let mut comment: Option<String> = None;
+    for event in Parser::new(page) {
+        match event {
+            Event::Start(Tag::HtmlBlock) => comment = Some(String::new()),
+            Event::Html(text) => comment.get_or_insert_default().push_str(&text),
+            Event::End(TagEnd::HtmlBlock) => {
+                for marker in comment.take().unwrap_or_default().split("-->") {
+                    read_marker(marker, &mut markers);
+                }
+            }
+            Event::Start(Tag::CodeBlock(kind)) => {
+                let language = match kind {
+                    CodeBlockKind::Fenced(language) => language.to_string(),
+                    CodeBlockKind::Indented => panic!("an indented code block: give it a fence and a language"),
+                };
+                code = Some((language, String::new()));
+            }
+            Event::Text(text) => {
+                if let Some((_, code)) = &mut code {
+                    code.push_str(&text);
+                }
+            }
+            Event::End(TagEnd::CodeBlock) => {
+                let (language, text) = code.take().expect("it began");
+                blocks.push(Block { language, text, markers: std::mem::take(&mut markers) });
+            }
+            _ => (),
+        }
+    }
+    blocks
+}
+
+fn read_marker(text: &str, markers: &mut Markers) {
+    let Some((_, text)) = text.split_once("<!--") else { return };
+    let text = text.trim();
+    if let Some(reason) = text.strip_prefix("not run:") {
+        assert!(!reason.trim().is_empty(), "a block that is not run needs a reason");
+        markers.not_run = Some(reason.trim().to_owned());
+    } else if let Some(name) = text.strip_prefix("file:") {
+        markers.file = Some(name.trim().to_owned());
+    } else if let Some(commands) = text.strip_prefix("prepare:") {
+        markers.prepare = Some(commands.trim().to_owned());
+    } else {
+        match text {
+            "numbers vary" => markers.numbers_vary = true,
+            "second terminal" => markers.second_terminal = true,
+            // Any other comment.
+            _ => (),
+        }
+    }
+}
+
+/// `console` has commands after `$ `, each with its output. The lines of `sh` are one command.
+fn steps(block: &Block) -> Vec<Step> {
+    if block.language == "sh" {
+        return vec![Step { command: block.text.clone(), output: None }];
+    }
+    let mut steps: Vec<Step> = Vec::new();
+    let mut continues = false;
+    for line in block.text.lines() {
+        if continues {
+            let step = steps.last_mut().expect("it began");
+            step.command.push('\n');
+            step.command.push_str(line.strip_prefix("> ").unwrap_or(line));
+            continues = line.ends_with('\\');
+        } else if let Some(command) = line.strip_prefix("$ ") {
+            steps.push(Step { command: command.to_owned(), output: Some(Vec::new()) });
+            continues = command.ends_with('\\');
+        } else {
+            let step = steps.last_mut().expect("a console block begins with a command");
+            step.output.get_or_insert_default().push(line.trim_end().to_owned());
+        }
+    }
+    steps
+}
+
+/// A line of expected output. `…` stands for any text.
+fn pattern(line: &str, numbers_vary: bool) -> Regex {
+    let parts = line.split('…').map(|part| {
+        let text = regex::escape(part);
+        if !numbers_vary {
+            return text;
+        }
+        // Escaped dots are a part of numbers.
+        let number = Regex::new(r"\d+(?:\\\.\d+)*").expect("a regular expression");
+        number.replace_all(&text, r"\d+(?:\.\d+)?").into_owned()
+    });
+    let whole = parts.collect::<Vec<_>>().join(".*");
+    Regex::new(&format!("^{whole}$")).expect("a regular expression")
+}
+
+/// Whether the output is as expected. A line `…` stands for any number of lines.
+fn matches(expected: &[String], lines: &[String], numbers_vary: bool) -> bool {
+    match expected.split_first() {
+        None => lines.is_empty(),
+        Some((first, rest)) if first.trim() == "…" => {
+            (0..=lines.len()).any(|skip| matches(rest, &lines[skip..], numbers_vary))
+        }
+        Some((first, rest)) => lines.split_first().is_some_and(|(line, lines)| {
+            pattern(first, numbers_vary).is_match(line) && matches(rest, lines, numbers_vary)
+        }),
+    }
+}
+
+/// A shell in the namespaces of the test.
+struct Terminal {
+    child: Child,
+    input: ChildStdin,
+    output: Receiver<String>,
+}
+
+impl Terminal {
+    fn open(mut command: Command, folder: &Path) -> Self {
+        let path = format!("{}:{}", folder.join("bin").display(), std::env::var("PATH").unwrap_or_default());
+        // The order of lines on standard output and standard error is that of a terminal.
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut child = command
+            .current_dir(folder.join("home"))
+            .env("PATH", path)
+            .env("LC_ALL", "C.UTF-8")
+            .env("TZ", "UTC")
+            .stdin(Stdio::piped())
+            .stdout(writer.try_clone().expect("a descriptor"))
+            .stderr(writer)
+            .process_group(0)
+            .spawn()
+            .expect("it can be run");
+        drop(command);
+        let input = child.stdin.take().expect("it is piped");
+        let (sender, output) = mpsc::channel();
+        thread::spawn(move || {
+            let lines = std::io::BufRead::lines(std::io::BufReader::new(reader));
+            for line in lines.map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { child, input, output }
+    }
+
+    fn send(&mut self, command: &str) {
+        let script = testbed::scratch_file();
+        fs::write(&script, command).expect("it can be written");
+        let path = script.display();
+        writeln!(self.input, "source {path} < /dev/null; printf '\\n%s %s\\n' {END} $?; rm -f {path}")
+            .expect("the shell runs");
+    }
+
+    /// Lines until the end of the command, and its exit code; or until one that matches `first`.
+    fn read(&self, first: Option<&Regex>) -> (Vec<String>, Option<i32>) {
+        let deadline = Instant::now() + TIMEOUT;
+        let mut lines: Vec<String> = Vec::new();
+        loop {
+            match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.starts_with(END) => {
+                    let code = line[END.len()..].trim().parse().expect("a number");
+                    while lines.last().is_some_and(String::is_empty) {
+                        lines.pop();
+                    }
+                    return (lines, Some(code));
+                }
+                Ok(line) => {
+                    let line = line.trim_end().to_owned();
+                    let is_first = first.is_some_and(|first| first.is_match(&line));
+                    lines.push(line);
+                    if is_first {
+                        return (lines, None);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => panic!("a command does not end; it printed {lines:#?}"),
+                Err(RecvTimeoutError::Disconnected) => panic!("the shell ended; it printed {lines:#?}"),
+            }
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // What the commands left in the background ends with the shell.
+        let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
+        let _ = self.child.wait();
+    }
+}
+
+/// A directory with `home`, where commands run, and `bin`, where they find injector and sudo.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let folder = testbed::scratch_file();
+        let bin = folder.join("bin");
+        fs::create_dir_all(&bin).expect("it can be created");
+        fs::create_dir_all(folder.join("home")).expect("it can be created");
+        symlink(INJECTOR, bin.join("injector")).expect("it can be created");
+        // The test is root already, and sudo would reset PATH.
+        fs::write(bin.join("sudo"), "#!/bin/sh\nexec \"$@\"\n").expect("it can be written");
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(bin.join("sudo"), executable).expect("it is there");
+        Self(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A command of the second terminal whose end is awaited later.
+struct Pending {
+    step: Step,
+    lines: Vec<String>,
+    numbers_vary: bool,
+}
+
+struct Reader {
+    page: String,
+    // Dropped in this order.
+    second: Option<Terminal>,
+    first: Terminal,
+    folder: Folder,
+    pending: VecDeque<Pending>,
+}
+
+impl Reader {
+    /// Namespaces with a loopback interface, and directories of their own for journals and names of namespaces.
+    fn new(page: &str) -> Self {
+        let folder = Folder::new();
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "bash", "--noprofile", "--norc", "-c"]).arg(
+            "for folder in /run/injector /run/netns; do mkdir -p $folder && mount -t tmpfs guide $folder; done
+             ip link set lo up && exec bash --noprofile --norc",
+        );
+        let mut first = Terminal::open(command, &folder.0);
+        first.send(&format!("export ROOT={ROOT}"));
+        assert_eq!(first.read(None), (Vec::new(), Some(0)), "the shell starts");
+        Self { page: page.to_owned(), second: None, first, folder, pending: VecDeque::new() }
+    }
+
+    fn compare(&self, step: &Step, lines: &[String], code: Option<i32>, numbers_vary: bool) {
+        let (page, command) = (&self.page, &step.command);
+        match &step.output {
+            None => assert_eq!(code, Some(0), "{page}: failed: {command}\n{}", lines.join("\n")),
+            Some(expected) => assert!(
+                matches(expected, lines, numbers_vary),
+                "{page}: $ {command}\n--- the page has\n{}\n--- it printed\n{}\n---",
+                expected.join("\n"),
+                lines.join("\n"),
+            ),
+        }
+    }
+
+    fn run(&mut self, block: &Block) {
+        if let Some(commands) = &block.markers.prepare {
+            let step = Step { command: format!("set -e\n{commands}\nset +e"), output: None };
+            self.first.send(&step.command);
+            let (lines, code) = self.first.read(None);
+            self.compare(&step, &lines, code, false);
+        }
+        let numbers_vary = block.markers.numbers_vary;
+        for step in steps(block) {
+            if block.markers.second_terminal {
+                self.start(step, numbers_vary);
+            } else {
+                self.first.send(&step.command);
+                let (lines, code) = self.first.read(None);
+                self.compare(&step, &lines, code, numbers_vary);
+            }
+        }
+        if !block.markers.second_terminal {
+            self.finish();
+        }
+    }
+
+    /// Starts a command in the second terminal and waits for its first line.
+    fn start(&mut self, step: Step, numbers_vary: bool) {
+        self.finish();
+        let pid = self.first.child.id().to_string();
+        let folder = &self.folder.0;
+        let terminal = self.second.get_or_insert_with(|| {
+            let mut command = Command::new("nsenter");
+            command.args(["--target", &pid, "--net", "--mount", "bash", "-c"]);
+            // nsenter changes to the root of the namespace.
+            command.arg("cd \"$0\" && exec bash --noprofile --norc").arg(folder.join("home"));
+            Terminal::open(command, folder)
+        });
+        terminal.send(&step.command);
+        let first = step.output.as_ref().and_then(|lines| lines.first()).expect("it prints something");
+        let (lines, code) = terminal.read(Some(&pattern(first, numbers_vary)));
+        assert_eq!(code, None, "{}: ended: {}\n{}", self.page, step.command, lines.join("\n"));
+        self.pending.push_back(Pending { step, lines, numbers_vary });
+    }
+
+    /// Waits for the command of the second terminal.
+    fn finish(&mut self) {
+        while let Some(Pending { step, mut lines, numbers_vary }) = self.pending.pop_front() {
+            let terminal = self.second.as_ref().expect("it was opened");
+            let (rest, code) = terminal.read(None);
+            lines.extend(rest);
+            self.compare(&step, &lines, code, numbers_vary);
+        }
+    }
+}
+
+/// Runs the blocks of a page. `not_run` is how many of them are not.
+fn follow(page: &str, not_run: usize) {
+    let text = fs::read_to_string(Path::new(ROOT).join(page)).expect("it is there");
+    let mut reader = Reader::new(page);
+    let (mut run, mut left_out) = (0, 0);
+    for block in blocks(&text) {
+        let is_command = ["sh", "console"].contains(&&*block.language);
+        if let Some(reason) = &block.markers.not_run {
+            println!("{page}: not run ({reason}): {}", block.text.lines().next().unwrap_or_default());
+            left_out += 1;
+        } else if let Some(name) = &block.markers.file {
+            fs::write(reader.folder.0.join("home").join(name), &block.text).expect("it can be written");
+        } else if is_command {
+            reader.run(&block);
+            run += 1;
+        }
+    }
+    reader.finish();
+    println!("{page}: {run} blocks run, {left_out} not run");
+    assert!(run > 0, "{page}: no block is run");
+    assert_eq!(left_out, not_run, "{page}: blocks that are not run");
+}
+
+#[test]
+fn the_guide_can_be_followed() {
+    follow("docs/guide.md", 2);
+}
