@@ -3,7 +3,6 @@
 //! docs/development.md describes the format of blocks and markers.
 
 use std::{
-    collections::VecDeque,
     fs,
     io::Write as _,
     os::unix::{fs::symlink, process::CommandExt as _},
@@ -27,6 +26,9 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 /// Printed after each command, with its exit code.
 const END: &str = "guide-test-end-of-command";
 
+/// A line of expected output: the reader presses Ctrl-C.
+const INTERRUPT: &str = "^C";
+
 /// What the markers before a block say.
 #[derive(Debug, Default, Clone)]
 struct Markers {
@@ -40,6 +42,8 @@ struct Markers {
     numbers_vary: bool,
     /// The block is typed in a second terminal, and runs beside what follows.
     second_terminal: bool,
+    /// What runs in the second terminal does not end with this block.
+    continues: bool,
 }
 
 #[derive(Debug)]
@@ -107,6 +111,7 @@ fn read_marker(text: &str, markers: &mut Markers) {
         match text {
             "numbers vary" => markers.numbers_vary = true,
             "second terminal" => markers.second_terminal = true,
+            "second terminal continues" => markers.continues = true,
             // Any other comment.
             _ => (),
         }
@@ -210,8 +215,8 @@ impl Terminal {
             .expect("the shell runs");
     }
 
-    /// Lines until the end of the command, and its exit code; or until one that matches `first`.
-    fn read(&self, first: Option<&Regex>) -> (Vec<String>, Option<i32>) {
+    /// Lines until the end of the command, and its exit code; or until `enough` of them are there.
+    fn read(&self, enough: impl Fn(&[String]) -> bool) -> (Vec<String>, Option<i32>) {
         let deadline = Instant::now() + TIMEOUT;
         let mut lines: Vec<String> = Vec::new();
         loop {
@@ -224,10 +229,8 @@ impl Terminal {
                     return (lines, Some(code));
                 }
                 Ok(line) => {
-                    let line = line.trim_end().to_owned();
-                    let is_first = first.is_some_and(|first| first.is_match(&line));
-                    lines.push(line);
-                    if is_first {
+                    lines.push(line.trim_end().to_owned());
+                    if enough(&lines) {
                         return (lines, None);
                     }
                 }
@@ -236,12 +239,21 @@ impl Terminal {
             }
         }
     }
+
+    /// Lines until the end of the command, and its exit code.
+    fn read_all(&self) -> (Vec<String>, Option<i32>) {
+        self.read(|_| false)
+    }
+
+    fn group(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
 }
 
 impl Drop for Terminal {
     fn drop(&mut self) {
         // What the commands left in the background ends with the shell.
-        let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
+        let _ = killpg(self.group(), Signal::SIGKILL);
         let _ = self.child.wait();
     }
 }
@@ -275,6 +287,8 @@ struct Pending {
     step: Step,
     lines: Vec<String>,
     numbers_vary: bool,
+    /// It ends by Ctrl-C, not by itself.
+    interrupt: bool,
 }
 
 struct Reader {
@@ -283,7 +297,7 @@ struct Reader {
     second: Option<Terminal>,
     first: Terminal,
     folder: Folder,
-    pending: VecDeque<Pending>,
+    pending: Option<Pending>,
 }
 
 impl Reader {
@@ -297,8 +311,8 @@ impl Reader {
         );
         let mut first = Terminal::open(command, &folder.0);
         first.send(&format!("export ROOT={ROOT}"));
-        assert_eq!(first.read(None), (Vec::new(), Some(0)), "the shell starts");
-        Self { page: page.to_owned(), second: None, first, folder, pending: VecDeque::new() }
+        assert_eq!(first.read_all(), (Vec::new(), Some(0)), "the shell starts");
+        Self { page: page.to_owned(), second: None, first, folder, pending: None }
     }
 
     fn compare(&self, step: &Step, lines: &[String], code: Option<i32>, numbers_vary: bool) {
@@ -318,7 +332,7 @@ impl Reader {
         if let Some(commands) = &block.markers.prepare {
             let step = Step { command: format!("set -e\n{commands}\nset +e"), output: None };
             self.first.send(&step.command);
-            let (lines, code) = self.first.read(None);
+            let (lines, code) = self.first.read_all();
             self.compare(&step, &lines, code, false);
         }
         let numbers_vary = block.markers.numbers_vary;
@@ -327,17 +341,17 @@ impl Reader {
                 self.start(step, numbers_vary);
             } else {
                 self.first.send(&step.command);
-                let (lines, code) = self.first.read(None);
+                let (lines, code) = self.first.read_all();
                 self.compare(&step, &lines, code, numbers_vary);
             }
         }
-        if !block.markers.second_terminal {
+        if !block.markers.second_terminal && !block.markers.continues {
             self.finish();
         }
     }
 
-    /// Starts a command in the second terminal and waits for its first line.
-    fn start(&mut self, step: Step, numbers_vary: bool) {
+    /// Starts a command in the second terminal. Waits for what it prints before `^C`, or for its first line.
+    fn start(&mut self, mut step: Step, numbers_vary: bool) {
         self.finish();
         let pid = self.first.child.id().to_string();
         let folder = &self.folder.0;
@@ -348,18 +362,26 @@ impl Reader {
             command.arg("cd \"$0\" && exec bash --noprofile --norc").arg(folder.join("home"));
             Terminal::open(command, folder)
         });
-        terminal.send(&step.command);
-        let first = step.output.as_ref().and_then(|lines| lines.first()).expect("it prints something");
-        let (lines, code) = terminal.read(Some(&pattern(first, numbers_vary)));
+        terminal.send(&format!("trap : INT\n{}", step.command));
+        let expected = step.output.as_mut().expect("console has output");
+        let interrupt = expected.iter().position(|line| line == INTERRUPT);
+        let before = expected[..interrupt.unwrap_or(1)].to_vec();
+        if let Some(interrupt) = interrupt {
+            expected.remove(interrupt);
+        }
+        let (lines, code) = terminal.read(|lines| matches(&before, lines, numbers_vary));
         assert_eq!(code, None, "{}: ended: {}\n{}", self.page, step.command, lines.join("\n"));
-        self.pending.push_back(Pending { step, lines, numbers_vary });
+        self.pending = Some(Pending { step, lines, numbers_vary, interrupt: interrupt.is_some() });
     }
 
-    /// Waits for the command of the second terminal.
+    /// Ends the command of the second terminal, or waits for its end.
     fn finish(&mut self) {
-        while let Some(Pending { step, mut lines, numbers_vary }) = self.pending.pop_front() {
+        if let Some(Pending { step, mut lines, numbers_vary, interrupt }) = self.pending.take() {
             let terminal = self.second.as_ref().expect("it was opened");
-            let (rest, code) = terminal.read(None);
+            if interrupt {
+                killpg(terminal.group(), Signal::SIGINT).expect("it runs");
+            }
+            let (rest, code) = terminal.read_all();
             lines.extend(rest);
             self.compare(&step, &lines, code, numbers_vary);
         }
@@ -390,6 +412,48 @@ fn follow(page: &str, not_run: usize) {
 }
 
 #[test]
+fn the_examples_of_the_readme_print_what_it_says() {
+    follow("README.md", 2);
+}
+
+#[test]
 fn the_guide_can_be_followed() {
-    follow("docs/guide.md", 2);
+    follow("docs/guide.md", 1);
+}
+
+#[test]
+fn the_tutorial_of_ddia_can_be_followed() {
+    let _turn = testbed::ddia_turn();
+    follow("docs/ddia.md", 1);
+}
+
+#[test]
+fn a_clock_is_set_back_as_described() {
+    follow("docs/howto/clock-back.md", 0);
+}
+
+#[test]
+fn a_timeout_is_found_as_described() {
+    follow("docs/howto/client-timeout.md", 0);
+}
+
+#[test]
+fn three_nodes_are_split_as_described() {
+    follow("docs/howto/split-brain.md", 0);
+}
+
+#[test]
+fn a_lease_outlives_its_holder_as_described() {
+    follow("docs/howto/lease.md", 0);
+}
+
+#[test]
+fn an_api_and_name_servers_fail_as_described() {
+    follow("docs/howto/failing-api.md", 0);
+    follow("docs/howto/dns.md", 1);
+}
+
+#[test]
+fn a_ci_job_runs_under_loss_as_described() {
+    follow("docs/howto/ci.md", 0);
 }
