@@ -78,7 +78,9 @@ fn blocks(page: &str) -> Vec<Block> {
             Event::Start(Tag::CodeBlock(kind)) => {
                 let language = match kind {
                     CodeBlockKind::Fenced(language) => language.to_string(),
-                    CodeBlockKind::Indented => panic!("an indented code block: give it a fence and a language"),
+                    CodeBlockKind::Indented => {
+                        panic!("an indented code block: give it a fence and a language")
+                    }
                 };
                 code = Some((language, String::new()));
             }
@@ -179,7 +181,11 @@ struct Terminal {
 
 impl Terminal {
     fn open(mut command: Command, folder: &Path) -> Self {
-        let path = format!("{}:{}", folder.join("bin").display(), std::env::var("PATH").unwrap_or_default());
+        let path = format!(
+            "{}:{}",
+            folder.join("bin").display(),
+            std::env::var("PATH").unwrap_or_default()
+        );
         // The order of lines on standard output and standard error is that of a terminal.
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let mut child = command
@@ -211,8 +217,11 @@ impl Terminal {
         let script = testbed::scratch_file();
         fs::write(&script, command).expect("it can be written");
         let path = script.display();
-        writeln!(self.input, "source {path} < /dev/null; printf '\\n%s %s\\n' {END} $?; rm -f {path}")
-            .expect("the shell runs");
+        writeln!(
+            self.input,
+            "source {path} < /dev/null; printf '\\n%s %s\\n' {END} $?; rm -f {path}"
+        )
+        .expect("the shell runs");
     }
 
     /// Lines until the end of the command, and its exit code; or until `enough` of them are there.
@@ -234,8 +243,12 @@ impl Terminal {
                         return (lines, None);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => panic!("a command does not end; it printed {lines:#?}"),
-                Err(RecvTimeoutError::Disconnected) => panic!("the shell ended; it printed {lines:#?}"),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("a command does not end; it printed {lines:#?}")
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("the shell ended; it printed {lines:#?}")
+                }
             }
         }
     }
@@ -396,10 +409,14 @@ fn follow(page: &str, not_run: usize) {
     for block in blocks(&text) {
         let is_command = ["sh", "console"].contains(&&*block.language);
         if let Some(reason) = &block.markers.not_run {
-            println!("{page}: not run ({reason}): {}", block.text.lines().next().unwrap_or_default());
+            println!(
+                "{page}: not run ({reason}): {}",
+                block.text.lines().next().unwrap_or_default()
+            );
             left_out += 1;
         } else if let Some(name) = &block.markers.file {
-            fs::write(reader.folder.0.join("home").join(name), &block.text).expect("it can be written");
+            fs::write(reader.folder.0.join("home").join(name), &block.text)
+                .expect("it can be written");
         } else if is_command {
             reader.run(&block);
             run += 1;
@@ -456,4 +473,29 @@ fn an_api_and_name_servers_fail_as_described() {
 #[test]
 fn a_ci_job_runs_under_loss_as_described() {
     follow("docs/howto/ci.md", 0);
+}
+
+#[test]
+fn a_page_that_differs_from_what_is_printed_is_noticed() {
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    let printed = lines("injector: 36 packets matched, 6 dropped\nlast");
+    for (page, numbers_vary, same) in [
+        ("injector: 36 packets matched, 6 dropped\nlast", false, true),
+        ("injector: 1 packets matched, 2 dropped\nlast", true, true),
+        ("injector: 1 packets matched, 2 dropped\nlast", false, false),
+        ("injector: 1 packets matched, 2 delayed\nlast", true, false),
+        ("injector: … dropped\nlast", false, true),
+        ("…\nlast", false, true),
+        ("injector: 36 packets matched, 6 dropped", false, false),
+        ("injector: 36 packets matched, 6 dropped\nlast\n…", false, true),
+    ] {
+        assert_eq!(matches(&lines(page), &printed, numbers_vary), same, "{page}");
+    }
+    let page = "<!-- numbers vary -->\n<!-- second terminal -->\n```console\n$ a \\\n> b\n1\n$ c\n```\n\n```sh\nd\n```\n";
+    let blocks = blocks(page);
+    assert!(blocks[0].markers.numbers_vary && blocks[0].markers.second_terminal);
+    assert!(!blocks[1].markers.numbers_vary, "markers are for one block");
+    let steps = steps(&blocks[0]);
+    assert_eq!((&*steps[0].command, &steps[0].output), ("a \\\nb", &Some(vec!["1".to_owned()])));
+    assert_eq!((&*steps[1].command, &steps[1].output), ("c", &Some(Vec::new())));
 }
