@@ -499,3 +499,62 @@ fn a_page_that_differs_from_what_is_printed_is_noticed() {
     assert_eq!((&*steps[0].command, &steps[0].output), ("a \\\nb", &Some(vec!["1".to_owned()])));
     assert_eq!((&*steps[1].command, &steps[1].output), ("c", &Some(Vec::new())));
 }
+
+/// The names of options in text that begins with one, or with a command of injector.
+fn options(text: &str) -> Vec<String> {
+    let text = text.strip_prefix("$ ").unwrap_or(text);
+    let text = text.strip_prefix("sudo ").unwrap_or(text);
+    let is_command =
+        ["injector ", "inject ", "run ", "apply "].iter().any(|name| text.starts_with(name));
+    let words = text.split_whitespace().take_while(|word| *word != "--");
+    words
+        .take(if is_command { usize::MAX } else { 1 })
+        .filter_map(|word| word.strip_prefix("--"))
+        .map(|word| word.split(['=', '…', ',', ';']).next().unwrap_or_default().to_owned())
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+#[test]
+fn the_options_that_the_documentation_names_exist() {
+    let help = |command: &str| {
+        let mut help = Command::new(INJECTOR);
+        let output = help.args(command.split_whitespace()).arg("--help").output().expect("it runs");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let whole: String = [
+        "", "run", "inject", "apply", "agent", "report", "doctor", "list", "profiles", "cleanup",
+        "man",
+    ]
+    .into_iter()
+    .map(help)
+    .collect();
+    let option = Regex::new(r"--([a-z][a-z-]*)").expect("a regular expression");
+    let known: Vec<&str> = option
+        .captures_iter(&whole)
+        .filter_map(|found| found.get(1))
+        .map(|name| name.as_str())
+        .collect();
+    let docs = Path::new(ROOT).join("docs");
+    let pages = [&docs, &docs.join("howto")].into_iter().flat_map(|folder| {
+        fs::read_dir(folder).expect("it is there").map(|entry| entry.expect("it is read").path())
+    });
+    let mut seen = 0;
+    for page in pages.chain([Path::new(ROOT).join("README.md")]) {
+        // Pages on other programs' options.
+        let is_excepted = ["moving", "building", "development", "packaging", "performance"]
+            .contains(&page.file_stem().and_then(|name| name.to_str()).unwrap_or_default());
+        if is_excepted || page.extension().is_none_or(|name| name != "md") {
+            continue;
+        }
+        let text = fs::read_to_string(&page).expect("it is there");
+        for event in Parser::new(&text) {
+            let (Event::Code(code) | Event::Text(code)) = event else { continue };
+            for name in code.lines().flat_map(options) {
+                assert!(known.contains(&&*name), "{}: --{name} in: {code}", page.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 200, "{seen}");
+}
