@@ -10,7 +10,7 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use nix::{
@@ -500,6 +500,9 @@ fn a_page_that_differs_from_what_is_printed_is_noticed() {
     assert_eq!((&*steps[1].command, &steps[1].output), ("c", &Some(Vec::new())));
 }
 
+/// Options of other programs, and one of which the documentation says that it does not exist.
+const ELSEWHERE: [&str; 4] = ["syscall-delay", "set", "short", "out"];
+
 /// The names of options in text that begins with one, or with a command of injector.
 fn options(text: &str) -> Vec<String> {
     let text = text.strip_prefix("$ ").unwrap_or(text);
@@ -511,7 +514,7 @@ fn options(text: &str) -> Vec<String> {
         .take(if is_command { usize::MAX } else { 1 })
         .filter_map(|word| word.strip_prefix("--"))
         .map(|word| word.split(['=', '…', ',', ';']).next().unwrap_or_default().to_owned())
-        .filter(|name| !name.is_empty())
+        .filter(|name| name.starts_with(char::is_alphabetic))
         .collect()
 }
 
@@ -536,10 +539,10 @@ fn the_options_that_the_documentation_names_exist() {
         .map(|name| name.as_str())
         .collect();
     let docs = Path::new(ROOT).join("docs");
-    let pages = [&docs, &docs.join("howto")].into_iter().flat_map(|folder| {
+    let pages = [docs.clone(), docs.join("howto")].into_iter().flat_map(|folder| {
         fs::read_dir(folder).expect("it is there").map(|entry| entry.expect("it is read").path())
     });
-    let mut seen = 0;
+    let (mut seen, mut unknown) = (0, Vec::new());
     for page in pages.chain([Path::new(ROOT).join("README.md")]) {
         // Pages on other programs' options.
         let is_excepted = ["moving", "building", "development", "packaging", "performance"]
@@ -551,10 +554,13 @@ fn the_options_that_the_documentation_names_exist() {
         for event in Parser::new(&text) {
             let (Event::Code(code) | Event::Text(code)) = event else { continue };
             for name in code.lines().flat_map(options) {
-                assert!(known.contains(&&*name), "{}: --{name} in: {code}", page.display());
+                if !known.contains(&&*name) && !ELSEWHERE.contains(&&*name) {
+                    unknown.push(format!("{}: --{name} in: {code}", page.display()));
+                }
                 seen += 1;
             }
         }
     }
+    assert!(unknown.is_empty(), "{unknown:#?}");
     assert!(seen > 200, "{seen}");
 }
