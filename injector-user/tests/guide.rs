@@ -126,19 +126,16 @@ fn steps(block: &Block) -> Vec<Step> {
         return vec![Step { command: block.text.clone(), output: None }];
     }
     let mut steps: Vec<Step> = Vec::new();
-    let mut continues = false;
     for line in block.text.lines() {
-        if continues {
-            let step = steps.last_mut().expect("it began");
-            step.command.push('\n');
-            step.command.push_str(line.strip_prefix("> ").unwrap_or(line));
-            continues = line.ends_with('\\');
-        } else if let Some(command) = line.strip_prefix("$ ") {
+        if let Some(command) = line.strip_prefix("$ ") {
             steps.push(Step { command: command.to_owned(), output: Some(Vec::new()) });
-            continues = command.ends_with('\\');
-        } else {
-            let step = steps.last_mut().expect("a console block begins with a command");
-            step.output.get_or_insert_default().push(line.trim_end().to_owned());
+            continue;
+        }
+        let step = steps.last_mut().expect("a console block begins with a command");
+        let output = step.output.get_or_insert_default();
+        match line.strip_prefix("> ") {
+            Some(rest) if output.is_empty() => step.command += &format!("\n{rest}"),
+            _ => output.push(line.trim_end().to_owned()),
         }
     }
     steps
@@ -153,7 +150,7 @@ fn pattern(line: &str, numbers_vary: bool) -> Regex {
         }
         // Escaped dots are a part of numbers.
         let number = Regex::new(r"\d+(?:\\\.\d+)*").expect("a regular expression");
-        number.replace_all(&text, r"\d+(?:\.\d+)?").into_owned()
+        number.replace_all(&text, r"\d+(?:\.\d+)*").into_owned()
     });
     let whole = parts.collect::<Vec<_>>().join(".*");
     Regex::new(&format!("^{whole}$")).expect("a regular expression")
