@@ -18,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 use pulldown_cmark::{CodeBlockKind, Event, Parser, Tag, TagEnd};
-use regex::Regex;
+use regex::{Captures, Regex};
 use testbed::{INJECTOR, TIMEOUT};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -134,7 +134,7 @@ fn steps(block: &Block) -> Vec<Step> {
         let step = steps.last_mut().expect("a console block begins with a command");
         let output = step.output.get_or_insert_default();
         match line.strip_prefix("> ") {
-            Some(rest) if output.is_empty() => step.command += &format!("\n{rest}"),
+            Some(rest) if output.is_empty() => step.command.extend(["\n", rest]),
             _ => output.push(line.trim_end().to_owned()),
         }
     }
@@ -148,9 +148,14 @@ fn pattern(line: &str, numbers_vary: bool) -> Regex {
         if !numbers_vary {
             return text;
         }
-        // Escaped dots are a part of numbers.
-        let number = Regex::new(r"\d+(?:\\\.\d+)*").expect("a regular expression");
-        number.replace_all(&text, r"\d+(?:\.\d+)*").into_owned()
+        // Escaped dots are a part of numbers. A duration may have another unit.
+        let number =
+            Regex::new(r"\d+(?:\\\.\d+)*((?:ns|us|µs|ms|s)\b)?").expect("a regular expression");
+        let any = |found: &Captures<'_>| {
+            let unit = if found.get(1).is_some() { "(?:ns|us|µs|ms|s)" } else { "" };
+            format!(r"\d+(?:\.\d+)*{unit}")
+        };
+        number.replace_all(&text, any).into_owned()
     });
     let whole = parts.collect::<Vec<_>>().join(".*");
     Regex::new(&format!("^{whole}$")).expect("a regular expression")
@@ -506,6 +511,7 @@ fn a_page_that_differs_from_what_is_printed_is_noticed() {
     for (page, numbers_vary, same) in [
         ("injector: 36 packets matched, 6 dropped\nlast", false, true),
         ("injector: 1 packets matched, 2 dropped\nlast", true, true),
+        ("injector: 1 packets matched, 2 dropped\nlast 1ms", true, false),
         ("injector: 1 packets matched, 2 dropped\nlast", false, false),
         ("injector: 1 packets matched, 2 delayed\nlast", true, false),
         ("injector: … dropped\nlast", false, true),
@@ -515,6 +521,10 @@ fn a_page_that_differs_from_what_is_printed_is_noticed() {
     ] {
         assert_eq!(matches(&lines(page), &printed, numbers_vary), same, "{page}");
     }
+    assert!(
+        matches(&lines("8ms: a"), &lines("1.5s: a"), true)
+            && !matches(&lines("8ms"), &lines("1.5"), true)
+    );
     let page = lines("injector: begins\n1\ninjector: ends");
     for (printed, shown) in [
         ("1\ninjector: begins\ninjector: ends", true),
