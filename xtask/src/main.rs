@@ -6,7 +6,7 @@ mod vm;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 /// Benchmarks, and tests in virtual machines
 #[derive(Parser)]
@@ -18,10 +18,19 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure the overhead of injector
-    #[command(subcommand)]
-    Bench(Bench),
+    Bench(BenchArgs),
     Vm(vm::Args),
+}
+
+/// Measure the overhead of injector
+#[derive(Args)]
+struct BenchArgs {
+    /// Write the output to the page of this machine in docs/performance as well
+    #[arg(long, global = true)]
+    write: bool,
+
+    #[command(subcommand)]
+    bench: Bench,
 }
 
 #[derive(Subcommand)]
@@ -34,14 +43,34 @@ enum Bench {
     Wire(bench::wire::Args),
 }
 
+impl Bench {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Packets(_) => "packets",
+            Self::Clock(_) => "clock",
+            Self::Delay(_) => "delay",
+            Self::Scenario(_) => "scenario",
+            Self::Agent(_) => "agent",
+            Self::Wire(_) => "wire",
+        }
+    }
+
+    fn run(&self) -> Result<ExitCode> {
+        match self {
+            Self::Packets(args) => bench::packets(args),
+            Self::Clock(args) => bench::clock::clock(args),
+            Self::Delay(args) => bench::delay::delay(args),
+            Self::Scenario(args) => bench::scenario::run(args),
+            Self::Agent(args) => bench::agent::run(args),
+            Self::Wire(args) => bench::wire::run(args),
+        }
+    }
+}
+
 fn main() -> Result<ExitCode> {
     match Cli::parse().command {
-        Command::Bench(Bench::Packets(args)) => bench::packets(&args),
-        Command::Bench(Bench::Clock(args)) => bench::clock::clock(&args),
-        Command::Bench(Bench::Delay(args)) => bench::delay::delay(&args),
-        Command::Bench(Bench::Scenario(args)) => bench::scenario::run(&args),
-        Command::Bench(Bench::Agent(args)) => bench::agent::run(&args),
-        Command::Bench(Bench::Wire(args)) => bench::wire::run(&args),
+        Command::Bench(BenchArgs { write: true, bench }) => bench::page::write(bench.name()),
+        Command::Bench(BenchArgs { write: false, bench }) => bench.run(),
         Command::Vm(args) => vm::run(&args),
     }
 }

@@ -376,7 +376,8 @@ fn write_human(text: &mut String, line: &Line) -> std::fmt::Result {
         Event::Ended { changes, late, faults, clocks, .. } => {
             writeln!(
                 text,
-                "injector: {elapsed:9.3} s  ended after {changes} changes, of which 99 % were at most {:.3} ms late",
+                "injector: {elapsed:9.3} s  ended after {}, of which 99 % were at most {:.3} ms late",
+                plural(*changes as u64, "change"),
                 late.p99_ms
             )?;
             for (target, faults) in faults {

@@ -56,7 +56,7 @@ pub enum RuleError {
     #[error("there are {0} rules; the most is {max}", max = injector_common::rule::MAX_RULES)]
     TooMany(usize),
     /// A fault that XDP cannot apply.
-    #[error("--xdp works on received packets of a whole host: --{0} cannot be had with it")]
+    #[error("--xdp works on received packets of a whole host: --{0} is not available with it")]
     Xdp(&'static str),
 }
 

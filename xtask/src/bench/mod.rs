@@ -8,6 +8,7 @@ mod injector;
 mod link;
 mod namespace;
 mod numbers;
+pub mod page;
 mod peer;
 mod places;
 mod report;

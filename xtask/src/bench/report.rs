@@ -82,12 +82,9 @@ impl Target {
 impl Report {
     /// An empty report for this machine.
     pub fn new(quick: bool) -> Result<Self> {
-        let info = fs::read_to_string("/proc/cpuinfo")?;
-        let models = info.lines().filter_map(|line| line.strip_prefix("model name"));
-        let model = models.clone().next().unwrap_or_default().trim_start_matches(['\t', ':', ' ']);
         Ok(Self {
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().into(),
-            processor: format!("{} × {model}", models.count()),
+            processor: super::page::processors()?,
             quick,
             test_run: Vec::new(),
             startup: None,
