@@ -68,7 +68,7 @@ pub struct Fault {
     /// What went wrong, if that is why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Who asked for it.
+    /// The client that requested it.
     pub owner: String,
     /// Display name of the target.
     #[serde(default)]
@@ -124,11 +124,10 @@ pub struct Fault {
     /// The process faults, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<String>,
-    /// What was done to processes, if that was asked for.
+    /// What was done to processes, if that was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processes: Option<process::Statistics>,
-    /// If labels select what is faulted: the pods that are, or are to be. Each has a fault of its own; what those do and
-    /// did is told here as well, all together.
+    /// The pods that labels select. Each has a fault of its own, whose counters are included here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<Arc<Vec<PodStatus>>>,
 }

@@ -78,7 +78,7 @@ pub enum ClockError {
     FrozenDrift,
     /// A clock selection without a fault.
     #[error(
-        "--clock says which clocks, but not what is to be wrong with them: give an offset, a drift, or one of --clock-jump, --clock-strobe, --clock-freeze"
+        "--clock says which clocks, but not what to change: give an offset, a drift, or one of --clock-jump, --clock-strobe, --clock-freeze"
     )]
     NoFault,
     /// A permission to step back without a fault that it applies to.
@@ -87,7 +87,7 @@ pub enum ClockError {
     /// A steady clock would step back.
     #[error(
         "this would set the {clocks} clock back {when}, which programs do not expect of it: leave it out of clock=, or \
-         give --allow-backward if that is what is to be tested"
+         give --allow-backward to test that"
     )]
     Backward {
         /// The clocks.

@@ -27,7 +27,7 @@ pub struct PodStatus {
 pub enum PodState {
     /// It cannot be.
     Failed,
-    /// It is to be, as soon as that can be.
+    /// Not faulted yet; the agent tries again.
     Waiting,
     /// Its fault was ended through the agent's own API, and does not begin again.
     Stopped,
