@@ -1,10 +1,10 @@
 //! JSON output: the same thing has the same keys in all commands, and each line follows the schema.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
 use serde_json::{Value, json};
 use testbed::{
-    INJECTOR, Injector, Lab, Process, RuleFile, TestCgroup, agent::Agent, output, run_bash,
+    INJECTOR, Injector, Lab, Process, RuleFile, TestCgroup, agent::Agent, output, scratch_file,
     start_scenario,
 };
 
@@ -86,12 +86,18 @@ fn a_list_of_faults_has_the_first_rules_and_the_number_of_the_others() {
 
 #[test]
 fn the_summary_of_run_has_the_exit_code_of_its_command() {
-    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143)] {
-        let (output, summary) = run_bash("--loss 1% --remote 127.0.0.1", script);
-        let summary = summary.expect("a summary");
-        assert_eq!((output.status.code(), &summary["exit_code"]), (Some(code), &json!(code)));
-    }
     let lab = Lab::new();
+    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143)] {
+        let report = scratch_file();
+        let mut command = lab.left.command(INJECTOR, None);
+        command.args("run --loss 1% --output json --output-file".split(' ')).arg(&report);
+        let output = command.args(["--", "bash", "-c", script]).output().expect("it runs");
+        let events = output::lines(&fs::read_to_string(&report).expect("it is written"));
+        fs::remove_file(&report).expect("it is there");
+        let summary = events.last().expect("events");
+        assert_eq!((output.status.code(), &summary["exit_code"]), (Some(code), &json!(code)));
+        assert_eq!(events[0]["target"], json!({"command": ["bash", "-c", script]}));
+    }
     let cgroup = TestCgroup::new();
     let injector = Injector::on(&lab.left, &cgroup, "--loss 1%");
     injector.process.signal(nix::sys::signal::Signal::SIGTERM);

@@ -385,7 +385,7 @@ mod tests {
         serde_json::from_value(event).expect("a line of a timeline")
     }
 
-    fn change(number: usize, at_ms: f64, active: &[&str], amounts: serde_json::Value) -> Line {
+    fn change(number: usize, at_ms: f64, active: &[&str], amounts: &serde_json::Value) -> Line {
         let late_ms = 0.25;
         let target = json!({
             "name": "db", "active": active, "amounts": amounts, "replaced": {}, "before": {"matched": 30},
@@ -404,7 +404,7 @@ mod tests {
         let step = |number, at_ms, ms: f64| {
             let name = format!("ramp of step 1: delay {ms}ms");
             let amounts = json!({&name: [{"name": "delay", "value": ms, "unit": "ms"}]});
-            change(number, at_ms, &[&name, "up: loss 1%"], amounts)
+            change(number, at_ms, &[&name, "up: loss 1%"], &amounts)
         };
         let started = json!({
             "event": "started", "scenario": "slow.yaml", "text": "timeline: # <the text>", "pid": 1, "seed": 7,
@@ -423,7 +423,7 @@ mod tests {
             step(0, 1000.0, 0.0),
             step(1, 2000.0, 50.0),
             step(2, 3000.0, 100.0),
-            change(3, 4000.0, &["up: loss 1%"], json!({})),
+            change(3, 4000.0, &["up: loss 1%"], &json!({})),
             line(5000.0, ended),
         ]
     }
