@@ -292,7 +292,7 @@ fn a_drift_is_right_within_one_percent() {
         let first = read(&mut process);
         (process, first)
     };
-    let drifting = format!("--clock drift={}", DRIFT * 1e6);
+    let drifting = format!("--clock drift={}ppm", DRIFT * 1e6);
     let mut all: Vec<_> = programs
         .iter()
         .flat_map(|program| [(program, DRIFT, &*drifting), (program, 0.0, "")])

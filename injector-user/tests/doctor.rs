@@ -51,6 +51,8 @@ fn check_verdicts(findings: &[Value]) {
                 let reason = finding["reason"].as_str().unwrap_or_default();
                 assert!(works_by.is_empty() && !reason.is_empty(), "{finding}");
                 assert!(!reason.contains("  "), "{finding}");
+                let is_of_processes = PROCESS_FAULTS.contains(&name);
+                assert!(!is_of_processes || finding["instead"].is_string(), "{finding}");
             }
             _ => panic!("{finding}"),
         }
@@ -124,6 +126,88 @@ fn without_cgroup_v2_processes_cannot_be_faulted() {
     for finding in findings.iter().filter(|finding| finding["subject"] == "engine vdso") {
         assert_eq!(finding["verdict"], "unavailable", "{finding}");
     }
+}
+
+/// The files of securityfs that matter are found although nothing mounts it, and the same is said.
+#[test]
+fn without_securityfs_the_same_is_found() {
+    const DOCTOR: &str = "exec \"$0\" doctor --output json";
+    let lab = Lab::new();
+    let doctor = |script: &str| {
+        let mut command = lab.left.command("unshare", None);
+        command.args(["--mount", "bash", "-c", script, INJECTOR]);
+        findings(&command.output().expect("it runs"))
+    };
+    let mounted = "mountpoint -q /sys/kernel/security || mount -t securityfs s /sys/kernel/security; \
+                   cat /sys/kernel/security/lsm >&2";
+    let unmounted = "while mountpoint -q /sys/kernel/security; do umount -l /sys/kernel/security; done; \
+                     ! test -e /sys/kernel/security/lsm || exit 9";
+    let [with, without] = [mounted, unmounted].map(|before| doctor(&format!("{before}; {DOCTOR}")));
+    for subject in ["engine lsm", "engine fmod-ret", "engine probe"] {
+        let of = |findings: &[Value]| {
+            let finding = findings.iter().find(|finding| finding["subject"] == subject);
+            finding.expect("a finding").clone()
+        };
+        assert_eq!(of(&with), of(&without), "{subject}");
+    }
+    assert_eq!(fault(&with, "errno"), fault(&without, "errno"));
+}
+
+/// No remedy names an option that this kernel has.
+#[test]
+fn remedies_are_what_this_kernel_lacks() {
+    let lab = Lab::new();
+    let mut doctor = lab.left.command(INJECTOR, None);
+    let findings =
+        findings(&doctor.args(["doctor", "--output", "json"]).output().expect("it runs"));
+    let Ok(options) = procfs::kernel_config() else {
+        testbed::skip("the configuration of this kernel is not known");
+        return;
+    };
+    for finding in findings {
+        let texts = [&finding["remedy"], &finding["reason"]];
+        for word in
+            texts.into_iter().filter_map(Value::as_str).flat_map(|it| it.split([' ', ',', ';']))
+        {
+            assert!(!options.contains_key(word), "{word}: {finding}");
+        }
+    }
+}
+
+/// What is said to serve where calls cannot be made to fail does serve.
+#[test]
+fn what_serves_instead_of_failing_calls_works() {
+    let output = Command::new(INJECTOR)
+        .args(["run", "--errno", "fsync=EIO", "--", "true"])
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let advice = said.split('`').find(|part| part.starts_with("strace ")).expect(&said);
+    assert_eq!(advice, "strace -f -e inject=fsync:error=EIO CMD");
+    let file = testbed::scratch_file();
+    let line =
+        advice.replace("CMD", &format!("dd if=/dev/zero of={} count=1 conv=fsync", file.display()));
+    let mut words = line.split_whitespace();
+    let strace = Command::new(words.next().expect("a program")).args(words).output();
+    let _ = std::fs::remove_file(&file);
+    match strace {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success() && said.contains("Input/output error"), "{said}");
+        }
+        Err(_) => testbed::skip("no strace(1)"),
+    }
+    let script =
+        "mkdir -p $0; mount -t tmpfs -o size=1m none $0; dd if=/dev/zero of=$0/file bs=1M count=2";
+    let folder = testbed::scratch_file();
+    let output = Command::new("unshare")
+        .args(["--mount", "bash", "-c", script])
+        .arg(&folder)
+        .output()
+        .expect("it runs");
+    let _ = std::fs::remove_dir(&folder);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("No space left on device"), "{said}");
 }
 
 #[test]

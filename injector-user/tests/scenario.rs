@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     net::{SocketAddr, UdpSocket},
     os::unix::process::ExitStatusExt as _,
     path::PathBuf,
@@ -13,8 +14,8 @@ use std::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use testbed::{
-    Family, Host, Lab, Process, RuleFile, TIMEOUT, TestCgroup, apply, number, scratch_file,
-    start_scenario, wait_until,
+    Family, Host, INJECTOR, Lab, Process, RuleFile, TIMEOUT, TestCgroup, apply, number,
+    scratch_file, start_scenario, wait_until,
 };
 
 /// All events of a scenario that ends by itself.
@@ -131,6 +132,64 @@ fn partitions_are_cut_by_their_shapes() {
     let other = socket(&lab.right, second);
     assert!(!passes(&left, &other, second) && !passes(&other, &left, here));
     process.finish();
+}
+
+#[test]
+fn partitions_say_who_is_cut_off_from_whom() {
+    const SIDES: &str = "partition one: l cut off from r";
+    let lab = Lab::new();
+    let file = RuleFile::new(&format!(
+        "{}timeline: [{{at: 500ms, for: 1500ms, partition: {{isolate: l}}}}]\n",
+        targets(&lab)
+    ));
+    let check = |options: &[&str]| {
+        let mut command = Command::new(INJECTOR);
+        let output = command.args(["apply", "--check"]).args(options).arg(&file.path).output();
+        let output = output.expect("it can be run");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let text = check(&[]);
+    assert!(text.contains(&format!("l: {SIDES}\n")) && text.contains(&format!("r: {SIDES}\n")));
+    let line: Value =
+        serde_json::from_str(check(&["--output", "json"]).lines().next().expect("one"))
+            .expect("JSON");
+    assert_eq!(line["active"], serde_json::json!([SIDES]));
+    let (timeline, page) = (scratch_file(), scratch_file());
+    let mut command = lab.left.command(INJECTOR, None);
+    command.arg("apply").arg(&file.path).arg("--timeline").arg(&timeline);
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("it can be run");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut told = Vec::new();
+    let mut next = |words: &str| {
+        let line = lines.by_ref().map(|line| line.expect("text"));
+        let mut line = line.inspect(|line| told.push(line.clone()));
+        line.find(|line| line.contains(words)).unwrap_or_else(|| panic!("no {words}"))
+    };
+    next(&format!("r: {SIDES}"));
+    // Only one of them sends, and what it sends is dropped there.
+    let (here, there) = (lab.left.at(Family::V4, 7000), lab.right.at(Family::V4, 7000));
+    socket(&lab.left, here).send_to(b"x", there).expect("it is sent");
+    next("ended after 2 changes");
+    assert_eq!(next("l: "), format!("injector:   l: {SIDES}: 1 packet matched, 1 dropped"));
+    assert_eq!(next("r: "), format!("injector:   r: {SIDES}: nothing matched"));
+    assert!(child.wait().expect("it ends").success());
+    assert!(!told.iter().any(|line| line.contains("no packet matched")), "{told:?}");
+    let status = Command::new(INJECTOR)
+        .arg("report")
+        .arg(&timeline)
+        .arg("--output")
+        .arg(&page)
+        .status()
+        .expect("it can be run");
+    assert!(status.success());
+    let html = fs::read_to_string(&page).expect("it is written");
+    assert!(html.contains(&format!("l: {SIDES}")), "{html}");
+    let written = fs::read_to_string(&timeline).expect("it is written");
+    assert!(written.contains(&format!("\"active\":[\"{SIDES}\"]")), "{written}");
+    for file in [timeline, page] {
+        fs::remove_file(file).expect("it is there");
+    }
 }
 
 #[test]
@@ -283,7 +342,7 @@ fn asked_to_end_it_ends_at_once() {
     assert!(answers(&lab));
 
     // Enter, on a terminal.
-    let line = format!("{} apply {} --output json", testbed::INJECTOR, file.path.display());
+    let line = format!("{} apply {} --output json", INJECTOR, file.path.display());
     let mut command = lab.left.command("script", None);
     command.args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"]);
     let mut process = Process::start(command);
@@ -422,7 +481,7 @@ fn a_report_is_a_page_that_a_browser_shows_without_errors() {
         format!("time,operations\n{started},10\n{},20\n", started + Duration::from_secs(1)),
     )
     .expect("it can be written");
-    let mut report = Command::new(testbed::INJECTOR);
+    let mut report = Command::new(INJECTOR);
     report.args(["report", &path, "--measured"]).arg(&csv);
     let output = report.output().expect("it runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -12,9 +12,16 @@ use super::{
 };
 use crate::{
     fault::process,
-    kernel::probe::{self, Finding, Mechanism, Verdict},
+    kernel::{
+        needs::Needs,
+        probe::{self, Finding, Mechanism, Verdict},
+    },
     output,
-    spec::{self, clock, info::Trial, rule},
+    spec::{
+        self, clock,
+        info::{Info, Trial},
+        rule,
+    },
     target::cgroup::Hierarchy,
 };
 
@@ -22,7 +29,8 @@ use crate::{
 ///
 /// Applies each fault once, in a scratch network namespace and to processes of its own, and observes the effect. The
 /// exit code is 0 whatever works, and 1 if the test itself fails. JSON has one object per line: a `subject` (a hook or
-/// an engine) or a `fault`, with its `verdict` (`ok` or `unavailable`) and `reason`.
+/// an engine) or a `fault`, with its `verdict` (`ok` or `unavailable`) and `reason`; a `remedy`, which this kernel
+/// lacks, and what serves `instead`.
 #[derive(Args, Debug)]
 pub struct DoctorArgs {
     #[command(flatten)]
@@ -40,6 +48,9 @@ struct FaultFinding {
     reason: Option<String>,
     works_by: Vec<&'static str>,
     not_by: Vec<&'static str>,
+    /// What else serves, if the fault does not work.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    instead: &'static str,
 }
 
 /// Kernel mechanisms with a trial: the subject, the engine to request, and the name of the trial.
@@ -102,17 +113,18 @@ fn served(by: Mechanism) -> Vec<&'static str> {
     served.map(|fault| fault.name).collect()
 }
 
-/// All faults with a trial, by name.
-fn trials() -> impl Iterator<Item = (&'static str, Trial)> {
+/// All faults with a trial.
+fn trials() -> impl Iterator<Item = (&'static Info, Trial)> {
     let packets = rule::FAULTS.iter().map(|fault| &fault.info);
     let others = clock::FAULTS.iter().chain(spec::process::FAULTS).copied();
-    packets.chain(others).filter_map(|fault| Some((fault.name, fault.trial?)))
+    packets.chain(others).filter_map(|fault| Some((fault, fault.trial?)))
 }
 
 /// The trial of a fault, or of `--kill after=`.
 fn trial_of(fault: &str) -> Option<Trial> {
     let after = (trial::KILL_AFTER, trial::KILL_AFTER_TRIAL);
-    trials().chain([after]).find_map(|(name, trial)| (name == fault).then_some(trial))
+    let all = trials().map(|(info, trial)| (info.name, trial)).chain([after]);
+    all.into_iter().find_map(|(name, trial)| (name == fault).then_some(trial))
 }
 
 /// Tries each fault once, and corrects the findings for mechanisms whose trial fails.
@@ -127,40 +139,49 @@ fn try_all(findings: &mut [Finding]) -> Vec<FaultFinding> {
                 &engine.map_or(vec![], |engine| vec!["--engine", engine]),
             )
         {
-            finding.verdict = Verdict::Unavailable { reason, remedy: "" };
+            finding.verdict = Verdict::Unavailable { reason, remedy: String::new() };
         }
     }
-    let outcome =
-        |name, trial| FaultFinding::of(name, findings, trial::carry_out(name, trial, &[]));
-    trials().map(|(name, trial)| outcome(name, trial)).collect()
+    trials()
+        .map(|(info, trial)| {
+            FaultFinding::of(info, findings, trial::carry_out(info.name, trial, &[]))
+        })
+        .collect()
 }
 
 impl FaultFinding {
     fn describe(&self, text: &mut String) -> std::fmt::Result {
-        let Self { fault, reason, works_by, .. } = self;
+        let Self { fault, reason, works_by, instead, .. } = self;
         match reason {
             Some(reason) => {
                 writeln!(text, "no   --{fault}")?;
-                writeln!(text, "     {:<20} why: {reason}", "")
+                writeln!(text, "     {:<20} why: {reason}", "")?;
+                // The reason may name it already.
+                if instead.is_empty() || reason.contains(instead) {
+                    return Ok(());
+                }
+                writeln!(text, "     {:<20} instead: {instead}", "")
             }
             None if works_by.is_empty() => writeln!(text, "ok   --{fault}"),
             None => writeln!(text, "ok   --{fault:<18} by {}", works_by.join(", ")),
         }
     }
 
-    fn of(fault: &'static str, findings: &[Finding], outcome: Result<(), String>) -> Self {
+    fn of(info: &'static Info, findings: &[Finding], outcome: Result<(), String>) -> Self {
+        let Info { name: fault, instead, .. } = *info;
         let serving = findings.iter().filter(|finding| finding.faults.contains(&fault));
         let (works, fails): (Vec<_>, Vec<_>) = serving.partition(|finding| finding.verdict.is_ok());
         let subjects = |findings: Vec<&Finding>| findings.iter().map(|f| f.subject).collect();
         let (works_by, not_by) = (subjects(works), subjects(fails));
         match outcome {
-            Ok(()) => Self { fault, verdict: "ok", reason: None, works_by, not_by },
+            Ok(()) => Self { fault, verdict: "ok", reason: None, works_by, not_by, instead: "" },
             Err(reason) => Self {
                 fault,
                 verdict: "unavailable",
                 reason: Some(reason),
                 works_by: Vec::new(),
                 not_by: [works_by, not_by].concat(),
+                instead,
             },
         }
     }
@@ -173,7 +194,7 @@ fn findings() -> Result<Vec<Finding>> {
         serves: "run, --cgroup, --pid",
         verdict: Verdict::of(
             Hierarchy::find(),
-            "mount the cgroup v2 hierarchy, and run in the host's cgroup namespace",
+            &Needs::other("mount the cgroup v2 hierarchy, and run in the host's cgroup namespace"),
         ),
     };
     let mut findings = vec![cgroup];

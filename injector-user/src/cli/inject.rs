@@ -111,7 +111,7 @@ pub fn run(args: &InjectArgs, debug: bool) -> Result<ExitCode> {
         asked.options.network.protect = protect;
         asked.options.network.hook = if args.xdp { HookChoice::Xdp } else { args.hook };
         let title = title(&args.target, Some(&target));
-        let plan = Plan { asked, target, title, made: None, loopback_mtu: None };
+        let plan = Plan { asked, target, title, made: None, user: None, loopback_mtu: None };
         let mut session =
             Session::start(instance.clone(), &args.session, &args.faults, plan, reporter)?;
         session.watch(&mut signals, None).await?;

@@ -26,6 +26,7 @@ mod session;
 mod signals;
 mod tips;
 mod trial;
+mod user;
 
 use std::{
     env,

@@ -205,6 +205,8 @@ impl Remote {
             rules: fault.rules.iter().map(|rule| rule.name.as_str()).collect(),
             matches: report::matches(rules),
             profiles: report::profiles(rules),
+            user: None,
+            sudo_user: None,
             loopback_mtu: None,
             resolved: &fault.resolved,
             engine: None,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fmt::Write as _,
     fs::File,
     io::{self, IsTerminal as _},
@@ -78,6 +79,12 @@ pub enum Event<'a> {
         /// The faults of rules with a profile.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         profiles: Vec<ProfileReport<'a>>,
+        /// The user that the command runs as, if one was given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user: Option<&'a str>,
+        /// The user who ran sudo, if the command runs as root.
+        #[serde(skip)]
+        sudo_user: Option<&'a OsStr>,
         /// The limit for packets of new TCP connections over the loopback, if it was not requested.
         #[serde(skip_serializing_if = "Option::is_none")]
         loopback_mtu: Option<u16>,
@@ -492,6 +499,8 @@ fn human(event: &Event) -> String {
             rules,
             matches,
             profiles,
+            user,
+            sudo_user,
             loopback_mtu,
             resolved,
             engine,
@@ -507,6 +516,7 @@ fn human(event: &Event) -> String {
                 }
                 writeln!(text, "injector:   until Ctrl-C or `kill {pid}` (--for 30s sets an end)")
             })
+            .and_then(|()| user_line(&mut text, *user, *sudo_user))
             .and_then(|()| rule_lines(&mut text, rules, matches, profiles))
             .and_then(|()| {
                 let Some(mtu) = loopback_mtu else { return Ok(()) };
@@ -591,6 +601,17 @@ fn started(
         attached => format!(" on {}", places(attached)),
     };
     writeln!(text, "injector: faulting {target}{end}{places} (seed {seed})")
+}
+
+/// Writes as whom the command runs, if that was given or may surprise.
+fn user_line(text: &mut String, user: Option<&str>, sudo_user: Option<&OsStr>) -> std::fmt::Result {
+    match (user, sudo_user.map(OsStr::to_string_lossy)) {
+        (Some(user), _) => writeln!(text, "injector:   the command runs as {user}"),
+        (None, Some(user)) => {
+            writeln!(text, "injector:   the command runs as root (--user {user} runs it as {user})")
+        }
+        (None, None) => Ok(()),
+    }
 }
 
 /// Writes a line for each rule, with the packets that it matches.
@@ -729,12 +750,12 @@ fn summary(
 fn clocks_line(text: &mut String, clocks: &ClocksReport) -> std::fmt::Result {
     let ClocksReport { patched, inherited, refused, calls, .. } = clocks;
     if *patched + *inherited > 0 {
-        writeln!(
-            text,
-            "injector: clock offset applied to {} and {}",
-            plural(*patched, "program"),
-            plural(*inherited, "child process")
-        )?;
+        let programs = plural(*patched, "program");
+        write!(text, "injector: clock offset applied to {programs}")?;
+        if *inherited > 0 {
+            write!(text, " and {}", plural(*inherited, "child process"))?;
+        }
+        writeln!(text)?;
     }
     for (reason, count) in refused {
         let processes = plural(*count, "process");

@@ -22,6 +22,7 @@ use super::{
     reload::Reload,
     report::{self, Event, Reporter},
     signals::{Arrived, Signals},
+    user,
 };
 use crate::{
     fault::{
@@ -128,6 +129,8 @@ pub struct Plan {
     pub title: String,
     /// Journal number of the target's cgroup, if it was created for this session.
     pub made: Option<u32>,
+    /// The user of the command, if one was given.
+    pub user: Option<String>,
     /// The limit for packets of new connections over the loopback, if it was not requested.
     pub loopback_mtu: Option<Mtu>,
 }
@@ -196,8 +199,10 @@ impl<'a> Session<'a> {
             target,
             title,
             made,
+            user,
             loopback_mtu,
         } = plan;
+        let sudo_user = made.filter(|_| user.is_none()).and_then(|_| user::who_ran_sudo());
         let mut injection =
             Injection::prepare(target, instance, FaultSet::of(&faults, seed), &[], options)?;
         injection.start()?;
@@ -214,6 +219,8 @@ impl<'a> Session<'a> {
             rules: names(&faults.rules),
             matches: report::matches(&faults.rules),
             profiles: report::profiles(&faults.rules),
+            user: user.as_deref(),
+            sudo_user: sudo_user.as_deref(),
             loopback_mtu: loopback_mtu.map(|mtu| mtu.0),
             resolved: &resolved,
             engine: injection.network().and_then(Network::engine),

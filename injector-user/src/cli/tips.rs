@@ -97,7 +97,7 @@ const OPTIONS: &[(&[&str], &str)] = &[
     ),
     (
         &["drift", "clock-drift", "ppm"],
-        "--clock OFFSET,drift=PPM, for instance --clock +0s,drift=200",
+        "--clock OFFSET,drift=PPM, for instance --clock +0s,drift=200ppm",
     ),
     (&["jump", "time-jump"], "--clock-jump OFFSET,at=T, for instance --clock-jump -2s,at=10s"),
     (
@@ -109,8 +109,10 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["disk", "iops", "io-limit"], "--io LIMITS"),
     (
         &["errors", "error", "fail", "syscall", "fault", "inject"],
-        "--errno CALL=ERRNO, for instance --errno fsync=EIO,10%",
+        "--errno CALL=ERRNO, for instance --errno write=EIO,10%",
     ),
+    (&["uid", "run-as", "as-user", "u"], "--user USER"),
+    (&["chdir", "workdir", "working-dir", "directory", "C"], "--cwd DIR"),
     (&["random-seed", "rand"], "--seed N"),
     (
         &["file", "f", "config", "rule", "scenario"],

@@ -473,7 +473,7 @@ impl<K: Copy + Ord> Injection<K> {
             self.instance.lock().expedited(|_| clock::wait_for_readers());
         }
         let replaced = self.settle([])?;
-        self.attach()?;
+        self.attach_and_report()?;
         Ok(replaced)
     }
 
@@ -545,10 +545,7 @@ impl<K: Copy + Ord> Injection<K> {
         }
         self.report_missed()?;
         self.follow_peers()?;
-        let new = self.attach()?;
-        if !new.is_empty() {
-            self.events.push_back(Event::Attached(new));
-        }
+        self.attach_and_report()?;
         self.collect_warnings(false);
         Ok(())
     }
@@ -596,9 +593,14 @@ impl<K: Copy + Ord> Injection<K> {
         Ok(())
     }
 
-    fn attach(&mut self) -> Result<Vec<Attached>, InjectionError> {
-        let Some(network) = self.network.network_mut() else { return Ok(Vec::new()) };
-        Ok(network.attach(&mut self.instance.lock())?)
+    /// Attaches to new interfaces and namespaces.
+    fn attach_and_report(&mut self) -> Result<(), InjectionError> {
+        let Some(network) = self.network.network_mut() else { return Ok(()) };
+        let new = network.attach(&mut self.instance.lock())?;
+        if !new.is_empty() {
+            self.events.push_back(Event::Attached(new));
+        }
+        Ok(())
     }
 
     /// Checks whether the target has gone or returned.

@@ -14,7 +14,6 @@
 
 use std::{
     collections::HashSet,
-    fs,
     io::{IoSlice, IoSliceMut},
     sync::atomic::{Ordering, fence},
 };
@@ -43,6 +42,7 @@ use super::{
     layout::{LayoutError, ProbeLayout},
     mapped::Mapped,
     members::Members,
+    security,
 };
 use crate::arch::{self, ClockProbes, NotBuiltIn};
 
@@ -127,13 +127,19 @@ pub fn refusal() -> Option<ClockProbeError> {
     ClockProbe::loaded(&config).err()
 }
 
-/// What is said if the kernel refuses and securityfs, which tells how it is locked down, is not mounted.
+/// What is said if the kernel refuses and how it is locked down is not known.
 const UNTOLD: &str = "integrity or confidentiality";
+
+/// Whether the kernel is known to be locked down.
+#[must_use]
+pub fn is_locked_down() -> bool {
+    lockdown().is_some()
+}
 
 /// How the kernel is locked down, if it is so far that it matters here.
 fn lockdown() -> Option<String> {
-    // "none [integrity] confidentiality"; the file is not there without the module, or without securityfs.
-    let text = fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
+    // "none [integrity] confidentiality"; the file is not there without the module.
+    let text = security::read("lockdown").ok()?;
     let mode = text.split_once('[')?.1.split_once(']')?.0;
     (mode != "none").then(|| mode.to_owned())
 }

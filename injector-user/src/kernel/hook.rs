@@ -9,7 +9,7 @@ use std::{
     collections::HashSet,
     ffi::c_char,
     fmt::{self, Display, Formatter},
-    fs, io,
+    io,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
 };
 
@@ -23,10 +23,31 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{KernelError, bpf, ebpf, layout::LayoutError};
+use super::{KernelError, bpf, ebpf, layout::LayoutError, needs::Needs, security};
 
-/// The file that lists the active security modules.
-const MODULES: &str = "/sys/kernel/security/lsm";
+/// The file of securityfs that lists the active security modules.
+const MODULES: &str = "lsm";
+
+/// What programs at hooks require.
+pub const PROGRAMS: Needs = Needs {
+    options: &[
+        "CONFIG_DEBUG_INFO_BTF",
+        "CONFIG_BPF_JIT",
+        "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS",
+    ],
+    ..Needs::NONE
+};
+
+/// What programs of the BPF LSM require.
+pub const LSM: Needs = Needs {
+    options: &[
+        "CONFIG_BPF_LSM",
+        "CONFIG_DEBUG_INFO_BTF",
+        "CONFIG_BPF_JIT",
+        "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS",
+    ],
+    ..Needs::NONE
+};
 
 /// The type of program at a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -41,11 +62,20 @@ pub enum Engine {
 /// Why a program cannot be attached to a hook.
 #[derive(Debug, Error)]
 pub enum HookError {
-    /// The BPF LSM is not known to be active.
+    /// The BPF LSM is not active.
     #[error(
-        "the BPF LSM is not active: {MODULES} does not list bpf (add it by lsm=…,bpf on the kernel command line)"
+        "the BPF LSM is not active: the security modules are {active} (boot with lsm={active},bpf)"
     )]
-    Inactive,
+    Inactive {
+        /// The active security modules.
+        active: String,
+    },
+    /// Whether the BPF LSM is active is not known.
+    #[error(
+        "cannot find out whether the BPF LSM is active: securityfs cannot be read (mount -t securityfs none \
+         /sys/kernel/security)"
+    )]
+    Modules(#[source] io::Error),
     /// The kernel has no such hook.
     #[error("this kernel has no function {0} to attach to")]
     Missing(String),
@@ -54,18 +84,25 @@ pub enum HookError {
     Layout(#[from] LayoutError),
     /// The kernel does not allow programs at hooks.
     #[error(
-        "this kernel refuses eBPF programs at its security hooks ({hook}): requires a kernel with CONFIG_BPF_JIT, \
-         CONFIG_DEBUG_INFO_BTF and CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS that allows them"
+        "this kernel refuses eBPF programs at its security hooks ({hook}){}",
+        required(lacking)
     )]
     Refused {
         /// The hook.
         hook: String,
+        /// What the kernel lacks, if that is known.
+        lacking: String,
         /// The cause.
         source: io::Error,
     },
     /// Another kernel operation failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+}
+
+/// What is said about what the kernel lacks.
+fn required(lacking: &str) -> String {
+    if lacking.is_empty() { String::new() } else { format!(": requires {lacking}") }
 }
 
 impl Display for Engine {
@@ -88,11 +125,15 @@ impl Engine {
     /// Checks that programs of this type are called. The kernel accepts LSM programs even if the BPF LSM
     /// is not active.
     pub fn check(self) -> Result<(), HookError> {
-        let modules = || fs::read_to_string(MODULES).unwrap_or_default();
-        if self == Self::Lsm && !modules().trim().split(',').any(|module| module == "bpf") {
-            return Err(HookError::Inactive);
+        if self == Self::FmodRet {
+            return Ok(());
         }
-        Ok(())
+        let active = security::read(MODULES).map_err(HookError::Modules)?.trim().to_owned();
+        if active.split(',').any(|module| module == "bpf") {
+            Ok(())
+        } else {
+            Err(HookError::Inactive { active })
+        }
     }
 
     /// The kernel function of a hook.
@@ -133,10 +174,10 @@ impl Hooked {
     ) -> Result<Self, HookError> {
         let function = engine.function(hook);
         let instructions = instructions(object, ebpf, program)?;
-        let program = load(&instructions, program, engine, number)
-            .map_err(|(source, log)| refused(function.clone(), program, source, &log))?;
-        let link =
-            open_link(&program).map_err(|source| HookError::Refused { hook: function, source })?;
+        let name = program;
+        let program = load(&instructions, name, engine, number)
+            .map_err(|(source, log)| refused(function.clone(), name, source, &log))?;
+        let link = open_link(&program).map_err(|source| refused(function, name, source, ""))?;
         Ok(Self { _link: link, program })
     }
 
@@ -160,7 +201,7 @@ fn refused(hook: String, program: &str, source: io::Error, log: &str) -> HookErr
         Some(libc::EACCES | libc::EINVAL) if !log.is_empty() => {
             ebpf::refused(program, log, source).into()
         }
-        _ => HookError::Refused { hook, source },
+        _ => HookError::Refused { hook, lacking: PROGRAMS.lacking(), source },
     }
 }
 

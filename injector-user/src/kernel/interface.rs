@@ -17,6 +17,7 @@ use rtnetlink::{
 use super::{
     KernelError, device,
     netns::{Netns, in_thread},
+    sysctl,
 };
 
 /// A network interface.
@@ -70,6 +71,25 @@ pub fn list(netns: &Netns) -> Result<Vec<Interface>, KernelError> {
             Ok(messages.into_iter().filter_map(interface).collect())
         })
     })?
+}
+
+/// Removes interfaces that take no packets with loopback addresses.
+pub fn retain_local(netns: &Netns, interfaces: &mut Vec<Interface>) -> Result<(), KernelError> {
+    let takes = |name: &str| -> Result<bool, KernelError> {
+        let setting = sysctl::get(netns, &format!("ipv4/conf/{name}/route_localnet"))?;
+        Ok(setting.is_ok_and(|value| value != "0"))
+    };
+    if interfaces.iter().all(|interface| interface.is_loopback) || takes("all")? {
+        return Ok(());
+    }
+    let mut local = Vec::new();
+    for interface in interfaces.drain(..) {
+        if interface.is_loopback || takes(&interface.name)? {
+            local.push(interface);
+        }
+    }
+    *interfaces = local;
+    Ok(())
 }
 
 /// The addresses of all interfaces of a namespace.

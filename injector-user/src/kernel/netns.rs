@@ -105,6 +105,11 @@ impl Netns {
         self.inode
     }
 
+    /// Moves the calling thread into the namespace. Makes one system call.
+    pub fn enter(&self) -> nix::Result<()> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+    }
+
     /// Runs `work` inside the namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, KernelError> {
         if Self::current()? == *self {
@@ -112,7 +117,7 @@ impl Netns {
         }
         // In another thread, so that the caller's never stays in the namespace.
         in_thread(|| {
-            setns(&self.file, CloneFlags::CLONE_NEWNET)
+            self.enter()
                 .map_err(|source| KernelError::EnterNetns { netns: self.label.clone(), source })?;
             Ok(work())
         })

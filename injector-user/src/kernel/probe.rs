@@ -19,6 +19,7 @@ use super::{
     interface::{self, Interface, block_on},
     layout::{self, Layout},
     link::Link,
+    needs::Needs,
     netns::Netns,
     object::{Capacity, Constants, HoldDevice, Object, WireDevice},
     rps,
@@ -26,6 +27,54 @@ use super::{
     vdso,
 };
 use crate::output;
+
+/// The oldest supported version of Linux.
+const LINUX: (u8, u8) = (6, 1);
+
+/// What tcx requires.
+const TCX: Needs = Needs { linux: (6, 6), options: &["CONFIG_NET_XGRESS"], ..Needs::NONE };
+
+/// What clsact requires.
+const CLSACT: Needs = Needs {
+    linux: LINUX,
+    options: &["CONFIG_NET_SCH_INGRESS", "CONFIG_NET_CLS_BPF"],
+    modules: &["sch_ingress", "cls_bpf"],
+    other: "",
+};
+
+/// What matching received packets by cgroup requires.
+const BTF: Needs = Needs {
+    linux: LINUX,
+    options: &["CONFIG_DEBUG_INFO_BTF"],
+    other: "--direction egress works without",
+    ..Needs::NONE
+};
+
+/// What generic XDP requires.
+const XDP_GENERIC: Needs = Needs { linux: LINUX, options: &["CONFIG_BPF_SYSCALL"], ..Needs::NONE };
+
+/// What native XDP requires.
+const XDP_NATIVE: Needs = Needs::other("a driver with native XDP; xdp-generic serves meanwhile");
+
+/// What the EDT engine requires.
+const EDT: Needs = Needs {
+    linux: LINUX,
+    options: &["CONFIG_NET_SCH_FQ"],
+    modules: &["sch_fq"],
+    other: "the tap engine serves meanwhile",
+};
+
+/// What the TAP engine requires.
+const TAP: Needs =
+    Needs { linux: LINUX, options: &["CONFIG_TUN"], modules: &["tun"], other: "/dev/net/tun" };
+
+/// What segmenting GSO packets requires.
+const WIRE: Needs = Needs {
+    linux: LINUX,
+    options: &["CONFIG_MACVLAN", "CONFIG_VETH"],
+    modules: &["macvlan", "veth"],
+    other: "faults act on GSO packets as a whole meanwhile",
+};
 
 /// A mechanism of the kernel's that packet faults take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,18 +115,20 @@ pub enum Verdict {
     Unavailable {
         /// Why.
         reason: String,
-        /// What would help, if that is known.
-        #[serde(skip_serializing_if = "str::is_empty")]
-        remedy: &'static str,
+        /// What would help, of which this kernel has nothing.
+        #[serde(skip_serializing_if = "String::is_empty")]
+        remedy: String,
     },
 }
 
 impl Verdict {
     /// Ok if the result is; else unavailable because of its error.
-    pub fn of<T, E: std::error::Error>(result: Result<T, E>, remedy: &'static str) -> Self {
+    pub fn of<T, E: std::error::Error>(result: Result<T, E>, needs: &Needs) -> Self {
         match result {
             Ok(_) => Self::Ok,
-            Err(error) => Self::Unavailable { reason: output::chain(&error), remedy },
+            Err(error) => {
+                Self::Unavailable { reason: output::chain(&error), remedy: needs.lacking() }
+            }
         }
     }
 
@@ -134,7 +185,12 @@ fn socket_tags() -> Finding {
         serves: "packets of single processes (--pid, --process), and of sockets that --unit was passed",
         verdict: Verdict::of(
             tried(),
-            "Linux 6.1 or later with CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF, with /proc of its own PID namespace",
+            &Needs {
+                linux: LINUX,
+                options: &["CONFIG_CGROUP_BPF", "CONFIG_DEBUG_INFO_BTF"],
+                other: "/proc of its own PID namespace",
+                ..Needs::NONE
+            },
         ),
     }
 }
@@ -149,13 +205,14 @@ fn steering(here: &Netns) -> Finding {
         serves: "the order of packets that the edt engine holds",
         verdict: Verdict::of(
             full.and_then(|()| rps::check(here)),
-            "mount /proc, and allow fsopen(2) and fsmount(2) (seccomp); the tap engine keeps the order without",
+            &Needs::other(
+                "mount /proc, and allow fsopen(2) and fsmount(2) (seccomp); the tap engine keeps the order without",
+            ),
         ),
     }
 }
 
 fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError> {
-    const TCX: &str = "Linux 6.6 or later with CONFIG_NET_XGRESS";
     const XDP: &str = "--xdp: received packets of a host, namespace or interface";
 
     let mut object = Object::load(
@@ -192,70 +249,55 @@ fn try_hooks(netns: &Netns, served: Served) -> Result<Vec<Finding>, KernelError>
             subject: "tcx egress",
             faults: served(Mechanism::Hook),
             serves: "sent packets",
-            verdict: Verdict::of(egress, TCX),
+            verdict: Verdict::of(egress, &TCX),
         },
         Finding {
             subject: "tcx ingress",
             faults: served(Mechanism::Hook),
             serves: "received packets",
-            verdict: Verdict::of(ingress, TCX),
+            verdict: Verdict::of(ingress, &TCX),
         },
         Finding {
             subject: "clsact",
             faults: served(Mechanism::Hook),
             serves: "sent and received packets, where there is no tcx",
-            verdict: Verdict::of(
-                clsact,
-                "Linux 6.1 or later with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF",
-            ),
+            verdict: Verdict::of(clsact, &CLSACT),
         },
         Finding {
             subject: "kernel BTF",
             faults: Vec::new(),
             serves: "received packets of a cgroup (run, --cgroup)",
-            verdict: Verdict::of(
-                Layout::of_kernel(),
-                "Linux 6.1 or later with CONFIG_DEBUG_INFO_BTF; --direction egress works without",
-            ),
+            verdict: Verdict::of(Layout::of_kernel(), &BTF),
         },
         Finding {
             subject: "xdp-generic",
             faults: served(Mechanism::Xdp),
             serves: XDP,
-            verdict: Verdict::of(generic, "Linux 6.1 or later with CONFIG_BPF_SYSCALL"),
+            verdict: Verdict::of(generic, &XDP_GENERIC),
         },
         Finding {
             subject: "xdp-native (veth)",
             faults: served(Mechanism::Xdp),
             serves: XDP,
-            verdict: Verdict::of(native, "a driver with native XDP; xdp-generic serves meanwhile"),
+            verdict: Verdict::of(native, &XDP_NATIVE),
         },
         Finding {
             subject: "engine edt",
             faults: served(Mechanism::Hold),
             serves: "packets held back in the kernel, by sch_fq",
-            verdict: Verdict::of(
-                edt,
-                "Linux 6.1 or later with CONFIG_NET_SCH_FQ (modprobe sch_fq); the tap engine serves meanwhile",
-            ),
+            verdict: Verdict::of(edt, &EDT),
         },
         Finding {
             subject: "engine tap",
             faults: served(Mechanism::Hold),
             serves: "packets held back in userspace, behind a TAP",
-            verdict: Verdict::of(
-                tap,
-                "Linux 6.1 or later with CONFIG_TUN (modprobe tun) and /dev/net/tun",
-            ),
+            verdict: Verdict::of(tap, &TAP),
         },
         Finding {
             subject: "wire packets",
             faults: Vec::new(),
             serves: "faults of single packets where the kernel hands down GSO packets of up to 64 KiB",
-            verdict: Verdict::of(
-                wire,
-                "Linux 6.1 or later with CONFIG_MACVLAN and CONFIG_VETH; faults act on GSO packets as a whole meanwhile",
-            ),
+            verdict: Verdict::of(wire, &WIRE),
         },
     ])
 }
@@ -267,21 +309,31 @@ pub fn clocks() -> [Finding; 2] {
         None => Verdict::Ok,
         Some(error) => Verdict::of(
             Err::<(), _>(error),
-            "a kernel that is not locked down (no Secure Boot, or lockdown=none), with CONFIG_DEBUG_INFO_BTF and \
-             CONFIG_KPROBE_EVENTS",
+            &Needs {
+                options: &["CONFIG_DEBUG_INFO_BTF", "CONFIG_KPROBE_EVENTS"],
+                other: if clock_probe::is_locked_down() {
+                    "no lockdown (no Secure Boot, or lockdown=none)"
+                } else {
+                    ""
+                },
+                ..Needs::NONE
+            },
         ),
     };
     [
         Finding {
             subject: "engine vdso",
             faults: vec!["clock"],
-            serves: "--clock and its kin: time that programs read without a system call",
-            verdict: Verdict::of(vdso::check(), "boot with proc_mem.force_override=always"),
+            serves: "--clock and similar faults: time that programs read without a system call",
+            verdict: Verdict::of(
+                vdso::check(),
+                &Needs::other("boot with proc_mem.force_override=always"),
+            ),
         },
         Finding {
             subject: "engine probe",
             faults: vec!["clock"],
-            serves: "--clock and its kin: time that programs read by system calls, and absolute deadlines",
+            serves: "--clock and similar faults: time that programs read by system calls, and absolute deadlines",
             verdict: probes,
         },
     ]

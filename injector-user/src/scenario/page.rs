@@ -6,6 +6,7 @@ use super::{
     chart::{Bar, Series, bars, colour, escape, lines},
     timeline::{Counts, Event, Line},
 };
+use crate::spec::scenario::plan::PARTITION;
 
 const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;max-width:1040px;margin:2em auto;padding:0 1em;\
 color:#222}h1{font-size:1.5em}h2{font-size:1.15em;margin-top:1.6em}svg{width:100%;height:auto;display:block}\
@@ -149,9 +150,12 @@ fn activity(timeline: &[Line], length: f64) -> (Vec<String>, Vec<Bar>) {
     (rows, bars)
 }
 
-/// A ramp is one row.
+/// A ramp is one row, and each partition has one with its sides.
 fn short(name: &str) -> &str {
-    name.split_once(": ").map_or(name, |(ramp, _)| ramp)
+    match name.split_once(": ") {
+        Some((ramp, _)) if !name.starts_with(PARTITION) => ramp,
+        _ => name,
+    }
 }
 
 /// The rates of counters of each target between successive events that have them.

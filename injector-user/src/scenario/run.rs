@@ -282,10 +282,17 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
 
     /// Messages about active faults that did nothing.
     fn idle(&self, totals: &Totals, faults: &IndexMap<String, Totals>) -> Vec<String> {
-        let has_rules = |fault: &String| parts(self.request.plan, fault).any(Part::has_rules);
+        // A partition drops packets at their senders. The nodes that send nothing need not see any.
+        let did_part = |fault: &String| {
+            parts(self.request.plan, fault).any(Part::is_partition)
+                && faults.values().any(|faults| faults.get(fault).is_some_and(|it| it.matched > 0))
+        };
+        let is_idle = |fault: &String| {
+            parts(self.request.plan, fault).any(Part::has_rules) && !did_part(fault)
+        };
         let untouched: Vec<&str> = faults
             .iter()
-            .filter(|(target, faults)| totals[*target].matched == 0 && faults.keys().any(has_rules))
+            .filter(|(target, faults)| totals[*target].matched == 0 && faults.keys().any(is_idle))
             .map(|(target, _)| target.as_str())
             .collect();
         let mut messages = Vec::new();

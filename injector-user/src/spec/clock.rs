@@ -18,7 +18,7 @@ use super::{
     interpolate::{Difference, Interpolate as _, interpolate},
     packet::Field as _,
     parameters::{Given, Parameter, Value, values},
-    value::{HumanDuration, ValueError},
+    value::{HumanDuration, ValueError, no_unit},
 };
 
 /// Maximum clock offset in either direction. The kernel's own clocks end in 2262.
@@ -54,12 +54,12 @@ pub enum ClockError {
     Clocks(String),
     /// Not a drift.
     #[error(
-        "`{0}` is not a drift: write millionths (ppm), negative if the clock is to run slow, for instance 200"
+        "`{0}` is not a drift: write millionths (ppm), negative if the clock is to run slow, for instance 200ppm"
     )]
     Drift(String),
     /// A drift is out of range: the clock would run backward or too fast.
     #[error(
-        "`{0}` is out of range: a drift is above -1000000 (the clock stands) and up to 9000000 ppm"
+        "`{0}` is out of range: a drift is above -1000000ppm (the clock stands) and up to 9000000ppm"
     )]
     DriftRange(String),
     /// A slew without an offset.
@@ -143,9 +143,6 @@ impl FromStr for Offset {
                 (Timestamp::UNIX_EPOCH - FURTHEST, Timestamp::UNIX_EPOCH + 2 * FURTHEST);
             return if time < first || time > last { Err(far()) } else { Ok(Self::To(time)) };
         }
-        if text == "0" {
-            return Ok(Self::By(SignedDuration::ZERO));
-        }
         let (is_negative, length) = match text.strip_prefix('-') {
             Some(length) => (true, length),
             None => (false, text.strip_prefix('+').unwrap_or(text)),
@@ -154,7 +151,13 @@ impl FromStr for Offset {
         if !length.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
             return Err(malformed());
         }
-        let length: SignedDuration = length.parse().map_err(|_| malformed())?;
+        let length: SignedDuration = length.parse().map_err(|_| {
+            if length.parse::<f64>().is_ok() {
+                no_unit(text, format!("{text}s for seconds, or {text}ms")).into()
+            } else {
+                malformed()
+            }
+        })?;
         if length.is_negative() {
             return Err(malformed());
         }
@@ -289,19 +292,19 @@ impl Value for Shift {
 
     const NAME: &'static str = "a clock fault";
     const SYNTAX: &'static str = "OFFSET[,clock=CLOCKS][,drift=PPM][,slew=T]";
-    const EXAMPLE: &'static str = "+1h, -500ms,clock=all or 0s,drift=200";
+    const EXAMPLE: &'static str = "+1h, -500ms,clock=all or 0s,drift=200ppm";
     const REQUIRED: usize = 0;
     const PARAMETERS: &'static [Parameter] = &[
-        Parameter::new(
+        Parameter::amount(
             "offset",
             "How far clocks are set off, such as +1h, or the time that they show, such as @2038-01-19T03:14:00Z.",
         ),
         CLOCKS,
-        Parameter::new(
+        Parameter::amount(
             "drift",
-            "How much too fast clocks run, in millionths (ppm); may be negative.",
+            "How much too fast clocks run, in millionths, such as 200ppm; may be negative.",
         ),
-        Parameter::new("slew", "The time in which the offset is reached; at once if left out."),
+        Parameter::amount("slew", "The time in which the offset is reached; at once if left out."),
     ];
 
     fn from_parameters(given: &Given) -> Result<Self, ClockError> {
@@ -324,7 +327,7 @@ impl Value for Shift {
             parameters.push(("clock", self.clocks.to_string()));
         }
         if self.drift_ppm != 0.0 {
-            parameters.push(("drift", self.drift_ppm.to_string()));
+            parameters.push(("drift", format!("{}ppm", self.drift_ppm)));
         }
         if !self.slew.0.is_zero() {
             parameters.push(("slew", self.slew.to_string()));
@@ -336,12 +339,13 @@ impl Value for Shift {
 impl ClockFaultPart for Shift {
     const INFO: Info = Info {
         name: "clock",
+        instead: "faketime(1) of libfaketime, for programs that are linked dynamically",
         value: "OFFSET[,clock=CLOCKS][,drift=PPM][,slew=T]",
         placeholder: "OFFSET[,...]",
         help: "Offset the clocks, for instance by +1h",
-        detail: "Or set them, for instance to @2038-01-19T03:14:00Z. CLOCKS are realtime (the default), monotonic, boottime, tai or all, several with + between them; PPM \
-                 makes them run too fast or (negative) too slow; with slew the offset is reached little by little.",
-        examples: &["+1h", "-500ms,clock=all", "+0s,drift=200", "+1s,slew=10s"],
+        detail: "Or set them, for instance to @2038-01-19T03:14:00Z. CLOCKS are realtime (the default), monotonic, boottime, tai or all, several with + between them; drift=200ppm \
+                 makes them run too fast by 200 millionths, drift=-200ppm too slow; with slew the offset is reached little by little.",
+        examples: &["+1h", "-500ms,clock=all", "+0s,drift=200ppm", "+1s,slew=10s"],
         trial: Some(Trial { options: "--clock +1h", effect: Effect::Process }),
     };
 }
@@ -353,12 +357,16 @@ const CLOCKS: Parameter = Parameter::new(
 
 fn parse_drift(text: &str) -> Result<f64, ClockError> {
     let malformed = || ClockError::Drift(text.into());
-    let number = text.strip_suffix("ppm").unwrap_or(text).trim();
+    let stripped = text.strip_suffix("ppm");
+    let number = stripped.unwrap_or(text).trim();
     // `parse` would also accept "inf", "nan" and "1e1".
     if !number.bytes().all(|byte| byte.is_ascii_digit() || b"+-.".contains(&byte)) {
         return Err(malformed());
     }
     let ppm: f64 = number.parse().map_err(|_| malformed())?;
+    if stripped.is_none() {
+        return Err(no_unit(text, format!("{text}ppm")).into());
+    }
     if ppm > -1e6 && ppm <= FASTEST_PPM {
         Ok(ppm)
     } else {
@@ -385,9 +393,9 @@ impl Value for Jump {
     const EXAMPLE: &'static str = "-2s,at=10s or +100ms,at=0s,every=1s";
     const REQUIRED: usize = 2;
     const PARAMETERS: &'static [Parameter] = &[
-        Parameter::new("offset", "How far clocks jump, such as -2s."),
-        Parameter::new("at", "When they jump, from the start."),
-        Parameter::new("every", "And again after each such time, 1us or longer."),
+        Parameter::amount("offset", "How far clocks jump, such as -2s."),
+        Parameter::amount("at", "When they jump, from the start."),
+        Parameter::amount("every", "And again after each such time, 1us or longer."),
     ];
 
     fn from_parameters(given: &Given) -> Result<Self, ClockError> {
@@ -435,8 +443,8 @@ impl Value for Strobe {
     const EXAMPLE: &'static str = "+200ms,period=10ms";
     const REQUIRED: usize = 2;
     const PARAMETERS: &'static [Parameter] = &[
-        Parameter::new("offset", "How far clocks are off, half of the time, such as +200ms."),
-        Parameter::new("period", "For how long they are off, and then right, 1us or longer."),
+        Parameter::amount("offset", "How far clocks are off, half of the time, such as +200ms."),
+        Parameter::amount("period", "For how long they are off, and then right, 1us or longer."),
     ];
 
     fn from_parameters(given: &Given) -> Result<Self, ClockError> {
@@ -640,15 +648,15 @@ mod tests {
         for text in [
             "+3600s",
             "-500ms",
-            "+0ns,drift=200",
-            "+1s,clock=all,drift=-12.5,slew=600s",
+            "+0ns,drift=200ppm",
+            "+1s,clock=all,drift=-12.5ppm,slew=600s",
             "@2038-01-19T03:14:00Z,clock=realtime+tai",
         ] {
             assert_eq!(text.parse::<Shift>().map(|shift| shift.to_string()), Ok(text.into()));
         }
         for (text, printed) in [
             ("1h", "+3600s"),
-            ("drift=5ppm", "+0ns,drift=5"),
+            ("drift=5ppm", "+0ns,drift=5ppm"),
             ("clock=monotonic+boottime", "+0ns,clock=monotonic+boottime"),
             ("-1h30m , clock=tai+realtime", "-5400s,clock=realtime+tai"),
         ] {
@@ -659,7 +667,7 @@ mod tests {
     #[test]
     fn wrong_shifts_are_refused_by_what_is_wrong() {
         let error = |text: &str| text.parse::<Shift>().expect_err(text);
-        for text in ["", "1", "+-1s", "--1s", "+1s ago", "1 parsec", "@yesterday", "@2038-01-19"] {
+        for text in ["", "+-1s", "--1s", "+1s ago", "1 parsec", "@yesterday", "@2038-01-19"] {
             assert_eq!(error(text), ClockError::Offset(text.into()), "{text}");
         }
         for text in ["+101y", "@2262-01-01T00:00:00Z", "-2000000h"] {
@@ -667,9 +675,16 @@ mod tests {
             let expected = [ClockError::OffsetRange(text.into()), ClockError::Offset(text.into())];
             assert!(expected.contains(&found), "{text}: {found}");
         }
+        for (text, number, meant) in [
+            ("+1", "+1", "+1s for seconds, or +1ms"),
+            ("0", "0", "0s for seconds, or 0ms"),
+            ("1s,drift=200", "200", "200ppm"),
+        ] {
+            assert_eq!(error(text), no_unit(number, meant.into()).into(), "{text}");
+        }
         assert_eq!(error("1s,clock=cpu"), ClockError::Clocks("cpu".into()));
         assert_eq!(error("1s,drift=fast"), ClockError::Drift("fast".into()));
-        assert_eq!(error("1s,drift=-1000000"), ClockError::DriftRange("-1000000".into()));
+        assert_eq!(error("1s,drift=-1000000ppm"), ClockError::DriftRange("-1000000ppm".into()));
         assert_eq!(error("slew=1s"), ClockError::NothingToSlew("slew=1s".into()));
         assert_eq!(error("1s,clok=all"), malformed::<Shift>("1s,clok=all").into());
     }
@@ -713,11 +728,11 @@ mod tests {
         assert_eq!(back(fault("-1h,clock=all,slew=30m", None, None, false), false), start);
         assert_eq!(back(fault("-1h,clock=all,slew=2h", None, None, false), true), None);
         assert_eq!(back(fault("-1us,clock=boottime", None, None, false), false), start);
-        assert_eq!(back(fault("drift=-500000,clock=all", None, None, false), true), None);
+        assert_eq!(back(fault("drift=-500000ppm,clock=all", None, None, false), true), None);
         let end = Some("at the end of the fault");
         assert_eq!(back(fault("+1h,clock=all", None, None, false), true), end);
         assert_eq!(back(fault("+1h,clock=all", None, None, false), false), None);
-        assert_eq!(back(fault("drift=1,clock=monotonic", None, None, false), true), end);
+        assert_eq!(back(fault("drift=1ppm,clock=monotonic", None, None, false), true), end);
         assert_eq!(back(fault("clock=monotonic", None, None, true), true), None);
         let way = Some("on the way");
         let monotonic = "clock=monotonic";
@@ -742,7 +757,7 @@ mod tests {
         let spec = ClockSpec { clock_jump: jump, clock_freeze: true, ..ClockSpec::default() };
         assert_eq!(check(spec), Err(ClockError::Steps));
         let spec =
-            ClockSpec { clock: clock("drift=1"), clock_freeze: true, ..ClockSpec::default() };
+            ClockSpec { clock: clock("drift=1ppm"), clock_freeze: true, ..ClockSpec::default() };
         assert_eq!(check(spec), Err(ClockError::FrozenDrift));
     }
 }

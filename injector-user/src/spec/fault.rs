@@ -53,7 +53,7 @@ pub enum FaultError {
     /// Not a rate.
     #[error(
         "`{0}` is not a rate: write a number and a unit as tc does (bit, kbit, mbit, gbit, tbit; kibit, …; bps, \
-         kbps, … for bytes a second), for instance 1.5mbit; a bare number is bits a second"
+         kbps, … for bytes a second), for instance 1.5mbit"
     )]
     BitRate(String),
     /// A rate is out of range.
@@ -62,7 +62,7 @@ pub enum FaultError {
     /// Not a size.
     #[error(
         "`{0}` is not a size: write a number and a unit as tc does (b, k, kb, m, mb, g, gb, kbit, mbit, gbit), for \
-         instance 64kb, up to 4294967295 bytes; a bare number is bytes"
+         instance 64kb, up to 4294967295 bytes"
     )]
     Size(String),
     /// Not an overhead.

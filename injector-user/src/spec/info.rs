@@ -19,6 +19,8 @@ pub struct Info {
     pub examples: &'static [&'static str],
     /// Trial for `injector doctor`, if there is one.
     pub trial: Option<Trial>,
+    /// What else serves where the fault is not available; may be empty.
+    pub instead: &'static str,
 }
 
 impl Info {
@@ -31,6 +33,7 @@ impl Info {
         detail: "",
         examples: &[],
         trial: None,
+        instead: "",
     };
 
     /// The description in schemas.

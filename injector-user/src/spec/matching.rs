@@ -98,7 +98,8 @@ impl Matching {
             Remote::Net(IpNet::V4(net)) => net.network().is_loopback() && net.prefix_len() >= 8,
             Remote::Net(IpNet::V6(net)) => net.addr().is_loopback() && net.prefix_len() == 128,
             Remote::Peer(peer) => {
-                addresses.get(peer).is_some_and(|found| found.iter().all(IpAddr::is_loopback))
+                let found = addresses.get(peer).map(Vec::as_slice).unwrap_or_default();
+                !found.is_empty() && found.iter().all(IpAddr::is_loopback)
             }
         };
         !self.remotes.is_empty() && self.remotes.iter().all(is_of_loopback)

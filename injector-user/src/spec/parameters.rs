@@ -17,7 +17,7 @@ use serde::{
 };
 use serde_json::{Map, Value as Json, json};
 
-use super::value::{ValueError, from_text, text_schema};
+use super::value::{PERCENT, ValueError, WITH_UNIT, from_text, text_schema};
 
 /// A parameter of a value.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,13 @@ impl Parameter {
     /// A percentage.
     #[must_use]
     pub const fn percent(name: &'static str, help: &'static str) -> Self {
-        Self { pattern: Some("^[0-9.]+ *%$"), ..Self::new(name, help) }
+        Self { pattern: Some(PERCENT), ..Self::new(name, help) }
+    }
+
+    /// An amount with a unit.
+    #[must_use]
+    pub const fn amount(name: &'static str, help: &'static str) -> Self {
+        Self { pattern: Some(WITH_UNIT), ..Self::new(name, help) }
     }
 
     /// A switch.
@@ -102,7 +108,7 @@ pub trait Value: Sized {
     /// The parameters, in the order of the text form.
     const PARAMETERS: &'static [Parameter];
     /// Pattern of the text, if bare numbers are refused.
-    const PATTERN: Option<&'static str> = None;
+    const PATTERN: Option<&'static str> = Self::PARAMETERS[0].pattern;
     /// Number of required parameters, counted from the first.
     const REQUIRED: usize = 1;
     /// Whether all parameters in text are positional.

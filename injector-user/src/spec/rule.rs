@@ -552,8 +552,7 @@ mod tests {
         assert_eq!(hold(&rule).delay.gap, 5);
         assert!(spec("{rtt: 120s}").check().is_ok());
 
-        // A bare number is in bits per second.
-        let rule = checked("{rate: 64000, loss-every: 3, ecn: true}");
+        let rule = checked("{rate: 64kbit, loss-every: 3, ecn: true}");
         assert_eq!(rule.name, "loss-every 3, rate 64kbit, ecn");
         assert!(marks(&rule));
 

@@ -480,8 +480,11 @@ impl Row {
     }
 }
 
-/// Parses a rate in bits per second; 0 is an outage.
+/// Parses a rate in bits per second; 0, which needs no unit, is an outage.
 fn rate(field: &str) -> Result<u64, FaultError> {
+    if field == "0" {
+        return Ok(0);
+    }
     match field.parse::<BitRate>() {
         Ok(rate) => Ok(rate.0),
         Err(FaultError::BitRateRange(_))

@@ -51,9 +51,14 @@ pub enum ValueError {
         "`{0}` is not a duration: write a number and a unit (us, ms, s, m, h), for instance 50ms, 1.5s or 1m30s"
     )]
     HumanDuration(String),
-    /// A number without a unit of time.
-    #[error("`{0}` has no unit: write {0}ms, or {0}s for seconds")]
-    NoUnit(String),
+    /// A number without a unit.
+    #[error("`{text}` has no unit: write {meant}")]
+    NoUnit {
+        /// The text.
+        text: String,
+        /// The values that it may mean.
+        meant: String,
+    },
     /// Not an address, prefix or host name.
     #[error(
         "`{0}` is not an address: write an IP address, a CIDR prefix (10.0.0.0/8, prefix length 0 to 32; \
@@ -222,12 +227,23 @@ where
 }
 
 serde_as_text! {
-    Percent: "a percentage such as 20%" pattern "^[0-9.]+ *%$",
-    HumanDuration: "a duration such as 50ms",
+    Percent: "a percentage such as 20%" pattern PERCENT,
+    HumanDuration: "a duration such as 50ms" pattern WITH_UNIT,
     Remote: "an address, a CIDR prefix, a host name or a peer such as container:web",
     PortSet: "ports such as 80,8000-8100,!8080",
     Protocol: "a protocol such as tcp",
     TcpFlags: "TCP flags such as syn,!ack",
+}
+
+/// Pattern of a percentage.
+pub(super) const PERCENT: &str = "^[0-9.]+ *%$";
+
+/// Pattern of text whose first part has a unit.
+pub(super) const WITH_UNIT: &str = "^[^,]*[^-+0-9., ]";
+
+/// The error for a number without a unit, which may be `meant`.
+pub(super) fn no_unit(text: &str, meant: String) -> ValueError {
+    ValueError::NoUnit { text: text.into(), meant }
 }
 
 /// A percentage, stored as a fraction from 0 to 1.
@@ -327,7 +343,8 @@ impl FromStr for HumanDuration {
         let is_number = text.trim().parse::<f64>().is_ok();
         let error = || {
             if is_number && !text.trim().starts_with('-') {
-                ValueError::NoUnit(text.trim().into())
+                let text = text.trim();
+                no_unit(text, format!("{text}ms, or {text}s for seconds"))
             } else {
                 ValueError::HumanDuration(text.into())
             }

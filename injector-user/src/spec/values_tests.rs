@@ -75,6 +75,7 @@ fn parameters(names: Vec<&'static str>) -> impl Strategy<Value = Json> {
         "1.5s",
         "90s",
         "5",
+        "5ppm",
         "1000",
         "64kb",
         "1mbit",
@@ -89,7 +90,7 @@ fn parameters(names: Vec<&'static str>) -> impl Strategy<Value = Json> {
         "@2038-01-19T03:14:00Z",
         "all",
         "realtime+tai",
-        "-12.5",
+        "-12.5ppm",
         "TERM",
         "9",
         "3:fsync",
@@ -188,8 +189,8 @@ fn objects_say_what_their_text_says() {
     let kill: Kill = serde_json::from_value(json!({"after": "100:fsync"})).expect("valid");
     assert_eq!(kill.to_string(), "after=100:fsync");
     let shift: Shift =
-        serde_json::from_value(json!({"drift": 200, "clock": "all"})).expect("valid");
-    assert_eq!(shift.to_string(), "+0ns,clock=all,drift=200");
+        serde_json::from_value(json!({"drift": "200ppm", "clock": "all"})).expect("valid");
+    assert_eq!(shift.to_string(), "+0ns,clock=all,drift=200ppm");
 }
 
 #[test]

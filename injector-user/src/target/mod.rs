@@ -138,9 +138,10 @@ pub struct Place {
 }
 
 impl Target {
-    /// The cgroup of a new command, in any namespace that its processes enter.
-    pub fn of_command(cgroup: Cgroup) -> Result<Self, ResolveError> {
-        Ok(kind::of_command(cgroup)?.into())
+    /// The cgroup of a new command, which starts in `netns`, in any namespace that its processes enter.
+    #[must_use]
+    pub fn of_command(cgroup: Cgroup, netns: Netns) -> Self {
+        kind::of_command(cgroup, netns).into()
     }
 
     /// A pod that Kubernetes runs on this machine, by its UID: all its containers in any namespace.

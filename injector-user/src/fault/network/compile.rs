@@ -90,6 +90,8 @@ pub struct Compiled {
     pub egress: bool,
     /// Whether any rule matches received packets.
     pub ingress: bool,
+    /// Whether any rule matches packets of other addresses than those of the loopback.
+    pub beyond_loopback: bool,
 }
 
 impl Compiled {
@@ -203,6 +205,7 @@ pub fn compile(rules: &[Rule], addresses: &Addresses, seed: u64) -> Result<Compi
         players: Vec::new(),
         egress: acts(Direction::Ingress),
         ingress: acts(Direction::Egress),
+        beyond_loopback: rules.iter().any(|rule| !rule.matching.is_of_loopback(addresses)),
     })
 }
 

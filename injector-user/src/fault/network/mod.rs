@@ -145,6 +145,12 @@ pub enum NetworkError {
          --no-protect"
     )]
     NothingUnprotected,
+    /// All rules match only packets on the loopback, which is protected.
+    #[error(
+        "the rules match only loopback addresses, but --protect leaves the loopback alone: name it with --interface lo, \
+         or give --no-protect"
+    )]
+    LoopbackProtected,
     /// A named interface vanished during the installation.
     #[error(
         "the interface {0} vanished while injector was starting: start injector again once it is there"
@@ -278,22 +284,28 @@ impl Lease {
     }
 }
 
-/// The directions that a set of rules must see.
+/// The packets that a set of rules must see.
 #[derive(Clone, Copy, Debug, Default)]
 struct Directions {
     egress: bool,
     ingress: bool,
+    /// Whether they may be on other interfaces than those that take loopback addresses.
+    beyond_loopback: bool,
 }
 
 impl Directions {
     const fn of(compiled: &Compiled) -> Self {
         // The peer that a process asked for is known from what it sends, see `asked.rs`.
         let egress = compiled.egress || compiled.set.uses_remotes != 0;
-        Self { egress, ingress: compiled.ingress }
+        Self { egress, ingress: compiled.ingress, beyond_loopback: compiled.beyond_loopback }
     }
 
     const fn or(self, other: Self) -> Self {
-        Self { egress: self.egress || other.egress, ingress: self.ingress || other.ingress }
+        Self {
+            egress: self.egress || other.egress,
+            ingress: self.ingress || other.ingress,
+            beyond_loopback: self.beyond_loopback || other.beyond_loopback,
+        }
     }
 }
 
@@ -401,7 +413,11 @@ impl Network {
             return Err(NetworkError::Vanished(name));
         }
         if is_idle && options.protect {
-            return Err(NetworkError::NothingUnprotected);
+            return Err(if needs.sides.beyond_loopback {
+                NetworkError::NothingUnprotected
+            } else {
+                NetworkError::LoopbackProtected
+            });
         }
         // Report programs that run ahead of injector's now, not at the first renewal.
         network.look(instance)?;
@@ -561,7 +577,8 @@ impl Network {
     /// [`Self::warnings`]. Returns the new places.
     pub fn attach(&mut self, instance: &mut Instance) -> Result<Vec<Attached>, NetworkError> {
         let (egress, ingress) = self.directions();
-        let places = self.look(instance)?;
+        let mut places = self.look(instance)?;
+        self.leave_out_idle(&mut places)?;
         self.load(&places, egress, ingress)?;
         let directions = [(egress, Direction::Egress), (ingress, Direction::Ingress)];
         let mut wanted = Vec::new();
@@ -590,6 +607,17 @@ impl Network {
             }
             Ok(new)
         })
+    }
+
+    /// Removes interfaces on which no rule can match, unless they are named.
+    fn leave_out_idle(&self, places: &mut [Place]) -> Result<(), NetworkError> {
+        if self.sides.or(self.later).beyond_loopback || self.target.names_interfaces() {
+            return Ok(());
+        }
+        for Place { netns, interfaces, .. } in places {
+            interface::retain_local(netns, interfaces)?;
+        }
+        Ok(())
     }
 
     /// Checks that everything is still installed, and restores it if not.

@@ -221,7 +221,7 @@ impl Observed {
         }
         if self.flows.is_empty() {
             if causes.is_empty() && self.sent + self.received == 0 {
-                causes.extend(self.no_traffic(rules));
+                causes.extend(self.no_traffic(rules, addresses));
             }
         } else {
             for (number, rule) in rules.iter().enumerate().take(EXPLAINED) {
@@ -261,7 +261,7 @@ impl Observed {
     }
 
     /// The cause if the target had no packet at all.
-    fn no_traffic(&self, rules: &[Rule]) -> Option<String> {
+    fn no_traffic(&self, rules: &[Rule], addresses: &Addresses) -> Option<String> {
         let only = |direction| {
             !rules.is_empty() && rules.iter().all(|rule| rule.matching.direction == direction)
         };
@@ -278,6 +278,12 @@ impl Observed {
             ));
         }
         if let Some((name, packets)) = self.elsewhere.iter().max_by_key(|(_, packets)| **packets) {
+            let mut matchings = rules.iter().map(|rule| &rule.matching);
+            if self.interfaces.is_empty() && matchings.all(|it| it.is_of_loopback(addresses)) {
+                return Some(format!(
+                    "likely cause: peer: only packets of loopback addresses match, but {packets} passed on {name}"
+                ));
+            }
             let here = if self.interfaces.is_empty() {
                 "the faulted interfaces".to_owned()
             } else {

@@ -29,7 +29,7 @@ use crate::{
     },
     lifetime::{LifetimeError, instance::Instance},
     spec::{
-        process::{ProcessFaults, cpu::CpuLimit, io::IoLimit},
+        process::{ProcessFaults, cpu::CpuLimit, errno::INSTEAD, io::IoLimit},
         target::process_options,
     },
     target::ResolveError,
@@ -98,7 +98,7 @@ pub enum ProcessFaultError {
     NoDevice,
     /// Syscall failures are not available.
     #[error(
-        "cannot fail these system calls on this kernel (`injector doctor` lists which can fail)"
+        "cannot fail these system calls on this kernel (`injector doctor` lists which can fail; without injector: {INSTEAD})"
     )]
     Errno(#[from] HookError),
     /// A kernel operation failed.

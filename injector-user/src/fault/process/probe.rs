@@ -6,14 +6,23 @@ use super::{limit, syscall_failure};
 use crate::{
     kernel::{
         calls::CallWatch,
-        hook::Engine,
+        hook::{self, Engine},
         layout,
         members::Members,
+        needs::Needs,
         probe::{Finding, Verdict},
     },
     spec::process::errno::HOOKS,
     target::cgroup::{FREEZE, Hierarchy},
 };
+
+/// What hooks of files and the network require.
+const HOOK: Needs =
+    Needs { options: &["CONFIG_SECURITY_NETWORK", "CONFIG_SECURITY_PATH"], ..Needs::NONE };
+
+/// What the freezer requires.
+const FREEZER: Needs =
+    Needs { linux: (5, 2), other: "without it, processes are stopped by SIGSTOP", ..Needs::NONE };
 
 /// Checks every mechanism of process faults.
 #[must_use]
@@ -34,7 +43,10 @@ pub fn findings() -> Vec<Finding> {
             subject: "sys_enter",
             faults: vec!["kill"],
             serves: "--kill after=N:SYSCALL",
-            verdict: Verdict::of(watch, "Linux 6.1 or later with CONFIG_FTRACE_SYSCALLS"),
+            verdict: Verdict::of(
+                watch,
+                &Needs { linux: (6, 1), options: &["CONFIG_FTRACE_SYSCALLS"], ..Needs::NONE },
+            ),
         },
     ];
     findings.extend(failures());
@@ -55,12 +67,10 @@ fn failures() -> Vec<Finding> {
     let engine =
         if lsm.is_ok() { Some(Engine::Lsm) } else { fmod_ret.is_ok().then_some(Engine::FmodRet) };
     let serves = "--errno, at the kernel's security hooks";
-    let remedy = "a kernel with CONFIG_DEBUG_INFO_BTF, CONFIG_BPF_JIT and CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS, and \
-                  with bpf among the security modules (lsm=) for the lsm engine";
     let finding = |subject, verdict| Finding { subject, faults: vec!["errno"], serves, verdict };
     let mut findings = vec![
-        finding("engine lsm", Verdict::of(lsm, remedy)),
-        finding("engine fmod-ret", Verdict::of(fmod_ret, remedy)),
+        finding("engine lsm", Verdict::of(lsm, &hook::LSM)),
+        finding("engine fmod-ret", Verdict::of(fmod_ret, &hook::PROGRAMS)),
     ];
     // Without an engine, no hook can be used.
     let Some(engine) = engine else { return findings };
@@ -74,7 +84,7 @@ fn failures() -> Vec<Finding> {
             Some(_) => Verdict::Ok,
             None => Verdict::Unavailable {
                 reason: format!("this kernel has no {}", engine.function(hook.name)),
-                remedy: "a kernel with CONFIG_SECURITY_NETWORK and CONFIG_SECURITY_PATH",
+                remedy: HOOK.lacking(),
             },
         },
     }));
@@ -92,10 +102,10 @@ fn controllers(mount: &Path) -> [Finding; 3] {
     } else {
         Verdict::Unavailable {
             reason: format!("no cgroup has {FREEZE}"),
-            remedy: "Linux 5.2 or later; without it, processes are stopped by SIGSTOP",
+            remedy: FREEZER.lacking(),
         }
     };
-    let remedy = "a kernel booted with cgroup v2 alone";
+    let remedy = &Needs::other("a kernel booted with cgroup v2 alone");
     [
         Finding {
             subject: "cgroup.freeze",

@@ -28,6 +28,7 @@ impl PacketFault for Corrupt {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "corrupt",
+            instead: "tc qdisc add dev IF root netem corrupt 0.1%, for all sent packets of an interface",
             value: "P[,corr=C]",
             placeholder: "P[,...]",
             help: "Flip a bit in packets with probability P",

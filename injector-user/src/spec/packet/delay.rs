@@ -84,12 +84,12 @@ impl Value for DelaySpec {
     const EXAMPLE: &'static str = "50ms or 50ms,jitter=10ms,dist=normal,corr=25%";
     const REQUIRED: usize = 0;
     const PARAMETERS: &'static [Parameter] = &[
-        Parameter::new("time", "How long packets are held, 0s to 60s, such as 50ms."),
+        Parameter::amount("time", "How long packets are held, 0s to 60s, such as 50ms."),
         Parameter::new(
             "samples",
             "A file of samples that delays are drawn from, instead of `time`.",
         ),
-        Parameter::new("jitter", "How far delays vary around `time`, 0s to 60s."),
+        Parameter::amount("jitter", "How far delays vary around `time`, 0s to 60s."),
         DISTRIBUTION,
         CORRELATION,
         Parameter::switch("ordered", "Packets of the same flow do not overtake each other."),
@@ -175,6 +175,7 @@ impl PacketFault for DelaySpec {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "delay",
+            instead: "tc qdisc add dev IF root netem delay 100ms, for all sent packets of an interface",
             value: "T[,jitter=J[,dist=D][,corr=C][,ordered]]|samples=F[,corr=C][,ordered]",
             placeholder: "T[,...]",
             help: "Delay packets by T in each direction",
@@ -378,7 +379,7 @@ mod tests {
         for text in ["50ms,dist=normal", "50ms,corr=25%", "50ms,ordered"] {
             assert_eq!(error(text), FaultError::NoJitter(text.into()));
         }
-        assert_eq!(error("50"), ValueError::NoUnit("50".into()).into());
+        assert_eq!(error("50").to_string(), "`50` has no unit: write 50ms, or 50s for seconds");
         for text in ["", "-1ms", "50ms jitter=10ms", "50%"] {
             assert_eq!(error(text), ValueError::HumanDuration(text.into()).into());
         }

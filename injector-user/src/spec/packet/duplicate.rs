@@ -23,6 +23,7 @@ impl PacketFault for Duplicate {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "duplicate",
+            instead: "tc qdisc add dev IF root netem duplicate 1%, for all sent packets of an interface",
             value: "P[,corr=C]",
             placeholder: "P[,...]",
             help: "Send packets twice with probability P",

@@ -46,6 +46,7 @@ impl PacketFault for Loss {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "loss",
+            instead: "tc qdisc add dev IF root netem loss 1%, for all sent packets of an interface",
             value: "P[,corr=C]",
             placeholder: "P[,...]",
             help: "Drop packets at random with probability P",

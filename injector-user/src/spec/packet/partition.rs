@@ -17,6 +17,7 @@ impl PacketFault for Partition {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "partition",
+            instead: "rules of nft(8) that drop, for all processes of a network namespace",
             value: "PEER",
             help: "Drop all packets to and from these peers",
             detail: "The peers are given as with --remote. With --direction, one way only.",

@@ -20,7 +20,7 @@ use crate::spec::{
     parameters::{Given, Parameter, Value, malformed, values},
     rule::RuleError,
     trace::Played,
-    value::HumanDuration,
+    value::{HumanDuration, no_unit},
 };
 
 values!(Rate);
@@ -102,15 +102,18 @@ impl Value for Rate {
         "1mbit or 1mbit,burst=16kb,overhead=24,queue=200ms or trace=lte.up,loop";
     const REQUIRED: usize = 0;
     const PARAMETERS: &'static [Parameter] = &[
-        Parameter::new("rate", "Bits a second, 1kbit to 1tbit, in tc's units, such as 1.5mbit."),
+        Parameter::amount("rate", "Bits a second, 1kbit to 1tbit, in tc's units, such as 1.5mbit."),
         Parameter::new(
             "trace",
             "A packet-delivery trace of mahimahi, instead of `rate`: a time in ms in each line, at which 1500 bytes pass.",
         ),
         LOOP,
-        Parameter::new("burst", "Bytes that leave at once after a pause, such as 16kb; default 0."),
+        Parameter::amount(
+            "burst",
+            "Bytes that leave at once after a pause, such as 16kb; default 0.",
+        ),
         Parameter::new("overhead", "Bytes added to each packet's length; may be negative."),
-        Parameter::new(
+        Parameter::amount(
             "queue",
             "Length of the queue as a time, such as 200ms, or a size, such as 64kb; packets beyond it are dropped. A trace requires a size.",
         ),
@@ -181,6 +184,7 @@ impl PacketFault for Rate {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "rate",
+            instead: "tc qdisc add dev IF root netem rate 1mbit, for all sent packets of an interface",
             value: "R[,burst=B][,overhead=N][,queue=T|SIZE]|trace=F[,loop][,queue=SIZE]",
             placeholder: "R[,...]",
             help: "Limit the rate to R in each direction",
@@ -240,6 +244,11 @@ impl Interpolate for Queue {
     }
 }
 
+/// Whether `text` is a number of 0 or more without a unit.
+fn is_number(text: &str) -> bool {
+    number_and_unit(text).is_some_and(|(_, unit)| unit.is_empty())
+}
+
 /// Splits a number of 0 or more from its unit, which is returned in lower case.
 fn number_and_unit(text: &str) -> Option<(f64, String)> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -257,7 +266,7 @@ impl FromStr for BitRate {
             let (prefix, scale) = match (bits, bytes()) {
                 (Some(prefix), _) => (prefix, 1.0),
                 (None, Some(prefix)) => (prefix, 8.0),
-                (None, None) => (unit.is_empty().then_some("")?, 1.0),
+                (None, None) => return None,
             };
             let factor: f64 = match prefix {
                 "" => 1.0,
@@ -273,7 +282,14 @@ impl FromStr for BitRate {
             };
             Some(number * factor * scale)
         });
-        let bits = bits.ok_or_else(|| FaultError::BitRate(text.into()))?;
+        let bits = bits.ok_or_else(|| {
+            if is_number(text) {
+                let meant = format!("{text}kbit, or {text}mbit");
+                no_unit(text, meant).into()
+            } else {
+                FaultError::BitRate(text.into())
+            }
+        })?;
         if (MIN_BITS..=MAX_BITS).contains(&bits) {
             Ok(Self(bits.round() as u64))
         } else {
@@ -300,7 +316,7 @@ impl FromStr for Size {
     fn from_str(text: &str) -> Result<Self, FaultError> {
         let bytes = number_and_unit(text).and_then(|(number, unit)| {
             let factor = match unit.as_str() {
-                "" | "b" => 1.0,
+                "b" => 1.0,
                 "k" | "kb" => 1024.0,
                 "m" | "mb" => 1024.0 * 1024.0,
                 "g" | "gb" => 1024.0 * 1024.0 * 1024.0,
@@ -313,7 +329,13 @@ impl FromStr for Size {
             let bytes = (number * factor).floor();
             (bytes <= f64::from(u32::MAX)).then_some(bytes as u64)
         });
-        bytes.map(Self).ok_or_else(|| FaultError::Size(text.into()))
+        bytes.map(Self).ok_or_else(|| {
+            if is_number(text) {
+                no_unit(text, format!("{text}b for bytes, or {text}kb")).into()
+            } else {
+                FaultError::Size(text.into())
+            }
+        })
     }
 }
 
@@ -344,6 +366,9 @@ impl FromStr for Queue {
                 time: time.to_string(),
                 size: size.to_string(),
             }),
+            (None, None) if is_number(text) => {
+                Err(no_unit(text, format!("{text}ms for a time, or {text}kb for a size")).into())
+            }
             (None, None) => Err(FaultError::Queue(text.into())),
         }
     }
@@ -356,7 +381,6 @@ mod tests {
     #[test]
     fn rates_parse_as_tc_users_write_them() {
         for (text, bits) in [
-            ("1000", 1000),
             ("1000bit", 1000),
             ("1kbit", 1000),
             ("1.5mbit", 1_500_000),
@@ -376,7 +400,7 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(BitRate(bits)), "{text}");
         }
-        for text in ["999", "999bit", "1tibit", "1.001tbit", "1000gbps", "0", "0.9kbit"] {
+        for text in ["999bit", "1tibit", "1.001tbit", "1000gbps", "0bit", "0.9kbit"] {
             assert_eq!(text.parse::<BitRate>(), Err(FaultError::BitRateRange(text.into())));
         }
         for text in [
@@ -394,13 +418,14 @@ mod tests {
         ] {
             assert_eq!(text.parse::<BitRate>(), Err(FaultError::BitRate(text.into())));
         }
+        let error = "1.5".parse::<BitRate>().expect_err("no unit").to_string();
+        assert_eq!(error, "`1.5` has no unit: write 1.5kbit, or 1.5mbit");
     }
 
     #[test]
     fn sizes_parse_as_tc_users_write_them() {
         for (text, bytes) in [
-            ("0", 0),
-            ("1500", 1500),
+            ("0b", 0),
             ("1500b", 1500),
             ("16k", 16_384),
             ("16KB", 16_384),
@@ -409,13 +434,15 @@ mod tests {
             ("2g", 2 << 30),
             ("8kbit", 1024),
             ("1mbit", 1 << 17),
-            ("4294967295", u64::from(u32::MAX)),
+            ("4294967295b", u64::from(u32::MAX)),
         ] {
             assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
         }
-        for text in ["", "kb", "-1", "1tb", "4gb", "1e3", "4294967296", "1 2"] {
+        for text in ["", "kb", "-1", "1tb", "4gb", "1e3", "4294967296b", "1 2"] {
             assert_eq!(text.parse::<Size>(), Err(FaultError::Size(text.into())), "{text}");
         }
+        let error = "1500".parse::<Size>().expect_err("no unit").to_string();
+        assert_eq!(error, "`1500` has no unit: write 1500b for bytes, or 1500kb");
     }
 
     #[test]
@@ -426,7 +453,7 @@ mod tests {
                 Ok(Queue::Time(HumanDuration(Duration::from_millis(milliseconds))))
             );
         }
-        for (text, bytes) in [("0", 0), ("1500", 1500), ("64kb", 65_536), ("1mb", 1 << 20)] {
+        for (text, bytes) in [("0b", 0), ("1500b", 1500), ("64kb", 65_536), ("1mb", 1 << 20)] {
             assert_eq!(text.parse(), Ok(Queue::Size(Size(bytes))), "{text}");
         }
         let error = "1m".parse::<Queue>().expect_err("ambiguous").to_string();
@@ -434,6 +461,8 @@ mod tests {
         for text in ["", "-1ms", "61h", "1tb", "5%", "ms"] {
             assert_eq!(text.parse::<Queue>(), Err(FaultError::Queue(text.into())), "{text}");
         }
+        let error = "200".parse::<Queue>().expect_err("no unit").to_string();
+        assert_eq!(error, "`200` has no unit: write 200ms for a time, or 200kb for a size");
     }
 
     #[test]
@@ -455,7 +484,7 @@ mod tests {
             assert_eq!(text.parse::<Rate>().map(|rate| rate.to_string()), Ok(text.into()));
         }
         let printed =
-            "1000000, queue=1000us ,overhead=+0".parse::<Rate>().map(|rate| rate.to_string());
+            "1000kbit, queue=1000us ,overhead=+0".parse::<Rate>().map(|rate| rate.to_string());
         assert_eq!(printed, Ok("1mbit,queue=1ms".into()));
     }
 

@@ -62,6 +62,7 @@ impl PacketFault for Reorder {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "reorder",
+            instead: "tc qdisc add dev IF root netem delay 100ms reorder 25%, for all sent packets of an interface",
             value: "P[,corr=C][,gap=N]",
             placeholder: "P[,...]",
             help: "Let packets overtake delayed ones",

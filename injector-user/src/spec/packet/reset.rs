@@ -21,6 +21,7 @@ impl PacketFault for Reset {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "reset",
+            instead: "rules of nft(8) with reject with tcp reset, for all processes of a network namespace",
             help: "Reset matching TCP connections, each once",
             detail: "The local side receives an RST.",
             trial: Some(Trial { options: "--reset", effect: Effect::Reset }),

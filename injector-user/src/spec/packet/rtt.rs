@@ -25,7 +25,7 @@ impl Value for Rtt {
     const SYNTAX: &'static str = "T";
     const EXAMPLE: &'static str = "50ms";
     const PARAMETERS: &'static [Parameter] =
-        &[Parameter::new("time", "How much longer a round trip takes, 0s to 120s.")];
+        &[Parameter::amount("time", "How much longer a round trip takes, 0s to 120s.")];
 
     fn from_parameters(given: &Given) -> Result<Self, ValueError> {
         given.required("time").map(Self)
@@ -52,6 +52,7 @@ impl PacketFault for Rtt {
     const INFO: PacketInfo = PacketInfo {
         info: Info {
             name: "rtt",
+            instead: "tc qdisc add dev IF root netem delay 100ms, for all sent packets of an interface",
             value: "T",
             help: "Delay round trips by T",
             detail: "Half of T in each direction.",

@@ -54,7 +54,7 @@ impl Value for Trace {
         Parameter::new("file", "A CSV file with the columns time, rate, delay, loss, direction."),
         LOOP,
         Parameter::new("overhead", "Bytes added to each packet's length; may be negative."),
-        Parameter::new(
+        Parameter::amount(
             "queue",
             "Length of the queue, such as 64kb; packets beyond it are dropped.",
         ),

@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn an_object_has_the_parameters_or_the_directions() {
         let read = serde_json::from_value::<Ways<Rate>>;
-        assert_eq!(read(json!({"rate": 64_000})).expect("a rate"), parse("64kbit"));
+        assert_eq!(read(json!({"rate": "64kbit"})).expect("a rate"), parse("64kbit"));
         assert_eq!(
             read(json!({"down": {"rate": "1mbit"}, "up": "2mbit"})).expect("rates"),
             parse("down=1mbit,up=2mbit")

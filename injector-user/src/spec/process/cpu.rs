@@ -5,7 +5,7 @@ use crate::spec::{
     info::{Effect, Info, Trial},
     interpolate::interpolate,
     parameters::{Given, Parameter, Value, values},
-    value::percent_number,
+    value::{PERCENT, percent_number},
 };
 
 values!(CpuLimit);
@@ -35,7 +35,7 @@ impl Value for CpuLimit {
     const NAME: &'static str = "a share of a processor";
     const SYNTAX: &'static str = "a percentage";
     const EXAMPLE: &'static str = "25%";
-    const PATTERN: Option<&'static str> = Some("^[0-9.]+ *%$");
+    const PATTERN: Option<&'static str> = Some(PERCENT);
     const PARAMETERS: &'static [Parameter] = &[Parameter::percent(
         "share",
         "Share of one CPU, 0.1% to 1000000%; 150% is one and a half.",
@@ -60,6 +60,7 @@ impl Value for CpuLimit {
 impl ProcessFault for CpuLimit {
     const INFO: Info = Info {
         name: "cpu",
+        instead: "systemd-run --scope -p CPUQuota=25% CMD",
         value: "P",
         help: "Limit total CPU time; 100% is one CPU",
         detail: "150% is one and a half.",

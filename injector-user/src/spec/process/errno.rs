@@ -23,8 +23,8 @@ pub enum ErrnoError {
     Errno(String),
     /// No hook serves the call.
     #[error(
-        "{name} cannot be made to fail: no security hook of Linux lies on its way (it would take a kernel with \
-         CONFIG_FUNCTION_ERROR_INJECTION). These can: {}",
+        "{name} cannot be made to fail: no security hook of Linux lies on its way; `strace -f -e \
+         inject={name}:error=EIO CMD` fails it with EIO. These can: {}",
         served().join(", ")
     )]
     NotServed {
@@ -59,6 +59,10 @@ pub enum ErrnoError {
     )]
     Remote(String),
 }
+
+/// What else serves where no system call can be made to fail.
+pub const INSTEAD: &str = "strace -f -e inject=write:error=EIO CMD; for ENOSPC also a small file system: \
+                           mount -t tmpfs -o size=1m none DIR";
 
 /// The arguments that a hook passes to a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -290,6 +294,7 @@ impl Value for Failure {
 impl ProcessFault for Failure {
     const INFO: Info = Info {
         name: "errno",
+        instead: INSTEAD,
         value: "SYSCALL[/SYSCALL]=ERRNO[,P][,path=GLOB][,remote=CIDR]",
         placeholder: "CALL=ERRNO[,...]",
         help: "Fail system calls with an error; repeatable",
@@ -435,7 +440,7 @@ mod tests {
             ("openat=ENOENT,101%", "101%"),
             ("openat=ENOENT,1%,depth=3", "SYSCALL"),
             ("frob=EIO", "frob"),
-            ("fsync=EIO", "CONFIG_FUNCTION_ERROR_INJECTION"),
+            ("fsync=EIO", "`strace -f -e inject=fsync:error=EIO CMD`"),
             ("openat/mkdir=EIO", "different hooks"),
             ("openat=EIO,remote=::1", "match it by path"),
             ("connect=EIO,path=/x", "match it by remote"),

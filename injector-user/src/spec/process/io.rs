@@ -29,7 +29,7 @@ impl Value for IoLimit {
     const SYNTAX: &'static str = "R[,device=PATH]";
     const EXAMPLE: &'static str = "1mbps (10^6 bytes a second) or 500kbps,device=/dev/sda";
     const PARAMETERS: &'static [Parameter] = &[
-        Parameter::new(
+        Parameter::amount(
             "rate",
             "How fast, in the units of `rate` of packets: 1mbps is 10^6 bytes a second.",
         ),
@@ -51,6 +51,7 @@ impl Value for IoLimit {
 impl ProcessFault for IoLimit {
     const INFO: Info = Info {
         name: "io",
+        instead: "systemd-run --scope -p 'IOWriteBandwidthMax=/dev/sda 1M' CMD",
         value: "R[,device=PATH]",
         placeholder: "R[,...]",
         help: "Limit block I/O to R per device",

@@ -106,8 +106,8 @@ impl Value for Kill {
     const REQUIRED: usize = 0;
     const PARAMETERS: &'static [Parameter] = &[
         Parameter::new("signal", "Which signal, by name or number; default KILL."),
-        Parameter::new("at", "When it is sent, from the start."),
-        Parameter::new("every", "And again after each such time, 1ms or longer."),
+        Parameter::amount("at", "When it is sent, from the start."),
+        Parameter::amount("every", "And again after each such time, 1ms or longer."),
         Parameter::new(
             "after",
             "Sent to the process that makes the N-th call of a system call, as N:SYSCALL.",
@@ -182,5 +182,6 @@ impl ProcessFault for Kill {
                  of all processes together.",
         examples: &["at=1s", "TERM,every=1m", "KILL,after=100:fsync"],
         trial: Some(Trial { options: "--kill at=200ms,every=1s", effect: Effect::Process }),
+        instead: "kill -KILL PID",
     };
 }

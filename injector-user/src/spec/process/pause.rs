@@ -86,12 +86,12 @@ impl Value for PauseSpec {
         "T[,at=T][,every=T][,jitter=J][,dist=D][,every-jitter=J][,every-dist=D]";
     const EXAMPLE: &'static str = "2s or 50ms,jitter=40ms,dist=pareto,every=1s";
     const PARAMETERS: &'static [Parameter] = &[
-        Parameter::new("time", "How long a pause lasts, 1ms to 24h."),
-        Parameter::new("at", "When the first one begins, from the start."),
-        Parameter::new("every", "From the start of one to the start of the next, 1ms to 24h."),
-        Parameter::new("jitter", "How far lengths vary around `time`, 0s to 60s."),
+        Parameter::amount("time", "How long a pause lasts, 1ms to 24h."),
+        Parameter::amount("at", "When the first one begins, from the start."),
+        Parameter::amount("every", "From the start of one to the start of the next, 1ms to 24h."),
+        Parameter::amount("jitter", "How far lengths vary around `time`, 0s to 60s."),
         DISTRIBUTION,
-        Parameter::new("every-jitter", "How far intervals vary around `every`, 0s to 60s."),
+        Parameter::amount("every-jitter", "How far intervals vary around `every`, 0s to 60s."),
         Parameter::new("every-dist", "Distribution of `every-jitter`.").or("every-distribution"),
     ];
 
@@ -142,6 +142,7 @@ impl PauseSpec {
 impl ProcessFault for PauseSpec {
     const INFO: Info = Info {
         name: "pause",
+        instead: "kill -STOP PID, and kill -CONT PID",
         value: "T[,at=T][,every=T][,jitter=J][,dist=D][,every-jitter=J][,every-dist=D]",
         placeholder: "T[,...]",
         help: "Suspend all processes for T",

@@ -151,6 +151,15 @@ pub enum StepError {
     /// A node is neither a target nor a peer.
     #[error("the node {0} is neither a target nor an address, nor a peer such as container:NAME")]
     NoNode(String),
+    /// A partition without a shape.
+    #[error("a partition takes a `shape`, or `isolate` with a node")]
+    NoShape,
+    /// A partition without nodes.
+    #[error("a partition takes `nodes`; only `isolate` goes without, and then means all targets")]
+    NoNodes,
+    /// A node to isolate with a shape that isolates none.
+    #[error("`isolate` goes with the shape `one` or without a shape, but not with `{0}`")]
+    Isolate(&'static str),
     /// A primary is missing, unknown, or not supported by the shape.
     #[error(
         "the partition primary-minority, and no other, takes a `primary`, which is one of its nodes"
@@ -253,14 +262,18 @@ pub struct Ramp {
     pub steps: u32,
 }
 
-/// A partition by its shape.
+/// A partition: its shape, or the node to isolate.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PartitionSpec {
-    /// Which nodes are cut off from which.
-    pub shape: Shape,
-    /// Targets, and addresses or prefixes of others.
-    #[serde(deserialize_with = "list")]
+    /// Which nodes are cut off from which; `one` if `isolate` is given.
+    #[serde(default)]
+    pub shape: Option<Shape>,
+    /// The node that is alone, instead of one drawn at random.
+    #[serde(default)]
+    pub isolate: Option<String>,
+    /// Targets, and addresses or prefixes of others. With `isolate`, all targets if absent.
+    #[serde(default, deserialize_with = "list")]
     #[schemars(length(min = 1))]
     pub nodes: Vec<String>,
     /// The primary, for primary-minority.

@@ -13,7 +13,7 @@ use super::random::Random;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Shape {
-    /// One node, drawn at random, is alone (Jepsen's `split-one`).
+    /// One node is alone: that of `isolate`, or else one drawn at random (Jepsen's `split-one`).
     One,
     /// The first half of the nodes, as they are listed, and the rest; the first half is the smaller one (`bisect`).
     Halves,
@@ -59,13 +59,13 @@ impl Shape {
 pub type Cuts = BTreeSet<(usize, usize)>;
 
 /// The pairs that `shape` cuts among nodes 0 to `count` - 1. `count` must be at least
-/// [`Shape::least`].
+/// [`Shape::least`]. `chosen` is the primary, or the node to isolate if it is not drawn.
 #[must_use]
-pub fn cuts(shape: Shape, count: usize, primary: usize, random: &mut Random) -> Cuts {
+pub fn cuts(shape: Shape, count: usize, chosen: Option<usize>, random: &mut Random) -> Cuts {
     let nodes: Vec<usize> = (0..count).collect();
     match shape {
         Shape::One => {
-            let loner = random.below(count);
+            let loner = chosen.unwrap_or_else(|| random.below(count));
             between(&[loner], &without(&nodes, &[loner]))
         }
         Shape::Halves => {
@@ -83,6 +83,7 @@ pub fn cuts(shape: Shape, count: usize, primary: usize, random: &mut Random) -> 
             between(first, &second[1..])
         }
         Shape::PrimaryMinority => {
+            let primary = chosen.unwrap_or_default();
             let mut minority = random.shuffled(without(&nodes, &[primary]));
             minority.truncate((count - 1) / 2 - 1);
             minority.push(primary);
@@ -93,6 +94,52 @@ pub fn cuts(shape: Shape, count: usize, primary: usize, random: &mut Random) -> 
             pairs(first, second).collect()
         }
     }
+}
+
+/// Says who is cut off from whom: `b cut off from a, c`, or `a cannot send to b` for one direction.
+#[must_use]
+pub fn describe(cuts: &Cuts, names: &[String]) -> String {
+    let is_mutual = |&(from, to): &(usize, usize)| cuts.contains(&(to, from));
+    let (mutual, single): (Cuts, Cuts) = cuts.iter().partition(|cut| is_mutual(cut));
+    let list = |nodes: &[usize]| {
+        let names: Vec<&str> = nodes.iter().map(|&node| names[node].as_str()).collect();
+        names.join(", ")
+    };
+    let mut parts = Vec::new();
+    for (senders, receivers) in grouped(mutual, true) {
+        let (few, many) = if receivers.len() < senders.len() {
+            (receivers, senders)
+        } else {
+            (senders, receivers)
+        };
+        parts.push(format!("{} cut off from {}", list(&few), list(&many)));
+    }
+    for (senders, receivers) in grouped(single, false) {
+        parts.push(format!("{} cannot send to {}", list(&senders), list(&receivers)));
+    }
+    parts.join("; ")
+}
+
+/// Senders with the same receivers, and these. Of mutual cuts, each pair is in one group only.
+fn grouped(mut cuts: Cuts, is_mutual: bool) -> Vec<(Vec<usize>, Vec<usize>)> {
+    let receivers = |cuts: &Cuts, node: usize| -> Vec<usize> {
+        cuts.iter().filter(|(from, _)| *from == node).map(|(_, to)| *to).collect()
+    };
+    let mut groups = Vec::new();
+    while let Some(&(first, _)) = cuts.first() {
+        let to = receivers(&cuts, first);
+        let all: BTreeSet<usize> = cuts.iter().map(|(from, _)| *from).collect();
+        let from: Vec<usize> =
+            all.into_iter().filter(|&node| receivers(&cuts, node) == to).collect();
+        for pair in pairs(&from, &to) {
+            cuts.remove(&pair);
+            if is_mutual {
+                cuts.remove(&(pair.1, pair.0));
+            }
+        }
+        groups.push((from, to));
+    }
+    groups
 }
 
 /// Splits the nodes in half, the smaller half first.
@@ -173,7 +220,44 @@ mod tests {
     ];
 
     fn cut(shape: Shape, count: usize, seed: u64) -> Cuts {
-        cuts(shape, count, 1, &mut Random::new(seed, 0))
+        let primary = (shape == Shape::PrimaryMinority).then_some(1);
+        cuts(shape, count, primary, &mut Random::new(seed, 0))
+    }
+
+    fn described(cuts: &Cuts) -> String {
+        let names: Vec<String> = ('a'..='z').map(String::from).collect();
+        describe(cuts, &names)
+    }
+
+    #[test]
+    fn it_is_said_who_is_cut_off_from_whom() {
+        let chosen = |node| cuts(Shape::One, 3, Some(node), &mut Random::new(0, 0));
+        assert_eq!(described(&chosen(0)), "a cut off from b, c");
+        assert_eq!(described(&chosen(1)), "b cut off from a, c");
+        assert_eq!(described(&chosen(2)), "c cut off from a, b");
+        assert_eq!(described(&cut(Shape::Halves, 5, 0)), "a, b cut off from c, d, e");
+        assert_eq!(described(&cut(Shape::Bridge, 5, 0)), "a, b cut off from d, e");
+        assert_eq!(described(&cut(Shape::OneWay, 4, 0)), "a, b cannot send to c, d");
+        let ring: Cuts = [(0, 1), (1, 2), (2, 0)].into();
+        assert_eq!(described(&ring), "a cannot send to b; b cannot send to c; c cannot send to a");
+        let mixed: Cuts = [(0, 1), (1, 0), (0, 2)].into();
+        assert_eq!(described(&mixed), "a cut off from b; a cannot send to c");
+    }
+
+    /// The cuts that a description says.
+    fn read(text: &str) -> Cuts {
+        let nodes = |list: &str| -> Vec<usize> {
+            list.split(", ").map(|name| usize::from(name.as_bytes()[0] - b'a')).collect()
+        };
+        let mut cuts = Cuts::new();
+        for part in text.split("; ") {
+            if let Some((one, other)) = part.split_once(" cut off from ") {
+                cuts.extend(between(&nodes(one), &nodes(other)));
+            } else if let Some((from, to)) = part.split_once(" cannot send to ") {
+                cuts.extend(pairs(&nodes(from), &nodes(to)));
+            }
+        }
+        cuts
     }
 
     /// In Jepsen's notation: the nodes that each node does not receive from.
@@ -259,6 +343,14 @@ mod tests {
         fn the_same_seed_cuts_the_same(count in 3usize..12, seed: u64) {
             for shape in SHAPES {
                 prop_assert_eq!(cut(shape, count, seed), cut(shape, count, seed));
+            }
+        }
+
+        #[test]
+        fn descriptions_tell_all_cuts(count in 3usize..12, seed: u64) {
+            for shape in SHAPES {
+                let cuts = cut(shape, count, seed);
+                prop_assert_eq!(read(&described(&cuts)), cuts);
             }
         }
 

@@ -24,6 +24,9 @@ use crate::spec::{
     value::{HumanDuration, Remote},
 };
 
+/// How the names of partitions begin. The shape follows, and who is cut off from whom.
+pub const PARTITION: &str = "partition ";
+
 /// Maximum number of changes in a timeline.
 pub const MAX_CHANGES: usize = 1_000_000;
 
@@ -117,7 +120,8 @@ impl Plan {
                         });
                     }
                     for (is_ingress, remotes) in ways {
-                        cuts.push((number, cut_off(&part.name, is_ingress, remotes)));
+                        let (shape, _) = part.name.split_once(": ").unwrap_or((&part.name, ""));
+                        cuts.push((number, cut_off(shape, is_ingress, remotes)));
                     }
                 }
             }
@@ -188,6 +192,12 @@ impl Part {
         }
     }
 
+    /// Whether it is a partition.
+    #[must_use]
+    pub const fn is_partition(&self) -> bool {
+        matches!(self.what, What::Partition(_))
+    }
+
     /// Whether the part affects packets.
     #[must_use]
     pub fn has_rules(&self) -> bool {
@@ -234,6 +244,16 @@ struct Active {
     until: Option<Duration>,
     targets: Vec<usize>,
     part: usize,
+}
+
+/// A partition whose nodes were found.
+struct Partition {
+    shape: Shape,
+    /// The names of the nodes, as given.
+    names: Vec<String>,
+    nodes: Vec<Node>,
+    /// The node that is isolated, or the primary, if the file names it.
+    chosen: Option<usize>,
 }
 
 struct Planner<'a> {
@@ -521,10 +541,29 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn nodes(&self, partition: &PartitionSpec) -> Result<(Vec<Node>, usize), StepError> {
-        let PartitionSpec { shape, nodes, primary } = partition;
-        let mut found = Vec::with_capacity(nodes.len());
-        for name in nodes {
+    /// The nodes of a partition, its shape, and the node that it is about, if it names one.
+    fn nodes(&self, partition: &PartitionSpec) -> Result<Partition, StepError> {
+        let PartitionSpec { shape, isolate, nodes, primary } = partition;
+        let shape = match (shape, isolate) {
+            (None, None) => return Err(StepError::NoShape),
+            (Some(shape), Some(_)) if *shape != Shape::One => {
+                return Err(StepError::Isolate(shape.name()));
+            }
+            (shape, _) => shape.unwrap_or(Shape::One),
+        };
+        let mut names = nodes.clone();
+        if let Some(alone) = isolate {
+            if nodes.is_empty() {
+                names.clone_from(&self.targets);
+            }
+            if !names.contains(alone) {
+                names.insert(0, alone.clone());
+            }
+        } else if nodes.is_empty() {
+            return Err(StepError::NoNodes);
+        }
+        let mut found = Vec::with_capacity(names.len());
+        for name in &names {
             let node = match self.target(name) {
                 Some(target) => Node::Target(target),
                 // A host name is likely a mistyped target.
@@ -543,14 +582,15 @@ impl Planner<'_> {
         if found.len() < shape.least() {
             return Err(StepError::TooFewNodes { shape: shape.name(), least: shape.least() });
         }
-        let place = match (shape, primary) {
+        let place = |name: &String| names.iter().position(|node| node == name);
+        let chosen = match (shape, primary) {
             (Shape::PrimaryMinority, Some(primary)) => {
-                nodes.iter().position(|node| node == primary).ok_or(StepError::Primary)?
+                Some(place(primary).ok_or(StepError::Primary)?)
             }
             (Shape::PrimaryMinority, None) | (_, Some(_)) => return Err(StepError::Primary),
-            _ => 0,
+            _ => isolate.as_ref().and_then(place),
         };
-        Ok((found, place))
+        Ok(Partition { shape, names, nodes: found, chosen })
     }
 
     fn partition(
@@ -561,9 +601,10 @@ impl Planner<'_> {
         from: Duration,
         until: Option<Duration>,
     ) -> Result<(), StepError> {
-        let (nodes, primary) = self.nodes(spec)?;
+        let Partition { shape, names, nodes, chosen } = self.nodes(spec)?;
+        let pairs = partition::cuts(shape, nodes.len(), chosen, random);
         let mut cuts = Vec::new();
-        for (from, to) in partition::cuts(spec.shape, nodes.len(), primary, random) {
+        for &(from, to) in &pairs {
             // Cut at the sender if it is a target, else at the receiver.
             cuts.push(match (&nodes[from], &nodes[to]) {
                 (Node::Target(at), peer) => {
@@ -573,13 +614,12 @@ impl Planner<'_> {
                     Cut { at: *at, direction: Direction::Ingress, peer: peer.clone() }
                 }
                 (Node::Remote(_), Node::Remote(_)) => {
-                    let name = |node: usize| spec.nodes[node].clone();
-                    return Err(StepError::NoCut(name(from), name(to)));
+                    return Err(StepError::NoCut(names[from].clone(), names[to].clone()));
                 }
             });
         }
         let targets: BTreeSet<usize> = cuts.iter().map(|cut| cut.at).collect();
-        let name = format!("partition {}", spec.shape.name());
+        let name = format!("{PARTITION}{}: {}", shape.name(), partition::describe(&pairs, &names));
         let part = self.add(Part { name, step, what: What::Partition(cuts) });
         self.active.push(Active { from, until, targets: targets.into_iter().collect(), part });
         Ok(())

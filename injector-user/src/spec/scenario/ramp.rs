@@ -75,7 +75,7 @@ mod tests {
         );
         assert_eq!(
             steps(
-                "rules: [{rate: {rate: 10mbit, burst: 0}}]",
+                "rules: [{rate: {rate: 10mbit, burst: 0b}}]",
                 "rules: [{rate: '2mbit,burst=16kb'}]"
             ),
             ["rate 10mbit", "rate 6mbit,burst=8kb", "rate 2mbit,burst=16kb"]
@@ -86,8 +86,8 @@ mod tests {
             ["delay 500µs", "delay 250.25ms", "delay 500ms"]
         );
         assert_eq!(
-            steps("clocks: {clock: '-1s,drift=100'}", "clocks: {clock: '+1s,drift=200'}"),
-            ["clock -1s,drift=100", "clock +0ns,drift=150", "clock +1s,drift=200"]
+            steps("clocks: {clock: '-1s,drift=100ppm'}", "clocks: {clock: '+1s,drift=200ppm'}"),
+            ["clock -1s,drift=100ppm", "clock +0ns,drift=150ppm", "clock +1s,drift=200ppm"]
         );
     }
 

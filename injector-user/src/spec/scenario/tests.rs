@@ -157,6 +157,26 @@ fn a_partition_comes_before_other_rules() {
 }
 
 #[test]
+fn a_named_node_is_isolated_and_it_is_said_from_whom() {
+    let of = |partition: &str| {
+        let plan = planned(&format!("{TARGETS}timeline: [{{for: 1s, partition: {partition}}}]"));
+        let targets: Vec<usize> = plan.changes[0].sets.iter().map(|set| set.0).collect();
+        (plan.parts[0].name.clone(), targets)
+    };
+    let all = "partition one: b cut off from a, c";
+    for (partition, name, targets) in [
+        ("{isolate: b}", all, vec![0, 1, 2]),
+        ("{isolate: b, nodes: [a, b, c]}", all, vec![0, 1, 2]),
+        ("{shape: one, isolate: b, nodes: [a, c]}", all, vec![0, 1, 2]),
+        ("{isolate: b, nodes: [c]}", "partition one: b cut off from c", vec![1, 2]),
+        ("{isolate: b, nodes: [10.0.0.1]}", "partition one: b cut off from 10.0.0.1", vec![1]),
+        ("{shape: one-way, nodes: [a, b, c]}", "partition one-way: a cannot send to b, c", vec![0]),
+    ] {
+        assert_eq!(of(partition), (name.to_owned(), targets), "{partition}");
+    }
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_and_where_is_said() {
     let fault = "{rules: [{loss: 1%}]}";
     for (step, words) in [
@@ -181,6 +201,10 @@ fn what_makes_no_sense_is_refused_and_where_is_said() {
         ("{partition: {shape: halves, primary: a, nodes: [a, b, c]}}", "`primary`"),
         ("{partition: {shape: halves, nodes: [10.0.0.1, 10.0.0.2]}}", "neither of them"),
         ("{on: a, partition: {shape: halves, nodes: [a, b]}}", "takes no `on`"),
+        ("{partition: {nodes: [a, b]}}", "takes a `shape`, or `isolate`"),
+        ("{partition: {shape: halves}}", "takes `nodes`"),
+        ("{partition: {shape: halves, isolate: a, nodes: [a, b]}}", "not with `halves`"),
+        ("{partition: {isolate: z}}", "neither a target"),
     ] {
         let yaml = format!("{TARGETS}timeline: [{{faults: {fault}}}, {step}]");
         let error = planned_with(&yaml, 0).expect_err(step);

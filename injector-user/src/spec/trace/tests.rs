@@ -156,7 +156,7 @@ fn what_is_wrong_is_told_with_its_line() {
             "time,delay\n0s,61s",
             line(2, "`61s` is too long: a delay and its jitter are 0s to 60s each"),
         ),
-        ("time,rate\n0s,999", line(2, "`999` is out of range: a rate is 1kbit to 1tbit")),
+        ("time,rate\n0s,999bit", line(2, "`999bit` is out of range: a rate is 1kbit to 1tbit")),
         (
             "time,loss\n0s,101%",
             line(2, "`101%` is not a percentage: write 0% to 100%, for instance 20% or 0.1%"),

@@ -5,19 +5,20 @@ use std::sync::Arc;
 use super::{Processes, Resolved};
 use crate::{
     kernel::netns::Netns,
-    target::{ResolveError, Whose, cgroup::Cgroup},
+    target::{Whose, cgroup::Cgroup},
 };
 
 struct Command;
 
-/// The processes of a new command in its cgroup, in any namespace that they enter.
-pub fn of_command(cgroup: Cgroup) -> Result<Resolved, ResolveError> {
-    Ok(Resolved {
+/// The processes of a new command in its cgroup, in `netns` and in any namespace that they enter.
+#[must_use]
+pub fn of_command(cgroup: Cgroup, netns: Netns) -> Resolved {
+    Resolved {
         whose: Whose::Cgroup(cgroup),
         processes: Some(Arc::new(Command)),
-        namespaces: vec![Netns::current()?],
+        namespaces: vec![netns],
         follows: true,
-    })
+    }
 }
 
 impl Processes for Command {

@@ -334,7 +334,7 @@ fn a_queue_is_a_time_or_what_its_bytes_take() {
         compiled(&[&format!("{{rate: '{rate}'}}")]).expect("valid").holds[0].rate.queue_ns
     };
     assert_eq!(queue("1mbit,queue=5ms"), 5_000_000);
-    assert_eq!(queue("1mbit,queue=0"), 0);
+    assert_eq!(queue("1mbit,queue=0b"), 0);
     assert_eq!(queue("8mbit,queue=64kb"), 65_536_000);
     // The default: long enough for some packets on slow links, and for some time on fast ones.
     assert_eq!(queue("1tbit"), 100_000_000);
