@@ -323,7 +323,7 @@ fn nothing_matched_is_said() {
 #[test]
 fn what_makes_no_sense_is_refused_before_anything_is_touched() {
     for (fault, word) in [
-        ("fsync=EIO", "CONFIG_FUNCTION_ERROR_INJECTION"),
+        ("fsync=EIO", "strace -f -e inject=fsync:error=EIO"),
         ("openat=EWRONG", "EWRONG"),
         ("frob=EIO", "frob"),
         ("openat=EIO,remote=::1", "match it by path"),

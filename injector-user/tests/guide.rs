@@ -297,7 +297,8 @@ impl Folder {
         fs::create_dir_all(folder.join("home")).expect("it can be created");
         symlink(INJECTOR, bin.join("injector")).expect("it can be created");
         // The test is root already, and sudo would reset PATH.
-        fs::write(bin.join("sudo"), "#!/bin/sh\nSUDO_USER=alice exec \"$@\"\n").expect("it can be written");
+        fs::write(bin.join("sudo"), "#!/bin/sh\nSUDO_USER=alice exec \"$@\"\n")
+            .expect("it can be written");
         let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(bin.join("sudo"), executable).expect("it is there");
         Self(folder)

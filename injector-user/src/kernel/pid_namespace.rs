@@ -16,7 +16,7 @@ fn inode() -> u64 {
 }
 
 /// Checks that /proc shows the PID namespace of this process.
-fn check() -> Result<(), KernelError> {
+pub fn check() -> Result<(), KernelError> {
     let shown = fs::read_link("/proc/self").ok();
     let shown = shown.and_then(|target| target.to_str()?.parse::<u32>().ok());
     if shown == Some(std::process::id()) { Ok(()) } else { Err(KernelError::PidNamespace) }

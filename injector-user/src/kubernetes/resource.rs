@@ -647,7 +647,7 @@ async fn resolve(
 ) -> Result<Plan, Problem> {
     let Wanted { pod, uid, scope } = wanted;
     let protect = spec.target.protection();
-    let target = TargetSpec { protect: Some(protect.node), ..TargetSpec::default() };
+    let target = TargetSpec { protect: spec.target.protect, ..TargetSpec::default() };
     let target = match &scope {
         PodScope::Whole => TargetSpec { pod: Some(pod.clone()), ..target },
         PodScope::Container(id) => {

@@ -27,7 +27,7 @@ use crate::{
         clock_probe::{ClockProbe, ClockProbeError},
         limits,
         members::Members,
-        vdso,
+        pid_namespace, vdso,
     },
     lifetime::{LifetimeError, action::Action, instance::Instance},
     spec::{
@@ -113,6 +113,8 @@ impl Clocks {
         outlived: bool,
         engines: &[Engine],
     ) -> Result<Self, ClockFaultError> {
+        // The engines would find other processes, and blame the kernel.
+        pid_namespace::check()?;
         let members = whose.members()?.ok_or(TargetError::Clock)?;
         let Chosen { vdso, probe } = engine::choose(engines, &members)?;
         let (timed, ends) = (Timed::right(), skew::later(true_time(), None));

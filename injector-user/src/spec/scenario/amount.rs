@@ -84,6 +84,9 @@ fn number(text: &str) -> Option<(f64, &'static str)> {
     if let Ok(count) = text.parse() {
         return Some((count, ""));
     }
+    if let Some(drift) = text.strip_suffix("ppm") {
+        return Some((drift.trim().parse().ok()?, "ppm"));
+    }
     if let Some(percent) = text.strip_suffix('%') {
         return Some((percent.trim().parse().ok()?, "%"));
     }
@@ -128,9 +131,9 @@ mod tests {
                 vec![amount("rate", 64.0, "kbit/s")],
             ),
             (
-                "clocks: {clock: '-1s,drift=100'}",
-                "clocks: {clock: '+2s,drift=200'}",
-                vec![amount("clock", 2000.0, "ms"), amount("clock drift", 200.0, "")],
+                "clocks: {clock: '-1s,drift=100ppm'}",
+                "clocks: {clock: '+2s,drift=200ppm'}",
+                vec![amount("clock", 2000.0, "ms"), amount("clock drift", 200.0, "ppm")],
             ),
             (
                 "rules: [{loss-every: 10}, {loss: 1%}]",
