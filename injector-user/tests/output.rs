@@ -145,7 +145,7 @@ fn apply_tells_the_plan_and_what_became_of_it() {
     let (left, right) = (&lab.left.netns, &lab.right.netns);
     let file = RuleFile::new(&format!(
         "seed: 7\ntargets: {{l: {{netns: {left}}}, r: {{netns: {right}}}}}\n\
-         faults: {{lost: {{rules: [{{loss: 100%, direction: egress}}]}}}}\n\
+         faults: {{lost: {{rules: [{{loss: 100%, direction: egress, protocol: tcp}}]}}}}\n\
          timeline:\n- {{at: 100ms, for: 200ms, on: l, faults: lost}}\n\
          - {{at: 400ms, for: 200ms, partition: {{isolate: r}}}}\n"
     ));
@@ -172,7 +172,16 @@ fn the_agent_and_lists_tell_what_acts() {
     };
     // Other tests may run injectors at the same time.
     let without_others = |text: String| {
-        let kept = |line: &&str| !line.contains("PID  STARTED") || line.contains(" agent ");
+        let mut is_kept = true;
+        let kept = |line: &&str| {
+            // What an injector faults is in the lines below it.
+            if line.contains("PID  STARTED") {
+                is_kept = line.contains(" agent ");
+            } else if !line.starts_with("  target") && !line.starts_with("          ") {
+                is_kept = true;
+            }
+            is_kept
+        };
         text.lines().filter(kept).collect::<Vec<_>>().join("\n")
     };
     let agent = Agent::with(&lab.left, socket.clone(), &[]);

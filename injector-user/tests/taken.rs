@@ -24,9 +24,10 @@ const PROMISED: Duration = Duration::from_secs(1);
 struct Inhabitant(Child);
 
 impl Inhabitant {
-    fn of(cgroup: &Path) -> Self {
+    fn of(host: &Host, cgroup: &Path) -> Self {
         let mut sleep = Command::new("sleep");
-        let child = sleep.arg("600").stdin(Stdio::null()).spawn().expect("sleep");
+        sleep.arg("600").stdin(Stdio::null());
+        let child = host.inside(|| sleep.spawn()).expect("sleep");
         fs::write(cgroup.join("cgroup.procs"), child.id().to_string()).expect("it is there");
         Self(child)
     }
@@ -44,10 +45,10 @@ fn remove(cgroup: &Path) {
     wait_until(TIMEOUT, "it can be removed", || fs::remove_dir(cgroup).is_ok());
 }
 
-fn make_again(cgroup: &TestCgroup) -> Inhabitant {
+fn make_again(host: &Host, cgroup: &TestCgroup) -> Inhabitant {
     remove(&cgroup.path);
     fs::create_dir(&cgroup.path).expect("it can be made");
-    Inhabitant::of(&cgroup.path)
+    Inhabitant::of(host, &cgroup.path)
 }
 
 /// By how many seconds the clock of a new process in the cgroup is ahead.
@@ -98,7 +99,7 @@ fn all_kinds_of_faults_follow_a_cgroup_that_is_made_again() {
             thread::sleep(Duration::from_millis(5));
         }
     }
-    let _inhabitant = Inhabitant::of(&cgroup.path);
+    let _inhabitant = Inhabitant::of(&lab.left, &cgroup.path);
     let (_, before) = signals_and_pauses(&injector.process.wait_for("progress"));
     wait_until(TIMEOUT, "it is paused", || {
         signals_and_pauses(&injector.process.wait_for("progress")).1 > before
@@ -109,11 +110,11 @@ fn all_kinds_of_faults_follow_a_cgroup_that_is_made_again() {
 #[test]
 fn nothing_falls_on_the_next_cgroup_by_a_path_before_it_is_followed() {
     let (lab, cgroup) = (Lab::new(), TestCgroup::new());
-    let first = Inhabitant::of(&cgroup.path);
+    let first = Inhabitant::of(&lab.left, &cgroup.path);
     let mut injector = Injector::on(&lab.left, &cgroup, "--pause 10s,at=3s --kill TERM,at=3s");
     injector.process.signal(Signal::SIGSTOP);
     drop(first);
-    let mut next = make_again(&cgroup);
+    let mut next = make_again(&lab.left, &cgroup);
     // Both are due when it goes on; what is due comes before it is looked around.
     thread::sleep(Duration::from_secs(3));
     injector.process.signal(Signal::SIGCONT);
@@ -141,7 +142,7 @@ fn a_cgroup_that_does_not_return_is_a_failure_unless_its_processes_were_killed()
         [("--loss 100%", 1), ("--clock +1h", 1), ("--loss 100% --kill KILL,at=100ms", 0)]
     {
         let cgroup = TestCgroup::new();
-        let inhabitant = Inhabitant::of(&cgroup.path);
+        let inhabitant = Inhabitant::of(&lab.left, &cgroup.path);
         let mut injector = Injector::on(&lab.left, &cgroup, line);
         drop(inhabitant);
         remove(&cgroup.path);
@@ -156,12 +157,12 @@ fn a_cgroup_that_does_not_return_is_a_failure_unless_its_processes_were_killed()
 #[test]
 fn a_process_that_ends_is_told_and_nothing_takes_its_place() {
     let (lab, cgroup) = (Lab::new(), TestCgroup::new());
-    let inhabitant = Inhabitant::of(&cgroup.path);
+    let inhabitant = Inhabitant::of(&lab.left, &cgroup.path);
     let pid = inhabitant.0.id();
     let line = format!("--pid {pid} --loss 100% --pause 10ms,every=100ms");
     let mut injector = Injector::start(&lab.left, &line);
     drop(inhabitant);
-    let next = make_again(&cgroup);
+    let next = make_again(&lab.left, &cgroup);
     let gone = injector.process.wait_for("gone");
     assert_eq!(gone["title"], format!("process {pid}"), "{gone}");
     assert_eq!(gone["final"], true, "{gone}");
@@ -175,7 +176,7 @@ fn a_process_that_ends_is_told_and_nothing_takes_its_place() {
 #[test]
 fn a_scenario_follows_a_cgroup_that_is_made_again() {
     let (lab, cgroup) = (Lab::new(), TestCgroup::new());
-    let inhabitant = Inhabitant::of(&cgroup.path);
+    let inhabitant = Inhabitant::of(&lab.left, &cgroup.path);
     let scenario = RuleFile::new(&format!(
         "targets: {{web: {{cgroup: {}}}}}\n\
          timeline:\n  - faults: [{{rules: [{{loss: 100%, direction: egress}}], clocks: {{clock: +1h}}, \
@@ -190,7 +191,7 @@ fn a_scenario_follows_a_cgroup_that_is_made_again() {
     assert_eq!(gone["name"], "web", "{gone}");
     fs::create_dir(&cgroup.path).expect("it can be made");
     injector.wait_for("followed");
-    let _inhabitant = Inhabitant::of(&cgroup.path);
+    let _inhabitant = Inhabitant::of(&lab.left, &cgroup.path);
     assert_eq!(lab.left.ping(Some(&cgroup), lab.right.address(Family::V4), 3), 0);
     assert!(is_skewed(clock_ahead(&lab.left, &cgroup)));
     wait_until(TIMEOUT, "it is paused", || cgroup.is_frozen());
@@ -216,7 +217,7 @@ fn a_scenario_whose_target_does_not_return_fails_unless_its_processes_were_kille
     ] {
         for ends_by_itself in [false, true] {
             let cgroup = TestCgroup::new();
-            let inhabitant = Inhabitant::of(&cgroup.path);
+            let inhabitant = Inhabitant::of(&lab.left, &cgroup.path);
             let length = if ends_by_itself { "3s" } else { "1h" };
             let scenario = scenario_of(&cgroup, &[&format!("{{for: {length}, faults: {faults}}}")]);
             let mut injector = Process::start(testbed::apply(&lab.left, &scenario.path, &[]));
@@ -258,7 +259,7 @@ fn process_faults_that_are_to_start_while_their_target_is_gone_start_when_it_ret
         changes += u32::from(event["event"] == "change");
     }
     fs::create_dir(&cgroup.path).expect("it can be made");
-    let mut inhabitant = Inhabitant::of(&cgroup.path);
+    let mut inhabitant = Inhabitant::of(&lab.left, &cgroup.path);
     injector.wait_for("followed");
     wait_until(TIMEOUT, "it is paused", || cgroup.is_frozen());
     let script = "for n in 1 2 3 4; do rm -d /nonexistent; done 2>/dev/null; exit 0";
@@ -459,7 +460,7 @@ fn an_agent_follows_a_cgroup_that_is_made_again_and_tells_of_one_that_is_gone() 
     const ALL: [&str; 3] = ["packets", "clocks", "pauses"];
     let (lab, cgroup) = (Lab::new(), TestCgroup::new());
     let to = lab.right.address(Family::V4);
-    let inhabitant = Inhabitant::of(&cgroup.path);
+    let inhabitant = Inhabitant::of(&lab.left, &cgroup.path);
     let agent = Agent::start(&lab.left);
     let request = |name: &str, what: Value| {
         let mut request = json!({"name": name, "target": {"cgroup": cgroup.path}, "for": "5m"});
@@ -483,7 +484,7 @@ fn an_agent_follows_a_cgroup_that_is_made_again_and_tells_of_one_that_is_gone() 
     for name in ALL {
         agent.wait_for(name, |fault| fault["gone"].is_null());
     }
-    let _inhabitant = Inhabitant::of(&cgroup.path);
+    let _inhabitant = Inhabitant::of(&lab.left, &cgroup.path);
     assert_eq!(lab.left.ping(Some(&cgroup), to, 3), 0);
     assert!(is_skewed(clock_ahead(&lab.left, &cgroup)));
     wait_until(TIMEOUT, "it is paused", || cgroup.is_frozen());
@@ -528,7 +529,7 @@ fn round(host: &Host, to: std::net::IpAddr, random: &mut SmallRng) {
     ];
     let line = lines[random.random_range(0..lines.len())];
     let cgroup = TestCgroup::new();
-    let inhabitant = Inhabitant::of(&cgroup.path);
+    let inhabitant = Inhabitant::of(host, &cgroup.path);
     let mut injector = Injector::on(host, &cgroup, line);
     let moment = Duration::from_micros(random.random_range(0..500_000));
     let pause = Duration::from_micros(random.random_range(0..300_000));
@@ -541,7 +542,7 @@ fn round(host: &Host, to: std::net::IpAddr, random: &mut SmallRng) {
     if is_made_again {
         thread::sleep(pause);
         fs::create_dir(&cgroup.path).expect("it can be made");
-        next = Some(Inhabitant::of(&cgroup.path));
+        next = Some(Inhabitant::of(host, &cgroup.path));
         injector.process.wait_for("gone");
         assert!(removed.elapsed() < PROMISED + pause, "{line}: {:?}", removed.elapsed());
         injector.process.wait_for("followed");
