@@ -185,14 +185,14 @@ impl Watched {
     /// Waits for the next event. Cancel-safe.
     async fn next(&mut self) {
         match self {
-            Self::Pods { pods, namespaces: None } => pods.next().await,
+            Self::Pods { pods, namespaces: None } => drop(pods.next().await),
             Self::Pods { pods, namespaces: Some(namespaces) } => tokio::select! {
-                () = pods.next() => {}
-                () = namespaces.next() => {}
+                _ = pods.next() => {}
+                _ = namespaces.next() => {}
             },
             Self::Service { service, endpoints } => tokio::select! {
-                () = service.next() => {}
-                () = endpoints.next() => {}
+                _ = service.next() => {}
+                _ = endpoints.next() => {}
             },
         }
     }

@@ -42,7 +42,7 @@ use super::{
     peers::ClusterPeers,
     pods::{self, Pod},
     queue::Queue,
-    reflector::Reflector,
+    reflector::{Change, Reflector},
     resource::{FaultSource, Lookups, OWNER, ResourceState},
     status::{self, Desired, differs, summarize},
 };
@@ -158,8 +158,8 @@ impl Reconciler {
             tokio::select! {
                 biased;
                 () = shutdown_requested(&mut shutdown) => break,
-                () = self.faults.next() => self.queue_all(),
-                () = self.pods.next() => self.queue_all(),
+                change = self.faults.next() => self.queue_changed(change),
+                _ = self.pods.next() => self.queue_all(),
                 () = ended(&mut changes, |fault| fault.owner.starts_with(OWNER)) => self.queue_all(),
                 () = self.lookups.changed() => self.queue_all(),
                 _ = ticks.tick() => self.queue_all(),
@@ -167,6 +167,23 @@ impl Reconciler {
             }
         }
         self
+    }
+
+    /// Queues the resources that have changed. Others may follow from that, with the next tick.
+    fn queue_changed(&mut self, change: Change) {
+        match change {
+            Change::Nothing => {}
+            Change::All => self.queue_all(),
+            Change::One(uid) => {
+                let (Some(faults), Some(_)) = (self.faults.all(), self.pods.all()) else { return };
+                let object = faults.get(&uid);
+                let namespace = object.and_then(|object| object.metadata.namespace.as_deref());
+                let state = self.resources.get(&uid);
+                let namespace = namespace.or_else(|| Some(state?.namespace())).unwrap_or_default();
+                self.changed.add(namespace, &uid);
+                self.queue.add(namespace, &uid);
+            }
+        }
     }
 
     /// Queues all resources, once everything is known.

@@ -21,6 +21,17 @@ const MIN_BACKOFF: Duration = Duration::from_millis(250);
 /// The maximum delay after failures.
 const MAX_BACKOFF: Duration = Duration::from_secs(4);
 
+/// What an event has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// No object.
+    Nothing,
+    /// The object with this UID.
+    One(String),
+    /// Any objects.
+    All,
+}
+
 /// The known objects of one kind, converted to `T`.
 pub struct Reflector<K, T> {
     what: &'static str,
@@ -89,13 +100,15 @@ where
     }
 
     /// Waits for the next event and applies it. Cancel-safe.
-    pub async fn next(&mut self) {
+    ///
+    /// Returns what has changed.
+    pub async fn next(&mut self) -> Change {
         tokio::time::sleep_until(self.retry_at).await;
         match self.stream.next().await {
             Some(Ok(event)) => {
                 self.backoff = MIN_BACKOFF;
                 self.error = None;
-                self.apply(event);
+                self.apply(event)
             }
             Some(Err(error)) => {
                 // Warn once per outage. An expired resource version is routine.
@@ -109,31 +122,42 @@ where
                 self.error = Some(why);
                 self.retry_at = Instant::now() + self.backoff;
                 self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
+                Change::Nothing
             }
             // The stream never ends.
             None => std::future::pending().await,
         }
     }
 
-    fn apply(&mut self, event: Event<K>) {
+    fn apply(&mut self, event: Event<K>) -> Change {
         match event {
-            Event::Init => self.listed = Some(BTreeMap::new()),
+            Event::Init => {
+                self.listed = Some(BTreeMap::new());
+                Change::Nothing
+            }
             Event::InitApply(object) => {
                 let uid = object.uid().unwrap_or_default();
                 if let (Some(listed), Some(object)) = (&mut self.listed, (self.convert)(object)) {
                     listed.insert(uid, object);
                 }
+                Change::Nothing
             }
             Event::InitDone => {
                 self.objects = self.listed.take().unwrap_or_default();
                 self.versions.clear();
                 self.is_complete = true;
+                Change::All
             }
-            Event::Apply(object) => self.update(object),
+            Event::Apply(object) => {
+                let uid = object.uid().unwrap_or_default();
+                self.update(object);
+                Change::One(uid)
+            }
             Event::Delete(object) => {
                 let uid = object.uid().unwrap_or_default();
                 self.objects.remove(&uid);
                 self.versions.remove(&uid);
+                Change::One(uid)
             }
         }
     }

@@ -162,7 +162,7 @@ impl Selections {
             tokio::select! {
                 biased;
                 () = shutdown_requested(&mut shutdown) => return,
-                () = watched.next() => {}
+                _ = watched.next() => {}
                 () = ended(&mut changes, is_related) => {}
                 () = lookups.changed() => {}
                 () = future::ready(()), if has_more => {}
