@@ -1,7 +1,6 @@
 //! `injector agent`: serves faults through an API.
 
 use std::{
-    fs::File,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -237,7 +236,9 @@ fn engines() -> String {
     /// Unprivileged containers may not open it.
     const TUN: &str = "/dev/net/tun";
     let delays = match hold::Engine::choose(None) {
-        Ok(hold::Engine::Tap) if File::options().read(true).write(true).open(TUN).is_err() => {
+        Ok(hold::Engine::Tap)
+            if std::fs::File::options().read(true).write(true).open(TUN).is_err() =>
+        {
             format!("none, because the kernel has no sch_fq and {TUN} cannot be opened")
         }
         Ok(engine) => engine.to_string(),

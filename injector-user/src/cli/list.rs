@@ -42,7 +42,7 @@ pub fn run(args: &ListArgs) -> Result<ExitCode> {
     }
     privileges::prepare()?;
     cleanup::undo_first();
-    let running = instance::running()?;
+    let running = instance::running::<Faulted>()?;
     #[cfg(feature = "agent")]
     let faults = health::faults(&args.agent, args.format.output)?;
     #[cfg(not(feature = "agent"))]

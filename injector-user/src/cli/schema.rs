@@ -9,7 +9,7 @@ use crate::{
     agent::api::{Fault, FaultList, Health, Problem},
     kernel::probe::Finding,
     lifetime::instance::Running,
-    report::{SCHEMA_VERSION, Versioned},
+    report::{Faulted, SCHEMA_VERSION, Versioned},
     scenario::timeline::WrittenLine,
 };
 
@@ -22,7 +22,7 @@ pub fn schema() -> Schema {
         generator.subschema_for::<EventLine>(),
         generator.subschema_for::<WrittenLine>(),
         versioned::<PlannedChange>(&mut generator),
-        versioned::<Running>(&mut generator),
+        versioned::<Running<Faulted>>(&mut generator),
         versioned::<Fault>(&mut generator),
         versioned::<Health>(&mut generator),
         versioned::<Finding>(&mut generator),

@@ -218,7 +218,7 @@ impl<'a> Session<'a> {
         injection.count_unmatched(UNMATCHED_BUDGET)?;
         let started = Instant::now();
         let faulted = Faulted { title, target: spec, ..Faulted::default() };
-        injection.instance().describe(faulted.clone().with_faults(&faults))?;
+        injection.instance().describe(&faulted.clone().with_faults(&faults))?;
         reporter.say(&Event::Started {
             title: &faulted.title,
             target: &faulted.target,
@@ -557,7 +557,7 @@ impl<'a> Session<'a> {
         let kept = links::kept(&self.faults.rules, &faults.rules);
         let replaced = self.injection.rules_mut().rename(&kept);
         let faulted = self.faulted.clone().with_faults(&faults);
-        self.injection.instance().describe(faulted)?;
+        self.injection.instance().describe(&faulted)?;
         Ok((std::mem::replace(&mut self.faults, faults), replaced))
     }
 }

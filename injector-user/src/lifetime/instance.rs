@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     LifetimeError,
@@ -12,7 +12,7 @@ use super::{
     guardian::Guardian,
     journal::{self, Contents, Journal, Owner, SLOTS},
 };
-use crate::{kernel::rcu, report::Faulted};
+use crate::kernel::rcu;
 
 /// This running injector. [`Self::end`] and dropping undo everything done by [`Self::perform`].
 #[derive(Debug)]
@@ -122,7 +122,7 @@ impl Instance {
     }
 
     /// Records what is faulted, for [`running`].
-    pub fn describe(&mut self, faulted: Faulted) -> Result<(), LifetimeError> {
+    pub fn describe(&mut self, faulted: &impl Serialize) -> Result<(), LifetimeError> {
         self.journal.as_mut().map_or(Ok(()), |journal| journal.describe(faulted))
     }
 
@@ -214,19 +214,20 @@ impl SharedInstance {
 
 /// A running injector as seen by others.
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Running {
+#[schemars(rename = "Running")]
+pub struct Running<T> {
     /// The first of its slots, of which the machine has 16. It has one for each target; an agent has several.
     pub slot: u32,
     /// Its owner.
     #[serde(flatten)]
     pub owner: Owner,
     /// What it faults. The faults of an agent have lines of their own.
-    pub targets: Vec<Faulted>,
+    pub targets: Vec<T>,
 }
 
-/// The running injectors, each once.
-pub fn running() -> Result<Vec<Running>, LifetimeError> {
-    let mut found: Vec<Running> = Vec::new();
+/// The running injectors, each once, with what they have described as `T`.
+pub fn running<T: DeserializeOwned>() -> Result<Vec<Running<T>>, LifetimeError> {
+    let mut found: Vec<Running<T>> = Vec::new();
     for slot in 0..SLOTS {
         // A journal that can be locked has no running owner; the lock is released at once.
         if !journal::path(slot).exists() || Journal::lock_existing(slot)?.is_some() {
@@ -235,6 +236,8 @@ pub fn running() -> Result<Vec<Running>, LifetimeError> {
         // The guardian of a dead injector locks the journal while it undoes the rest.
         let contents = journal::peek(slot).filter(|contents| !contents.is_ending);
         let Some(Contents { owner: Some(owner), faulted, .. }) = contents else { continue };
+        // Another version may describe it otherwise.
+        let faulted = faulted.and_then(|faulted| serde_json::from_value(faulted).ok());
         match found.iter_mut().find(|running| running.owner == owner) {
             Some(running) => running.targets.extend(faulted),
             None => found.push(Running { slot, owner, targets: faulted.into_iter().collect() }),

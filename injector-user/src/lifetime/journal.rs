@@ -19,15 +19,13 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     LifetimeError,
     action::{Action, Undone},
 };
-use crate::{
-    kernel::pidfd::{self, Handle},
-    report::Faulted,
-};
+use crate::kernel::pidfd::{self, Handle};
 
 /// Maximum number of running injectors: each has its own bit in `skb->tc_index`.
 pub const SLOTS: u32 = 16;
@@ -96,8 +94,8 @@ impl Display for Leftover {
 #[serde(rename_all = "kebab-case")]
 enum Line {
     Owner(Owner),
-    /// What the owner faults. Each line replaces the one before.
-    Faults(Box<Faulted>),
+    /// What the owner faults, in the form of its output. Each line replaces the one before.
+    Faults(Value),
     Do {
         id: u32,
         action: Action,
@@ -115,7 +113,7 @@ pub struct Contents {
     /// The owner; `None` if it died before it was recorded.
     pub owner: Option<Owner>,
     /// What the owner faults, if it told.
-    pub faulted: Option<Faulted>,
+    pub faulted: Option<Value>,
     /// Actions that are not undone, in the order they were performed.
     pub actions: Vec<(u32, Action)>,
     /// Whether undoing has started.
@@ -271,8 +269,12 @@ impl Journal {
     }
 
     /// Records what the owner faults, for [`super::instance::running`].
-    pub fn describe(&mut self, faulted: Faulted) -> Result<(), LifetimeError> {
-        self.write(&Line::Faults(Box::new(faulted)))
+    pub fn describe(&mut self, faulted: &impl Serialize) -> Result<(), LifetimeError> {
+        let faulted = serde_json::to_value(faulted).map_err(|error| LifetimeError::Journal {
+            path: self.path.clone(),
+            source: error.into(),
+        })?;
+        self.write(&Line::Faults(faulted))
     }
 
     /// Records an action that is about to be performed, or updates the one with the same ID.
@@ -353,7 +355,7 @@ fn parse(text: &str) -> Contents {
                 contents.faulted = None;
                 contents.is_ending = false;
             }
-            Ok(Line::Faults(faulted)) => contents.faulted = Some(*faulted),
+            Ok(Line::Faults(faulted)) => contents.faulted = Some(faulted),
             Ok(Line::Do { id, action }) => {
                 match contents.actions.iter_mut().find(|(done, _)| *done == id) {
                     Some((_, before)) => *before = action,

@@ -125,7 +125,7 @@ impl Stage {
         let mut stage = Self { actors: Vec::new(), peers, warnings: Vec::new(), seed };
         for (number, (name, spec, protect, target)) in targets.into_iter().enumerate() {
             let instance = SharedInstance::start(owner.clone())?;
-            instance.lock().describe(Faulted {
+            instance.lock().describe(&Faulted {
                 name: Some(name.clone()),
                 title: spec.title(),
                 target: spec.into(),
