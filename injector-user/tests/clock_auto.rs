@@ -126,7 +126,7 @@ fn apply_faults_the_clocks_of_a_scenario() {
     let (lab, cgroup) = (Lab::new(), TestCgroup::new());
     let scenario = RuleFile::new(&format!(
         "targets: {{c: {{cgroup: {}}}}}\n\
-         timeline: [{{at: 500ms, for: 1h, faults: {{clocks: {{clock: +1h}}}}}}]\n",
+         timeline: [{{at: 5s, for: 1h, faults: {{clocks: {{clock: +1h}}}}}}]\n",
         cgroup.path.display(),
     ));
     let mut command = apply(&lab.left, &scenario.path, &[]);
