@@ -91,7 +91,7 @@ pub struct Faulted {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<RuleReport>,
     /// The number of further rules.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub more_rules: usize,
     /// The clock fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,7 +122,6 @@ impl Faulted {
 }
 
 /// The predicate for `skip_serializing_if`.
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-pub(crate) const fn is_zero(count: &usize) -> bool {
-    *count == 0
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }

@@ -6,6 +6,7 @@ use std::{fs, path::Path, process::Command};
 use injector_user::{
     agent::{api::FaultRequest, routes},
     kubernetes::crd::FaultInjectionSpec,
+    output::chain,
     spec::{file, scenario},
 };
 use serde::de::DeserializeOwned;
@@ -112,17 +113,6 @@ fn with(mut object: Value, others: &Value) -> Value {
 
 fn error_of<T: DeserializeOwned>(value: Value) -> Option<String> {
     serde_json::from_value::<T>(value).err().map(|error| error.to_string())
-}
-
-/// The error of a file, with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// Each way to give a value outside the command line: its name, and the error that it gives.

@@ -15,7 +15,7 @@ use crate::{
         process,
     },
     output::chain,
-    report::{MAX_LISTED_RULES, is_zero},
+    report::{MAX_LISTED_RULES, is_default},
     spec::{
         clock::ClockSpec, list::list, process::ProcessSpec, rule::RuleSpec, target::TargetSpec,
         value::HumanDuration,
@@ -110,10 +110,10 @@ pub struct Fault {
     #[serde(flatten)]
     pub packets: Totals,
     /// Each rule with its counters. Lists and events have the first 16 rules, without counters.
-    #[serde(default, skip_serializing_if = "has_none")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub rules: Arc<Vec<RuleReport>>,
     /// The number of further rules, in lists and events.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub more_rules: usize,
     /// The clock fault, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,11 +160,6 @@ impl Fault {
         let more_rules = self.rules.len() - rules.len();
         Self { rules: Arc::new(rules), more_rules, ..self.clone() }
     }
-}
-
-/// The predicate for `skip_serializing_if`.
-fn has_none(rules: &Arc<Vec<RuleReport>>) -> bool {
-    rules.is_empty()
 }
 
 /// Whether a fault acts.

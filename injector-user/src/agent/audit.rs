@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     output::{self, Importance, Writer},
+    report::is_default,
     spec::target::TargetSpec,
 };
 
@@ -86,13 +87,8 @@ struct Line<'a> {
     #[serde(flatten)]
     record: &'a Record<'a>,
     /// The number of missing lines so far, which could not be written (in time).
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_default")]
     dropped: u64,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-const fn is_zero(count: &u64) -> bool {
-    *count == 0
 }
 
 /// Why the log cannot be written.

@@ -17,7 +17,7 @@ use crate::{
         },
         process,
     },
-    report::{HostReport, TargetReport},
+    report::{HostReport, TargetReport, is_default},
     spec::{rule::Rule, value::HumanDuration},
     target::{peers::Resolved, pods::PodStatus},
 };
@@ -42,15 +42,10 @@ pub struct EventLine<'a> {
     #[serde(flatten)]
     pub event: &'a Event<'a>,
     /// Lines dropped so far, because the reader was too slow or a write failed.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_default")]
     pub reports_dropped: u64,
     /// The version of the JSON output.
     pub schema_version: u32,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-const fn is_zero(count: &u64) -> bool {
-    *count == 0
 }
 
 /// An event of a session.

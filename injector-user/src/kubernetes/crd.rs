@@ -23,6 +23,7 @@ use crate::{
         plan,
     },
     fault::counts::{PacketCounts, ProcessCounts, counts, process_counters},
+    report::is_default,
     spec::{
         clock::ClockSpec,
         list::list,
@@ -77,10 +78,6 @@ pub struct FaultInjectionSpec {
     /// Process faults.
     #[serde(default, skip_serializing_if = "is_default")]
     pub processes: ProcessSpec,
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 /// The pods to fault: by labels, or one by name.
