@@ -331,10 +331,14 @@ impl Host {
 
     /// Sends `count` echo requests from `cgroup`. Returns the number of replies.
     pub fn ping(&self, cgroup: Option<&TestCgroup>, to: IpAddr, count: u32) -> u64 {
-        let line = format!("ping -n -q -i 0.002 -W 0.5 -c {count} {to}");
-        // ping fails without replies.
-        let (_, text) = self.run_in(cgroup, &line);
-        let received = text.split(", ").find_map(|part| part.strip_suffix(" received"));
+        // ping(8) stops listening two round trips after the last request. fping waits a second for each reply.
+        let mut command = self.command("fping", cgroup);
+        command.args(["-q", "-p", "2", "-t", "1000", "-c", &count.to_string(), &to.to_string()]);
+        // fping fails without replies. It writes its summary to stderr.
+        let text = String::from_utf8(command.output().expect("fping is installed").stderr);
+        let text = text.expect("text");
+        let summary = text.split_once("xmt/rcv/%loss = ");
+        let received = summary.and_then(|(_, counts)| counts.split('/').nth(1));
         received.unwrap_or_else(|| panic!("{text}")).parse().expect("a number")
     }
 }

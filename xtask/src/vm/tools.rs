@@ -13,13 +13,13 @@ use super::{archive::Archive, output_of};
 /// The programs that the guest's init, injector and the tests call. Busybox provides everything else.
 const TOOLS: &[&str] = &[
     "bash", "bpftool", "busybox", "cat", "dash", "date", "dmesg", "echo", "env", "ethtool",
-    "false", "ip", "kill", "ls", "mount", "nsenter", "ping", "pkill", "prlimit", "ps", "rm",
-    "runc", "seq", "setpriv", "setsid", "sh", "sleep", "stty", "tc", "timeout", "true", "umount",
-    "unshare",
+    "false", "fping", "ip", "kill", "ls", "mount", "nsenter", "ping", "pkill", "prlimit", "ps",
+    "rm", "runc", "seq", "setpriv", "setsid", "sh", "sleep", "stty", "tc", "timeout", "true",
+    "umount", "unshare",
 ];
 
 /// Optional tools.
-const OPTIONAL: &[&str] = &["iperf3", "nft", "strace", "wg"];
+const OPTIONAL: &[&str] = &["iperf3", "ipvsadm", "nft", "strace", "wg"];
 
 /// Adds all tools.
 pub fn add(archive: &mut Archive) -> Result<()> {
