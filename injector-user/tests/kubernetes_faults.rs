@@ -233,8 +233,18 @@ fn kills_and_pauses_spare_the_sandbox_unless_asked() {
     assert!(!starting.is_frozen());
     end("pause");
     assert!(!is_frozen(&app) && !is_frozen(&proxy));
+    let says_so = |fault: &Value| {
+        let conditions = fault["status"]["conditions"].as_array().into_iter().flatten();
+        let messages = conditions.filter_map(|condition| condition["message"].as_str());
+        entry(fault)["counters"]["startingSpared"] == 1
+            && messages.into_iter().any(|message| message.contains("; 1 container was spared"))
+    };
+    cluster.inject("brief", &processes("cart-0", &json!({"pause": "500ms"})));
+    cluster.wait_for("brief", says_so);
+    end("brief");
     cluster.inject("kill", &processes("cart-0", &json!({"kill": ["at=500ms"]})));
     until("both are killed", || pid(&app).is_none() && pid(&proxy).is_none());
+    cluster.wait_for("kill", says_so);
     assert_eq!(pid(&sandbox), holder);
     end("kill");
     app.restart();

@@ -477,6 +477,7 @@ fn process_lines(text: &mut String, statistics: &process::Statistics) -> std::fm
                 writeln!(text, "injector: {} {what}", plural(count, "pause"))?;
             }
         }
+        starting_line(text, pauses.starting, "paused")?;
     }
     for process::LimitStatistics { limit, throttled_ms } in &statistics.limits {
         write!(text, "injector: limited by {limit}")?;
@@ -486,7 +487,7 @@ fn process_lines(text: &mut String, statistics: &process::Statistics) -> std::fm
         writeln!(text)?;
     }
     for kill in &statistics.kills {
-        let process::KillStatistics { name, sent, failed, calls } = kill;
+        let process::KillStatistics { name, sent, failed, starting, calls } = kill;
         write!(text, "injector: kill {name}: {} sent", plural(*sent, "signal"))?;
         if let Some(calls) = calls {
             write!(text, ", {} seen", plural(*calls, "call"))?;
@@ -495,8 +496,22 @@ fn process_lines(text: &mut String, statistics: &process::Statistics) -> std::fm
             write!(text, ", {failed} could not be sent")?;
         }
         writeln!(text)?;
+        starting_line(text, *starting, "killed")?;
     }
     statistics.errnos.iter().try_for_each(|errno| errno_line(text, errno))
+}
+
+/// Containers that are never `done` while their runtime starts them.
+fn starting_line(text: &mut String, starting: u64, done: &str) -> std::fmt::Result {
+    if starting == 0 {
+        return Ok(());
+    }
+    writeln!(
+        text,
+        "injector: {} not {done}, as the runtime was starting {}",
+        plural(starting, "container"),
+        if starting == 1 { "it" } else { "them" }
+    )
 }
 
 fn errno_line(text: &mut String, errno: &process::ErrnoStatistics) -> std::fmt::Result {

@@ -38,6 +38,8 @@ macro_rules! process_counters {
             { paused_ms, "pausedMilliseconds", "ms paused", "Time that processes were paused, in milliseconds." }
             { signals, "signals", "signals", "Signals sent." }
             { signals_failed, "signalsFailed", "signals failed", "Signals that could not be sent." }
+            { starting_spared, "startingSpared", "starting containers spared",
+                "Containers that were not paused or killed because their runtime was starting them." }
             { calls_matched, "matchedCalls", "system calls matched", "System calls that matched." }
             { calls_failed, "failedCalls", "system calls failed", "System calls failed on purpose." }
             { throttled_ms, "throttledMilliseconds", "ms throttled",
@@ -123,6 +125,8 @@ impl From<&Statistics> for ProcessCounts {
             paused_ms: ms(pauses.map_or(0.0, |pauses| pauses.stopped_ms)),
             signals: kills.iter().map(|kill| kill.sent).sum(),
             signals_failed: kills.iter().map(|kill| kill.failed).sum(),
+            starting_spared: kills.iter().map(|kill| kill.starting).sum::<u64>()
+                + pauses.map_or(0, |pauses| pauses.starting),
             calls_matched: errnos.iter().map(|errno| errno.matched).sum(),
             calls_failed: errnos.iter().map(|errno| errno.failed).sum(),
             throttled_ms: ms(throttled.sum()),

@@ -52,6 +52,7 @@ pub fn summarize(
 ) -> FaultInjectionStatus {
     let nodes = &old.nodes;
     let matched = nodes.iter().map(|node| node.matched + node.counters.others_matched()).sum();
+    let starting = nodes.iter().map(|node| node.counters.processes.starting_spared).sum();
     let holding = || nodes.iter().filter(|node| node.holds());
     let pods: u64 = holding().map(|node| node.injecting).sum();
     let selected: u64 = holding().map(|node| node.selected).sum();
@@ -66,7 +67,7 @@ pub fn summarize(
     let conditions = [
         accepted_condition(desired),
         injecting_condition(nodes, desired, pods),
-        matched_condition(desired, matched),
+        matched_condition(desired, matched, starting),
     ];
     let reason = match conditions[1].2 {
         INJECTING if pods < selected => "PodsWaiting",
@@ -135,7 +136,16 @@ pub fn matches(packets: u64, counters: Counters) -> String {
             format!("{number} {}", if *number == 1 { one } else { many })
         }),
     );
-    format!("{} matched", words.join(", "))
+    format!("{} matched{}", words.join(", "), spared(processes.starting_spared))
+}
+
+/// The end of a message about containers that were being started.
+fn spared(containers: u64) -> String {
+    match containers {
+        0 => String::new(),
+        1 => "; 1 container was spared, as the runtime was starting it".into(),
+        many => format!("; {many} containers were spared, as the runtime was starting them"),
+    }
 }
 
 /// Whether two summaries differ in more than their counters.
@@ -218,15 +228,17 @@ fn injecting_condition(nodes: &[NodeStatus], desired: &Desired, pods: u64) -> Co
     }
 }
 
-fn matched_condition(desired: &Desired, matched: u64) -> ConditionFacts {
+fn matched_condition(desired: &Desired, matched: u64, starting: u64) -> ConditionFacts {
+    let spared = spared(starting);
     if matched > 0 {
-        return ("Matched", true, "Matched", "packets, processes or calls matched".into());
+        let message = format!("packets, processes or calls matched{spared}");
+        return ("Matched", true, "Matched", message);
     }
     let message = match desired {
         Desired::Active => "no packet, process or call has matched yet",
         _ => "no packet, process or call matched",
     };
-    ("Matched", false, "NothingMatched", message.into())
+    ("Matched", false, "NothingMatched", format!("{message}{spared}"))
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ impl AddAssign<&Self> for PauseStatistics {
         self.latest_ms = self.latest_ms.max(other.latest_ms);
         self.skipped += other.skipped;
         self.unsettled += other.unsettled;
+        self.starting += other.starting;
     }
 }
 
@@ -41,6 +42,7 @@ impl AddAssign<&Self> for KillStatistics {
     fn add_assign(&mut self, other: &Self) {
         self.sent += other.sent;
         self.failed += other.failed;
+        self.starting += other.starting;
         if let Some(calls) = other.calls {
             *self.calls.get_or_insert_default() += calls;
         }
@@ -72,7 +74,13 @@ mod tests {
     fn statistics_of_targets_are_summed() {
         let one = Statistics {
             pauses: Some(PauseStatistics { done: 2, latest_ms: 3.0, ..PauseStatistics::default() }),
-            kills: vec![KillStatistics { name: "a".into(), sent: 1, failed: 0, calls: None }],
+            kills: vec![KillStatistics {
+                name: "a".into(),
+                sent: 1,
+                failed: 0,
+                starting: 0,
+                calls: None,
+            }],
             limits: vec![LimitStatistics { limit: "cpu.max".into(), throttled_ms: Some(1.5) }],
             ..Statistics::default()
         };

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{ProcessFaultError, scope::Scope};
 use crate::{
     kernel::{KernelError, calls::CallWatch},
+    report::is_default,
     spec::process::{
         Syscall,
         kill::{Kill, When},
@@ -27,6 +28,9 @@ pub struct KillStatistics {
     pub sent: u64,
     /// Signals that could not be sent.
     pub failed: u64,
+    /// Containers that were spared because their runtime was starting them.
+    #[serde(skip_serializing_if = "is_default")]
+    pub starting: u64,
     /// System calls counted, if the fault waits for one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calls: Option<u64>,
@@ -66,7 +70,8 @@ impl Killer {
                 }
             };
             let calls = watch.is_some().then_some(0);
-            let statistics = KillStatistics { name: kill.to_string(), sent: 0, failed: 0, calls };
+            let statistics =
+                KillStatistics { name: kill.to_string(), sent: 0, failed: 0, starting: 0, calls };
             Ok(Kind { kill, next, watch, before: CallCounters::default(), statistics })
         };
         let kinds = kills.iter().map(install).collect::<Result<_, KernelError>>()?;
@@ -157,6 +162,7 @@ fn watch(
 /// Sends the signal to all present processes.
 fn send(scope: &Scope, kind: &mut Kind) {
     let signal = kind.kill.signal.0;
+    kind.statistics.starting += scope.starting();
     let mut seen = HashSet::new();
     // SIGKILL must also reach processes forked meanwhile; other signals need not.
     let rounds = if signal == libc::SIGKILL { MAX_ROUNDS } else { 1 };

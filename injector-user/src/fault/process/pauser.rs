@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     lifetime::instance::Instance,
+    report::is_default,
     spec::{
         packet::delay::Delay,
         process::{MIN_DURATION, pause::Pause},
@@ -42,6 +43,9 @@ pub struct PauseStatistics {
     pub skipped: u64,
     /// Pauses in which not every process stopped within 50 ms.
     pub unsettled: u64,
+    /// Containers that were not paused because their runtime started them during a pause.
+    #[serde(skip_serializing_if = "is_default")]
+    pub starting: u64,
 }
 
 /// The start times and lengths of pauses, a function of the seed and the pause's number only.
@@ -176,6 +180,7 @@ impl Pauser {
     /// Ends the running pause, if any.
     pub fn resume(&mut self, instance: &mut Instance) -> Result<(), ProcessFaultError> {
         if let State::Paused { since, .. } = self.state {
+            self.statistics.starting += self.stopper.starting();
             self.stopper.resume(instance)?;
             self.state = State::Running;
             self.statistics.done += 1;

@@ -114,6 +114,15 @@ impl Scope {
         self.kind.as_ref().map(|kind| kind.spared(cgroup)).unwrap_or_default()
     }
 
+    /// How many containers are being started, so that they are not among its processes.
+    #[must_use]
+    pub fn starting(&self) -> u64 {
+        match (&self.group, &self.kind) {
+            (Group::Cgroup(cgroup), Some(kind)) => kind.starting(cgroup),
+            _ => 0,
+        }
+    }
+
     /// The cgroups that contain all its processes: the cgroup itself, or those below it.
     pub fn parts(&self, cgroup: &Cgroup) -> Vec<Cgroup> {
         let is_divided = self.kind.as_ref().is_some_and(|kind| kind.is_divided());

@@ -157,6 +157,17 @@ impl Stopper {
         Ok(settle(|| stopped.iter().all(|handle| !handle.runs())))
     }
 
+    /// How many containers of a stopped pod run, because they were started meanwhile or are being started.
+    #[must_use]
+    pub fn starting(&self) -> u64 {
+        let Mechanism::Freezer(cgroup) = &self.mechanism else { return 0 };
+        let parts = self.scope.parts(cgroup);
+        let started = parts.iter().filter(|part| {
+            fs::read_to_string(part.path.join(FREEZE)).is_ok_and(|state| state.trim() == "0")
+        });
+        self.scope.starting() + started.count() as u64
+    }
+
     /// Resumes everything that was stopped.
     pub fn resume(&mut self, instance: &mut Instance) -> Result<(), ProcessFaultError> {
         while let Some(&action) = self.actions.last() {

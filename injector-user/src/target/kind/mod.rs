@@ -58,6 +58,11 @@ pub trait Processes: Send + Sync {
         Vec::new()
     }
 
+    /// How many containers in their cgroup are being started, which is why kills and pauses leave them out.
+    fn starting(&self, _cgroup: &Cgroup) -> u64 {
+        0
+    }
+
     /// Whether kills and pauses act on each cgroup below theirs, because others may appear there.
     fn is_divided(&self) -> bool {
         false

@@ -243,6 +243,14 @@ impl Processes for Found {
         below
     }
 
+    fn starting(&self, cgroup: &Cgroup) -> u64 {
+        if !self.is_pod() {
+            return 0;
+        }
+        let below = populated_below(&cgroup.path);
+        below.iter().filter(|path| directory::is_starting(path)).count() as u64
+    }
+
     /// A container that starts while its pod is paused must not hang, nor the runtime with it.
     fn is_divided(&self) -> bool {
         self.is_pod()
