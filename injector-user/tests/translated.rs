@@ -1,12 +1,15 @@
 //! Translated addresses (NAT): a rule for the address that a process asked for matches, both ways, and
 //! connections to the same backend by its own address are untouched.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use testbed::{
     FAMILIES, Family, Host, Injector, Lab, Process, TestCgroup,
     connection::{self, assert_whole, go},
-    number, serve, talk,
+    ip, number, serve, skip, talk,
 };
 
 const DATAGRAMS: u64 = 100;
@@ -44,6 +47,40 @@ fn translate(host: &Host, peer: &Host) -> bool {
     true
 }
 
+/// Translates the service's address by IPVS as kube-proxy does: `host` has the address itself, and packets
+/// that it sends from this address are masqueraded. Returns whether this kernel can.
+fn balance(host: &Host, backends: [IpAddr; 2]) -> bool {
+    let masquerade = format!(
+        "table inet t {{\nchain p {{\ntype nat hook postrouting priority 100;\n\
+         ip saddr {} masquerade\nip6 saddr {} masquerade\n}}\n}}\n",
+        service(Family::V4),
+        service(Family::V6),
+    );
+    if !host.translate(&masquerade) {
+        return false;
+    }
+    for (family, backend) in FAMILIES.into_iter().zip(backends) {
+        let backend = SocketAddr::new(backend, 9000);
+        for (option, port) in [("-t", 80), ("-u", 53)] {
+            let service = at(service(family), port);
+            let add = format!("ipvsadm -A {option} {service} -s rr");
+            if !host.run_in(None, &add).0 {
+                skip("no ipvsadm(8), or this kernel has no IPVS");
+                return false;
+            }
+            host.run(&format!("ipvsadm -a {option} {service} -r {backend} -m"));
+        }
+        let length = if family == Family::V4 { 32 } else { 128 };
+        host.run(&format!("ip address add {}/{length} dev lo", service(family)));
+    }
+    host.run("sysctl -q -w net.ipv4.vs.conntrack=1");
+    true
+}
+
+fn addresses(host: &Host) -> [IpAddr; 2] {
+    FAMILIES.map(|family| host.address(family))
+}
+
 fn at(address: &str, port: u16) -> SocketAddr {
     SocketAddr::new(address.parse().expect("an address"), port)
 }
@@ -61,9 +98,20 @@ fn targets(host: &Host, cgroup: &TestCgroup) -> [String; 2] {
 #[test]
 fn connections_match_by_the_address_that_was_asked_for() {
     let lab = Lab::new();
-    if !translate(&lab.left, &lab.right) {
-        return;
+    if translate(&lab.left, &lab.right) {
+        assert_matched_by_the_service(&lab);
     }
+}
+
+#[test]
+fn connections_match_by_the_address_of_a_service_of_ipvs() {
+    let lab = Lab::new();
+    if balance(&lab.left, addresses(&lab.right)) {
+        assert_matched_by_the_service(&lab);
+    }
+}
+
+fn assert_matched_by_the_service(lab: &Lab) {
     let cgroup = TestCgroup::new();
     let _server = serve(&lab.right, None, "tcp-serve --mode echo --bind [::]:9000");
     for target in targets(&lab.left, &cgroup) {
@@ -96,9 +144,20 @@ fn connections_match_by_the_address_that_was_asked_for() {
 #[test]
 fn connections_match_by_the_address_of_their_packets_as_well() {
     let lab = Lab::new();
-    if !translate(&lab.left, &lab.right) {
-        return;
+    if translate(&lab.left, &lab.right) {
+        assert_matched_by_the_backend(&lab);
     }
+}
+
+#[test]
+fn connections_through_ipvs_match_by_the_address_of_their_packets_as_well() {
+    let lab = Lab::new();
+    if balance(&lab.left, addresses(&lab.right)) {
+        assert_matched_by_the_backend(&lab);
+    }
+}
+
+fn assert_matched_by_the_backend(lab: &Lab) {
     let cgroup = TestCgroup::new();
     let _server = serve(&lab.right, None, "tcp-serve --mode echo --bind [::]:9000");
     for direction in ["egress", "ingress"] {
@@ -113,6 +172,54 @@ fn connections_match_by_the_address_of_their_packets_as_well() {
                 assert_eq!(go(connection)["error"], "ECONNRESET", "{direction} {to}");
             }
             assert_eq!(injector.stop().total.reset, 2, "{direction} {family:?}");
+        }
+    }
+}
+
+/// A pod connects to a service that the node, another network namespace, translates.
+#[test]
+fn in_a_pod_connections_match_by_the_service_that_ipvs_of_the_node_translates() {
+    let (lab, beyond) = (Lab::new(), Lab::new());
+    // The other end of that link has the address of the pod.
+    let (pod, node, server) = (&lab.right, &lab.left, &beyond.left);
+    let backends = [[10, 12, 0, 2].into(), [0xfd12, 0, 0, 0, 0, 0, 0, 2].into()];
+    if !balance(node, backends) {
+        return;
+    }
+    let cable = format!(
+        "link add cable netns {node} type veth peer name cable netns {server}\n",
+        node = node.netns,
+        server = server.netns
+    );
+    ip(&[], &cable);
+    for (host, last) in [(node, 1), (server, 2)] {
+        let batch = format!(
+            "address add 10.12.0.{last}/24 dev cable\naddress add fd12::{last}/64 dev cable nodad\nlink set cable up\n"
+        );
+        ip(&["-n", &host.netns], &batch);
+    }
+    ip(&["-n", &server.netns], "link set veth0 down\n");
+    node.run("sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+    server.run("ip route add default via 10.12.0.1");
+    server.run("ip route add default via fd12::1");
+    for family in FAMILIES {
+        pod.run(&format!("ip route add {} via {}", service(family), node.address(family)));
+    }
+    let cgroup = TestCgroup::new();
+    let _server = serve(server, None, "tcp-serve --mode echo --bind [::]:9000");
+    for direction in ["egress", "ingress"] {
+        for (family, backend) in FAMILIES.into_iter().zip(backends) {
+            let to = at(service(family), 80);
+            assert_whole(&go(hold(pod, Some(&cgroup), to)));
+            let reset = |remote: IpAddr| {
+                let line = format!("--reset --remote {remote} --direction {direction}");
+                let injector = Injector::on(pod, &cgroup, &line);
+                let report = go(hold(pod, Some(&cgroup), to));
+                (report["error"] == "ECONNRESET", injector.stop().total.reset)
+            };
+            assert_eq!(reset(to.ip()), (true, 1), "{direction} {to}");
+            // The address of the backend is not in the packets of the pod.
+            assert_eq!(reset(backend), (false, 0), "{direction} {to}");
         }
     }
 }
@@ -142,9 +249,20 @@ fn connections_redirected_to_the_host_itself_match_by_the_address_that_was_asked
 #[test]
 fn connected_datagrams_match_by_the_address_that_was_asked_for() {
     let lab = Lab::new();
-    if !translate(&lab.left, &lab.right) {
-        return;
+    if translate(&lab.left, &lab.right) {
+        assert_datagrams_matched_by_the_service(&lab);
     }
+}
+
+#[test]
+fn connected_datagrams_match_by_the_address_of_a_service_of_ipvs() {
+    let lab = Lab::new();
+    if balance(&lab.left, addresses(&lab.right)) {
+        assert_datagrams_matched_by_the_service(&lab);
+    }
+}
+
+fn assert_datagrams_matched_by_the_service(lab: &Lab) {
     let cgroup = TestCgroup::new();
     for target in targets(&lab.left, &cgroup) {
         for family in FAMILIES {

@@ -339,7 +339,7 @@ impl Host {
         let text = text.expect("text");
         let summary = text.split_once("xmt/rcv/%loss = ");
         let received = summary.and_then(|(_, counts)| counts.split('/').nth(1));
-        received.unwrap_or_else(|| panic!("{text}")).parse().expect("a number")
+        received.unwrap_or_else(|| panic!("no summary of fping: {text}")).parse().expect("a number")
     }
 }
 

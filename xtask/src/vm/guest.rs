@@ -165,6 +165,8 @@ pub fn base(work: &Path, binaries: &Binaries) -> Result<Archive> {
     for (file, text) in [
         ("/etc/passwd", "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/:/bin/false\n"),
         ("/etc/group", "root:x:0:\nnogroup:x:65534:\n"),
+        // fping looks up its protocols.
+        ("/etc/protocols", "icmp 1 ICMP\nipv6-icmp 58 IPv6-ICMP\n"),
         ("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
         // What tc(8) needs to name the match by metadata.
         ("/etc/iproute2/ematch_map", "4\tmeta\n"),

@@ -48,6 +48,9 @@ const WANTED: &[&str] = &[
     "nft_chain_nat",
     "nft_nat",
     "nft_redir",
+    "nft_masq",
+    "ip_vs",
+    "ip_vs_rr",
     // Sockets.
     "sctp",
     "tcp_bbr",
