@@ -93,8 +93,7 @@ fn option(name: &str, schema: &Value, definitions: &Map<String, Value>) -> Strin
     if found.len() > 1 {
         let mut rows: Vec<_> = found.into_iter().collect();
         // In the order of the text form, in which the first parameter has no name.
-        let words: Vec<&str> =
-            syntax.split(|c: char| !(c.is_alphanumeric() || c == '-')).collect();
+        let words: Vec<&str> = syntax.split(|c: char| !(c.is_alphanumeric() || c == '-')).collect();
         rows.sort_by_key(|(name, _)| words.iter().position(|word| word == name));
         text += "| parameter | meaning |\n|---|---|\n";
         for (name, meaning) in rows {
@@ -141,7 +140,8 @@ fn pages_have_one_order() {
     let order = ["Example", "Options", "Accuracy", "Limits", "Alternatives", "Related pages"];
     for path in pages() {
         let page = fs::read_to_string(&path).expect("it can be read");
-        let headings: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+        let headings: Vec<&str> =
+            page.lines().filter_map(|line| line.strip_prefix("## ")).collect();
         assert_eq!(headings, order, "{}", path.display());
     }
 }

@@ -597,9 +597,12 @@ fn the_options_that_the_documentation_names_exist() {
         .map(|name| name.as_str())
         .collect();
     let docs = Path::new(ROOT).join("docs");
-    let pages = [docs.clone(), docs.join("howto"), docs.join("faults")].into_iter().flat_map(|folder| {
-        fs::read_dir(folder).expect("it is there").map(|entry| entry.expect("it is read").path())
-    });
+    let pages =
+        [docs.clone(), docs.join("howto"), docs.join("faults")].into_iter().flat_map(|folder| {
+            fs::read_dir(folder)
+                .expect("it is there")
+                .map(|entry| entry.expect("it is read").path())
+        });
     let (mut seen, mut unknown) = (0, Vec::new());
     for page in pages.chain([Path::new(ROOT).join("README.md")]) {
         // Pages on other programs' options.
