@@ -24,8 +24,17 @@ use testbed::{
 /// The number of changes in each test.
 const CHANGES: u64 = 100;
 
-/// The interval of changes in milliseconds.
+/// The interval of changes of a scenario in milliseconds.
 const STEP_MS: u64 = 60;
+
+/// The number of changes by SIGHUP in each test.
+const RELOADS: u64 = 40;
+
+/// The interval of changes by SIGHUP in milliseconds. It is longer than the notice, so that each rate comes.
+const RELOAD_MS: u64 = 200;
+
+/// The time from a change by SIGHUP to that of the rate, in milliseconds: docs/packets.md.
+const NOTICE_MS: f64 = 150.0;
 
 /// Ethernet, IPv4 and UDP headers.
 const HEADERS: u64 = 42;
@@ -52,30 +61,7 @@ const ALL: [How; 3] = [How::Steps, How::Ramp, How::Reload];
 /// The ways of changing a rule at once.
 const SWITCHES: [How; 2] = [How::Steps, How::Reload];
 
-/// What passed a link while its rule was the same.
-#[derive(Clone, Copy, Debug)]
-struct Phase {
-    bits_a_second: f64,
-    packets: u64,
-    /// Bytes of all packets that matched.
-    bytes: u64,
-    /// Packets that matched.
-    matched: u64,
-}
-
-impl Phase {
-    /// The bytes that passed: of packets of the same size, or all.
-    fn bytes_passed(self) -> u64 {
-        self.bytes * self.packets / self.matched.max(1)
-    }
-
-    /// The time for this many bytes, in milliseconds.
-    fn ms_of(self, bytes: u64) -> f64 {
-        bytes as f64 * 8e3 / self.bits_a_second
-    }
-}
-
-/// A change of a scenario.
+/// A change of a rate.
 #[derive(Clone, Copy, Debug)]
 struct Step {
     /// The planned time in milliseconds, by `CLOCK_MONOTONIC`.
@@ -87,7 +73,7 @@ struct Step {
 }
 
 impl Step {
-    /// Reads it from an event; `None` if there is no rate afterwards.
+    /// Reads it from an event of a scenario; `None` if there is no rate afterwards.
     fn of(event: &Value) -> Option<Self> {
         let ms = |key: &str| event[key].as_f64().expect("a time") / 1e6;
         let at_ms = ms("planned_monotonic_ns");
@@ -97,39 +83,19 @@ impl Step {
     }
 }
 
-/// What a link passed, and what it may pass.
-enum Passed {
-    /// The changes of a scenario, which the link knows in advance.
-    Planned(Vec<Step>),
-    /// What passed in each phase, if nobody knew when it ends.
-    Counted(Vec<Phase>),
-}
-
-impl Passed {
-    /// Panics if the link passed `bytes` bytes faster than its rates allow.
-    fn check(&self, bytes: u64, from_ms: f64, to_ms: f64, what: &str) {
-        match self {
-            Self::Counted(phases) => {
-                let time: f64 = phases.iter().map(|phase| phase.ms_of(phase.bytes_passed())).sum();
-                // Each packet's time is rounded down to a nanosecond.
-                let taken = to_ms - from_ms;
-                assert!(taken + 1.0 > time, "{what}: {taken} ms, at least {time} ms");
-            }
-            Self::Planned(steps) => {
-                let ends = steps.iter().skip(1).map(|step| step.at_ms).chain([f64::MAX]);
-                let allowed = steps.iter().zip(ends).map(|(step, end)| {
-                    let time = (end.min(to_ms) - step.at_ms.max(from_ms)).max(0.0);
-                    // A link knows one change in advance, so if that is late, it may miss the next.
-                    let missed = if step.late_ms > 5.0 { 2.0 * STEP_MS as f64 } else { 0.0 };
-                    let is_inside = step.at_ms < to_ms && end > from_ms;
-                    let missed = if is_inside { step.late_ms + missed } else { 0.0 };
-                    time * step.bits_a_second + missed * 6e6
-                });
-                let allowed = allowed.sum::<f64>() / 8e3 + 1514.0;
-                assert!(bytes as f64 <= allowed, "{what}: {bytes} bytes, allowed {allowed}");
-            }
-        }
-    }
+/// Panics if a link whose rate changes by `steps` passed `bytes` bytes faster than it allows.
+fn check(steps: &[Step], bytes: u64, from_ms: f64, to_ms: f64, what: &str) {
+    let ends = steps.iter().skip(1).map(|step| step.at_ms).chain([f64::MAX]);
+    let allowed = steps.iter().zip(ends).map(|(step, end)| {
+        let time = (end.min(to_ms) - step.at_ms.max(from_ms)).max(0.0);
+        // A link knows one change in advance, so if that is late, it may miss the next.
+        let missed = if step.late_ms > 5.0 { 2.0 * STEP_MS as f64 } else { 0.0 };
+        let is_inside = step.at_ms < to_ms && end > from_ms;
+        let missed = if is_inside { step.late_ms + missed } else { 0.0 };
+        time * step.bits_a_second + missed * 6e6
+    });
+    let allowed = allowed.sum::<f64>() / 8e3 + 1514.0;
+    assert!(bytes as f64 <= allowed, "{what}: {bytes} bytes, allowed {allowed}");
 }
 
 /// A link with alternating properties.
@@ -140,13 +106,15 @@ struct Changing {
     /// The alternating rules.
     rules: [String; 2],
     changes: u64,
-    phases: Vec<Phase>,
     steps: Vec<Step>,
+    /// Packets that rules before the present one delayed.
+    delayed: u64,
 }
 
-/// The rate that is said in the name of a rule or fault.
-fn rate_in(name: &str) -> f64 {
-    let (_, rest) = name.split_once("rate ").unwrap_or_else(|| panic!("no rate in {name}"));
+/// The rate in a rule, or in the name of a fault.
+fn rate_in(text: &str) -> f64 {
+    let (_, rest) = text.split_once("rate").unwrap_or_else(|| panic!("no rate in {text}"));
+    let rest = rest.trim_start_matches([':', ' ', '\'']);
     let digits = rest.find(|c: char| !c.is_ascii_digit()).expect("a unit");
     let factor = match &rest[digits..=digits] {
         "m" => 1e6,
@@ -187,14 +155,37 @@ impl Changing {
         } else {
             testbed::start_scenario(host, &file.path, &["--engine", engine, "--sample", "1h"])
         };
-        let rules = [first, second];
-        let (phases, steps) = (Vec::new(), Vec::new());
-        let mut changing = Self { how, process, file, rules, changes: 0, phases, steps };
+        let mut changing = Self {
+            how,
+            process,
+            file,
+            rules: [first, second],
+            changes: 0,
+            steps: Vec::new(),
+            delayed: 0,
+        };
+        changing.rate_from(0.0, 0.0);
         if how != How::Reload {
             // From the second one on, each change is known in advance.
             (0..3).for_each(|_| changing.change());
         }
         changing
+    }
+
+    /// Notes the rate of the present rule, if it has one.
+    fn rate_from(&mut self, at_ms: f64, late_ms: f64) {
+        let rule = &self.rules[self.changes as usize % 2];
+        if self.how == How::Reload && rule.contains("rate") {
+            let bits_a_second = rate_in(rule);
+            self.steps.push(Step { at_ms, late_ms, bits_a_second });
+        }
+    }
+
+    /// Makes or awaits all changes.
+    fn change_often(&mut self) {
+        for _ in 0..if self.how == How::Reload { RELOADS } else { CHANGES } {
+            self.change();
+        }
     }
 
     /// Waits for a change, or makes one.
@@ -206,51 +197,41 @@ impl Changing {
             return;
         }
         self.file.write(&format!("rules: [{}]\n", self.rules[self.changes as usize % 2]));
+        let before = now_ms();
         self.process.signal(Signal::SIGHUP);
         let changed = self.process.wait_for("changed");
+        self.rate_from(before + NOTICE_MS, now_ms() - before);
         let replaced = &changed["replaced"][0];
         assert_eq!(number(replaced, "expired"), 0, "{changed}");
-        self.phases.extend(phase(replaced["name"].as_str().expect("a name"), replaced));
-        thread::sleep(Duration::from_millis(STEP_MS));
+        self.delayed += number(replaced, "delayed");
+        thread::sleep(Duration::from_millis(RELOAD_MS));
     }
 
-    /// Ends the faults. Returns the number of packets that passed, and the rates.
-    fn stop(mut self) -> (u64, Passed) {
+    /// Ends the faults. Returns the number of packets that were delayed, and the rates.
+    fn stop(mut self) -> (u64, Vec<Step>) {
         self.process.signal(Signal::SIGTERM);
         let (_, events) = self.process.end();
         self.steps
             .extend(events.iter().filter(|event| event["event"] == "change").filter_map(Step::of));
         let end = events.last().expect("a report");
         if self.how == How::Reload {
-            let rule = &end["rules"][0];
-            self.phases.extend(phase(rule["name"].as_str().expect("a name"), rule));
-            let packets = self.phases.iter().map(|phase| phase.packets).sum();
-            return (packets, Passed::Counted(self.phases));
+            return (self.delayed + number(&end["rules"][0], "delayed"), self.steps);
         }
         let faults = end["faults"]["l"].as_object().expect("faults");
         let sum = |counter: &str| faults.values().map(|counts| number(counts, counter)).sum();
         assert_eq!(sum("expired"), 0, "{end}");
         let packets = sum("delayed");
-        (packets, Passed::Planned(self.steps))
+        (packets, self.steps)
     }
 }
 
-/// What passed the link by these counters; `None` if it had no rate.
-fn phase(name: &str, counts: &Value) -> Option<Phase> {
-    let bytes = number(&counts["egress"], "bytes");
-    let bits_a_second = if name.contains("rate ") { rate_in(name) } else { return None };
-    let matched = number(counts, "matched");
-    Some(Phase { bits_a_second, packets: number(counts, "delayed"), bytes, matched })
-}
 /// Sends datagrams of `size` bytes while the rules change.
 fn datagrams(lab: &Lab, changing: &mut Changing, size: u64, every_us: u64) -> Vec<Arrival> {
     let at = lab.right.at(Family::V4, 9000);
     let receiver = serve(&lab.right, None, &format!("stamp-receive --bind {at}"));
     let line = format!("stamp-send --to {at} --endless --size {size} --every-us {every_us}");
     let sender = serve(&lab.left, None, &line);
-    for _ in 0..CHANGES {
-        changing.change();
-    }
+    changing.change_often();
     sender.finish();
     // The longest queue and delay.
     thread::sleep(Duration::from_millis(500));
@@ -281,13 +262,13 @@ fn a_changing_rate_is_never_exceeded_and_keeps_the_order_of_datagrams() {
             let mut changing = Changing::start(&lab.left, engine, how, rules, matching);
             // 16 Mbit/s.
             let arrivals = datagrams(&lab, &mut changing, SIZE, 500);
-            let (packets, passed) = changing.stop();
+            let (packets, steps) = changing.stop();
             let what = format!("{engine} {how:?}");
             assert_eq!(arrivals.len() as u64, packets, "{what}");
             assert_eq!(out_of_order(&arrivals), 0, "{what}: of {}", arrivals.len());
             let (_, delay, first) = arrivals[0];
             let last = arrivals.last().expect("some arrived").2;
-            passed.check(packets * (SIZE + HEADERS), first - delay, last, &what);
+            check(&steps, packets * (SIZE + HEADERS), first - delay, last, &what);
         }
     }
 }
@@ -318,20 +299,18 @@ fn a_changing_rate_is_never_exceeded_and_keeps_the_order_of_a_tcp_connection() {
                     }
                     reports
                 });
-                for _ in 0..CHANGES {
-                    changing.change();
-                }
+                changing.change_often();
                 is_over.store(true, Ordering::SeqCst);
                 client.join().expect("it does not panic")
             });
             drop(server);
             let end_ms = now_ms();
-            let (_, passed) = changing.stop();
+            let (_, steps) = changing.stop();
             for report in &reports {
                 assert_eq!(number(&report["written"], "bytes"), BYTES, "{report}");
             }
             let what = format!("{engine} {how:?}");
-            passed.check(BYTES * reports.len() as u64, start_ms, end_ms, &what);
+            check(&steps, BYTES * reports.len() as u64, start_ms, end_ms, &what);
             assert_eq!(queued_out_of_order(&lab.right), 0, "{engine} {how:?}");
         }
     }

@@ -18,7 +18,7 @@ use crate::{
     fault::{
         clock::{ClockFaultError, Clocks, engine::Engine as ClockEngine, report::ClocksReport},
         network::{
-            self, Attached, Network, NetworkError, counts::Counts, links::Upcoming, shared::Shared,
+            self, Attached, Network, NetworkError, counts::Counts, links::Next, shared::Shared,
             unmatched::Observed,
         },
         process::{ProcessFaultError, Processes, Scope, Statistics},
@@ -95,8 +95,8 @@ pub struct FaultSet<K> {
     pub clock: Option<(K, ClockFault)>,
     /// The process faults.
     pub processes: Vec<OwnedProcesses<K>>,
-    /// The packet faults that will replace these, if that is known in advance.
-    pub upcoming: Option<Upcoming>,
+    /// What is known of the packet faults that will replace these.
+    pub next: Next,
 }
 
 /// The process faults of an owner.
@@ -115,7 +115,7 @@ pub struct OwnedProcesses<K> {
 impl<K> Default for FaultSet<K> {
     fn default() -> Self {
         let (owners, rules, processes) = (Vec::new(), Vec::new(), Vec::new());
-        Self { seed: 0, owners, rules, clock: None, processes, upcoming: None }
+        Self { seed: 0, owners, rules, clock: None, processes, next: Next::Unknown }
     }
 }
 
@@ -137,7 +137,7 @@ impl FaultSet<u32> {
                     OwnedProcesses { owner: 0, name, faults, seed }
                 })
                 .collect(),
-            upcoming: None,
+            next: Next::Unknown,
         }
     }
 }
@@ -374,16 +374,9 @@ impl<K: Copy + Ord> Injection<K> {
         // The new rules may match peers that the active ones do not.
         self.next = None;
         self.follow_peers()?;
-        let FaultSet { seed, owners, rules, upcoming, .. } = &set;
+        let FaultSet { seed, owners, rules, next, .. } = &set;
         let mut instance = self.instance.lock();
-        self.network.prepare(
-            &mut instance,
-            owners.clone(),
-            rules,
-            &self.addresses,
-            *seed,
-            upcoming.as_ref(),
-        )?;
+        self.network.prepare(&mut instance, owners.clone(), rules, &self.addresses, *seed, next)?;
         drop(instance);
         self.next = Some(set);
         Ok(())

@@ -9,7 +9,10 @@ use super::timeline::{Counts, Event};
 use crate::{
     fault::{
         clock::report::ClocksReport,
-        network::{links::Upcoming, report::AttachedReport},
+        network::{
+            links::{Next, Upcoming},
+            report::AttachedReport,
+        },
     },
     injection::{self, FaultSet, Injection, InjectionError, Options, OwnedProcesses},
     kernel::clock,
@@ -167,8 +170,9 @@ impl Stage {
         for (target, parts) in &plan.changes[number].sets {
             let seed = packet_seed(self.seed, *target as u32, number as u64);
             let mut set = set(plan, *target, parts, seed);
-            set.upcoming =
+            let upcoming =
                 origin_ns.and_then(|origin| Self::upcoming(plan, *target, number, origin));
+            set.next = upcoming.map_or(Next::Nothing, Next::Change);
             let actor = &mut self.actors[*target];
             actor.do_it(|injection| injection.prepare_next(set))?;
             actor.next.clone_from(parts);
@@ -381,5 +385,5 @@ fn set(plan: &Plan, target: usize, parts: &[usize], seed: u64) -> FaultSet<usize
             seed: process_seed(seed, part as u64),
         })
         .collect();
-    FaultSet { seed, owners, rules, clock, processes, upcoming: None }
+    FaultSet { seed, owners, rules, clock, processes, next: Next::Nothing }
 }

@@ -3,7 +3,10 @@
 //! A rule acts like a link with a queue, a virtual clock and a memory. If a change replaces the rule
 //! by another one for the same packets, the link stays and gets other properties.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::Duration,
+};
 
 use injector_common::{
     hold::Hold,
@@ -70,6 +73,23 @@ pub fn assign(new: &mut Compiled, active: Option<&Compiled>, seed: u64, count: u
     }
 }
 
+/// How long a change that nobody foresaw is known before the rates of links change. Packets in a queue
+/// have their times of departure already, so that a rate which changed at once would not be theirs: a link
+/// that got faster would idle behind them, and one that got slower would have sent too much.
+pub const NOTICE: Duration = Duration::from_millis(150);
+
+/// What is known of the rules that replace others.
+#[derive(Clone, Debug, Default)]
+pub enum Next {
+    /// Nothing: a change takes [`NOTICE`] to reach the rates.
+    #[default]
+    Unknown,
+    /// No change is near.
+    Nothing,
+    /// A change is near.
+    Change(Upcoming),
+}
+
 /// Rules that will replace others at a known time.
 #[derive(Clone, Debug)]
 pub struct Upcoming {
@@ -89,6 +109,22 @@ pub fn foresee(set: &mut Compiled, upcoming: &Upcoming) {
             && next.rate.cost != 0
         {
             (hold.rate.next_ns, hold.rate.next_cost) = (upcoming.at_ns, next.rate.cost);
+        }
+    }
+}
+
+/// Has links keep the rates of the active set until `at_ns`, by `CLOCK_MONOTONIC`, and then change to those
+/// of `set`, its successor. What `now_ns` has a change ahead of it goes on to that time.
+pub fn give_notice(set: &mut Compiled, active: &Compiled, now_ns: u64, at_ns: u64) {
+    let pairs = pairs(&active.spec, &set.spec);
+    for (new, pair) in set.holds.iter_mut().zip(pairs) {
+        let Some(old) = pair.and_then(|number| active.holds.get(number)) else { continue };
+        let (new, old) = (&mut new.rate, &old.rate);
+        let is_changing = old.next_ns > now_ns;
+        let cost = if is_changing || old.next_ns == 0 { old.cost } else { old.next_cost };
+        if cost != 0 && new.cost != 0 && cost != new.cost {
+            let at_ns = if is_changing { old.next_ns } else { at_ns };
+            (new.cost, new.next_ns, new.next_cost) = (cost, at_ns, new.cost);
         }
     }
 }
@@ -135,6 +171,8 @@ impl Compiled {
 
 #[cfg(test)]
 mod tests {
+    use injector_common::model::rate::Rate;
+
     use super::{super::compile::compile, *};
     use crate::{spec::rule::RuleSpec, target::peers::Addresses};
 
@@ -246,6 +284,31 @@ mod tests {
         let known: Vec<(u64, u64)> =
             set.holds.iter().map(|hold| (hold.rate.next_ns, hold.rate.next_cost)).collect();
         assert_eq!(known, [(5, set.holds[0].rate.cost / 2), (0, 0), (0, 0)]);
+    }
+
+    #[test]
+    fn a_rate_that_nobody_foresaw_changes_after_the_notice() {
+        let rate = |rate: &str| {
+            let udp = format!(r#"{{"rate": "{rate}", "protocol": "udp"}}"#);
+            rules(&[&udp, ALL, SLOW_TCP])
+        };
+        let known = |set: &Compiled| {
+            let Rate { cost, next_ns, next_cost, .. } = set.holds[0].rate;
+            (cost, next_ns, next_cost)
+        };
+        let cost = |mbits: u64| Rate::new(mbits * 1_000_000, 0, 0, 0).cost;
+        let fast = first(&rate("8mbit"), 1);
+        let mut slow = change(&fast, &rate("2mbit"), 1);
+        give_notice(&mut slow, &fast, 10, 110);
+        assert_eq!(known(&slow), (cost(8), 110, cost(2)));
+        // The others stay as they are.
+        assert!(slow.holds[1..].iter().all(|hold| hold.rate.next_ns == 0));
+        // A change before the time of the first one comes in its place, one after it has a time of its own.
+        for (now, expected) in [(60, (cost(8), 110, cost(4))), (160, (cost(2), 260, cost(4)))] {
+            let mut other = change(&slow, &rate("4mbit"), 1);
+            give_notice(&mut other, &slow, now, now + 100);
+            assert_eq!(known(&other), expected, "{now}");
+        }
     }
 
     #[test]

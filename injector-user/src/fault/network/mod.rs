@@ -57,7 +57,7 @@ use compile::{CompileError, Compiled, compile};
 use counts::Counts;
 use delays::Delays;
 use hold::{Engine, Holds};
-use links::Upcoming;
+use links::{NOTICE, Next};
 use monitors::Monitors;
 use notices::{Interference, Notices};
 use sockets::Sockets;
@@ -454,10 +454,10 @@ impl Network {
         rules: &[Rule],
         addresses: &Addresses,
         seed: u64,
-        upcoming: Option<&Upcoming>,
+        next: &Next,
     ) -> Result<(), NetworkError> {
         let compiled = compile(rules, addresses, seed)?;
-        self.prepare_compiled(instance, compiled, seed, upcoming)
+        self.prepare_compiled(instance, compiled, seed, next)
     }
 
     /// Replaces the active rules by the same ones with other addresses of their peers. Everything
@@ -475,7 +475,7 @@ impl Network {
             hold.rate.next_ns = active.rate.next_ns;
             hold.rate.next_cost = active.rate.next_cost;
         }
-        self.prepare_compiled(instance, compiled, seed, None)?;
+        self.prepare_compiled(instance, compiled, seed, &Next::Nothing)?;
         self.commit()
     }
 
@@ -484,9 +484,10 @@ impl Network {
         instance: &mut Instance,
         mut compiled: Compiled,
         seed: u64,
-        upcoming: Option<&Upcoming>,
+        next: &Next,
     ) -> Result<(), NetworkError> {
-        compiled.start(clock::monotonic_ns(), self.deadline_ns);
+        let now = clock::monotonic_ns();
+        compiled.start(now, self.deadline_ns);
         let capacity = self.object.capacity();
         let (rules, entries) = (compiled.rules.len(), compiled.entry_count());
         let masks = compiled.mask_count();
@@ -498,8 +499,13 @@ impl Network {
         }
         let active = self.banks[self.active as usize].as_ref();
         links::assign(&mut compiled, active, seed, capacity.links());
-        if let Some(upcoming) = upcoming {
-            links::foresee(&mut compiled, upcoming);
+        match (next, active) {
+            (Next::Change(upcoming), _) => links::foresee(&mut compiled, upcoming),
+            (Next::Unknown, Some(active)) => {
+                let at = now.saturating_add(NOTICE.as_nanos() as u64);
+                links::give_notice(&mut compiled, active, now, at);
+            }
+            _ => {}
         }
         if compiled.needs_hold() && self.holds.is_none() {
             return Err(NetworkError::NoHold);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Network, NetworkError, counts::Counts, links::Upcoming};
+use super::{Network, NetworkError, counts::Counts, links::Next};
 use crate::{
     kernel::clock, lifetime::instance::Instance, spec::rule::Rule, target::peers::Addresses,
 };
@@ -47,10 +47,10 @@ impl<K: Copy + Ord> Shared<K> {
         rules: &[Rule],
         addresses: &Addresses,
         seed: u64,
-        upcoming: Option<&Upcoming>,
+        next: &Next,
     ) -> Result<(), NetworkError> {
         if let Some(network) = &mut self.network {
-            network.prepare(instance, rules, addresses, seed, upcoming)?;
+            network.prepare(instance, rules, addresses, seed, next)?;
         }
         self.next = owners;
         Ok(())

@@ -74,7 +74,7 @@ fn here(args: &Args) -> Result<bool> {
         path::measure(args.places.quick, &injector, &mut targets)?;
     }
     if is_wanted(Part::Changes) {
-        changes::measure(args.places.quick, &injector, &mut targets)?;
+        changes::measure(&injector, &mut targets)?;
     }
     Ok(target::report(&targets))
 }
