@@ -423,6 +423,10 @@ impl Reader {
 
 /// Runs `test` while a container `cart` sends to a container `db`. They are all that injector finds.
 fn beside_containers(test: impl FnOnce(&[(&str, &Path)])) {
+    if testbed::is_guest() {
+        // It skips the page.
+        return test(&[]);
+    }
     let (lab, machine) = (Lab::new(), Machine::new());
     let start =
         |host, name| machine.start(host, "kubepods/podguide", &Machine::id(name), name, name);
