@@ -90,11 +90,15 @@ fn option(name: &str, schema: &Value, definitions: &Map<String, Value>) -> Strin
     let mut text = format!("`--{name}{value}`: {}\n\n", help.join(" "));
     let mut found = BTreeMap::new();
     parameters(schema, definitions, &mut found);
-    if found.len() > 1 {
+    if !found.is_empty() {
         let mut rows: Vec<_> = found.into_iter().collect();
-        // In the order of the text form, in which the first parameter has no name.
+        // In the order of the text form, which shortens the names of some to a capital letter.
         let words: Vec<&str> = syntax.split(|c: char| !(c.is_alphanumeric() || c == '-')).collect();
-        rows.sort_by_key(|(name, _)| words.iter().position(|word| word == name));
+        let is_for = |word: &str, name: &str| {
+            let is_letter = word.len() == 1 && name.starts_with(&word.to_lowercase());
+            is_letter || word.to_lowercase() == name
+        };
+        rows.sort_by_key(|(name, _)| words.iter().position(|word| is_for(word, name)));
         text += "| parameter | meaning |\n|---|---|\n";
         for (name, meaning) in rows {
             writeln!(text, "| `{name}` | {} |", meaning.replace('|', "\\|")).expect("a string");

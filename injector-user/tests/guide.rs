@@ -8,7 +8,10 @@ use std::{
     os::unix::{fs::symlink, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
     thread,
     time::Instant,
 };
@@ -19,7 +22,7 @@ use nix::{
 };
 use pulldown_cmark::{CodeBlockKind, Event, Parser, Tag, TagEnd};
 use regex::{Captures, Regex};
-use testbed::{INJECTOR, TIMEOUT};
+use testbed::{Family, INJECTOR, Lab, TIMEOUT, container::Machine};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -331,9 +334,10 @@ struct Reader {
 
 impl Reader {
     /// Namespaces with a loopback interface, and directories of their own for journals and names of namespaces.
-    fn new(page: &str) -> Self {
+    fn new(page: &str, environment: &[(&str, &Path)]) -> Self {
         let folder = Folder::new();
         let mut command = Command::new("unshare");
+        command.envs(environment.iter().copied());
         command.args(["--net", "--mount", "bash", "--noprofile", "--norc", "-c"]).arg(
             "for folder in /run/injector /run/netns; do mkdir -p $folder && mount -t tmpfs guide $folder; done
              ip link set lo up && exec bash --noprofile --norc",
@@ -417,13 +421,44 @@ impl Reader {
     }
 }
 
+/// Runs `test` while a container `cart` sends to a container `db`. They are all that injector finds.
+fn beside_containers(test: impl FnOnce(&[(&str, &Path)])) {
+    if testbed::is_guest() {
+        // It skips the page.
+        return test(&[]);
+    }
+    let (lab, machine) = (Lab::new(), Machine::new());
+    let start =
+        |host, name| machine.start(host, "kubepods/podguide", &Machine::id(name), name, name);
+    let (cart, _db) = (start(&lab.left, "cart"), start(&lab.right, "db"));
+    let to = lab.right.address(Family::V4);
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                cart.exec(&format!("ping -q -c 20 -i 0.05 -W 1 {to}"));
+            }
+        });
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            test(&[("INJECTOR_HOST_ROOT", &machine.root)]);
+        }));
+        is_done.store(true, Ordering::Relaxed);
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
 /// Runs the blocks of a page. `not_run` is how many of them are not.
 fn follow(page: &str, not_run: usize) {
+    follow_with(page, not_run, &[]);
+}
+
+/// As [`follow`], with additional environment variables.
+fn follow_with(page: &str, not_run: usize, environment: &[(&str, &Path)]) {
     if testbed::is_guest() {
         return testbed::skip("no curl");
     }
     let text = fs::read_to_string(Path::new(ROOT).join(page)).expect("it is there");
-    let mut reader = Reader::new(page);
+    let mut reader = Reader::new(page, environment);
     let (mut run, mut left_out) = (0, 0);
     for block in blocks(&text) {
         let is_command = ["sh", "console"].contains(&&*block.language);
@@ -449,7 +484,7 @@ fn follow(page: &str, not_run: usize) {
 
 #[test]
 fn the_examples_of_the_readme_print_what_it_says() {
-    follow("README.md", 2);
+    beside_containers(|environment| follow_with("README.md", 1, environment));
 }
 
 #[test]
@@ -472,6 +507,11 @@ fn the_tutorial_of_ddia_can_be_followed() {
     let _turn = testbed::ddia_turn();
     let _nodes = Nodes;
     follow("docs/ddia.md", 1);
+}
+
+#[test]
+fn traffic_between_containers_is_faulted_as_described() {
+    beside_containers(|environment| follow_with("docs/howto/container-to-peer.md", 0, environment));
 }
 
 #[test]

@@ -7,6 +7,8 @@ mod args;
 mod cleanup;
 #[cfg(feature = "kubernetes")]
 mod crd;
+#[cfg(all(test, feature = "clock", feature = "kubernetes"))]
+mod docs_tests;
 mod doctor;
 mod event;
 #[cfg(feature = "agent")]
