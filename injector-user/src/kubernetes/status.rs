@@ -66,7 +66,7 @@ pub fn summarize(
     let conditions = [
         accepted_condition(desired),
         injecting_condition(nodes, desired, pods),
-        matched_condition(desired, matched),
+        matched_condition(nodes, desired, matched),
     ];
     let reason = match conditions[1].2 {
         INJECTING if pods < selected => "PodsWaiting",
@@ -218,15 +218,20 @@ fn injecting_condition(nodes: &[NodeStatus], desired: &Desired, pods: u64) -> Co
     }
 }
 
-fn matched_condition(desired: &Desired, matched: u64) -> ConditionFacts {
+fn matched_condition(nodes: &[NodeStatus], desired: &Desired, matched: u64) -> ConditionFacts {
     if matched > 0 {
         return ("Matched", true, "Matched", "packets, processes or calls matched".into());
     }
     let message = match desired {
-        Desired::Active => "no packet, process or call has matched yet",
-        _ => "no packet, process or call matched",
+        Desired::Active => {
+            let mut injecting = nodes.iter().filter(|node| node.holds() && node.injecting > 0);
+            let why = injecting.find_map(|node| Some((&node.node, node.message.as_ref()?)));
+            let why = why.map(|(node, message)| format!(": node {node}: {message}"));
+            format!("no packet, process or call has matched yet{}", why.unwrap_or_default())
+        }
+        _ => "no packet, process or call matched".into(),
     };
-    ("Matched", false, "NothingMatched", message.into())
+    ("Matched", false, "NothingMatched", message)
 }
 
 #[cfg(test)]
