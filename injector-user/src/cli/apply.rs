@@ -315,7 +315,12 @@ fn describe_plan(plan: &Plan, seed: u64, output: Output) -> Result<String> {
                     text += &report::line(&planned)?;
                 }
                 Output::Human => {
-                    writeln!(text, "{:>10?}  {name}: {}", change.at, listed(&names(parts)))?;
+                    writeln!(
+                        text,
+                        "{:>10}  {name}: {}",
+                        HumanDuration(change.at),
+                        listed(&names(parts))
+                    )?;
                 }
             }
         }

@@ -547,7 +547,7 @@ fn progress(
 fn held_line(text: &mut String, held: &HeldReport) -> std::fmt::Result {
     for (count, what) in [
         (held.dropped, "dropped because the queue was full"),
-        (held.lost, "lost: still delayed when the faults ended"),
+        (held.lost, "dropped: still delayed when the faults ended (TCP sends them again)"),
     ] {
         if count > 0 {
             writeln!(text, "injector: {} {what}", plural(count, "packet"))?;

@@ -356,7 +356,7 @@ impl FromStr for HumanDuration {
 
 impl Display for HumanDuration {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        write!(f, "{:?}", self.0)
+        if self.0.is_zero() { f.pad("0s") } else { f.pad(&format!("{:?}", self.0)) }
     }
 }
 
