@@ -472,8 +472,8 @@ impl Condition {
             Self::RemotePort => only("remote", &matching.remote_ports, flow.ports.map(|p| p.1)),
             Self::LocalPort => only("local", &matching.local_ports, flow.ports.map(|p| p.0)),
             Self::Remote => {
-                let matching =
-                    Matching { remotes: matching.remotes.clone(), ..Matching::default() };
+                let (direction, remotes) = (matching.direction, matching.remotes.clone());
+                let matching = Matching { direction, remotes, ..Matching::default() };
                 format!("peer: only {} match, but the peer is {}", matching.packets(), flow.remote)
             }
             Self::Protocol => {
