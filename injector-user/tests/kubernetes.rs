@@ -232,7 +232,7 @@ fn what_makes_no_sense_fails_with_the_reason_and_an_edit_replaces_what_acts() {
     let container = start(&machine, &lab.left, "cart-0", &uid);
     let agent = cluster.agent("a", &machine, &[]);
     let spec = |rules: Value| {
-        let mut spec = all_lost("20s");
+        let mut spec = all_lost("30s");
         spec["rules"] = rules;
         spec
     };
@@ -256,6 +256,34 @@ fn what_makes_no_sense_fails_with_the_reason_and_an_edit_replaces_what_acts() {
         "{wrong:#}"
     );
 
+    // Numbers need their unit or sign, which the API server does not know. The status says which, and what to write.
+    for (name, faults, words) in [
+        ("loss", json!({"rules": [{"loss": "0.1"}]}), ["rules[0].loss", "no % sign: write 0.1%"]),
+        (
+            "share",
+            json!({"rules": [{"loss": {"probability": 0.2}}]}),
+            ["rules[0].loss", "no % sign"],
+        ),
+        ("delay", json!({"rules": [{"delay": "200"}]}), ["rules[0].delay", "no unit: write 200ms"]),
+        ("jitter", json!({"rules": [{"delay": "2ms,jitter=1"}]}), ["rules[0].delay", "no unit"]),
+        ("rate", json!({"rules": [{"rate": "1000"}]}), ["rules[0].rate", "no unit"]),
+        ("clock", json!({"clocks": {"clock": "+5"}}), ["clock", "no unit"]),
+        ("cpu", json!({"processes": {"cpu": "25"}}), ["cpu", "no % sign"]),
+        ("pause", json!({"processes": {"pause": "2"}}), ["pause", "no unit"]),
+    ] {
+        let mut spec = all_lost("30s");
+        let spec = spec.as_object_mut().expect("a map");
+        spec.remove("rules");
+        spec.extend(faults.as_object().expect("a map").clone());
+        cluster.inject(name, &Value::Object(spec.clone()));
+        let refused = cluster.wait_for(name, is_in_phase("Failed"));
+        let accepted = condition(&refused, "Accepted");
+        assert_eq!(accepted["reason"], "Invalid", "{refused:#}");
+        let message = accepted["message"].as_str().expect("text");
+        assert!(words.iter().all(|word| message.contains(word)), "{name}: {message}");
+    }
+    assert!(agent.active().is_empty() && container.pings(to));
+
     // A corrected resource starts, an edited one restarts, an invalid one ends. Its time runs on throughout.
     edit(json!([{"loss": "100%", "direction": "egress"}]));
     let running = cluster.wait_for("edited", is_in_phase("Running"));
@@ -267,6 +295,13 @@ fn what_makes_no_sense_fails_with_the_reason_and_an_edit_replaces_what_acts() {
         node["generation"] == fault["metadata"]["generation"] && node["state"] == "Injecting"
     });
     assert_eq!(agent.active().len(), 1);
+    // The status has the likely cause of zero matches of the fault as it is now.
+    let cause = format!("peer: only packets to 192.0.2.1 match, but the peer is {to}");
+    cluster.wait_for("edited", |fault| {
+        assert!(container.pings(to));
+        let message = node(fault, "a")["pods"][0]["message"].as_str().unwrap_or_default();
+        message.contains("no packet has matched yet; saw ") && message.contains(&cause)
+    });
     edit(json!([{"loss": "100%", "direction": "egress", "delay": "x"}]));
     cluster.wait_for("edited", is_in_phase("Failed"));
     assert!(agent.active().is_empty());
@@ -279,7 +314,7 @@ fn what_makes_no_sense_fails_with_the_reason_and_an_edit_replaces_what_acts() {
     };
     assert_eq!(ended["status"]["startTime"], running["status"]["startTime"]);
     let lasted = time("endTime").duration_since(time("startTime")).as_secs_f64();
-    assert!((20.0..24.0).contains(&lasted), "{lasted}");
+    assert!((30.0..34.0).contains(&lasted), "{lasted}");
     cluster.wait_for("edited", |fault| node(fault, "a")["state"] == "Ended");
     // An ended fault does not start again.
     let longer = json!({"spec": {"for": "10m"}});

@@ -43,7 +43,7 @@ fn a_profile_has_its_round_trip_time_and_options_replace_it() {
             (
                 "--profile edge-lossy --loss 0% --delay down=100ms,up=0s --rate 10mbit",
                 "profile edge-lossy, loss 0%, delay 100ms, rate 10mbit",
-                "profile edge-lossy, loss 0%, delay 0ns, rate 10mbit",
+                "profile edge-lossy, loss 0%, delay 0s, rate 10mbit",
                 100.0,
             ),
         ] {

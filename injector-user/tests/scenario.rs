@@ -154,6 +154,10 @@ fn partitions_say_who_is_cut_off_from_whom() {
         serde_json::from_str(check(&["--output", "json"]).lines().next().expect("one"))
             .expect("JSON");
     assert_eq!(line["active"], serde_json::json!([SIDES]));
+    let sides = serde_json::json!({SIDES: {
+        "shape": "one", "cuts": [{"senders": ["l"], "receivers": ["r"], "both_ways": true}],
+    }});
+    assert_eq!(line["partitions"], sides);
     let (timeline, page) = (scratch_file(), scratch_file());
     let mut command = lab.left.command(INJECTOR, None);
     command.arg("apply").arg(&file.path).arg("--timeline").arg(&timeline);
@@ -185,7 +189,11 @@ fn partitions_say_who_is_cut_off_from_whom() {
     let html = fs::read_to_string(&page).expect("it is written");
     assert!(html.contains(&format!("l: {SIDES}")), "{html}");
     let written = fs::read_to_string(&timeline).expect("it is written");
-    assert!(written.contains(&format!("\"active\":[\"{SIDES}\"]")), "{written}");
+    let events = testbed::output::lines(&written);
+    assert_eq!((&events[0]["event"], &events[0]["partitions"]), (&"started".into(), &sides));
+    let change = events.iter().find(|event| event["event"] == "change").expect("a change");
+    assert_eq!(change["targets"][0]["active"], serde_json::json!([SIDES]));
+    assert_eq!(change["targets"][0]["partitions"], sides);
     for file in [timeline, page] {
         fs::remove_file(file).expect("it is there");
     }

@@ -3,8 +3,11 @@
 use std::{fs, process::Command};
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
-use testbed::{Family, Host, INJECTOR, INTERFACE, Injector, Lab, TestCgroup, serve, talk};
+use serde_json::{Value, json};
+use testbed::{
+    Family, Host, INJECTOR, INTERFACE, Injector, Lab, RuleFile, TestCgroup, agent::Agent, serve,
+    start_scenario, talk,
+};
 
 /// Ends the faults. Returns the warnings.
 fn warnings(injector: Injector) -> Vec<String> {
@@ -13,6 +16,11 @@ fn warnings(injector: Injector) -> Vec<String> {
     assert_eq!(code, Some(0));
     let summary = events.last().expect("a summary");
     assert_eq!((&summary["event"], &summary["matched"]), (&"summary".into(), &0.into()));
+    texts(&events)
+}
+
+/// The warnings among events.
+fn texts(events: &[Value]) -> Vec<String> {
     let warnings = events.iter().filter(|event| event["event"] == "warning");
     warnings.map(|event| event["message"].as_str().expect("text").to_owned()).collect()
 }
@@ -200,6 +208,119 @@ fn without_a_match_it_is_said_during_the_run_as_well() {
     let _other = serve(&lab.right, None, "tcp-serve --mode echo --bind [::]:9001");
     connect(&lab, &cgroup, 9001);
     assert!(injector.stop().total.matched > 0);
+}
+
+/// A match of nothing by a client of port 9000, and what is said: packets that passed, and the cause.
+const CLIENT: [(&str, &str); 2] = [
+    ("remote-port: 9001", "port: only remote port 9001 matches, but it is 9000"),
+    ("local-port: 9000", "swapped ports: 9000 is the remote port here, not the local one"),
+];
+
+#[test]
+fn scenarios_name_the_cause() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let _server = serve(&lab.right, None, "tcp-serve --mode echo --bind [::]:9000");
+    let seen = format!("packets of the target; most: tcp to {}:9000", lab.right.v4);
+    let start = |matching: &str| {
+        let target = cgroup.path.display();
+        let file = RuleFile::new(&format!(
+            "targets: {{a: {{cgroup: {target}}}}}\n\
+             timeline: [{{for: 1h, faults: {{rules: [{{loss: 100%, {matching}}}]}}}}]\n"
+        ));
+        let mut process = start_scenario(&lab.left, &file.path, &[]);
+        process.wait_for("change");
+        process
+    };
+    for (matching, cause) in CLIENT {
+        let process = start(matching);
+        connect(&lab, &cgroup, 9000);
+        process.signal(Signal::SIGTERM);
+        let (code, events) = process.end();
+        assert_eq!(code, Some(0));
+        let said = texts(&events);
+        assert_warned(&said, &["target a: no packet matched; saw ", &seen]);
+        assert_warned(&said, &["target a: loss 100% of ", "likely cause: ", cause]);
+    }
+    let process = start(CLIENT[0].0);
+    process.signal(Signal::SIGTERM);
+    let said = texts(&process.end().1);
+    assert_eq!(said, ["target a: no packet matched; saw no packet of the target"]);
+    // During the run as well.
+    let mut process = start(CLIENT[0].0);
+    connect(&lab, &cgroup, 9000);
+    process.wait_for_warning("target a: no packet has matched yet; saw ");
+    process.wait_for_warning(CLIENT[0].1);
+    process.signal(Signal::SIGTERM);
+    assert_eq!(process.end().0, Some(0));
+}
+
+#[test]
+fn xdp_names_the_cause() {
+    let lab = Lab::new();
+    let _server = serve(&lab.left, None, "tcp-serve --mode echo --bind [::]:9000");
+    let to = lab.left.at(Family::V4, 9000);
+    for (options, cause) in [
+        ("--local-port 9001", "port: only local port 9001 matches, but it is 9000"),
+        ("--remote-port 9000", "swapped ports: 9000 is the local port here, not the remote one"),
+    ] {
+        let line = format!("--interface {INTERFACE} --xdp --loss 100% {options}");
+        let injector = Injector::start(&lab.left, &line);
+        talk(&lab.right, None, &format!("tcp-connect --mode echo --to {to} --bytes 1000"));
+        let said = warnings(injector);
+        let seen = format!("most: tcp from {} at local port 9000", lab.right.v4);
+        assert_warned(&said, &["no packet matched: nothing was faulted; saw 0 sent, ", &seen]);
+        assert_warned(&said, &["rule 0 (loss 100% of ", "likely cause: ", cause]);
+    }
+}
+
+#[test]
+fn the_agent_names_the_cause() {
+    let lab = Lab::new();
+    let cgroup = TestCgroup::new();
+    let agent = Agent::start(&lab.left);
+    let _server = serve(&lab.right, None, "tcp-serve --mode echo --bind [::]:9000");
+    let path = cgroup.path.display();
+    // Beside another fault of the target, whose packets are seen, but are not the cause.
+    let other = json!({
+        "name": "other", "target": {"cgroup": path.to_string()}, "for": "60s",
+        "rules": [{"loss": "0%", "protocol": "icmp"}],
+    });
+    agent.create(&other);
+    assert!(lab.left.ping(Some(&cgroup), lab.right.v4.into(), 1) > 0);
+    for (matching, cause) in CLIENT {
+        let matching = matching.replace(": ", " ");
+        let line = format!(
+            "--agent {} --cgroup {path} --loss 100% --protocol tcp --{matching}",
+            agent.socket.display()
+        );
+        let injector = Injector::start(&lab.left, &line);
+        connect(&lab, &cgroup, 9000);
+        let said = warnings(injector);
+        let seen = format!("packets of the target; most: tcp to {}:9000", lab.right.v4);
+        assert_warned(&said, &["no packet matched: nothing was faulted; saw ", &seen]);
+        assert_warned(&said, &["rule 0 (loss 100% of ", "likely cause: ", cause]);
+    }
+    let mut request = other;
+    request["name"] = "wrong".into();
+    request["rules"] = json!([{"loss": "0%", "protocol": "tcp", "remote-port": 9001}]);
+    let fault = agent.create(&request);
+    assert_eq!(fault["unmatched"], Value::Null);
+    let fault = agent.wait_for("wrong", |fault| !fault["unmatched"].is_null());
+    assert_eq!(fault["unmatched"], json!({"seen": "saw no packet of the target"}));
+    connect(&lab, &cgroup, 9000);
+    // It is looked at again.
+    let fault = agent.wait_for("wrong", |fault| !fault["unmatched"]["causes"].is_null());
+    assert_warned(
+        &[fault["unmatched"]["causes"][0].as_str().expect("text").into()],
+        &["rule 0 (loss 0% of tcp to port 9001", "but it is 9000"],
+    );
+    let _other = serve(&lab.right, None, "tcp-serve --mode echo --bind [::]:9001");
+    connect(&lab, &cgroup, 9001);
+    let fault = agent.wait_for("wrong", |fault| fault["matched"] != 0);
+    assert_eq!(fault["unmatched"], Value::Null);
+    assert_eq!(agent.delete("wrong")["unmatched"], Value::Null);
+    assert_eq!(agent.get("other")["unmatched"], Value::Null);
 }
 
 #[test]

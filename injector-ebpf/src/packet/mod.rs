@@ -285,7 +285,12 @@ fn classify_frame(ctx: &XdpContext) -> Option<Verdict> {
         direction,
     )?;
     fragment::complete(packet);
-    let number = find::search(packet, direction, set, control.bank, 0)?;
+    let Some(number) = find::search(packet, direction, set, control.bank, 0) else {
+        if unmatched::is_wanted(direction) {
+            unmatched::count(packet, direction, packet.wire_length(0));
+        }
+        return None;
+    };
     let mut matched = active_rule(number, &control, packet, direction)?;
     matched.count(direction, length);
     impair::impair_frame(ctx, packet, &mut matched)

@@ -1,6 +1,11 @@
 //! An active fault and its published state.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     api::{Fault, Phase, Reason},
@@ -13,7 +18,10 @@ use crate::{
         counts::Counts,
         report::{RuleReport, Totals},
     },
-    injection::worker::{Status, Worker},
+    injection::{
+        UNMATCHED_TIME,
+        worker::{Status, Worker},
+    },
     kernel::clock::monotonic_ns,
     spec::target::TargetSpec,
     target::peers::{Addresses, Resolved},
@@ -42,12 +50,34 @@ pub struct Active {
     pub is_news: bool,
     /// Whether a new warning is unpublished.
     pub is_warned: bool,
+    /// When to explain why no packet has matched, and how long to wait after that.
+    pub explanation: (Instant, Duration),
 }
 
 impl Active {
     /// The reason if it ends by itself.
     pub fn reason(&self) -> Reason {
         if self.ends_ns < self.last_ns { Reason::Lapsed } else { Reason::Expired }
+    }
+
+    /// When to explain why no packet has matched a fault that starts now.
+    pub fn first_explanation() -> (Instant, Duration) {
+        (Instant::now() + UNMATCHED_TIME, UNMATCHED_TIME)
+    }
+
+    /// Whether it has rules that matched no packet.
+    pub fn is_unmatched(&self) -> bool {
+        self.group.is_some() && self.fault.packets.is_untouched()
+    }
+
+    /// Whether it is time to explain why no packet has matched. The intervals double.
+    pub fn must_explain(&mut self) -> bool {
+        let (at, wait) = self.explanation;
+        let is_due = self.is_unmatched() && at <= Instant::now();
+        if is_due {
+            self.explanation = (Instant::now() + wait, wait.saturating_mul(2));
+        }
+        is_due
     }
 
     /// Publishes changes, and notifies watchers at intervals.
@@ -91,6 +121,9 @@ impl Active {
         for (status, counts) in rules.iter_mut().zip(counts) {
             status.counts = Some(counts.into());
         }
+        if !all.is_untouched() {
+            self.fault.unmatched = None;
+        }
         self.fault.packets = all;
         true
     }
@@ -124,6 +157,7 @@ pub fn new_fault(terms: Terms, target: TargetSpec, by: String, seed: u64, ends_n
         attached: Vec::new(),
         resolved: Vec::new(),
         packets: Totals::default(),
+        unmatched: None,
         rules: Arc::new(faults.rules.iter().enumerate().map(rule).collect()),
         more_rules: 0,
         clock: faults.clock.as_ref().map(|fault| fault.name.clone()),
@@ -191,6 +225,7 @@ mod tests {
             ended_parts: None,
             is_news: false,
             is_warned: false,
+            explanation: Active::first_explanation(),
         }
     }
 

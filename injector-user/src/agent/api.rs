@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     fault::{
         clock::report::ClocksReport,
-        network::report::{AttachedReport, RuleReport, Totals},
+        network::{
+            report::{AttachedReport, RuleReport, Totals},
+            unmatched::{self, Explanation},
+        },
         process,
     },
     output::chain,
@@ -109,6 +112,9 @@ pub struct Fault {
     /// What was done to packets: the sum over all rules.
     #[serde(flatten)]
     pub packets: Totals,
+    /// Why no packet has matched, 5 seconds after the start and later, or at the end. Absent if some have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmatched: Option<Explanation>,
     /// Each rule with its counters. Lists and events have the first 16 rules, without counters.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rules: Arc<Vec<RuleReport>>,
@@ -137,6 +143,13 @@ impl Fault {
     #[must_use]
     pub const fn is_of_selected(&self) -> bool {
         self.target.pods.is_some()
+    }
+
+    /// Why no packet has matched, in one line.
+    #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "only resources have it"))]
+    pub(crate) fn unmatched_message(&self) -> Option<String> {
+        let explanation = self.unmatched.as_ref()?;
+        Some(unmatched::messages("no packet has matched yet", Some(explanation)).join("; "))
     }
 
     /// Adds or moves a warning to the newest position. Returns whether anything changed.

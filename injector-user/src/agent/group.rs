@@ -6,7 +6,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::plan::Plan;
 use crate::{
-    fault::network::{self, Attached, NetworkError, counts::Counts},
+    fault::network::{
+        self, Attached, NetworkError,
+        counts::Counts,
+        unmatched::{self, Explanation, Observed},
+    },
     injection::{Event, FaultSet, Injection, InjectionError, Options},
     kernel::clock,
     lifetime::{instance::SharedInstance, journal::Owner},
@@ -28,12 +32,14 @@ pub struct Member {
     began_ns: u64,
     /// When it ends, by `CLOCK_MONOTONIC`.
     ends_ns: u64,
+    /// What was seen for other faults before it started.
+    before: Option<Observed>,
 }
 
 impl Member {
     /// The rules of the fault with this ID.
     pub const fn new(fault: u64, rules: Vec<Rule>, lasts: Duration) -> Self {
-        Self { fault, rules, lasts, began_ns: 0, ends_ns: 0 }
+        Self { fault, rules, lasts, began_ns: 0, ends_ns: 0, before: None }
     }
 
     /// Starts its time now.
@@ -96,8 +102,12 @@ impl Group {
 
     /// Activates another fault. Its time starts now, however long the preparation took.
     fn admit(&mut self, mut member: Member) -> Result<(), InjectionError> {
+        if !self.members.is_empty() {
+            member.before = self.injection.observed();
+        }
         member.begin();
         self.members.push(member);
+        self.count_unmatched(true)?;
         if let Some(network) = self.injection.network_mut() {
             network.warn_again();
         }
@@ -237,6 +247,19 @@ impl Group {
             tracing::warn!(slot = self.injection.instance().slot(), "{message}");
         }
         messages
+    }
+
+    /// Counts packets that no rule matches for about a second, or stops that.
+    pub fn count_unmatched(&mut self, is_wanted: bool) -> Result<(), InjectionError> {
+        self.injection.count_unmatched(is_wanted)
+    }
+
+    /// Explains why no packet has matched this fault, if that is known. Packets that others match do
+    /// not count.
+    pub fn explain(&mut self, fault: u64) -> Option<Explanation> {
+        let member = self.members.iter().find(|member| member.fault == fault)?;
+        let observed = self.injection.observed()?.since(member.before.as_ref());
+        Some(observed.explain(&member.rules, self.injection.addresses(), unmatched::by_number))
     }
 
     /// Whether this fault is the only one.

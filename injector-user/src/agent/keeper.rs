@@ -1,7 +1,7 @@
 //! The thread that owns all faults: only it creates, renews and ends them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError},
@@ -228,6 +228,9 @@ impl Keeper {
         let groups: Vec<u64> = self.groups.keys().copied().collect();
         for number in groups {
             self.warn(number, true);
+            for active in self.active.values_mut().filter(|active| active.group == Some(number)) {
+                Self::explain(&mut self.groups, active, true);
+            }
             let Some(group) = self.groups.remove(&number) else { continue };
             match group.end_all() {
                 Ok(counts) => {
@@ -297,6 +300,7 @@ impl Keeper {
             ended_parts: None,
             is_news: false,
             is_warned: false,
+            explanation: Active::first_explanation(),
             fault: Fault {
                 attached: AttachedReport::all(&attached),
                 part_of: plan.part_of.map(|whole| whole.name.clone()),
@@ -350,6 +354,7 @@ impl Keeper {
             ended_parts: Some(Sum::new(&fault.rules)),
             is_news: false,
             is_warned: false,
+            explanation: Active::first_explanation(),
             fault,
         };
         Ok(self.put_up(active))
@@ -527,6 +532,7 @@ impl Keeper {
             self.warn(group, is_end);
         }
         let mut active = self.active.remove(name).ok_or_else(|| Problem::no_fault(name))?;
+        Self::explain(&mut self.groups, &mut active, true);
         if let Some(worker) = active.worker.take() {
             let (status, ended) = worker.end();
             active.take(&status);
@@ -551,6 +557,36 @@ impl Keeper {
             sum.add_ended(fault);
         }
         Ok(self.board.put(What::Ended, active.fault))
+    }
+
+    /// Counts packets that no rule matches, at targets of faults that have matched none. An error is
+    /// added to those of the groups.
+    fn count_unmatched(&mut self, lost: &mut BTreeMap<u64, String>) {
+        let unmatched: BTreeSet<u64> = self
+            .active
+            .values()
+            .filter(|active| active.is_unmatched())
+            .filter_map(|active| active.group)
+            .collect();
+        for (number, group) in &mut self.groups {
+            let is_wanted = unmatched.contains(number) && group.rules() <= COUNTED_RULES;
+            if let Err(error) = group.count_unmatched(is_wanted) {
+                lost.entry(*number).or_insert_with(|| text(error));
+            }
+        }
+    }
+
+    /// Updates why no packet has matched a fault, if that is due or at its end. Returns whether it
+    /// changed.
+    fn explain(groups: &mut BTreeMap<u64, Group>, active: &mut Active, is_end: bool) -> bool {
+        if !active.must_explain() && !(is_end && active.is_unmatched()) {
+            return false;
+        }
+        let group = active.group.and_then(|group| groups.get_mut(&group));
+        let explanation = group
+            .filter(|group| group.rules() <= COUNTED_RULES)
+            .and_then(|group| group.explain(active.number));
+        explanation.is_some() && note(&mut active.fault.unmatched, &explanation)
     }
 
     fn end_due(&mut self) {
@@ -592,6 +628,9 @@ impl Keeper {
         for group in groups {
             self.warn(group, false);
         }
+        if self.rounds.is_multiple_of(REPORT_ROUNDS) {
+            self.count_unmatched(&mut lost);
+        }
         for (name, active) in &mut self.active {
             if let Some(error) = active.group.and_then(|group| lost.get(&group)) {
                 failed.push((name.clone(), error.clone()));
@@ -607,13 +646,14 @@ impl Keeper {
             }
             let status = active.worker.as_ref().map(Worker::status);
             let mut is_changed = status.as_ref().is_some_and(|status| active.take(status));
+            if let Some(counts) = counts.get(&active.number) {
+                is_changed |= active.count(counts);
+            }
+            is_changed |= Self::explain(&mut self.groups, active, false);
             let group = active.group.and_then(|group| self.groups.get(&group));
             let is_gone =
                 group.is_some_and(Group::is_gone) || status.is_some_and(|status| status.is_gone);
             is_changed |= note(&mut active.fault.gone, &is_gone);
-            if let Some(counts) = counts.get(&active.number) {
-                is_changed |= active.count(counts);
-            }
             if let Some(attached) = active.group.and_then(|group| attached.get(&group)) {
                 is_changed |= note(&mut active.fault.attached, attached);
             }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use super::api::Fault;
 use crate::fault::{
     clock::report::ClocksReport,
-    network::report::{RuleReport, Totals},
+    network::{
+        report::{RuleReport, Totals},
+        unmatched::Explanation,
+    },
     process,
 };
 
@@ -17,6 +20,8 @@ pub struct Sum {
     rules: Vec<RuleReport>,
     clocks: Option<ClocksReport>,
     processes: Option<process::Statistics>,
+    /// Why no packet matched in the first part in which none has.
+    unmatched: Option<Explanation>,
 }
 
 impl Sum {
@@ -27,6 +32,9 @@ impl Sum {
 
     /// Adds the statistics of an active part.
     pub fn add(&mut self, part: &Fault) {
+        if self.unmatched.is_none() {
+            self.unmatched.clone_from(&part.unmatched);
+        }
         self.packets += &part.packets;
         for (all, rule) in self.rules.iter_mut().zip(part.rules.iter()) {
             if let Some(counts) = &rule.counts {
@@ -51,10 +59,14 @@ impl Sum {
 
     /// Stores the aggregate in the whole. Returns whether it changed.
     pub fn note(self, whole: &mut Fault) -> bool {
-        let Self { packets, rules, clocks, processes } = self;
-        if (&packets, &clocks, &processes) == (&whole.packets, &whole.clocks, &whole.processes) {
+        let Self { packets, rules, clocks, processes, unmatched } = self;
+        let unmatched = unmatched.filter(|_| packets.is_untouched());
+        if (&packets, &clocks, &processes, &unmatched)
+            == (&whole.packets, &whole.clocks, &whole.processes, &whole.unmatched)
+        {
             return false;
         }
+        whole.unmatched = unmatched;
         (whole.packets, whole.clocks, whole.processes) = (packets, clocks, processes);
         whole.rules = Arc::new(rules);
         true

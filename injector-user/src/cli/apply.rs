@@ -36,6 +36,7 @@ use crate::{
         scenario::{
             self,
             amount::Amount,
+            partition::Sides,
             plan::{Plan, plan},
         },
         value::HumanDuration,
@@ -277,6 +278,9 @@ pub struct PlannedChange<'a> {
     /// The amounts of active ramps, by the name of the fault.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     amounts: BTreeMap<String, Vec<Amount>>,
+    /// The active partitions, by the name of the fault.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    partitions: BTreeMap<String, Sides>,
 }
 
 fn describe_plan(plan: &Plan, seed: u64, output: Output) -> Result<String> {
@@ -305,11 +309,18 @@ fn describe_plan(plan: &Plan, seed: u64, output: Output) -> Result<String> {
                     let planned_ms = change.at.as_secs_f64() * 1e3;
                     let (active, amounts) = (names(parts), plan.amounts(parts));
                     let event = "planned";
-                    let planned = PlannedChange { event, planned_ms, name, active, amounts };
+                    let partitions = plan.partitions(parts);
+                    let planned =
+                        PlannedChange { event, planned_ms, name, active, amounts, partitions };
                     text += &report::line(&planned)?;
                 }
                 Output::Human => {
-                    writeln!(text, "{:>10?}  {name}: {}", change.at, listed(&names(parts)))?;
+                    writeln!(
+                        text,
+                        "{:>10}  {name}: {}",
+                        HumanDuration(change.at),
+                        listed(&names(parts))
+                    )?;
                 }
             }
         }
@@ -340,7 +351,8 @@ fn write_human(text: &mut String, line: &Line) -> std::fmt::Result {
         Event::Started { scenario, seed, for_ms, changes, targets, .. } => {
             let end = for_ms.map(|ms| format!(" for {:.3} s", ms as f64 / 1e3));
             let end = end.unwrap_or_default();
-            writeln!(text, "injector: {scenario}{end}: {changes} changes (seed {seed})")?;
+            let changes = plural(*changes as u64, "change");
+            writeln!(text, "injector: {scenario}{end}: {changes} (seed {seed})")?;
             for target in targets {
                 writeln!(text, "injector:   {}: {}", target.name, listed(&target.attached))?;
             }
@@ -374,12 +386,13 @@ fn write_human(text: &mut String, line: &Line) -> std::fmt::Result {
             writeln!(text, "injector: {elapsed:9.3} s  failed; everything is undone")?;
         }
         Event::Ended { changes, late, faults, clocks, .. } => {
-            writeln!(
-                text,
-                "injector: {elapsed:9.3} s  ended after {}, of which 99 % were at most {:.3} ms late",
-                plural(*changes as u64, "change"),
-                late.p99_ms
-            )?;
+            let late = match changes {
+                0 => String::new(),
+                1 => format!(", {:.3} ms late", late.max_ms),
+                _ => format!(", of which 99 % were at most {:.3} ms late", late.p99_ms),
+            };
+            let changes = plural(*changes as u64, "change");
+            writeln!(text, "injector: {elapsed:9.3} s  ended after {changes}{late}")?;
             for (target, faults) in faults {
                 for (fault, counts) in faults {
                     let mut words: Vec<String> = counts.done_in_words().collect();
@@ -392,8 +405,9 @@ fn write_human(text: &mut String, line: &Line) -> std::fmt::Result {
                 }
             }
             for (target, clocks) in clocks {
-                let count = clocks.patched + clocks.inherited;
-                writeln!(text, "injector:   {target}: clocks of {count} programs and processes")?;
+                for line in clocks.applied().into_iter().chain(clocks.calls_text()) {
+                    writeln!(text, "injector:   {target}: {line}")?;
+                }
             }
         }
     }

@@ -157,6 +157,7 @@ pub fn run(
             resolved: fault.resolved.clone(),
             pods: Vec::new(),
             has_faulted_pods: false,
+            is_explained: false,
         };
         let rules = request.rules.iter().map(RuleSpec::check).collect::<Result<Vec<_>, _>>()?;
         remote.say_started(&fault, &rules.concat(), title, session)?;
@@ -186,6 +187,8 @@ struct Remote {
     /// The pod states that were reported last.
     pods: Vec<PodStatus>,
     has_faulted_pods: bool,
+    /// Whether it was explained why nothing matches.
+    is_explained: bool,
 }
 
 impl Remote {
@@ -241,6 +244,7 @@ impl Remote {
                             heard = Instant::now();
                             self.say_pods(&fault)?;
                             self.say_peers(&fault)?;
+                            self.say_unmatched(&fault)?;
                             self.say_progress(&fault)?;
                         }
                         Err(error @ ClientError::Refused(_)) => return Err(error.into()),
@@ -291,6 +295,17 @@ impl Remote {
         })
     }
 
+    /// Explains once why no packet has matched.
+    fn say_unmatched(&mut self, fault: &Fault) -> Result<()> {
+        match &fault.unmatched {
+            Some(explanation) if !self.is_explained => {
+                self.is_explained = true;
+                self.reporter.warn_of_unmatched(explanation)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn say_progress(&mut self, fault: &Fault) -> Result<()> {
         if !self.reporter.wants_progress() {
             return Ok(());
@@ -310,7 +325,7 @@ impl Remote {
         let packets = (!fault.rules.is_empty()).then_some(&fault.packets);
         let mut missed = self.reporter.warn_of_idle(
             packets,
-            None,
+            fault.unmatched.as_ref(),
             fault.clocks.as_ref(),
             fault.processes.as_ref(),
         )?;

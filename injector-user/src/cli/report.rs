@@ -18,8 +18,7 @@ use super::{
 };
 use crate::{
     fault::{
-        clock::report::{CallsReport, ClocksReport},
-        counts::Counter,
+        clock::report::ClocksReport,
         network::{
             delays::DelayReport,
             report::{AttachedReport, RuleReport, Totals},
@@ -98,10 +97,8 @@ impl Reporter {
         let mut untouched = Vec::new();
         if let Some(total) = packets.filter(|total| total.matched == 0) {
             if total.is_untouched() {
-                let seen = explanation.map(|Explanation { seen, .. }| format!("; {seen}"));
-                let seen = seen.unwrap_or_default();
-                untouched.push(format!("no packet matched: nothing was faulted{seen}"));
-                untouched.extend(explanation.into_iter().flat_map(|found| found.causes.clone()));
+                let event = "no packet matched: nothing was faulted";
+                untouched = unmatched::messages(event, explanation);
             } else {
                 let message =
                     "no packet was faulted: all that matched were protected, or came after the end";
@@ -120,6 +117,14 @@ impl Reporter {
             self.say(&Event::Warning { message })?;
         }
         Ok(is_idle)
+    }
+
+    /// Warns during the run that no packet has matched.
+    pub fn warn_of_unmatched(&mut self, explanation: &Explanation) -> Result<()> {
+        for message in unmatched::messages("no packet has matched yet", Some(explanation)) {
+            self.say(&Event::Warning { message: &message })?;
+        }
+        Ok(())
     }
 
     /// Prints an event.
@@ -425,26 +430,18 @@ fn summary(
 }
 
 fn clocks_line(text: &mut String, clocks: &ClocksReport) -> std::fmt::Result {
-    let ClocksReport { patched, inherited, refused, calls, .. } = clocks;
-    if *patched + *inherited > 0 {
-        let programs = plural(*patched, "program");
-        write!(text, "injector: clock offset applied to {programs}")?;
-        if *inherited > 0 {
-            write!(text, " and {}", plural(*inherited, "child process"))?;
-        }
-        writeln!(text)?;
+    let ClocksReport { refused, calls, .. } = clocks;
+    if let Some(applied) = clocks.applied() {
+        writeln!(text, "injector: {applied}")?;
     }
     for (reason, count) in refused {
         let processes = plural(*count, "process");
         writeln!(text, "injector: {processes} kept the true time: {reason}")?;
     }
     let Some(calls) = calls else { return Ok(()) };
-    let CallsReport { matched, rewritten, deadlines, .. } = calls;
-    let (calls_are, moved) = (plural(*matched, "system call"), plural(*deadlines, "deadline"));
-    writeln!(
-        text,
-        "injector: {calls_are} read clocks, {rewritten} of them with the offset; {moved} moved"
-    )?;
+    if let Some(calls) = clocks.calls_text() {
+        writeln!(text, "injector: {calls}")?;
+    }
     for (count, thing, what) in [
         (calls.vdso_hidden, "new program", "had no vDSO"),
         (calls.vdso_not_hidden, "new program", "kept the true time: the vDSO was not found"),
@@ -565,7 +562,7 @@ fn progress(
 fn held_line(text: &mut String, held: &HeldReport) -> std::fmt::Result {
     for (count, what) in [
         (held.dropped, "dropped because the queue was full"),
-        (held.lost, "lost: still delayed when the faults ended"),
+        (held.lost, "dropped: still delayed when the faults ended (TCP sends them again)"),
     ] {
         if count > 0 {
             writeln!(text, "injector: {} {what}", plural(count, "packet"))?;
@@ -605,13 +602,10 @@ fn rule_line(text: &mut String, rule: &RuleReport) -> std::fmt::Result {
 
 fn counts(totals: &Totals) -> String {
     let mut text = format!("{} matched", plural(totals.matched, "packet"));
-    for (Counter { label, .. }, count) in totals.done.each() {
-        // The only label with a noun.
-        let label =
-            if count == 1 { label.replace("connections", "connection") } else { label.into() };
+    for (counter, count) in totals.done.each() {
         if count > 0 {
             // Writing to a string cannot fail.
-            let _ = write!(text, ", {count} {label}");
+            let _ = write!(text, ", {}", counter.text(count));
         }
     }
     text

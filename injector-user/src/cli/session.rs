@@ -34,12 +34,12 @@ use crate::{
             counts::Counts,
             links,
             report::{AttachedReport, RuleReport},
-            unmatched::{Explanation, Observed},
+            unmatched::{self, Observed},
         },
         process::Statistics,
     },
     injection::{
-        self, FaultSet, Injection, Options,
+        self, FaultSet, Injection, Options, UNMATCHED_TIME,
         drive::{Driver, Tick},
     },
     kernel::clock,
@@ -59,12 +59,6 @@ pub const DEBUG_LOG: u8 = aya_log::Level::Debug as u8;
 
 /// Above this number of rules, counters are not read every second.
 const COUNTED_RULES: usize = 4096;
-
-/// Number of unmatched packets that are counted in a second and direction, until one matches.
-const UNMATCHED_BUDGET: u32 = 1024;
-
-/// Time without a match after which that is explained.
-const UNMATCHED_TIME: Duration = Duration::from_secs(5);
 
 /// Time for processes to exit that the command left in its cgroup.
 const END_TIMEOUT: Duration = Duration::from_millis(200);
@@ -215,7 +209,7 @@ impl<'a> Session<'a> {
         let mut injection =
             Injection::prepare(target, instance, FaultSet::of(&faults, seed), &[], options)?;
         injection.start()?;
-        injection.count_unmatched(UNMATCHED_BUDGET)?;
+        injection.count_unmatched(true)?;
         let started = Instant::now();
         let faulted = Faulted { title, target: spec, ..Faulted::default() };
         injection.instance().describe(&faulted.clone().with_faults(&faults))?;
@@ -343,7 +337,7 @@ impl<'a> Session<'a> {
         let is_unexplained = self.faults.rules.len() <= COUNTED_RULES
             && self.is_untouched().is_ok_and(|is_untouched| is_untouched);
         if !self.is_ended && (self.args.verbose || is_unexplained) {
-            self.observed = self.observe();
+            self.observed = self.injection.observed();
         }
         self.is_ended = true;
         Ok(self.injection.end()?)
@@ -352,14 +346,6 @@ impl<'a> Session<'a> {
     /// Whether no rule has matched a packet.
     fn is_untouched(&mut self) -> Result<bool> {
         Ok(event::total(&self.counts()?).is_untouched())
-    }
-
-    /// What was seen that no rule matches. It only adds to a report, so errors are logged.
-    fn observe(&mut self) -> Option<Observed> {
-        self.injection.observed().unwrap_or_else(|error| {
-            tracing::debug!(%error, "what passed unmatched is not known");
-            None
-        })
     }
 
     /// Stops counting unmatched packets once one has matched. Explains once why none has.
@@ -372,23 +358,16 @@ impl<'a> Session<'a> {
         }
         let is_untouched = self.is_untouched()?;
         self.is_counting = is_untouched || self.args.verbose;
-        self.injection.count_unmatched(if self.is_counting { UNMATCHED_BUDGET } else { 0 })?;
+        self.injection.count_unmatched(self.is_counting)?;
         if is_untouched && !self.is_explained && self.started.elapsed() >= UNMATCHED_TIME {
             self.is_explained = true;
-            if let Some(observed) = self.observe() {
-                let Explanation { seen, causes } = self.explain(&observed);
-                let message = format!("no packet has matched yet; {seen}");
-                self.reporter.say(&Event::Warning { message: &message })?;
-                for message in &causes {
-                    self.reporter.say(&Event::Warning { message })?;
-                }
+            if let Some(explanation) =
+                self.injection.explain(&self.faults.rules, unmatched::by_number)
+            {
+                self.reporter.warn_of_unmatched(&explanation)?;
             }
         }
         Ok(())
-    }
-
-    fn explain(&self, observed: &Observed) -> Explanation {
-        observed.explain(&self.faults.rules, self.injection.addresses())
     }
 
     /// Ends the faults after an error that prevents them from continuing, and reports it.
@@ -431,7 +410,10 @@ impl<'a> Session<'a> {
                 packets: observed.peers(),
             })?;
         }
-        let explanation = self.observed.as_ref().map(|observed| self.explain(observed));
+        let explain = |observed: &Observed| {
+            observed.explain(&self.faults.rules, self.injection.addresses(), unmatched::by_number)
+        };
+        let explanation = self.observed.as_ref().map(explain);
         let missed = self.reporter.warn_of_idle(
             packets,
             explanation.as_ref(),

@@ -159,6 +159,16 @@ const DIRECTIONS: &[(&[&str], &str)] = &[
     (&["all", "any", "inout", "bidirectional", "*"], "--direction both is the default"),
 ];
 
+/// Units, which a space must not separate from their number.
+const UNITS: &[&str] = &[
+    "%", "percent", "ns", "us", "ms", "msec", "s", "sec", "secs", "second", "seconds", "m", "min",
+    "mins", "minute", "minutes", "h", "hour", "hours", "bit", "kbit", "mbit", "gbit", "bps",
+    "kbps", "mbps", "gbps", "b", "kb", "mb", "ppm",
+];
+
+/// Parameters of faults, which a space must not separate from the value before them.
+const PARAMETERS: &[&str] = &["distribution", "every", "at", "after", "jitter", "period", "corr"];
+
 /// Adds a tip to an error of a command line, if there is one.
 pub fn add(error: Error, command: &Command, arguments: impl Iterator<Item = OsString>) -> Error {
     let text = |kind| match error.get(kind) {
@@ -178,6 +188,7 @@ pub fn add(error: Error, command: &Command, arguments: impl Iterator<Item = OsSt
         ErrorKind::InvalidValue if text(ContextKind::InvalidArg).starts_with("--direction") => {
             find(DIRECTIONS, text(ContextKind::InvalidValue)).map(str::to_owned)
         }
+        ErrorKind::ValueValidation => value(wrong, text(ContextKind::InvalidValue)),
         ErrorKind::MissingRequiredArgument if subcommand.as_deref() == Some("run") => {
             Some("the command follows --: injector run --loss 10% -- curl http://10.0.0.2/".into())
         }
@@ -194,6 +205,12 @@ fn unknown(command: &Command, subcommand: Option<&str>, argument: &str) -> Optio
     let name = argument.trim_start_matches('-').split('=').next().unwrap_or_default();
     if !argument.starts_with('-') {
         return positional(subcommand?, argument);
+    }
+    if argument[1..].starts_with(|first: char| first.is_ascii_digit()) {
+        return Some(
+            "amounts are not negative, and signals go by name: --loss 5%, --kill KILL,at=10s"
+                .into(),
+        );
     }
     // Only an option of the whole name: `-p` is not `--pause`.
     let has_option = |command: &Command| {
@@ -221,9 +238,15 @@ fn unknown(command: &Command, subcommand: Option<&str>, argument: &str) -> Optio
 fn positional(subcommand: &str, argument: &str) -> Option<String> {
     let is_amount = argument.starts_with(|first: char| first.is_ascii_digit());
     let is_number = argument.bytes().all(|byte| byte.is_ascii_digit());
+    let is_parameter = PARAMETERS.contains(&argument);
     match subcommand {
-        "run" | "inject" if is_amount && !is_number || argument == "distribution" => Some(
-            "parameters follow the value, separated by commas: --delay 100ms,jitter=10ms,dist=normal".into(),
+        "run" | "inject" if UNITS.contains(&argument.to_ascii_lowercase().as_str()) => {
+            Some("write a number and its unit as one word: 100ms, 30s, 5%, 1mbit".into())
+        }
+        "run" | "inject" if is_amount && !is_number || is_parameter => Some(
+            "parameters follow the value, separated by commas: --delay 100ms,jitter=10ms,dist=normal or --pause \
+             1s,every=10s"
+                .into(),
         ),
         "run" => Some(format!(
             "put -- before the command and its arguments: injector run FAULTS -- {argument} …"
@@ -236,6 +259,20 @@ fn positional(subcommand: &str, argument: &str) -> Option<String> {
             "name the target by an option, such as --process {argument} or --container {argument}, or use injector run \
              FAULTS -- {argument} … for a new command"
         )),
+        _ => None,
+    }
+}
+
+/// The tip for a value of an option.
+fn value(option: &str, value: &str) -> Option<String> {
+    let name = option.split(' ').next().unwrap_or_default();
+    match name {
+        "--pid" if value.starts_with(|first: char| first.is_ascii_alphabetic()) => {
+            Some(format!("use --process {value}"))
+        }
+        "--delay" | "--rtt" if value.contains(['±', '~']) || value.contains('-') => {
+            Some(format!("delays that vary have a mean and a jitter: {name} 100ms,jitter=10ms"))
+        }
         _ => None,
     }
 }

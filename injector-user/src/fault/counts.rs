@@ -18,6 +18,18 @@ pub struct Counter {
 }
 
 impl Counter {
+    /// The number with the label, for people: "3 dropped", "1 pause".
+    #[must_use]
+    pub fn text(&self, count: u64) -> String {
+        const NOUNS: [&str; 4] = ["pauses", "signals", "calls", "connections"];
+        let word = |word: &'static str| match word.strip_suffix('s') {
+            Some(singular) if count == 1 && NOUNS.contains(&word) => singular,
+            _ => word,
+        };
+        let label: Vec<&str> = self.label.split(' ').map(word).collect();
+        format!("{count} {}", label.join(" "))
+    }
+
     /// The metric of a process counter and by what its values are divided there: times are in seconds.
     #[must_use]
     pub fn metric(&self) -> (String, f64) {
@@ -145,6 +157,21 @@ mod tests {
 
     fn has(value: &impl Serialize, name: &str) -> bool {
         to_value(value).expect("plain data").get(name).is_some_and(Value::is_u64)
+    }
+
+    #[test]
+    fn labels_agree_with_their_number() {
+        let text = |label, count| Counter { name: "", label, help: "" }.text(count);
+        for (label, one, two) in [
+            ("pauses", "1 pause", "2 pauses"),
+            ("pauses skipped", "1 pause skipped", "2 pauses skipped"),
+            ("system calls matched", "1 system call matched", "2 system calls matched"),
+            ("connections reset", "1 connection reset", "2 connections reset"),
+            ("ms paused", "1 ms paused", "2 ms paused"),
+            ("answered as too big", "1 answered as too big", "2 answered as too big"),
+        ] {
+            assert_eq!((text(label, 1), text(label, 2)), (one.into(), two.into()));
+        }
     }
 
     #[test]

@@ -18,8 +18,11 @@ use crate::{
     fault::{
         clock::{ClockFaultError, Clocks, engine::Engine as ClockEngine, report::ClocksReport},
         network::{
-            self, Attached, Network, NetworkError, counts::Counts, links::Next, shared::Shared,
-            unmatched::Observed,
+            self, Attached, Network, NetworkError,
+            counts::Counts,
+            links::Next,
+            shared::Shared,
+            unmatched::{Explanation, Label, Observed},
         },
         process::{ProcessFaultError, Processes, Scope, Statistics},
     },
@@ -37,6 +40,12 @@ use crate::{
     },
     threads::Panicked,
 };
+
+/// Time without a match after which that is explained.
+pub const UNMATCHED_TIME: Duration = Duration::from_secs(5);
+
+/// Number of unmatched packets that are counted in a second and direction.
+const UNMATCHED_BUDGET: u32 = 1024;
 
 /// Why an injection cannot start or continue.
 #[derive(Debug, Error)]
@@ -203,6 +212,8 @@ pub struct Injection<K> {
     /// Sockets of the target's processes whose packets do not belong to it, see
     /// [`Network::stranger_sockets`].
     strangers: BTreeMap<String, usize>,
+    /// Whether packets are counted that no rule matches.
+    is_counting: bool,
     events: VecDeque<Event>,
     renewal: Instant,
 }
@@ -279,6 +290,7 @@ impl<K: Copy + Ord> Injection<K> {
             addresses,
             ended: Vec::new(),
             strangers: BTreeMap::new(),
+            is_counting: false,
             events: VecDeque::new(),
             renewal: Instant::now() + RENEWAL,
         })
@@ -326,23 +338,43 @@ impl<K: Copy + Ord> Injection<K> {
         }
     }
 
-    /// Counts packets that no rule matches, see [`Network::count_unmatched`].
-    pub fn count_unmatched(&mut self, budget: u32) -> Result<(), InjectionError> {
-        let network = self.network.network_mut();
-        Ok(network.map_or(Ok(()), |network| network.count_unmatched(budget))?)
+    /// Counts packets that no rule matches for about a second, or stops that. Call it once a second.
+    pub fn count_unmatched(&mut self, is_wanted: bool) -> Result<(), InjectionError> {
+        if (is_wanted || self.is_counting)
+            && let Some(network) = self.network.network_mut()
+        {
+            network.count_unmatched(if is_wanted { UNMATCHED_BUDGET } else { 0 })?;
+            self.is_counting = is_wanted;
+        }
+        Ok(())
     }
 
-    /// What was seen that no rule matches, see [`Network::observed`]; `None` without packet faults.
-    pub fn observed(&mut self) -> Result<Option<Observed>, InjectionError> {
-        let Some(network) = self.network.network_mut() else { return Ok(None) };
-        let mut observed = network.observed()?;
+    /// Whether packets are counted that no rule matches.
+    #[must_use]
+    pub const fn is_counting(&self) -> bool {
+        self.is_counting
+    }
+
+    /// What was seen that no rule matches, see [`Network::observed`]; `None` without packet faults. It
+    /// only adds to a report, so errors are logged.
+    pub fn observed(&mut self) -> Option<Observed> {
+        let network = self.network.network_mut()?;
+        let observed = network
+            .observed()
+            .inspect_err(|error| tracing::debug!(%error, "what passed unmatched is not known"));
+        let mut observed = observed.ok()?;
         // Those of a process that has ended since were found at the start.
         observed.strangers.clone_from(&self.strangers);
         match network.stranger_sockets() {
             Ok(strangers) => observed.strangers.extend(strangers),
             Err(error) => tracing::debug!(%error, "which sockets others created is not known"),
         }
-        Ok(Some(observed))
+        Some(observed)
+    }
+
+    /// Explains why no packet matched these rules, if that is known.
+    pub fn explain(&mut self, rules: &[Rule], label: Label) -> Option<Explanation> {
+        Some(self.observed()?.explain(rules, &self.addresses, label))
     }
 
     /// Warns of peers that are the target itself.

@@ -529,6 +529,7 @@ impl ResourceState {
                 message: acting
                     .message
                     .clone()
+                    .or_else(|| fault.and_then(Fault::unmatched_message))
                     .or_else(|| fault.and_then(|fault| fault.warnings.last().cloned())),
             }
         };

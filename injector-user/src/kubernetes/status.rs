@@ -52,7 +52,6 @@ pub fn summarize(
 ) -> FaultInjectionStatus {
     let nodes = &old.nodes;
     let matched = nodes.iter().map(|node| node.matched + node.counters.others_matched()).sum();
-    let starting = nodes.iter().map(|node| node.counters.processes.starting_spared).sum();
     let holding = || nodes.iter().filter(|node| node.holds());
     let pods: u64 = holding().map(|node| node.injecting).sum();
     let selected: u64 = holding().map(|node| node.selected).sum();
@@ -67,7 +66,7 @@ pub fn summarize(
     let conditions = [
         accepted_condition(desired),
         injecting_condition(nodes, desired, pods),
-        matched_condition(desired, matched, starting),
+        matched_condition(nodes, desired, matched),
     ];
     let reason = match conditions[1].2 {
         INJECTING if pods < selected => "PodsWaiting",
@@ -228,15 +227,20 @@ fn injecting_condition(nodes: &[NodeStatus], desired: &Desired, pods: u64) -> Co
     }
 }
 
-fn matched_condition(desired: &Desired, matched: u64, starting: u64) -> ConditionFacts {
-    let spared = spared(starting);
+fn matched_condition(nodes: &[NodeStatus], desired: &Desired, matched: u64) -> ConditionFacts {
+    let spared = spared(nodes.iter().map(|node| node.counters.processes.starting_spared).sum());
     if matched > 0 {
         let message = format!("packets, processes or calls matched{spared}");
         return ("Matched", true, "Matched", message);
     }
     let message = match desired {
-        Desired::Active => "no packet, process or call has matched yet",
-        _ => "no packet, process or call matched",
+        Desired::Active => {
+            let mut injecting = nodes.iter().filter(|node| node.holds() && node.injecting > 0);
+            let why = injecting.find_map(|node| Some((&node.node, node.message.as_ref()?)));
+            let why = why.map(|(node, message)| format!(": node {node}: {message}"));
+            format!("no packet, process or call has matched yet{}", why.unwrap_or_default())
+        }
+        _ => "no packet, process or call matched".into(),
     };
     ("Matched", false, "NothingMatched", format!("{message}{spared}"))
 }

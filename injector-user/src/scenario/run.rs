@@ -20,6 +20,10 @@ use super::{
     timeline::{Counts, Event, Late, Line, Origin, Reason, TargetChange, TargetLine, Totals},
 };
 use crate::{
+    fault::{
+        clock::report::ClocksReport,
+        network::unmatched::{self, Explanation},
+    },
     injection::{Options, until},
     kernel::clock::monotonic_ns,
     lifetime::{
@@ -36,6 +40,9 @@ use crate::{
 
 /// Less urgent work does not start if a change is due within this time.
 const QUIET: Duration = Duration::from_millis(30);
+
+/// More partitions are not listed at the start.
+const LISTED_PARTITIONS: usize = 256;
 
 /// A scenario and its run options.
 #[derive(Debug)]
@@ -120,6 +127,8 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         run.prepare(None)?;
         // Time starts when everything is ready.
         run.origin = Origin::now();
+        let partitions: Vec<usize> =
+            plan.partitions.keys().copied().take(LISTED_PARTITIONS).collect();
         run.say(Event::Started {
             scenario: request.name.clone(),
             pid: std::process::id(),
@@ -129,6 +138,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
             for_ms: plan.length.map(|length| length.as_millis() as u64),
             changes: plan.changes.len(),
             targets,
+            partitions: plan.partitions(&partitions),
         });
         Ok(run)
     }
@@ -173,6 +183,8 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         let mut samples = tokio::time::interval(self.request.sample.max(Duration::from_millis(10)));
         samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
         samples.tick().await;
+        let mut unmatched = tokio::time::interval(Duration::from_secs(1));
+        unmatched.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // Process faults first, so that a change never delays the end of a pause.
             self.stage.step()?;
@@ -197,6 +209,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
                 }
                 _ = renewal.tick() => self.renew()?,
                 _ = samples.tick() => if !self.is_busy() { self.sample()? },
+                _ = unmatched.tick() => if !self.is_busy() { self.watch_unmatched()? },
             }
         }
     }
@@ -243,6 +256,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         TargetChange {
             name: self.request.plan.targets[changed.target].clone(),
             amounts: self.request.plan.amounts(&changed.parts),
+            partitions: self.request.plan.partitions(&changed.parts),
             active: changed.parts.into_iter().map(name).collect(),
             replaced,
             before: changed.before,
@@ -288,24 +302,58 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         Ok(self.request.plan.targets.iter().cloned().zip(totals).collect())
     }
 
+    /// Warns of targets at which no packet has matched for a while.
+    fn watch_unmatched(&mut self) -> Result<(), StageError> {
+        if !self.stage.is_counting() {
+            return Ok(());
+        }
+        let faults = self.faults()?;
+        for (number, target) in self.request.plan.targets.iter().enumerate() {
+            let is_untouched = faults[target].values().all(Counts::is_untouched);
+            if !self.stage.count_unmatched(number, is_untouched)? {
+                continue;
+            }
+            if let Some(explanation) = self.explain(number, &faults) {
+                for message in unmatched::messages("no packet has matched yet", Some(&explanation))
+                {
+                    let message = format!("target {target}: {message}");
+                    self.say(Event::Warning { message });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Explains why no packet matched at a target, if one should have.
+    fn explain(&mut self, target: usize, faults: &IndexMap<String, Totals>) -> Option<Explanation> {
+        let plan = self.request.plan;
+        let is_idle = |part: usize| is_idle(plan, &plan.parts[part].name, faults);
+        self.stage.explain(plan, target, is_idle)
+    }
+
     /// Messages about active faults that did nothing.
-    fn idle(&self, totals: &Totals, faults: &IndexMap<String, Totals>) -> Vec<String> {
-        // A partition drops packets at their senders. The nodes that send nothing need not see any.
-        let did_part = |fault: &String| {
-            parts(self.request.plan, fault).any(Part::is_partition)
-                && faults.values().any(|faults| faults.get(fault).is_some_and(|it| it.matched > 0))
-        };
-        let is_idle = |fault: &String| {
-            parts(self.request.plan, fault).any(Part::has_rules) && !did_part(fault)
-        };
-        let untouched: Vec<&str> = faults
-            .iter()
-            .filter(|(target, faults)| totals[*target].matched == 0 && faults.keys().any(is_idle))
-            .map(|(target, _)| target.as_str())
-            .collect();
+    fn idle(
+        &self,
+        faults: &IndexMap<String, Totals>,
+        explanations: &BTreeMap<String, Explanation>,
+    ) -> Vec<String> {
+        let plan = self.request.plan;
         let mut messages = Vec::new();
-        if !untouched.is_empty() {
-            messages.push(format!("no packet matched at {}", untouched.join(", ")));
+        for (target, of_target) in faults {
+            let is_tried = of_target.keys().any(|fault| is_idle(plan, fault, faults));
+            if !is_tried || of_target.values().any(|counts| counts.matched > 0) {
+                continue;
+            }
+            let (event, explanation) = if of_target.values().all(Counts::is_untouched) {
+                ("no packet matched", explanations.get(target))
+            } else {
+                (
+                    "no packet was faulted: all that matched were protected, or came after the end",
+                    None,
+                )
+            };
+            let found = unmatched::messages(event, explanation).into_iter();
+            messages.extend(found.map(|message| format!("target {target}: {message}")));
         }
         for (target, faults) in faults {
             for (fault, counts) in faults {
@@ -327,6 +375,26 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         messages
     }
 
+    /// The counters of each fault, by target and fault.
+    fn faults(&mut self) -> Result<IndexMap<String, Totals>, StageError> {
+        let counters = self.stage.counts()?.into_iter().map(|parts| self.by_name(parts));
+        Ok(self.request.plan.targets.iter().cloned().zip(counters).collect())
+    }
+
+    /// Explains why no packet matched, by target. To be called while programs are attached.
+    fn explanations(&mut self) -> BTreeMap<String, Explanation> {
+        // Errors are reported when the counters are read for the end.
+        let Ok(faults) = self.faults() else { return BTreeMap::new() };
+        let untouched = faults
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, counts))| counts.values().all(Counts::is_untouched));
+        let explained = untouched.filter_map(|(number, (target, _))| {
+            Some((target.clone(), self.explain(number, &faults)?))
+        });
+        explained.collect()
+    }
+
     /// Undoes everything and reports the totals.
     fn finish(
         mut self,
@@ -343,6 +411,7 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
             }
             self.say_events();
         }
+        let explanations = self.explanations();
         // Dropping retries and logs whatever cannot be undone now.
         if let Err(failure) = self.stage.detach() {
             error.get_or_insert(failure);
@@ -352,11 +421,11 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
             self.say(Event::Failed { error: output::chain(error) });
         }
         let targets = self.totals()?;
-        let counters = self.stage.counts()?.into_iter().map(|parts| self.by_name(parts));
+        let faults = self.faults()?;
         let names = &self.request.plan.targets;
-        let faults: IndexMap<String, Totals> = names.iter().cloned().zip(counters).collect();
         let clocks = names.iter().cloned().zip(self.stage.clocks());
-        let clocks = clocks.filter_map(|(name, count)| Some((name, count?))).collect();
+        let clocks: BTreeMap<String, ClocksReport> =
+            clocks.filter_map(|(name, count)| Some((name, count?))).collect();
         let taken = self.stage.taken();
         for target in &taken {
             let message =
@@ -364,7 +433,18 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
             self.say(Event::Warning { message });
         }
         if reason != Reason::Failed {
-            for message in self.idle(&targets, &faults) {
+            let had_clock = |target: &String| {
+                names
+                    .iter()
+                    .position(|name| name == target)
+                    .is_some_and(|number| self.stage.had_clock(number))
+            };
+            let idle_clocks: Vec<String> = clocks
+                .iter()
+                .filter(|(target, report)| had_clock(target) && report.is_untouched())
+                .map(|(target, _)| format!("target {target}: no process had its clocks faulted"))
+                .collect();
+            for message in self.idle(&faults, &explanations).into_iter().chain(idle_clocks) {
                 self.say(Event::Warning { message });
             }
         }
@@ -373,6 +453,16 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         self.stage.end()?;
         Ok(error.map_or(Ok(Outcome { is_taken: !taken.is_empty() }), Err))
     }
+}
+
+/// Whether a fault has rules and should have matched packets, but did not. A partition drops packets
+/// at their senders, so the nodes that send nothing need not see any.
+fn is_idle(plan: &Plan, fault: &str, faults: &IndexMap<String, Totals>) -> bool {
+    let did_part = || {
+        parts(plan, fault).any(Part::is_partition)
+            && faults.values().any(|faults| faults.get(fault).is_some_and(|it| it.matched > 0))
+    };
+    parts(plan, fault).any(Part::has_rules) && !did_part()
 }
 
 /// The parts with this name.

@@ -1,7 +1,11 @@
 //! The targets of a scenario and their injections. Each target has its own slot, so they coexist
 //! like separate injectors.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use thiserror::Error;
 
@@ -12,9 +16,12 @@ use crate::{
         network::{
             links::{Next, Upcoming},
             report::AttachedReport,
+            unmatched::{self, Explanation},
         },
     },
-    injection::{self, FaultSet, Injection, InjectionError, Options, OwnedProcesses},
+    injection::{
+        self, FaultSet, Injection, InjectionError, Options, OwnedProcesses, UNMATCHED_TIME,
+    },
     kernel::clock,
     lifetime::{LifetimeError, instance::SharedInstance, journal::Owner},
     report::Faulted,
@@ -72,6 +79,14 @@ struct Actor {
     next: Vec<usize>,
     /// Statistics of each part's ended process faults.
     done: BTreeMap<usize, Counts>,
+    /// The parts with packet faults that have been active.
+    tried: BTreeSet<usize>,
+    /// Whether a clock fault has been active.
+    had_clock: bool,
+    /// When the first of the parts with packet faults became active.
+    since: Option<Instant>,
+    /// Whether it was explained during the run why nothing matches.
+    is_explained: bool,
 }
 
 /// The effect of a change, see [`super::timeline::TargetChange`].
@@ -147,8 +162,17 @@ impl Stage {
                 .and_then(|mut injection| injection.start().map(|()| injection));
             let injection =
                 started.map_err(|source| StageError::Target { name: name.clone(), source })?;
-            let (name, done) = (name.clone(), BTreeMap::new());
-            stage.actors.push(Actor { name, injection, parts: Vec::new(), next: Vec::new(), done });
+            stage.actors.push(Actor {
+                name: name.clone(),
+                injection,
+                parts: Vec::new(),
+                next: Vec::new(),
+                done: BTreeMap::new(),
+                tried: BTreeSet::new(),
+                had_clock: false,
+                since: None,
+                is_explained: false,
+            });
         }
         Ok(stage)
     }
@@ -220,12 +244,52 @@ impl Stage {
             // The old counters are final once no program can be reading the old rules.
             clock::wait_for_readers();
         }
-        sets.iter().map(|(target, _)| self.actors[*target].settle(*target)).collect()
+        sets.iter().map(|(target, _)| self.actors[*target].settle(plan, *target)).collect()
+    }
+
+    /// Whether packets are counted that no rule matches.
+    #[must_use]
+    pub fn is_counting(&self) -> bool {
+        self.actors.iter().any(|actor| actor.injection.is_counting())
+    }
+
+    /// Counts the packets that no rule matches at a target as long as it `is_untouched`. Call it once a
+    /// second. Returns whether it is time to explain why nothing has matched.
+    pub fn count_unmatched(
+        &mut self,
+        target: usize,
+        is_untouched: bool,
+    ) -> Result<bool, StageError> {
+        let actor = &mut self.actors[target];
+        let is_wanted = is_untouched && actor.since.is_some();
+        actor.do_it(|injection| injection.count_unmatched(is_wanted))?;
+        let is_due = is_wanted
+            && !actor.is_explained
+            && actor.since.is_some_and(|since| since.elapsed() >= UNMATCHED_TIME);
+        actor.is_explained |= is_due;
+        Ok(is_due)
+    }
+
+    /// Explains why none of the packet faults that were active at a target matched, without those of
+    /// parts that are not `wanted`.
+    pub fn explain(
+        &mut self,
+        plan: &Plan,
+        target: usize,
+        wanted: impl Fn(usize) -> bool,
+    ) -> Option<Explanation> {
+        let actor = &mut self.actors[target];
+        let parts: Vec<usize> = actor.tried.iter().copied().filter(|part| wanted(*part)).collect();
+        let rules: Vec<_> = plan.rules(target, &parts).into_iter().map(|(_, rule)| rule).collect();
+        if rules.is_empty() {
+            return None;
+        }
+        actor.injection.explain(&rules, unmatched::by_name)
     }
 
     /// When [`Self::step`] is next due, if ever.
     #[must_use]
-    pub fn next_deadline(&self) -> Option<std::time::Instant> {
+    pub fn next_deadline(&self) -> Option<Instant> {
         self.actors.iter().filter_map(|actor| actor.injection.next_deadline()).min()
     }
 
@@ -288,6 +352,12 @@ impl Stage {
         self.actors.iter_mut().map(|actor| actor.injection.clocks_report()).collect()
     }
 
+    /// Whether a clock fault has been active at a target.
+    #[must_use]
+    pub fn had_clock(&self, target: usize) -> bool {
+        self.actors[target].had_clock
+    }
+
     /// Ends all faults. Counters stay readable.
     pub fn detach(&mut self) -> Result<(), StageError> {
         let ended = self.actors.iter_mut().map(|actor| actor.do_it(Injection::end));
@@ -314,7 +384,7 @@ impl Actor {
             .map_err(|source| StageError::Target { name: self.name.clone(), source })
     }
 
-    fn settle(&mut self, target: usize) -> Result<Changed, StageError> {
+    fn settle(&mut self, plan: &Plan, target: usize) -> Result<Changed, StageError> {
         let parts = self.parts.clone();
         let replaced = self.do_it(|injection| injection.settle(parts))?;
         let mut sums: BTreeMap<usize, Counts> =
@@ -330,6 +400,12 @@ impl Actor {
             before += Counts::from(&statistics);
         }
         self.parts = std::mem::take(&mut self.next);
+        self.tried.extend(self.parts.iter().filter(|part| plan.parts[**part].has_rules()));
+        self.had_clock |= plan.clock(&self.parts).is_some();
+        if self.since.is_none() && !self.tried.is_empty() {
+            self.since = Some(Instant::now());
+            self.do_it(|injection| injection.count_unmatched(true))?;
+        }
         let after = self.counts()?.into_values().sum();
         Ok(Changed { target, parts: self.parts.clone(), replaced: sums, before, after })
     }

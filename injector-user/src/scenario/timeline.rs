@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     fault::{
         clock::report::ClocksReport,
-        counts::{Counter, PacketCounts, ProcessCounts},
+        counts::{PacketCounts, ProcessCounts},
         network::{
             self,
             report::{AttachedReport, Traffic},
@@ -18,7 +18,7 @@ use crate::{
     },
     kernel::clock,
     report::{HostReport, TargetReport},
-    spec::scenario::amount::Amount,
+    spec::scenario::{amount::Amount, partition::Sides},
     target::peers::Resolved,
 };
 
@@ -75,6 +75,9 @@ pub enum Event {
         changes: usize,
         /// The targets.
         targets: Vec<TargetLine>,
+        /// The first 256 partitions, by the name of the fault.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        partitions: BTreeMap<String, Sides>,
     },
     /// The active faults changed.
     Change {
@@ -202,6 +205,9 @@ pub struct TargetChange {
     /// The amounts of active ramps, by the name of the fault.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub amounts: BTreeMap<String, Vec<Amount>>,
+    /// The active partitions, by the name of the fault.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub partitions: BTreeMap<String, Sides>,
     /// The faults active until now, with their counters since the previous change.
     #[schemars(with = "BTreeMap<String, Counts>")]
     pub replaced: Totals,
@@ -302,11 +308,16 @@ impl Sum for Counts {
 }
 
 impl Counts {
+    /// Whether no packet matched that was not protected or late.
+    #[must_use]
+    pub const fn is_untouched(&self) -> bool {
+        self.matched == 0 && self.packets.protected == 0 && self.packets.expired == 0
+    }
+
     /// What was done, for people: each counter that is not 0, as `3 dropped`.
     pub fn done_in_words(&self) -> impl Iterator<Item = String> {
         let done = self.packets.each().chain(self.processes.each());
-        done.filter(|(_, count)| *count > 0)
-            .map(|(Counter { label, .. }, count)| format!("{count} {label}"))
+        done.filter(|(_, count)| *count > 0).map(|(counter, count)| counter.text(count))
     }
 }
 

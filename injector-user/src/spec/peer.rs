@@ -192,6 +192,16 @@ impl Peer {
 
 /// What is wrong with `kind:name` if it is neither a peer nor a mistyped IPv6 address.
 fn not_a_kind(text: &str, kind: &str, name: &str) -> Option<ValueError> {
+    if let Some(rest) = name.strip_prefix("//") {
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let address = authority.rsplit('@').next().unwrap_or_default();
+        let host = match address.strip_prefix('[') {
+            Some(bracketed) => bracketed.split(']').next(),
+            None => address.split(':').next(),
+        };
+        let host = host.filter(|host| !host.is_empty())?.into();
+        return Some(ValueError::PeerUrl { text: text.into(), host });
+    }
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let host = match text.strip_prefix('[').and_then(|rest| rest.split_once("]:")) {
         Some((address, port)) if is_number(port) => Some((address, port)),

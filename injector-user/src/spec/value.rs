@@ -107,8 +107,18 @@ pub enum ValueError {
         "`unit:{0}` is not a systemd unit with processes: write unit:NAME, for instance unit:nginx"
     )]
     PeerUnit(String),
+    /// A URL as a peer.
+    #[error("`{text}` is a URL: write its host, {host}")]
+    PeerUrl {
+        /// The text.
+        text: String,
+        /// The host.
+        host: String,
+    },
     /// A peer with a port.
-    #[error("`{text}` has a port: write {host}, and give the port as remote-port: {port}")]
+    #[error(
+        "`{text}` has a port: write {host}, and the port as --remote-port {port} (in files, remote-port: {port})"
+    )]
     PeerPort {
         /// The text.
         text: String,
@@ -356,7 +366,7 @@ impl FromStr for HumanDuration {
 
 impl Display for HumanDuration {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        write!(f, "{:?}", self.0)
+        if self.0.is_zero() { f.pad("0s") } else { f.pad(&format!("{:?}", self.0)) }
     }
 }
 

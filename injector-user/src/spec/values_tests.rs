@@ -190,7 +190,7 @@ fn objects_say_what_their_text_says() {
     assert_eq!(kill.to_string(), "after=100:fsync");
     let shift: Shift =
         serde_json::from_value(json!({"drift": "200ppm", "clock": "all"})).expect("valid");
-    assert_eq!(shift.to_string(), "+0ns,clock=all,drift=200ppm");
+    assert_eq!(shift.to_string(), "+0s,clock=all,drift=200ppm");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Clocks, Statistics};
+use crate::words::plural;
 
 /// Processes with clock faults.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -92,6 +93,23 @@ impl ClocksReport {
         let Statistics { patched, inherited, present, refused } = clocks.statistics();
         let refused = refused.into_iter().map(|(reason, count)| (reason.into(), count)).collect();
         Self { patched, inherited, present, refused, calls }
+    }
+
+    /// The programs and processes that were faulted, for people, if there are any.
+    #[must_use]
+    pub fn applied(&self) -> Option<String> {
+        let count = |count: u64, thing| (count > 0).then(|| plural(count, thing));
+        let counts = [count(self.patched, "program"), count(self.inherited, "child process")];
+        let counts: Vec<String> = counts.into_iter().flatten().collect();
+        (!counts.is_empty()).then(|| format!("clock offset applied to {}", counts.join(" and ")))
+    }
+
+    /// The system calls that read clocks or wait for them, for people, if they are faulted.
+    #[must_use]
+    pub fn calls_text(&self) -> Option<String> {
+        let CallsReport { matched, rewritten, deadlines, .. } = self.calls?;
+        let (calls, moved) = (plural(matched, "system call"), plural(deadlines, "deadline"));
+        Some(format!("{calls} read clocks, {rewritten} of them with the offset; {moved} moved"))
     }
 
     /// Whether no process was faulted.

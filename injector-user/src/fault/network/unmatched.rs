@@ -13,7 +13,7 @@ use injector_common::{
 };
 use ipnet::IpNet;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     kernel::{conntrack::Translation, interface::Passed},
@@ -73,6 +73,12 @@ impl From<(Kind, Count)> for Flow {
 }
 
 impl Flow {
+    /// Whether both are of the same kind, whatever their number and their length.
+    fn is_like(&self, other: &Self) -> bool {
+        let (packets, longest) = (self.packets, self.longest);
+        *self == Self { packets, longest, ..other.clone() }
+    }
+
     /// The flow with its local and its remote port exchanged.
     fn swapped(&self) -> Self {
         Self { ports: self.ports.map(|(local, remote)| (remote, local)), ..self.clone() }
@@ -144,13 +150,36 @@ impl Display for PeerTraffic {
     }
 }
 
-/// An explanation.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Why no packet matched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
-    /// What passed.
+    /// The packets that passed.
     pub seen: String,
-    /// A likely cause for each rule, or one for all of them.
+    /// The likely causes, as far as they are known: one for each of the first 8 rules, or one for all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub causes: Vec<String>,
+}
+
+/// Names a rule in an explanation.
+pub type Label = fn(usize, &Rule) -> String;
+
+/// Names a rule by its number.
+#[must_use]
+pub fn by_number(number: usize, rule: &Rule) -> String {
+    format!("rule {number} ({})", rule.describe(&rule.name))
+}
+
+/// Names a rule without its number.
+#[must_use]
+pub fn by_name(_number: usize, rule: &Rule) -> String {
+    rule.describe(&rule.name)
+}
+
+/// Messages for the log: `event` with the packets that passed, then the causes.
+#[must_use]
+pub fn messages(event: &str, explanation: Option<&Explanation>) -> Vec<String> {
+    let Some(Explanation { seen, causes }) = explanation else { return vec![event.into()] };
+    std::iter::once(format!("{event}; {seen}")).chain(causes.iter().cloned()).collect()
 }
 
 /// A condition of a rule, in the order of preference as an explanation.
@@ -167,6 +196,26 @@ enum Condition {
 }
 
 impl Observed {
+    /// What was seen since an earlier observation of the same target.
+    #[must_use]
+    pub fn since(mut self, before: Option<&Self>) -> Self {
+        let Some(before) = before else { return self };
+        self.sent = self.sent.saturating_sub(before.sent);
+        self.received = self.received.saturating_sub(before.received);
+        self.attached = self.attached.since(before.attached);
+        for flow in &mut self.flows {
+            let old = before.flows.iter().find(|old| flow.is_like(old));
+            flow.packets = flow.packets.saturating_sub(old.map_or(0, |old| old.packets));
+        }
+        self.flows.retain(|flow| flow.packets > 0);
+        for (name, packets) in &mut self.elsewhere {
+            let old = before.elsewhere.get(name).copied().unwrap_or_default();
+            *packets = packets.saturating_sub(old);
+        }
+        self.elsewhere.retain(|_, packets| *packets > 0);
+        self
+    }
+
     /// The peers of the packets, most packets first.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerTraffic> {
@@ -215,7 +264,7 @@ impl Observed {
 
     /// Explains why none of the rules matched.
     #[must_use]
-    pub fn explain(&self, rules: &[Rule], addresses: &Addresses) -> Explanation {
+    pub fn explain(&self, rules: &[Rule], addresses: &Addresses, label: Label) -> Explanation {
         let mut causes = Vec::new();
         if !self.strangers.is_empty() {
             causes.push(self.older_sockets());
@@ -227,8 +276,7 @@ impl Observed {
         } else {
             for (number, rule) in rules.iter().enumerate().take(EXPLAINED) {
                 if let Some(cause) = self.difference(&rule.matching, addresses) {
-                    let description = rule.describe(&rule.name);
-                    causes.push(format!("rule {number} ({description}): likely cause: {cause}"));
+                    causes.push(format!("{}: likely cause: {cause}", label(number, rule)));
                 }
             }
         }
@@ -424,8 +472,8 @@ impl Condition {
             Self::RemotePort => only("remote", &matching.remote_ports, flow.ports.map(|p| p.1)),
             Self::LocalPort => only("local", &matching.local_ports, flow.ports.map(|p| p.0)),
             Self::Remote => {
-                let matching =
-                    Matching { remotes: matching.remotes.clone(), ..Matching::default() };
+                let (direction, remotes) = (matching.direction, matching.remotes.clone());
+                let matching = Matching { direction, remotes, ..Matching::default() };
                 format!("peer: only {} match, but the peer is {}", matching.packets(), flow.remote)
             }
             Self::Protocol => {
@@ -510,7 +558,7 @@ mod tests {
     fn explain(observed: &Observed, yaml: &str) -> String {
         let spec: RuleSpec = serde_saphyr::from_str(yaml).expect("valid YAML");
         let rules = spec.check().expect("valid");
-        let causes = observed.explain(&rules, &Addresses::new()).causes;
+        let causes = observed.explain(&rules, &Addresses::new(), by_number).causes;
         causes.join("\n")
     }
 
@@ -563,6 +611,19 @@ mod tests {
         sender.flows.retain(|flow| flow.direction == packet::Direction::Egress);
         let text = explain(&sender, "{loss: 1%, direction: ingress}");
         assert!(text.contains("direction: only received packets match"), "{text}");
+    }
+
+    #[test]
+    fn packets_from_before_the_start_do_not_count() {
+        let before = client();
+        let mut now = client();
+        now.sent += 2;
+        now.flows[2].packets += 2;
+        now.flows[2].longest = 9000;
+        let since = now.since(Some(&before));
+        assert_eq!((since.sent, since.received), (2, 0));
+        let [flow] = &since.flows[..] else { panic!("{since:?}") };
+        assert_eq!((flow.ports, flow.packets), (Some((40_001, 8080)), 2));
     }
 
     #[test]

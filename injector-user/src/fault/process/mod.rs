@@ -28,6 +28,7 @@ use crate::{
         hook::{Engine, HookError},
     },
     lifetime::{LifetimeError, instance::Instance},
+    output::chain,
     spec::{
         process::{ProcessFaults, cpu::CpuLimit, errno::INSTEAD, io::IoLimit},
         target::process_options,
@@ -98,15 +99,23 @@ pub enum ProcessFaultError {
     NoDevice,
     /// Syscall failures are not available.
     #[error(
-        "cannot fail these system calls on this kernel (`injector doctor` lists which can fail; without injector: {INSTEAD})"
+        "cannot fail these system calls on this kernel: {}; `injector doctor` lists which can fail; without injector: \
+         {INSTEAD}",
+        chain(.0)
     )]
-    Errno(#[from] HookError),
+    Errno(HookError),
     /// A kernel operation failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// An action could not be journaled or undone.
     #[error(transparent)]
     Lifetime(#[from] LifetimeError),
+}
+
+impl From<HookError> for ProcessFaultError {
+    fn from(error: HookError) -> Self {
+        Self::Errno(error)
+    }
 }
 
 /// Statistics of process faults.

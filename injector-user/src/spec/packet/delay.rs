@@ -306,10 +306,10 @@ mod tests {
     fn delays_print_as_they_were_written() {
         for text in [
             "50ms",
-            "0ns",
+            "0s",
             "60s",
             "50ms,jitter=10ms",
-            "50ms,jitter=0ns,dist=normal",
+            "50ms,jitter=0s,dist=normal",
             "1.5s,jitter=60s,corr=25%",
             "50ms,jitter=10ms,dist=normal",
             "50ms,jitter=10ms,dist=pareto,corr=0.5%",
@@ -326,7 +326,7 @@ mod tests {
             assert_eq!(printed, Ok(text.into()));
         }
         for (text, printed) in [
-            ("0s", "0ns"),
+            ("0s", "0s"),
             ("1m", "60s"),
             (" 50ms , corr=25% , jitter=1500us", "50ms,jitter=1.5ms,corr=25%"),
             ("50ms,dist=uniform,jitter=10ms,corr=0%", "50ms,jitter=10ms"),

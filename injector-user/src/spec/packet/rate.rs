@@ -476,7 +476,7 @@ mod tests {
             "1mbit,burst=1500b,overhead=-4,queue=200ms",
             "1mbit,overhead=24,queue=64kb",
             "1mbit,queue=0b",
-            "1mbit,queue=0ns",
+            "1mbit,queue=0s",
             "1mbit,queue=3gb",
             "trace=lte.up",
             "trace=a=b c,loop,overhead=4,queue=64kb",

@@ -252,7 +252,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<PauseSpec>().map(|pause| pause.to_string()), Ok(text.into()));
         }
-        for text in ["at=10s", "every=60s", "TERM,at=1s,every=2s", "64,at=0ns", "after=3:write"] {
+        for text in ["at=10s", "every=60s", "TERM,at=1s,every=2s", "64,at=0s", "after=3:write"] {
             assert_eq!(text.parse::<Kill>().map(|kill| kill.to_string()), Ok(text.into()));
         }
         assert_eq!("SIGTERM,at=1s".parse::<Kill>(), "term,at=1s".parse());

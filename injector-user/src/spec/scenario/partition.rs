@@ -2,7 +2,10 @@
 //!
 //! Maps nodes and random numbers to the pairs of nodes that are cut off from each other.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Display, Formatter},
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -96,28 +99,61 @@ pub fn cuts(shape: Shape, count: usize, chosen: Option<usize>, random: &mut Rand
     }
 }
 
-/// Says who is cut off from whom: `b cut off from a, c`, or `a cannot send to b` for one direction.
-#[must_use]
-pub fn describe(cuts: &Cuts, names: &[String]) -> String {
-    let is_mutual = |&(from, to): &(usize, usize)| cuts.contains(&(to, from));
-    let (mutual, single): (Cuts, Cuts) = cuts.iter().partition(|cut| is_mutual(cut));
-    let list = |nodes: &[usize]| {
-        let names: Vec<&str> = nodes.iter().map(|&node| names[node].as_str()).collect();
-        names.join(", ")
-    };
-    let mut parts = Vec::new();
-    for (senders, receivers) in grouped(mutual, true) {
-        let (few, many) = if receivers.len() < senders.len() {
-            (receivers, senders)
-        } else {
-            (senders, receivers)
+/// A partition with the names of its nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Partition")]
+pub struct Sides {
+    /// The shape.
+    pub shape: Shape,
+    /// Which nodes are cut off from which.
+    pub cuts: Vec<Separation>,
+}
+
+/// Nodes that are cut off from others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Separation {
+    /// Nodes whose packets to the receivers are dropped.
+    pub senders: Vec<String>,
+    /// Nodes that receive nothing from the senders.
+    pub receivers: Vec<String>,
+    /// Whether the packets of the receivers to the senders are dropped as well.
+    pub both_ways: bool,
+}
+
+impl Sides {
+    /// The sides of a partition that cuts these pairs. Of both ways, the smaller side is the first.
+    #[must_use]
+    pub fn new(shape: Shape, cuts: &Cuts, names: &[String]) -> Self {
+        let is_mutual = |&(from, to): &(usize, usize)| cuts.contains(&(to, from));
+        let (mutual, single): (Cuts, Cuts) = cuts.iter().partition(|cut| is_mutual(cut));
+        let list = |nodes: Vec<usize>| nodes.into_iter().map(|node| names[node].clone()).collect();
+        let separation = |both_ways| {
+            move |(mut senders, mut receivers): (Vec<usize>, Vec<usize>)| {
+                if both_ways && receivers.len() < senders.len() {
+                    std::mem::swap(&mut senders, &mut receivers);
+                }
+                Separation { senders: list(senders), receivers: list(receivers), both_ways }
+            }
         };
-        parts.push(format!("{} cut off from {}", list(&few), list(&many)));
+        let mutual = grouped(mutual, true).into_iter().map(separation(true));
+        let single = grouped(single, false).into_iter().map(separation(false));
+        Self { shape, cuts: mutual.chain(single).collect() }
     }
-    for (senders, receivers) in grouped(single, false) {
-        parts.push(format!("{} cannot send to {}", list(&senders), list(&receivers)));
+}
+
+/// Says who is cut off from whom: `one: b cut off from a, c`, or `one-way: a cannot send to b`.
+impl Display for Sides {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        let cuts: Vec<String> = self.cuts.iter().map(ToString::to_string).collect();
+        write!(f, "{}: {}", self.shape.name(), cuts.join("; "))
     }
-    parts.join("; ")
+}
+
+impl Display for Separation {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        let words = if self.both_ways { "cut off from" } else { "cannot send to" };
+        write!(f, "{} {words} {}", self.senders.join(", "), self.receivers.join(", "))
+    }
 }
 
 /// Senders with the same receivers, and these. Of mutual cuts, each pair is in one group only.
@@ -226,7 +262,8 @@ mod tests {
 
     fn described(cuts: &Cuts) -> String {
         let names: Vec<String> = ('a'..='z').map(String::from).collect();
-        describe(cuts, &names)
+        let text = Sides::new(Shape::One, cuts, &names).to_string();
+        text.strip_prefix("one: ").expect("the shape").to_owned()
     }
 
     #[test]

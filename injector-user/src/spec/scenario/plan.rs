@@ -9,7 +9,7 @@ use std::{
 use super::{
     Choice, FaultRef, PartitionSpec, Ramp, Scenario, ScenarioError, Step, StepError,
     amount::{self, Amount},
-    partition::{self, Shape},
+    partition::{self, Shape, Sides},
     ramp,
     random::Random,
 };
@@ -40,6 +40,8 @@ pub struct Plan {
     pub parts: Vec<Part>,
     /// The amounts of the parts that are steps of ramps.
     pub amounts: BTreeMap<usize, Vec<Amount>>,
+    /// The sides of the parts that are partitions.
+    pub partitions: BTreeMap<usize, Sides>,
     /// Changes in ascending order of time, at most one per time.
     ///
     /// After the last one nothing is active, if the scenario ends.
@@ -103,6 +105,15 @@ impl Plan {
     pub fn amounts(&self, parts: &[usize]) -> BTreeMap<String, Vec<Amount>> {
         let of =
             |part: &usize| Some((self.parts[*part].name.clone(), self.amounts.get(part).cloned()?));
+        parts.iter().filter_map(of).collect()
+    }
+
+    /// The partitions among these parts, by the name of the part.
+    #[must_use]
+    pub fn partitions(&self, parts: &[usize]) -> BTreeMap<String, Sides> {
+        let of = |part: &usize| {
+            Some((self.parts[*part].name.clone(), self.partitions.get(part).cloned()?))
+        };
         parts.iter().filter_map(of).collect()
     }
 
@@ -276,6 +287,7 @@ struct Planner<'a> {
     files: Files,
     parts: Vec<Part>,
     amounts: BTreeMap<usize, Vec<Amount>>,
+    partitions: BTreeMap<usize, Sides>,
     active: Vec<Active>,
 }
 
@@ -303,6 +315,7 @@ pub fn plan(path: &Path, scenario: &Scenario, seed: u64) -> Result<Plan, Scenari
         files: Files::default(),
         parts: Vec::new(),
         amounts: BTreeMap::new(),
+        partitions: BTreeMap::new(),
         active: Vec::new(),
     };
     for (name, faults) in &scenario.faults {
@@ -635,14 +648,16 @@ impl Planner<'_> {
             });
         }
         let targets: BTreeSet<usize> = cuts.iter().map(|cut| cut.at).collect();
-        let name = format!("{PARTITION}{}: {}", shape.name(), partition::describe(&pairs, &names));
+        let sides = Sides::new(shape, &pairs, &names);
+        let name = format!("{PARTITION}{sides}");
         let part = self.add(Part { name, step, what: What::Partition(cuts) });
+        self.partitions.insert(part, sides);
         self.active.push(Active { from, until, targets: targets.into_iter().collect(), part });
         Ok(())
     }
 
     fn finish(self) -> Result<Plan, ScenarioError> {
-        let Self { path, scenario, targets, parts, amounts, active, .. } = self;
+        let Self { path, scenario, targets, parts, amounts, partitions, active, .. } = self;
         let length = match scenario.r#for {
             Some(end) => Some(end.0),
             // The latest end, if all intervals end.
@@ -707,7 +722,7 @@ impl Planner<'_> {
                 changes.push(Change { at, sets });
             }
         }
-        Ok(Plan { targets, parts, amounts, changes, length })
+        Ok(Plan { targets, parts, amounts, partitions, changes, length })
     }
 }
 

@@ -67,7 +67,7 @@ mod tests {
         );
         assert_eq!(
             steps("rules: [{delay: '0s,jitter=1ms'}]", "rules: [{delay: '1s,jitter=2ms'}]"),
-            ["delay 0ns,jitter=1ms", "delay 500ms,jitter=1.5ms", "delay 1s,jitter=2ms"]
+            ["delay 0s,jitter=1ms", "delay 500ms,jitter=1.5ms", "delay 1s,jitter=2ms"]
         );
         assert_eq!(
             steps("rules: [{rate: 10mbit}]", "rules: [{rate: 64kbit}]"),
@@ -87,7 +87,7 @@ mod tests {
         );
         assert_eq!(
             steps("clocks: {clock: '-1s,drift=100ppm'}", "clocks: {clock: '+1s,drift=200ppm'}"),
-            ["clock -1s,drift=100ppm", "clock +0ns,drift=150ppm", "clock +1s,drift=200ppm"]
+            ["clock -1s,drift=100ppm", "clock +0s,drift=150ppm", "clock +1s,drift=200ppm"]
         );
     }
 
@@ -97,11 +97,11 @@ mod tests {
             steps("rules: [{delay: 0ms}]", &format!("rules: [{{delay: {to}}}]"), count)
         };
         let tens: Vec<String> = (1..=10).map(|n| format!("delay {}ms", 10 * n)).collect();
-        assert_eq!(delays("100ms", 10)[0], "delay 0ns");
+        assert_eq!(delays("100ms", 10)[0], "delay 0s");
         assert_eq!(delays("100ms", 10)[1..], tens);
         assert_eq!(
             delays("100ms", 3),
-            ["delay 0ns", "delay 33.33ms", "delay 66.67ms", "delay 100ms"]
+            ["delay 0s", "delay 33.33ms", "delay 66.67ms", "delay 100ms"]
         );
         assert_eq!(
             steps("rules: [{loss: 1%}]", "rules: [{loss: 2%}]", 3),
