@@ -540,6 +540,31 @@ fn an_api_and_name_servers_fail_as_described() {
     follow("docs/howto/dns.md", 1);
 }
 
+/// Requires a service of systemd.
+#[test]
+fn a_database_is_slowed_down_by_commands_that_are_not_run() {
+    follow("docs/howto/slow-database.md", 2);
+}
+
+/// Each page with commands is followed by a test of this file.
+#[test]
+fn all_pages_with_commands_are_followed() {
+    let here = include_str!("guide.rs");
+    let root = Path::new(ROOT);
+    let pages = ["docs", "docs/howto"].into_iter().flat_map(|folder| {
+        let files = fs::read_dir(root.join(folder)).expect("it is there");
+        files.map(move |file| {
+            format!("{folder}/{}", file.expect("it is read").file_name().display())
+        })
+    });
+    for page in pages {
+        // There are directories as well.
+        let text = fs::read_to_string(root.join(&page)).unwrap_or_default();
+        let has_commands = text.lines().any(|line| line.trim_start() == "```console");
+        assert!(!has_commands || here.contains(&format!("\"{page}\"")), "{page}");
+    }
+}
+
 #[test]
 fn a_ci_job_runs_under_loss_as_described() {
     follow("docs/howto/ci.md", 0);
