@@ -75,8 +75,8 @@ impl From<(Kind, Count)> for Flow {
 impl Flow {
     /// Whether both are of the same kind, whatever their number and their length.
     fn is_like(&self, other: &Self) -> bool {
-        let (packets, longest) = (self.packets, self.longest);
-        *self == Self { packets, longest, ..other.clone() }
+        let Self { longest, packets, .. } = *self;
+        *self == Self { longest, packets, ..other.clone() }
     }
 
     /// The flow with its local and its remote port exchanged.
