@@ -579,7 +579,8 @@ impl Keeper {
     /// Updates why no packet has matched a fault, if that is due or at its end. Returns whether it
     /// changed.
     fn explain(groups: &mut BTreeMap<u64, Group>, active: &mut Active, is_end: bool) -> bool {
-        if !active.must_explain() && !(is_end && active.is_unmatched()) {
+        let is_wanted = active.must_explain() || is_end && active.is_unmatched();
+        if !is_wanted {
             return false;
         }
         let group = active.group.and_then(|group| groups.get_mut(&group));

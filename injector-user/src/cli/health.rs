@@ -4,13 +4,13 @@ use std::{fmt::Write as _, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::{args::Output, list, remote::AgentOptions};
+use super::{args::Output, list, remote::AgentOptions, report::counts};
 use crate::agent::{
     SOCKET,
     api::{Fault, Health, Phase},
     client::ClientError,
 };
-use crate::{report, words::plural};
+use crate::{fault::network::unmatched, report, words::plural};
 
 /// An agent that does not answer within this time is unhealthy.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(4);
@@ -60,21 +60,24 @@ pub fn faults(options: &AgentOptions, output: Output) -> Result<String> {
 
 fn describe(text: &mut String, fault: &Fault) -> std::fmt::Result {
     let kinds: Vec<String> = fault.kinds.iter().map(ToString::to_string).collect();
-    let packets = &fault.packets;
+    let packets = (!fault.rules.is_empty()).then(|| format!(": {}", counts(&fault.packets)));
     writeln!(
         text,
-        "   fault  {}  {} ({}), until {}, for {}: {} matched, {} dropped",
+        "   fault  {}  {} ({}), until {}, for {}{}",
         fault.created,
         fault.name,
         kinds.join(", "),
         fault.ends,
         fault.owner,
-        plural(packets.matched, "packet"),
-        packets.done.dropped
+        packets.unwrap_or_default()
     )?;
     writeln!(text, "  target  {}", fault.title)?;
     list::rule_lines(text, &fault.rules, fault.more_rules)?;
     let others = fault.clock.iter().chain(&fault.process);
     others.into_iter().try_for_each(|fault| writeln!(text, "          {fault}"))?;
-    fault.warnings.iter().try_for_each(|message| writeln!(text, "   warning  {message}"))
+    let unmatched = fault.unmatched.iter();
+    let unmatched =
+        unmatched.flat_map(|it| unmatched::messages("no packet has matched yet", Some(it)));
+    let mut warnings = fault.warnings.iter().cloned().chain(unmatched);
+    warnings.try_for_each(|message| writeln!(text, "   warning  {message}"))
 }

@@ -88,13 +88,13 @@ pub fn run(args: &InjectArgs, debug: bool) -> Result<ExitCode> {
         let client = args.agent.client(at)?;
         return remote::run(client, &request, &args.session, &title(&args.target, None));
     }
-    let asked = RequestedFaults::read(&args.faults, &args.session, debug)?;
+    let mut asked = RequestedFaults::read(&args.faults, &args.session, debug)?;
     args.target.check(args.xdp).map_err(SpecError::from)?;
     if asked.faults.clock.is_some() {
         args.target.check_for_clocks().map_err(SpecError::from)?;
     }
     if args.xdp {
-        check_for_xdp(&asked.faults.rules).map_err(SpecError::from)?;
+        check_for_xdp(&mut asked.faults.rules).map_err(SpecError::from)?;
     }
     check_end(args)?;
     let instance = session::start_instance()?;

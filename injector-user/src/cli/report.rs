@@ -600,7 +600,8 @@ fn rule_line(text: &mut String, rule: &RuleReport) -> std::fmt::Result {
     Ok(())
 }
 
-fn counts(totals: &Totals) -> String {
+/// The packets that matched and what was done to them, without zeros.
+pub fn counts(totals: &Totals) -> String {
     let mut text = format!("{} matched", plural(totals.matched, "packet"));
     for (counter, count) in totals.done.each() {
         if count > 0 {

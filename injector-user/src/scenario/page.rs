@@ -306,12 +306,14 @@ fn table(timeline: &[Line]) -> String {
     for (target, faults) in faults {
         for (fault, counts) in faults {
             let done: Vec<String> = counts.done_in_words().collect();
+            // A process fault matches no packets.
+            let is_of_packets = counts.matched > 0 || done.is_empty();
+            let matched = if is_of_packets { counts.matched.to_string() } else { String::new() };
             let _ = write!(
                 text,
-                "<tr><td>{}<td>{}<td>{}<td>{}</tr>",
+                "<tr><td>{}<td>{}<td>{matched}<td>{}</tr>",
                 escape(target),
                 escape(fault),
-                counts.matched,
                 done.join(", ")
             );
         }

@@ -375,9 +375,12 @@ impl<'a, T: FnMut(Line)> Run<'a, T> {
         messages
     }
 
-    /// The counters of each fault, by target and fault.
+    /// The counters of each fault, by target and fault. Clock faults have none.
     fn faults(&mut self) -> Result<IndexMap<String, Totals>, StageError> {
-        let counters = self.stage.counts()?.into_iter().map(|parts| self.by_name(parts));
+        let counters = self.stage.counts()?.into_iter().map(|mut parts| {
+            parts.retain(|&part, _| self.request.plan.parts[part].has_counters());
+            self.by_name(parts)
+        });
         Ok(self.request.plan.targets.iter().cloned().zip(counters).collect())
     }
 

@@ -156,7 +156,7 @@ pub enum Event {
         /// The total counters of each target.
         #[schemars(with = "BTreeMap<String, Counts>")]
         targets: Totals,
-        /// The counters of each fault, by target and fault.
+        /// The counters of each fault, by target and fault. Faults of clocks only have none.
         #[schemars(with = "BTreeMap<String, BTreeMap<String, Counts>>")]
         faults: IndexMap<String, Totals>,
         /// The processes whose clocks were faulted, by target.

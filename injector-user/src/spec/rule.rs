@@ -373,8 +373,8 @@ fn title(given: &[(&'static PacketInfo, Option<String>)]) -> String {
     words.collect::<Vec<String>>().join(", ")
 }
 
-/// Refuses faults that XDP cannot apply.
-pub fn check_for_xdp(rules: &[Rule]) -> Result<(), RuleError> {
+/// Restricts rules to received packets, which XDP sees. Refuses faults that XDP cannot apply.
+pub fn check_for_xdp(rules: &mut [Rule]) -> Result<(), RuleError> {
     for rule in rules {
         if rule.matching.direction == Direction::Egress {
             return Err(RuleError::Xdp("direction egress"));
@@ -382,6 +382,7 @@ pub fn check_for_xdp(rules: &[Rule]) -> Result<(), RuleError> {
         if let Some(name) = rule.impairment.not_by_xdp {
             return Err(RuleError::Xdp(name));
         }
+        rule.matching.direction = Direction::Ingress;
     }
     Ok(())
 }
@@ -582,7 +583,7 @@ mod tests {
 
     #[test]
     fn xdp_refuses_what_it_cannot_do() {
-        let check = |yaml: &str| check_for_xdp(&spec(yaml).check().expect(yaml));
+        let check = |yaml: &str| check_for_xdp(&mut spec(yaml).check().expect(yaml));
         assert_eq!(check("{loss: 1%, corrupt: 1%}"), Ok(()));
         for (yaml, name) in [
             ("{loss: 1%, direction: egress}", "direction egress"),

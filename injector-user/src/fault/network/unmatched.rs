@@ -75,8 +75,8 @@ impl From<(Kind, Count)> for Flow {
 impl Flow {
     /// Whether both are of the same kind, whatever their number and their length.
     fn is_like(&self, other: &Self) -> bool {
-        let (packets, longest) = (self.packets, self.longest);
-        *self == Self { packets, longest, ..other.clone() }
+        let Self { longest, packets, .. } = *self;
+        *self == Self { longest, packets, ..other.clone() }
     }
 
     /// The flow with its local and its remote port exchanged.
@@ -353,7 +353,7 @@ impl Observed {
         }
         let misses = |flow: &Flow| misses(matching, addresses, flow);
         // By what they differ in, with the number of packets.
-        let mut differences: BTreeMap<(usize, Vec<Condition>, String), u64> = BTreeMap::new();
+        let mut differences: BTreeMap<(usize, Vec<Condition>, bool, String), u64> = BTreeMap::new();
         for flow in &self.flows {
             if let Some(ports) = flow.ports
                 && (matching.remote_ports.is_some() || matching.local_ports.is_some())
@@ -365,19 +365,27 @@ impl Observed {
             let conditions = misses(flow);
             let texts: Vec<String> =
                 conditions.iter().map(|condition| condition.text(matching, flow)).collect();
-            let key = (conditions.len(), conditions, texts.join("; "));
+            // Over a loopback, both ends are seen. The port of the service tells more.
+            let is_of_client = flow.ports.is_some_and(|(local, remote)| {
+                conditions.iter().any(|condition| match condition {
+                    Condition::RemotePort => remote > local,
+                    Condition::LocalPort => local > remote,
+                    _ => false,
+                })
+            });
+            let key = (conditions.len(), conditions, is_of_client, texts.join("; "));
             *differences.entry(key).or_default() += flow.packets;
         }
         let best = differences
             .into_iter()
-            .min_by_key(|((count, conditions, _), packets)| {
-                (*count, conditions.clone(), Reverse(*packets))
+            .min_by_key(|((count, conditions, is_of_client, _), packets)| {
+                (*count, conditions.clone(), *is_of_client, Reverse(*packets))
             })?
             .0;
         match best {
             // It would have matched: it passed before the rule was active, or after.
             (0, ..) => None,
-            (1 | 2, _, text) => Some(text),
+            (1 | 2, .., text) => Some(text),
             _ => Some("no similar packet passed".into()),
         }
     }
@@ -611,6 +619,15 @@ mod tests {
         sender.flows.retain(|flow| flow.direction == packet::Direction::Egress);
         let text = explain(&sender, "{loss: 1%, direction: ingress}");
         assert!(text.contains("direction: only received packets match"), "{text}");
+    }
+
+    #[test]
+    fn over_a_loopback_the_port_of_the_service_is_named() {
+        use packet::Direction::{Egress, Ingress};
+        let flows = vec![flow(Egress, 8080, 40_000, 9), flow(Ingress, 40_000, 8080, 5)];
+        let observed = Observed { sent: 9, received: 5, flows, ..Observed::default() };
+        let text = explain(&observed, "{loss: 1%, remote-port: 8081}");
+        assert!(text.ends_with("only remote port 8081 matches, but it is 8080"), "{text}");
     }
 
     #[test]

@@ -226,6 +226,12 @@ impl Part {
         self.faults().is_none_or(|faults| !faults.rules.is_empty())
     }
 
+    /// Whether the part affects more than clocks, whose processes are counted by target.
+    #[must_use]
+    pub fn has_counters(&self) -> bool {
+        self.has_rules() || self.processes().is_some()
+    }
+
     /// The process faults, if there are any.
     #[must_use]
     pub fn processes(&self) -> Option<&ProcessFaults> {
