@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     fault::network::report::RuleReport,
-    spec::{Faults, rule::Rule, target::TargetSpec},
+    spec::{Faults, rule::Rule, target::TargetSpec, value::is_default},
 };
 
 /// The version of the JSON output. It changes when a consumer of the previous version might
@@ -119,9 +119,4 @@ impl Faulted {
             ..self.with_rules(&faults.rules)
         }
     }
-}
-
-/// The predicate for `skip_serializing_if`.
-pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }

@@ -18,10 +18,14 @@ use crate::{
         process,
     },
     output::chain,
-    report::{MAX_LISTED_RULES, is_default},
+    report::MAX_LISTED_RULES,
     spec::{
-        clock::ClockSpec, list::list, process::ProcessSpec, rule::RuleSpec, target::TargetSpec,
-        value::HumanDuration,
+        clock::ClockSpec,
+        list::list,
+        process::ProcessSpec,
+        rule::RuleSpec,
+        target::TargetSpec,
+        value::{HumanDuration, is_default},
     },
     target::{peers::Resolved, pods::PodStatus},
 };

@@ -20,8 +20,7 @@ use super::{
 };
 use crate::{
     output::{self, Importance, Writer},
-    report::is_default,
-    spec::target::TargetSpec,
+    spec::{target::TargetSpec, value::is_default},
 };
 
 /// The maximum length of a logged text; requests may have millions of characters.

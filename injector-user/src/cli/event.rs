@@ -17,8 +17,11 @@ use crate::{
         },
         process,
     },
-    report::{HostReport, TargetReport, is_default},
-    spec::{rule::Rule, value::HumanDuration},
+    report::{HostReport, TargetReport},
+    spec::{
+        rule::Rule,
+        value::{HumanDuration, is_default},
+    },
     target::{peers::Resolved, pods::PodStatus},
 };
 

@@ -23,7 +23,6 @@ use crate::{
         plan,
     },
     fault::counts::{PacketCounts, ProcessCounts, counts, process_counters},
-    report::is_default,
     spec::{
         clock::ClockSpec,
         list::list,
@@ -31,7 +30,7 @@ use crate::{
         process::ProcessSpec,
         rule::RuleSpec,
         target::{PodName, ProcessName, Protection, TargetSpec},
-        value::{HumanDuration, Remote},
+        value::{HumanDuration, Remote, is_default},
     },
     target::pods::PodStatus,
 };

@@ -17,6 +17,11 @@ use thiserror::Error;
 
 use super::peer::{self, Peer};
 
+/// Whether a value is the default of its type: the predicate of `skip_serializing_if`.
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// A value that could not be parsed. Callers add the name of the flag.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ValueError {

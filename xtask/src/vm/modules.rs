@@ -48,10 +48,13 @@ const WANTED: &[&str] = &[
     "nft_chain_nat",
     "nft_nat",
     "nft_redir",
+    "nf_conntrack_netlink",
     "nft_masq",
     "ip_vs",
     "ip_vs_rr",
-    // Sockets.
+    // Sockets, and lists of them.
+    "tcp_diag",
+    "udp_diag",
     "sctp",
     "tcp_bbr",
     // A block device in memory.

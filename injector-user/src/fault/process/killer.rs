@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::{ProcessFaultError, scope::Scope};
 use crate::{
     kernel::{KernelError, calls::CallWatch},
-    report::is_default,
-    spec::process::{
-        Syscall,
-        kill::{Kill, When},
+    spec::{
+        process::{
+            Syscall,
+            kill::{Kill, When},
+        },
+        value::is_default,
     },
 };
 

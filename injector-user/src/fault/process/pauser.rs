@@ -19,10 +19,10 @@ use super::{
 };
 use crate::{
     lifetime::instance::Instance,
-    report::is_default,
     spec::{
         packet::delay::Delay,
         process::{MIN_DURATION, pause::Pause},
+        value::is_default,
     },
 };
 
