@@ -26,8 +26,11 @@ use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// A party ends once it has received nothing for this time after the end of its input.
-const QUIET: Duration = Duration::from_millis(100);
+/// A party ends once it has received nothing for this time after the end of its input. The thread that
+/// carries the packets of a tunnel may stand still for longer than a moment on an emulated machine.
+fn quiet() -> Duration {
+    Duration::from_millis(if testbed::is_guest() { 1000 } else { 100 })
+}
 
 #[derive(Parser)]
 enum Party {
@@ -327,7 +330,7 @@ fn udp_receive(socket: &UdpSocket, connect: Option<SocketAddr>, echo: bool) -> i
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if !ended.load(Ordering::SeqCst) {
                     last = Instant::now();
-                } else if last.elapsed() > QUIET {
+                } else if last.elapsed() > quiet() {
                     return Ok(received.report());
                 }
             }
@@ -396,7 +399,7 @@ fn udp_send(to: SocketAddr, bind: Option<SocketAddr>, how: &UdpSend) -> io::Resu
         }
     }
     if how.replies {
-        socket.set_read_timeout(Some(QUIET))?;
+        socket.set_read_timeout(Some(quiet()))?;
         while let Ok(length) = socket.recv(&mut buffer) {
             received.take(&buffer[..length]);
         }
@@ -572,7 +575,7 @@ fn tcp_serve(
             }
         });
     }
-    let end = Instant::now() + QUIET;
+    let end = Instant::now() + quiet();
     loop {
         let Ok(streams) = streams.lock() else {
             return Err(io::Error::other("a thread panicked"));
@@ -762,7 +765,7 @@ fn sniff(interface: &str, endings: &[String]) -> io::Result<Value> {
             return Err(io::Error::last_os_error());
         } else if !ended.load(Ordering::SeqCst) {
             last = Instant::now();
-        } else if last.elapsed() > QUIET {
+        } else if last.elapsed() > quiet() {
             return Ok(json!({"frames": count}));
         }
     }

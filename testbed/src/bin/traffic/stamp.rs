@@ -17,7 +17,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-use crate::{QUIET, end_of_input, enlarge, ready, set_option};
+use crate::{end_of_input, enlarge, quiet, ready, set_option};
 
 /// The size of number and time.
 const STAMP: usize = 12;
@@ -121,7 +121,7 @@ pub fn receive(bind: SocketAddr) -> io::Result<Value> {
             Err(Errno::EAGAIN | Errno::EINTR) => {
                 if !ended.load(Ordering::SeqCst) {
                     last = Instant::now();
-                } else if last.elapsed() > QUIET {
+                } else if last.elapsed() > quiet() {
                     return Ok(
                         json!({ "numbers": numbers, "delays_ns": delays, "times_ns": times }),
                     );
