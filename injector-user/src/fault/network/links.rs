@@ -73,9 +73,8 @@ pub fn assign(new: &mut Compiled, active: Option<&Compiled>, seed: u64, count: u
     }
 }
 
-/// How long a change that nobody foresaw is known before the rates of links change. Packets in a queue
-/// have their times of departure already, so that a rate which changed at once would not be theirs: a link
-/// that got faster would idle behind them, and one that got slower would have sent too much.
+/// The time from an unforeseen change of the rules to that of the rates. Packets in a queue have their
+/// times of departure already. With this notice, those that arrive meanwhile are scheduled by both rates.
 pub const NOTICE: Duration = Duration::from_millis(150);
 
 /// What is known of the rules that replace others.
@@ -113,8 +112,8 @@ pub fn foresee(set: &mut Compiled, upcoming: &Upcoming) {
     }
 }
 
-/// Has links keep the rates of the active set until `at_ns`, by `CLOCK_MONOTONIC`, and then change to those
-/// of `set`, its successor. What `now_ns` has a change ahead of it goes on to that time.
+/// Makes links keep the rates of the active set until `at_ns`, by `CLOCK_MONOTONIC`, and then change to those
+/// of `set`, its successor. If a link's rate is due to change after `now_ns` already, it changes at that time.
 pub fn give_notice(set: &mut Compiled, active: &Compiled, now_ns: u64, at_ns: u64) {
     let pairs = pairs(&active.spec, &set.spec);
     for (new, pair) in set.holds.iter_mut().zip(pairs) {
